@@ -1,0 +1,1 @@
+"""medmesh: hospitals keep their data and train, approve and use models together."""
