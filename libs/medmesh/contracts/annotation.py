@@ -1,0 +1,102 @@
+"""Annotation projects."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from medmesh.contracts.message import Command, Event, Identifier, ObjectRef, Query, Record
+
+
+class CreateProject(Command):
+    """A classification project over a data set version; `classes` is its label schema, fixed for good. Result: `{"project","items"}`."""
+
+    TYPE: ClassVar[str] = "annotation.create-project.v1"
+    ACTION: ClassVar[str] = "annotation.create"
+
+    project: Identifier
+    dataset: Identifier
+    version: int
+    content: ObjectRef
+    purpose: str
+    classes: tuple[str, ...]
+
+
+class SubmitLabel(Command):
+    TYPE: ClassVar[str] = "annotation.submit-label.v1"
+    ACTION: ClassVar[str] = "annotation.label"
+
+    project: Identifier
+    item: str
+    label: str
+
+
+class ReviewLabel(Command):
+    """Accept or send back; the reviewer is never the reader of the item."""
+
+    TYPE: ClassVar[str] = "annotation.review-label.v1"
+    ACTION: ClassVar[str] = "annotation.review"
+
+    project: Identifier
+    item: str
+    accept: bool
+    comment: str = ""
+
+
+class ExportLabels(Command):
+    """Freeze the accepted labels as a version. Result: `{"version", "labels"}`."""
+
+    TYPE: ClassVar[str] = "annotation.export-labels.v1"
+    ACTION: ClassVar[str] = "annotation.export"
+
+    project: Identifier
+
+
+class ProjectCreated(Event):
+    TYPE: ClassVar[str] = "annotation.project.created.v1"
+
+    project: Identifier
+    dataset: Identifier
+    version: int
+    items: int
+
+
+class LabelsExported(Event):
+    TYPE: ClassVar[str] = "annotation.labels.exported.v1"
+
+    project: Identifier
+    version: int
+    labels: ObjectRef
+    accepted: int
+
+
+class Item(Record):
+    """`item` is None when nothing is left to label."""
+
+    item: str | None
+    state: str | None = None
+
+
+class NextItem(Query):
+    """The next item for the person who asks; it stays theirs until it is labelled or their claim expires."""
+
+    TYPE: ClassVar[str] = "annotation.next-item.v1"
+    ACTION: ClassVar[str | None] = "annotation.label"
+    Reply: ClassVar[type[Record]] = Item
+
+    project: Identifier
+
+
+class ProjectView(Record):
+    project: str
+    dataset: str
+    version: int
+    classes: tuple[str, ...]
+    states: dict[str, int]
+
+
+class GetProject(Query):
+    TYPE: ClassVar[str] = "annotation.get-project.v1"
+    ACTION: ClassVar[str | None] = "annotation.label"
+    Reply: ClassVar[type[Record]] = ProjectView
+
+    project: Identifier

@@ -1,0 +1,336 @@
+"""Federations, their participants and rounds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field
+
+from medmesh.contracts.message import Command, Event, HospitalEvent, Identifier, ObjectRef, Query, Record, Sha256, Signal
+from medmesh.contracts.plan import Plan
+
+
+class RoundKind(StrEnum):
+    """What the hospitals do in a round: train the global model, train alone for comparison, or evaluate models."""
+
+    TRAIN = "train"
+    BASELINE = "baseline"
+    EVALUATE = "evaluate"
+
+
+class Confusion(Record):
+    """How one model did on one hospital's held-out samples: `counts[true class][predicted class]`."""
+
+    model: Sha256
+    counts: tuple[tuple[int, ...], ...]
+
+
+class CandidateModel(Record):
+    """A model to evaluate: the global one, or one hospital's baseline."""
+
+    name: str
+    weights: ObjectRef
+
+
+# --- commands of people ---------------------------------------------------------------------------------------------
+
+
+class CreateFederation(Command):
+    """Create a federation and invite its participants. Result: `{"federation": id, "plan_hash": sha256}`."""
+
+    TYPE: ClassVar[str] = "federation.create.v1"
+    ACTION: ClassVar[str] = "federation.create"
+
+    plan: Plan
+    package: ObjectRef
+
+
+class CancelFederation(Command):
+    TYPE: ClassVar[str] = "federation.cancel.v1"
+    ACTION: ClassVar[str] = "federation.cancel"
+
+    federation: str
+    reason: str
+
+
+# --- commands of hospitals ------------------------------------------------------------------------------------------
+
+
+class RespondInvitation(Command):
+    """Accept or decline. `signature` is the node's signature (base64) over the plan hash; required to accept."""
+
+    TYPE: ClassVar[str] = "federation.respond.v1"
+    ACTION: ClassVar[str] = "federation.respond"
+
+    federation: str
+    plan_hash: Sha256
+    accept: bool
+    signature: str = ""
+    reason: str = ""
+
+
+class SubmitUpdate(Command):
+    """A trained model is uploaded. Keyed (federation, round, attempt, hospital): a duplicate is no-op, a late one is recorded."""
+
+    TYPE: ClassVar[str] = "federation.submit-update.v1"
+    ACTION: ClassVar[str] = "federation.submit"
+
+    federation: str
+    round: int
+    attempt: int
+    update: ObjectRef
+    samples: int = Field(gt=0)
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class SubmitEvaluation(Command):
+    """Counts only; no sample leaves the hospital."""
+
+    TYPE: ClassVar[str] = "federation.submit-evaluation.v1"
+    ACTION: ClassVar[str] = "federation.submit"
+
+    federation: str
+    round: int
+    attempt: int
+    results: tuple[Confusion, ...]
+
+
+class ReportFailure(Command):
+    """A hospital cannot do its part in a round: `code` is the problem's code. It leaves the round and may rejoin at the next."""
+
+    TYPE: ClassVar[str] = "federation.report-failure.v1"
+    ACTION: ClassVar[str] = "federation.submit"
+
+    federation: str
+    round: int
+    attempt: int
+    code: str
+
+
+# --- facts ----------------------------------------------------------------------------------------------------------
+
+
+class FederationInvited(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.invited.v1"
+
+    federation: str
+    plan: Plan
+    plan_hash: Sha256
+    package: ObjectRef
+
+
+class InvitationAnswered(Event):
+    TYPE: ClassVar[str] = "federation.invitation.answered.v1"
+
+    federation: str
+    hospital: Identifier
+    accepted: bool
+
+
+class FederationReady(Event):
+    """Enough hospitals accepted; it waits for the approval of `plan_hash` under the action `federation.start`."""
+
+    TYPE: ClassVar[str] = "federation.federation.ready.v1"
+
+    federation: str
+    plan_hash: Sha256
+
+
+class FederationStarted(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.started.v1"
+
+    federation: str
+    plan_hash: Sha256
+
+
+class RoundOpened(HospitalEvent):
+    """Every hospital named works on `base` (train, baseline) or on `models` (evaluate) and answers before `deadline`."""
+
+    TYPE: ClassVar[str] = "federation.round.opened.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    kind: RoundKind
+    plan_hash: Sha256
+    base: ObjectRef
+    models: tuple[CandidateModel, ...] = ()
+    steps: int
+    seed: int
+    deadline: datetime
+
+
+class RoundCommitted(Event):
+    TYPE: ClassVar[str] = "federation.round.committed.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    kind: RoundKind
+    model: ObjectRef
+    participants: tuple[Identifier, ...]
+    chain: Sha256
+    """SHA-256 over the previous round's chain (the plan hash at first), this round's number and model: rounds chain from the plan."""
+
+
+class RoundStored(HospitalEvent):
+    """The round's model is in the kept store: the hospitals may release their updates."""
+
+    TYPE: ClassVar[str] = "federation.round.stored.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    model: ObjectRef
+
+
+class RoundVoided(HospitalEvent):
+    """Too few answered before the deadline; the round is tried again under a new attempt."""
+
+    TYPE: ClassVar[str] = "federation.round.voided.v1"
+
+    federation: str
+    round: int
+    attempt: int
+
+
+class ParticipantDropped(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.participant.dropped.v1"
+
+    federation: str
+    hospital: Identifier
+    round: int
+    reason: str
+
+
+class ParticipantRejoined(Event):
+    TYPE: ClassVar[str] = "federation.participant.rejoined.v1"
+
+    federation: str
+    hospital: Identifier
+    round: int
+
+
+class FederationCompleted(HospitalEvent):
+    """The final model and, where the plan asked for it, every model's counts at every hospital."""
+
+    TYPE: ClassVar[str] = "federation.federation.completed.v1"
+
+    federation: str
+    name: str
+    plan_hash: Sha256
+    chain: Sha256
+    package: ObjectRef
+    model: ObjectRef
+    rounds: int
+    participants: tuple[Identifier, ...]
+
+
+class FederationFailed(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.failed.v1"
+
+    federation: str
+    code: str
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+class HospitalAlive(Signal):
+    """The hospital's node holds its connection to the gateway; renews its lease."""
+
+    TYPE: ClassVar[str] = "alive.v1"
+
+
+class RoundProgressed(Signal):
+    """How far a hospital is in a round; shown to people, decides nothing."""
+
+    TYPE: ClassVar[str] = "round-progressed.v1"
+
+    federation: str
+    round: int
+    done: int
+    total: int
+
+
+# --- queries --------------------------------------------------------------------------------------------------------
+
+
+class ParticipantView(Record):
+    hospital: str
+    state: str
+    online: bool
+    drops: int
+    reason: str = ""
+
+
+class AnswerView(Record):
+    hospital: str
+    samples: int
+    late: bool
+    bytes: int
+    metrics: dict[str, float]
+
+
+class RoundView(Record):
+    round: int
+    attempt: int
+    kind: str
+    state: str
+    opened: datetime
+    deadline: datetime
+    closed: datetime | None
+    base: ObjectRef
+    model: ObjectRef | None
+    chain: str | None
+    answers: tuple[AnswerView, ...]
+
+
+class EvaluationView(Record):
+    """`counts[true][predicted]` of the model `name` at `hospital`."""
+
+    hospital: str
+    name: str
+    counts: tuple[tuple[int, ...], ...]
+
+
+class FederationView(Record):
+    federation: str
+    state: str
+    plan: Plan
+    plan_hash: str
+    chain: str
+    participants: tuple[ParticipantView, ...]
+    rounds: tuple[RoundView, ...]
+    evaluation: tuple[EvaluationView, ...]
+    model: ObjectRef | None
+    failure: str | None
+
+
+class GetFederation(Query):
+    TYPE: ClassVar[str] = "federation.get.v1"
+    ACTION: ClassVar[str | None] = "federation.read"
+    Reply: ClassVar[type[Record]] = FederationView
+
+    federation: str
+
+
+class FederationSummary(Record):
+    federation: str
+    name: str
+    state: str
+    round: int
+    rounds: int
+    participants: tuple[str, ...]
+
+
+class FederationList(Record):
+    federations: tuple[FederationSummary, ...]
+
+
+class ListFederations(Query):
+    TYPE: ClassVar[str] = "federation.list.v1"
+    ACTION: ClassVar[str | None] = "federation.read"
+    Reply: ClassVar[type[Record]] = FederationList

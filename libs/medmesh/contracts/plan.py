@@ -1,0 +1,98 @@
+"""The plan of a federation: everything a hospital signs before anything runs.
+
+Its canonical JSON (sorted keys, no floats) is hashed; the hash is what hospitals sign, approvers approve, rounds chain
+from, and the audit log witnesses. Numbers that are not whole are decimal strings, so that every party hashes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from medmesh.contracts.message import Identifier, Record, Sha256
+
+
+class DataSchema(Record):
+    """What each hospital must hold to take part: images [samples, channels, size, size], float32 in 0..1, and a class each."""
+
+    modality: str
+    image_size: int = Field(ge=8, le=1024)
+    channels: int = Field(default=1, ge=1, le=4)
+    classes: tuple[str, ...] = Field(min_length=2, max_length=100)
+
+
+class TensorSignature(Record):
+    """One tensor that may leave a hospital: anything that is not on this list stays."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8"]
+
+
+class Plan(Record):
+    """See the module. Times are UTC; durations are whole seconds."""
+
+    name: Identifier
+    purpose: str = Field(min_length=4, max_length=500)
+    initiator: str
+    package: Sha256
+    """SHA-256 of the training package's canonical manifest: the code that hospitals approve."""
+    framework: str
+    data: DataSchema
+    signature: tuple[TensorSignature, ...] = Field(min_length=1)
+    algorithm: Literal["fedavg"] = "fedavg"
+    rounds: int = Field(ge=1, le=10_000)
+    local_steps: int = Field(ge=1, le=1_000_000)
+    batch_size: int = Field(ge=1, le=65_536)
+    learning_rate: str
+    seed: int = Field(ge=0, lt=2**53)
+    participants: tuple[Identifier, ...] = Field(min_length=1)
+    min_participants: int = Field(ge=1)
+    accept_by: datetime
+    start_at: datetime
+    round_deadline_seconds: int = Field(ge=1, le=30 * 86_400)
+    lease_seconds: int = Field(default=15, ge=1, le=86_400)
+    baseline: bool = False
+    """Each hospital also trains alone for the same number of steps, and all models are evaluated at all hospitals."""
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _decimal(cls, value: str) -> str:
+        try:
+            number = Decimal(value)
+        except InvalidOperation:
+            raise ValueError("learning_rate is a decimal string such as '0.01'") from None
+        if not number.is_finite() or not 0 < number < 1000:
+            raise ValueError("learning_rate lies between 0 and 1000")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        if len(set(self.participants)) != len(self.participants):
+            raise ValueError("participants: a hospital is named twice")
+        if self.min_participants > len(self.participants):
+            raise ValueError(f"min_participants: {self.min_participants} is more than the {len(self.participants)} participants")
+        for name in ("accept_by", "start_at"):
+            if getattr(self, name).tzinfo is None:
+                raise ValueError(f"{name}: give the time zone")
+        if self.start_at < self.accept_by:
+            raise ValueError("start_at: the start lies before the end of the invitation (accept_by)")
+        names = [tensor.name for tensor in self.signature]
+        if len(set(names)) != len(names):
+            raise ValueError("signature: a tensor is named twice")
+        return self
+
+
+def canonical(plan: Plan) -> bytes:
+    """The bytes that are hashed: JSON, keys sorted, no white space, no floats."""
+    return json.dumps(plan.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def plan_hash(plan: Plan) -> str:
+    """SHA-256 of `canonical(plan)`, hexadecimal."""
+    return hashlib.sha256(canonical(plan)).hexdigest()
