@@ -1,0 +1,356 @@
+"""The bus on a NATS server with JetStream: a thin layer over nats-py, the only module that imports it.
+
+Consuming does not use nats-py's `fetch`, whose stop-and-go batches are the bottleneck: one inbox subscription receives
+from overlapping pull requests, and acknowledgements are plain publishes. A permission violation, which the server
+reports asynchronously, is matched to the call that waits, so that it fails at once instead of timing out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
+from nats.js import api
+from nats.js.errors import NotFoundError
+
+from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, Subscription
+from medmesh.errors import Problem
+
+_VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
+_HEARTBEAT = 5.0
+_EXPIRES = 30.0
+
+
+class NatsBus:
+    """See `medmesh.bus.port.TopologyBus`."""
+
+    def __init__(self) -> None:
+        self._client = Client()
+        self._violations: dict[str, list[asyncio.Future[Any]]] = {}
+        self._reconnected: set[Callable[[], None]] = set()
+        self.inbox = "_INBOX"
+        self.refused: Callable[[str, str], None] = lambda operation, subject: None
+
+    @classmethod
+    async def connect(cls, url: str, *, name: str, seed: Path | None = None) -> NatsBus:
+        """Connect as `name` with the NKEY seed in the file `seed`; waits for a server that is still starting."""
+        bus = cls()
+        bus.inbox = f"_INBOX_{name}"
+        await bus._client.connect(
+            url,
+            name=name,
+            nkeys_seed_str=seed.read_text().strip() if seed else None,
+            inbox_prefix=bus.inbox.encode(),
+            error_cb=bus._failed,
+            reconnected_cb=bus._resume,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,
+            connect_timeout=3,
+            allow_reconnect=True,
+            ping_interval=10,
+            max_outstanding_pings=2,
+            pending_size=16 * 2**20,
+        )
+        return bus
+
+    async def _failed(self, error: Exception) -> None:
+        found = _VIOLATION.search(str(error))
+        if not found:
+            return
+        operation, subject = found.group(1).lower(), found.group(2)
+        self.refused(operation, subject)
+        # The server lower-cases nothing, but nats-py does: compare without case.
+        for waiting in self._violations.pop(subject.lower(), []):
+            if not waiting.done():
+                waiting.set_exception(Problem("bus.permission_denied", operation=operation, subject=subject))
+
+    async def _resume(self) -> None:
+        for call in tuple(self._reconnected):
+            call()
+
+    async def _unless_refused(self, subject: str, call: Awaitable[Any]) -> Any:
+        """Await `call`, but fail at once when the server refuses `subject`."""
+        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._violations.setdefault(subject.lower(), []).append(refused)
+        task = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait({task, refused}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            return refused.result()
+        finally:
+            task.cancel()
+            waiting = self._violations.get(subject.lower())
+            if waiting and refused in waiting:
+                waiting.remove(refused)
+                if not waiting:
+                    del self._violations[subject.lower()]
+            if refused.done():
+                refused.exception()
+
+    async def publish(self, messages: Sequence[BusMessage]) -> list[Exception | None]:
+        outcomes = await asyncio.gather(*(self._publish(message) for message in messages), return_exceptions=True)
+        results: list[Exception | None] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+                raise outcome
+            results.append(outcome if isinstance(outcome, Exception) else None)
+        return results
+
+    async def _publish(self, message: BusMessage) -> None:
+        headers = {"Nats-Msg-Id": message.id, **message.headers}
+        try:
+            reply = await self._unless_refused(
+                message.subject, self._client.request(message.subject, message.body, timeout=10.0, headers=headers)
+            )
+        except NoRespondersError:
+            raise Problem("bus.unavailable", reason=f"no stream keeps {message.subject}") from None
+        answer = json.loads(reply.data)
+        if "error" in answer:
+            raise Problem("bus.unavailable", reason=str(answer["error"].get("description", "refused")))
+
+    async def signal(self, subject: str, body: bytes) -> None:
+        await self._client.publish(subject, body)
+
+    async def listen(self, subject: str, heard: Callable[[str, bytes], Awaitable[None]]) -> Subscription:
+        async def receive(message: Msg) -> None:
+            await heard(message.subject, message.data)
+
+        return _Plain(await self._client.subscribe(subject, cb=receive))
+
+    async def consume(self, spec: ConsumerSpec, deliver: Callable[[Delivery], Awaitable[None]], *, concurrency: int = 8) -> Subscription:
+        consumer = _Consumer(self, self._client, spec, deliver, concurrency)
+        await consumer.start()
+        return consumer
+
+    async def request(self, subject: str, body: bytes, *, timeout: float = 5.0) -> bytes:
+        try:
+            reply = await self._unless_refused(subject, self._client.request(subject, body, timeout=timeout))
+        except NoRespondersError:
+            raise Problem("bus.no_responder", subject=subject) from None
+        return bytes(reply.data)
+
+    async def serve(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]], *, queue: str) -> Subscription:
+        running: set[asyncio.Task[None]] = set()
+
+        async def respond(message: Msg) -> None:
+            await message.respond(await answer(message.data))
+
+        async def receive(message: Msg) -> None:
+            task = asyncio.create_task(respond(message))
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+        subscription = await self._client.subscribe(subject, queue=queue, cb=receive)
+        await self._client.flush()
+        return _Plain(subscription, running)
+
+    async def ready(self) -> None:
+        await self._client.flush(timeout=2)
+
+    async def close(self) -> None:
+        if self._client.is_connected:
+            await self._client.flush(timeout=2)
+        await self._client.close()
+
+    # --- topology ---------------------------------------------------------------------------------------------------
+
+    async def ensure_stream(self, spec: StreamSpec) -> None:
+        stream = self._client.jetstream()
+        config = api.StreamConfig(
+            name=spec.name,
+            subjects=list(spec.subjects),
+            retention=api.RetentionPolicy.WORK_QUEUE if spec.work else api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.NEW if spec.work else api.DiscardPolicy.OLD,
+            max_age=spec.max_age_seconds,
+            max_bytes=spec.max_bytes,
+            storage=api.StorageType.FILE,
+            duplicate_window=600,
+            deny_delete=not spec.work,
+            deny_purge=not spec.work,
+            compression=api.StoreCompression.S2,
+        )
+        try:
+            await stream.update_stream(config)
+        except NotFoundError:
+            await stream.add_stream(config)
+
+    async def ensure_consumer(self, spec: ConsumerSpec) -> None:
+        config = api.ConsumerConfig(
+            durable_name=spec.durable,
+            filter_subjects=list(spec.subjects),
+            ack_policy=api.AckPolicy.EXPLICIT,
+            deliver_policy=api.DeliverPolicy.ALL,
+            ack_wait=spec.ack_wait,
+            max_deliver=spec.max_deliver,
+            max_ack_pending=spec.max_in_flight,
+        )
+        await self._client.jetstream().add_consumer(spec.stream, config)
+
+    async def stream_last_sequence(self, stream: str) -> int:
+        """The number of the last message in a stream."""
+        return int((await self._client.jetstream().stream_info(stream)).state.last_seq)
+
+
+class _Plain:
+    def __init__(self, subscription: Any, running: set[asyncio.Task[None]] | None = None) -> None:
+        self._subscription = subscription
+        self._running = running if running is not None else set()
+
+    async def stop(self) -> None:
+        await self._subscription.unsubscribe()
+        if self._running:
+            await asyncio.wait(self._running, timeout=10)
+
+
+class _Delivery:
+    """One JetStream delivery; its reply subject says which attempt it is (ADR-15: $JS.ACK tokens)."""
+
+    __slots__ = ("_client", "_reply", "body", "headers", "subject")
+
+    def __init__(self, client: Client, message: Msg) -> None:
+        self._client = client
+        self._reply = message.reply
+        self.subject = message.subject
+        self.body = message.data
+        self.headers: Mapping[str, str] = message.headers or {}
+
+    @property
+    def attempt(self) -> int:
+        tokens = self._reply.split(".")
+        return int(tokens[4] if len(tokens) == 9 else tokens[6])
+
+    async def ack(self) -> None:
+        await self._client.publish(self._reply, b"")
+
+    async def retry(self, delay: float) -> None:
+        await self._client.publish(self._reply, b'-NAK {"delay": %d}' % int(delay * 1e9))
+
+    async def terminate(self, reason: str) -> None:
+        await self._client.publish(self._reply, b"+TERM " + reason.encode())
+
+    async def in_progress(self) -> None:
+        await self._client.publish(self._reply, b"+WPI")
+
+
+class _Consumer:
+    """Continuous pull: keeps between half and all of `max_in_flight` messages asked for."""
+
+    def __init__(
+        self, bus: NatsBus, client: Client, spec: ConsumerSpec, deliver: Callable[[Delivery], Awaitable[None]], concurrency: int
+    ) -> None:
+        self._bus = bus
+        self._client = client
+        self._spec = spec
+        self._deliver = deliver
+        self._concurrency = concurrency
+        self._batch = max(1, min(spec.max_in_flight, 512))
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{spec.stream}.{spec.durable}"
+        self._asked = 0
+        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
+        self._workers: list[asyncio.Task[None]] = []
+        self._guard: asyncio.Task[None] | None = None
+        self._subscription: Any = None
+        self._inbox = ""
+        self._heard = 0.0
+        self._pulls = 0
+        self._stopping = False
+
+    async def start(self) -> None:
+        await self._bus._unless_refused(
+            f"$JS.API.CONSUMER.INFO.{self._spec.stream}.{self._spec.durable}",
+            self._exists(),
+        )
+        self._inbox = f"{self._bus.inbox}.pull.{self._spec.durable}"
+        self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0)
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
+        self._bus._reconnected.add(self._restart_pull)
+        await self._ask(self._batch)
+        self._guard = asyncio.create_task(self._watch())
+
+    async def _exists(self) -> None:
+        try:
+            await self._client.jetstream().consumer_info(self._spec.stream, self._spec.durable)
+        except NotFoundError:
+            raise Problem("bus.topology_missing", durable=self._spec.durable, stream=self._spec.stream) from None
+
+    async def _ask(self, count: int) -> None:
+        self._asked += count
+        self._heard = asyncio.get_running_loop().time()
+        self._pulls += 1
+        request = {"batch": count, "expires": int(_EXPIRES * 1e9), "idle_heartbeat": int(_HEARTBEAT * 1e9)}
+        await self._client.publish(self._next, json.dumps(request).encode(), reply=f"{self._inbox}.{self._pulls}")
+
+    async def _receive(self, message: Msg) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if message.reply and message.reply.startswith("$JS.ACK"):
+            self._asked -= 1
+            self._queue.put_nowait(message)
+            if self._asked < self._batch // 2 and not self._stopping and self._queue.qsize() < self._batch:
+                await self._ask(self._batch - self._asked)
+            return
+        status = (message.headers or {}).get("Status", "")
+        if status == "100":  # idle heartbeat
+            return
+        # 404 no messages, 408 request expired, 409 consumer changed or too many pulls: what that pull still asked for is void.
+        pending = int((message.headers or {}).get("Nats-Pending-Messages", "0") or 0)
+        self._asked = max(0, self._asked - pending)
+        if status == "409":
+            await asyncio.sleep(0.2)
+        if self._asked < self._batch // 2 and not self._stopping:
+            await self._ask(self._batch - self._asked)
+
+    def _restart_pull(self) -> None:
+        # Pull requests die with the server that held them.
+        self._asked = 0
+        self._heard = 0.0
+
+    async def _watch(self) -> None:
+        """Ask again when heartbeats stop, and when the queue has room after a burst."""
+        while True:
+            await asyncio.sleep(0.25)
+            silent = asyncio.get_running_loop().time() - self._heard
+            if self._stopping or not self._client.is_connected:
+                continue
+            if silent > 2.5 * _HEARTBEAT or self._heard == 0.0:
+                self._asked = 0
+            if self._asked < self._batch // 2 and self._queue.qsize() < self._batch:
+                await self._ask(self._batch - self._asked)
+
+    async def _work(self) -> None:
+        while True:
+            message = await self._queue.get()
+            try:
+                await self._deliver(_Delivery(self._client, message))
+            finally:
+                self._queue.task_done()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._bus._reconnected.discard(self._restart_pull)
+        if self._guard:
+            self._guard.cancel()
+        if self._client.is_connected:
+            await self._subscription.unsubscribe()
+        # What waits in the queue was not begun: the server delivers it again to whoever comes next.
+        while not self._queue.empty():
+            await _Delivery(self._client, self._queue.get_nowait()).retry(0)
+            self._queue.task_done()
+        try:
+            await asyncio.wait_for(self._queue.join(), timeout=20)
+        except TimeoutError:
+            pass
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+
+__all__ = ["NatsBus", "nats"]

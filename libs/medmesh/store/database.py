@@ -1,0 +1,152 @@
+"""A service's database: units of work, the rows the relays carry away, and readiness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from medmesh.store.journal import Journal, Outgoing
+from medmesh.store.tables import service_metadata
+from medmesh.store.unit import AuditEntry, Context, Recorder, UnitOfWork
+
+_TABLES = service_metadata().tables
+
+
+def _no_recorder(entry: AuditEntry, *_: Any) -> bytes:
+    raise RuntimeError(f"no recorder was configured for the audit entry {entry.verb}")
+
+
+class Database:
+    """One service's schema. `emits` are the message classes its units may emit; `on_sent` and `on_audited` wake the relays."""
+
+    def __init__(self, engine: AsyncEngine, *, recorder: Recorder = _no_recorder, emits: frozenset[type] = frozenset()) -> None:
+        self.engine = engine
+        self.recorder = recorder
+        self.emits = emits
+        self.on_sent: Callable[[], None] = lambda: None
+        self.on_audited: Callable[[], None] = lambda: None
+
+    @classmethod
+    def postgres(
+        cls, url: str, *, password: str | None = None, application: str = "medmesh", pool_size: int = 8, **options: Any
+    ) -> Database:
+        """PostgreSQL at `url`; the role's search path decides the schema."""
+        from medmesh.store import postgres
+
+        return cls(postgres.engine(url, password=password, pool_size=pool_size, application=application), **options)
+
+    @classmethod
+    def sqlite(cls, path: Path, **options: Any) -> Database:
+        """A SQLite file, at the edge."""
+        from medmesh.store import sqlite
+
+        return cls(sqlite.engine(path), **options)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+    async def ready(self) -> None:
+        """Raise unless the database answers."""
+        async with self.engine.connect() as sql:
+            await sql.execute(text("SELECT 1"))
+
+    async def _journal(self, sql: AsyncConnection) -> Journal:
+        if self.engine.dialect.name == "sqlite":
+            from medmesh.store.sqlite import SqliteJournal
+
+            return SqliteJournal(sql)
+        from medmesh.store.postgres import PostgresJournal
+
+        return PostgresJournal((await sql.get_raw_connection()).driver_connection)
+
+    @asynccontextmanager
+    async def unit(self, context: Context, ports: Any = None) -> AsyncIterator[UnitOfWork[Any]]:
+        """A transaction that commits when the block ends and leaves nothing behind when it raises."""
+        async with self.engine.connect() as sql:
+            journal = await self._journal(sql)
+            await journal.begin()
+            try:
+                uow: UnitOfWork[Any] = UnitOfWork(sql, journal, context, self.recorder, ports, self.emits)
+                yield uow
+                await uow.flush()
+                await journal.commit()
+            except BaseException:
+                # Shielded: a cancelled handler must still give its connection back without an open transaction.
+                await asyncio.shield(journal.rollback())
+                raise
+        uow.committed()
+        if uow.sent:
+            self.on_sent()
+        if uow.audited:
+            self.on_audited()
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        async with self.engine.connect() as sql:
+            journal = await self._journal(sql)
+            await journal.begin()
+            try:
+                yield sql
+                await journal.commit()
+            except BaseException:
+                await asyncio.shield(journal.rollback())
+                raise
+
+    @asynccontextmanager
+    async def claim_unsent(self, limit: int = 256) -> AsyncIterator[tuple[list[Outgoing], Callable[[Sequence[str]], Any]]]:
+        """Unsent messages, locked so that two relays never send the same one, and a function that marks ids as sent.
+
+        Claimed by being unsent, never by a high-water mark: a transaction that took an earlier number may commit later.
+        """
+        outbox = _TABLES["outbox"]
+        async with self._transaction() as sql:
+            wanted = (
+                select(outbox.c.id, outbox.c.subject, outbox.c.body)
+                .where(outbox.c.sent_at.is_(None))
+                .order_by(outbox.c.seq)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            rows = [Outgoing(*row) for row in (await sql.execute(wanted)).all()]
+
+            async def mark(ids: Sequence[str]) -> None:
+                await sql.execute(update(outbox).where(outbox.c.id.in_(ids)).values(sent_at=datetime.now(UTC)))
+
+            yield rows, mark
+
+    async def outbox_backlog(self) -> tuple[int, float]:
+        """(unsent messages, age of the oldest in seconds)."""
+        outbox = _TABLES["outbox"]
+        async with self.engine.connect() as sql:
+            count, oldest = (await sql.execute(select(func.count(), func.min(outbox.c.created_at)).where(outbox.c.sent_at.is_(None)))).one()
+        oldest = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
+        return int(count), (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
+
+    async def unreceipted(self, limit: int = 256) -> list[tuple[int, str, bytes]]:
+        """Audit rows (n, id, body) the log has not acknowledged, in order."""
+        rows = _TABLES["audit_outbox"]
+        async with self.engine.connect() as sql:
+            found = await sql.execute(select(rows.c.n, rows.c.id, rows.c.body).order_by(rows.c.n).limit(limit))
+            return [(row.n, row.id, row.body) for row in found]
+
+    async def receipted(self, numbers: Sequence[int]) -> None:
+        """Drop the audit rows whose receipt came."""
+        rows = _TABLES["audit_outbox"]
+        async with self._transaction() as sql:
+            await sql.execute(delete(rows).where(rows.c.n.in_(numbers)))
+
+    async def prune(self, before: datetime) -> int:
+        """Forget sent messages and handled ones older than the streams keep them; answers how many."""
+        outbox, inbox = _TABLES["outbox"], _TABLES["inbox"]
+        async with self._transaction() as sql:
+            gone = await sql.execute(delete(outbox).where(outbox.c.sent_at < before))
+            done = await sql.execute(delete(inbox).where(inbox.c.at < before))
+            return gone.rowcount + done.rowcount

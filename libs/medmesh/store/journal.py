@@ -1,0 +1,55 @@
+"""The few statements of every transaction, written for speed against one driver each (`postgres`, `sqlite`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class Outgoing(NamedTuple):
+    """One message to be sent after the commit."""
+
+    id: str
+    subject: str
+    body: bytes
+
+
+class Journal(Protocol):
+    """Transaction control and the base tables on one connection."""
+
+    async def begin(self) -> None:
+        """Start the transaction."""
+
+    async def commit(self) -> None:
+        """Commit it."""
+
+    async def rollback(self) -> None:
+        """Undo it; also when nothing was begun."""
+
+    async def savepoint(self) -> Any:
+        """Mark a point inside the transaction to which `rollback_to` returns."""
+
+    async def rollback_to(self, savepoint: Any) -> None:
+        """Undo what came after the mark."""
+
+    async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
+        """Note that `consumer` handles this message. False when it did before."""
+
+    async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
+        """Write the messages into the outbox."""
+
+    async def number(self, count: int, last_id: str) -> tuple[int, str]:
+        """Take `count` audit numbers; answers the last number and record id taken before."""
+
+    async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
+        """Write audit rows (n, id, body)."""
+
+
+class Driver(Protocol):
+    """How one database is opened and journalled."""
+
+    def journal(self, connection: AsyncConnection, raw: Any) -> Journal:
+        """The journal on a connection; `raw` is the driver's own connection object."""

@@ -1,0 +1,104 @@
+"""PostgreSQL: the journal on the raw asyncpg connection, which costs half of what the same statements cost through SQLAlchemy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from medmesh.store.journal import Outgoing
+
+_REMEMBER = "INSERT INTO inbox (consumer, event_id, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
+_SEND = """
+    INSERT INTO outbox (id, subject, body, created_at)
+    SELECT m.id, m.subject, m.body, $4
+    FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS m(id, subject, body, place) ORDER BY m.place
+"""
+_NUMBER = """
+    WITH before AS (SELECT n, last_id FROM audit_counter FOR UPDATE)
+    UPDATE audit_counter c SET n = before.n + $1, last_id = $2 FROM before RETURNING before.n, before.last_id
+"""
+_RECORD = """
+    INSERT INTO audit_outbox (n, id, body, created_at)
+    SELECT r.n, r.id, r.body, $4 FROM unnest($1::bigint[], $2::text[], $3::bytea[]) AS r(n, id, body)
+"""
+
+
+class PostgresJournal:
+    """See `medmesh.store.journal.Journal`."""
+
+    def __init__(self, raw: asyncpg.Connection) -> None:
+        self._raw = raw
+        self._transaction: Any = None
+
+    async def begin(self) -> None:
+        self._transaction = self._raw.transaction()
+        await self._transaction.start()
+
+    async def commit(self) -> None:
+        transaction, self._transaction = self._transaction, None
+        await transaction.commit()
+
+    async def rollback(self) -> None:
+        if self._transaction is not None and not self._raw.is_closed():
+            transaction, self._transaction = self._transaction, None
+            await transaction.rollback()
+
+    async def savepoint(self) -> Any:
+        mark = self._raw.transaction()
+        await mark.start()
+        return mark
+
+    async def rollback_to(self, savepoint: Any) -> None:
+        await savepoint.rollback()
+
+    async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
+        return bool(await self._raw.execute(_REMEMBER, consumer, event_id, now) == "INSERT 0 1")
+
+    async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
+        ids, subjects, bodies = zip(*messages, strict=True)
+        await self._raw.execute(_SEND, ids, subjects, bodies, now)
+
+    async def number(self, count: int, last_id: str) -> tuple[int, str]:
+        row = await self._raw.fetchrow(_NUMBER, count, last_id)
+        return int(row["n"]), str(row["last_id"])
+
+    async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
+        numbers, ids, bodies = zip(*rows, strict=True)
+        await self._raw.execute(_RECORD, numbers, ids, bodies, now)
+
+
+def engine(
+    url: str | URL, *, password: str | None = None, pool_size: int = 8, application: str = "medmesh", autocommit: bool = True
+) -> AsyncEngine:
+    """An engine whose transactions are ours to begin and end (SQLAlchemy runs in AUTOCOMMIT inside them)."""
+    where = make_url(url).set(drivername="postgresql+asyncpg")
+    if password is not None:
+        where = where.set(password=password)
+    return create_async_engine(
+        where,
+        isolation_level="AUTOCOMMIT" if autocommit else None,
+        pool_size=pool_size,
+        max_overflow=2,
+        pool_pre_ping=False,
+        connect_args={"server_settings": {"application_name": application}, "timeout": 5},
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the database is busy or away, rather than our statement wrong."""
+    return isinstance(
+        error,
+        asyncpg.PostgresConnectionError
+        | asyncpg.SerializationError
+        | asyncpg.DeadlockDetectedError
+        | asyncpg.CannotConnectNowError
+        | asyncpg.TooManyConnectionsError
+        | asyncpg.AdminShutdownError
+        | asyncpg.InterfaceError
+        | OSError,
+    )

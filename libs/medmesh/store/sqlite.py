@@ -1,0 +1,82 @@
+"""SQLite for the hospital's edge: WAL, synchronous FULL, one writer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from medmesh.store.journal import Outgoing
+
+
+def _iso(now: datetime) -> str:
+    return now.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+class SqliteJournal:
+    """See `medmesh.store.journal.Journal`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._sql = connection
+        self._marks = 0
+        self._begun = False
+
+    async def begin(self) -> None:
+        # IMMEDIATE takes the write lock at once: two transactions wait for each other instead of failing half way.
+        await self._sql.exec_driver_sql("BEGIN IMMEDIATE")
+        self._begun = True
+
+    async def commit(self) -> None:
+        await self._sql.exec_driver_sql("COMMIT")
+        self._begun = False
+
+    async def rollback(self) -> None:
+        if self._begun:
+            self._begun = False
+            await self._sql.exec_driver_sql("ROLLBACK")
+
+    async def savepoint(self) -> Any:
+        self._marks += 1
+        await self._sql.exec_driver_sql(f"SAVEPOINT mark_{self._marks}")
+        return self._marks
+
+    async def rollback_to(self, savepoint: Any) -> None:
+        await self._sql.exec_driver_sql(f"ROLLBACK TO mark_{int(savepoint)}")
+
+    async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
+        done = await self._sql.exec_driver_sql(
+            "INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now))
+        )
+        return done.rowcount == 1
+
+    async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
+        first = (await self._sql.execute(text("SELECT COALESCE(MAX(seq), 0) + 1 FROM outbox"))).scalar_one()
+        rows = [(m.id, first + place, m.subject, m.body, _iso(now)) for place, m in enumerate(messages)]
+        await self._sql.exec_driver_sql("INSERT INTO outbox (id, seq, subject, body, created_at) VALUES (?, ?, ?, ?, ?)", rows)
+
+    async def number(self, count: int, last_id: str) -> tuple[int, str]:
+        n, before = (await self._sql.execute(text("SELECT n, last_id FROM audit_counter"))).one()
+        await self._sql.exec_driver_sql("UPDATE audit_counter SET n = ?, last_id = ?", (n + count, last_id))
+        return int(n), str(before)
+
+    async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
+        await self._sql.exec_driver_sql(
+            "INSERT INTO audit_outbox (n, id, body, created_at) VALUES (?, ?, ?, ?)", [(*row, _iso(now)) for row in rows]
+        )
+
+
+def engine(path: Path) -> AsyncEngine:
+    """An engine on the file `path`, created 0600 when it does not exist."""
+    path.touch(mode=0o600, exist_ok=True)
+    made = create_async_engine(f"sqlite+aiosqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=3, max_overflow=0)
+
+    @event.listens_for(made.sync_engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return made

@@ -1,0 +1,84 @@
+"""The tables every service has beside its own: what makes handlers exactly-once in effect and actions provable."""
+
+from __future__ import annotations
+
+from sqlalchemy import CheckConstraint, Column, Identity, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
+
+from medmesh.store.types import Counter, Timestamp
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def service_metadata() -> MetaData:
+    """A fresh `MetaData` holding the base tables; a service adds its own to it in `tables.py`."""
+    metadata = MetaData(naming_convention=NAMING)
+    add_base_tables(metadata)
+    return metadata
+
+
+def add_base_tables(metadata: MetaData) -> None:
+    """Outbox, inbox, audit rows and their counter, dead letters, spent approvals."""
+    outbox = Table(
+        "outbox",
+        metadata,
+        Column("id", String(36), primary_key=True),
+        Column("seq", Counter, Identity(always=True), nullable=False),
+        Column("subject", Text, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        Column("created_at", Timestamp, nullable=False),
+        Column("sent_at", Timestamp),
+        comment="messages of committed transactions; kept as long as the stream keeps them",
+    )
+    # The relay looks for what is unsent, whatever its number: commit order is not number order.
+    Index("ix_outbox_unsent", outbox.c.seq, postgresql_where=text("sent_at IS NULL"), sqlite_where=text("sent_at IS NULL"))
+    Table(
+        "inbox",
+        metadata,
+        Column("consumer", String(64), primary_key=True),
+        Column("event_id", String(64), primary_key=True),
+        Column("at", Timestamp, nullable=False),
+        comment="what was handled; a second delivery is a no-op",
+    )
+    Table(
+        "audit_outbox",
+        metadata,
+        Column("n", Counter, primary_key=True, autoincrement=False),
+        Column("id", String(36), nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        Column("created_at", Timestamp, nullable=False),
+        comment="audit records of committed actions; a row goes only on the log's receipt",
+    )
+    Table(
+        "audit_counter",
+        metadata,
+        Column("one", Integer, CheckConstraint("one = 1", name="single"), primary_key=True),
+        Column("n", Counter, nullable=False),
+        Column("last_id", String(36), nullable=False),
+        comment="the emitter's own numbering: a gap reveals a loss before the log",
+    )
+    Table(
+        "dead_letters",
+        metadata,
+        Column("consumer", String(64), primary_key=True),
+        Column("event_id", String(64), primary_key=True),
+        Column("subject", Text, nullable=False),
+        Column("code", String(80), nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("first_error", Timestamp, nullable=False),
+        Column("last_error", Timestamp, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+    )
+    Table(
+        "approvals_spent",
+        metadata,
+        Column("id", String(64), primary_key=True),
+        Column("at", Timestamp, nullable=False),
+        comment="an approval counts once",
+    )

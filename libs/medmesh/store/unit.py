@@ -1,0 +1,165 @@
+"""The unit of work: one transaction holding a state change, its messages and its audit records.
+
+Handlers never commit, publish or acknowledge; they call `emit` and `audit`, and the runtime does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from sqlalchemy import CursorResult, Executable, Row, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from medmesh.contracts.message import Command, Envelope, Event, encode, envelope, new_id
+from medmesh.errors import Problem
+from medmesh.store.journal import Journal, Outgoing
+from medmesh.store.tables import service_metadata
+
+_SPENT = service_metadata().tables["approvals_spent"]
+
+Ports = TypeVar("Ports")
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """What an action touched: `kind` is a word of ours (federation, model, dataset...), `digest` a SHA-256 in hexadecimal."""
+
+    kind: str
+    id: str
+    version: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One sensitive action, as a handler tells it; the recorder adds who, when, where and the emitter's number."""
+
+    verb: str
+    """Our name of the action, e.g. `federation.create`."""
+    action: str
+    """C, R, U, D or E, as in DICOM PS3.15 A.5."""
+    outcome: int = 0
+    """0 success, 4 minor failure, 8 serious failure, 12 major failure."""
+    why: str = ""
+    """The problem's code when the outcome is not 0."""
+    entities: Sequence[Entity] = ()
+    approval: Mapping[str, str] | None = None
+    purpose: str = ""
+    detail: Mapping[str, str | int | bool] = field(default_factory=dict)
+
+
+class Actor(Protocol):
+    """Who is behind a message; `medmesh.security.tokens.Actor` in production."""
+
+    @property
+    def text(self) -> str:
+        """For example `person:wang@platform`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Why a transaction runs: the message that caused it and who is behind that message."""
+
+    service: str
+    cause: Envelope[Any] | None = None
+    actor: Any = None
+    token: str | None = None
+    traceparent: str | None = None
+
+
+Recorder = Callable[[AuditEntry, Context, str, int, str], bytes]
+"""(entry, context, record id, emitter's number, previous record's id) -> canonical bytes of the audit record."""
+
+
+class UnitOfWork(Generic[Ports]):
+    """A running transaction. `sql` is the SQLAlchemy connection inside it, `ports` what the service's composition root built."""
+
+    def __init__(
+        self, sql: AsyncConnection, journal: Journal, context: Context, recorder: Recorder, ports: Ports, emits: frozenset[type]
+    ) -> None:
+        self.sql = sql
+        self.journal = journal
+        self.context = context
+        self.ports = ports
+        self.now = datetime.now(UTC)
+        self._recorder = recorder
+        self._emits = emits
+        self._messages: list[Outgoing] = []
+        self._entries: list[AuditEntry] = []
+        self._after: list[Callable[[], None]] = []
+
+    @property
+    def actor(self) -> Any:
+        """The verified actor of the message that caused this (`medmesh.security.tokens.Actor`)."""
+        return self.context.actor
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Run one statement."""
+        return await self.sql.execute(statement, parameters)
+
+    async def first(self, statement: Executable) -> Row[Any] | None:
+        """The first row, or None."""
+        return (await self.sql.execute(statement)).first()
+
+    async def all(self, statement: Executable) -> Sequence[Row[Any]]:
+        """Every row."""
+        return (await self.sql.execute(statement)).all()
+
+    def emit(self, message: Event | Command, *, hospital: str | None = None) -> str:
+        """Publish `message` when this transaction commits; answers its id. The class must be among the service's declared ones."""
+        if type(message) not in self._emits:
+            raise TypeError(f"{self.context.service} does not declare that it emits or sends {type(message).__name__}")
+        made = envelope(
+            message,
+            source=self.context.service,
+            cause=self.context.cause,
+            actor=self.context.token,
+            hospital=hospital,
+            traceparent=self.context.traceparent,
+        )
+        self._messages.append(Outgoing(made.id, made.type, encode(made)))
+        return made.id
+
+    def audit(self, entry: AuditEntry) -> None:
+        """Record a sensitive action with this transaction."""
+        self._entries.append(entry)
+
+    def on_commit(self, call: Callable[[], None]) -> None:
+        """Run `call` right after the commit: a hint to wake something up, never something that must happen."""
+        self._after.append(call)
+
+    async def spend_approval(self, approval: str) -> None:
+        """Use an approval up. Raises `Problem` (`approval.spent`) when it was used before."""
+        try:
+            await self.execute(insert(_SPENT).values(id=approval, at=self.now))
+        except IntegrityError:
+            raise Problem("approval.spent", approval=approval) from None
+
+    async def flush(self) -> None:
+        """Write messages and audit records; the audit counter's row lock is therefore held for the shortest time."""
+        if self._messages:
+            messages, self._messages = self._messages, []
+            await self.journal.send(messages, self.now)
+            self.sent = True
+        if self._entries:
+            entries, self._entries = self._entries, []
+            ids = [new_id() for _ in entries]
+            n, previous = await self.journal.number(len(entries), ids[-1])
+            rows = []
+            for place, (entry, id_) in enumerate(zip(entries, ids, strict=True), start=n + 1):
+                rows.append((place, id_, self._recorder(entry, self.context, id_, place, previous)))
+                previous = id_
+            await self.journal.record(rows, self.now)
+            self.audited = True
+
+    sent = False
+    audited = False
+
+    def committed(self) -> None:
+        """Tell whoever waits; called by `Database.unit` after the commit."""
+        for call in self._after:
+            call()
