@@ -53,8 +53,10 @@ class Delivery(Protocol):
     subject: str
     body: bytes
     headers: Mapping[str, str]
-    attempt: int
-    """1 at the first delivery."""
+
+    @property
+    def attempt(self) -> int:
+        """1 at the first delivery."""
 
     async def ack(self) -> None:
         """Handled."""
@@ -92,7 +94,7 @@ class Bus(Protocol):
         """Take messages of an existing consumer continuously, `concurrency` at a time."""
 
     async def request(self, subject: str, body: bytes, *, timeout: float = 5.0) -> bytes:
-        """Ask and wait for the answer. Raises `Problem` `bus.no_responder` at once when nobody serves, `TimeoutError` when nobody answers."""
+        """Ask and wait for the answer. `Problem` `bus.no_responder` at once when nobody serves, `TimeoutError` when nobody answers."""
 
     async def serve(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]], *, queue: str) -> Subscription:
         """Answer requests; several instances with one `queue` share them."""

@@ -203,7 +203,7 @@ class ListHospitals(Query):
 class ApprovalView(Record):
     approval: str
     action: str
-    subject: str
+    target: str
     digest: Sha256
     requester: str
     summary: dict[str, str]
@@ -235,7 +235,7 @@ class RequestApproval(Command):
     ACTION: ClassVar[str] = "approval.request"
 
     action: str
-    subject: str
+    target: str
     digest: Sha256
     summary: dict[str, str] = Field(default_factory=dict)
 
@@ -285,7 +285,7 @@ class ApprovalRequested(Event):
 
     approval: str
     action: str
-    subject: str
+    target: str
     digest: Sha256
     requester: str
 
@@ -297,7 +297,7 @@ class ApprovalGranted(Event):
 
     approval: str
     action: str
-    subject: str
+    target: str
     digest: Sha256
     token: str
 
@@ -307,5 +307,5 @@ class ApprovalRefused(Event):
 
     approval: str
     action: str
-    subject: str
+    target: str
     digest: Sha256

@@ -1,0 +1,1 @@
+"""What every service is made of: a declaration (`spec`), settings, a dispatcher for its handlers, and a process."""

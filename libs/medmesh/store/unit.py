@@ -89,7 +89,7 @@ class UnitOfWork(Generic[Ports]):
         self._recorder = recorder
         self._emits = emits
         self._messages: list[Outgoing] = []
-        self._entries: list[AuditEntry] = []
+        self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
 
     @property
@@ -126,7 +126,15 @@ class UnitOfWork(Generic[Ports]):
 
     def audit(self, entry: AuditEntry) -> None:
         """Record a sensitive action with this transaction."""
-        self._entries.append(entry)
+        self._entries.append((entry, self.context))
+
+    def mark(self) -> tuple[int, int]:
+        """Where the lists of messages and records stand, for `reset` after a rollback to a savepoint."""
+        return len(self._messages), len(self._entries)
+
+    def reset(self, mark: tuple[int, int]) -> None:
+        """Forget what was emitted and recorded since `mark`."""
+        del self._messages[mark[0] :], self._entries[mark[1] :]
 
     def on_commit(self, call: Callable[[], None]) -> None:
         """Run `call` right after the commit: a hint to wake something up, never something that must happen."""
@@ -150,8 +158,8 @@ class UnitOfWork(Generic[Ports]):
             ids = [new_id() for _ in entries]
             n, previous = await self.journal.number(len(entries), ids[-1])
             rows = []
-            for place, (entry, id_) in enumerate(zip(entries, ids, strict=True), start=n + 1):
-                rows.append((place, id_, self._recorder(entry, self.context, id_, place, previous)))
+            for place, ((entry, context), id_) in enumerate(zip(entries, ids, strict=True), start=n + 1):
+                rows.append((place, id_, self._recorder(entry, context, id_, place, previous)))
                 previous = id_
             await self.journal.record(rows, self.now)
             self.audited = True

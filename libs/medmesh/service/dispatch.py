@@ -1,0 +1,312 @@
+"""From a delivery to a committed effect: decode, verify the actor, begin, inbox, handler, outbox, audit, commit, acknowledge.
+
+A Problem is permanent. A command's Problem is its answer (`OperationFinished` with the problem, and an audit record of the
+refusal); a fact's is a dead letter. Anything else is transient: the message comes again after the declared back-off and is
+dead after the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+from opentelemetry.trace import SpanKind
+from pydantic import BaseModel
+
+from medmesh.bus.declarations import Consumer
+from medmesh.bus.port import Delivery
+from medmesh.contracts.message import Command, Envelope, Message, OperationFinished, decode
+from medmesh.errors import Problem
+from medmesh.security.roles import allow
+from medmesh.security.tokens import Actor, TrustBundle, verify_actor
+from medmesh.service.dead import bury
+from medmesh.store.database import Database
+from medmesh.store.unit import AuditEntry, Context, UnitOfWork
+from medmesh.telemetry import current_traceparent, log, metrics, span
+
+Ports = TypeVar("Ports")
+
+
+@dataclass
+class Work(Generic[Ports]):
+    """What a slow handler gets: transactions of its own on the way, and exactly one that finishes the message."""
+
+    database: Database
+    context: Context
+    ports: Ports
+    consumer: str
+    event_id: str
+    finished: bool = False
+    result: dict[str, Any] | None = field(default=None)
+
+    @property
+    def actor(self) -> Actor:
+        """The verified actor of the message."""
+        actor: Actor = self.context.actor
+        return actor
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[UnitOfWork[Ports]]:
+        """A transaction on the way; what it does must be safe to do again."""
+        async with self.database.unit(self.context, self.ports) as uow:
+            yield uow
+
+    @asynccontextmanager
+    async def finish(self) -> AsyncIterator[UnitOfWork[Ports]]:
+        """The last transaction: it marks the message as handled together with its effect."""
+        async with self.database.unit(self.context, self.ports) as uow:
+            if not await uow.journal.remember(self.consumer, self.event_id, uow.now):
+                raise _Duplicate
+            yield uow
+            if isinstance(self.context.cause, Envelope) and isinstance(self.context.cause.data, Command):
+                uow.emit(succeeded(self.context, self.result))
+        self.finished = True
+
+
+class _Duplicate(Exception):
+    """The message was handled before."""
+
+
+def succeeded(context: Context, result: Any) -> OperationFinished:
+    """The owner's answer to a command that was fulfilled."""
+    assert context.cause is not None
+    document = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+    return OperationFinished(
+        service=context.service, operation=context.cause.id, command=context.cause.data.TYPE, succeeded=True, result=document or {}
+    )
+
+
+def refused(context: Context, problem: Problem) -> OperationFinished:
+    """The owner's answer to a command that was not."""
+    assert context.cause is not None
+    return OperationFinished(
+        service=context.service, operation=context.cause.id, command=context.cause.data.TYPE, succeeded=False, problem=problem.document()
+    )
+
+
+def authorise(message: Envelope[Any], trust: TrustBundle, action: str | None) -> Actor | None:
+    """The verified actor, allowed to do `action`. Raises `Problem`; a None action leaves the check to the handler's own secret."""
+    if message.actor is None:
+        if action is None:
+            return None
+        raise Problem("actor.missing", type=message.type)
+    actor = verify_actor(message.actor, trust, at=message.time)
+    if action is not None and not allow(actor, action).allowed:
+        raise Problem("access.denied", actor=actor.text, action=action)
+    return actor
+
+
+@dataclass
+class Dispatcher:
+    """Runs one declared consumer. `ports` is what its handlers see as `uow.ports`."""
+
+    consumer: Consumer
+    database: Database
+    trust: Callable[[], TrustBundle]
+    ports: Any
+
+    def __post_init__(self) -> None:
+        self._types = {message.subject(): message for message in self.consumer.messages}
+        labels = (self.consumer.service, self.consumer.durable)
+        self._seconds = metrics.HANDLER_SECONDS.labels(*labels)
+        self._age = metrics.AGE_SECONDS.labels(*labels)
+        self._outcomes = {
+            (subject, outcome): metrics.CONSUMED.labels(*labels, message.TYPE, outcome)
+            for subject, message in self._types.items()
+            for outcome in ("ok", "retry", "dead", "duplicate", "refused")
+        }
+        self._wildcard = next((m for m in self.consumer.messages if "*" in m.subject()), None)
+        self._batcher = _Batcher(self) if self.consumer.batch > 1 else None
+
+    def _type(self, subject: str) -> type[Message]:
+        found = self._types.get(subject) or self._wildcard
+        if found is None:
+            raise Problem("message.invalid", type=subject, where="not a type this consumer declared")
+        return found
+
+    def _count(self, subject: str, outcome: str) -> None:
+        key = (subject if subject in self._types else (self._wildcard.subject() if self._wildcard else ""), outcome)
+        if counter := self._outcomes.get(key):
+            counter.inc()
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Handle one delivery and say so to the bus; never raises but for cancellation."""
+        if self._batcher is not None and delivery.attempt == 1:
+            await self._batcher.add(delivery)
+        else:
+            await self.single(delivery)
+
+    async def single(self, delivery: Delivery) -> None:
+        """One message in a transaction of its own."""
+        started = perf_counter()
+        message: Envelope[Any] | None = None
+        try:
+            message = decode(delivery.body, self._type(delivery.subject))
+            self._age.observe(max(0.0, (datetime.now(UTC) - message.time).total_seconds()))
+            attributes = {
+                "messaging.system": "nats",
+                "messaging.destination.name": message.data.subject(),
+                "messaging.message.id": message.id,
+                "messaging.consumer.group.name": self.consumer.durable,
+            }
+            with span(
+                f"process {message.data.subject()}",
+                parent=message.traceparent,
+                kind=SpanKind.CONSUMER,
+                link=delivery.attempt > 1,
+                attributes=attributes,
+            ):
+                outcome = await self._handle(message, delivery)
+            await delivery.ack()
+        except asyncio.CancelledError:
+            raise
+        except Problem as problem:
+            outcome = await self._give_up(delivery, message, problem)
+        except Exception as error:
+            outcome = await self._again(delivery, message, error)
+        self._seconds.observe(perf_counter() - started)
+        self._count(delivery.subject, outcome)
+
+    async def _handle(self, message: Envelope[Any], delivery: Delivery) -> str:
+        command = isinstance(message.data, Command)
+        context = Context(self.consumer.service, message, None, message.actor, current_traceparent() or message.traceparent)
+        try:
+            actor = self._actor(message)
+            context = Context(self.consumer.service, message, actor, message.actor, current_traceparent() or message.traceparent)
+            if self.consumer.slow:
+                return await self._slow(message, context, delivery)
+            async with self.database.unit(context, self.ports) as uow:
+                if not await uow.journal.remember(self.consumer.durable, message.id, uow.now):
+                    return "duplicate"
+                result = await self.consumer.handler(message, uow)
+                if command:
+                    uow.emit(succeeded(context, result))
+            return "ok"
+        except _Duplicate:
+            return "duplicate"
+        except Problem as problem:
+            if not command:
+                raise
+            await self._refuse(message, context, problem)
+            return "refused"
+
+    def _actor(self, message: Envelope[Any]) -> Actor | None:
+        if isinstance(message.data, Command):
+            return authorise(message, self.trust(), message.data.ACTION)
+        return None
+
+    async def _slow(self, message: Envelope[Any], context: Context, delivery: Delivery) -> str:
+        work: Work[Any] = Work(self.database, context, self.ports, self.consumer.durable, message.id)
+
+        async def keep_alive() -> None:
+            while True:
+                await asyncio.sleep(self.consumer.spec().ack_wait / 3)
+                await delivery.in_progress()
+
+        alive = asyncio.create_task(keep_alive())
+        try:
+            work.result = await self.consumer.handler(message, work)
+            if not work.finished:
+                async with work.finish():
+                    pass
+        finally:
+            alive.cancel()
+        return "ok"
+
+    async def _refuse(self, message: Envelope[Any], context: Context, problem: Problem) -> None:
+        """Answer a command with its problem: nothing of the handler's transaction is left, only the refusal is kept."""
+        log("command.refused", type=message.data.TYPE, operation=message.id, code=problem.code)
+        async with self.database.unit(context, self.ports) as uow:
+            if await uow.journal.remember(self.consumer.durable, message.id, uow.now):
+                uow.emit(refused(context, problem))
+                uow.audit(AuditEntry(verb=message.data.ACTION, action="E", outcome=4, why=problem.code))
+
+    async def _give_up(self, delivery: Delivery, message: Envelope[Any] | None, problem: Problem) -> str:
+        try:
+            await bury(self.database, self.consumer, delivery, message, problem)
+        except Exception as error:
+            return await self._again(delivery, message, error)
+        await delivery.terminate(problem.code)
+        return "dead"
+
+    async def _again(self, delivery: Delivery, message: Envelope[Any] | None, error: Exception) -> str:
+        attempt = delivery.attempt
+        name = message.data.TYPE if message else delivery.subject
+        log("handler.failed", level=logging.WARNING, error=error, consumer=self.consumer.durable, type=name, attempt=attempt)
+        if attempt <= len(self.consumer.retry):
+            await delivery.retry(self.consumer.retry[attempt - 1])
+            return "retry"
+        problem = Problem("bus.poison", attempts=attempt, error=type(error).__name__)
+        try:
+            if message is not None and isinstance(message.data, Command):
+                context = Context(self.consumer.service, message, None, message.actor, message.traceparent)
+                await self._refuse(message, context, problem)
+            await bury(self.database, self.consumer, delivery, message, problem)
+        except Exception as failure:
+            # The database is away: the server's advisory in DEAD still tells of the message.
+            log("dead.unwritten", level=logging.ERROR, error=failure, consumer=self.consumer.durable)
+        await delivery.terminate(problem.code)
+        return "dead"
+
+
+class _Batcher:
+    """Up to `batch` messages in one transaction, each behind a savepoint of its own; what fails is handled alone."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._waiting: list[tuple[Delivery, asyncio.Future[None]]] = []
+        self._running = False
+
+    async def add(self, delivery: Delivery) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((delivery, done))
+        if not self._running:
+            self._running = True
+            try:
+                while self._waiting:
+                    size = self._dispatcher.consumer.batch
+                    batch, self._waiting = self._waiting[:size], self._waiting[size:]
+                    await self._run([delivery for delivery, _ in batch])
+                    for _, future in batch:
+                        future.set_result(None)
+            finally:
+                self._running = False
+        await done
+
+    async def _run(self, deliveries: Sequence[Delivery]) -> None:
+        dispatcher = self._dispatcher
+        alone: list[Delivery] = []
+        done: list[Delivery] = []
+        started = perf_counter()
+        try:
+            async with dispatcher.database.unit(Context(dispatcher.consumer.service), dispatcher.ports) as uow:
+                for delivery in deliveries:
+                    mark = await uow.journal.savepoint()
+                    kept = uow.mark()
+                    try:
+                        message = decode(delivery.body, dispatcher._type(delivery.subject))
+                        actor = dispatcher._actor(message)
+                        uow.context = Context(dispatcher.consumer.service, message, actor, message.actor, message.traceparent)
+                        if await uow.journal.remember(dispatcher.consumer.durable, message.id, uow.now):
+                            result = await dispatcher.consumer.handler(message, uow)
+                            if isinstance(message.data, Command):
+                                uow.emit(succeeded(uow.context, result))
+                        done.append(delivery)
+                    except Exception:
+                        await uow.journal.rollback_to(mark)
+                        uow.reset(kept)
+                        alone.append(delivery)
+        except Exception:
+            alone, done = list(deliveries), []
+        for delivery in done:
+            await delivery.ack()
+            dispatcher._count(delivery.subject, "ok")
+        dispatcher._seconds.observe(perf_counter() - started)
+        for delivery in alone:
+            await dispatcher.single(delivery)

@@ -1,0 +1,291 @@
+"""A running service: everything its declaration asks for, started in order and drained in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from opentelemetry.trace import SpanKind
+
+import medmesh
+from medmesh import telemetry
+from medmesh.bus.declarations import Listener, Responder
+from medmesh.bus.nats_bus import NatsBus
+from medmesh.bus.port import Bus, Subscription
+from medmesh.contracts.message import Query, Record, Signal, decode, encode, envelope
+from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
+from medmesh.errors import Problem
+from medmesh.security.keys import Identity
+from medmesh.security.tokens import Actor, TrustBundle, service_token
+from medmesh.service import dead
+from medmesh.service.dispatch import Dispatcher, authorise
+from medmesh.service.listener import listen
+from medmesh.service.recording import recorder
+from medmesh.service.relays import AuditRelay, OutboxRelay
+from medmesh.service.settings import ServiceSettings
+from medmesh.service.spec import ServiceSpec
+from medmesh.store.database import Database
+from medmesh.store.unit import Context, UnitOfWork
+from medmesh.telemetry import current_traceparent, log, metrics, span
+
+R = TypeVar("R", bound=Record)
+
+KEEP_DAYS = 30
+
+
+class Trust:
+    """The trust bundle, read again when its file changes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = 0
+        self._bundle: TrustBundle | None = None
+
+    def __call__(self) -> TrustBundle:
+        stamp = self._path.stat().st_mtime_ns
+        if self._bundle is None or stamp != self._stamp:
+            self._bundle, self._stamp = TrustBundle.load(self._path), stamp
+        return self._bundle
+
+
+class Runtime:
+    """What a service's `open` builds its ports from."""
+
+    def __init__(
+        self, spec: ServiceSpec, settings: ServiceSettings, bus: Bus, database: Database, identity: Identity, trust: Trust
+    ) -> None:
+        self.spec = spec
+        self.settings = settings
+        self.bus = bus
+        self.database = database
+        self.identity = identity
+        self.trust = trust
+        self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
+        self.audits = AuditRelay(service=spec.name, database=database, bus=bus)
+        self.ports: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.checks: dict[str, Callable[[], Awaitable[None]]] = {"bus": bus.ready, "database": database.ready}
+
+    def token(self) -> str:
+        """The signed token of this service."""
+        return service_token(self.identity, self.spec.name)
+
+    def context(self, *, actor: Actor | None = None, token: str | None = None) -> Context:
+        """The context of a transaction that no message caused: a timer, a start, an HTTP request."""
+        return Context(self.spec.name, None, actor, token or self.token(), current_traceparent())
+
+    @asynccontextmanager
+    async def unit(self, context: Context | None = None) -> AsyncIterator[UnitOfWork[Any]]:
+        """A transaction on this service's database."""
+        async with self.database.unit(context or self.context(), self.ports) as uow:
+            yield uow
+
+    async def ask(self, query: Query, reply: type[R], *, token: str | None = None, timeout: float = 10.0) -> R:
+        """Ask another service on behalf of `token` (this service by default). Raises the `Problem` it answers with."""
+        with span(f"ask {query.TYPE}", kind=SpanKind.CLIENT):
+            asked = envelope(query, source=self.spec.name, actor=token or self.token(), traceparent=current_traceparent())
+            try:
+                answer = await self.bus.request(query.address(), encode(asked), timeout=timeout)
+            except TimeoutError:
+                raise Problem("bus.no_responder", subject=query.address()) from None
+        return unwrap(answer, reply)
+
+    async def signal(self, signal: Signal) -> None:
+        """Tell whoever listens."""
+        await self.bus.signal(signal.address(), encode(envelope(signal, source=self.spec.name)))
+
+    def background(self, run: Callable[[], Awaitable[None]], name: str, *, every: float | None = None) -> None:
+        """Keep `run` going, restarted with back-off when it fails; with `every`, called again after that many seconds."""
+
+        async def keep() -> None:
+            failures = 0
+            while True:
+                try:
+                    await run()
+                    failures = 0
+                except asyncio.CancelledError:
+                    raise
+                except Exception as error:
+                    failures += 1
+                    log("background.failed", level=40, error=error, task=name, failures=failures)
+                    await asyncio.sleep(min(0.2 * 2**failures, 10))
+                if every is None and failures == 0:
+                    return
+                await asyncio.sleep(every or 0)
+
+        self._tasks.append(asyncio.create_task(keep(), name=name))
+
+    async def ready(self) -> dict[str, str]:
+        """What is not ready, by name; empty when everything is."""
+        failures = {}
+        for name, check in self.checks.items():
+            try:
+                await asyncio.wait_for(check(), 3)
+            except Exception as error:
+                failures[name] = str(error) if isinstance(error, Problem) else type(error).__name__
+        return failures
+
+    async def _prune(self) -> None:
+        pending, oldest = await self.database.outbox_backlog()
+        metrics.OUTBOX_PENDING.labels(self.spec.name).set(pending)
+        metrics.OUTBOX_OLDEST.labels(self.spec.name).set(oldest)
+        await self.database.prune(datetime.now(UTC) - timedelta(days=KEEP_DAYS))
+
+    async def cancel_background(self) -> None:
+        """End the background tasks."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def unwrap(answer: bytes, reply: type[R]) -> R:
+    """The reply in an answer's bytes; raises the problem that stands there instead."""
+    if answer.startswith(b"!"):
+        import json
+
+        raise Problem.from_document(json.loads(answer[1:]))
+    return reply.model_validate_json(answer, extra="ignore")
+
+
+def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Awaitable[bytes]]:
+    name = declared.query.TYPE
+    counters = {o: metrics.ANSWERED.labels(runtime.spec.name, name, o) for o in ("ok", "refused", "failed")}
+
+    async def answer(body: bytes) -> bytes:
+        import json
+
+        try:
+            query = decode(body, declared.query)
+            with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
+                actor = authorise(query, runtime.trust(), declared.query.ACTION)
+                context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent())
+                async with runtime.database.unit(context, runtime.ports) as uow:
+                    result = await declared.handler(query, uow)
+            counters["ok"].inc()
+            return bytes(result.__pydantic_serializer__.to_json(result))
+        except Problem as problem:
+            counters["refused"].inc()
+            return b"!" + json.dumps(problem.document(), ensure_ascii=False).encode()
+        except Exception as error:
+            counters["failed"].inc()
+            log("query.failed", level=40, error=error, query=name)
+            return b"!" + json.dumps(Problem("query.failed", query=name).document()).encode()
+
+    return answer
+
+
+def _listener(runtime: Runtime, declared: Listener) -> Callable[[str, bytes], Awaitable[None]]:
+    async def heard(_subject: str, body: bytes) -> None:
+        try:
+            await declared.handler(decode(body, declared.signal), runtime.ports)
+        except Exception as error:
+            log("signal.failed", level=30, error=error, signal=declared.signal.TYPE)
+
+    return heard
+
+
+def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> list[Responder]:
+    """Every service answers for its own dead letters."""
+
+    async def list_letters(query: Any, uow: UnitOfWork[Any]) -> DeadLetters:
+        return await dead.listed(query.data, uow)
+
+    async def replay(query: Any, uow: UnitOfWork[Any]) -> Replayed:
+        wanted: ReplayDeadLetter = query.data
+        found = await dead.exhume(runtime.database, runtime.spec.name, wanted.consumer, wanted.event)
+        dispatcher = dispatchers.get(wanted.consumer)
+        if found is None or dispatcher is None:
+            raise Problem("request.not_found", kind="dead letter", id=wanted.event)
+        await dispatcher.single(found)
+        if found.handled:
+            await dead.forget(runtime.database, runtime.spec.name, wanted.consumer, wanted.event)
+        return Replayed(replayed=found.handled)
+
+    return [Responder(runtime.spec.name, ListDeadLetters, list_letters), Responder(runtime.spec.name, ReplayDeadLetter, replay)]
+
+
+@asynccontextmanager
+async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | None = None) -> AsyncIterator[Runtime]:
+    """Start a service and stop it when the block ends: first it takes nothing new, then it finishes, then it leaves."""
+    identity = Identity.load(settings.identity)
+    trust = Trust(settings.trust)
+    instance = f"{socket.gethostname()}-{os.getpid()}"
+    database = Database.postgres(
+        settings.database_url,
+        password=settings.password(),
+        application=f"medmesh-{spec.name}",
+        pool_size=settings.pool_size,
+        emits=spec.writes,
+        recorder=recorder(service=spec.name, instance=instance, organisation=settings.platform, version=_version()),
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        if bus is None:
+            bus = await NatsBus.connect(settings.nats_url, name=spec.name, seed=settings.identity)
+            stack.push_async_callback(bus.close)
+            bus.refused = lambda operation, subject: _refused(spec.name, operation, subject)
+        runtime = Runtime(spec, settings, bus, database, identity, trust)
+        database.on_sent, database.on_audited = runtime.outbox.wake, runtime.audits.wake
+        runtime.outbox.start()
+        stack.push_async_callback(runtime.outbox.stop)
+        runtime.audits.start()
+        stack.push_async_callback(runtime.audits.stop)
+        stack.push_async_callback(runtime.cancel_background)
+        runtime.background(runtime._prune, "housekeeping", every=15)
+        runtime.ports = await stack.enter_async_context(spec.open(runtime))
+
+        taken: list[Subscription] = []
+
+        async def stop_taking() -> None:
+            await asyncio.gather(*(subscription.stop() for subscription in taken))
+
+        stack.push_async_callback(stop_taking)
+        dispatchers = {c.durable: Dispatcher(c, database, trust, runtime.ports) for c in spec.handlers.consumers}
+        for declared in (*spec.handlers.responders, *_system_responders(runtime, dispatchers)):
+            taken.append(await bus.serve(declared.subject, _responder(runtime, declared), queue=spec.name))
+        for listener in spec.handlers.listeners:
+            taken.append(await bus.listen(listener.signal.subject(), _listener(runtime, listener)))
+        for dispatcher in dispatchers.values():
+            consumer = dispatcher.consumer
+            taken.append(await bus.consume(consumer.spec(), dispatcher.deliver, concurrency=max(consumer.concurrency, consumer.batch)))
+        if not spec.http:
+            server = await listen(settings.host, settings.port, runtime.ready)
+            stack.callback(server.close)
+        log("service.started", instance=instance)
+        yield runtime
+        log("service.stopping")
+
+
+def _refused(service: str, operation: str, subject: str) -> None:
+    metrics.REFUSED.labels(service).inc()
+    log("bus.permission_denied", level=40, operation=operation, subject=subject)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    with suppress(PackageNotFoundError):
+        return version(medmesh.__name__)
+    return "0"
+
+
+async def run(spec: ServiceSpec, settings: ServiceSettings) -> None:
+    """Run until SIGTERM or SIGINT; a second one ends at once."""
+    import signal
+
+    telemetry.start(
+        spec.name, folder=settings.telemetry, otlp_endpoint=settings.otlp_endpoint, level=settings.log_level, ratio=settings.trace_ratio
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: os._exit(1) if stop.is_set() else stop.set())
+    async with running(spec, settings):
+        await stop.wait()
+    telemetry.traces.shutdown()

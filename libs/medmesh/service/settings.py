@@ -1,0 +1,74 @@
+"""Settings: one JSON file a service, every field overridable by `MEDMESH_<FIELD>`; secrets are named by path, never given."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medmesh.errors import Problem
+
+
+class ObjectSettings(BaseModel):
+    """Where bytes live: kept and sealed in S3 (or a folder when `s3_url` is empty), scratch in a spool folder that services on
+    one machine share, or in S3 where they do not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    s3_url: str = ""
+    s3_credentials: Path | None = None
+    """JSON file with `access_key` and `secret_key`, 0600."""
+    folder: Path | None = None
+    spool: Path | None = None
+
+
+class ServiceSettings(BaseModel):
+    """What every service needs to know; a service adds its own fields in `settings.py`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    platform: str = "medmesh"
+    nats_url: str
+    identity: Path
+    """NKEY seed file of this service: it opens the bus and signs its tokens."""
+    database_url: str
+    database_password: Path | None = None
+    trust: Path
+    """Public keys of everybody this service believes (`medmesh.security.tokens.TrustBundle`)."""
+    objects: ObjectSettings = ObjectSettings()
+    state: Path
+    """A private folder for what may be lost: caches, temporary files."""
+    telemetry: Path | None = None
+    otlp_endpoint: str | None = None
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    """Health and metrics, and the HTTP application where the service has one."""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    pool_size: int = 6
+
+    @classmethod
+    def load(cls, path: Path, environment: dict[str, str] | None = None) -> Self:
+        """Read a settings file. Raises `Problem` (`settings.invalid`) naming the field at fault."""
+        environment = dict(os.environ) if environment is None else environment
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise Problem("settings.invalid", file=path.name, reason=str(error)) from None
+        for name in cls.model_fields:
+            if (given := environment.get(f"MEDMESH_{name.upper()}")) is not None:
+                values[name] = given
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False, include_url=False))
+            raise Problem("settings.invalid", file=path.name, reason=reason) from None
+
+    def password(self) -> str | None:
+        """The database password."""
+        return self.database_password.read_text(encoding="utf-8").strip() if self.database_password else None

@@ -1,0 +1,35 @@
+"""The metrics of every process. Base units, `_total` for counters, no identifiers in labels, every label set bounded."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+
+_QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+
+PUBLISHED = Counter("medmesh_bus_published", "Messages handed to the bus", ["service", "type", "result"], registry=REGISTRY)
+PUBLISH_SECONDS = Histogram("medmesh_bus_publish_seconds", "One batch of the relay", ["service"], buckets=_QUICK, registry=REGISTRY)
+CONSUMED = Counter("medmesh_bus_consumed", "Deliveries by outcome", ["service", "consumer", "type", "outcome"], registry=REGISTRY)
+HANDLER_SECONDS = Histogram(
+    "medmesh_bus_handler_seconds", "Handler with its commit", ["service", "consumer"], buckets=_QUICK, registry=REGISTRY
+)
+AGE_SECONDS = Histogram(
+    "medmesh_bus_age_seconds", "From the event to its handler", ["service", "consumer"], buckets=_QUICK, registry=REGISTRY
+)
+ANSWERED = Counter("medmesh_bus_answered", "Queries by outcome", ["service", "query", "outcome"], registry=REGISTRY)
+REFUSED = Counter("medmesh_bus_permission_refused", "Operations the bus refused this identity", ["service"], registry=REGISTRY)
+OUTBOX_PENDING = Gauge("medmesh_outbox_pending", "Messages not sent yet", ["service"], registry=REGISTRY)
+OUTBOX_OLDEST = Gauge("medmesh_outbox_oldest_seconds", "Age of the oldest unsent message", ["service"], registry=REGISTRY)
+AUDIT_PENDING = Gauge("medmesh_audit_pending", "Audit records without a receipt", ["service"], registry=REGISTRY)
+AUDIT_DROPPED = Counter("medmesh_audit_dropped", "Audit records lost; must stay 0", ["service"], registry=REGISTRY)
+DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
+HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)
+HTTP_SECONDS = Histogram("medmesh_http_seconds", "Request by route", ["service", "route"], buckets=_QUICK, registry=REGISTRY)
+
+
+def exposition() -> bytes:
+    """The text format of Prometheus."""
+    return generate_latest(REGISTRY)
