@@ -167,6 +167,8 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
                 context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent())
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     result = await declared.handler(query, uow)
+            if isinstance(result, Problem):  # answered, not raised: what the handler wrote stays
+                raise result
             counters["ok"].inc()
             return bytes(result.__pydantic_serializer__.to_json(result))
         except Problem as problem:

@@ -1,1 +1,1 @@
-
+"""People, hospitals, enrolment and approvals."""

@@ -1,0 +1,47 @@
+"""Rules of governance, as functions of values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from medmesh.errors import Problem
+
+APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol"})
+"""What needs a second person. Further actions come here first."""
+
+
+class ApprovalState(StrEnum):
+    """Where an approval stands."""
+
+    OPEN = "open"
+    GRANTED = "granted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One approver's decision."""
+
+    approver: str
+    approve: bool
+
+
+def decide(requester: str, needed: int, votes: Iterable[Vote], new: Vote) -> ApprovalState:
+    """The state after `new`: one refusal refuses, `needed` different approvers grant. Raises `Problem`."""
+    votes = list(votes)
+    if new.approver == requester:
+        raise Problem("security.approval_maker", requester=requester)
+    if any(vote.approver == new.approver for vote in votes):
+        raise Problem("governance.already_decided", approver=new.approver)
+    if not new.approve:
+        return ApprovalState.REFUSED
+    granted = {vote.approver for vote in [*votes, new] if vote.approve}
+    return ApprovalState.GRANTED if len(granted) >= needed else ApprovalState.OPEN
+
+
+def locked_until(failures: int, limit: int, minutes: int, now: datetime) -> datetime | None:
+    """Until when an account is locked after this many failures in a row (GB/T 22239-2019 8.1.4.1 b)."""
+    return now + timedelta(minutes=minutes) if failures >= limit else None

@@ -1,0 +1,141 @@
+"""Approvals: asked for, decided by others than the maker, signed by governance."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from medmesh.contracts.governance import (
+    ApprovalGranted,
+    ApprovalRefused,
+    ApprovalRequested,
+    Approvals,
+    ApprovalView,
+    DecideApproval,
+    ListApprovals,
+    RequestApproval,
+)
+from medmesh.contracts.message import Envelope, new_id
+from medmesh.errors import Problem
+from medmesh.security import approvals as tokens
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_governance.domain import APPROVABLE, ApprovalState, Vote, decide
+from medmesh_governance.enrolment import issue_certificate, refuse_enrolment
+from medmesh_governance.ports import HANDLERS, Ports
+from medmesh_governance.tables import approvals, decisions
+
+
+@HANDLERS.on(RequestApproval)
+async def request_approval(command: Envelope[RequestApproval], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """Open an approval for one exact request; the same request of the same person while one is open answers that one."""
+    wanted = command.data
+    if wanted.action not in APPROVABLE:
+        raise Problem("governance.not_approvable", action=wanted.action, known=", ".join(sorted(APPROVABLE)))
+    requester = uow.actor.text
+    same = (approvals.c.action == wanted.action) & (approvals.c.target == wanted.target) & (approvals.c.digest == wanted.digest)
+    still_open = (approvals.c.state == ApprovalState.OPEN) & (approvals.c.expires_at > uow.now) & (approvals.c.requester == requester)
+    if (known := await uow.first(select(approvals.c.approval).where(same, still_open))) is not None:
+        return {"approval": known.approval}
+    approval = new_id()
+    values = {
+        "approval": approval,
+        "action": wanted.action,
+        "target": wanted.target,
+        "digest": wanted.digest,
+        "requester": requester,
+        "summary": dict(wanted.summary),
+        "state": ApprovalState.OPEN.value,
+        "needed": uow.ports.settings.approvals_needed,
+        "created_at": uow.now,
+        "expires_at": uow.now + timedelta(hours=uow.ports.settings.approval_hours),
+    }
+    await uow.execute(insert(approvals).values(values))
+    uow.emit(ApprovalRequested(approval=approval, action=wanted.action, target=wanted.target, digest=wanted.digest, requester=requester))
+    uow.audit(
+        AuditEntry(
+            "approval.request", "C", entities=(Entity("approval", approval, digest=wanted.digest),), detail={"action": wanted.action}
+        )
+    )
+    return {"approval": approval}
+
+
+@HANDLERS.on(DecideApproval, concurrency=1)
+async def decide_approval(command: Envelope[DecideApproval], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """One person's decision; the last one needed signs the token."""
+    wanted = command.data
+    row = await uow.first(select(approvals).where(approvals.c.approval == wanted.approval).with_for_update())
+    if row is None:
+        raise Problem("request.not_found", kind="approval", id=wanted.approval)
+    if row.state != ApprovalState.OPEN or row.expires_at < uow.now:
+        raise Problem("governance.approval_closed", approval=wanted.approval, state=row.state if row.state != "open" else "expired")
+    approver = uow.actor.text
+    before = [Vote(r.approver, r.approve) for r in await uow.all(select(decisions).where(decisions.c.approval == row.approval))]
+    state = decide(row.requester, row.needed, before, Vote(approver, wanted.approve))
+    values: dict[str, Any] = {
+        "approval": row.approval,
+        "approver": approver,
+        "requester": row.requester,
+        "approve": wanted.approve,
+        "comment": wanted.comment,
+        "token": command.actor or "",
+        "at": uow.now,
+    }
+    await uow.execute(insert(decisions).values(values))
+    await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=state.value))
+    entities = (Entity("approval", row.approval, digest=row.digest), Entity(row.action, row.target))
+    uow.audit(AuditEntry("approval.decide", "U", entities=entities, detail={"approve": wanted.approve, "state": state.value}))
+    if state is ApprovalState.GRANTED:
+        await _grant(uow, row, [*(v.approver for v in before if v.approve), approver])
+    elif state is ApprovalState.REFUSED:
+        uow.emit(ApprovalRefused(approval=row.approval, action=row.action, target=row.target, digest=row.digest))
+        if row.action == "hospital.enrol":
+            await refuse_enrolment(uow, row.target)
+    return {"approval": row.approval, "state": state.value}
+
+
+async def _grant(uow: UnitOfWork[Ports], row: Any, approvers: list[str]) -> None:
+    if row.action == "hospital.enrol":
+        # Governance executes this one itself: the approval is spent in the same transaction that decides it.
+        await uow.spend_approval(row.approval)
+        await issue_certificate(uow, row.target)
+    token = tokens.issue(
+        uow.ports.identity,
+        approval=row.approval,
+        action=row.action,
+        target=row.target,
+        digest=row.digest,
+        requester=row.requester,
+        approvers=approvers,
+        expires=row.expires_at,
+    )
+    uow.emit(ApprovalGranted(approval=row.approval, action=row.action, target=row.target, digest=row.digest, token=token))
+
+
+@HANDLERS.answers(ListApprovals)
+async def list_approvals(query: Envelope[ListApprovals], uow: UnitOfWork[Ports]) -> Approvals:
+    """Newest first; `state` filters."""
+    wanted = select(approvals).order_by(approvals.c.created_at.desc()).limit(500)
+    if query.data.state:
+        wanted = wanted.where(approvals.c.state == query.data.state)
+    rows = await uow.all(wanted)
+    voters: dict[str, list[str]] = {}
+    for vote in await uow.all(select(decisions).where(decisions.c.approval.in_([row.approval for row in rows]), decisions.c.approve)):
+        voters.setdefault(vote.approval, []).append(vote.approver)
+    views = (
+        ApprovalView(
+            approval=row.approval,
+            action=row.action,
+            target=row.target,
+            digest=row.digest,
+            requester=row.requester,
+            summary=row.summary,
+            state="expired" if row.state == "open" and row.expires_at < uow.now else row.state,
+            needed=row.needed,
+            approvers=tuple(voters.get(row.approval, ())),
+            expires=row.expires_at,
+        )
+        for row in rows
+    )
+    return Approvals(approvals=tuple(views))

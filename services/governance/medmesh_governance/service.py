@@ -1,0 +1,46 @@
+"""Composition root of governance."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused, ApprovalRequested, HospitalRegistered, NodeEnrolled, UserCreated
+from medmesh.security.authority import Authority
+from medmesh.service.runtime import Runtime
+from medmesh.service.spec import ServiceSpec
+from medmesh_governance import enrolment, handlers, people
+from medmesh_governance.ports import HANDLERS, Ports
+from medmesh_governance.settings import Settings
+from medmesh_governance.tables import METADATA
+
+DECLARING = (people, enrolment, handlers)
+"""The modules whose handlers this service runs."""
+
+
+@asynccontextmanager
+async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
+    """The authority's key is read here and nowhere else."""
+    settings = cast(Settings, runtime.settings)
+    token = settings.bootstrap_token
+    yield Ports(
+        settings=settings,
+        identity=runtime.identity,
+        authority=Authority.load(settings.authority),
+        trust=runtime.trust,
+        bootstrap_hash=token.read_text().strip() if token and token.exists() else None,
+    )
+
+
+SERVICE = ServiceSpec(
+    name="governance",
+    purpose="People, roles, hospitals, enrolment and approvals.",
+    handlers=HANDLERS,
+    settings=Settings,
+    metadata=METADATA,
+    migrations=Path(__file__).parent / "migrations",
+    open=open_ports,
+    emits=(UserCreated, HospitalRegistered, NodeEnrolled, ApprovalRequested, ApprovalGranted, ApprovalRefused),
+)

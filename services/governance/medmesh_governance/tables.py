@@ -1,0 +1,97 @@
+"""Tables of governance."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, String, Table, Text, text
+
+from medmesh.store.tables import service_metadata
+from medmesh.store.types import Json, Timestamp
+
+METADATA = service_metadata()
+
+users = Table(
+    "users",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("organisation", String(63), nullable=False),
+    Column("roles", Json, nullable=False),
+    Column("password_hash", Text),
+    Column("activation_hash", String(64)),
+    Column("activation_expires", Timestamp),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("locked_until", Timestamp),
+    Column("created_at", Timestamp, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    METADATA,
+    Column("hash", String(64), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("opened_at", Timestamp, nullable=False),
+    Column("used_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp, nullable=False),
+    comment="only hashes of bearers: a copy of this table opens nothing",
+)
+Index("ix_sessions_name", sessions.c.name)
+
+hospitals = Table(
+    "hospitals",
+    METADATA,
+    Column("hospital", String(63), primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("code_hash", String(64)),
+    Column("code_expires", Timestamp),
+    Column("created_at", Timestamp, nullable=False),
+)
+
+enrolments = Table(
+    "enrolments",
+    METADATA,
+    Column("enrolment", String(36), primary_key=True),
+    Column("hospital", String(63), nullable=False),
+    Column("node", String(63), nullable=False),
+    Column("code_hash", String(64), nullable=False, unique=True),
+    Column("csr_pem", Text, nullable=False),
+    Column("csr_digest", String(64), nullable=False),
+    Column("approval", String(36), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("certificate_pem", Text),
+    Column("fingerprint", String(64)),
+    Column("serial", String(64)),
+    Column("expires_at", Timestamp),
+    Column("revoked", Boolean, nullable=False, server_default=text("false")),
+    Column("created_at", Timestamp, nullable=False),
+)
+
+approvals = Table(
+    "approvals",
+    METADATA,
+    Column("approval", String(36), primary_key=True),
+    Column("action", String(63), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("requester", String(160), nullable=False),
+    Column("summary", Json, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("needed", Integer, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp, nullable=False),
+)
+Index("ix_approvals_state", approvals.c.state)
+
+decisions = Table(
+    "decisions",
+    METADATA,
+    Column("approval", String(36), primary_key=True),
+    Column("approver", String(160), primary_key=True),
+    Column("requester", String(160), nullable=False),
+    Column("approve", Boolean, nullable=False),
+    Column("comment", Text, nullable=False),
+    Column("token", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    # Maker is never checker: held by the database too, whatever a program does.
+    CheckConstraint("approver <> requester", name="maker_is_not_checker"),
+    comment="each approver's decision with the signed token it came with",
+)
