@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, Generic, TypeVar
@@ -175,10 +175,10 @@ class Dispatcher:
 
     async def _handle(self, message: Envelope[Any], delivery: Delivery) -> str:
         command = isinstance(message.data, Command)
-        context = Context(self.consumer.service, message, None, message.actor, current_traceparent() or message.traceparent)
+        trace = current_traceparent() or message.traceparent
+        context = Context(self.consumer.service, message, None, message.actor, trace, delivery.body)
         try:
-            actor = self._actor(message)
-            context = Context(self.consumer.service, message, actor, message.actor, current_traceparent() or message.traceparent)
+            context = replace(context, actor=self._actor(message))
             if self.consumer.slow:
                 return await self._slow(message, context, delivery)
             async with self.database.unit(context, self.ports) as uow:
@@ -292,7 +292,7 @@ class _Batcher:
                     try:
                         message = decode(delivery.body, dispatcher._type(delivery.subject))
                         actor = dispatcher._actor(message)
-                        uow.context = Context(dispatcher.consumer.service, message, actor, message.actor, message.traceparent)
+                        uow.context = Context(dispatcher.consumer.service, message, actor, message.actor, message.traceparent, delivery.body)
                         if await uow.journal.remember(dispatcher.consumer.durable, message.id, uow.now):
                             result = await dispatcher.consumer.handler(message, uow)
                             if isinstance(message.data, Command):

@@ -69,6 +69,8 @@ class Context:
     actor: Any = None
     token: str | None = None
     traceparent: str | None = None
+    raw: bytes | None = None
+    """The bytes of `cause` as they were published."""
 
 
 Recorder = Callable[[AuditEntry, Context, str, int, str], bytes]

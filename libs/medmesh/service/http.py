@@ -1,0 +1,149 @@
+"""HTTP for the services that speak it: uvicorn inside the service's own event loop, problem+json, traces, metrics, health."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from opentelemetry.trace import SpanKind
+from starlette.exceptions import HTTPException
+
+from medmesh.errors import Problem
+from medmesh.security.asgi_tls import TlsProtocol
+from medmesh.service.listener import Check, respond
+from medmesh.telemetry import log, metrics, span
+
+PROBLEM_JSON = "application/problem+json"
+
+
+def language(request: Request) -> str:
+    """The language to answer in: Chinese where the client prefers it."""
+    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+
+
+def problem_response(problem: Problem, tongue: str = "en", headers: dict[str, str] | None = None) -> Response:
+    """RFC 9457."""
+    body = json.dumps(problem.document(tongue), ensure_ascii=False).encode()
+    return Response(body, status_code=problem.status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Answer every mistake as problem+json, in the client's language."""
+
+    @app.exception_handler(Problem)
+    async def _problem(request: Request, problem: Problem) -> Response:
+        return problem_response(problem, language(request))
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        return problem_response(Problem("request.invalid", reason=where), language(request))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return problem_response(Problem("request.no_route", path=request.url.path), language(request))
+        if error.status_code == 405:
+            return problem_response(Problem("request.no_method", method=request.method, path=request.url.path), language(request))
+        return problem_response(Problem("request.invalid", reason=str(error.detail)), language(request))
+
+
+class Observed:
+    """ASGI middleware around the application: health and metrics, a server span, and counters by route template."""
+
+    def __init__(self, app: Any, service: str, ready: Check) -> None:
+        self._app, self._service, self._ready = app, service, ready
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"].startswith("/health/") or scope["path"] == "/metrics":
+            status, kind, body = await respond(scope["path"], self._ready)
+            await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode())]})
+            await send({"type": "http.response.body", "body": body})
+            return
+        started, status = perf_counter(), 500
+
+        async def watch(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
+        try:
+            with span(f"{scope['method']} request", parent=parent, kind=SpanKind.SERVER):
+                await self._app(scope, receive, watch)
+        except Exception as error:
+            log("http.failed", level=40, error=error, method=scope["method"])
+            if status != 500:
+                raise
+            answer = problem_response(Problem("request.failed"))
+            await answer(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            metrics.HTTP_REQUESTS.labels(self._service, route, str(status)).inc()
+            metrics.HTTP_SECONDS.labels(self._service, route).observe(perf_counter() - started)
+
+
+class _Server(uvicorn.Server):
+    def capture_signals(self) -> Any:
+        """The service's own runtime listens to signals."""
+        return nullcontext()
+
+
+@asynccontextmanager
+async def serve(
+    app: Callable[[Any, Any, Any], Awaitable[None]],
+    *,
+    host: str,
+    port: int,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    client_ca: Path | None = None,
+) -> AsyncIterator[int]:
+    """Serve `app` and yield the port. With `client_ca`, clients may show a certificate; one that does not verify is refused
+    at the handshake. The application decides where a certificate is needed."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((host, port))
+    config = uvicorn.Config(
+        app,
+        http=TlsProtocol,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        ssl_ca_certs=str(client_ca) if client_ca else None,
+        ssl_cert_reqs=ssl.CERT_OPTIONAL if client_ca else ssl.CERT_NONE,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    config.load()
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    while not server.started:
+        if task.done():
+            task.result()
+        await asyncio.sleep(0.01)
+    try:
+        yield int(listening.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await task

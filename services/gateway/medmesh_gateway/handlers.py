@@ -1,0 +1,54 @@
+"""What the gateway hears: answers to commands, and facts for hospitals."""
+
+from __future__ import annotations
+
+from sqlalchemy import update
+
+from medmesh.contracts.federation import (
+    FederationCompleted,
+    FederationFailed,
+    FederationInvited,
+    FederationStarted,
+    ParticipantDropped,
+    RoundOpened,
+    RoundStored,
+    RoundVoided,
+)
+from medmesh.contracts.message import Envelope, HospitalEvent, OperationFinished
+from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
+from medmesh.store.unit import UnitOfWork
+from medmesh_gateway.inbox import deliver
+from medmesh_gateway.ports import HANDLERS, Ports
+from medmesh_gateway.tables import operations
+
+FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
+    FederationInvited,
+    FederationStarted,
+    RoundOpened,
+    RoundStored,
+    RoundVoided,
+    ParticipantDropped,
+    FederationCompleted,
+    FederationFailed,
+    ModelReleased,
+    ModelWithdrawn,
+)
+"""Every fact that hospitals get. A test holds this list against the contracts."""
+
+
+@HANDLERS.on(OperationFinished)
+async def operation_finished(event: Envelope[OperationFinished], uow: UnitOfWork[Ports]) -> None:
+    """Keep the owner's answer and wake who waits for it."""
+    answer = event.data
+    values = {"finished": True, "succeeded": answer.succeeded, "result": answer.result, "problem": answer.problem, "finished_at": uow.now}
+    # Only the service that owns a command may answer it; the event's subject proves which service spoke.
+    owned = operations.c.command.startswith(f"{answer.service}.")
+    await uow.execute(update(operations).where(operations.c.operation == answer.operation, ~operations.c.finished, owned).values(values))
+    uow.on_commit(lambda: uow.ports.waiting.finished(answer.operation))
+
+
+@HANDLERS.on(*FOR_HOSPITALS, durable="inbox", concurrency=1)
+async def into_inboxes(event: Envelope[HospitalEvent], uow: UnitOfWork[Ports]) -> None:
+    """One at a time, so that a hospital reads facts in the order in which they were committed to the stream."""
+    assert uow.context.raw is not None
+    await deliver(event, uow, uow.context.raw)
