@@ -7,13 +7,13 @@ from, and the audit log witnesses. Numbers that are not whole are decimal string
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.message import Identifier, Record, Sha256
 
 
@@ -90,7 +90,7 @@ class Plan(Record):
 
 def canonical(plan: Plan) -> bytes:
     """The bytes that are hashed: JSON, keys sorted, no white space, no floats."""
-    return json.dumps(plan.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return canonical_json(plan.model_dump(mode="json"))
 
 
 def plan_hash(plan: Plan) -> str:

@@ -60,6 +60,7 @@ def give(path: Path, account: Account | None) -> None:
     """Make `account` the owner of `path` and of everything below it."""
     if account is None:
         return
+    os.chown(path, account.uid, account.gid, follow_symlinks=False)
     for folder, _, files in os.walk(path):
         os.chown(folder, account.uid, account.gid)
         for name in files:

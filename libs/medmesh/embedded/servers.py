@@ -48,12 +48,16 @@ async def start(
 def _prepare(
     supervisor: Supervisor, nats: bool, postgres: bool, s3: bool, users: Sequence[NatsUser] | None, account: str | None, state: Path
 ) -> Servers:
-    folder, ports = supervisor.folder, supervisor.ports
+    folder = supervisor.folder
     secrets = files.folder(folder / "secrets")
+
+    def port(name: str) -> int:
+        return supervisor.ports.take(name)[0]
+
     return Servers(
-        Nats.prepare(folder / "nats", *ports.take("nats", "nats.monitor"), users) if nats else None,
-        Postgres.prepare(folder, *ports.take("postgres"), secrets / "postgres.password", account, state) if postgres else None,
-        SeaweedFS.prepare(folder / "seaweedfs", dict(zip(PORTS, ports.take(*PORTS), strict=True)), secrets / "s3.json") if s3 else None,
+        Nats.prepare(folder / "nats", port("nats"), port("nats.monitor"), users) if nats else None,
+        Postgres.prepare(folder, port("postgres"), secrets / "postgres.password", account, state) if postgres else None,
+        SeaweedFS.prepare(folder / "seaweedfs", {name: port(name) for name in PORTS}, secrets / "s3.json") if s3 else None,
     )
 
 

@@ -145,6 +145,11 @@ class _Child:
                 if self._fail(problem):
                     return
                 reason = problem.code
+            except OSError as error:
+                reason = error.strerror or type(error).__name__
+            except BaseException as error:  # a mistake of ours: whoever waits must hear of it, not wait for ever
+                self._fail(error)
+                raise
             if self._stopping.is_set():
                 break
             log("server.died", server=self.server.name, reason=reason)
@@ -169,7 +174,7 @@ class _Child:
     async def _live(self) -> str:
         """One life, from start to end; answers how it ended."""
         command = await asyncio.to_thread(self.server.command)
-        with self.log.open("ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
+        with open(self.log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
             process = await asyncio.create_subprocess_exec(
                 *command.wrapped(),
                 stdin=asyncio.subprocess.DEVNULL,

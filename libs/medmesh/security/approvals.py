@@ -6,8 +6,6 @@ in the same transaction (`UnitOfWork.spend_approval`).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +13,7 @@ from typing import Any
 
 import jwt
 
+from medmesh.canonical import digest
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity, public_key
 from medmesh.security.tokens import LEEWAY
@@ -22,22 +21,9 @@ from medmesh.security.tokens import LEEWAY
 AUDIENCE = "medmesh-approval"
 
 
-def canonical(document: Any) -> bytes:
-    """Canonical JSON: sorted keys, no white space, no floats (a float has more than one spelling)."""
-
-    def refuse_floats(value: Any) -> None:
-        if isinstance(value, float):
-            raise ValueError("a request that is approved holds no floats")
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-            refuse_floats(item)
-
-    refuse_floats(document)
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
 def request_digest(document: Any) -> str:
     """SHA-256 of the canonical request: what approvers see, sign and what gets executed are the same."""
-    return hashlib.sha256(canonical(document)).hexdigest()
+    return digest(document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +82,3 @@ def verify(token: str, governance_key: str, *, action: str, digest: str, at: dat
     if at is not None and at > datetime.fromtimestamp(int(claims["exp"]), UTC) + LEEWAY:
         raise Problem("security.approval_expired")
     return Approval(str(claims["jti"]), action, str(claims.get("tgt", "")), digest, str(claims["req"]), approvers)
-
-
-__all__ = ["AUDIENCE", "Approval", "canonical", "issue", "request_digest", "verify"]

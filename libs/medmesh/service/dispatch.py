@@ -292,7 +292,9 @@ class _Batcher:
                     try:
                         message = decode(delivery.body, dispatcher._type(delivery.subject))
                         actor = dispatcher._actor(message)
-                        uow.context = Context(dispatcher.consumer.service, message, actor, message.actor, message.traceparent, delivery.body)
+                        uow.context = Context(
+                            dispatcher.consumer.service, message, actor, message.actor, message.traceparent, delivery.body
+                        )
                         if await uow.journal.remember(dispatcher.consumer.durable, message.id, uow.now):
                             result = await dispatcher.consumer.handler(message, uow)
                             if isinstance(message.data, Command):

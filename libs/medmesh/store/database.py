@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import MetaData, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from medmesh.store.journal import Journal, Outgoing
@@ -48,6 +48,12 @@ class Database:
         from medmesh.store import sqlite
 
         return cls(sqlite.engine(path), **options)
+
+    async def create(self, metadata: MetaData) -> None:
+        """Make the tables of a store that has no migrations of its own (SQLite at the edge); safe to run again."""
+        async with self.engine.connect() as sql:
+            await sql.run_sync(metadata.create_all)
+            await sql.execute(text("INSERT INTO audit_counter (one, n, last_id) VALUES (1, 0, '') ON CONFLICT DO NOTHING"))
 
     async def close(self) -> None:
         """Close every connection."""

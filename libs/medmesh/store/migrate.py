@@ -161,5 +161,6 @@ async def generate(admin_url: str, schema: Schema, title: str) -> Path | None:
     down = f'"{number - 1:04d}"' if number > 1 else "None"
     path = schema.folder / f"{number:04d}_{title.replace(' ', '_')}.py"
     indented = "\n".join(f"    {line}" if line and not line.startswith("    ") else line for line in body.splitlines())
+    indented = "\n".join(line for line in indented.splitlines() if not line.strip().startswith("# ###"))
     path.write_text(_TEMPLATE.format(title=title.capitalize() + ".", revision=f"{number:04d}", down=down, body=indented), encoding="utf-8")
     return path

@@ -57,9 +57,10 @@ def add_base_tables(metadata: MetaData) -> None:
     Table(
         "audit_counter",
         metadata,
-        Column("one", Integer, CheckConstraint("one = 1", name="single"), primary_key=True),
+        Column("one", Integer, primary_key=True),
         Column("n", Counter, nullable=False),
         Column("last_id", String(36), nullable=False),
+        CheckConstraint("one = 1", name="single"),
         comment="the emitter's own numbering: a gap reveals a loss before the log",
     )
     Table(

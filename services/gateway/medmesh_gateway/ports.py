@@ -6,9 +6,10 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from medmesh.bus.declarations import Handlers
 from medmesh.store.objects.port import ObjectStore
 from medmesh.store.objects.upload import Uploads
+
+from medmesh.bus.declarations import Handlers
 from medmesh_gateway.inbox import Doorbells
 
 if TYPE_CHECKING:

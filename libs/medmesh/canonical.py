@@ -1,0 +1,34 @@
+"""Canonical JSON: one spelling for one value, so that every party hashes, signs and approves the same bytes.
+
+A subset of RFC 8785 (JCS): keys sorted, no white space, UTF-8; floats are refused because a float has more than one
+spelling, and integers beyond 2^53 because some readers would round them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+_LARGEST = 2**53
+
+
+def refuse_ambiguous(value: Any) -> None:
+    """Raise `ValueError` for a float or a large integer anywhere inside."""
+    if isinstance(value, float):
+        raise ValueError("canonical JSON holds no floats; write a decimal string")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError("canonical JSON holds no integers beyond 2^53")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        refuse_ambiguous(item)
+
+
+def canonical(document: Any) -> bytes:
+    """The bytes of a document."""
+    refuse_ambiguous(document)
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(document: Any) -> str:
+    """SHA-256 of the canonical bytes, hexadecimal."""
+    return hashlib.sha256(canonical(document)).hexdigest()

@@ -1,0 +1,55 @@
+"""A leaf: a small header and a salted commitment to the record's body.
+
+Leaves may be shown to anyone who checks the log: without body and salt a commitment tells nothing, so that no hospital
+learns another's records from tiles, and a body can be forgotten while the log stays verifiable.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from medmesh.canonical import canonical
+from medmesh.errors import Problem
+
+SALT_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """`hour` coarse time (UTC, `2026-11-24T02`), `emitter` and its counter `n`, `compartment` the organisation the body belongs to."""
+
+    hour: str
+    emitter: str
+    n: int
+    compartment: str
+    commit: str
+
+    def encode(self) -> bytes:
+        """The canonical bytes that are hashed into the tree."""
+        return canonical({"v": 1, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "commit": self.commit})
+
+
+def decode(data: bytes) -> Leaf:
+    """Raises `Problem`."""
+    try:
+        document: dict[str, Any] = json.loads(data)
+        leaf = Leaf(document["h"], document["e"], document["n"], document["c"], document["commit"])
+        if leaf.encode() != data:
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise Problem("ledger.leaf") from None
+    return leaf
+
+
+def commitment(salt: bytes, body: bytes) -> str:
+    """SHA-256(salt || body), hexadecimal; the salt is 16 random bytes."""
+    return hashlib.sha256(salt + body).hexdigest()
+
+
+def body_document(salt: bytes, body: bytes) -> dict[str, str]:
+    """How salt and body travel to an auditor."""
+    return {"salt": base64.b64encode(salt).decode(), "body": base64.b64encode(body).decode()}

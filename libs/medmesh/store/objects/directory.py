@@ -1,0 +1,113 @@
+"""Objects in a folder: the scratch spool of services on one machine, and the store of an edge node."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from medmesh.contracts.message import ObjectRef
+from medmesh.errors import Problem
+from medmesh.store.objects.port import CHUNK, file_digest
+
+
+class DirectoryStore:
+    """See `medmesh.store.objects.port.ObjectStore`. `durable` waits for the disk before an object counts as stored."""
+
+    def __init__(self, folder: Path, *, durable: bool) -> None:
+        self.folder = folder
+        self._durable = durable
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def path(self, sha256: str) -> Path:
+        """Where an object lies."""
+        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+            raise Problem("objects.missing", sha256=sha256[:64])
+        return self.folder / sha256[:2] / sha256
+
+    async def size(self, sha256: str) -> int | None:
+        try:
+            return self.path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        try:
+            file = self.path(sha256).open("rb")
+        except FileNotFoundError:
+            raise Problem("objects.missing", sha256=sha256) from None
+        with file:
+            file.seek(start)
+            left = (1 << 62) if end is None else end - start
+            while left > 0 and (piece := await asyncio.to_thread(file.read, min(CHUNK, left))):
+                left -= len(piece)
+                yield piece
+
+    async def put_file(self, path: Path, sha256: str) -> ObjectRef:
+        found, size = await asyncio.to_thread(file_digest, path)
+        if found != sha256:
+            raise Problem("objects.digest", expected=sha256, found=found)
+        await asyncio.to_thread(self._take, path, sha256)
+        return ObjectRef(sha256=sha256, bytes=size)
+
+    def _take(self, source: Path, sha256: str) -> None:
+        target = self.path(sha256)
+        if target.exists():
+            return
+        temporary = self._temporary(target)
+        try:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+            self._settle(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _full(error) from None
+
+    async def put(self, data: bytes, media_type: str = "application/octet-stream") -> ObjectRef:
+        sha256 = hashlib.sha256(data).hexdigest()
+        await asyncio.to_thread(self._write, data, sha256)
+        return ObjectRef(sha256=sha256, bytes=len(data), media_type=media_type)
+
+    def _write(self, data: bytes, sha256: str) -> None:
+        target = self.path(sha256)
+        if target.exists():
+            return
+        temporary = self._temporary(target)
+        try:
+            temporary.write_bytes(data)
+            self._settle(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _full(error) from None
+
+    def _temporary(self, target: Path) -> Path:
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+
+    def _settle(self, temporary: Path, target: Path) -> None:
+        if self._durable:
+            descriptor = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        os.replace(temporary, target)
+
+    async def delete(self, sha256: str) -> None:
+        self.path(sha256).unlink(missing_ok=True)
+
+    async def ready(self) -> None:
+        self.folder.stat()
+
+
+def _full(error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Problem("objects.full")
+    return error

@@ -1,0 +1,50 @@
+"""A service's stores from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from medmesh.errors import Problem
+from medmesh.service.settings import ObjectSettings
+from medmesh.store.objects.directory import DirectoryStore
+from medmesh.store.objects.port import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """`kept` for data sets, models and checkpoints; `scratch` for a round's updates and temporary artefacts."""
+
+    kept: ObjectStore
+    scratch: ObjectStore
+
+    async def holding(self, sha256: str) -> ObjectStore:
+        """The store that has an object. Raises `Problem` (`objects.missing`)."""
+        for store in (self.scratch, self.kept):
+            if await store.size(sha256) is not None:
+                return store
+        raise Problem("objects.missing", sha256=sha256)
+
+
+@asynccontextmanager
+async def stores(settings: ObjectSettings) -> AsyncIterator[Stores]:
+    """Open both; S3 where a URL is set, folders otherwise."""
+    if settings.s3_url and settings.s3_credentials:
+        from medmesh.store.objects.s3 import S3Store
+
+        kept = await S3Store.open(settings.s3_url, "kept", settings.s3_credentials)
+        shared = None if settings.spool else await S3Store.open(settings.s3_url, "scratch", settings.s3_credentials)
+        try:
+            yield Stores(kept, shared or DirectoryStore(settings.spool, durable=False))  # type: ignore[arg-type]
+        finally:
+            kept.close()
+            if shared:
+                shared.close()
+    elif settings.folder:
+        yield Stores(
+            DirectoryStore(settings.folder / "kept", durable=True),
+            DirectoryStore(settings.spool or settings.folder / "scratch", durable=False),
+        )
+    else:
+        raise Problem("settings.invalid", file="objects", reason="give s3_url with s3_credentials, or folder")

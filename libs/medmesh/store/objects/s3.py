@@ -1,0 +1,119 @@
+"""Objects in S3 through the minio SDK (the only module that imports it); its calls block, so they run in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+
+from medmesh.contracts.message import ObjectRef
+from medmesh.errors import Problem
+from medmesh.security.keys import read_secret
+from medmesh.store.objects.port import CHUNK, file_digest
+
+
+class S3Store:
+    """See `medmesh.store.objects.port.ObjectStore`; one bucket a durability class."""
+
+    def __init__(self, url: str, bucket: str, *, access_key: str, secret_key: str) -> None:
+        where = urlsplit(url)
+        pool = urllib3.PoolManager(
+            maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=urllib3.Retry(total=4, backoff_factor=0.2)
+        )
+        self._client = Minio(
+            where.netloc, access_key=access_key, secret_key=secret_key, secure=where.scheme == "https", region="us-east-1", http_client=pool
+        )
+        self._bucket = bucket
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, url: str, bucket: str, credentials: Path) -> S3Store:
+        """Connect with the keys in a file 0600, and make the bucket when it is not there."""
+        pair = json.loads(read_secret(credentials))
+        store = cls(url, bucket, access_key=pair["access_key"], secret_key=pair["secret_key"])
+        await asyncio.to_thread(store._ensure)
+        return store
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._pool.clear()
+
+    def _ensure(self) -> None:
+        try:
+            if not self._client.bucket_exists(self._bucket):
+                self._client.make_bucket(self._bucket)
+        except S3Error as error:
+            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+
+    @staticmethod
+    def _key(sha256: str) -> str:
+        return f"{sha256[:2]}/{sha256}"
+
+    async def size(self, sha256: str) -> int | None:
+        def stat() -> int | None:
+            try:
+                return int(self._client.stat_object(self._bucket, self._key(sha256)).size or 0)
+            except S3Error as error:
+                if error.code in ("NoSuchKey", "NoSuchObject", "NotFound"):
+                    return None
+                raise
+
+        return await asyncio.to_thread(stat)
+
+    async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        size = await self.size(sha256)
+        if size is None:
+            raise Problem("objects.missing", sha256=sha256)
+        end = size if end is None else min(end, size)
+        if start >= end:
+            return
+
+        def begin() -> Any:
+            return self._client.get_object(self._bucket, self._key(sha256), offset=start, length=end - start)
+
+        answer = await asyncio.to_thread(begin)
+        try:
+            while piece := await asyncio.to_thread(answer.read, CHUNK):
+                yield piece
+        finally:
+            answer.close()
+            answer.release_conn()
+
+    async def put_file(self, path: Path, sha256: str) -> ObjectRef:
+        found, size = await asyncio.to_thread(file_digest, path)
+        if found != sha256:
+            raise Problem("objects.digest", expected=sha256, found=found)
+
+        def send() -> None:
+            with path.open("rb") as file:
+                self._client.put_object(self._bucket, self._key(sha256), file, size, part_size=CHUNK)
+
+        if await self.size(sha256) is None:
+            await asyncio.to_thread(send)
+        return ObjectRef(sha256=sha256, bytes=size)
+
+    async def put(self, data: bytes, media_type: str = "application/octet-stream") -> ObjectRef:
+        sha256 = hashlib.sha256(data).hexdigest()
+
+        def send() -> None:
+            self._client.put_object(self._bucket, self._key(sha256), io.BytesIO(data), len(data), content_type=media_type)
+
+        if await self.size(sha256) is None:
+            await asyncio.to_thread(send)
+        return ObjectRef(sha256=sha256, bytes=len(data), media_type=media_type)
+
+    async def delete(self, sha256: str) -> None:
+        await asyncio.to_thread(self._client.remove_object, self._bucket, self._key(sha256))
+
+    async def ready(self) -> None:
+        await asyncio.to_thread(self._client.bucket_exists, self._bucket)

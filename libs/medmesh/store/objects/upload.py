@@ -1,0 +1,97 @@
+"""Resumable uploads: pieces of at most 8 MiB, each verified in memory before it touches the disk, appended at known offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+from medmesh.contracts.message import ObjectRef
+from medmesh.errors import Problem
+from medmesh.store.objects.port import CHUNK, ObjectStore
+
+
+class Uploads:
+    """Unfinished uploads in a private folder, one file an object and owner. `limit` is the largest object, in bytes."""
+
+    def __init__(self, folder: Path, *, limit: int, reserve: int = 256 * 2**20) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._reserve = reserve
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _path(self, owner: str, sha256: str) -> Path:
+        return self._folder / f"{hashlib.sha256(owner.encode()).hexdigest()[:16]}-{sha256}"
+
+    async def offset(self, owner: str, sha256: str) -> int:
+        """How many bytes have arrived: where to go on."""
+        path = self._path(owner, sha256)
+        return path.stat().st_size if path.exists() else 0
+
+    async def append(self, owner: str, sha256: str, offset: int, total: int, piece: bytes, piece_sha256: str) -> int:
+        """Write a piece at `offset`; answers the new offset. Sending a piece again is harmless.
+
+        Raises `Problem`: `objects.too_large`, `objects.piece`, `objects.digest` (the piece arrived altered), `objects.offset` (a
+        piece is missing before this one), `objects.full`.
+        """
+        if total > self._limit:
+            raise Problem("objects.too_large", bytes=total, limit=self._limit)
+        if not piece or len(piece) > CHUNK or offset + len(piece) > total:
+            raise Problem("objects.piece", bytes=len(piece), limit=CHUNK)
+        found = await asyncio.to_thread(lambda: hashlib.sha256(piece).hexdigest())
+        if found != piece_sha256:
+            raise Problem("objects.digest", expected=piece_sha256, found=found)
+        async with self._locks[sha256]:
+            have = await self.offset(owner, sha256)
+            if offset > have:
+                raise Problem("objects.offset", expected=have, found=offset)
+            if offset + len(piece) <= have:
+                return have
+            if shutil.disk_usage(self._folder).free < self._reserve + len(piece):
+                raise Problem("objects.full")
+            await asyncio.to_thread(self._write, self._path(owner, sha256), offset, piece)
+            return offset + len(piece)
+
+    @staticmethod
+    def _write(path: Path, offset: int, piece: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, piece, offset)
+        except OSError as error:
+            os.ftruncate(descriptor, offset)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Problem("objects.full") from None
+            raise
+        finally:
+            os.close(descriptor)
+
+    async def finish(self, owner: str, sha256: str, store: ObjectStore) -> ObjectRef:
+        """Move a complete upload into `store`. Raises `Problem` (`objects.digest`), and begins anew, when the whole is not its name."""
+        path = self._path(owner, sha256)
+        async with self._locks[sha256]:
+            if not path.exists():
+                size = await store.size(sha256)
+                if size is None:
+                    raise Problem("objects.offset", expected=0, found=0)
+                return ObjectRef(sha256=sha256, bytes=size)
+            try:
+                ref = await store.put_file(path, sha256)
+            except Problem as problem:
+                if problem.code == "objects.digest":
+                    path.unlink()
+                raise
+            path.unlink()
+        self._locks.pop(sha256, None)
+        return ref
+
+    async def prune(self, older_than: float) -> int:
+        """Forget uploads nobody went on with since the POSIX time `older_than`; answers how many."""
+        stale = [path for path in self._folder.iterdir() if path.stat().st_mtime < older_than]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)

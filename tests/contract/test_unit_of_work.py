@@ -1,0 +1,144 @@
+"""What a unit of work must do, held against PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from sqlalchemy import insert, select
+
+from medmesh.contracts.message import Event
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.store.database import Database
+from medmesh.store.unit import AuditEntry, Context
+from tests.store import example_metadata, example_postgres, example_sqlite
+
+
+class ThingMade(Event):
+    TYPE: ClassVar[str] = "example.thing.made.v1"
+
+    name: str
+
+
+class Undeclared(Event):
+    TYPE: ClassVar[str] = "example.thing.undeclared.v1"
+
+
+CONTEXT = Context("example")
+things = example_metadata().tables["things"]
+
+
+@pytest.fixture(params=["postgres", "sqlite"])
+async def database(request: pytest.FixtureRequest, private: Path, unique: str) -> AsyncIterator[Database]:
+    options = {"emits": frozenset((ThingMade,))}
+    if request.param == "sqlite":
+        async with example_sqlite(private, **options) as made:
+            yield made
+        return
+    running: RunningServers = request.getfixturevalue("servers")
+    async with example_postgres(running.postgres_url, unique, **options) as made:
+        yield made
+
+
+async def _things(database: Database) -> set[str]:
+    async with database.unit(CONTEXT) as uow:
+        return {row.name for row in await uow.all(select(things))}
+
+
+async def _unsent(database: Database) -> list[str]:
+    async with database.claim_unsent() as (rows, _):
+        return [row.subject for row in rows]
+
+
+async def test_change_message_and_audit_record_commit_together(database: Database) -> None:
+    async with database.unit(CONTEXT) as uow:
+        await uow.execute(insert(things).values(name="a", count=1))
+        uow.emit(ThingMade(name="a"))
+        uow.audit(AuditEntry("thing.make", "C"))
+    assert await _things(database) == {"a"}
+    assert await _unsent(database) == ["medmesh.evt.example.thing.made.v1"]
+    assert [body for _, _, body in await database.unreceipted()] == [b"1 thing.make False"]
+
+
+async def test_an_error_leaves_nothing_behind(database: Database) -> None:
+    with pytest.raises(RuntimeError):
+        async with database.unit(CONTEXT) as uow:
+            await uow.execute(insert(things).values(name="a", count=1))
+            uow.emit(ThingMade(name="a"))
+            uow.audit(AuditEntry("thing.make", "C"))
+            await uow.flush()
+            raise RuntimeError
+    assert await _things(database) == set()
+    assert await _unsent(database) == []
+    assert await database.unreceipted() == []
+    async with database.unit(CONTEXT) as uow:
+        uow.audit(AuditEntry("thing.other", "C"))
+    assert [n for n, _, _ in await database.unreceipted()] == [1], "a number that was rolled back is used again: no gap"
+
+
+async def test_a_message_is_remembered_once_even_by_two_at_once(database: Database) -> None:
+    async def handle() -> bool:
+        async with database.unit(CONTEXT) as uow:
+            first = await uow.journal.remember("consumer", "event-1", uow.now)
+            await asyncio.sleep(0.05)
+            return first
+
+    assert sorted(await asyncio.gather(*(handle() for _ in range(4)))) == [False, False, False, True]
+
+
+async def test_an_undeclared_message_is_a_mistake_of_ours(database: Database) -> None:
+    with pytest.raises(TypeError, match="Undeclared"):
+        async with database.unit(CONTEXT) as uow:
+            uow.emit(Undeclared())
+
+
+async def test_audit_records_are_numbered_without_gaps_and_chained(database: Database) -> None:
+    async def act(count: int) -> None:
+        async with database.unit(CONTEXT) as uow:
+            for _ in range(count):
+                uow.audit(AuditEntry("x", "E"))
+
+    await asyncio.gather(*(act(count) for count in (1, 3, 2, 4)))
+    rows = await database.unreceipted()
+    assert [n for n, _, _ in rows] == list(range(1, 11))
+    assert [body.endswith(b"True") for _, _, body in rows] == [False] + [True] * 9
+    await database.receipted([1, 2, 3])
+    assert [n for n, _, _ in await database.unreceipted()] == list(range(4, 11))
+
+
+async def test_an_approval_is_spent_once(database: Database) -> None:
+    async with database.unit(CONTEXT) as uow:
+        await uow.spend_approval("approval-1")
+    with pytest.raises(Problem) as caught:
+        async with database.unit(CONTEXT) as uow:
+            await uow.spend_approval("approval-1")
+    assert caught.value.code == "approval.spent"
+
+
+async def test_messages_are_claimed_in_order_and_marked(database: Database) -> None:
+    for name in "abc":
+        async with database.unit(CONTEXT) as uow:
+            uow.emit(ThingMade(name=name))
+    async with database.claim_unsent() as (rows, mark):
+        assert [b'"name":"%s"' % name.encode() in row.body for row, name in zip(rows, "abc", strict=True)] == [True] * 3
+        await mark([rows[0].id, rows[2].id])
+    async with database.claim_unsent() as (rows, _):
+        assert len(rows) == 1
+        assert b'"name":"b"' in rows[0].body
+    assert (await database.outbox_backlog())[0] == 1
+
+
+async def test_a_savepoint_takes_back_only_what_came_after(database: Database) -> None:
+    async with database.unit(CONTEXT) as uow:
+        await uow.execute(insert(things).values(name="kept", count=1))
+        point, mark = await uow.journal.savepoint(), uow.mark()
+        await uow.execute(insert(things).values(name="gone", count=1))
+        uow.emit(ThingMade(name="gone"))
+        await uow.journal.rollback_to(point)
+        uow.reset(mark)
+    assert await _things(database) == {"kept"}
+    assert await _unsent(database) == []

@@ -1,0 +1,73 @@
+"""Databases for tests: a service's schema on the session's PostgreSQL, or a SQLite file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Column, Integer, MetaData, String, Table, text
+from sqlalchemy.engine import make_url
+
+from medmesh.store import postgres
+from medmesh.store.database import Database
+from medmesh.store.migrate import Schema, apply
+from medmesh.store.tables import service_metadata
+from medmesh.store.unit import AuditEntry, Context
+
+PASSWORD = "test-only"
+
+
+def example_metadata() -> MetaData:
+    """The base tables and one of a pretended service."""
+    metadata = service_metadata()
+    Table("things", metadata, Column("name", String(40), primary_key=True), Column("count", Integer, nullable=False))
+    return metadata
+
+
+def plain_record(entry: AuditEntry, context: Context, record_id: str, n: int, previous: str) -> bytes:
+    """A recorder that only shows what it was given."""
+    return f"{n} {entry.verb} {bool(previous)}".encode()
+
+
+@asynccontextmanager
+async def example_postgres(admin_url: str, schema: str, **options: Any) -> AsyncIterator[Database]:
+    """A fresh schema made from the example's tables, without migrations."""
+    engine = postgres.engine(admin_url, pool_size=1)
+    async with engine.connect() as sql:
+        await sql.execute(text(f'CREATE SCHEMA "{schema}"'))
+        await sql.execute(text(f"CREATE ROLE \"{schema}\" LOGIN PASSWORD '{PASSWORD}'"))
+        await sql.execute(text(f'GRANT ALL ON SCHEMA "{schema}" TO "{schema}"'))
+        await sql.execute(text(f'ALTER ROLE "{schema}" SET search_path TO "{schema}"'))
+    await engine.dispose()
+    where = make_url(admin_url).set(username=schema).render_as_string(hide_password=False)
+    database = Database.postgres(where, password=PASSWORD, recorder=plain_record, **options)
+    await database.create(example_metadata())
+    yield database
+    await database.close()
+
+
+@asynccontextmanager
+async def service_postgres(admin_url: str, schema: Schema, database: str, **options: Any) -> AsyncIterator[Database]:
+    """A service's own schema, by its migrations, in a database of its own."""
+    engine = postgres.engine(admin_url, pool_size=1)
+    async with engine.connect() as sql:
+        await sql.execute(text(f'CREATE DATABASE "{database}"'))
+    await engine.dispose()
+    admin = make_url(admin_url).set(database=database)
+    await apply(admin.render_as_string(hide_password=False), [schema], {schema.service: PASSWORD})
+    opened = Database.postgres(
+        admin.set(username=schema.role).render_as_string(hide_password=False), password=PASSWORD, recorder=plain_record, **options
+    )
+    yield opened
+    await opened.close()
+
+
+@asynccontextmanager
+async def example_sqlite(folder: Path, **options: Any) -> AsyncIterator[Database]:
+    """A SQLite file with the example's tables."""
+    database = Database.sqlite(folder / "store.db", recorder=plain_record, **options)
+    await database.create(example_metadata())
+    yield database
+    await database.close()
