@@ -18,9 +18,11 @@ from medmesh.telemetry import metrics
 ROOT = Path(__file__).parents[2]
 OBSERVE = ROOT / "compose" / "observe"
 SERVICES = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]["medmesh.services"])
-WORDS = set(
-    "absent and by count histogram_quantile increase label_values max offset on or rate sum unless without ignoring".split()
-)  # of PromQL and of Grafana's variables
+WORDS = {
+    *("absent", "and", "by", "count", "histogram_quantile", "ignoring", "increase", "label_values", "max", "offset", "on", "or", "rate"),
+    *("sum", "unless", "without"),
+}
+"""Of PromQL and of Grafana's variables."""
 TARGET = {"job", "instance"}
 """Labels Prometheus adds."""
 

@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "model.install": ("hospital",),
     "inference.infer": ("researcher", "clinician", "hospital"),
     "audit.read": ("auditor", "audit_administrator"),
+    "audit.proof": ("auditor", "audit_administrator", "researcher", "approver", "hospital"),
     "audit.append": ("hospital",),
     "object.write": ("researcher", "hospital"),
     "object.read": ("researcher", "hospital", "auditor"),

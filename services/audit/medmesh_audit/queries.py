@@ -1,0 +1,117 @@
+"""What auditors ask: records by who, what and when, proofs, tiles, bodies."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from medmesh.errors import Problem
+from medmesh.ledger import proof
+from medmesh.ledger import tiles as tile
+from medmesh.ledger.leaf import body_document
+from medmesh.ledger.tree import consistency_proof, inclusion_proof
+from medmesh.store.unit import UnitOfWork
+from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
+
+PAGE = 500
+
+
+async def checkpoint(uow: UnitOfWork[Any], size: int | None = None) -> Any:
+    """The newest checkpoint row, or that of a size. Raises `Problem`."""
+    wanted = select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1)
+    row = await uow.first(wanted if size is None else wanted.where(checkpoints.c.size == size))
+    if row is None:
+        raise Problem("request.not_found", kind="checkpoint", id=str(size or "newest"))
+    return row
+
+
+async def tile_bytes(uow: UnitOfWork[Any], level: int, number: int, width: int) -> bytes:
+    """A tile's hashes. Raises `Problem` when the log is not that large."""
+    found = (await uow.execute(select(tiles.c.hashes).where(tiles.c.level == level, tiles.c.number == number))).scalar_one_or_none() or b""
+    if len(found) < width * 32:
+        raise Problem("request.not_found", kind="tile", id=tile.path(level, number, width))
+    return bytes(found[: width * 32])
+
+
+async def entry_bundle(uow: UnitOfWork[Any], number: int, width: int) -> bytes:
+    """The leaves of a bundle."""
+    first = number * tile.WIDTH
+    rows = await uow.all(select(entries.c.leaf).where(entries.c.seq >= first, entries.c.seq < first + width).order_by(entries.c.seq))
+    if len(rows) != width:
+        raise Problem("request.not_found", kind="entries", id=tile.path("entries", number, width))
+    return tile.bundle([row.leaf for row in rows])
+
+
+async def _node(uow: UnitOfWork[Any], size: int) -> Any:
+    """Subtree hashes of the tree of `size` leaves, reading tiles as they are needed (synchronously from a cache)."""
+    levels = list(tile.shape(size))
+    rows = await uow.all(select(tiles.c.level, tiles.c.number, tiles.c.hashes)) if len(levels) < 5_000 else []
+    cache = {(row.level, row.number): row.hashes for row in rows}
+    return tile.nodes(lambda level, number, width: bytes(cache[level, number][: width * 32]), size)
+
+
+async def record_proof(uow: UnitOfWork[Any], seq: int) -> dict[str, Any]:
+    """Everything needed to verify one record offline: leaf, salt, body and `.tlog-proof`."""
+    row = await uow.first(select(entries).where(entries.c.seq == seq))
+    if row is None:
+        raise Problem("request.not_found", kind="record", id=str(seq))
+    newest = await checkpoint(uow)
+    path = inclusion_proof(await _node(uow, newest.size), seq, newest.size)
+    return {
+        "seq": seq,
+        "leaf": base64.b64encode(row.leaf).decode(),
+        **body_document(row.salt, row.body),
+        "proof": proof.encode(seq, path, newest.note),
+    }
+
+
+async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
+    """Proof that nothing before `old` changed."""
+    return [base64.b64encode(p).decode() for p in consistency_proof(await _node(uow, new), old, new)]
+
+
+async def search(
+    uow: UnitOfWork[Any],
+    *,
+    entity: str | None,
+    who: str | None,
+    verb: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    org: str | None,
+    after: int,
+    limit: int,
+) -> dict[str, Any]:
+    """Records that match, oldest first; go on with `after` = the last `seq`."""
+    wanted = select(facts, entries.c.body).join(entries, entries.c.seq == facts.c.seq).where(facts.c.seq > after)
+    if entity:
+        wanted = wanted.where(facts.c.entities.contains([entity]))
+    if who:
+        wanted = wanted.where(facts.c.who == who)
+    if verb:
+        wanted = wanted.where(facts.c.verb.startswith(verb[:-1]) if verb.endswith("*") else facts.c.verb == verb)
+    if since:
+        wanted = wanted.where(facts.c.t >= since)
+    if until:
+        wanted = wanted.where(facts.c.t < until)
+    if org is not None:
+        wanted = wanted.where(facts.c.org == org)
+    rows = await uow.all(wanted.order_by(facts.c.seq).limit(max(1, min(limit, PAGE))))
+    return {"records": [{"seq": row.seq, "record": json.loads(row.body)} for row in rows], "next": rows[-1].seq if rows else None}
+
+
+async def bodies(uow: UnitOfWork[Any], first: int, limit: int) -> list[dict[str, Any]]:
+    """Salt and body of a range of records."""
+    wanted = select(entries.c.seq, entries.c.salt, entries.c.body).where(entries.c.seq >= first)
+    rows = await uow.all(wanted.order_by(entries.c.seq).limit(max(1, min(limit, PAGE))))
+    return [{"seq": row.seq, **body_document(row.salt, row.body)} for row in rows]
+
+
+async def coverage(uow: UnitOfWork[Any]) -> list[dict[str, Any]]:
+    """Each emitter, how many records it handed in and when the last."""
+    rows = await uow.all(select(emitters).order_by(emitters.c.emitter))
+    return [{"emitter": row.emitter, "records": row.n, "last": row.last_at.isoformat()} for row in rows]

@@ -1,0 +1,199 @@
+"""One service in this process on real servers: what a test needs to send it commands, ask it, and see what it emits.
+
+async with platform(servers, tmp_path, governance) as p:
+    done = await p.send(RequestApproval(...), p.person("wang", "researcher"))
+    assert done.succeeded
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from sqlalchemy.engine import make_url
+
+from medmesh.bus.nats_bus import NatsBus
+from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec
+from medmesh.bus.topology import consumers, streams
+from medmesh.contracts.message import Command, Envelope, Event, OperationFinished, Query, Record, decode, encode, envelope
+from medmesh.embedded.testing import RunningServers
+from medmesh.embedded.testing import servers as embedded_servers
+from medmesh.security import approvals
+from medmesh.security.authority import Authority, new_key, node_request
+from medmesh.security.keys import Identity
+from medmesh.security.tokens import Actor, TrustBundle, hospital_token, person_token, service_token
+from medmesh.service.runtime import Runtime, running, unwrap
+from medmesh.service.settings import ObjectSettings
+from medmesh.service.spec import ServiceSpec
+from medmesh.store import postgres
+from medmesh.store.migrate import Schema, apply
+from medmesh.store.objects.open import Stores, stores
+
+R = TypeVar("R", bound=Record)
+E = TypeVar("E", bound=Event)
+NAMES = (
+    "gateway", "governance", "ingestion", "annotation", "training", "federation", "conversion", "registry", "inference", "audit", "operator",
+)  # fmt: skip
+PASSWORD = "test-only"
+
+
+@dataclass
+class Platform:
+    """See the module."""
+
+    folder: Path
+    bus: NatsBus
+    identities: dict[str, Identity]
+    authority: Authority
+    trust: TrustBundle
+    stores: Stores
+    runtimes: dict[str, Runtime] = field(default_factory=dict)
+    seen: list[tuple[str, bytes]] = field(default_factory=list)
+    nodes: dict[str, tuple[EllipticCurvePrivateKey, x509.Certificate]] = field(default_factory=dict)
+
+    def person(self, name: str, *roles: str) -> str:
+        """The token of a person with these roles."""
+        return person_token(self.identities["governance"], Actor("person", name, "platform", frozenset(roles)))
+
+    def service(self, name: str) -> str:
+        """The token of a service."""
+        return service_token(self.identities[name], name)
+
+    def hospital(self, name: str) -> str:
+        """The token of a hospital's node, enrolled at first use."""
+        if name not in self.nodes:
+            key = new_key()
+            self.nodes[name] = (key, self.authority.sign_node(node_request(key, name, "node-1"), name, "node-1"))
+        return hospital_token(*self.nodes[name])
+
+    def approval(self, action: str, target: str, digest: str, *, approval: str = "approval-1", minutes: float = 60) -> str:
+        """A token as governance signs it."""
+        return approvals.issue(
+            self.identities["governance"],
+            approval=approval,
+            action=action,
+            target=target,
+            digest=digest,
+            requester="person:maker@platform",
+            approvers=["person:checker@platform"],
+            expires=datetime.now(UTC) + timedelta(minutes=minutes),
+        )
+
+    async def send(self, command: Command, token: str, *, id: str | None = None, timeout: float = 20) -> OperationFinished:
+        """Send a command and wait for its owner's answer."""
+        made = envelope(command, source="test", actor=token, id=id)
+        (failed,) = await self.bus.publish([BusMessage(made.id + ("" if id is None else f"-{len(self.seen)}"), made.type, encode(made))])
+        assert failed is None, failed
+
+        def answered(answer: Envelope[OperationFinished]) -> bool:
+            return answer.data.operation == made.id
+
+        return (await self.wait(OperationFinished, answered, timeout)).data
+
+    async def ask(self, query: Query, reply: type[R], token: str | None = None) -> R:
+        """Ask a query; raises the `Problem` it is answered with."""
+        return unwrap(await self.bus.request(query.address(), encode(envelope(query, source="test", actor=token)), timeout=20), reply)
+
+    async def publish(self, event: Event, *, source: str = "test", id: str | None = None) -> str:
+        """Publish a fact of another service."""
+        made = envelope(event, source=source, id=id, actor=self.identities.get(source) and self.service(source))
+        (failed,) = await self.bus.publish([BusMessage(made.id, made.type, encode(made))])
+        assert failed is None, failed
+        return made.id
+
+    def emitted(self, event: type[E]) -> list[Envelope[E]]:
+        """Every fact of a class that was published so far."""
+        wanted = event.subject().split(".")
+        return [
+            decode(body, event)
+            for subject, body in self.seen
+            if all(a in ("*", b) for a, b in zip(wanted, subject.split("."), strict=False)) and len(wanted) == len(subject.split("."))
+        ]
+
+    async def wait(self, event: type[E], condition: Any = lambda found: True, timeout: float = 20) -> Envelope[E]:
+        """The first fact of a class that fulfils the condition."""
+        async with asyncio.timeout(timeout):
+            while True:
+                for found in self.emitted(event):
+                    if condition(found):
+                        return found
+                await asyncio.sleep(0.01)
+
+    async def audited(self, service: str) -> list[dict[str, Any]]:
+        """The audit records a service holds ready for the log (no audit service runs here unless it is asked for)."""
+        return [json.loads(body) for _, _, body in await self.runtimes[service].database.unreceipted(1000)]
+
+
+@asynccontextmanager
+async def platform(
+    servers: RunningServers, folder: Path, *specs: ServiceSpec, settings: dict[str, dict[str, Any]] | None = None
+) -> AsyncIterator[Platform]:
+    """Run these services with a NATS server and a database of their own; `settings` are further ones by service name."""
+    folder.chmod(0o700)
+    async with AsyncExitStack() as stack:
+        own = await stack.enter_async_context(embedded_servers(folder / "nats", postgres=False))
+        identities = {name: Identity.ensure(folder / "keys" / f"{name}.nk") for name in NAMES}
+        release, log_key = (Identity.ensure(folder / "keys" / f"{name}.nk") for name in ("release", "log"))
+        (folder / "ca").mkdir(exist_ok=True)
+        authority = Authority.ensure(folder / "ca")
+        trust = TrustBundle(
+            platform="medmesh",
+            services={name: identity.public for name, identity in identities.items()},
+            release_key=release.public,
+            ca_pem=authority.certificate_pem,
+        )
+        trust.save(folder / "trust.json")
+        bus = await NatsBus.connect(own.nats_url, name="test")
+        stack.push_async_callback(bus.close)
+        for stream in streams(specs):
+            await bus.ensure_stream(stream)
+        await bus.ensure_stream(StreamSpec("EVENTS", ("medmesh.evt.>",)))
+        for consumer in consumers(specs):
+            await bus.ensure_consumer(consumer)
+        objects = ObjectSettings(folder=folder / "objects", spool=folder / "spool")
+        opened = await stack.enter_async_context(stores(objects))
+        p = Platform(folder, bus, identities, authority, trust, opened)
+        watcher = ConsumerSpec(stream="EVENTS", durable="test-watcher", subjects=("medmesh.evt.>",))
+        await bus.ensure_consumer(watcher)
+
+        async def see(delivery: Delivery) -> None:
+            p.seen.append((delivery.subject, delivery.body))
+            await delivery.ack()
+
+        stack.push_async_callback((await bus.consume(watcher, see, concurrency=1)).stop)
+        database = await _database(servers, folder, specs)
+        for spec in specs:
+            values = {
+                "nats_url": own.nats_url,
+                "identity": folder / "keys" / f"{spec.name}.nk",
+                "database_url": make_url(database).set(username=f"medmesh_{spec.name}").render_as_string(hide_password=False),
+                "trust": folder / "trust.json",
+                "objects": objects,
+                "state": folder / "state" / spec.name,
+                **(settings or {}).get(spec.name, {}),
+            }
+            made = spec.settings.model_validate(values)
+            made.state.mkdir(parents=True, exist_ok=True)
+            p.runtimes[spec.name] = await stack.enter_async_context(running(spec, made))
+        yield p
+
+
+async def _database(servers: RunningServers, folder: Path, specs: Sequence[ServiceSpec]) -> str:
+    """A database of the test's own, with the services' schemas."""
+    name = f"p_{folder.name.replace('-', '_')}_{abs(hash(folder)) % 10**6}"
+    engine = postgres.engine(servers.postgres_url, pool_size=1)
+    async with engine.connect() as sql:
+        await sql.exec_driver_sql(f'CREATE DATABASE "{name}"')
+    await engine.dispose()
+    admin = make_url(servers.postgres_url).set(database=name, drivername="postgresql")
+    schemas = [Schema(spec.name, spec.metadata, spec.migrations) for spec in specs]
+    await apply(admin.render_as_string(hide_password=False), schemas, {schema.service: PASSWORD for schema in schemas})
+    return admin.set(password=PASSWORD).render_as_string(hide_password=False)
