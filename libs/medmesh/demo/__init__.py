@@ -1,0 +1,1 @@
+"""The demonstration: a whole federation on one machine, broken on purpose and checked from outside."""
