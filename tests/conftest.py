@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers, start
 
 
@@ -32,3 +33,11 @@ def private(tmp_path: Path) -> Path:
     """A folder for secrets."""
     tmp_path.chmod(0o700)
     return tmp_path
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Iterator[Ports]:
+    """Free ports that nobody else on this machine takes while the test runs: `ports.take("a", "b")`."""
+    taken = Ports(tmp_path / "ports.json")
+    yield taken
+    taken.close()

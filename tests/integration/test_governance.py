@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.platform import Platform, platform
 
 from medmesh.contracts.governance import (
     ActivateUser,
@@ -31,7 +32,6 @@ from medmesh.errors import Problem
 from medmesh.security import approvals
 from medmesh.security.authority import hospital_of, new_key, node_request
 from medmesh_governance.service import SERVICE
-from tests.platform import Platform, platform
 
 TOKEN = "one-time-token"
 PASSWORD = "Correct-Horse-7-Battery"
@@ -67,8 +67,8 @@ async def test_the_first_administrator_needs_the_one_time_token_and_only_one_get
 
 async def test_a_user_activates_with_a_code_and_roles_that_exclude_each_other_are_refused(p: Platform) -> None:
     admin = await _admin(p)
+    roles = ("system_administrator", "audit_administrator")
     with pytest.raises(Problem) as caught:
-        roles = ("system_administrator", "audit_administrator")
         await p.ask(CreateUser(name="zhou", display_name="Z", organisation="platform", roles=roles), OneTimeCode, admin)
     assert caught.value.code == "security.role_exclusive"
     made = await p.ask(CreateUser(name="li", display_name="李", organisation="platform", roles=("researcher",)), OneTimeCode, admin)

@@ -7,6 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
+from tests.store import PASSWORD, example_postgres
 
 from medmesh.bus.memory_bus import MemoryBus
 from medmesh.bus.port import StreamSpec
@@ -17,7 +18,6 @@ from medmesh.service.spec import services
 from medmesh.store import postgres
 from medmesh.store.migrate import Schema, apply, differences
 from medmesh.store.unit import Context
-from tests.store import PASSWORD, example_postgres
 
 
 async def test_an_event_with_a_lower_number_that_commits_later_is_still_sent(servers: RunningServers, unique: str) -> None:

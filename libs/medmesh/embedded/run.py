@@ -48,6 +48,8 @@ class Run(BaseModel):
     ports: dict[str, int] = {}
     urls: dict[str, str] = {}
     paths: dict[str, Path] = {}
+    ready: bool = False
+    """Everything was started and answered at least once."""
 
     @classmethod
     def read(cls, folder: Path) -> Run | None:
@@ -93,7 +95,7 @@ async def end(process: Running, grace: float = 10.0) -> None:
             return
         os.kill(process.pid, signum)
         for _ in range(int(seconds / 0.02)):
-            if not process.alive:
+            if birth(process.pid) != process.birth:
                 return
             await asyncio.sleep(0.02)
 

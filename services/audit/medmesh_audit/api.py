@@ -32,7 +32,7 @@ def application(runtime: Runtime) -> FastAPI:
         return verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
 
     def may(action: str) -> Any:
-        def check(who: Annotated[Actor, Depends(actor)]) -> Actor:
+        def check(who: Actor = Depends(actor)) -> Actor:
             if not allow(who, action).allowed:
                 raise Problem("access.denied", actor=who.text, action=action)
             return who

@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from medmesh.store.objects.port import ObjectStore
-from medmesh.store.objects.upload import Uploads
-
 from medmesh.bus.declarations import Handlers
+from medmesh.store.objects.open import Stores
+from medmesh.store.objects.upload import Uploads
 from medmesh_gateway.inbox import Doorbells
 
 if TYPE_CHECKING:
+    from medmesh_gateway.auth import Door
     from medmesh_gateway.settings import Settings
 
 HANDLERS = Handlers("gateway")
@@ -43,8 +43,9 @@ class Ports:
     """Built by the composition root."""
 
     settings: Settings
-    kept: ObjectStore
-    scratch: ObjectStore
+    stores: Stores
     uploads: Uploads
+    door: Door
     doorbells: Doorbells = field(default_factory=Doorbells)
     waiting: Waiting = field(default_factory=Waiting)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -18,3 +18,5 @@ class Settings(ServiceSettings):
     alive_seconds: float = Field(default=3.0, gt=0)
     """How often a connected hospital's sign of life is passed on."""
     session_cache_seconds: float = Field(default=20.0, ge=0)
+    require_client_certificate: bool = True
+    """Off only where an inspecting firewall breaks mutual TLS: hospitals' requests are then proven by their signature alone."""

@@ -1,0 +1,61 @@
+"""How a request says who sends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+from medmesh.security.requests import HEADER, sign_request
+from medmesh.security.tokens import hospital_token
+
+
+class Credentials(Protocol):
+    """Headers for one request."""
+
+    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+        """`target` is path and query as they are sent."""
+
+
+@dataclass(frozen=True)
+class Anonymous:
+    """Nobody."""
+
+    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Person:
+    """A session."""
+
+    session: str = field(repr=False)
+
+    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+        """The bearer."""
+        return {"Authorization": f"Bearer {self.session}"}
+
+
+@dataclass
+class Node:
+    """A hospital's node: a token of ten minutes, made anew after five, and a signature over each request."""
+
+    key: EllipticCurvePrivateKey = field(repr=False)
+    certificate: x509.Certificate = field(repr=False)
+    _token: str = field(default="", repr=False)
+    _window: int = -1
+
+    def token(self) -> str:
+        """The actor token."""
+        window = int(datetime.now(UTC).timestamp()) // 300
+        if window != self._window:
+            self._token, self._window = hospital_token(self.key, self.certificate), window
+        return self._token
+
+    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+        """Token and signature."""
+        return {"Authorization": f"Medmesh-Node {self.token()}", HEADER: sign_request(self.key, method, target, body)}

@@ -1,0 +1,169 @@
+"""Requests to the gateway: problems become exceptions, interrupted requests are repeated where that is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
+
+import httpx
+
+from medmesh.client.credentials import Anonymous, Credentials, Person
+from medmesh.contracts.message import Record, new_id
+from medmesh.errors import Problem
+
+R = TypeVar("R", bound=Record)
+ATTEMPTS = 6
+_WAIT = 30
+
+
+class Gateway:
+    """A connection pool with somebody's credentials. `ca` is the authority's certificate; `identity` (certificate file, key file)
+    is shown in the TLS handshake by hospitals' nodes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca: Path | None = None,
+        identity: tuple[Path, Path] | None = None,
+        credentials: Credentials | None = None,
+        language: str = "en",
+        proxy: str | None = None,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        context = ssl.create_default_context(cafile=str(ca) if ca else None)
+        if identity:
+            context.load_cert_chain(*map(str, identity))
+        # One connection pool for everybody; trust_env off so that only a proxy that was configured is used.
+        self._http = httpx.AsyncClient(
+            base_url=url, verify=context, proxy=proxy, trust_env=False, timeout=httpx.Timeout(15, read=60, pool=60), http2=False
+        )
+        self.url = url
+        self.credentials: Credentials = credentials or Anonymous()
+        self.language = language
+        self._attempts = attempts
+        self._owner = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._owner:
+            await self._http.aclose()
+
+    def acting_as(self, credentials: Credentials) -> Gateway:
+        """The same connections with other credentials."""
+        other = object.__new__(Gateway)
+        other.__dict__.update(self.__dict__)
+        other.credentials, other._owner = credentials, False
+        return other
+
+    async def sign_in(self, name: str, password: str) -> Gateway:
+        """Open a session. Raises `Problem`."""
+        answer = await self.request("POST", "/v1/sessions", {"name": name, "password": password})
+        return self.acting_as(Person(answer["session"]))
+
+    async def request(
+        self, method: str, path: str, document: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        """Send a document and get one. Raises the `Problem` the platform answers with, or `client.unreachable`."""
+        body = b"" if document is None else json.dumps(document, ensure_ascii=False, default=str).encode()
+        answer = await self.raw(method, path, body, query=query, headers={"Content-Type": "application/json", **(headers or {})})
+        return answer.json() if answer.content else None
+
+    async def ask(self, path: str, reply: type[R], **query: Any) -> R:
+        """A query, its answer as its contract's model."""
+        return reply.model_validate(await self.request("GET", path, query=query or None), extra="ignore")
+
+    async def command(
+        self, method: str, path: str, document: Any = None, *, seconds: float = 120, key: str | None = None
+    ) -> dict[str, Any]:
+        """Send a command and wait for its owner's answer; repeating it after a broken connection has one effect.
+
+        Raises the owner's `Problem`, or `client.slow` with the operation's id when it takes longer than `seconds`.
+        """
+        headers = {"Prefer": f"wait={_WAIT}", "Idempotency-Key": key or new_id()}
+        answer = await self.request(method, path, document if document is not None else {}, headers=headers)
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        while answer["state"] == "running":
+            if clock() > end:
+                raise Problem("client.slow", operation=answer["operation"], seconds=int(seconds))
+            answer = await self.request("GET", f"/v1/operations/{answer['operation']}", headers={"Prefer": f"wait={_WAIT}"})
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    async def raw(
+        self, method: str, path: str, body: bytes = b"", *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        """One request, repeated with back-off while the gateway is away. Raises `Problem`."""
+        target = f"{path}?{urlencode(query)}" if query else path
+        for attempt in range(self._attempts):
+            signed = {**self.credentials.headers(method, target, body), "Accept-Language": self.language, **(headers or {})}
+            try:
+                answer = await self._http.request(method, target, content=body, headers=signed)
+            except httpx.TransportError as error:
+                if attempt + 1 == self._attempts:
+                    raise unreachable(self.url, error) from None
+                await asyncio.sleep(min(0.2 * 2**attempt, 5))
+                continue
+            if answer.status_code in (502, 503, 504) and attempt + 1 < self._attempts:
+                await asyncio.sleep(min(0.2 * 2**attempt, 5))
+                continue
+            if answer.status_code >= 400:
+                raise problem_of(answer)
+            return answer
+        raise AssertionError
+
+    def stream(self, path: str, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None, read: float = 60.0) -> Any:
+        """An open response whose body is read piece by piece."""
+        target = f"{path}?{urlencode(query)}" if query else path
+        signed = {**self.credentials.headers("GET", target, b""), **(headers or {})}
+        return self._http.stream("GET", target, headers=signed, timeout=httpx.Timeout(15, read=read))
+
+    async def inbox(self, after: int) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        """A hospital's facts after a cursor as they come; ends when the connection does. Raises `Problem`."""
+        try:
+            async with self.stream("/v1/inbox", query={"after": after}, headers={"Accept": "text/event-stream"}, read=15) as answer:
+                if answer.status_code >= 400:
+                    await answer.aread()
+                    raise problem_of(answer)
+                cursor = after
+                async for line in answer.aiter_lines():
+                    if line.startswith("id: "):
+                        cursor = int(line[4:])
+                    elif line.startswith("data: "):
+                        yield cursor, json.loads(line[6:])
+        except httpx.TransportError as error:
+            raise unreachable(self.url, error) from None
+
+    async def poll(self, after: int, wait: float) -> list[tuple[int, dict[str, Any]]]:
+        """The same by long polling, for networks that break event streams."""
+        answer = await self.request("GET", "/v1/inbox", query={"after": after, "wait": wait})
+        return [(entry["cursor"], entry["event"]) for entry in answer["events"]]
+
+
+def problem_of(answer: httpx.Response) -> Problem:
+    """The problem in an answer."""
+    try:
+        return Problem.from_document(answer.json())
+    except (ValueError, AttributeError):
+        return Problem("client.answer", status=answer.status_code)
+
+
+def unreachable(url: str, error: Exception) -> Problem:
+    """Why the gateway could not be reached, as far as it can be told."""
+    text = str(error).lower()
+    if "certificate" in text or "tls" in text or "ssl" in text:
+        return Problem("client.tls", url=url, reason=type(error).__name__)
+    return Problem("client.unreachable", url=url, reason=type(error).__name__)

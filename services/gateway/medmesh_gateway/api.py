@@ -1,0 +1,241 @@
+"""The application: messages by the table in `routes`, operations, sessions. It validates and passes on; it computes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from contextlib import suppress
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+
+from medmesh.contracts.governance import ActorToken, CloseSession, Done, ResolveSession
+from medmesh.contracts.message import Command, Message, Query, Signal
+from medmesh.errors import Problem
+from medmesh.security.tokens import Actor
+from medmesh.service.http import handle_errors, language, problem_response
+from medmesh.service.runtime import Runtime
+from medmesh_gateway import hospitals, objects
+from medmesh_gateway.auth import Door, body_digest
+from medmesh_gateway.ports import Ports
+from medmesh_gateway.routes import ROUTES, Route
+from medmesh_gateway.tables import operations
+
+MAX_BODY = 256 * 1024
+MAX_WAIT = 60.0
+
+
+def application(runtime: Runtime, ports: Ports) -> FastAPI:
+    """The gateway's HTTP application."""
+    app = FastAPI(title="medmesh gateway", version="1", docs_url=None, redoc_url=None)
+    handle_errors(app)
+    for route in ROUTES:
+        app.add_api_route(
+            route.path,
+            _endpoint(runtime, ports, route),
+            methods=[route.method],
+            operation_id=route.message.TYPE.removesuffix(".v1").replace(".", "_").replace("-", "_"),
+            summary=(route.message.__doc__ or "").strip().split("\n")[0],
+            tags=[route.message.owner() if not issubclass(route.message, Signal) else "federation"],
+            openapi_extra=_openapi(route),
+        )
+    objects.mount(app, ports)
+    hospitals.mount(app, runtime, ports)
+    _mount_operations(app, runtime, ports)
+    return app
+
+
+def _openapi(route: Route) -> dict[str, Any]:
+    schema = route.message.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    in_path = set(re.findall(r"{(\w+)}", route.path))
+    fields = schema.get("properties", {})
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": fields.get(name, {"type": "string"})} for name in sorted(in_path)
+    ]
+    if route.method == "GET":
+        parameters += [
+            {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
+            for name, field in fields.items()
+            if name not in in_path
+        ]
+        return {"parameters": parameters}
+    body = {**schema, "properties": {name: field for name, field in fields.items() if name not in in_path}}
+    body["required"] = [name for name in schema.get("required", ()) if name not in in_path]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
+
+
+async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
+    """A request's body of at most `limit` bytes. Raises `Problem`."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise Problem("request.too_large", limit=limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _message(route: Route, request: Request, body: bytes, actor: Actor | None) -> Message:
+    """The validated message of a request. Raises `Problem` naming the fields at fault, never their values."""
+    values: Any = dict(request.query_params)
+    if route.method != "GET":
+        try:
+            values = json.loads(body or b"{}")
+        except ValueError:
+            raise Problem("request.invalid", reason="the body is not JSON") from None
+        if not isinstance(values, dict):
+            raise Problem("request.invalid", reason="the body is not an object")
+    values.update(request.path_params)
+    if issubclass(route.message, Signal) and actor is not None:
+        values["hospital"] = actor.id
+    try:
+        # JSON mode, because a path or query parameter is text: "3" is a version, and dates are ISO 8601.
+        return route.message.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False, include_context=False)[:5]
+        where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in found)
+        raise Problem("request.invalid", reason=where) from None
+
+
+def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
+    action = getattr(route.message, "ACTION", "federation.submit")
+
+    async def endpoint(request: Request) -> Response:
+        body = await read_body(request)
+        actor: Actor | None = None
+        token: str | None = None
+        if action is not None:
+            actor, token = await ports.door.actor(request, body_digest(body))
+            await ports.door.permit(actor, action)
+        message = _message(route, request, body, actor)
+        if isinstance(message, Query):
+            answer = await runtime.ask(message, message.Reply, token=token)
+            return Response(answer.model_dump_json(), media_type="application/json")
+        assert actor is not None
+        if isinstance(message, Signal):
+            await runtime.signal(message)
+            return Response(status_code=204)
+        assert isinstance(message, Command)
+        return await _command(runtime, ports, request, message, actor, token)
+
+    endpoint.__name__ = route.message.__name__
+    return endpoint
+
+
+async def _command(runtime: Runtime, ports: Ports, request: Request, command: Command, actor: Actor, token: str | None) -> Response:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 8 <= len(key) <= 128:
+        raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
+    operation = await _begin(runtime, command, actor, token, key)
+    waiting = ports.waiting.expect(operation)
+    try:
+        row = await _operation(runtime, operation, actor)
+        if not row.finished and (wait := _wait(request)):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(waiting.wait(), wait)
+            row = await _operation(runtime, operation, actor)
+    finally:
+        ports.waiting.forget(operation)
+    return _answer(row, request)
+
+
+async def _begin(runtime: Runtime, command: Command, actor: Actor, token: str | None, key: str | None) -> str:
+    """Write the operation and its command in one transaction; a repeated key answers the operation it began."""
+    hospital = actor.id if actor.kind == "hospital" else None
+    async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
+        if key is not None:
+            same = (operations.c.actor == actor.text) & (operations.c.idempotency_key == key)
+            if (known := await uow.first(select(operations.c.operation, operations.c.command).where(same))) is not None:
+                if known.command != command.TYPE:
+                    raise Problem("request.key_reused", key=key)
+                return str(known.operation)
+        operation = uow.emit(command, hospital=hospital)
+        values = {
+            "operation": operation,
+            "actor": actor.text,
+            "command": command.TYPE,
+            "idempotency_key": key,
+            "finished": False,
+            "created_at": uow.now,
+        }
+        # Two requests with one key at once: the second waits for the first and then fails here; its command is rolled back with it.
+        made = await uow.execute(insert(operations).values(values).on_conflict_do_nothing().returning(operations.c.operation))
+        if made.first() is None:
+            raise Problem("request.in_progress")
+    return operation
+
+
+def _wait(request: Request) -> float:
+    """Seconds from `Prefer: wait=N` (RFC 7240 §4.3)."""
+    found = re.search(r"\bwait=(\d{1,4})\b", request.headers.get("prefer", ""))
+    return min(float(found.group(1)), MAX_WAIT) if found else 0.0
+
+
+async def _operation(runtime: Runtime, operation: str, actor: Actor) -> Any:
+    async with runtime.unit() as uow:
+        row = await uow.first(select(operations).where(operations.c.operation == operation, operations.c.actor == actor.text))
+    if row is None:
+        raise Problem("request.not_found", kind="operation", id=operation)
+    return row
+
+
+def _answer(row: Any, request: Request) -> Response:
+    """202 while it runs, 200 with the result, or the owner's problem."""
+    where = {"Location": f"/v1/operations/{row.operation}", "Operation-Id": row.operation}
+    if not row.finished:
+        return JSONResponse({"operation": row.operation, "state": "running"}, status_code=202, headers={**where, "Retry-After": "1"})
+    if row.succeeded:
+        document = {"operation": row.operation, "state": "succeeded", "result": row.result or {}}
+        return JSONResponse(document, headers=where)
+    return problem_response(Problem.from_document(row.problem), language(request), where)
+
+
+def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
+    door: Door = ports.door
+
+    @app.get("/v1/operations/{operation}", tags=["operations"])
+    async def operation(operation: str, request: Request) -> Response:
+        """What became of a command; with `Prefer: wait=N` the answer waits."""
+        actor, _ = await door.actor(request, body_digest(b""))
+        waiting = ports.waiting.expect(operation)
+        try:
+            row = await _operation(runtime, operation, actor)
+            if not row.finished and (wait := _wait(request)):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(waiting.wait(), wait)
+                row = await _operation(runtime, operation, actor)
+        finally:
+            ports.waiting.forget(operation)
+        return _answer(row, request)
+
+    @app.post("/v1/tokens/{audience}", tags=["governance"])
+    async def token(audience: str, request: Request) -> ActorToken:
+        """Exchange the session for a short-lived token for the audit or the inference service."""
+        if audience not in ("audit", "inference"):
+            raise Problem("request.not_found", kind="audience", id=audience)
+        return await runtime.ask(ResolveSession(session=_bearer(request), audience=audience), ActorToken)
+
+    @app.delete("/v1/sessions", tags=["governance"], status_code=204)
+    async def sign_out(request: Request) -> None:
+        """Sign out."""
+        session = _bearer(request)
+        await runtime.ask(CloseSession(session=session), Done)
+        door.forget(session)
+
+    @app.get("/v1/trust", tags=["governance"])
+    async def trust() -> dict[str, Any]:
+        """Public keys of the platform: whoever verifies offline compares them with what was handed over at installation."""
+        return runtime.trust().document()
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, session = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not session:
+        raise Problem("actor.missing", type=request.url.path)
+    return session

@@ -1,0 +1,118 @@
+"""Who is asking: a person by session, or a hospital's node by certificate, token and signature."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import cast
+
+import jwt
+from cryptography import x509
+from fastapi import Request
+from sqlalchemy import delete
+from sqlalchemy.dialects.postgresql import insert
+
+from medmesh.contracts.governance import ActorToken, ResolveSession
+from medmesh.errors import Problem
+from medmesh.security.asgi_tls import client_certificate
+from medmesh.security.authority import fingerprint
+from medmesh.security.codes import bearer_hash
+from medmesh.security.requests import HEADER, WINDOW, verify_request
+from medmesh.security.roles import allow
+from medmesh.security.tokens import Actor, verify_actor
+from medmesh.service.runtime import Runtime
+from medmesh.store.unit import AuditEntry
+from medmesh_gateway.settings import Settings
+from medmesh_gateway.tables import nonces
+
+NODE = "medmesh-node"
+_MOST_SESSIONS = 10_000
+
+
+class Door:
+    """Authenticates requests. Sessions are exchanged at governance and remembered for seconds, never for longer."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
+
+    async def actor(self, request: Request, body_sha256: str) -> tuple[Actor, str]:
+        """(actor, token) of a request. Raises `Problem`."""
+        scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and credential:
+            token = await self.exchange(credential)
+            return verify_actor(token, self._runtime.trust(), datetime.now(UTC)), token
+        if scheme.lower() == NODE and credential:
+            return await self._node(request, credential, body_sha256), credential
+        raise Problem("actor.missing", type=request.url.path)
+
+    async def exchange(self, session: str) -> str:
+        """The actor token of a session."""
+        key = bearer_hash(session)
+        known = self._sessions.get(key)
+        if known and known[1] > time.monotonic():
+            return known[0]
+        answer = await self._runtime.ask(ResolveSession(session=session), ActorToken)
+        self._sessions[key] = (answer.token, time.monotonic() + self._settings.session_cache_seconds)
+        while len(self._sessions) > _MOST_SESSIONS:
+            self._sessions.popitem(last=False)
+        return answer.token
+
+    def forget(self, session: str) -> None:
+        """The session was closed."""
+        self._sessions.pop(bearer_hash(session), None)
+
+    async def _node(self, request: Request, token: str, body_sha256: str) -> Actor:
+        now = datetime.now(UTC)
+        actor = verify_actor(token, self._runtime.trust(), now)
+        if actor.kind != "hospital":
+            raise Problem("security.token_malformed")
+        named = _certificate(token)
+        shown = client_certificate(request.scope)
+        if shown is None and self._settings.require_client_certificate:
+            raise Problem("security.certificate_needed")
+        if shown is not None and fingerprint(shown) != fingerprint(named):
+            raise Problem("security.certificate_foreign")
+        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        nonce = verify_request(named, request.method, target, body_sha256, request.headers.get(HEADER, ""), now=now)
+        if request.method not in ("GET", "HEAD"):
+            await self._once(nonce, actor, now)
+        return actor
+
+    async def _once(self, nonce: str, actor: Actor, now: datetime) -> None:
+        async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
+            row = insert(nonces).values(nonce=nonce, until=now + 2 * WINDOW).on_conflict_do_nothing().returning(nonces.c.nonce)
+            fresh = (await uow.execute(row)).first() is not None
+            if not fresh:
+                uow.audit(AuditEntry("request.replayed", "E", outcome=8, why="security.request_replayed"))
+        if not fresh:
+            raise Problem("security.request_replayed")
+
+    async def permit(self, actor: Actor, action: str | None) -> None:
+        """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
+        if action is None or allow(actor, action).allowed:
+            return
+        async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
+            uow.audit(AuditEntry("access.denied", "E", outcome=8, why="access.denied", detail={"action": action}))
+        raise Problem("access.denied", actor=actor.text, action=action)
+
+    async def prune(self) -> None:
+        """Forget nonces nobody can use any more."""
+        async with self._runtime.unit() as uow:
+            await uow.execute(delete(nonces).where(nonces.c.until < uow.now))
+
+
+def _certificate(token: str) -> x509.Certificate:
+    """The certificate in a token that was verified before."""
+    import base64
+
+    chain = cast(list[str], jwt.get_unverified_header(token)["x5c"])
+    return x509.load_der_x509_certificate(base64.b64decode(chain[0]))
+
+
+def body_digest(body: bytes) -> str:
+    """SHA-256 of a request's body, hexadecimal."""
+    return hashlib.sha256(body).hexdigest()

@@ -1,0 +1,106 @@
+"""What only a hospital's node uses: its inbox, and the hand-in of its audit records."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import ValidationError
+
+from medmesh.contracts.audit import AuditBatch, record_subject
+from medmesh.contracts.federation import HospitalAlive
+from medmesh.errors import Problem
+from medmesh.service.runtime import Runtime
+from medmesh_gateway import inbox
+from medmesh_gateway.auth import body_digest
+from medmesh_gateway.ports import Ports
+
+MAX_AUDIT = 600_000
+LONGEST_POLL = 30.0
+STREAM_SECONDS = 3600.0
+"""A stream ends after an hour: the node comes back with a fresh token and is checked again."""
+
+
+def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
+    """Add the routes."""
+
+    @app.get("/v1/inbox", tags=["hospital"])
+    async def read_inbox(request: Request, after: int = 0, wait: float = 0) -> Response:
+        """Facts for this hospital after a cursor: as server-sent events where they are accepted, else as JSON (long polling)."""
+        actor, _ = await ports.door.actor(request, body_digest(b""))
+        await ports.door.permit(actor, "inbox.read")
+        resumed = request.headers.get("last-event-id", "")
+        after = int(resumed) if resumed.isdecimal() else after
+        if "text/event-stream" in request.headers.get("accept", ""):
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(_stream(runtime, ports, actor.id, after), media_type="text/event-stream", headers=headers)
+        rows = await _poll(runtime, ports, actor.id, after, min(wait, LONGEST_POLL))
+        document = [{"cursor": row.cursor, "event": json.loads(row.body)} for row in rows]
+        return Response(json.dumps({"events": document}, ensure_ascii=False), media_type="application/json")
+
+    @app.post("/v1/audit/records", tags=["hospital"])
+    async def hand_in(request: Request) -> Response:
+        """A hospital's audit records, passed to the log as they are; the answer is the log's receipt."""
+        from medmesh_gateway.api import read_body
+
+        body = await read_body(request, MAX_AUDIT)
+        actor, token = await ports.door.actor(request, body_digest(body))
+        await ports.door.permit(actor, "audit.append")
+        try:
+            batch = AuditBatch.model_validate_json(body, extra="ignore").model_copy(update={"actor": token})
+        except ValidationError:
+            raise Problem("request.invalid", reason="not a batch of audit records") from None
+        try:
+            answer = await runtime.bus.request(record_subject("edge"), batch.model_dump_json().encode(), timeout=10)
+        except TimeoutError:
+            raise Problem("bus.no_responder", subject="audit") from None
+        return Response(answer, media_type="application/json")
+
+
+async def _rows(runtime: Runtime, hospital: str, after: int) -> Sequence[Any]:
+    async with runtime.unit() as uow:
+        return await inbox.read(uow, hospital, after)
+
+
+async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait: float) -> Sequence[Any]:
+    bell = ports.doorbells.listen(hospital)
+    try:
+        await runtime.signal(HospitalAlive(hospital=hospital))
+        rows = await _rows(runtime, hospital, after)
+        end = asyncio.get_running_loop().time() + wait
+        while not rows and (left := end - asyncio.get_running_loop().time()) > 0 and not ports.stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(bell.wait(), min(left, ports.settings.alive_seconds))
+            bell.clear()
+            await runtime.signal(HospitalAlive(hospital=hospital))
+            rows = await _rows(runtime, hospital, after)
+        return rows
+    finally:
+        ports.doorbells.leave(hospital, bell)
+
+
+async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int) -> AsyncIterator[bytes]:
+    bell = ports.doorbells.listen(hospital)
+    clock = asyncio.get_running_loop().time
+    end = clock() + STREAM_SECONDS
+    try:
+        yield b": welcome\n\n"
+        while clock() < end and not ports.stopping.is_set():
+            bell.clear()
+            await runtime.signal(HospitalAlive(hospital=hospital))
+            rows = await _rows(runtime, hospital, after)
+            for row in rows:
+                after = row.cursor
+                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (row.cursor, row.type.encode(), row.body)
+            if not rows:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(bell.wait(), ports.settings.alive_seconds)
+                if not bell.is_set():
+                    yield b": alive\n\n"
+    finally:
+        ports.doorbells.leave(hospital, bell)

@@ -1,0 +1,91 @@
+"""Objects by SHA-256: uploads in pieces that can be resumed, downloads in ranges, both streamed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
+
+from medmesh.errors import Problem
+from medmesh.security.tokens import Actor
+from medmesh.store.objects.port import CHUNK, ObjectStore
+from medmesh_gateway.auth import body_digest
+from medmesh_gateway.ports import Ports
+
+
+def mount(app: FastAPI, ports: Ports) -> None:
+    """Add the routes."""
+    door = ports.door
+
+    async def enter(request: Request, action: str, digest: str = "") -> Actor:
+        actor, _ = await door.actor(request, digest or body_digest(b""))
+        await door.permit(actor, action)
+        return actor
+
+    @app.head("/v1/uploads/{sha256}", tags=["objects"])
+    async def progress(sha256: str, request: Request) -> Response:
+        """Where to go on: `Upload-Offset`, and `Upload-Complete: ?1` when the object is stored already."""
+        actor = await enter(request, "object.write")
+        size = await _target(ports, actor).size(_name(sha256))
+        offset = size if size is not None else await ports.uploads.offset(actor.text, sha256)
+        return Response(status_code=204, headers={"Upload-Offset": str(offset), "Upload-Complete": "?1" if size is not None else "?0"})
+
+    @app.put("/v1/uploads/{sha256}", tags=["objects"])
+    async def upload(sha256: str, offset: int, total: int, request: Request) -> Response:
+        """One piece of at most 8 MiB with its `Content-Digest` (RFC 9530); the last one stores the object."""
+        from medmesh_gateway.api import read_body
+
+        piece = await read_body(request, CHUNK)
+        digest = _content_digest(request)
+        actor = await enter(request, "object.write", digest)
+        reached = await ports.uploads.append(actor.text, _name(sha256), offset, total, piece, digest)
+        if reached == total:
+            await ports.uploads.finish(actor.text, sha256, _target(ports, actor))
+        headers = {"Upload-Offset": str(reached), "Upload-Complete": "?1" if reached == total else "?0"}
+        return Response(status_code=201 if reached == total else 204, headers=headers)
+
+    @app.get("/v1/objects/{sha256}", tags=["objects"])
+    async def download(sha256: str, request: Request) -> Response:
+        """The bytes; with `Range: bytes=a-b` a part of them."""
+        await enter(request, "object.read")
+        store = await ports.stores.holding(_name(sha256))
+        size = await store.size(sha256) or 0
+        start, end = _range(request, size)
+        headers = {"Content-Length": str(end - start), "Accept-Ranges": "bytes", "ETag": f'"{sha256}"'}
+        partial = (start, end) != (0, size)
+        if partial:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        body = store.read(sha256, start, end)
+        return StreamingResponse(body, status_code=206 if partial else 200, headers=headers, media_type="application/octet-stream")
+
+
+def _target(ports: Ports, actor: Actor) -> ObjectStore:
+    """A hospital's upload is an update of a round: scratch, because the hospital keeps its copy. A person's is kept."""
+    return ports.stores.scratch if actor.kind == "hospital" else ports.stores.kept
+
+
+def _name(sha256: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise Problem("request.invalid", reason="an object's name is its SHA-256: 64 hexadecimal digits")
+    return sha256
+
+
+def _content_digest(request: Request) -> str:
+    found = re.fullmatch(r"sha-256=:([A-Za-z0-9+/=]+):", request.headers.get("content-digest", ""))
+    try:
+        return base64.b64decode(found.group(1), validate=True).hex() if found else ""
+    except binascii.Error:
+        return ""
+
+
+def _range(request: Request, size: int) -> tuple[int, int]:
+    header = request.headers.get("range")
+    if header is None:
+        return 0, size
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", header.strip())
+    if not found or int(found.group(1)) >= max(size, 1):
+        raise Problem("request.range", size=size)
+    return int(found.group(1)), min(size, int(found.group(2)) + 1) if found.group(2) else size

@@ -1,0 +1,73 @@
+"""Every route that carries a message: method, path, message. Fields named in the path are taken from there.
+
+A new command or query is one line here; its model validates the request and gives the OpenAPI entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medmesh.contracts import annotation, conversion, federation, governance, inference, ingestion, registry, training
+from medmesh.contracts.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One door."""
+
+    method: str
+    path: str
+    message: type[Message]
+
+
+ROUTES: tuple[Route, ...] = (
+    # Exchanges of credentials: the secret in the body is the key.
+    Route("POST", "/v1/bootstrap", governance.Bootstrap),
+    Route("POST", "/v1/sessions", governance.OpenSession),
+    Route("POST", "/v1/activations", governance.ActivateUser),
+    Route("POST", "/v1/enrolments", governance.Enrol),
+    Route("POST", "/v1/enrolments/{enrolment}/status", governance.GetEnrolment),
+    # People and hospitals.
+    Route("POST", "/v1/users", governance.CreateUser),
+    Route("GET", "/v1/users", governance.ListUsers),
+    Route("POST", "/v1/hospitals", governance.RegisterHospital),
+    Route("GET", "/v1/hospitals", governance.ListHospitals),
+    Route("POST", "/v1/approvals", governance.RequestApproval),
+    Route("GET", "/v1/approvals", governance.ListApprovals),
+    Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
+    # Data.
+    Route("POST", "/v1/datasets", ingestion.IngestArchive),
+    Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),
+    Route("POST", "/v1/catalogue", ingestion.PublishDescriptor),
+    Route("GET", "/v1/catalogue", ingestion.ListDescriptors),
+    # Annotation.
+    Route("POST", "/v1/annotation", annotation.CreateProject),
+    Route("GET", "/v1/annotation/{project}", annotation.GetProject),
+    Route("GET", "/v1/annotation/{project}/next", annotation.NextItem),
+    Route("POST", "/v1/annotation/{project}/labels", annotation.SubmitLabel),
+    Route("POST", "/v1/annotation/{project}/reviews", annotation.ReviewLabel),
+    Route("POST", "/v1/annotation/{project}/exports", annotation.ExportLabels),
+    # Training.
+    Route("POST", "/v1/jobs", training.SubmitJob),
+    Route("GET", "/v1/jobs/{job}", training.GetJob),
+    Route("POST", "/v1/jobs/{job}/cancel", training.CancelJob),
+    # Federations.
+    Route("POST", "/v1/federations", federation.CreateFederation),
+    Route("GET", "/v1/federations", federation.ListFederations),
+    Route("GET", "/v1/federations/{federation}", federation.GetFederation),
+    Route("POST", "/v1/federations/{federation}/cancel", federation.CancelFederation),
+    Route("POST", "/v1/federations/{federation}/answer", federation.RespondInvitation),
+    Route("POST", "/v1/federations/{federation}/updates", federation.SubmitUpdate),
+    Route("POST", "/v1/federations/{federation}/evaluations", federation.SubmitEvaluation),
+    Route("POST", "/v1/federations/{federation}/failures", federation.ReportFailure),
+    Route("POST", "/v1/federations/{federation}/progress", federation.RoundProgressed),
+    # Models.
+    Route("POST", "/v1/models", registry.RegisterModel),
+    Route("GET", "/v1/models", registry.ListModels),
+    Route("GET", "/v1/models/{model}/versions/{version}", registry.GetModel),
+    Route("POST", "/v1/models/{model}/versions/{version}/conversion", conversion.ConvertModel),
+    Route("POST", "/v1/models/{model}/versions/{version}/release", registry.PrepareRelease),
+    Route("POST", "/v1/models/{model}/versions/{version}/withdrawal", registry.WithdrawModel),
+    Route("POST", "/v1/releases/{release}/installs", registry.ReportInstall),
+    Route("GET", "/v1/served", inference.ListServed),
+)
