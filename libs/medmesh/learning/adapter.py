@@ -1,0 +1,92 @@
+"""What a framework must offer; adapters are found by entry point, so that a framework of your own plugs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from medmesh.errors import Problem
+
+OnStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`x` uint8 [samples, channels, size, size] (0..255 stands for 0..1), `y` int64 [samples]."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One hospital's part of a round."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+class Adapter(Protocol):
+    """`module` is the package's entry module, `hyper` the manifest's table."""
+
+    def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> Any:
+        """A fresh model with seeded weights."""
+
+    def tensors(self, model: Any) -> dict[str, np.ndarray]:
+        """Its weights."""
+
+    def assign(self, model: Any, tensors: Mapping[str, np.ndarray]) -> None:
+        """Replace its weights."""
+
+    def train(self, module: ModuleType, model: Any, samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
+        """Train in place; answers the mean loss of the last tenth of the steps. The same inputs give the same weights."""
+
+    def logits(self, model: Any, x: np.ndarray) -> np.ndarray:
+        """float32 [samples, classes] for uint8 x."""
+
+    def export_onnx(self, model: Any, example: np.ndarray, path: Path) -> dict[str, Any]:
+        """Write an ONNX file with a free batch dimension; answers what tools made it."""
+
+
+_OWN = {"torch": "medmesh.learning.torch_adapter", "numpy": "medmesh.learning.numpy_adapter"}
+
+
+def adapter(framework: str) -> Adapter:
+    """The adapter of a framework. Raises `Problem` (`package.framework`)."""
+    import importlib
+
+    if framework in _OWN:
+        try:
+            found: Adapter = importlib.import_module(_OWN[framework]).ADAPTER
+        except ModuleNotFoundError:
+            raise Problem("package.framework", framework=framework) from None
+        return found
+    for entry in entry_points(group="medmesh.frameworks", name=framework):
+        plugged: Adapter = entry.load()
+        return plugged
+    raise Problem("package.framework", framework=framework)
+
+
+def float_input(x: np.ndarray) -> np.ndarray:
+    """What models see: float32 in 0..1."""
+    return x.astype(np.float32) / np.float32(255)
+
+
+def batches(count: int, schedule: Schedule) -> Any:
+    """Index arrays, one a step: epochs of permutations drawn from the seed."""
+    generator = np.random.default_rng(schedule.seed)
+    size = min(schedule.batch_size, count)
+    order, place = generator.permutation(count), 0
+    for _ in range(schedule.steps):
+        if place + size > count:
+            order, place = generator.permutation(count), 0
+        yield order[place : place + size]
+        place += size

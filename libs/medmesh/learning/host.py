@@ -1,0 +1,144 @@
+"""The host's side of a worker: starts it in its sandbox, speaks to it, and ends it when it crashes, loops or goes silent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import medmesh
+from medmesh.errors import Problem
+from medmesh.learning import isolation
+from medmesh.learning.package import Package
+from medmesh.learning.protocol import MAX_FRAME, parse_frame
+
+Progress = Callable[[int, int, float], None]
+
+
+def _silent(step: int, steps: int, loss: float) -> None:
+    return None
+
+
+class Worker:
+    """A running worker; `folder` is the one place it may write, and where inputs are handed in."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, silence: float) -> None:
+        self._process = process
+        self.folder = folder
+        self._silence = silence
+        self._busy = asyncio.Lock()
+
+    def share(self, path: Path) -> str:
+        """Let the worker's account read a file of its folder, whatever mode it was written with; answers the path to hand over."""
+        path.chmod(0o644)
+        return str(path)
+
+    async def call(self, op: str, *, progress: Progress = _silent, **arguments: Any) -> dict[str, Any]:
+        """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.crashed`, `worker.silent` (no progress
+        for too long), or the problem the worker itself reports."""
+        async with self._busy:
+            await self._send({"op": op, **arguments})
+            while True:
+                answer = await self._receive()
+                match answer.get("event"):
+                    case "progress":
+                        progress(int(answer["step"]), int(answer["steps"]), float(answer["loss"]))
+                    case "done":
+                        result: dict[str, Any] = answer["result"]
+                        return result
+                    case "problem":
+                        raise Problem.from_document(answer["document"])
+                    case _:
+                        raise Problem("worker.failed", error=str(answer.get("error"))[:60], at=str(answer.get("at"))[:120])
+
+    async def _send(self, document: dict[str, Any]) -> None:
+        import json
+
+        body = json.dumps(document).encode()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(len(body).to_bytes(4, "big") + body)
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            raise await self._gone() from None
+
+    async def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(self._silence):
+                length = int.from_bytes(await self._process.stdout.readexactly(4), "big")
+                if length > MAX_FRAME:
+                    raise ValueError
+                return parse_frame(await self._process.stdout.readexactly(length))
+        except asyncio.IncompleteReadError:
+            raise await self._gone() from None
+        except TimeoutError:
+            await self.kill()
+            raise Problem("worker.silent", seconds=int(self._silence)) from None
+        except ValueError:
+            await self.kill()
+            raise Problem("worker.crashed", reason="it wrote nonsense") from None
+
+    async def _gone(self) -> Problem:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), 5)
+        code = self._process.returncode
+        if code == 125:
+            assert self._process.stderr is not None
+            line = (await self._process.stderr.read(2000)).decode(errors="replace")
+            return Problem("worker.not_isolated", reason=line.strip()[:300])
+        if code is not None and code < 0:
+            return Problem("worker.crashed", reason=signal.Signals(-code).name)
+        return Problem("worker.crashed", reason=f"exit code {code}")
+
+    async def kill(self) -> None:
+        """End it and everything it started."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await self._process.wait()
+
+
+@asynccontextmanager
+async def worker(
+    package: Package,
+    folder: Path,
+    *,
+    python: Path | None = None,
+    silence: float = 120.0,
+    limits: isolation.Limits | None = None,
+    account: str | None = None,
+) -> AsyncIterator[Worker]:
+    """A worker with `package` opened. `folder` is made fresh and removed at the end; `python` is the framework's interpreter."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    code = package.unpack(folder / "package")
+    # Where medmesh itself lies: an editable install is outside the interpreter's own folders.
+    library = Path(medmesh.__path__[0]).parent
+    sandbox = isolation.Sandbox(read=(library,), write=folder, limits=limits or isolation.Limits(), account=account)
+    argv = [str(python or sys.executable), "-P", "-m", "medmesh.learning.worker"]
+    process = await asyncio.create_subprocess_exec(
+        *isolation.wrap(argv, sandbox),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**isolation.environment(sandbox), "PYTHONPATH": str(library)},
+        start_new_session=True,
+        cwd="/",
+    )
+    made = Worker(process, folder, silence)
+    try:
+        await made.call("open", package=str(code))
+        yield made
+    finally:
+        await made.kill()
+        transport = getattr(process, "_transport", None)
+        if transport is not None:
+            transport.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""Training packages: a folder with `medmesh.toml` and code, packed so that the same content always has the same bytes.
+
+    [package]
+    name = "mri-cnn"
+    version = "1.0.0"
+    framework = "torch"            # an adapter: torch, numpy, or one of your own
+    entry = "model"                # the module that defines build(), and optionally optimizer() and loss()
+
+    [data]
+    modality = "MR"
+    image_size = 64
+    channels = 1
+    classes = ["none", "tumour"]
+
+    [hyper]                        # whatever build() takes, as whole numbers and strings
+    width = 16
+
+    [[tensors]]                    # what may leave a hospital, and nothing else
+    name = "conv1.weight"
+    shape = [16, 1, 3, 3]
+    dtype = "F32"
+
+The SHA-256 of the packed bytes is what hospitals approve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tomllib
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from medmesh.contracts.message import Identifier, Record
+from medmesh.contracts.plan import DataSchema, TensorSignature
+from medmesh.errors import Problem
+
+MANIFEST = "medmesh.toml"
+MAX_FILES, MAX_BYTES = 500, 32 * 2**20
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class About(Record):
+    """The table `[package]`."""
+
+    name: Identifier
+    version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
+    framework: Identifier
+    entry: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Manifest(Record):
+    """`medmesh.toml`."""
+
+    package: About
+    data: DataSchema
+    hyper: dict[str, int | str] = Field(default_factory=dict)
+    tensors: tuple[TensorSignature, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that was read: `archive` are its canonical bytes, `digest` their SHA-256."""
+
+    manifest: Manifest
+    archive: bytes = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """What gets approved."""
+        return hashlib.sha256(self.archive).hexdigest()
+
+    def unpack(self, folder: Path) -> Path:
+        """Write the files below `folder`, readable for the worker's account."""
+        with zipfile.ZipFile(io.BytesIO(self.archive)) as archive:
+            for name in archive.namelist():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(name))
+        return folder
+
+
+def pack(folder: Path) -> Package:
+    """Pack a folder. Raises `Problem` (`package.*`)."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.external_attr = 0o644 << 16
+            entry.create_system = 3
+            archive.writestr(entry, (folder / name).read_bytes())
+    return read(buffer.getvalue())
+
+
+def read(archive: bytes) -> Package:
+    """Read packed bytes from anybody. Raises `Problem`: nothing is written, and no path leaves the package."""
+    if len(archive) > MAX_BYTES:
+        raise Problem("package.too_large", bytes=len(archive), limit=MAX_BYTES)
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            _check(opened.infolist())
+            text = opened.read(MANIFEST).decode()
+        manifest = Manifest.model_validate_json(_json(text))
+    except KeyError:
+        raise Problem("package.no_manifest") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError):
+        raise Problem("package.malformed", reason="not a package") from None
+    except tomllib.TOMLDecodeError as error:
+        raise Problem("package.malformed", reason=f"{MANIFEST}: {error}") from None
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:5])
+        raise Problem("package.malformed", reason=f"{MANIFEST}: {where}") from None
+    return Package(manifest, archive)
+
+
+def _json(text: str) -> str:
+    import json
+
+    return json.dumps(tomllib.loads(text))
+
+
+def _check(entries: list[zipfile.ZipInfo]) -> None:
+    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_BYTES:
+        raise Problem("package.too_large", bytes=sum(entry.file_size for entry in entries), limit=MAX_BYTES)
+    names = [entry.filename for entry in entries]
+    for entry in entries:
+        path = PurePosixPath(entry.filename)
+        link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or link or entry.compress_type != zipfile.ZIP_STORED:
+            raise Problem("package.malformed", reason=f"{entry.filename[:80]!r} is not allowed in a package")
+    if len(set(names)) != len(names) or names != sorted(names):
+        raise Problem("package.malformed", reason="its files are not in canonical order")

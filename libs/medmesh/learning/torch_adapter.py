@@ -1,0 +1,89 @@
+"""PyTorch. The package's module defines `build(**hyper) -> nn.Module` and may define `optimizer(parameters, learning_rate)`,
+`loss(logits, y)` and `augment(x, generator)`; one thread and seeded generators make a run repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from medmesh.learning.adapter import OnStep, Samples, Schedule, batches, float_input
+
+
+class TorchAdapter:
+    """See `medmesh.learning.adapter.Adapter`."""
+
+    def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> torch.nn.Module:
+        torch.set_num_threads(1)
+        torch.manual_seed(seed)
+        model: torch.nn.Module = module.build(**hyper)
+        return model
+
+    def tensors(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+
+    def assign(self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}, strict=True)
+
+    def train(self, module: ModuleType, model: torch.nn.Module, samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
+        torch.manual_seed(schedule.seed)
+        generator = torch.Generator().manual_seed(schedule.seed)
+        make = getattr(module, "optimizer", lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9))
+        loss_of = getattr(module, "loss", torch.nn.functional.cross_entropy)
+        augment = getattr(module, "augment", lambda x, generator: x)
+        optimizer = make(model.parameters(), schedule.learning_rate)
+        model.train()
+        losses: list[float] = []
+        for step, chosen in enumerate(batches(len(samples.y), schedule), start=1):
+            x = augment(torch.from_numpy(float_input(samples.x[chosen])), generator)
+            loss = loss_of(model(x), torch.from_numpy(samples.y[chosen]))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            on_step(step, losses[-1])
+        tail = losses[-max(1, len(losses) // 10) :]
+        return sum(tail) / len(tail)
+
+    def logits(self, model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+        model.eval()
+        with torch.inference_mode():
+            parts = [model(torch.from_numpy(float_input(x[i : i + 256]))).numpy() for i in range(0, len(x), 256)]
+        return np.concatenate(parts).astype(np.float32)
+
+    def export_onnx(self, model: torch.nn.Module, example: np.ndarray, path: Path) -> dict[str, Any]:
+        model.eval()
+        inputs = (torch.from_numpy(float_input(example)),)
+        batch = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
+        torch.onnx.export(
+            _Named(model),
+            inputs,
+            str(path),
+            dynamo=True,
+            opset_version=18,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=batch,
+            external_data=False,
+            verbose=False,
+        )
+        return {"exporter": "torch.onnx dynamo", "torch": torch.__version__}
+
+
+class _Named(torch.nn.Module):
+    """Gives the input its name, whatever the package calls it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.model(image)
+        return result
+
+
+ADAPTER = TorchAdapter()

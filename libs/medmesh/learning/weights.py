@@ -1,0 +1,86 @@
+"""Weights as safetensors: read with limits, checked against the plan's signature, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from medmesh.contracts.plan import TensorSignature
+from medmesh.errors import Problem
+
+MAX_HEADER = 16 * 2**20
+_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
+
+
+def header(path: Path) -> dict[str, dict[str, Any]]:
+    """Name to `{"dtype", "shape", "data_offsets"}`, without reading the tensors. Raises `Problem` (`weights.malformed`)."""
+    try:
+        # A worker's folder is untrusted: a link in it must not make us read something else.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            size = os.fstat(descriptor).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER, size):
+                raise ValueError
+            found = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
+        end = 0
+        for entry in sorted(tensors.values(), key=lambda e: e["data_offsets"][0]):
+            begin, stop = entry["data_offsets"]
+            count = int(np.prod(entry["shape"], dtype=np.int64)) if entry["shape"] else 1
+            if begin != end or stop - begin != count * _BYTES[entry["dtype"]]:
+                raise ValueError
+            end = stop
+        if size != 8 + length + end:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Problem("weights.malformed") from None
+    return tensors
+
+
+def check(path: Path, signature: Iterable[TensorSignature]) -> None:
+    """Raise a `Problem` that names the first tensor that is missing, foreign, or of another shape or type than was agreed."""
+    found = header(path)
+    wanted = {tensor.name: tensor for tensor in signature}
+    for name in sorted(set(found) | set(wanted)):
+        if name not in wanted:
+            raise Problem("weights.foreign", tensor=name[:120])
+        if name not in found:
+            raise Problem("weights.missing", tensor=name)
+        shape, dtype = tuple(found[name]["shape"]), found[name]["dtype"]
+        if shape != wanted[name].shape or dtype != wanted[name].dtype:
+            agreed = f"{wanted[name].dtype} {list(wanted[name].shape)}"
+            raise Problem("weights.signature", tensor=name, found=f"{dtype} {list(shape)}", agreed=agreed)
+
+
+def check_finite(path: Path) -> None:
+    """Raise a `Problem` that names the first tensor with NaN or infinity."""
+    for name, array in load_file(path).items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Problem("weights.not_finite", tensor=name)
+
+
+def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write tensors, sorted by name so that the same tensors are the same bytes."""
+    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path)
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """Read tensors that were checked."""
+    return dict(load_file(path))
+
+
+def signature_of(tensors: Mapping[str, np.ndarray]) -> tuple[TensorSignature, ...]:
+    """The signature of arrays, sorted by name."""
+    kinds = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
+    return tuple(
+        TensorSignature(name=name, shape=tuple(tensors[name].shape), dtype=kinds[tensors[name].dtype])
+        for name in sorted(tensors)
+    )

@@ -1,0 +1,148 @@
+"""The process in which a package's code runs: `python -P -m medmesh.learning.worker`, inside the sandbox.
+
+It answers frames on standard input and output. What the package prints goes nowhere, because it might be a patient's name;
+an error is told by its type and the package's line, never by its text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from medmesh.errors import Problem
+from medmesh.learning import weights
+from medmesh.learning.adapter import Adapter, Samples, Schedule, adapter
+from medmesh.learning.package import MANIFEST, Manifest
+from medmesh.learning.protocol import read_frame, write_frame
+
+
+class Session:
+    """One package in one worker."""
+
+    def __init__(self, folder: Path) -> None:
+        import tomllib
+
+        self.manifest = Manifest.model_validate_json(_as_json(tomllib.loads((folder / MANIFEST).read_text(encoding="utf-8"))))
+        self.adapter: Adapter = adapter(self.manifest.package.framework)
+        sys.path.insert(0, str(folder))
+        self.module = importlib.import_module(self.manifest.package.entry)
+
+    def model(self, seed: int, path: str | None = None) -> Any:
+        """A fresh model, with the weights in `path` when there is one."""
+        made = self.adapter.build(self.module, self.manifest.hyper, seed)
+        if path:
+            self.adapter.assign(made, weights.load(Path(path)))
+        return made
+
+
+def _as_json(document: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(document)
+
+
+def _samples(path: str) -> Samples:
+    stored = weights.load(Path(path))
+    return Samples(stored["x"], stored["y"])
+
+
+def initial(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
+    """Write fresh weights."""
+    weights.save(session.adapter.tensors(session.model(call["seed"])), Path(call["out"]))
+    return {}
+
+
+def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
+    """Train from given weights on given samples and write the result."""
+    samples = _samples(call["data"])
+    schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"])
+    model = session.model(call["seed"], call["weights"])
+
+    def on_step(step: int, loss: float) -> None:
+        if step % call.get("every", 1) == 0 or step == schedule.steps:
+            tell({"event": "progress", "step": step, "steps": schedule.steps, "loss": loss})
+
+    loss = session.adapter.train(session.module, model, samples, schedule, on_step)
+    weights.save(session.adapter.tensors(model), Path(call["out"]))
+    return {"loss": loss, "samples": len(samples.y)}
+
+
+def evaluate(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
+    """Confusion counts [true][predicted] of each model on given samples."""
+    samples = _samples(call["data"])
+    classes = len(session.manifest.data.classes)
+    results = []
+    for place, path in enumerate(call["models"], start=1):
+        predicted = session.adapter.logits(session.model(0, path), samples.x).argmax(axis=1)
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        np.add.at(counts, (samples.y, predicted), 1)
+        results.append(counts.tolist())
+        tell({"event": "progress", "step": place, "steps": len(call["models"]), "loss": 0.0})
+    return {"counts": results}
+
+
+def export(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
+    """Write ONNX, and the model's own answers to seeded inputs for the parity gate."""
+    data = session.manifest.data
+    generator = np.random.default_rng(call["seed"])
+    x = generator.integers(0, 256, (call["examples"], data.channels, data.image_size, data.image_size), dtype=np.uint8)
+    model = session.model(0, call["weights"])
+    tools = session.adapter.export_onnx(model, x[:2], Path(call["out"]))
+    weights.save({"x": x, "logits": session.adapter.logits(model, x)}, Path(call["reference"]))
+    return {"tools": tools}
+
+
+OPERATIONS = {"initial": initial, "train": train, "evaluate": evaluate, "export": export}
+
+
+def main() -> int:
+    """Serve until the host closes the pipe."""
+    stream_in, stream_out = _take_pipes()
+
+    def tell(document: dict[str, Any]) -> None:
+        write_frame(stream_out, document)
+
+    session: Session | None = None
+    while (call := read_frame(stream_in)) is not None:
+        try:
+            if call["op"] == "open":
+                session = Session(Path(call["package"]))
+                tell({"event": "done", "result": {}})
+            elif session is None:
+                raise ValueError("open a package first")
+            else:
+                tell({"event": "done", "result": OPERATIONS[call["op"]](session, call, tell)})
+        except Problem as problem:
+            tell({"event": "problem", "document": problem.document()})
+        except MemoryError:
+            tell({"event": "failed", "error": "MemoryError", "at": ""})
+        except BaseException as error:
+            tell({"event": "failed", "error": type(error).__name__, "at": _place(error)})
+            if not isinstance(error, Exception):
+                return 1
+    return 0
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the innermost frame: enough to find the mistake, too little to carry data."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Keep the host's pipes for ourselves; whatever the package prints is dropped."""
+    stream_in, stream_out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    return stream_in, stream_out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""A worker in its sandbox: what it learns, and what becomes of packages that crash, loop, print, or reach for more."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmesh.errors import Problem
+from medmesh.learning import isolation, metrics, weights
+from medmesh.learning.host import Worker, worker
+from tests.packages import tiny
+
+pytestmark = pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
+
+
+def samples(path: Path, count: int = 200, seed: int = 0) -> None:
+    """Bright images are tumours."""
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, 2, count)
+    x = generator.integers(0, 100, (count, 1, 8, 8)) + 120 * y[:, None, None, None]
+    weights.save({"x": x.astype(np.uint8), "y": y.astype(np.int64)}, path)
+
+
+async def _train(w: Worker, **changed: object) -> dict[str, object]:
+    samples(w.folder / "data")
+    await w.call("initial", seed=1, out=str(w.folder / "w0"))
+    call = {
+        "weights": str(w.folder / "w0"),
+        "data": w.share(w.folder / "data"),
+        "steps": 60,
+        "batch_size": 16,
+        "learning_rate": 0.5,
+        "seed": 7,
+        "out": str(w.folder / "w1"),
+    }
+    return await w.call("train", **{**call, **changed})  # type: ignore[arg-type]
+
+
+async def test_it_learns_reports_progress_and_repeats_itself_exactly(private: Path) -> None:
+    results = []
+    for _ in range(2):
+        seen: list[int] = []
+        async with worker(tiny(private), private / "work") as w:
+            await _train(w, progress=lambda step, steps, loss: seen.append(step))
+            data = private / "work" / "data"
+            counts = await w.call("evaluate", data=str(data), models=[str(w.folder / "w0"), str(w.folder / "w1")])
+            results.append((w.folder / "w1").read_bytes())
+            assert seen == list(range(1, 61))
+            before, after = map(metrics.balanced_accuracy, counts["counts"])
+            assert before == 0.5
+            assert after > 0.95
+        assert not (private / "work").exists()
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("\ndef build(size):\n    raise ValueError('Zhang Wei, 1961')\n", "worker.failed"),
+        ("\nimport os\ndef build(size):\n    os._exit(3)\n", "worker.crashed"),
+        ("\ndef build(size):\n    while True: pass\n", "worker.silent"),
+        ("\nimport os\nos.kill(os.getpid(), 9)\n", "worker.crashed"),
+    ],
+)
+async def test_a_package_that_misbehaves_is_ended_with_a_reason_that_quotes_nothing(private: Path, code: str, expected: str) -> None:
+    with pytest.raises(Problem) as caught:
+        async with worker(tiny(private, code), private / "work", silence=4) as w:
+            await _train(w)
+    assert caught.value.code == expected
+    assert "Zhang" not in str(caught.value)
+    assert not (private / "work").exists()
+
+
+async def test_a_package_that_prints_does_not_disturb_and_is_not_heard(private: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "\nimport os, sys\nprint('Zhang Wei'); print('Zhang Wei', file=sys.stderr); os.write(1, b'Zhang Wei'); os.write(2, b'Zhang Wei')\n"
+    )
+    async with worker(tiny(private, code), private / "work") as w:
+        await _train(w)
+    out, err = capfd.readouterr()
+    assert "Zhang" not in out + err
+
+
+async def test_a_package_reaches_neither_network_nor_keys_nor_other_folders(private: Path) -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    secret = private / "edge.key"
+    secret.write_text("key")
+    secret.chmod(0o644)
+    code = f"""
+import socket
+_found = []
+def _try(name, call):
+    try:
+        call()
+    except Exception:
+        return
+    _found.append(name)
+_try("network", lambda: socket.create_connection(("127.0.0.1", {listening.getsockname()[1]}), timeout=1))
+_try("key", lambda: open({str(secret)!r}).read())
+_try("listing", lambda: __import__("os").listdir({str(private)!r} + "/../"))
+_try("write", lambda: open("/tmp/medmesh-escaped", "w"))
+_try("etc", lambda: open("/etc/shadow").read())
+def build(size):
+    if "network" in _found or "key" in _found or "etc" in _found:
+        raise PermissionError("escaped")
+    return {{"weight": np.zeros((size * size, 2), dtype=np.float32), "bias": np.zeros(2, dtype=np.float32)}}
+"""
+    async with worker(tiny(private, code), private / "work") as w:
+        await _train(w)
+    listening.close()
+    assert not Path("/tmp/medmesh-escaped").exists()
