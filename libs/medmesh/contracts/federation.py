@@ -45,6 +45,7 @@ class CreateFederation(Command):
 
     plan: Plan
     package: ObjectRef
+    initial: ObjectRef
 
 
 class CancelFederation(Command):

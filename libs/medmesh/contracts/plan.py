@@ -42,6 +42,8 @@ class Plan(Record):
     initiator: str
     package: Sha256
     """SHA-256 of the training package's canonical manifest: the code that hospitals approve."""
+    initial: Sha256
+    """SHA-256 of the weights the first round begins with."""
     framework: str
     data: DataSchema
     signature: tuple[TensorSignature, ...] = Field(min_length=1)

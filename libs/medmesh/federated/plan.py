@@ -1,7 +1,51 @@
-"""A plan in plain words. The plan itself and its hash are contracts: `medmesh.contracts.plan`."""
+"""The plan of a federation in plain words: what a hospital reads before it signs."""
 
 from __future__ import annotations
 
-from medmesh.contracts.plan import Plan, plan_hash
+from medmesh.contracts.plan import Plan, canonical, plan_hash
 
-__all__ = ["Plan", "plan_hash"]
+__all__ = ["Plan", "canonical", "explain", "plan_hash"]
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
+
+
+def update_bytes(plan: Plan) -> int:
+    """How many bytes one round's update has, headers aside."""
+    total = 0
+    for tensor in plan.signature:
+        count = 1
+        for side in tensor.shape:
+            count *= side
+        total += count * _BYTES[tensor.dtype]
+    return total
+
+
+def explain(plan: Plan, language: str = "en") -> list[str]:
+    """What code runs, on what data, what leaves the hospital, how often, and when; one sentence a line."""
+    size = update_bytes(plan) / 2**20
+    rounds = plan.rounds + (2 if plan.baseline else 0)
+    classes = ", ".join(plan.data.classes)
+    if language == "zh":
+        return [
+            f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
+            f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
+            f"使用的数据：{plan.data.modality} 图像，缩放至 {plan.data.image_size}×{plan.data.image_size}，类别：{classes}。数据不出院。",
+            f"离开医院的内容：每轮 {len(plan.signature)} 个张量（{size:.2f} MiB）、样本数与损失；"
+            + ("评估时为混淆矩阵计数。" if plan.baseline else "别无其他。"),
+            f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
+            f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复，{plan.start_at:%Y-%m-%d %H:%M} UTC 开始；至少 {plan.min_participants} 家参与。",
+            "本方案不含差分隐私与安全聚合：平台可见单家医院的更新，更新在本轮结束后删除。",
+        ]
+    return [
+        f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
+        f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
+        f"Data it uses: {plan.data.modality} images scaled to {plan.data.image_size}×{plan.data.image_size}, classes {classes}. "
+        "They stay in the hospital.",
+        f"What leaves: {len(plan.signature)} tensors a round ({size:.2f} MiB), the number of samples and the loss; "
+        + ("for evaluation, counts of a confusion matrix." if plan.baseline else "nothing else."),
+        f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
+        f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC, start {plan.start_at:%Y-%m-%d %H:%M} UTC; "
+        f"at least {plan.min_participants} take part.",
+        "This plan has neither differential privacy nor secure aggregation: the platform sees a single hospital's update "
+        "and deletes it after the round.",
+    ]

@@ -1,0 +1,190 @@
+"""The rules of a federation as one pure function: from what is known to the one thing to do next.
+
+Federation: inviting -> ready -> queued -> running -> completed | failed | cancelled.
+Participant: invited -> accepted | declined; accepted <-> dropped.
+Round: open -> committed | void. Rounds 1..R train; with a baseline R+1 trains everybody alone and R+2 evaluates all models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from medmesh.contracts.federation import RoundKind
+from medmesh.contracts.plan import Plan
+
+
+class State(StrEnum):
+    """Of a federation."""
+
+    INVITING = "inviting"
+    READY = "ready"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN_STATES = (State.INVITING, State.READY, State.QUEUED, State.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The newest round. `answered` gave what was asked; `failed` said that they cannot."""
+
+    number: int
+    attempt: int
+    kind: RoundKind
+    state: str
+    assigned: frozenset[str]
+    answered: frozenset[str]
+    failed: frozenset[str]
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything a decision needs. `participants` maps hospital to its state, `online` holds a lease now."""
+
+    state: State
+    plan: Plan
+    approved: bool
+    participants: Mapping[str, str]
+    online: frozenset[str]
+    round: Round | None
+    voids: int
+    waiting_since: datetime | None
+    now: datetime
+
+    def those(self, state: str) -> frozenset[str]:
+        """Hospitals in a state."""
+        return frozenset(hospital for hospital, now in self.participants.items() if now == state)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A change of state without a round."""
+
+    to: State
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a round for `assigned`; `rejoined` come back with it."""
+
+    number: int
+    attempt: int
+    kind: RoundKind
+    assigned: frozenset[str]
+    rejoined: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """These lost their lease or failed: the others go on."""
+
+    hospitals: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Everybody answered who will: aggregate and commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """Too few answers before the deadline: the round is tried again under a new attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Too few hospitals are online to open a round: wait, and fail when that takes too long."""
+
+
+Step = Move | Open | Drop | Close | Void | Wait
+
+
+def kind_of(plan: Plan, number: int) -> RoundKind | None:
+    """What a round does; None after the last."""
+    if number <= plan.rounds:
+        return RoundKind.TRAIN
+    if plan.baseline and number == plan.rounds + 1:
+        return RoundKind.BASELINE
+    if plan.baseline and number == plan.rounds + 2:
+        return RoundKind.EVALUATE
+    return None
+
+
+def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | None:
+    """What to do now; None to wait for something to happen."""
+    match s.state:
+        case State.INVITING:
+            return _inviting(s)
+        case State.READY:
+            return Move(State.QUEUED) if s.approved else None
+        case State.QUEUED:
+            ready = s.now >= s.plan.start_at and len(s.online & s.those("accepted")) >= s.plan.min_participants
+            return Move(State.RUNNING) if ready else None
+        case State.RUNNING:
+            return _running(s, quorum_grace, max_voids)
+        case _:
+            return None
+
+
+def _inviting(s: Situation) -> Step | None:
+    if s.those("invited") and s.now < s.plan.accept_by:
+        return None
+    if len(s.those("accepted")) >= s.plan.min_participants:
+        return Move(State.READY)
+    return Move(State.FAILED, "federation.quorum")
+
+
+def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
+    current = s.round
+    if current is None or current.state in ("committed", "void"):
+        return _open_next(s, quorum_grace, max_voids)
+    missing = current.assigned - current.answered
+    gone = {h: "lease" for h in missing - s.online if s.participants.get(h) == "accepted"}
+    gone |= {h: "failed" for h in missing & current.failed if s.participants.get(h) == "accepted"}
+    if gone:
+        return Drop(gone)
+    waiting = frozenset(h for h in missing if s.participants.get(h) == "accepted")
+    enough = len(current.answered) >= s.plan.min_participants
+    if enough and (not waiting or s.now >= current.deadline):
+        return Close()
+    if s.now >= current.deadline:
+        return Void()
+    return None
+
+
+def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
+    current = s.round
+    number = 1 if current is None else current.number + (current.state == "committed")
+    kind = kind_of(s.plan, number)
+    if kind is None:
+        return Move(State.COMPLETED)
+    if s.voids >= max_voids:
+        return Move(State.FAILED, "federation.void")
+    back = s.online & s.those("dropped")
+    assigned = (s.online & s.those("accepted")) | back
+    if len(assigned) < s.plan.min_participants:
+        if s.waiting_since is not None and (s.now - s.waiting_since).total_seconds() > quorum_grace:
+            return Move(State.FAILED, "federation.quorum_lost")
+        return Wait() if s.waiting_since is None else None
+    attempt = current.attempt + 1 if current is not None and current.state == "void" else 1
+    return Open(number, attempt, kind, assigned, back)
+
+
+def link(chain: str, number: int, kind: RoundKind, model: str) -> str:
+    """The next link: rounds chain from the plan's hash, so that a model proves the rounds that made it."""
+    return hashlib.sha256(f"{chain}\n{number}\n{kind}\n{model}\n".encode()).hexdigest()
+
+
+def round_seed(plan: Plan, number: int) -> int:
+    """The seed of a round; a repeated attempt has the same."""
+    return (plan.seed * 1_000_003 + number) % 2**53

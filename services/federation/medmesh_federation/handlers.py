@@ -1,0 +1,294 @@
+"""Commands of people and hospitals, approvals, signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any, cast
+
+import jwt
+from cryptography import x509
+from sqlalchemy import insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from medmesh.contracts.federation import (
+    CancelFederation,
+    CreateFederation,
+    FederationFailed,
+    FederationInvited,
+    HospitalAlive,
+    InvitationAnswered,
+    ReportFailure,
+    RespondInvitation,
+    SubmitEvaluation,
+    SubmitUpdate,
+)
+from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.message import Envelope, ObjectRef
+from medmesh.contracts.plan import Plan, plan_hash
+from medmesh.errors import Problem
+from medmesh.federated.consent import verify_consent
+from medmesh.learning import weights
+from medmesh.learning.package import read as read_package
+from medmesh.security import approvals
+from medmesh.security.authority import fingerprint
+from medmesh.store.objects.directory import DirectoryStore
+from medmesh.store.objects.port import fetch, load
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_federation.domain import OPEN_STATES, State
+from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.tables import answers, federations, participants, rounds
+
+
+def entity(row: Any) -> Entity:
+    """A federation as audit names it: by id, bound to its plan."""
+    return Entity("federation", row.federation, digest=row.plan_hash)
+
+
+async def local(ports: Ports, ref: ObjectRef) -> Path:
+    """An object as a file on this machine: where it lies, or a copy."""
+    store = await ports.stores.holding(ref.sha256)
+    if isinstance(store, DirectoryStore):
+        return store.path(ref.sha256)
+    folder = ports.settings.state / "objects"
+    folder.mkdir(parents=True, exist_ok=True)
+    return await fetch(store, ref, folder / ref.sha256)
+
+
+@HANDLERS.on(CreateFederation)
+async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """Check that the plan, the package and the first weights agree, and invite."""
+    wanted = command.data
+    plan, ports = wanted.plan, uow.ports
+    if plan.initiator != uow.actor.text:
+        raise Problem("federation.initiator", plan=plan.initiator, actor=uow.actor.text)
+    if plan.accept_by <= uow.now:
+        raise Problem("federation.plan", reason="accept_by has passed")
+    if wanted.package.sha256 != plan.package or wanted.initial.sha256 != plan.initial:
+        raise Problem("federation.plan", reason="package or initial weights are not those of the plan")
+    package = read_package(await load(ports.stores.kept, wanted.package))
+    manifest = package.manifest
+    if manifest.package.framework != plan.framework or manifest.data != plan.data or set(manifest.tensors) != set(plan.signature):
+        raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
+    await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
+    federation, hash_ = command.id, plan_hash(plan)
+    values = {
+        "federation": federation,
+        "name": plan.name,
+        "plan": plan.model_dump(mode="json"),
+        "plan_hash": hash_,
+        "package": wanted.package.model_dump(),
+        "initial": wanted.initial.model_dump(),
+        "initiator": uow.actor.text,
+        "state": State.INVITING.value,
+        "chain": hash_,
+        "model": wanted.initial.model_dump(),
+        "voids": 0,
+        "created_at": uow.now,
+    }
+    await uow.execute(insert(federations).values(values))
+    rows = [{"federation": federation, "hospital": h, "state": "invited", "drops": 0, "reason": ""} for h in plan.participants]
+    await uow.execute(insert(participants), rows)
+    uow.emit(
+        FederationInvited(federation=federation, plan=plan, plan_hash=hash_, package=wanted.package, hospitals=tuple(plan.participants))
+    )
+    about = (Entity("federation", federation, digest=hash_), Entity("package", manifest.package.name, digest=package.digest))
+    uow.audit(AuditEntry("federation.create", "C", entities=about, detail={"hospitals": len(plan.participants), "rounds": plan.rounds}))
+    uow.on_commit(ports.wake.set)
+    return {"federation": federation, "plan_hash": hash_}
+
+
+async def _locked(uow: UnitOfWork[Ports], federation: str) -> Any:
+    row = await uow.first(select(federations).where(federations.c.federation == federation).with_for_update())
+    if row is None:
+        raise Problem("request.not_found", kind="federation", id=federation)
+    return row
+
+
+async def _mine(uow: UnitOfWork[Ports], federation: str) -> Any:
+    """The participant row of the hospital that speaks; a hospital that was not invited learns nothing."""
+    where = (participants.c.federation == federation) & (participants.c.hospital == uow.actor.id)
+    row = await uow.first(select(participants).where(where))
+    if row is None:
+        raise Problem("request.not_found", kind="federation", id=federation)
+    return row
+
+
+@HANDLERS.on(RespondInvitation)
+async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """A hospital accepts by signing the plan's hash, or declines."""
+    answer, hospital = command.data, uow.actor.id
+    row = await _locked(uow, answer.federation)
+    mine = await _mine(uow, answer.federation)
+    if answer.plan_hash != row.plan_hash:
+        raise Problem("federation.plan_changed", federation=answer.federation)
+    wanted = "accepted" if answer.accept else "declined"
+    if mine.state == wanted:
+        return {"state": wanted}
+    if row.state != State.INVITING or mine.state != "invited" or uow.now > Plan.model_validate(row.plan).accept_by:
+        raise Problem("federation.closed", federation=answer.federation, state=row.state)
+    certificate = ""
+    if answer.accept:
+        found = _certificate(command.actor or "")
+        verify_consent(found, answer.plan_hash, answer.signature)
+        certificate = fingerprint(found)
+    values = {
+        "state": wanted,
+        "signature": answer.signature,
+        "certificate": certificate,
+        "reason": answer.reason[:200],
+        "answered_at": uow.now,
+    }
+    where = (participants.c.federation == answer.federation) & (participants.c.hospital == hospital)
+    await uow.execute(update(participants).where(where).values(values))
+    uow.emit(InvitationAnswered(federation=answer.federation, hospital=hospital, accepted=answer.accept))
+    uow.audit(AuditEntry("federation.respond", "U", entities=(entity(row),), detail={"accepted": answer.accept}))
+    uow.on_commit(uow.ports.wake.set)
+    return {"state": wanted}
+
+
+def _certificate(token: str) -> x509.Certificate:
+    """The certificate in the actor's token, which the runtime verified."""
+    chain = cast(list[str], jwt.get_unverified_header(token)["x5c"])
+    return x509.load_der_x509_certificate(base64.b64decode(chain[0]))
+
+
+@HANDLERS.on(ApprovalGranted)
+async def approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> None:
+    """A second person approved the start of exactly this plan."""
+    grant = event.data
+    if grant.action != "federation.start":
+        return
+    row = await _locked(uow, grant.target)
+    if row.approval is not None or row.state not in (State.INVITING, State.READY):
+        raise Problem("federation.closed", federation=row.federation, state=row.state)
+    key = uow.ports.trust().governance
+    found = approvals.verify(grant.token, key, action="federation.start", digest=row.plan_hash, at=uow.now)
+    if found.target != row.federation:
+        raise Problem("security.approval_other", action=grant.action)
+    await uow.spend_approval(found.id)
+    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=found.id))
+    evidence = {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers)}
+    uow.audit(AuditEntry("federation.approved", "E", entities=(entity(row),), approval=evidence))
+    uow.on_commit(uow.ports.wake.set)
+
+
+@HANDLERS.on(CancelFederation)
+async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """End a federation; its hospitals are told."""
+    row = await _locked(uow, command.data.federation)
+    if row.state == State.CANCELLED:
+        return {"state": row.state}
+    if row.state not in OPEN_STATES:
+        raise Problem("federation.closed", federation=row.federation, state=row.state)
+    where = federations.c.federation == row.federation
+    await uow.execute(update(federations).where(where).values(state=State.CANCELLED.value, failure="federation.cancelled"))
+    invited = tuple(Plan.model_validate(row.plan).participants)
+    uow.emit(FederationFailed(federation=row.federation, code="federation.cancelled", hospitals=invited))
+    uow.audit(AuditEntry("federation.cancel", "U", entities=(entity(row),)))
+    return {"state": State.CANCELLED.value}
+
+
+async def _round(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Any, Any, bool]:
+    """(federation, round, whether the answer comes too late). Only who was assigned may answer."""
+    row = await _locked(uow, federation)
+    await _mine(uow, federation)
+    where = (rounds.c.federation == federation) & (rounds.c.round == number) & (rounds.c.attempt == attempt)
+    current = await uow.first(select(rounds).where(where))
+    if current is None or uow.actor.id not in current.assigned:
+        raise Problem("federation.not_assigned", federation=federation, round=number)
+    return row, current, current.state != "open" or row.state != State.RUNNING
+
+
+async def _answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:
+    """Keep an answer; False when this hospital gave one before. A failure reported earlier is replaced: it recovered in time."""
+    row = {
+        "federation": current.federation,
+        "round": current.round,
+        "attempt": current.attempt,
+        "hospital": uow.actor.id,
+        "late": late,
+        "at": uow.now,
+        "samples": 0,
+        "metrics": {},
+        "update": None,
+        "results": None,
+        "failed": None,
+        **values,
+    }
+    statement = upsert(answers).values(row)
+    keys = ["federation", "round", "attempt", "hospital"]
+    changed = {name: value for name, value in row.items() if name not in keys}
+    statement = statement.on_conflict_do_update(index_elements=keys, set_=changed, where=answers.c.failed.is_not(None))
+    done = await uow.execute(statement.returning(answers.c.hospital))
+    return done.first() is not None
+
+
+@HANDLERS.on(SubmitUpdate)
+async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """A hospital's trained model: checked against the plan before it counts."""
+    given = command.data
+    row, current, late = await _round(uow, given.federation, given.round, given.attempt)
+    if current.kind == "evaluate":
+        raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
+    if not late:
+        path = await local(uow.ports, given.update)
+        plan = Plan.model_validate(row.plan)
+        await asyncio.to_thread(_check, path, plan)
+    values = {"update": given.update.model_dump(), "samples": given.samples, "metrics": _bounded(given.metrics)}
+    if await _answer(uow, current, late, **values):
+        about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
+        uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
+    uow.on_commit(uow.ports.wake.set)
+    return {"late": late}
+
+
+def _check(path: Path, plan: Plan) -> None:
+    weights.check(path, plan.signature)
+    weights.check_finite(path)
+
+
+def _bounded(metrics: dict[str, float]) -> dict[str, float]:
+    """At most eight finite numbers under short names."""
+    if len(metrics) > 8 or any(len(name) > 40 or value != value or abs(value) > 1e12 for name, value in metrics.items()):
+        raise Problem("request.invalid", reason="metrics: at most eight finite numbers")
+    return metrics
+
+
+@HANDLERS.on(SubmitEvaluation)
+async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """A hospital's counts for every model it was asked to evaluate."""
+    given = command.data
+    row, current, late = await _round(uow, given.federation, given.round, given.attempt)
+    classes = len(Plan.model_validate(row.plan).data.classes)
+    asked = {model["weights"]["sha256"] for model in current.models}
+    if current.kind != "evaluate" or {result.model for result in given.results} != asked:
+        raise Problem("federation.evaluation", reason="every model, and only those, must be evaluated")
+    for result in given.results:
+        if len(result.counts) != classes or any(len(line) != classes or min(line) < 0 for line in result.counts):
+            raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
+    results = {result.model: [list(line) for line in result.counts] for result in given.results}
+    if await _answer(uow, current, late, results=results, samples=sum(map(sum, given.results[0].counts))):
+        uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
+    uow.on_commit(uow.ports.wake.set)
+    return {"late": late}
+
+
+@HANDLERS.on(ReportFailure)
+async def report_failure(command: Envelope[ReportFailure], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """A hospital cannot do its part: it leaves this round at once, and the others need not wait for the deadline."""
+    given = command.data
+    row, current, late = await _round(uow, given.federation, given.round, given.attempt)
+    code = given.code if given.code.replace(".", "").replace("_", "").isalnum() and len(given.code) <= 80 else "unknown"
+    if await _answer(uow, current, late, failed=code):
+        uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(row),), detail={"round": given.round}))
+    uow.on_commit(uow.ports.wake.set)
+    return {"late": late}
+
+
+@HANDLERS.hears(HospitalAlive)
+async def alive(signal: Envelope[HospitalAlive], ports: Ports) -> None:
+    """Renew a lease."""
+    if ports.leases.renew(signal.data.hospital):
+        ports.wake.set()

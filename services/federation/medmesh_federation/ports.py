@@ -1,0 +1,54 @@
+"""What federation's handlers and its coordinator share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from medmesh.bus.declarations import Handlers
+from medmesh.security.tokens import TrustBundle
+from medmesh.store.objects.open import Stores
+from medmesh.store.objects.port import ObjectStore
+
+if TYPE_CHECKING:
+    from medmesh_federation.settings import Settings
+
+HANDLERS = Handlers("federation")
+
+
+@dataclass
+class Leases:
+    """Which hospitals hold their connection; in memory, because after a restart everybody has one lease's time to be heard."""
+
+    _heard: dict[str, float] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def renew(self, hospital: str) -> bool:
+        """A sign of life; whether it is the first for a while."""
+        now = time.monotonic()
+        before = self._heard.get(hospital)
+        self._heard[hospital] = now
+        return before is None or now - before > 5
+
+    def online(self, hospital: str, seconds: float) -> bool:
+        """Heard within its lease."""
+        return time.monotonic() - self._heard.get(hospital, float("-inf")) < seconds
+
+    def lapsed(self, hospital: str, seconds: float) -> bool:
+        """Not heard for a lease, counted from our own start at the earliest."""
+        return time.monotonic() - max(self._heard.get(hospital, float("-inf")), self._began) >= seconds
+
+
+@dataclass
+class Ports:
+    """Built by the composition root. `models` holds committed models durably until they are in the kept store."""
+
+    settings: Settings
+    stores: Stores
+    models: ObjectStore
+    trust: Callable[[], TrustBundle]
+    leases: Leases = field(default_factory=Leases)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,0 +1,109 @@
+"""What people and hospitals may see of federations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select
+
+from medmesh.contracts.federation import (
+    AnswerView,
+    EvaluationView,
+    FederationList,
+    FederationSummary,
+    FederationView,
+    GetFederation,
+    ListFederations,
+    ParticipantView,
+    RoundView,
+)
+from medmesh.contracts.message import Envelope
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.store.unit import UnitOfWork
+from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.tables import answers, federations, participants, rounds
+
+_MOST_ROUNDS = 100
+
+
+@HANDLERS.answers(GetFederation)
+async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> FederationView:
+    """One federation; a hospital sees only those it was invited to, and of the others' answers nothing but that they answered."""
+    wanted = query.data.federation
+    row = await uow.first(select(federations).where(federations.c.federation == wanted))
+    plan = Plan.model_validate(row.plan) if row is not None else None
+    hospital = uow.actor.id if uow.actor is not None and uow.actor.kind == "hospital" else None
+    if row is None or plan is None or (hospital is not None and hospital not in plan.participants):
+        raise Problem("request.not_found", kind="federation", id=wanted)
+    leases, seconds = uow.ports.leases, plan.lease_seconds
+    people = tuple(
+        ParticipantView(hospital=p.hospital, state=p.state, online=leases.online(p.hospital, seconds), drops=p.drops, reason=p.reason)
+        for p in await uow.all(select(participants).where(participants.c.federation == wanted).order_by(participants.c.hospital))
+    )
+    given: dict[tuple[int, int], list[AnswerView]] = {}
+    evaluation: list[EvaluationView] = []
+    found = await uow.all(
+        select(rounds).where(rounds.c.federation == wanted).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(_MOST_ROUNDS)
+    )
+    names = {m["weights"]["sha256"]: m["name"] for r in found for m in r.models}
+    for a in await uow.all(select(answers).where(answers.c.federation == wanted).order_by(answers.c.hospital)):
+        size = a.update["bytes"] if a.update else 0
+        mine = hospital in (None, a.hospital)
+        view = AnswerView(hospital=a.hospital, samples=a.samples if mine else 0, late=a.late, bytes=size, metrics=a.metrics if mine else {})
+        given.setdefault((a.round, a.attempt), []).append(view)
+        if a.results and mine and not a.late:
+            evaluation += [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(a.results.items())]
+    views = tuple(_round_view(r, tuple(given.get((r.round, r.attempt), ()))) for r in reversed(found))
+    return FederationView(
+        federation=row.federation,
+        state=row.state,
+        plan=plan,
+        plan_hash=row.plan_hash,
+        chain=row.chain,
+        participants=people,
+        rounds=views,
+        evaluation=tuple(evaluation),
+        model=row.model,
+        failure=row.failure,
+    )
+
+
+def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
+    return RoundView(
+        round=row.round,
+        attempt=row.attempt,
+        kind=row.kind,
+        state=row.state,
+        opened=row.opened_at,
+        deadline=row.deadline,
+        closed=row.closed_at,
+        base=row.base,
+        model=row.model,
+        chain=row.chain,
+        answers=given,
+    )
+
+
+@HANDLERS.answers(ListFederations)
+async def list_all(query: Envelope[ListFederations], uow: UnitOfWork[Ports]) -> FederationList:
+    """Every federation the actor may see, newest first."""
+    newest = select(rounds.c.federation, func.max(rounds.c.round).label("round")).group_by(rounds.c.federation).subquery()
+    wanted = select(federations, newest.c.round).outerjoin(newest, newest.c.federation == federations.c.federation)
+    rows = await uow.all(wanted.order_by(federations.c.created_at.desc()).limit(200))
+    hospital = uow.actor.id if uow.actor is not None and uow.actor.kind == "hospital" else None
+    summaries = []
+    for row in rows:
+        plan = Plan.model_validate(row.plan)
+        if hospital is None or hospital in plan.participants:
+            summaries.append(
+                FederationSummary(
+                    federation=row.federation,
+                    name=row.name,
+                    state=row.state,
+                    round=row.round or 0,
+                    rounds=plan.rounds,
+                    participants=tuple(plan.participants),
+                )
+            )
+    return FederationList(federations=tuple(summaries))

@@ -1,0 +1,60 @@
+"""Composition root of federation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+from medmesh.contracts import federation
+from medmesh.service.runtime import Runtime
+from medmesh.service.spec import ServiceSpec
+from medmesh.store.objects.directory import DirectoryStore
+from medmesh.store.objects.open import stores
+from medmesh_federation import handlers, queries
+from medmesh_federation.coordinator import Coordinator
+from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.settings import Settings
+from medmesh_federation.tables import METADATA
+
+DECLARING = (handlers, queries)
+
+
+@asynccontextmanager
+async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
+    """Stores and the coordinator's loop."""
+    settings = cast(Settings, runtime.settings)
+    async with stores(settings.objects) as opened:
+        # Committed models are written durably beside the scratch objects, where the gateway finds them at once.
+        scratch = opened.scratch
+        models = DirectoryStore(scratch.folder, durable=True) if isinstance(scratch, DirectoryStore) else opened.kept
+        ports = Ports(settings, opened, models, runtime.trust)
+        runtime.ports = ports
+        runtime.background(Coordinator(runtime, ports).run, "coordinator")
+        yield ports
+
+
+SERVICE = ServiceSpec(
+    name="federation",
+    purpose="Coordinates federations: invitations, rounds, aggregation.",
+    handlers=HANDLERS,
+    settings=Settings,
+    metadata=METADATA,
+    migrations=Path(__file__).parent / "migrations",
+    open=open_ports,
+    emits=(
+        federation.FederationInvited,
+        federation.InvitationAnswered,
+        federation.FederationReady,
+        federation.FederationStarted,
+        federation.RoundOpened,
+        federation.RoundCommitted,
+        federation.RoundStored,
+        federation.RoundVoided,
+        federation.ParticipantDropped,
+        federation.ParticipantRejoined,
+        federation.FederationCompleted,
+        federation.FederationFailed,
+    ),
+)

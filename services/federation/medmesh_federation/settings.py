@@ -1,0 +1,17 @@
+"""Settings of federation."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from medmesh.service.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """Beside the common ones."""
+
+    tick_seconds: float = Field(default=0.5, gt=0)
+    """How often deadlines and leases are looked at; an answer is acted upon at once."""
+    quorum_grace_seconds: float = Field(default=3600, gt=0)
+    """How long a running federation waits for enough hospitals before it fails."""
+    max_void_rounds: int = Field(default=5, ge=1)

@@ -1,0 +1,81 @@
+"""Tables of federation."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text
+
+from medmesh.store.tables import service_metadata
+from medmesh.store.types import Counter, Json, Timestamp
+
+METADATA = service_metadata()
+
+federations = Table(
+    "federations",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("plan", Json, nullable=False),
+    Column("plan_hash", String(64), nullable=False),
+    Column("package", Json, nullable=False),
+    Column("initial", Json, nullable=False),
+    Column("initiator", String(160), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("approval", String(64)),
+    Column("chain", String(64), nullable=False),
+    Column("model", Json, nullable=False),
+    Column("failure", String(80)),
+    Column("voids", Integer, nullable=False),
+    Column("waiting_since", Timestamp),
+    Column("created_at", Timestamp, nullable=False),
+)
+Index("ix_federations_state", federations.c.state)
+
+participants = Table(
+    "participants",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("hospital", String(63), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("signature", Text),
+    Column("certificate", String(64)),
+    Column("drops", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("answered_at", Timestamp),
+    comment="`signature` is the node's over the plan hash, `certificate` the fingerprint it verifies with",
+)
+
+rounds = Table(
+    "rounds",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("base", Json, nullable=False),
+    Column("models", Json, nullable=False),
+    Column("assigned", Json, nullable=False),
+    Column("opened_at", Timestamp, nullable=False),
+    Column("deadline", Timestamp, nullable=False),
+    Column("closed_at", Timestamp),
+    Column("model", Json),
+    Column("chain", String(64)),
+    Column("stored", Boolean, nullable=False),
+)
+
+answers = Table(
+    "answers",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("hospital", String(63), primary_key=True),
+    Column("update", Json),
+    Column("samples", Counter, nullable=False),
+    Column("metrics", Json, nullable=False),
+    Column("results", Json),
+    Column("late", Boolean, nullable=False),
+    Column("failed", String(80)),
+    Column("at", Timestamp, nullable=False),
+    comment="keyed (federation, round, attempt, hospital): a duplicate is a no-op",
+)

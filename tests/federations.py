@@ -1,0 +1,114 @@
+"""Pretended hospitals for tests of the coordinator: they answer rounds as an edge node would, without training."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmesh.contracts.federation import (
+    Confusion,
+    CreateFederation,
+    FederationView,
+    GetFederation,
+    HospitalAlive,
+    RespondInvitation,
+    RoundKind,
+    RoundOpened,
+    SubmitEvaluation,
+    SubmitUpdate,
+)
+from medmesh.contracts.message import Envelope, ObjectRef, OperationFinished, encode, envelope
+from medmesh.contracts.plan import Plan, plan_hash
+from medmesh.federated.consent import sign_consent
+from medmesh.learning import weights
+from tests.packages import tiny
+from tests.platform import Platform
+
+
+async def put_weights(p: Platform, folder: Path, values: float, *, scratch: bool = True) -> ObjectRef:
+    """Weights of the tiny package, all the same number."""
+    path = folder / f"w-{values}"
+    weights.save({"weight": np.full((64, 2), values, np.float32), "bias": np.full(2, values, np.float32)}, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    store = p.stores.scratch if scratch else p.stores.kept
+    return await store.put_file(path, sha256)
+
+
+async def make_plan(p: Platform, hospitals: tuple[str, ...], **changed: Any) -> CreateFederation:
+    """A plan over the tiny package, its objects uploaded."""
+    package = tiny(p.folder)
+    ref = await p.stores.kept.put(package.archive)
+    initial = await put_weights(p, p.folder, 0.0, scratch=False)
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "name": "tiny-model",
+        "purpose": "a test of the coordinator",
+        "initiator": "person:li@platform",
+        "package": package.digest,
+        "initial": initial.sha256,
+        "framework": "numpy",
+        "data": package.manifest.data,
+        "signature": package.manifest.tensors,
+        "rounds": 3,
+        "local_steps": 5,
+        "batch_size": 8,
+        "learning_rate": "0.1",
+        "seed": 42,
+        "participants": hospitals,
+        "min_participants": 2,
+        "accept_by": now + timedelta(seconds=30),
+        "start_at": now + timedelta(seconds=30),
+        "round_deadline_seconds": 60,
+        "lease_seconds": 30,
+        **changed,
+    }
+    return CreateFederation(plan=Plan(**values), package=ref, initial=initial)
+
+
+async def alive(p: Platform, *hospitals: str) -> None:
+    """Signs of life."""
+    for hospital in hospitals:
+        signal = HospitalAlive(hospital=hospital)
+        await p.bus.signal(signal.address(), encode(envelope(signal, source="gateway")))
+
+
+async def accept(p: Platform, federation: str, plan: Plan, *hospitals: str) -> None:
+    """Sign the plan."""
+    for hospital in hospitals:
+        token = p.hospital(hospital)
+        hash_ = plan_hash(plan)
+        signature = sign_consent(p.nodes[hospital][0], hash_)
+        done = await p.send(RespondInvitation(federation=federation, plan_hash=hash_, accept=True, signature=signature), token)
+        assert done.succeeded, done.problem
+
+
+async def opened(p: Platform, number: int, attempt: int = 1, kind: RoundKind | None = None) -> Envelope[RoundOpened]:
+    """Wait for a round."""
+
+    def wanted(event: Envelope[RoundOpened]) -> bool:
+        return event.data.round == number and event.data.attempt == attempt and (kind is None or event.data.kind == kind)
+
+    return await p.wait(RoundOpened, wanted, timeout=30)
+
+
+async def submit(p: Platform, round_: RoundOpened, hospital: str, value: float, samples: int = 10) -> OperationFinished:
+    """A trained model that is all `value`."""
+    ref = await put_weights(p, p.folder, value)
+    command = SubmitUpdate(federation=round_.federation, round=round_.round, attempt=round_.attempt, update=ref, samples=samples)
+    return await p.send(command, p.hospital(hospital))
+
+
+async def evaluate(p: Platform, round_: RoundOpened, hospital: str) -> OperationFinished:
+    """Counts for every model."""
+    results = tuple(Confusion(model=m.weights.sha256, counts=((5, 1), (2, 7))) for m in round_.models)
+    command = SubmitEvaluation(federation=round_.federation, round=round_.round, attempt=round_.attempt, results=results)
+    return await p.send(command, p.hospital(hospital))
+
+
+async def view(p: Platform, federation: str) -> FederationView:
+    """What a researcher sees."""
+    return await p.ask(GetFederation(federation=federation), FederationView, p.person("li", "researcher"))

@@ -1,0 +1,236 @@
+"""The coordinator on real servers with pretended hospitals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmesh.contracts.federation import (
+    FederationCompleted,
+    FederationFailed,
+    FederationReady,
+    ParticipantDropped,
+    ParticipantRejoined,
+    ReportFailure,
+    RespondInvitation,
+    RoundCommitted,
+    RoundKind,
+    RoundOpened,
+    RoundStored,
+    RoundVoided,
+    SubmitUpdate,
+)
+from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.plan import plan_hash
+from medmesh.embedded.testing import RunningServers
+from medmesh.federated.consent import sign_consent
+from medmesh.learning import weights
+from medmesh.service.runtime import running
+from medmesh_federation.domain import link
+from medmesh_federation.service import SERVICE
+from tests.federations import accept, alive, evaluate, make_plan, opened, put_weights, submit, view
+from tests.platform import Platform, platform
+
+SETTINGS = {"federation": {"tick_seconds": 0.1}}
+
+
+@pytest.fixture
+async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
+    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
+        yield made
+
+
+async def start(p: Platform, hospitals: tuple[str, ...], **changed: object) -> str:
+    """A federation that everybody accepted and somebody approved."""
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    wanted = await make_plan(p, hospitals, **{"accept_by": soon, "start_at": soon, **changed})
+    done = await p.send(wanted, p.person("li", "researcher"))
+    assert done.succeeded, done.problem
+    assert done.result
+    federation = str(done.result["federation"])
+    await accept(p, federation, wanted.plan, *hospitals)
+    hash_ = plan_hash(wanted.plan)
+    token = p.approval("federation.start", federation, hash_)
+    grant = ApprovalGranted(approval="approval-1", action="federation.start", target=federation, digest=hash_, token=token)
+    await p.publish(grant, source="governance")
+    await alive(p, *hospitals)
+    return federation
+
+
+async def test_rounds_average_chain_from_the_plan_and_end_with_an_evaluation(p: Platform) -> None:
+    hospitals = ("huashan", "renji", "xiehe")
+    federation = await start(p, hospitals, baseline=True)
+    for number in (1, 2, 3):
+        round_ = (await opened(p, number)).data
+        assert round_.hospitals == hospitals
+        for place, hospital in enumerate(hospitals):
+            assert (await submit(p, round_, hospital, number * 10.0 + place, samples=place + 1)).succeeded
+        await alive(p, *hospitals)
+    baseline = (await opened(p, 4, kind=RoundKind.BASELINE)).data
+    assert baseline.steps == 15
+    assert baseline.base.sha256 == (await opened(p, 1)).data.base.sha256
+    for place, hospital in enumerate(hospitals):
+        await submit(p, baseline, hospital, 100.0 + place)
+    evaluation = (await opened(p, 5, kind=RoundKind.EVALUATE)).data
+    assert [m.name for m in evaluation.models] == ["federated", *hospitals]
+    for hospital in hospitals:
+        assert (await evaluate(p, evaluation, hospital)).succeeded
+    completed = (await p.wait(FederationCompleted)).data
+    found = await view(p, federation)
+    assert found.state == "completed"
+    assert completed.model == found.model
+    stored = p.folder / "final"
+    assert found.model
+    stored.write_bytes(b"".join([piece async for piece in p.stores.kept.read(found.model.sha256)]))
+    np.testing.assert_allclose(weights.load(stored)["bias"], (30 * 1 + 31 * 2 + 32 * 3) / 6, rtol=1e-6)
+    chain = found.plan_hash
+    for event in sorted(p.emitted(RoundCommitted), key=lambda e: e.data.round):
+        chain = link(chain, event.data.round, event.data.kind, event.data.model.sha256)
+        assert event.data.chain == chain
+    assert completed.chain == chain
+    assert len(found.evaluation) == 12
+    assert {e.name for e in found.evaluation} == {"federated", *hospitals}
+    verbs = [record["sub"] for record in await p.audited("federation")]
+    for verb in ("federation.create", "federation.respond", "federation.approved", "federation.round", "federation.update"):
+        assert verb in verbs
+
+
+async def test_a_hospital_that_falls_silent_leaves_the_others_go_on_and_it_rejoins(p: Platform) -> None:
+    hospitals = ("huashan", "renji", "xiehe")
+    federation = await start(p, hospitals, lease_seconds=2)
+    round_ = (await opened(p, 1)).data
+    for hospital in hospitals[:2]:
+        await submit(p, round_, hospital, 1.0)
+
+    async def living() -> None:
+        while True:
+            await alive(p, "huashan", "renji")
+            await asyncio.sleep(0.3)
+
+    heart = asyncio.create_task(living())
+    dropped = (await p.wait(ParticipantDropped)).data
+    assert (dropped.hospital, dropped.reason) == ("xiehe", "lease")
+    second = (await opened(p, 2)).data
+    assert second.hospitals == ("huashan", "renji")
+    await alive(p, "xiehe")
+    late = await submit(p, round_, "xiehe", 5.0)
+    assert late.result == {"late": True}
+    for hospital in hospitals[:2]:
+        await submit(p, second, hospital, 2.0)
+    await alive(p, "xiehe")
+    third = (await opened(p, 3)).data
+    heart.cancel()
+    assert third.hospitals == hospitals
+    assert (await p.wait(ParticipantRejoined)).data.hospital == "xiehe"
+    assert {x.hospital: x.drops for x in (await view(p, federation)).participants} == {"huashan": 0, "renji": 0, "xiehe": 1}
+
+
+async def test_a_coordinator_that_dies_goes_on_with_the_same_result_and_nobody_answers_twice(
+    servers: RunningServers, private: Path
+) -> None:
+    finals = []
+    for name, disturbed in (("calm", False), ("killed", True)):
+        folder = private / name
+        folder.mkdir(mode=0o700)
+        async with platform(servers, folder, SERVICE, settings=SETTINGS) as p:
+            await start(p, ("huashan", "renji"))
+            for number in (1, 2, 3):
+                round_ = (await opened(p, number)).data
+                await submit(p, round_, "huashan", 0.1 * number, samples=3)
+                if disturbed and number == 2:
+                    runtime = p.runtimes["federation"]
+                    # As a kill would: its tasks end where they stand, its connections break, its memory is gone.
+                    await runtime.cancel_background()
+                    runtime.ports.leases._heard.clear()
+                    async with running(SERVICE, runtime.settings):
+                        await submit(p, round_, "renji", 0.7 * number, samples=4)
+                        await alive(p, "huashan", "renji")
+                        third = (await opened(p, 3)).data
+                        await submit(p, third, "huashan", 0.1 * 3, samples=3)
+                        await submit(p, third, "renji", 0.7 * 3, samples=4)
+                        finals.append((await p.wait(FederationCompleted)).data)
+                    break
+                await submit(p, round_, "renji", 0.7 * number, samples=4)
+            else:
+                finals.append((await p.wait(FederationCompleted)).data)
+            assert len(p.emitted(RoundOpened)) == 3
+    assert finals[0].model.sha256 == finals[1].model.sha256
+
+
+async def test_too_few_answers_void_the_round_and_the_next_attempt_has_the_same_seed(p: Platform) -> None:
+    await start(p, ("huashan", "renji"), round_deadline_seconds=2)
+    first = (await opened(p, 1)).data
+    await submit(p, first, "huashan", 1.0)
+    assert (await p.wait(RoundVoided)).data.attempt == 1
+    again = (await opened(p, 1, attempt=2)).data
+    assert again.seed == first.seed
+    assert again.base == first.base
+    for hospital in ("huashan", "renji"):
+        assert (await submit(p, again, hospital, 1.0)).result == {"late": False}
+    assert (await p.wait(RoundCommitted)).data.attempt == 2
+
+
+async def test_what_a_hospital_may_not_send_is_refused_with_its_reason(p: Platform) -> None:
+    federation = await start(p, ("huashan", "renji", "xiehe"))
+    round_ = (await opened(p, 1)).data
+    nan = await submit(p, round_, "huashan", float("nan"))
+    assert nan.problem
+    assert nan.problem["code"] == "weights.not_finite"
+    weights.save({"weight": np.zeros((64, 2), np.float32), "extra": np.zeros(2, np.float32)}, p.folder / "foreign")
+    data = (p.folder / "foreign").read_bytes()
+    ref = await p.stores.scratch.put(data)
+    command = SubmitUpdate(federation=federation, round=1, attempt=1, update=ref, samples=1)
+    foreign = await p.send(command, p.hospital("huashan"))
+    assert foreign.problem
+    assert foreign.problem["code"] in ("weights.missing", "weights.foreign")
+    stranger = await p.send(command, p.hospital("stranger"))
+    assert stranger.problem
+    assert stranger.problem["code"] == "request.not_found"
+    missing = await p.send(command.model_copy(update={"update": ref.model_copy(update={"sha256": "0" * 64})}), p.hospital("huashan"))
+    assert missing.problem
+    assert missing.problem["code"] == "objects.missing"
+    report = ReportFailure(federation=federation, round=1, attempt=1, code="worker.failed")
+    assert (await p.send(report, p.hospital("xiehe"))).succeeded
+    assert (await p.wait(ParticipantDropped)).data.reason == "failed"
+    for hospital in ("huashan", "renji"):
+        assert (await submit(p, round_, hospital, 1.0)).succeeded
+    assert (await p.wait(RoundCommitted)).data.participants == ("huashan", "renji")
+    stored = (await p.wait(RoundStored)).data
+    assert await p.stores.kept.size(stored.model.sha256) is not None
+    gone = await put_weights(p, p.folder, 1.0)
+    await p.stores.scratch.delete(gone.sha256)
+
+
+async def test_invitations_need_the_right_signature_and_enough_of_them(p: Platform) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    wanted = await make_plan(p, ("huashan", "renji"), accept_by=soon, start_at=soon)
+    other = await p.send(wanted, p.person("eve", "researcher"))
+    assert other.problem
+    assert other.problem["code"] == "federation.initiator"
+    done = await p.send(wanted, p.person("li", "researcher"))
+    assert done.result
+    federation, hash_ = done.result["federation"], done.result["plan_hash"]
+    token = p.hospital("huashan")
+    p.hospital("renji")
+    forged = sign_consent(p.nodes["renji"][0], hash_)
+    answer = RespondInvitation(federation=federation, plan_hash=hash_, accept=True, signature=forged)
+    refused = await p.send(answer, token)
+    assert refused.problem
+    assert refused.problem["code"] == "federation.consent"
+    await accept(p, federation, wanted.plan, "huashan")
+    assert (await p.wait(FederationFailed)).data.code == "federation.quorum"
+    assert not p.emitted(FederationReady)
+
+
+async def test_a_plan_that_contradicts_its_package_is_refused(p: Platform) -> None:
+    wanted = await make_plan(p, ("huashan", "renji"))
+    smaller = wanted.plan.model_copy(update={"signature": wanted.plan.signature[:1]})
+    done = await p.send(wanted.model_copy(update={"plan": smaller}), p.person("li", "researcher"))
+    assert done.problem
+    assert done.problem["code"] == "federation.plan"
+    assert "tensors" in done.problem["title"]
