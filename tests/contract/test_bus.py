@@ -56,6 +56,21 @@ async def test_every_message_arrives_once_and_a_second_copy_is_dropped(bus: Topo
     assert sorted(map(int, seen)) == list(range(500))
 
 
+async def test_a_consumer_that_takes_one_at_a_time_takes_them_all(bus: TopologyBus, unique: str) -> None:
+    spec = await _stream(bus, unique, max_in_flight=1)
+    await bus.publish([BusMessage(f"{unique}-{n}", f"x.{unique}.a", str(n).encode()) for n in range(20)])
+    seen: list[int] = []
+
+    async def take(delivery: Delivery) -> None:
+        seen.append(int(delivery.body))
+        await delivery.ack()
+
+    consuming = await bus.consume(spec, take, concurrency=1)
+    await _until(lambda: len(seen) == 20)
+    await consuming.stop()
+    assert seen == list(range(20))
+
+
 async def test_a_retry_comes_again_with_its_attempt_and_what_is_acknowledged_does_not(bus: TopologyBus, unique: str) -> None:
     spec = await _stream(bus, unique, backoff=(0.05, 0.05))
     attempts: list[int] = []

@@ -252,6 +252,7 @@ class _Consumer:
         self._deliver = deliver
         self._concurrency = concurrency
         self._batch = max(1, min(spec.max_in_flight, 512))
+        self._low = max(1, self._batch // 2)
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{spec.stream}.{spec.durable}"
         self._asked = 0
         self._queue: asyncio.Queue[Msg] = asyncio.Queue()
@@ -293,7 +294,7 @@ class _Consumer:
         if message.reply and message.reply.startswith("$JS.ACK"):
             self._asked -= 1
             self._queue.put_nowait(message)
-            if self._asked < self._batch // 2 and not self._stopping and self._queue.qsize() < self._batch:
+            if self._asked < self._low and not self._stopping and self._queue.qsize() < self._batch:
                 await self._ask(self._batch - self._asked)
             return
         status = (message.headers or {}).get("Status", "")
@@ -304,7 +305,7 @@ class _Consumer:
         self._asked = max(0, self._asked - pending)
         if status == "409":
             await asyncio.sleep(0.2)
-        if self._asked < self._batch // 2 and not self._stopping:
+        if self._asked < self._low and not self._stopping:
             await self._ask(self._batch - self._asked)
 
     def _restart_pull(self) -> None:
@@ -321,7 +322,7 @@ class _Consumer:
                 continue
             if silent > 2.5 * _HEARTBEAT or self._heard == 0.0:
                 self._asked = 0
-            if self._asked < self._batch // 2 and self._queue.qsize() < self._batch:
+            if self._asked < self._low and self._queue.qsize() < self._batch:
                 await self._ask(self._batch - self._asked)
 
     async def _work(self) -> None:

@@ -1,1 +1,1 @@
-
+"""Released models, verified and served."""

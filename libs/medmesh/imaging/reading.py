@@ -1,0 +1,241 @@
+"""DICOM bytes in and out: reading that leaves nothing to fail later, stored pixels as numbers, and plain images wrapped as DICOM.
+
+pydicom decodes an element when it is first looked at, so a broken file passes `dcmread` and fails hours later in training.
+`read` therefore looks at every value. No message here repeats a value: a value may be a patient's name.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import config
+from pydicom.datadict import dictionary_has_tag, tag_for_keyword
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    UID_dictionary,
+)
+
+from medmesh.errors import Problem
+
+# pydicom warns and logs with the offending value in the text, which may name a patient. `catch_warnings` below does the same for
+# callers that turned warnings into errors; it is not safe in threads, this is.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+config.settings.reading_validation_mode = config.IGNORE
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+
+LARGEST = 2 << 30  # bytes of decoded pixels or inflated data set: a small file may ask for any amount of memory
+_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")  # groups 0002 and 0008, either byte order, without preamble
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def read(data: bytes) -> Dataset:
+    """The data set in `data`, every value of it decoded, with pixels of the length that its header promises.
+
+    Raises `imaging.not_dicom`, `imaging.no_pixels` or `imaging.unreadable`. The reason names the place, never the value.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = parse(data)
+        if not any(name in dataset for name in _PIXELS):
+            raise Problem("imaging.no_pixels")
+        for keyword in ("SOPClassUID", "SOPInstanceUID"):
+            if not dataset.get(keyword):
+                raise _unreadable(f"{keyword} is missing")
+        _check_length(dataset)
+        return dataset
+
+
+def parse(data: bytes) -> Dataset:
+    """The data set in `data`, with pixels or without, every value of it decoded, its transfer syntax known. Raises as `read` does."""
+    if data[128:132] != b"DICM" and data[:2] not in _STARTS:
+        raise Problem("imaging.not_dicom")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _check_inflated(data)
+        try:
+            dataset = pydicom.dcmread(BytesIO(data), force=True)
+        except Exception as error:  # pydicom lets struct.error, KeyError, EOFError, RecursionError and others through
+            raise _unreadable(type(error).__name__) from None
+        if data[128:132] != b"DICM" and "SOPClassUID" not in dataset:  # any bytes can be taken for elements
+            raise Problem("imaging.not_dicom")
+        _touch(dataset)
+        syntax = dataset.file_meta.get("TransferSyntaxUID") or _found_syntax(dataset)
+        if str(syntax) not in UID_dictionary or not syntax.is_transfer_syntax:
+            raise _unreadable("the transfer syntax is unknown")
+        dataset.file_meta.TransferSyntaxUID = syntax
+        return dataset
+
+
+def write(dataset: Dataset) -> bytes:
+    """`dataset` as a DICOM file (PS3.10) with an empty preamble, in its own transfer syntax; a deflated one is written inflated."""
+    if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def pixels(dataset: Dataset) -> NDArray[np.float32]:
+    """The stored values as float32 [rows, columns] in 0..1: 0 and 1 are the ends of the stored bit range, 1 is always bright.
+
+    Rescale and window are left out on purpose: they differ between makers and viewers, the stored range does not.
+    MONOCHROME1 (low values are bright, PS3.3 C.7.6.3.1.2) is inverted. Raises `imaging.not_greyscale` for anything but
+    one grey frame of integers, `imaging.unreadable` for pixels that no installed decoder can decode.
+    """
+    interpretation = str(dataset.get("PhotometricInterpretation", ""))
+    if interpretation not in ("MONOCHROME1", "MONOCHROME2") or "PixelData" not in dataset or (dataset.get("NumberOfFrames") or 1) != 1:
+        raise Problem("imaging.not_greyscale")
+    bits, signed = dataset.get("BitsStored"), dataset.get("PixelRepresentation") == 1
+    if not isinstance(bits, int) or not 1 <= bits <= 32:
+        raise _unreadable("the description of the pixels")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = dataset.pixel_array.astype(np.float32)
+    except Exception as error:  # every decoder has errors of its own
+        raise _unreadable(f"the pixels cannot be decoded, {type(error).__name__}") from None
+    if stored.ndim != 2:
+        raise Problem("imaging.not_greyscale")
+    low = -(2.0 ** (bits - 1)) if signed else 0.0
+    values = np.clip((stored - np.float32(low)) / np.float32(2.0**bits - 1), 0.0, 1.0, dtype=np.float32)
+    return np.asarray(1.0 - values if interpretation == "MONOCHROME1" else values, dtype=np.float32)
+
+
+def wrap(
+    image: Image.Image,
+    *,
+    patient_id: str,
+    patient_name: str,
+    study_uid: str,
+    series_uid: str,
+    sop_uid: str,
+    modality: str,
+    study_date: str,
+    extra: dict[str, str],
+) -> bytes:
+    """`image` as an 8-bit grey Secondary Capture object (PS3.3 A.8.1) in Explicit VR Little Endian; equal calls give equal bytes.
+
+    `study_date` is YYYYMMDD or empty, `extra` maps further DICOM keywords to values. Colour and transparency are dropped.
+    Raises `imaging.unsupported_image` for images deeper than 8 bits, `ValueError` for values that DICOM does not allow.
+    """
+    if image.mode[:1] in "IF":
+        raise Problem("imaging.unsupported_image", mode=image.mode)
+    grey = image.convert("L")
+    dataset = Dataset()
+    fields = {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "ImageType": ["DERIVED", "SECONDARY"],
+        "SOPClassUID": SecondaryCaptureImageStorage,
+        "SOPInstanceUID": sop_uid,
+        "StudyDate": study_date,
+        "StudyTime": "",
+        "AccessionNumber": "",
+        "Modality": modality,
+        "ConversionType": "WSD",
+        "ReferringPhysicianName": "",
+        "PatientName": patient_name,
+        "PatientID": patient_id,
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "StudyInstanceUID": study_uid,
+        "SeriesInstanceUID": series_uid,
+        "StudyID": "",
+        "SeriesNumber": "1",
+        "InstanceNumber": "1",
+        "PatientOrientation": "",
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": grey.height,
+        "Columns": grey.width,
+        "BitsAllocated": 8,
+        "BitsStored": 8,
+        "HighBit": 7,
+        "PixelRepresentation": 0,
+    }
+    for keyword, value in (fields | extra).items():
+        if tag_for_keyword(keyword) is None:
+            raise ValueError(f"{keyword} is no DICOM keyword")
+        setattr(dataset, keyword, value)
+    raw = grey.tobytes()
+    dataset.add_new(0x7FE00010, "OB", raw + b"\0" * (len(raw) % 2))
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return write(dataset)
+
+
+def _unreadable(reason: str) -> Problem:
+    return Problem("imaging.unreadable", reason=reason)
+
+
+def _touch(dataset: Dataset) -> None:
+    """Decodes every value at every depth, so that pydicom has nothing left to raise."""
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+            if element.VR == "SQ":
+                for item in element.value:
+                    _touch(item)
+        except Problem:
+            raise
+        except Exception as error:  # see `parse`
+            place = f"element {tag}" if dictionary_has_tag(tag) else "an element"  # a broken file's tags may be anybody's text
+            raise _unreadable(f"{place}, {type(error).__name__}") from None
+
+
+def _found_syntax(dataset: Dataset) -> UID:
+    """The transfer syntax that pydicom found in a file that declares none."""
+    implicit, little = dataset.original_encoding
+    if not little:
+        return ExplicitVRBigEndian
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+
+
+def _check_length(dataset: Dataset) -> None:
+    """Pixels must be as long as the header says, and small enough to decode."""
+    numbers = [dataset.get(name) for name in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel")] + [dataset.get("NumberOfFrames") or 1]
+    if not all(isinstance(number, int) for number in numbers):
+        raise _unreadable("the description of the pixels")
+    try:
+        expected = get_expected_length(dataset)
+        packed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        actual = len(next(dataset[name].value or b"" for name in _PIXELS if name in dataset))
+    except Exception as error:  # a private transfer syntax, a number of frames that is none
+        raise _unreadable(f"the description of the pixels, {type(error).__name__}") from None
+    if expected > LARGEST:
+        raise _unreadable("the pixels are too large")
+    if actual == 0 or (not packed and actual < expected):
+        raise _unreadable("the pixels are cut short")
+
+
+def _check_inflated(data: bytes) -> None:
+    """A deflated data set (PS3.5 A.5) may not unpack to more than `LARGEST`: pydicom would unpack whatever it is told to."""
+    if DeflatedExplicitVRLittleEndian.encode() not in data[:4096]:
+        return
+    if data[132:138] != b"\x02\x00\x00\x00UL":
+        raise _unreadable("the length of the file meta information is missing")
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    rest, total = data[144 + int.from_bytes(data[140:144], "little") :], 0
+    try:
+        while rest and not inflater.eof:
+            total += len(inflater.decompress(rest, 1 << 24))
+            rest = inflater.unconsumed_tail
+            if total > LARGEST:
+                raise _unreadable("the data set is too large")
+    except zlib.error:
+        raise _unreadable("the deflated data set is damaged") from None

@@ -1,0 +1,105 @@
+"""The hospital's local page and its own inference, on loopback only. A bearer from `secrets/local.token` opens what shows data."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse
+from sqlalchemy import func, select
+
+from medmesh.errors import Problem
+from medmesh.security.codes import same
+from medmesh.security.keys import read_secret
+from medmesh.security.tokens import Actor
+from medmesh.service.http import Observed, handle_errors, language
+from medmesh.serving.app import router
+from medmesh.store.unit import AuditEntry, Entity
+from medmesh_edge.tables import federations, items, releases, requests, tasks
+
+if TYPE_CHECKING:
+    from medmesh_edge.node import Node
+
+
+def application(node: Node) -> Any:
+    """The node's HTTP application."""
+    app = FastAPI(title="medmesh edge", version="1", docs_url=None, redoc_url=None)
+    handle_errors(app)
+    token = read_secret(node.site.layout.local_token).decode().strip()
+
+    def authorise(request: Request) -> Actor:
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not same(given, token):
+            raise Problem("actor.missing", type=request.url.path)
+        return node.site.actor
+
+    async def record(who: Actor, served: Any, inputs: int) -> None:
+        manifest = served.manifest
+        async with node.site.unit(who) as uow:
+            about = (Entity("model", manifest.model, version=str(manifest.version), digest=manifest.onnx.sha256),)
+            uow.audit(AuditEntry("inference.infer", "E", entities=about, detail={"inputs": inputs}))
+        node.site.changed.set()
+
+    app.include_router(router(node.repository, authorise, record))
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page(request: Request) -> str:
+        return _page(await status(node), language(request))
+
+    @app.get("/v1/status")
+    async def status_route() -> dict[str, Any]:
+        return await status(node)
+
+    async def ready() -> dict[str, str]:
+        return {} if node.connected else {"gateway": str(node.last_problem.code if node.last_problem else "connecting")}
+
+    return Observed(app, "edge", ready)
+
+
+async def status(node: Node) -> dict[str, Any]:
+    """Counts and states; nothing of a patient."""
+    async with node.site.unit() as uow:
+        counted = await uow.all(select(items.c.dataset, func.count().label("items")).group_by(items.c.dataset))
+        rounds = await uow.all(select(tasks.c.round, tasks.c.kind, tasks.c.state, tasks.c.trained).order_by(tasks.c.at.desc()).limit(8))
+        waiting = (await uow.execute(select(func.count()).select_from(requests).where(requests.c.state == "waiting"))).scalar_one()
+        joined = await uow.all(select(federations.c.federation, federations.c.state, federations.c.reason))
+        installed = await uow.all(select(releases.c.model, releases.c.version, releases.c.state, releases.c.code))
+    return {
+        "hospital": node.site.settings.hospital,
+        "node": node.site.settings.node,
+        "connected": node.connected,
+        "problem": None if node.connected or node.last_problem is None else node.last_problem.document(),
+        "datasets": {row.dataset: row.items for row in counted},
+        "federations": [{"federation": f.federation, "state": f.state, "reason": f.reason} for f in joined],
+        "rounds": [{"round": r.round, "kind": r.kind, "state": r.state, "trained": r.trained} for r in rounds],
+        "models": [{"model": m.model, "version": m.version, "state": m.state, "code": m.code} for m in installed],
+        "requests_waiting": waiting,
+    }
+
+
+def _page(found: dict[str, Any], tongue: str) -> str:
+    words = {
+        "en": ("connected", "not connected", "Data sets", "Federations", "Rounds", "Models", "Data stay in this hospital."),
+        "zh": ("已连接", "未连接", "数据集", "联邦", "训练轮次", "模型", "数据不出院。"),
+    }[tongue]
+    state = words[0] if found["connected"] else words[1]
+
+    def table(title: str, rows: list[dict[str, Any]]) -> str:
+        if not rows:
+            return f"<h2>{title}</h2><p>–</p>"
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row.values()) + "</tr>" for row in rows)
+        return f"<h2>{title}</h2><table><tr>{head}</tr>{body}</table>"
+
+    sets = [{"dataset": name, "items": number} for name, number in found["datasets"].items()]
+    return (
+        f"<!doctype html><html lang='{tongue}'><meta charset='utf-8'><meta http-equiv='refresh' content='3'>"
+        "<style>body{font:15px system-ui;margin:2em auto;max-width:52em}table{border-collapse:collapse}"
+        "td,th{border:1px solid #ccc;padding:.3em .7em;text-align:left}</style>"
+        f"<title>medmesh – {html.escape(found['hospital'])}</title><h1>{html.escape(found['hospital'])} · {state}</h1><p>{words[6]}</p>"
+        + table(words[2], sets)
+        + table(words[3], found["federations"])
+        + table(words[4], found["rounds"])
+        + table(words[5], found["models"])
+    )

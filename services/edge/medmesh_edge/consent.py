@@ -1,0 +1,76 @@
+"""Invitations: what the policy refuses is declined with its rule; code that was approved here is consented to by signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.federated.consent import sign_consent
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_edge import samples
+from medmesh_edge.outgoing import queue
+from medmesh_edge.policy import Policy, refusal
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import approved, federations
+
+
+async def approve(site: Site, federation: str, by: str) -> str:
+    """A person of the hospital approves the code of a federation by its hash; answers the hash. Raises `Problem`."""
+    async with site.unit() as uow:
+        row = await uow.first(select(federations).where(federations.c.federation == federation))
+        if row is None:
+            raise Problem("request.not_found", kind="federation", id=federation)
+        package = str(row.package["sha256"])
+        await uow.execute(upsert(approved).values(package=package, by=by[:80], at=uow.now).on_conflict_do_nothing())
+        about = (Entity("package", package[:16], digest=package), Entity("federation", federation, digest=row.plan_hash))
+        uow.audit(AuditEntry("package.approve", "E", entities=about))
+    return package
+
+
+async def decline(site: Site, federation: str, reason: str) -> None:
+    """A person declines. Raises `Problem`."""
+    async with site.unit() as uow:
+        row = await uow.first(select(federations).where(federations.c.federation == federation, federations.c.state == "invited"))
+        if row is None:
+            raise Problem("request.not_found", kind="open invitation", id=federation)
+        await _answer(uow, row, accept=False, reason=reason or "declined by the hospital")
+
+
+async def answer_invitations(site: Site) -> None:
+    """Answer what can be answered: by the policy at once, by an approval when it is there; the rest waits for a person."""
+    async with site.unit() as uow:
+        waiting = await uow.all(select(federations).where(federations.c.state == "invited"))
+    if not waiting:
+        return
+    policy = site.policy()
+    for row in waiting:
+        plan = Plan.model_validate(row.plan)
+        refused = refusal(policy, plan, await samples.count(site, plan.data))
+        async with site.unit() as uow:
+            if refused is not None:
+                await _answer(uow, row, accept=False, reason=refused.code)
+            elif await permitted(uow, policy, str(row.package["sha256"])):
+                key, _ = site.credentials()
+                await _answer(uow, row, accept=True, signature=sign_consent(key, row.plan_hash))
+
+
+async def permitted(uow: UnitOfWork[Any], policy: Policy, package: str) -> bool:
+    """Whether this hospital lets a package run."""
+    return package in policy.packages or await uow.first(select(approved).where(approved.c.package == package)) is not None
+
+
+async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: str = "", reason: str = "") -> None:
+    open_ = (federations.c.federation == row.federation) & (federations.c.state == "invited")
+    state = "accepted" if accept else "declined"
+    changed = await uow.execute(update(federations).where(open_).values(state=state, reason=reason))
+    if changed.rowcount == 0:
+        return
+    body = {"plan_hash": row.plan_hash, "accept": accept, "signature": signature, "reason": reason}
+    await queue(uow, f"/v1/federations/{row.federation}/answer", body)
+    about = (Entity("federation", row.federation, digest=row.plan_hash),)
+    refused = not accept and reason.startswith("policy.")
+    uow.audit(AuditEntry("federation.consent", "E", outcome=8 if refused else 0, why=reason if refused else "", entities=about))

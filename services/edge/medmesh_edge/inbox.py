@@ -1,0 +1,163 @@
+"""What the platform tells this hospital: each fact is taken into the store together with the cursor, once, in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from medmesh.contracts import federation as fed
+from medmesh.contracts.message import Envelope, Event, decode
+from medmesh.contracts.plan import plan_hash
+from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
+from medmesh.errors import Problem
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.telemetry import log
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import federations, inbox_cursor, releases, tasks
+
+Handler = Callable[[Any, UnitOfWork[Any]], Awaitable[None]]
+
+
+async def cursor(site: Site) -> int:
+    """Where to go on."""
+    async with site.unit() as uow:
+        return int((await uow.execute(select(inbox_cursor.c.cursor))).scalar_one_or_none() or 0)
+
+
+async def take(site: Site, place: int, document: dict[str, Any]) -> None:
+    """Take one fact; one of an unknown type (a newer platform) is passed over and said."""
+    handled = HANDLERS.get(str(document.get("type")))
+    async with site.unit() as uow:
+        before = (await uow.execute(select(inbox_cursor.c.cursor))).scalar_one_or_none() or 0
+        if place <= before:
+            return
+        row = upsert(inbox_cursor).values(one=1, cursor=place)
+        await uow.execute(row.on_conflict_do_update(index_elements=["one"], set_={"cursor": place}))
+        if handled is None:
+            log("edge.unknown_fact", level=30, type=str(document.get("type"))[:120])
+        else:
+            message, handler = handled
+            try:
+                event = decode(json.dumps(document).encode(), message)
+            except Problem as problem:
+                log("edge.malformed_fact", level=40, error=problem)
+            else:
+                await handler(event, uow)
+    site.changed.set()
+
+
+async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any]) -> None:
+    wanted = event.data
+    # The hash is computed here: what gets signed is the hash of what is shown.
+    if plan_hash(wanted.plan) != wanted.plan_hash or wanted.package.sha256 != wanted.plan.package:
+        uow.audit(AuditEntry("federation.invitation", "C", outcome=8, why="federation.plan_changed"))
+        return
+    values = {
+        "federation": wanted.federation,
+        "plan": wanted.plan.model_dump(mode="json"),
+        "plan_hash": wanted.plan_hash,
+        "package": wanted.package.model_dump(),
+        "state": "invited",
+        "reason": "",
+        "at": uow.now,
+    }
+    await uow.execute(upsert(federations).values(values).on_conflict_do_nothing())
+    uow.audit(AuditEntry("federation.invitation", "C", entities=(Entity("federation", wanted.federation, digest=wanted.plan_hash),)))
+
+
+async def _state(uow: UnitOfWork[Any], federation: str, state: str, reason: str = "") -> None:
+    known = (federations.c.federation == federation) & (federations.c.state != "declined")
+    await uow.execute(update(federations).where(known).values(state=state, reason=reason))
+
+
+async def _started(event: Envelope[fed.FederationStarted], uow: UnitOfWork[Any]) -> None:
+    await _state(uow, event.data.federation, "running")
+
+
+async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> None:
+    wanted = event.data
+    known = await uow.first(select(federations).where(federations.c.federation == wanted.federation))
+    # Only what this hospital signed is worked on: another plan hash, or a federation it never accepted, is refused.
+    if known is None or known.plan_hash != wanted.plan_hash or known.state not in ("accepted", "running"):
+        uow.audit(AuditEntry("federation.round", "E", outcome=8, why="federation.not_assigned"))
+        return
+    older = (tasks.c.federation == wanted.federation) & tasks.c.state.in_(["received"])
+    await uow.execute(update(tasks).where(older).values(state="superseded"))
+    values = {
+        "federation": wanted.federation,
+        "round": wanted.round,
+        "attempt": wanted.attempt,
+        "kind": wanted.kind.value,
+        "event": wanted.model_dump(mode="json"),
+        "state": "received",
+        "samples": 0,
+        "metrics": {},
+        "trained": 0,
+        "code": "",
+        "at": uow.now,
+    }
+    await uow.execute(upsert(tasks).values(values).on_conflict_do_nothing())
+
+
+async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> None:
+    done = event.data
+    where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.state == "sent")
+    await uow.execute(update(tasks).where(where).values(state="releasable"))
+
+
+async def _voided(event: Envelope[fed.RoundVoided], uow: UnitOfWork[Any]) -> None:
+    done = event.data
+    where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.attempt == done.attempt)
+    await uow.execute(update(tasks).where(where, tasks.c.state.in_(["received", "sent"])).values(state="superseded"))
+
+
+async def _dropped(event: Envelope[fed.ParticipantDropped], uow: UnitOfWork[Any]) -> None:
+    return None
+
+
+async def _completed(event: Envelope[fed.FederationCompleted], uow: UnitOfWork[Any]) -> None:
+    await _state(uow, event.data.federation, "completed")
+
+
+async def _failed(event: Envelope[fed.FederationFailed], uow: UnitOfWork[Any]) -> None:
+    await _state(uow, event.data.federation, "failed", event.data.code)
+    where = (tasks.c.federation == event.data.federation) & (tasks.c.state == "received")
+    await uow.execute(update(tasks).where(where).values(state="superseded"))
+
+
+async def _released(event: Envelope[ModelReleased], uow: UnitOfWork[Any]) -> None:
+    release = event.data
+    values = {
+        "release": release.release,
+        "model": release.model,
+        "version": release.version,
+        "event": release.model_dump(mode="json"),
+        "state": "received",
+        "code": "",
+        "at": uow.now,
+    }
+    await uow.execute(upsert(releases).values(values).on_conflict_do_nothing())
+
+
+async def _withdrawn(event: Envelope[ModelWithdrawn], uow: UnitOfWork[Any]) -> None:
+    where = (releases.c.model == event.data.model) & (releases.c.version == event.data.version)
+    await uow.execute(update(releases).where(where).values(state="withdrawn"))
+
+
+_TABLE: tuple[tuple[type[Event], Handler], ...] = (
+    (fed.FederationInvited, _invited),
+    (fed.FederationStarted, _started),
+    (fed.RoundOpened, _opened),
+    (fed.RoundStored, _stored),
+    (fed.RoundVoided, _voided),
+    (fed.ParticipantDropped, _dropped),
+    (fed.FederationCompleted, _completed),
+    (fed.FederationFailed, _failed),
+    (ModelReleased, _released),
+    (ModelWithdrawn, _withdrawn),
+)
+HANDLERS: dict[str, tuple[type[Event], Handler]] = {message.subject(): (message, handler) for message, handler in _TABLE}

@@ -1,0 +1,173 @@
+"""Taking in DICOM: read, check, de-identify, verify, store. A file that fails is counted by reason; its name is told to nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import hashlib
+import hmac
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from medmesh.errors import Problem
+from medmesh.security.keys import read_secret
+from medmesh.store.unit import AuditEntry, Entity
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import datasets, items
+
+BATCH = 50
+LABELS = "labels.csv"
+
+
+@dataclass
+class Outcome:
+    """What became of a folder."""
+
+    stored: int = 0
+    known: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    quality: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A row of `labels.csv`; `split` is "train", "test" or empty for the node to decide."""
+
+    label: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One de-identified object."""
+
+    item: str
+    patient: str
+    modality: str
+    data: bytes
+    quality: tuple[str, ...]
+
+
+def read_labels(path: Path) -> dict[str, Label]:
+    """`file,label[,split]` by file name. Raises `Problem` (`intake.labels`) with the row's number and nothing of its content."""
+    labels: dict[str, Label] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if not {"file", "label"} <= set(columns):
+                raise Problem("intake.labels", row=1, reason="the columns file and label are needed")
+            for number, row in enumerate(reader, start=2):
+                name, label, split = row["file"], (row["label"] or "").strip(), (row.get("split") or "").strip()
+                if not name or not label or split not in ("", "train", "test"):
+                    raise Problem("intake.labels", row=number, reason="a file, a label, and train, test or nothing as split")
+                if name in labels:
+                    raise Problem("intake.labels", row=number, reason="the file has a label already")
+                labels[name] = Label(label, split)
+    except (UnicodeDecodeError, csv.Error):
+        raise Problem("intake.labels", row=0, reason="not a UTF-8 CSV file") from None
+    return labels
+
+
+def prepare(data: bytes, key: bytes) -> Prepared:
+    """De-identify one file and prove that nothing identifying is left. Raises `Problem` (`imaging.*`, `intake.residual`)."""
+    from medmesh.imaging import quality
+    from medmesh.imaging.deidentify import deidentify
+    from medmesh.imaging.reading import read, write
+    from medmesh.imaging.verify import verify
+
+    original = read(data)
+    clean = deidentify(original, key)
+    result = write(clean.dataset)
+    if verify(original, result):
+        raise Problem("intake.residual")
+    item = hashlib.sha256(clean.sop_uid.encode()).hexdigest()[:32]
+    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(quality.check(clean.dataset)))
+
+
+def held_out(patient: str, key: bytes, share: float) -> bool:
+    """Whether a patient's samples are for testing only: the same answer for every image of a patient, forever."""
+    digest = hmac.new(key, b"held-out\0" + patient.encode(), hashlib.sha256).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+async def ingest(site: Site, folder: Path, dataset: str, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
+    """Take in every file below a folder. Killed and started again, it goes on; a file that is known already is not stored twice."""
+    labels = read_labels(folder / LABELS) if (folder / LABELS).exists() else {}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LABELS]
+    missing = set(labels) - {path.name for path in files}
+    if missing:
+        raise Problem("intake.labels_missing", count=len(missing))
+    key = read_secret(site.layout.site_key).strip()
+    outcome = Outcome()
+    for start in range(0, len(files), BATCH):
+        batch = files[start : start + BATCH]
+        prepared = await asyncio.to_thread(_all, batch, key, outcome)
+        await _store(site, dataset, prepared, labels, key, outcome)
+        progress(start + len(batch), len(files))
+    async with site.unit() as uow:
+        row = upsert(datasets).values(dataset=dataset, version=1, published=0)
+        if outcome.stored:
+            row = row.on_conflict_do_update(index_elements=["dataset"], set_={"version": datasets.c.version + 1})
+        else:
+            row = row.on_conflict_do_nothing()
+        await uow.execute(row)
+        detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total()}
+        uow.audit(AuditEntry("edge.ingest", "C", entities=(Entity("dataset", dataset),), detail=detail))
+    return outcome
+
+
+def _all(batch: list[Path], key: bytes, outcome: Outcome) -> list[tuple[str, Prepared]]:
+    return list(_each(batch, key, outcome))
+
+
+def _each(batch: list[Path], key: bytes, outcome: Outcome) -> Iterator[tuple[str, Prepared]]:
+    for path in batch:
+        try:
+            prepared = prepare(path.read_bytes(), key)
+        except Problem as problem:
+            outcome.rejected[problem.code] += 1
+            continue
+        except OSError:
+            outcome.rejected["intake.unreadable"] += 1
+            continue
+        if prepared.quality:
+            outcome.quality.update(prepared.quality)
+            outcome.rejected["intake.quality"] += 1
+            continue
+        yield path.name, prepared
+
+
+async def _store(
+    site: Site, dataset: str, prepared: list[tuple[str, Prepared]], labels: dict[str, Label], key: bytes, outcome: Outcome
+) -> None:
+    """Objects first, rows after: a row never names bytes that are not there."""
+    refs = {entry.item: await site.objects.put(entry.data, "application/dicom") for _, entry in prepared}
+    async with site.unit() as uow:
+        known = {row.item for row in await uow.all(select(items.c.item).where(items.c.item.in_(list(refs))))}
+        for name, entry in prepared:
+            label = labels.get(name)
+            split = label.split if label else ""
+            testing = split == "test" if split else held_out(entry.patient, key, site.settings.holdout)
+            values = {
+                "item": entry.item,
+                "dataset": dataset,
+                "patient": entry.patient,
+                "modality": entry.modality,
+                "object": refs[entry.item].sha256,
+                "label": label.label if label else None,
+                "held_out": testing,
+                "at": uow.now,
+            }
+            changed = {name: values[name] for name in ("label", "held_out", "object", "dataset")}
+            await uow.execute(upsert(items).values(values).on_conflict_do_update(index_elements=["item"], set_=changed))
+            if entry.item in known:
+                outcome.known += 1
+            else:
+                outcome.stored += 1
+            known.add(entry.item)

@@ -1,0 +1,116 @@
+"""Released models at the hospital: installed only when signature and approval verify, used on the hospital's own images."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sqlalchemy import select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from medmesh.client import download
+from medmesh.client.gateway import Gateway
+from medmesh.contracts.registry import ModelReleased
+from medmesh.errors import Problem
+from medmesh.serving.release import verify_release
+from medmesh.store.unit import AuditEntry, Entity
+from medmesh.telemetry import log
+from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge.ports import Site
+from medmesh_edge.samples import image
+from medmesh_edge.tables import items, releases, results
+
+if TYPE_CHECKING:
+    from medmesh.serving.repository import Repository
+
+BATCH = 32
+
+
+async def install_waiting(site: Site, gateway: Gateway, repository: Repository) -> bool:
+    """Install one release that waits; True when there may be more."""
+    async with site.unit() as uow:
+        row = await uow.first(select(releases).where(releases.c.state == "received").order_by(releases.c.at).limit(1))
+        gone = await uow.all(select(releases).where(releases.c.state == "withdrawn"))
+    for withdrawn in gone:
+        await asyncio.to_thread(repository.remove, withdrawn.model, withdrawn.version)
+        await _settle(site, withdrawn.release, "removed", "", ModelReleased.model_validate(withdrawn.event), report=False)
+    if row is None or not site.policy().install:
+        return False
+    event = ModelReleased.model_validate(row.event)
+    try:
+        manifest = verify_release(event, site.trust(), hospital=site.settings.hospital)
+        folder = site.layout.cache / "objects"
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        path = await download(gateway, manifest.onnx, folder / manifest.onnx.sha256)
+        await asyncio.to_thread(repository.install, manifest, path, event.release)
+    except Problem as problem:
+        if is_transient(problem):
+            raise
+        log("edge.release.refused", level=40, model=event.model, version=event.version, error=problem)
+        await _settle(site, event.release, "refused", problem.code, event)
+        return True
+    log("edge.release.installed", model=event.model, version=event.version)
+    await _settle(site, event.release, "installed", "", event)
+    return True
+
+
+async def _settle(site: Site, release: str, state: str, code: str, event: ModelReleased, *, report: bool = True) -> None:
+    async with site.unit() as uow:
+        await uow.execute(update(releases).where(releases.c.release == release).values(state=state, code=code))
+        if report:
+            await queue(uow, f"/v1/releases/{release}/installs", {"installed": state == "installed", "code": code})
+        about = (Entity("model", event.model, version=str(event.version)),)
+        uow.audit(AuditEntry(f"model.{'install' if report else 'remove'}", "E", outcome=8 if code else 0, why=code, entities=about))
+    site.changed.set()
+
+
+async def classify(site: Site, repository: Repository, model: str, *, held_out: bool | None = None) -> list[dict[str, Any]]:
+    """Classify the hospital's items with the active version of a model; results stay here."""
+    served = repository.active(model)
+    manifest = served.manifest
+    size, channels = int(manifest.preprocess["size"]), int(manifest.preprocess.get("channels", 1))
+    async with site.unit() as uow:
+        wanted = select(items).order_by(items.c.item)
+        rows = await uow.all(wanted if held_out is None else wanted.where(items.c.held_out == held_out))
+    made: list[dict[str, Any]] = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        x = await asyncio.to_thread(_images, site, part, size, channels)
+        logits = await served.infer(x.astype(np.float32) / np.float32(255))
+        made += _labelled(part, logits, manifest.classes)
+    async with site.unit() as uow:
+        for entry in made:
+            values = {
+                "item": entry["item"],
+                "model": model,
+                "version": manifest.version,
+                "label": entry["label"],
+                "probabilities": entry["probabilities"],
+                "at": uow.now,
+            }
+            row = upsert(results).values(values)
+            changed = {name: values[name] for name in ("label", "probabilities", "at")}
+            await uow.execute(row.on_conflict_do_update(index_elements=["item", "model", "version"], set_=changed))
+        about = (Entity("model", model, version=str(manifest.version), digest=manifest.onnx.sha256),)
+        uow.audit(AuditEntry("inference.infer", "E", entities=about, detail={"inputs": len(made)}))
+    return made
+
+
+def _images(site: Site, part: Sequence[Any], size: int, channels: int) -> np.ndarray:
+    return np.stack([image(site, row.object, size, channels) for row in part])
+
+
+def _labelled(part: Sequence[Any], logits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    return [
+        {
+            "item": row.item,
+            "truth": row.label,
+            "label": classes[int(p.argmax())],
+            "probabilities": {name: round(float(value), 6) for name, value in zip(classes, p, strict=True)},
+        }
+        for row, p in zip(part, probabilities, strict=True)
+    ]

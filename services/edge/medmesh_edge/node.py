@@ -1,0 +1,158 @@
+"""The running node: reads its inbox, answers invitations, works on rounds, installs models, ships audit records. It only dials out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from medmesh import telemetry
+from medmesh.client.gateway import Gateway
+from medmesh.embedded import files
+from medmesh.embedded.run import Lock
+from medmesh.errors import Problem
+from medmesh.telemetry import log
+from medmesh_edge import consent, inbox, models, outgoing
+from medmesh_edge.ports import Site, site
+from medmesh_edge.rounds import Rounds
+
+IDLE_SECONDS = 1.0
+
+
+class Node:
+    """The loops of a node; each goes on by itself when the platform is away."""
+
+    def __init__(self, site: Site, gateway: Gateway) -> None:
+        from medmesh.serving.repository import Repository
+
+        self.site = site
+        self.gateway = gateway
+        self.repository = Repository(site.layout.models)
+        self.rounds = Rounds(site, gateway)
+        self.connected = False
+        self.last_problem: Problem | None = None
+        self._bells: list[asyncio.Event] = []
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loops: list[tuple[str, Callable[[], Awaitable[bool]]]] = [
+            ("consent", self._consent),
+            ("requests", lambda: outgoing.send_one(self.site, self.gateway)),
+            ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
+            ("rounds", self.rounds.step),
+            ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._inbox())
+                group.create_task(self._ring())
+                group.create_task(self._progress())
+                for name, step in loops:
+                    bell = asyncio.Event()
+                    self._bells.append(bell)
+                    group.create_task(self._loop(name, step, bell))
+        finally:
+            await asyncio.shield(self.rounds.close())
+
+    async def _consent(self) -> bool:
+        await consent.answer_invitations(self.site)
+        return False
+
+    async def _ring(self) -> None:
+        """Pass a change on to every loop."""
+        while True:
+            await self.site.changed.wait()
+            self.site.changed.clear()
+            for bell in self._bells:
+                bell.set()
+
+    async def _loop(self, name: str, step: Callable[[], Awaitable[bool]], bell: asyncio.Event) -> None:
+        failures = 0
+        while True:
+            bell.clear()
+            try:
+                more = await step()
+                failures = 0
+            except Problem as problem:
+                self.last_problem, more = problem, False
+                failures += 1
+                if failures in (1, 10, 100):
+                    log(f"edge.{name}.waiting", level=30, error=problem, failures=failures)
+                await asyncio.sleep(min(0.5 * 2 ** min(failures, 5), 10))
+            except Exception as error:
+                more = False
+                failures += 1
+                log(f"edge.{name}.failed", level=40, error=error, failures=failures)
+                await asyncio.sleep(min(0.5 * 2 ** min(failures, 5), 10))
+            if not more:
+                # Another process (the command line) may have changed the store: look again soon even when nothing rang.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(bell.wait(), IDLE_SECONDS)
+
+    async def _inbox(self) -> None:
+        """Server-sent events; long polling where they do not come through."""
+        failures, polling = 0, False
+        while True:
+            after = await inbox.cursor(self.site)
+            try:
+                if polling:
+                    for place, document in await self.gateway.poll(after, 25):
+                        await inbox.take(self.site, place, document)
+                    self.connected, failures = True, 0
+                    continue
+                async for place, document in self.gateway.inbox(after):
+                    self.connected, failures = True, 0
+                    await inbox.take(self.site, place, document)
+            except Problem as problem:
+                self.connected, self.last_problem = False, problem
+                failures += 1
+                if failures in (1, 10, 100):
+                    log("edge.inbox.waiting", level=30, error=problem, failures=failures)
+                if problem.code == "client.unreachable" and failures % 4 == 3:
+                    polling = not polling  # something between us may swallow event streams
+                await asyncio.sleep(min(0.2 * 2 ** min(failures, 6), 10))
+
+    async def _progress(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            with suppress(Problem):
+                await self.rounds.tell_progress()
+
+
+@asynccontextmanager
+async def running(folder: Path) -> Any:
+    """A node on its folder with its local page, until the block ends. Raises `Problem`."""
+    from medmesh.service.http import serve
+    from medmesh_edge.api import application
+
+    lock = Lock(folder)
+    async with AsyncExitStack() as stack:
+        stack.callback(lock.close)
+        opened = await stack.enter_async_context(site(folder))
+        gateway = await stack.enter_async_context(opened.gateway())
+        node = Node(opened, gateway)
+        settings = opened.settings
+        port = await stack.enter_async_context(serve(application(node), host=settings.host, port=settings.port))
+        files.write(opened.layout.port, str(port))
+        task = asyncio.create_task(node.run())
+        try:
+            yield node
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def run(folder: Path) -> None:
+    """Run until SIGTERM or SIGINT."""
+    import signal
+
+    telemetry.start("edge", folder=folder / "telemetry")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(folder) as node:
+        log("edge.started", hospital=node.site.settings.hospital)
+        await stop.wait()
+    telemetry.traces.shutdown()

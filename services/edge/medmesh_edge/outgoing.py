@@ -1,0 +1,70 @@
+"""What leaves the node: commands in order, each exactly once in effect, and audit records until their receipt."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+
+from medmesh.client.gateway import Gateway
+from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipts
+from medmesh.contracts.message import new_id
+from medmesh.errors import Problem
+from medmesh.store.unit import UnitOfWork
+from medmesh.telemetry import log
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import requests
+
+TRANSIENT = frozenset(
+    {"client.unreachable", "client.tls", "client.slow", "client.answer", "bus.no_responder", "bus.unavailable", "query.failed"}
+)
+AUDIT_BATCH = 64
+
+
+def is_transient(problem: Problem) -> bool:
+    """Whether trying again later may help without changing anything."""
+    return problem.code in TRANSIENT or problem.status in (502, 503, 504, 507)
+
+
+async def queue(uow: UnitOfWork[Any], path: str, body: dict[str, Any]) -> str:
+    """Leave a command with this transaction; it is sent after those before it."""
+    request = new_id()
+    seq = (await uow.execute(select(func.coalesce(func.max(requests.c.seq), 0) + 1))).scalar_one()
+    await uow.execute(insert(requests).values(id=request, seq=seq, path=path, body=body, state="waiting", at=uow.now))
+    return request
+
+
+async def send_one(site: Site, gateway: Gateway) -> bool:
+    """Send the oldest waiting command; True when there may be more. A permanent refusal is kept with its reason."""
+    async with site.unit() as uow:
+        row = await uow.first(select(requests).where(requests.c.state == "waiting").order_by(requests.c.seq).limit(1))
+    if row is None:
+        return False
+    try:
+        answer: dict[str, Any] = await gateway.command("POST", row.path, row.body, key=row.id)
+        state = "done"
+    except Problem as problem:
+        if is_transient(problem):
+            raise
+        answer, state = problem.document(), "refused"
+        log("edge.refused_by_platform", level=30, path=row.path.rsplit("/", 1)[-1], code=problem.code)
+    async with site.unit() as uow:
+        await uow.execute(update(requests).where(requests.c.id == row.id).values(state=state, answer=answer))
+    return True
+
+
+async def ship_audit(site: Site, gateway: Gateway) -> bool:
+    """Hand audit records in, in order; rows go only on the log's receipt. True when there may be more."""
+    rows = await site.database.unreceipted(AUDIT_BATCH)
+    if not rows:
+        return False
+    records = tuple(AuditRecord(id=id_, n=n, body=base64.b64encode(body).decode()) for n, id_, body in rows)
+    batch = AuditBatch(emitter=site.emitter, records=records)
+    answer = await gateway.request("POST", "/v1/audit/records", batch.model_dump())
+    receipts = Receipts.model_validate(answer, extra="ignore")
+    if receipts.problem:
+        raise Problem.from_document(dict(receipts.problem))
+    kept = {receipt.id for receipt in receipts.receipts}
+    await site.database.receipted([n for n, id_, _ in rows if id_ in kept])
+    return len(rows) == AUDIT_BATCH

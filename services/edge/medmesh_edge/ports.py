@@ -1,0 +1,93 @@
+"""What the parts of a node share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+from medmesh.client.credentials import Node as NodeCredentials
+from medmesh.client.gateway import Gateway
+from medmesh.errors import Problem
+from medmesh.security.authority import load_key
+from medmesh.security.tokens import Actor, TrustBundle
+from medmesh.service.recording import recorder
+from medmesh.store.database import Database
+from medmesh.store.objects.directory import DirectoryStore
+from medmesh.store.unit import Context, UnitOfWork
+from medmesh_edge import policy
+from medmesh_edge.settings import Layout, Settings
+from medmesh_edge.tables import METADATA
+
+
+@dataclass
+class Site:
+    """A node's folder, opened: its store, its objects, its policy. Works without any connection."""
+
+    layout: Layout
+    settings: Settings
+    database: Database
+    objects: DirectoryStore
+    actor: Actor
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def emitter(self) -> str:
+        """The name under which this node's audit records are logged."""
+        return f"edge:{self.settings.hospital}"
+
+    @asynccontextmanager
+    async def unit(self, actor: Actor | None = None) -> AsyncIterator[UnitOfWork[None]]:
+        """A transaction on the node's store."""
+        async with self.database.unit(Context(self.emitter, None, actor or self.actor)) as uow:
+            yield uow
+
+    def policy(self) -> policy.Policy:
+        """As it stands now. Raises `Problem`."""
+        return policy.read(self.layout.policy)
+
+    def trust(self) -> TrustBundle:
+        """Whom this node believes: handed over at enrolment."""
+        return TrustBundle.load(self.layout.trust)
+
+    def credentials(self) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
+        """The node's key and certificate. Raises `Problem` (`edge.not_enrolled`)."""
+        if not self.layout.certificate.exists():
+            raise Problem("edge.not_enrolled", folder=self.layout.folder)
+        return load_key(self.layout.key), x509.load_pem_x509_certificate(self.layout.certificate.read_bytes())
+
+    def gateway(self, *, attempts: int = 6) -> Gateway:
+        """A client with the node's certificate."""
+        key, certificate = self.credentials()
+        return Gateway(
+            self.settings.gateway,
+            ca=self.layout.ca,
+            identity=(self.layout.certificate, self.layout.key),
+            credentials=NodeCredentials(key, certificate),
+            proxy=self.settings.proxy,
+            attempts=attempts,
+        )
+
+
+@asynccontextmanager
+async def site(folder: Path) -> AsyncIterator[Site]:
+    """Open a node's folder. Raises `Problem`."""
+    layout, settings = Layout(folder), Settings.load(folder)
+    database = Database.sqlite(
+        layout.database,
+        recorder=recorder(
+            service=f"edge:{settings.hospital}", instance=settings.node, organisation=settings.hospital, version=version("medmesh")
+        ),
+    )
+    try:
+        await database.create(METADATA)
+        actor = Actor("hospital", settings.hospital, settings.hospital, frozenset(("hospital",)))
+        yield Site(layout, settings, database, DirectoryStore(layout.objects, durable=True), actor)
+    finally:
+        await database.close()

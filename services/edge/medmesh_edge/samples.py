@@ -1,0 +1,86 @@
+"""From stored objects to the arrays a plan asks for, cached until the data change."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select
+
+from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
+from medmesh.contracts.plan import DataSchema
+from medmesh.learning import weights
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import datasets, items
+
+
+def _wanted(schema: DataSchema, held_out: bool) -> Any:
+    return (items.c.modality == schema.modality) & items.c.label.in_(schema.classes) & (items.c.held_out == held_out)
+
+
+async def count(site: Site, schema: DataSchema) -> int:
+    """Samples this hospital can train on under a schema."""
+    async with site.unit() as uow:
+        return int((await uow.execute(select(func.count()).select_from(items).where(_wanted(schema, False)))).scalar_one())
+
+
+async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[Any]:
+    """The matching items in a fixed order."""
+    async with site.unit() as uow:
+        return await uow.all(select(items.c.item, items.c.object, items.c.label).where(_wanted(schema, held_out)).order_by(items.c.item))
+
+
+def image(site: Site, sha256: str, size: int, channels: int) -> np.ndarray:
+    """uint8 [channels, size, size] of one stored object: what is trained on and what is inferred on are made here alike."""
+    from medmesh.imaging.preprocess import Preprocess
+    from medmesh.imaging.reading import pixels, read
+
+    made = Preprocess(size=size, channels=channels).apply(pixels(read(site.objects.path(sha256).read_bytes())))
+    return np.rint(made * 255).astype(np.uint8)
+
+
+async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:
+    """A safetensors file with `x` uint8 [samples, channels, size, size] and `y` int64 [samples], and how many samples."""
+    found = await rows(site, schema, held_out=held_out)
+    name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label) for r in found])).encode()).hexdigest()
+    site.layout.cache.mkdir(mode=0o700, exist_ok=True)
+    path = site.layout.cache / f"{name[:32]}.safetensors"
+    if not path.exists():
+        await asyncio.to_thread(_write, site, schema, found, path)
+    return path, len(found)
+
+
+def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
+    x = np.zeros((len(found), schema.channels, schema.image_size, schema.image_size), dtype=np.uint8)
+    for place, row in enumerate(found):
+        x[place] = image(site, row.object, schema.image_size, schema.channels)
+    y = np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
+    temporary = path.with_suffix(".new")
+    weights.save({"x": x, "y": y}, temporary)
+    temporary.replace(path)
+
+
+def _hidden(number: int) -> int | None:
+    return None if number < SMALL_CELL else number
+
+
+async def descriptor(site: Site, dataset: str) -> Descriptor:
+    """What the hospital tells of a data set: counts, small ones hidden."""
+    async with site.unit() as uow:
+        found = await uow.all(select(items.c.label, items.c.patient, items.c.modality).where(items.c.dataset == dataset))
+        version = (await uow.execute(select(datasets.c.version).where(datasets.c.dataset == dataset))).scalar_one_or_none() or 1
+    modality = Counter(row.modality for row in found).most_common(1)
+    labels = Counter(row.label for row in found if row.label)
+    return Descriptor(
+        dataset=dataset,
+        version=version,
+        modality=modality[0][0] if modality else "",
+        samples=_hidden(len(found)),
+        patients=_hidden(len({row.patient for row in found})),
+        labels={label: _hidden(number) for label, number in sorted(labels.items())},
+    )

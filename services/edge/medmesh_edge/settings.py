@@ -1,0 +1,71 @@
+"""Settings of a node: `edge.json` in its folder, written at enrolment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medmesh.contracts.message import Identifier
+from medmesh.embedded import files
+from medmesh.errors import Problem
+
+
+class Settings(BaseModel):
+    """What a node needs to know; secrets lie beside it, 0600."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hospital: Identifier
+    node: Identifier
+    gateway: str
+    proxy: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    """The local page and the hospital's own inference; 0 takes a free port, written to `edge.port`."""
+    python: dict[str, Path] = Field(default_factory=dict)
+    """Framework to the interpreter that has it; ours by default."""
+    worker_account: str | None = None
+    worker_memory_bytes: int = Field(default=4 * 2**30, gt=0)
+    worker_silence_seconds: float = Field(default=120, gt=0)
+    holdout: float = Field(default=0.25, gt=0, lt=1)
+    """The share of patients whose samples are never trained on."""
+    log_level: str = "info"
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Raises `Problem` (`edge.not_enrolled`, `settings.invalid`)."""
+        try:
+            return cls.model_validate_json((folder / "edge.json").read_bytes())
+        except FileNotFoundError:
+            raise Problem("edge.not_enrolled", folder=folder) from None
+        except ValidationError as error:
+            reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise Problem("settings.invalid", file="edge.json", reason=reason) from None
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        files.write(folder / "edge.json", json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False))
+
+
+class Layout:
+    """Where things lie below a node's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = folder / "secrets" / "node.key"
+        self.certificate = folder / "secrets" / "node.pem"
+        self.site_key = folder / "secrets" / "site.key"
+        self.enrolment = folder / "secrets" / "enrolment.json"
+        self.local_token = folder / "secrets" / "local.token"
+        self.ca = folder / "ca.pem"
+        self.trust = folder / "trust.json"
+        self.policy = folder / "policy.toml"
+        self.database = folder / "store.db"
+        self.objects = folder / "objects"
+        self.models = folder / "models"
+        self.work = folder / "work"
+        self.cache = folder / "cache"
+        self.port = folder / "edge.port"

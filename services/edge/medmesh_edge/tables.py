@@ -1,0 +1,119 @@
+"""The node's own store, in SQLite."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint
+
+from medmesh.store.tables import service_metadata
+from medmesh.store.types import Counter, Json, Timestamp
+
+METADATA = service_metadata()
+
+items = Table(
+    "items",
+    METADATA,
+    Column("item", String(64), primary_key=True),
+    Column("dataset", String(63), nullable=False),
+    Column("patient", String(64), nullable=False),
+    Column("modality", String(16), nullable=False),
+    Column("object", String(64), nullable=False),
+    Column("label", String(80)),
+    Column("held_out", Boolean, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="de-identified objects by their new SOP instance UID's hash; `patient` is a pseudonym",
+)
+
+datasets = Table(
+    "datasets",
+    METADATA,
+    Column("dataset", String(63), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("published", Integer, nullable=False),
+)
+
+federations = Table(
+    "federations",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("plan", Json, nullable=False),
+    Column("plan_hash", String(64), nullable=False),
+    Column("package", Json, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="invited -> accepted | declined; running, completed, failed as the platform tells",
+)
+
+approved = Table(
+    "approved_packages",
+    METADATA,
+    Column("package", String(64), primary_key=True),
+    Column("by", String(80), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="code that this hospital lets run here, by hash",
+)
+
+tasks = Table(
+    "tasks",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("event", Json, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("update", Json),
+    Column("samples", Counter, nullable=False),
+    Column("metrics", Json, nullable=False),
+    Column("trained", Integer, nullable=False),
+    Column("code", String(80), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="received -> trained -> sent -> released | failed | superseded; `trained` counts how often it was trained",
+)
+
+requests = Table(
+    "requests",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("seq", Counter, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("body", Json, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("answer", Json),
+    Column("at", Timestamp, nullable=False),
+    UniqueConstraint("seq"),
+    comment="commands for the platform, sent in order with their id as idempotency key",
+)
+
+inbox_cursor = Table("inbox_cursor", METADATA, Column("one", Integer, primary_key=True), Column("cursor", Counter, nullable=False))
+
+releases = Table(
+    "releases",
+    METADATA,
+    Column("release", String(64), primary_key=True),
+    Column("model", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("event", Json, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("code", String(80), nullable=False),
+    Column("at", Timestamp, nullable=False),
+)
+
+results = Table(
+    "results",
+    METADATA,
+    Column("item", String(64), primary_key=True),
+    Column("model", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("label", String(80), nullable=False),
+    Column("probabilities", Json, nullable=False),
+    Column("at", Timestamp, nullable=False),
+)
+
+blobs = Table(
+    "blobs",
+    METADATA,
+    Column("name", String(80), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    comment="small values of the node itself",
+)
