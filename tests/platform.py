@@ -104,7 +104,8 @@ class Platform:
 
     async def publish(self, event: Event, *, source: str = "test", id: str | None = None) -> str:
         """Publish a fact of another service."""
-        made = envelope(event, source=source, id=id, actor=self.identities.get(source) and self.service(source))
+        token = self.service(source) if source in self.identities else None
+        made = envelope(event, source=source, id=id, actor=token)
         (failed,) = await self.bus.publish([BusMessage(made.id, made.type, encode(made))])
         assert failed is None, failed
         return made.id

@@ -175,7 +175,6 @@ class NatsBus:
             duplicate_window=600,
             deny_delete=not spec.work,
             deny_purge=not spec.work,
-            compression=api.StoreCompression.S2,
         )
         try:
             await stream.update_stream(config)

@@ -141,7 +141,11 @@ class Coordinator:
             if newest.state == "open":
                 # While a round runs a hospital is given its whole lease, also right after our own restart.
                 online |= frozenset(h for h in newest.assigned if not leases.lapsed(h, seconds))
-        return Situation(State(row.state), plan, row.approval is not None, people, online, current, row.voids, row.waiting_since, uow.now)
+        unstored = await uow.first(
+            select(rounds.c.round).where(rounds.c.federation == row.federation, rounds.c.state == "committed", ~rounds.c.stored).limit(1)
+        )
+        approved, stored = row.approval is not None, unstored is None
+        return Situation(State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now)
 
     def _decide(self, situation: Situation) -> Step | None:
         settings = self.ports.settings
@@ -345,6 +349,7 @@ class Coordinator:
         for row in waiting:
             try:
                 await self._store(row)
+                self.ports.wake.set()
             except Problem as problem:
                 log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
 

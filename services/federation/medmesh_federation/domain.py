@@ -58,6 +58,8 @@ class Situation:
     round: Round | None
     voids: int
     waiting_since: datetime | None
+    stored: bool
+    """Every committed model is in the kept store."""
     now: datetime
 
     def those(self, state: str) -> frozenset[str]:
@@ -167,7 +169,8 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     number = 1 if current is None else current.number + (current.state == "committed")
     kind = kind_of(s.plan, number)
     if kind is None:
-        return Move(State.COMPLETED)
+        # Whoever hears of the final model must be able to fetch it for good.
+        return Move(State.COMPLETED) if s.stored else None
     if s.voids >= max_voids:
         return Move(State.FAILED, "federation.void")
     back = s.online & s.those("dropped")

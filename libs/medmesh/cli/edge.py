@@ -1,0 +1,231 @@
+"""`medmesh edge`: the hospital's node. Everything it does for people works on its folder, also while the node runs.  医院边缘节点。"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from medmesh.cli import language, say
+from medmesh.cli.session import show
+from medmesh.errors import Problem
+
+T = TypeVar("T")
+
+FOLDER = click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lambda: Path(os.environ.get("MEDMESH_EDGE", Path.home() / "medmesh-edge")),
+    show_default="$MEDMESH_EDGE or ~/medmesh-edge",
+    help="The node's folder.  节点目录。",
+)
+
+
+def on_site(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Run `work` with the opened folder."""
+    from medmesh_edge.ports import site
+
+    async def run() -> T:
+        async with site(folder.absolute()) as opened:
+            return await work(opened)
+
+    return asyncio.run(run())
+
+
+@click.group()
+def edge() -> None:
+    """The hospital's node: data stay here.  医院边缘节点：数据不出院。"""
+
+
+@edge.command()
+@FOLDER
+@click.option("--gateway", required=True, metavar="URL")
+@click.option("--ca", required=True, type=click.Path(exists=True, path_type=Path), help="Handed over with the code, not downloaded.")
+@click.option("--hospital", required=True)
+@click.option("--node", default="node-1", show_default=True)
+@click.option("--code", prompt=True, help="The one-time code from the platform.")
+@click.option("--proxy", metavar="URL", help="HTTP proxy for everything that goes out.")
+@click.option("--port", default=0, help="Port of the local page; 0 takes a free one.")
+@click.option("--wait", default=86_400.0, show_default=True, help="Seconds to wait for approval.")
+def enrol(folder: Path, gateway: str, ca: Path, hospital: str, node: str, code: str, proxy: str | None, port: int, wait: float) -> int:
+    """Enrol this node: key and request are made here, a second person approves at the platform.  注册节点。"""
+    from medmesh_edge.enrolment import ca_fingerprint, enrol
+    from medmesh_edge.settings import Settings
+
+    pem = ca.read_bytes()
+    click.echo(say(f"CA fingerprint {ca_fingerprint(pem)}: compare it by telephone", f"CA 指纹 {ca_fingerprint(pem)}：请电话核对"))
+    settings = Settings(hospital=hospital, node=node, gateway=gateway, proxy=proxy, port=port)
+    states = {"pending": say("waiting for approval…", "等待审批……"), "enrolled": say("enrolled", "注册完成")}
+    asyncio.run(enrol(folder.absolute(), settings, pem, code, say=lambda state: click.echo(states.get(state, state)), seconds=wait))
+    return 0
+
+
+@edge.command()
+@FOLDER
+def run(folder: Path) -> int:
+    """Run the node in the foreground.  运行节点。"""
+    from medmesh_edge.node import run as run_node
+
+    asyncio.run(run_node(folder.absolute()))
+    return 0
+
+
+@edge.command()
+@FOLDER
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--dataset", required=True)
+@click.option("--json", "as_json", is_flag=True)
+def ingest(folder: Path, source: Path, dataset: str, as_json: bool) -> int:
+    """Take in the DICOM files below SOURCE, de-identified, with labels from its labels.csv.  导入 DICOM。"""
+    from medmesh_edge.intake import ingest
+
+    async def work(site: Any) -> Any:
+        if as_json:
+            return await ingest(site, source, dataset)
+        with click.progressbar(length=1, label=dataset) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.length = total
+                bar.update(done - bar.pos)
+
+            return await ingest(site, source, dataset, progress=progress)
+
+    found = on_site(folder, work)
+    show({"stored": found.stored, "known": found.known, "rejected": dict(found.rejected), "quality": dict(found.quality)})
+    return 0
+
+
+@edge.command()
+@FOLDER
+@click.argument("dataset")
+def publish(folder: Path, dataset: str) -> int:
+    """Tell the platform how much of what is there: counts only, small ones hidden.  发布数据描述。"""
+    from medmesh_edge.outgoing import queue
+    from medmesh_edge.samples import descriptor
+
+    async def work(site: Any) -> Any:
+        made = await descriptor(site, dataset)
+        async with site.unit() as uow:
+            await queue(uow, "/v1/catalogue", {"descriptor": made.model_dump()})
+        return made
+
+    show(on_site(folder, work).model_dump())
+    return 0
+
+
+@edge.command(name="federations")
+@FOLDER
+def list_federations(folder: Path) -> int:
+    """Invitations and what became of them.  联邦邀请。"""
+    from sqlalchemy import select
+
+    from medmesh_edge.tables import federations
+
+    async def work(site: Any) -> Any:
+        async with site.unit() as uow:
+            return await uow.all(select(federations).order_by(federations.c.at))
+
+    show([{"federation": r.federation, "name": r.plan["name"], "state": r.state, "reason": r.reason} for r in on_site(folder, work)])
+    return 0
+
+
+@edge.command(name="show")
+@FOLDER
+@click.argument("federation")
+def show_plan(folder: Path, federation: str) -> int:
+    """The plan in plain words: what code runs, what leaves, how often.  查看方案。"""
+    from sqlalchemy import select
+
+    from medmesh.contracts.plan import Plan
+    from medmesh.federated.plan import explain
+    from medmesh_edge.tables import federations
+
+    async def work(site: Any) -> Any:
+        async with site.unit() as uow:
+            return await uow.first(select(federations).where(federations.c.federation == federation))
+
+    row = on_site(folder, work)
+    if row is None:
+        raise Problem("request.not_found", kind="federation", id=federation)
+    for line in explain(Plan.model_validate(row.plan), language()):
+        click.echo(line)
+    click.echo(say(f"Plan hash {row.plan_hash}", f"方案哈希 {row.plan_hash}"))
+    return 0
+
+
+@edge.command()
+@FOLDER
+@click.argument("federation")
+def approve(folder: Path, federation: str) -> int:
+    """Approve the code of FEDERATION by its hash; the node then signs the plan, if the policy allows.  批准代码。"""
+    from medmesh_edge.consent import approve
+
+    package = on_site(folder, lambda site: approve(site, federation, getpass.getuser()))
+    click.echo(say(f"approved {package}", f"已批准 {package}"))
+    return 0
+
+
+@edge.command()
+@FOLDER
+@click.argument("federation")
+@click.option("--reason", default="")
+def decline(folder: Path, federation: str, reason: str) -> int:
+    """Decline an invitation.  谢绝邀请。"""
+    from medmesh_edge.consent import decline
+
+    on_site(folder, lambda site: decline(site, federation, reason))
+    click.echo(say("declined", "已谢绝"))
+    return 0
+
+
+@edge.command()
+@FOLDER
+@click.argument("model")
+@click.option("--held-out/--everything", default=True, show_default=True, help="Only the samples that were never trained on.")
+def classify(folder: Path, model: str, held_out: bool) -> int:
+    """Classify the hospital's own images with the installed MODEL; results stay here.  本地推理。"""
+    from medmesh.serving.repository import Repository
+    from medmesh_edge.models import classify
+
+    async def work(site: Any) -> Any:
+        return await classify(site, Repository(site.layout.models), model, held_out=True if held_out else None)
+
+    show(on_site(folder, work))
+    return 0
+
+
+@edge.command()
+@FOLDER
+def status(folder: Path) -> int:
+    """What the running node says of itself.  节点状态。"""
+    import httpx
+
+    from medmesh_edge.settings import Layout
+
+    try:
+        port = Layout(folder.absolute()).port.read_text().strip()
+        show(httpx.get(f"http://127.0.0.1:{port}/v1/status", trust_env=False, timeout=5).json())
+    except (OSError, httpx.HTTPError, json.JSONDecodeError):
+        raise Problem("edge.not_running", folder=folder) from None
+    return 0
+
+
+@edge.command()
+@FOLDER
+def doctor(folder: Path) -> int:
+    """Look for what is amiss and say whom to ask.  诊断。"""
+    from medmesh_edge.doctor import examine
+
+    worst = 0
+    for finding in asyncio.run(examine(folder.absolute())):
+        mark, colour = {0: ("ok", "green"), 1: ("--", "yellow"), 2: ("!!", "red")}[finding.level]
+        click.secho(f" {mark} ", fg=colour, nl=False)
+        click.echo(say(finding.en, finding.zh))
+        worst = max(worst, finding.level)
+    return 1 if worst == 2 else 0

@@ -1,0 +1,180 @@
+"""`medmesh login|user|hospital|approval`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medmesh.cli import language, say
+from medmesh.cli.platform import DATA
+from medmesh.cli.session import save, show, with_gateway
+from medmesh.client.gateway import Gateway
+from medmesh.errors import Problem
+
+PASSWORD = click.option("--password", prompt=True, hide_input=True, help="Asked for when it is not given.")
+
+
+def where(data: Path, gateway: str | None, ca: Path | None) -> tuple[str, Path]:
+    """The gateway's address and CA: as given, or those of the platform running on `data`."""
+    if gateway and ca:
+        return gateway, ca
+    from medmesh.embedded.run import running
+
+    run = running(data.absolute())
+    if run is None:
+        raise Problem("platform.not_running", data=data)
+    return gateway or run.urls["gateway"], ca or run.paths["ca"]
+
+
+GATEWAY = click.option("--gateway", metavar="URL", help="Address; found by itself on the platform's own machine.")
+CA = click.option("--ca", type=click.Path(exists=True, path_type=Path), help="The platform's CA certificate.")
+
+
+@click.command()
+@DATA
+@GATEWAY
+@CA
+@click.argument("name")
+@PASSWORD
+def login(data: Path, gateway: str | None, ca: Path | None, name: str, password: str) -> int:
+    """Sign in as NAME; the session is kept for this account.  登录。"""
+    url, authority = where(data, gateway, ca)
+
+    async def run() -> str:
+        async with Gateway(url, ca=authority, language=language()) as client:
+            return str((await client.request("POST", "/v1/sessions", {"name": name, "password": password}))["session"])
+
+    save(url, authority, asyncio.run(run()))
+    click.echo(say(f"signed in as {name}", f"已登录：{name}"))
+    return 0
+
+
+@click.group()
+def user() -> None:
+    """Accounts.  账户。"""
+
+
+@user.command()
+@DATA
+@click.argument("name")
+@click.option("--display-name", default="")
+@PASSWORD
+def bootstrap(data: Path, name: str, display_name: str, password: str) -> int:
+    """Create the first security administrator with the one-time token of this platform.  创建首位安全管理员。"""
+    url, ca = where(data, None, None)
+    token = data.absolute() / "secrets" / "bootstrap.token"
+    if not token.exists():
+        raise Problem("governance.bootstrap_refused")
+    body = {"token": token.read_text().strip(), "name": name, "display_name": display_name or name, "password": password}
+
+    async def run() -> None:
+        async with Gateway(url, ca=ca, language=language()) as client:
+            await client.request("POST", "/v1/bootstrap", body)
+
+    asyncio.run(run())
+    token.unlink()
+    click.echo(say(f"created; sign in with: medmesh login {name}", f"已创建，请登录：medmesh login {name}"))
+    return 0
+
+
+@user.command(name="create")
+@click.argument("name")
+@click.option("--role", "roles", multiple=True, required=True)
+@click.option("--display-name", default="")
+@click.option("--organisation", default="platform", show_default=True)
+def create_user(name: str, roles: tuple[str, ...], display_name: str, organisation: str) -> int:
+    """Create an account; hand its one-time activation code to its owner.  创建账户。"""
+    body = {"name": name, "display_name": display_name or name, "organisation": organisation, "roles": roles}
+    show(with_gateway(lambda gateway: gateway.request("POST", "/v1/users", body)))
+    return 0
+
+
+@user.command()
+@DATA
+@GATEWAY
+@CA
+@click.argument("name")
+@click.option("--code", prompt=True)
+@PASSWORD
+def activate(data: Path, gateway: str | None, ca: Path | None, name: str, code: str, password: str) -> int:
+    """Set the first password with the activation code.  激活账户。"""
+    url, authority = where(data, gateway, ca)
+
+    async def run() -> None:
+        async with Gateway(url, ca=authority, language=language()) as client:
+            await client.request("POST", "/v1/activations", {"name": name, "code": code, "password": password})
+
+    asyncio.run(run())
+    click.echo(say("activated", "已激活"))
+    return 0
+
+
+@user.command(name="list")
+def list_users() -> int:
+    """Every account with its roles."""
+    show(with_gateway(lambda gateway: gateway.request("GET", "/v1/users"))["users"])
+    return 0
+
+
+@click.group()
+def hospital() -> None:
+    """Member hospitals.  成员医院。"""
+
+
+@hospital.command()
+@click.argument("name")
+@click.option("--display-name", default="")
+def register(name: str, display_name: str) -> int:
+    """Register a hospital and get the one-time code for its node.  登记医院并获取注册码。"""
+    body = {"hospital": name, "display_name": display_name or name}
+    show(with_gateway(lambda gateway: gateway.request("POST", "/v1/hospitals", body)))
+    return 0
+
+
+@hospital.command(name="list")
+def list_hospitals() -> int:
+    """Every hospital with its nodes."""
+    show(with_gateway(lambda gateway: gateway.request("GET", "/v1/hospitals"))["hospitals"])
+    return 0
+
+
+@click.group()
+def approval() -> None:
+    """Requests that need a second person.  审批。"""
+
+
+@approval.command(name="list")
+@click.option("--state", default="open", show_default=True)
+def list_approvals(state: str) -> int:
+    """Approvals in a state."""
+    show(with_gateway(lambda gateway: gateway.request("GET", "/v1/approvals", query={"state": state}))["approvals"])
+    return 0
+
+
+@approval.command()
+@click.argument("approval_id")
+@click.option("--refuse", is_flag=True)
+@click.option("--comment", default="")
+def decide(approval_id: str, refuse: bool, comment: str) -> int:
+    """Approve, or refuse, one request. Nobody approves their own.  批准或拒绝。"""
+
+    async def run(gateway: Gateway) -> Any:
+        body = {"approve": not refuse, "comment": comment}
+        return await gateway.command("POST", f"/v1/approvals/{approval_id}/decision", body)
+
+    show(with_gateway(run))
+    return 0
+
+
+@approval.command()
+@click.argument("action")
+@click.argument("target")
+@click.argument("digest")
+def request(action: str, target: str, digest: str) -> int:
+    """Ask for approval of ACTION on TARGET, bound to DIGEST.  申请审批。"""
+    body = {"action": action, "target": target, "digest": digest}
+    show(with_gateway(lambda gateway: gateway.command("POST", "/v1/approvals", body)))
+    return 0

@@ -1,0 +1,56 @@
+"""Who is signed in at this terminal: a file 0600 with the gateway's address, its CA and the session."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medmesh.cli import language
+from medmesh.client.credentials import Person
+from medmesh.client.gateway import Gateway
+from medmesh.embedded import files
+from medmesh.errors import Problem
+from medmesh.security.keys import read_secret
+
+T = TypeVar("T")
+
+
+def place() -> Path:
+    """`$MEDMESH_SESSION` or `~/.config/medmesh/session.json`."""
+    return Path(os.environ.get("MEDMESH_SESSION", Path.home() / ".config" / "medmesh" / "session.json"))
+
+
+def save(url: str, ca: Path, session: str) -> None:
+    """Remember a session."""
+    place().parent.mkdir(parents=True, exist_ok=True)
+    files.write(place(), json.dumps({"url": url, "ca": str(ca.absolute()), "session": session}))
+
+
+def load() -> dict[str, str]:
+    """Raises `Problem` (`cli.signed_out`)."""
+    if not place().exists():
+        raise Problem("cli.signed_out")
+    found: dict[str, str] = json.loads(read_secret(place()))
+    return found
+
+
+def with_gateway(work: Callable[[Gateway], Awaitable[T]]) -> T:
+    """Run `work` with a client of the signed-in person."""
+
+    async def run() -> T:
+        found = load()
+        async with Gateway(found["url"], ca=Path(found["ca"]), credentials=Person(found["session"]), language=language()) as gateway:
+            return await work(gateway)
+
+    return asyncio.run(run())
+
+
+def show(document: Any) -> None:
+    """Print a document for people who also like to pipe it."""
+    import click
+
+    click.echo(json.dumps(document, ensure_ascii=False, indent=1, default=str))

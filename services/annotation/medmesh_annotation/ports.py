@@ -1,0 +1,19 @@
+"""What the handlers of annotation need beside the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medmesh.bus.declarations import Handlers
+from medmesh.store.objects.open import Stores
+from medmesh_annotation.settings import Settings
+
+HANDLERS = Handlers("annotation")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Built by the composition root."""
+
+    settings: Settings
+    stores: Stores

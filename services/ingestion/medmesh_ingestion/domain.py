@@ -1,0 +1,127 @@
+"""Rules of ingestion, as functions of values: the label file, the content of a version, what a descriptor may tell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from medmesh.canonical import canonical
+from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
+from medmesh.contracts.message import ObjectRef
+from medmesh.errors import Problem
+
+LABEL_FILE = "labels.csv"
+MAX_LABEL = 64
+MAX_CLASSES = 200
+"""The counts by label travel in one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a row says of a file."""
+
+    label: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item of a version."""
+
+    item: str
+    object: ObjectRef
+    label: str | None
+
+
+def find_label_file(names: Iterable[PurePosixPath]) -> PurePosixPath | None:
+    """The label file among the paths of an archive. Raises `Problem` when there are two."""
+    found = [name for name in names if name.name.lower() == LABEL_FILE]
+    if len(found) > 1:
+        raise _wrong(1, f"the archive holds {len(found)} files of this name")
+    return found[0] if found else None
+
+
+def read_labels(data: bytes, folder: PurePosixPath, names: Collection[PurePosixPath]) -> dict[PurePosixPath, Label]:
+    """The label of each path in a CSV file (RFC 4180, UTF-8) with the columns `item`, a path from `folder` on, and `label`.
+
+    `names` are the paths there are. Rows count from 1, the header. Raises `Problem` (`ingestion.labels`) for the first row at fault,
+    without its values.
+    """
+    try:
+        rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        header = [_clean(cell).lower() for cell in next(rows, [])]
+        for column in ("item", "label"):
+            if header.count(column) != 1:
+                raise _wrong(1, f"there must be one column {column}")
+        labels: dict[PurePosixPath, Label] = {}
+        for row, cells in _numbered(rows):
+            if len(cells) < len(header):
+                raise _wrong(row, "a cell is missing")
+            item, label = (_clean(cells[header.index(column)]) for column in ("item", "label"))
+            name = folder / item
+            if not item or name not in names:
+                raise _wrong(row, "the archive holds no such item")
+            if name in labels:
+                raise _wrong(row, f"row {labels[name].row} is about the same item")
+            if not 1 <= len(label) <= MAX_LABEL or not label.isprintable():
+                raise _wrong(row, f"a label has 1 to {MAX_LABEL} characters that can be seen")
+            labels[name] = Label(label, row)
+    except UnicodeDecodeError:
+        raise _wrong(1, "the file is not UTF-8") from None
+    except csv.Error:
+        raise _wrong(rows.line_num, "it is not CSV") from None
+    if len({label.label for label in labels.values()}) > MAX_CLASSES:
+        raise _wrong(1, f"there are more than {MAX_CLASSES} different labels")
+    return labels
+
+
+def agreed(first: Label | None, second: Label | None) -> Label | None:
+    """The label of one image that stands in the archive twice. Raises `Problem` (`ingestion.labels`) when the two differ."""
+    if first and second and first.label != second.label:
+        raise _wrong(max(first.row, second.row), f"row {min(first.row, second.row)} gives the same image another label")
+    return first or second
+
+
+def content(samples: Iterable[Sample]) -> bytes:
+    """The manifest of a version: canonical JSON, the items in the order of their ids, so that equal samples are equal bytes."""
+    ordered = sorted(samples, key=lambda sample: sample.item)
+    return canonical({"items": [{"item": s.item, "object": s.object.model_dump(), "label": s.label} for s in ordered]})
+
+
+def label_counts(samples: Iterable[Sample]) -> dict[str, int]:
+    """How many samples have each label; those without one are not counted."""
+    return dict(sorted(Counter(sample.label for sample in samples if sample.label is not None).items()))
+
+
+def reasons(rejected: Mapping[str, int]) -> str:
+    """Counts by reason, for people."""
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
+
+
+def check_descriptor(descriptor: Descriptor) -> None:
+    """Refuse a count of so few that it could point at one of them. Raises `Problem`; the label itself is not repeated."""
+    if not 1 <= descriptor.version < 2**31:
+        raise Problem("request.invalid", reason="version: it counts from 1")
+    counts = [("samples", descriptor.samples), ("patients", descriptor.patients)]
+    counts += [(f"label {place}", count) for place, count in enumerate(descriptor.labels.values(), start=1)]
+    for name, count in counts:
+        if count is not None and count < SMALL_CELL:
+            raise Problem("ingestion.small_cell", field=name, smallest=SMALL_CELL)
+
+
+def _numbered(rows: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """The rows after the header that are not empty, as a spreadsheet numbers them."""
+    return ((number, cells) for number, cells in enumerate(rows, start=2) if any(cells))
+
+
+def _clean(cell: str) -> str:
+    return unicodedata.normalize("NFC", cell).strip()
+
+
+def _wrong(row: int, reason: str) -> Problem:
+    return Problem("ingestion.labels", row=row, reason=reason)

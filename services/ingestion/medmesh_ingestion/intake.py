@@ -1,0 +1,101 @@
+"""An archive's files on their way into a version: unpacked, labelled, cleaned one by one, and stored when nothing can be refused any more."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from medmesh.contracts.message import ObjectRef
+from medmesh.errors import Problem
+from medmesh.store.objects.port import ObjectStore
+from medmesh_ingestion.archive import File
+from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean
+from medmesh_ingestion.domain import Label, Sample, agreed, find_label_file, read_labels, reasons
+
+_AT_ONCE = 8
+_MAX_LABEL_FILE = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A cleaned file that waits to be stored; its bytes lie in `path`."""
+
+    item: str
+    path: Path
+    sha256: str
+    label: Label | None
+
+
+@asynccontextmanager
+async def private_folder(parent: Path) -> AsyncIterator[Path]:
+    """A folder for originals, gone when the block ends."""
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    finally:
+        await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+
+async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int) -> tuple[list[Kept], dict[str, int]]:
+    """The files that may be kept, each original replaced by its cleaned form, and how many were rejected for which reason.
+
+    Raises `Problem`: `ingestion.labels`, `ingestion.nothing_accepted`. Nothing is stored here.
+    """
+    labels_at = find_label_file(file.name for file in files)
+    images = [file for file in files if file.name != labels_at]
+    labels: dict[object, Label] = {}
+    if labels_at is not None:
+        (sheet,) = (file.path for file in files if file.name == labels_at)
+        if sheet.stat().st_size > _MAX_LABEL_FILE:
+            raise Problem("ingestion.labels", row=1, reason="the file is too large")
+        labels |= await asyncio.to_thread(read_labels, sheet.read_bytes(), labels_at.parent, {file.name for file in images})
+    kept: dict[str, Kept] = {}
+    rejected: Counter[str] = Counter()
+    for file in images:
+        found = await asyncio.to_thread(_cleaned, file.path, key, max_file_bytes)
+        if isinstance(found, Rejected):
+            rejected[found.reason] += 1
+            continue
+        item, sha256 = found
+        label, before = labels.get(file.name), kept.get(item)
+        if before is not None:
+            # The same image again, or another one that claims to be the same: the first by name stays, nothing is overwritten.
+            same = before.sha256 == sha256
+            rejected["duplicate" if same else "uid_conflict"] += 1
+            if not same:
+                continue
+            label = agreed(before.label, label)
+        kept[item] = Kept(item, file.path if before is None else before.path, sha256, label)
+    if not kept:
+        raise Problem("ingestion.nothing_accepted", rejected=rejected.total(), reasons=reasons(rejected) or "empty")
+    return list(kept.values()), dict(rejected)
+
+
+async def store(kept: Sequence[Kept], target: ObjectStore) -> list[Sample]:
+    """Put the files into the store; storing one again is harmless."""
+    samples: list[Sample] = []
+    for start in range(0, len(kept), _AT_ONCE):
+        some = kept[start : start + _AT_ONCE]
+        refs = await asyncio.gather(*(target.put_file(one.path, one.sha256) for one in some))
+        for one, ref in zip(some, refs, strict=True):
+            made = ObjectRef(sha256=ref.sha256, bytes=ref.bytes, media_type=MEDIA_TYPE)
+            samples.append(Sample(one.item, made, one.label.label if one.label else None))
+    return samples
+
+
+def _cleaned(path: Path, key: bytes, limit: int) -> tuple[str, str] | Rejected:
+    """(item, SHA-256) of the cleaned file that now lies in `path`; a rejected original is erased."""
+    found = Rejected("too_large") if path.stat().st_size > limit else clean(path.read_bytes(), key)
+    # A new file: the old one may be what a store has linked to.
+    path.unlink()
+    if isinstance(found, Clean):
+        path.write_bytes(found.data)
+        return found.item, hashlib.sha256(found.data).hexdigest()
+    return found

@@ -1,0 +1,102 @@
+"""Tables."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy import Text  # noqa: F401
+from sqlalchemy.dialects import postgresql  # noqa: F401
+
+from medmesh.store import types
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table('approvals_spent',
+    sa.Column('id', sa.String(length=64), nullable=False),
+    sa.Column('at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_approvals_spent')),
+    comment='an approval counts once'
+    )
+    op.create_table('audit_counter',
+    sa.Column('one', sa.Integer(), nullable=False),
+    sa.Column('n', types.Counter, nullable=False),
+    sa.Column('last_id', sa.String(length=36), nullable=False),
+    sa.CheckConstraint('one = 1', name=op.f('ck_audit_counter_single')),
+    sa.PrimaryKeyConstraint('one', name=op.f('pk_audit_counter')),
+    comment="the emitter's own numbering: a gap reveals a loss before the log"
+    )
+    op.create_table('audit_outbox',
+    sa.Column('n', types.Counter, autoincrement=False, nullable=False),
+    sa.Column('id', sa.String(length=36), nullable=False),
+    sa.Column('body', sa.LargeBinary(), nullable=False),
+    sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('n', name=op.f('pk_audit_outbox')),
+    comment="audit records of committed actions; a row goes only on the log's receipt"
+    )
+    op.create_table('datasets',
+    sa.Column('dataset', sa.String(length=63), nullable=False),
+    sa.Column('newest', sa.Integer(), nullable=False),
+    sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('dataset', name=op.f('pk_datasets')),
+    comment='its row is locked while a version gets its number'
+    )
+    op.create_table('dead_letters',
+    sa.Column('consumer', sa.String(length=64), nullable=False),
+    sa.Column('event_id', sa.String(length=64), nullable=False),
+    sa.Column('subject', sa.Text(), nullable=False),
+    sa.Column('code', sa.String(length=80), nullable=False),
+    sa.Column('reason', sa.Text(), nullable=False),
+    sa.Column('attempts', sa.Integer(), nullable=False),
+    sa.Column('first_error', types.Timestamp(), nullable=False),
+    sa.Column('last_error', types.Timestamp(), nullable=False),
+    sa.Column('body', sa.LargeBinary(), nullable=False),
+    sa.PrimaryKeyConstraint('consumer', 'event_id', name=op.f('pk_dead_letters'))
+    )
+    op.create_table('descriptors',
+    sa.Column('hospital', sa.String(length=63), nullable=False),
+    sa.Column('dataset', sa.String(length=63), nullable=False),
+    sa.Column('version', sa.Integer(), nullable=False),
+    sa.Column('descriptor', types.Json, nullable=False),
+    sa.Column('published_at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('hospital', 'dataset', 'version', name=op.f('pk_descriptors')),
+    comment='counts that hospitals publish of data that stays with them'
+    )
+    op.create_index('ix_descriptors_published_at', 'descriptors', ['published_at'], unique=False)
+    op.create_table('inbox',
+    sa.Column('consumer', sa.String(length=64), nullable=False),
+    sa.Column('event_id', sa.String(length=64), nullable=False),
+    sa.Column('at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('consumer', 'event_id', name=op.f('pk_inbox')),
+    comment='what was handled; a second delivery is a no-op'
+    )
+    op.create_table('outbox',
+    sa.Column('id', sa.String(length=36), nullable=False),
+    sa.Column('seq', types.Counter, sa.Identity(always=True), nullable=False),
+    sa.Column('subject', sa.Text(), nullable=False),
+    sa.Column('body', sa.LargeBinary(), nullable=False),
+    sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.Column('sent_at', types.Timestamp(), nullable=True),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_outbox')),
+    comment='messages of committed transactions; kept as long as the stream keeps them'
+    )
+    op.create_index('ix_outbox_unsent', 'outbox', ['seq'], unique=False, postgresql_where=sa.text('sent_at IS NULL'), sqlite_where=sa.text('sent_at IS NULL'))
+    op.create_table('versions',
+    sa.Column('dataset', sa.String(length=63), nullable=False),
+    sa.Column('version', sa.Integer(), nullable=False),
+    sa.Column('archive', sa.String(length=64), nullable=False),
+    sa.Column('content', types.Json, nullable=False),
+    sa.Column('samples', sa.Integer(), nullable=False),
+    sa.Column('labels', types.Json, nullable=False),
+    sa.Column('rejected', types.Json, nullable=False),
+    sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('dataset', 'version', name=op.f('pk_versions')),
+    sa.UniqueConstraint('dataset', 'archive', name=op.f('uq_versions_dataset_archive')),
+    comment='immutable; the same archive is never two versions'
+    )
+
+
+def downgrade() -> None:
+    raise NotImplementedError("restore a backup instead")

@@ -1,0 +1,23 @@
+"""What the handlers of ingestion need beside the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medmesh.bus.declarations import Handlers
+from medmesh.store.objects.open import Stores
+from medmesh_ingestion.settings import Settings
+
+HANDLERS = Handlers("ingestion")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Built by the composition root."""
+
+    settings: Settings
+    stores: Stores
+    key: bytes = field(repr=False)
+    folder: Path
+    """Private; holds originals while they are being cleaned."""

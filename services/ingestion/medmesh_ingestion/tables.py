@@ -1,0 +1,46 @@
+"""Tables of ingestion."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Index, Integer, String, Table, UniqueConstraint
+
+from medmesh.store.tables import service_metadata
+from medmesh.store.types import Json, Timestamp
+
+METADATA = service_metadata()
+
+datasets = Table(
+    "datasets",
+    METADATA,
+    Column("dataset", String(63), primary_key=True),
+    Column("newest", Integer, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    comment="its row is locked while a version gets its number",
+)
+
+versions = Table(
+    "versions",
+    METADATA,
+    Column("dataset", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("archive", String(64), nullable=False),
+    Column("content", Json, nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("labels", Json, nullable=False),
+    Column("rejected", Json, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    UniqueConstraint("dataset", "archive"),
+    comment="immutable; the same archive is never two versions",
+)
+
+descriptors = Table(
+    "descriptors",
+    METADATA,
+    Column("hospital", String(63), primary_key=True),
+    Column("dataset", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("descriptor", Json, nullable=False),
+    Column("published_at", Timestamp, nullable=False),
+    comment="counts that hospitals publish of data that stays with them",
+)
+Index("ix_descriptors_published_at", descriptors.c.published_at)

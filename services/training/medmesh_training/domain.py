@@ -1,0 +1,137 @@
+"""Rules of training, as functions of values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from medmesh.contracts.message import ObjectRef, Record
+from medmesh.contracts.plan import DataSchema
+from medmesh.errors import Problem
+
+_HELD_OUT_OF = 5
+_EXACT = 2**53
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN = (State.QUEUED, State.RUNNING)
+"""What may still be claimed or cancelled."""
+
+
+class Item(Record):
+    """One image of a data set version and its class."""
+
+    item: str = Field(min_length=1, max_length=200)
+    object: ObjectRef
+    label: str | None = None
+
+
+class Content(Record):
+    """What a data set version holds."""
+
+    items: tuple[Item, ...]
+
+
+class Schedule(Record):
+    """What beside the data and the seed decides the weights."""
+
+    checkpoint_steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The steps up to the next checkpoint."""
+
+    steps: int
+    seed: int
+
+
+def read_content(data: bytes, classes: Sequence[str]) -> tuple[Item, ...]:
+    """The items by id, whatever their order in `data`, each with one of `classes`.
+
+    Raises `Problem`: `training.content` (not what a data set version looks like, or an item twice), `training.unlabelled`,
+    `training.foreign_labels`, `training.too_few`. Labels and ids are counted, never quoted.
+    """
+    try:
+        items = Content.model_validate_json(data, extra="ignore").items
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['type']}" for e in error.errors(include_input=False, include_url=False)[:3])
+        raise Problem("training.content", reason=where) from None
+    if repeated := sum(count > 1 for count in Counter(item.item for item in items).values()):
+        raise Problem("training.content", reason=f"{repeated} items occur more than once")
+    if unlabelled := sum(item.label is None for item in items):
+        raise Problem("training.unlabelled", count=unlabelled, total=len(items))
+    if foreign := sum(item.label not in classes for item in items):
+        raise Problem("training.foreign_labels", count=foreign, total=len(items), classes=", ".join(classes))
+    if len({held_out(item.item) for item in items}) < 2:
+        raise Problem("training.too_few", total=len(items))
+    return tuple(sorted(items, key=lambda item: item.item))
+
+
+def held_out(item: str) -> bool:
+    """Whether an item is kept from training to measure the result: a fifth, by its id alone, so that it stays on its side in
+    every version of the data set and in every job."""
+    return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "big") % _HELD_OUT_OF == 0
+
+
+def check_size(steps: int, seed: int, version: int, limit: int) -> None:
+    """Raise a `Problem` for numbers that no job may have."""
+    if steps > limit:
+        raise Problem("training.too_long", steps=min(steps, _EXACT), limit=limit)
+    if not -_EXACT < seed < _EXACT or not 0 <= version < _EXACT:
+        raise Problem("request.invalid", reason="seed and version must lie within 2^53")
+
+
+def check_memory(samples: int, data: DataSchema, limit: int) -> None:
+    """Raise a `Problem` (`training.too_large`) when the decoded samples, a byte a pixel, would take more than `limit` bytes."""
+    if (needed := samples * data.channels * data.image_size**2) > limit:
+        raise Problem("training.too_large", bytes=needed, limit=limit)
+
+
+def segment_at(step: int, steps: int, seed: int, schedule: Schedule) -> Segment:
+    """The segment that begins at the checkpoint `step`: the same whoever asks, so that a resumed job repeats an undisturbed one."""
+    index = step // schedule.checkpoint_steps
+    return Segment(min(schedule.checkpoint_steps, steps - step), segment_seed(seed, index))
+
+
+def segment_seed(seed: int, index: int) -> int:
+    """32 bits that depend on the job's seed and the segment's number."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4], "big")
+
+
+def transient(problem: Problem) -> bool:
+    """Whether another attempt may go better: the worker was ended by a signal from outside (memory, a restart), or this machine
+    could not isolate it. Whatever the package itself did is final."""
+    if problem.code == "worker.crashed":
+        return str(problem.params.get("reason", "")).startswith("SIG")
+    return problem.code in {"worker.not_isolated", "isolation.unavailable", "isolation.account_missing", "isolation.folder_missing"}
+
+
+def check_counts(answer: Any, expected: Sequence[int]) -> list[list[int]]:
+    """The confusion counts [true][predicted] in a worker's answer. Raises `Problem` unless each row sums to `expected`, the
+    samples of that class."""
+    try:
+        counts = [[int(cell) for cell in row] for row in answer]
+    except (TypeError, ValueError):
+        raise Problem("training.answer", operation="evaluate") from None
+    square = all(len(row) == len(expected) and min(row) >= 0 for row in counts)
+    if not square or [sum(row) for row in counts] != list(expected):
+        raise Problem("training.answer", operation="evaluate")
+    return counts

@@ -1,0 +1,177 @@
+"""Runs queued jobs, one at a time: claims, trains from checkpoint to checkpoint, measures, and gives the job back when it must stop.
+
+An undisturbed job and one that was interrupted anywhere end with the same weights: each segment starts from the checked bytes of the
+last checkpoint, with a fresh optimiser and a seed of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from medmesh.contracts.message import ObjectRef
+from medmesh.errors import Problem
+from medmesh.learning import isolation, metrics
+from medmesh.learning import package as packages
+from medmesh.learning.adapter import Samples
+from medmesh.learning.host import worker
+from medmesh.learning.package import Package
+from medmesh.service.runtime import Runtime
+from medmesh.store.objects.port import fetch, file_digest, load
+from medmesh.telemetry import log
+from medmesh_training import claims
+from medmesh_training.claims import Claim, Lost
+from medmesh_training.domain import held_out, read_content, segment_at, segment_seed, transient
+from medmesh_training.ports import Ports
+from medmesh_training.trainer import Trainer
+
+MEDIA_TYPE = "application/vnd.safetensors"
+
+
+class Runner:
+    """The background task of the service."""
+
+    def __init__(self, runtime: Runtime, ports: Ports) -> None:
+        self._runtime = runtime
+        self._ports = ports
+        self._settings = ports.settings
+        self._folder = ports.settings.state / "attempts"
+        # What an earlier process left holds images; it may not outlive the job it was for.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, mode=0o700)
+
+    async def serve(self) -> None:
+        """Run whatever is due, then wait to be woken."""
+        while True:
+            if not await self.once():
+                await self._pause(self._settings.poll_seconds)
+
+    async def once(self) -> bool:
+        """Run one attempt at one job; answers whether there was one."""
+        held = await claims.claim(self._runtime, self._settings)
+        if held is None:
+            return False
+        log("training.attempt.started", job=held.job, attempt=held.attempt, step=held.step)
+        try:
+            await self._attempt(held)
+        except Lost:
+            log("training.attempt.lost", job=held.job, attempt=held.attempt)
+        return True
+
+    async def _attempt(self, held: Claim) -> None:
+        """One attempt and what becomes of the job after it. Raises `Lost`."""
+        try:
+            await self._while_held(held)
+        except Lost:
+            raise
+        except asyncio.CancelledError:
+            with suppress(Exception):  # the lease ends by itself when the database is away
+                await claims.release(self._runtime, held)
+            raise
+        except Problem as problem:
+            log("training.attempt.failed", level=logging.WARNING, job=held.job, attempt=held.attempt, code=problem.code)
+            if transient(problem):
+                await claims.retry(self._runtime, held, problem, self._settings)
+            else:
+                await claims.fail(self._runtime, held, problem)
+        except Exception as error:
+            log("training.attempt.failed", level=logging.ERROR, error=error, job=held.job, attempt=held.attempt)
+            await claims.retry(self._runtime, held, Problem("training.gave_up", attempts=self._settings.max_attempts), self._settings)
+
+    async def _while_held(self, held: Claim) -> None:
+        """Train, and stop at once when the job is cancelled or taken over."""
+        training, keeping = asyncio.create_task(self._train(held)), asyncio.create_task(self._keep(held))
+        try:
+            await asyncio.wait((training, keeping), return_when=asyncio.FIRST_COMPLETED)
+            await (training if training.done() else keeping)
+        finally:
+            for task in (training, keeping):
+                task.cancel()
+            await asyncio.gather(training, keeping, return_exceptions=True)
+
+    async def _keep(self, held: Claim) -> None:
+        """Renew the lease until it is lost. A database that is away for a moment costs nothing unless another takes the job."""
+        while True:
+            await self._pause(self._settings.lease_seconds / 3)
+            try:
+                await claims.keep(self._runtime, held, self._settings.lease_seconds)
+            except Lost:
+                raise
+            except Exception as error:
+                log("training.lease.not_renewed", level=logging.WARNING, error=error, job=held.job)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, or until woken. Only one of `serve` and `_keep` waits at a time: an instance runs one job."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ports.wake.wait()
+        self._ports.wake.clear()
+
+    async def _train(self, held: Claim) -> None:
+        kept, settings = self._ports.stores.kept, self._settings
+        package = packages.read(await load(kept, held.package))
+        training, measuring = await self._samples(held, package)
+        folder = self._folder / f"{held.job}-{held.attempt}"
+        folder.mkdir(mode=0o700)
+        limits = isolation.Limits(memory_bytes=settings.worker_memory_bytes, cpu_seconds=settings.worker_cpu_seconds)
+        try:
+            running = worker(
+                package,
+                folder / "worker",
+                python=settings.interpreters.get(package.manifest.package.framework),
+                silence=settings.worker_silence_seconds,
+                limits=limits,
+                account=settings.worker_account,
+            )
+            async with running as process:
+                trainer = Trainer(process, package.manifest, held.schedule, folder)
+                weights = await self._segments(held, trainer, training, folder)
+                counts = await trainer.evaluate(weights, measuring)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await claims.finish(self._runtime, held, _metrics(counts, training, measuring))
+        log("training.job.finished", job=held.job, attempt=held.attempt)
+
+    async def _samples(self, held: Claim, package: Package) -> tuple[Samples, Samples]:
+        """(to train on, to measure on). All are read first: an image that cannot be read shows before hours of training."""
+        content = await load(self._ports.stores.kept, held.content)
+        items = await asyncio.to_thread(read_content, content, package.manifest.data.classes)
+        aside = np.array([held_out(item.item) for item in items])
+        samples = await self._ports.load_samples(items, package.manifest, self._ports.stores)
+        return Samples(samples.x[~aside], samples.y[~aside]), Samples(samples.x[aside], samples.y[aside])
+
+    async def _segments(self, held: Claim, trainer: Trainer, samples: Samples, folder: Path) -> Path:
+        """The final weights, each checkpoint on the way stored and told of."""
+        if held.weights:
+            weights = await fetch(self._ports.stores.kept, held.weights, folder / "checkpoint")
+        else:
+            weights = await trainer.initial(segment_seed(held.seed, 0))
+        data, step = await trainer.give_samples(samples), held.step
+        while step < held.steps:
+            segment = segment_at(step, held.steps, held.seed, held.schedule)
+            weights, loss = await trainer.segment(weights, data, segment)
+            step += segment.steps
+            await claims.checkpoint(self._runtime, held, step, await self._store(weights), loss)
+        return weights
+
+    async def _store(self, weights: Path) -> ObjectRef:
+        sha256, _ = await asyncio.to_thread(file_digest, weights)
+        stored = await self._ports.stores.kept.put_file(weights, sha256)
+        return stored.model_copy(update={"media_type": MEDIA_TYPE})
+
+
+def _metrics(counts: list[list[int]], training: Samples, measuring: Samples) -> dict[str, float]:
+    """Balanced accuracy on what was held out, with its 95 % interval, and how many samples each part had."""
+    low, high = metrics.interval(counts)
+    return {
+        "balanced_accuracy": metrics.balanced_accuracy(counts),
+        "balanced_accuracy_low": low,
+        "balanced_accuracy_high": high,
+        "samples_trained": float(len(training.y)),
+        "samples_held_out": float(len(measuring.y)),
+    }
