@@ -353,6 +353,7 @@ def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return asyncio.run(draw())
 
 
+@needs_isolation
 async def test_a_torch_model_converts_once_and_answers_as_the_model_does(registry: Registry, demo_weights: Path, private: Path) -> None:
     p, package = registry.p, pack(DEMO)
     view = await registry.add("mri", package, demo_weights)
@@ -412,6 +413,7 @@ def _model(given: Path, x: np.ndarray) -> np.ndarray:
     return ADAPTER.logits(model, x)
 
 
+@needs_isolation
 async def test_a_model_that_is_noisy_unless_it_is_exported_is_refused_by_parity(
     registry: Registry, demo_weights: Path, private: Path
 ) -> None:
@@ -441,6 +443,7 @@ class Noisy(nn.Sequential):
     assert [r["why"] for r in refused] == ["conversion.parity"]
 
 
+@needs_isolation
 async def test_weights_that_are_not_the_packages_and_packages_that_crash_are_refused_with_their_reason(
     registry: Registry, private: Path
 ) -> None:

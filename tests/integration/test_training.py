@@ -39,7 +39,16 @@ pytestmark = pytest.mark.skipif(isolation.capability().kind == "none", reason="n
 STEPS = 24
 SETTINGS: dict[str, Any] = {"checkpoint_steps": 5, "learning_rate": 0.5, "batch_size": 16, "lease_seconds": 60, "poll_seconds": 0.1}
 SLOW = "\nimport time\n_build = build\ndef build(size):\n    time.sleep(0.15)\n    return _build(size)\n"
-LINK = "\nimport os\nfrom medmesh.learning import weights\nweights.save = lambda tensors, path: os.symlink('/etc/passwd', path)\n"
+KILLED_OFTEN = """
+import os
+_build, _built = build, []
+def build(size):
+    _built.append(size)
+    if len(_built) == 3:
+        os.kill(os.getpid(), 9)
+    return _build(size)
+"""
+LINK = "\nimport os\nfrom medmesh.learning import weights\nweights.save = lambda tensors, path: os.symlink({target!r}, path)\n"
 NONSENSE = "\nfrom medmesh.learning import numpy_adapter\nnumpy_adapter.NumpyAdapter.train = lambda *_: float('nan')\n"
 
 
@@ -201,14 +210,17 @@ async def test_a_service_that_is_stopped_gives_its_job_back_at_once(p: Platform)
 async def test_an_instance_that_was_thought_dead_changes_nothing_when_it_wakes(
     servers: RunningServers, private: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """The first attempt freezes right before it commits, the job is taken over and ends, then the first attempt goes on."""
-    frozen, thawed, lost = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    """The first attempt freezes right before it commits, the job is taken over, and the first goes on while the second runs."""
+    frozen, taken, lost = asyncio.Event(), asyncio.Event(), asyncio.Event()
     real, real_keep = getattr(claims, place), claims.keep
 
     async def freezing(runtime: Any, held: claims.Claim, *arguments: Any) -> None:
         if held.attempt == 1 and (place == "finish" or arguments[0] == 15):
             frozen.set()
-            await thawed.wait()
+            await taken.wait()
+        if held.attempt == 2:
+            taken.set()
+            await asyncio.wait_for(lost.wait(), 10)
         try:
             await real(runtime, held, *arguments)
         except claims.Lost:
@@ -227,9 +239,8 @@ async def test_an_instance_that_was_thought_dead_changes_nothing_when_it_wakes(
         await frozen.wait()
         async with another(p, lease_seconds=60.0):
             done = await finished(p, job)
-        thawed.set()
-        await asyncio.wait_for(lost.wait(), 10)
         undisturbed = await finished(p, await submit(p, await job_of(p, content)))
+        assert lost.is_set(), "what the first attempt still wrote was refused"
         assert undisturbed.weights == done.weights
         assert starts(p, job) == [(1, 0), (2, 10 if place == "checkpoint" else STEPS)]
         assert steps_told(p, job) == [5, 10, 15, 20, 24]
@@ -237,16 +248,22 @@ async def test_an_instance_that_was_thought_dead_changes_nothing_when_it_wakes(
 
 
 async def test_what_a_package_does_is_final_and_what_is_done_to_its_worker_is_tried_again(servers: RunningServers, private: Path) -> None:
+    planted = private / "planted"  # sound weights, but not in the worker's folder
+    weights.save({"weight": np.zeros((64, 2), np.float32), "bias": np.zeros(2, np.float32)}, planted)
     cases = (
         ("\ndef build(size):\n    raise ValueError('Zhang Wei, 1961')\n", "worker.failed", 1),
         ("\nimport os\nos._exit(3)\n", "worker.crashed", 1),
         ("\nimport os\nos.kill(os.getpid(), 9)\n", "worker.crashed", 2),
-        (LINK, "weights.malformed", 1),
+        (LINK.format(target=str(planted)), "weights.malformed", 1),
         (NONSENSE, "training.answer", 1),
     )
     async with platform(servers, private, SERVICE, settings={"training": {**SETTINGS, "max_attempts": 2}}) as p:
         content = await items(p, 20)
+        often_killed = await submit(p, await job_of(p, content, KILLED_OFTEN))
+        undisturbed = await submit(p, await job_of(p, content))
         submitted = [await submit(p, await job_of(p, content, code)) for code, _, _ in cases]
+        assert (await finished(p, often_killed)).weights == (await finished(p, undisturbed)).weights
+        assert len(starts(p, often_killed)) > 3, "only attempts without a new checkpoint count"
         for job, (code, expected, attempts) in zip(submitted, cases, strict=True):
             assert await failed(p, job) == expected, code
             seen = await view(p, job)

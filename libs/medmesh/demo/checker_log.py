@@ -234,17 +234,32 @@ def check_body(leaf: bytes, stored: bytes) -> None:
 
 
 def check_bodies(log: Path, leaves: list[bytes], findings: Findings) -> int:
-    """Recheck `bodies/<index>.json` where present; returns how many. A body may be absent: it can be erased, its leaf cannot."""
+    """Recheck `bodies/<index>.json`, or the lines of `bodies.jsonl`, where present; returns how many. A body may be absent: it can
+    be erased, its leaf cannot."""
     checked = 0
-    for index, leaf in enumerate(leaves):
+    for index, body in bodies(log, len(leaves)):
+        if not 0 <= index < len(leaves):
+            findings.add(f"there is a body for entry {index}, which does not exist", index)
+            continue
+        checked += 1
+        try:
+            check_body(leaves[index], body)
+        except Bad as error:
+            findings.add(f"entry {index}: {error}", index)
+    return checked
+
+
+def bodies(log: Path, size: int) -> Iterator[tuple[int, bytes]]:
+    """(index, salt and body as JSON) of every body in the copy."""
+    for index in range(size):
         file = log / "bodies" / f"{index}.json"
         if file.is_file():
-            checked += 1
-            try:
-                check_body(leaf, file.read_bytes())
-            except Bad as error:
-                findings.add(f"entry {index}: {error}", index)
-    return checked
+            yield index, file.read_bytes()
+    together = log / "bodies.jsonl"
+    if together.is_file():
+        for line in together.read_bytes().splitlines():
+            document = json.loads(line)
+            yield int(document.pop("seq")), json.dumps(document).encode()
 
 
 def verify(log: Path, vkey: str) -> dict[str, Any]:

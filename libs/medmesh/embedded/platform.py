@@ -120,6 +120,7 @@ def settings(prepared: Prepared, spec: ServiceSpec, nats: str, postgres: str, s3
     special = {
         "authority": secret / "authority",
         "bootstrap_token": secret / "bootstrap.sha256",
+        "key": secret / "ingestion.key",
         "release_key": secret / "release.nk",
         "log_key": secret / "log.nk",
         "origin": ORIGIN,

@@ -34,10 +34,22 @@ class Worker:
         self._silence = silence
         self._busy = asyncio.Lock()
 
-    def share(self, path: Path) -> str:
-        """Let the worker's account read a file of its folder, whatever mode it was written with; answers the path to hand over."""
-        path.chmod(0o644)
-        return str(path)
+    def give(self, source: Path, name: str) -> str:
+        """Copy a file into the worker's folder, readable for its account; answers the path to hand over.
+
+        The package runs already and may have planted links there: the copy is a fresh file, and nothing is followed.
+        """
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "wb") as target, source.open("rb") as given:
+                os.fchmod(target.fileno(), 0o644)
+                shutil.copyfileobj(given, target, 1 << 20)
+        finally:
+            os.close(folder)
+        return str(self.folder / name)
 
     async def call(self, op: str, *, progress: Progress = _silent, **arguments: Any) -> dict[str, Any]:
         """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.crashed`, `worker.silent` (no progress

@@ -31,4 +31,6 @@ def interval(counts: Counts | np.ndarray, *, draws: int = 4000, seed: int = 0) -
     if not recalls:
         return 0.0, 1.0
     low, high = np.quantile(np.mean(recalls, axis=0), [0.025, 0.975])
-    return float(low), float(high)
+    # Where every sample is right (or none), the interval of Brown et al. ends at the estimate itself.
+    estimate = balanced_accuracy(matrix)
+    return min(float(low), estimate), max(float(high), estimate)

@@ -75,12 +75,15 @@ class Package:
         return hashlib.sha256(self.archive).hexdigest()
 
     def unpack(self, folder: Path) -> Path:
-        """Write the files below `folder`, readable for the worker's account."""
+        """Write the files below `folder`, readable for the worker's account whatever our umask is."""
         with zipfile.ZipFile(io.BytesIO(self.archive)) as archive:
             for name in archive.namelist():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.read(name))
+                target.chmod(0o644)
+        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            place.chmod(0o755)
         return folder
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -140,11 +139,6 @@ class Rounds:
         if self._worker is not None and asyncio.get_running_loop().time() - self._used > WORKER_IDLE_SECONDS:
             await self.close()
 
-    def _hand_in(self, opened: Worker, source: Path, name: str) -> str:
-        target = opened.folder / name
-        shutil.copyfile(source, target)
-        return opened.share(target)
-
     async def _work(self, event: RoundOpened) -> None:
         plan, package = await self._plan(event)
         opened = await self._open(package)
@@ -162,13 +156,12 @@ class Rounds:
             raise Problem("policy.samples", limit=self.site.policy().min_samples)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
-        out = opened.folder / "update"
-        out.unlink(missing_ok=True)
+        out = opened.folder / f"update-{event.round}-{event.attempt}"
         result = await opened.call(
             "train",
             progress=lambda step, steps, loss: self._tell(event, step, steps),
-            weights=self._hand_in(opened, base, "base"),
-            data=self._hand_in(opened, data, "data"),
+            weights=opened.give(base, "base"),
+            data=opened.give(data, "data"),
             steps=event.steps,
             batch_size=plan.batch_size,
             learning_rate=float(plan.learning_rate),
@@ -180,6 +173,7 @@ class Rounds:
         weights.check(out, plan.signature)
         weights.check_finite(out)
         ref = await self.site.objects.put_file(out, file_digest(out)[0])
+        out.unlink(missing_ok=True)
         async with self.site.unit() as uow:
             values = {"state": "trained", "update": ref.model_dump(), "samples": count, "metrics": {"loss": float(result["loss"])}}
             await uow.execute(update(tasks).where(_key(event)).values(values))
@@ -193,8 +187,8 @@ class Rounds:
         for place, model in enumerate(event.models):
             path = await self._fetch(model.weights)
             weights.check(path, plan.signature)
-            models.append(self._hand_in(opened, path, f"model-{place}"))
-        answer = await opened.call("evaluate", data=self._hand_in(opened, data, "data"), models=models)
+            models.append(opened.give(path, f"model-{place}"))
+        answer = await opened.call("evaluate", data=opened.give(data, "data"), models=models)
         results = [{"model": m.weights.sha256, "counts": counts} for m, counts in zip(event.models, answer["counts"], strict=True)]
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(state="sent"))

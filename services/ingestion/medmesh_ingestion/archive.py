@@ -11,6 +11,7 @@ import gzip
 import io
 import re
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -18,25 +19,33 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO
 
 from medmesh.errors import Problem
 
 PIECE = 1 << 20
 LARGEST_READ = 32 << 20  # a zip's directory is read in one go, and so is the long name of a tar's entry
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, gzip.BadGzipFile)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+)
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd")
 
 
-class Limits(Protocol):
-    """How much an archive may hold; see `medmesh_ingestion.settings`."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much an archive may hold: entries, bytes when unpacked, and times its own size."""
 
-    @property
-    def max_files(self) -> int: ...
-    @property
-    def max_bytes(self) -> int: ...
-    @property
-    def max_ratio(self) -> int: ...
+    files: int
+    bytes: int
+    ratio: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[File]:
     Raises `Problem`: `ingestion.archive_unreadable`, `ingestion.archive_too_large`, `ingestion.archive_unsafe` for an entry that leads
     out, is a link or is an archive again, `objects.full`.
     """
-    allowed = min(limits.max_bytes, limits.max_ratio * archive.stat().st_size)
+    allowed = min(limits.bytes, limits.ratio * archive.stat().st_size)
     try:
         with _Bounded(io.FileIO(archive)) as packed:
             found = list(_write(_entries(packed, folder / "plain.tar", allowed), folder, limits, allowed))
@@ -62,6 +71,8 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[File]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Problem("objects.full") from None
+        if error.errno == errno.EINVAL:  # a directory that points before its file
+            raise _unreadable("a wrong offset") from None
         raise
     (folder / "plain.tar").unlink(missing_ok=True)
     if len({file.name for file in found}) < len(found):
@@ -98,7 +109,6 @@ def _entries(packed: _Bounded, plain: Path, allowed: int) -> Iterator[_Entry]:
     elif start[:2] == b"\x1f\x8b":
         with gzip.GzipFile(fileobj=packed) as stream, plain.open("xb") as target:
             while piece := stream.read(PIECE):
-                # Headers and padding of the tar, at most 3 blocks of 512 bytes a file beside its long name, count too.
                 if target.tell() + len(piece) > allowed:
                     raise _too_large("bytes", allowed)
                 target.write(piece)
@@ -133,7 +143,6 @@ def _tar_entries(file: _Bounded) -> Iterator[_Entry]:
             plain = info.isreg() and not info.issparse()
             fault = "" if plain or info.isdir() else "is a link or a special file"
             yield _Entry(name, info.isdir(), fault, opened.extractfile(info) if plain else None)
-            opened.members.clear()  # tarfile remembers every entry
         file.seek(opened.offset)
         if file.read(512).strip(b"\0") or file.tell() < opened.offset + 512:  # tarfile takes damage for the end
             raise _unreadable("it ends in the middle")
@@ -142,8 +151,8 @@ def _tar_entries(file: _Bounded) -> Iterator[_Entry]:
 def _write(entries: Iterator[_Entry], folder: Path, limits: Limits, allowed: int) -> Iterator[File]:
     total = 0
     for number, entry in enumerate(entries, start=1):
-        if number > limits.max_files:
-            raise _too_large("files", limits.max_files)
+        if number > limits.files:
+            raise _too_large("files", limits.files)
         if fault := entry.fault or _leads_out(entry.name):
             raise _unsafe(number, fault)
         if entry.opened is None:
@@ -165,10 +174,9 @@ def _write(entries: Iterator[_Entry], folder: Path, limits: Limits, allowed: int
 
 
 def _leads_out(name: str) -> str:
-    """Why a name is none of a file inside; empty when it is one."""
-    if not name.strip("/.") or "\0" in name:
-        return "" if name.strip("/") == "." else "has no name"
-    if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
+    """Why a name is none of something inside; empty when it is one. `\\` and `C:` separate and root on other systems."""
+    rooted = name.startswith("/") or re.match(r"[A-Za-z]:", name)
+    if not name or rooted or "\0" in name or "\\" in name or ".." in name.split("/"):
         return "leads out of the archive"
     return ""
 

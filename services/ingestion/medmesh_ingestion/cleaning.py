@@ -36,6 +36,11 @@ class Rejected:
     reason: str
 
 
+def is_image(start: bytes) -> bool:
+    """Whether a file that begins so (132 bytes) is a DICOM file, a PNG or a JPEG."""
+    return start[128:132] == b"DICM" or start.startswith(tuple(_IMAGES))
+
+
 def clean(data: bytes, key: bytes) -> Clean | Rejected:
     """De-identify, prove it, check the quality. A PNG or JPEG becomes a DICOM Secondary Capture object of its grey values first.
 

@@ -15,9 +15,9 @@ from medmesh.errors import Problem
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import fetch
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_ingestion.archive import unpack
+from medmesh_ingestion.archive import Limits, unpack
 from medmesh_ingestion.domain import Sample, check_descriptor, content, label_counts
-from medmesh_ingestion.intake import private_folder, store, take_in
+from medmesh_ingestion.intake import holds_images, private_folder, store, take_in
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.tables import datasets, descriptors, versions
 
@@ -26,8 +26,8 @@ from medmesh_ingestion.tables import datasets, descriptors, versions
 async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) -> dict[str, Any]:
     """A version of the data set with what could be kept; the same archive again answers the version it became.
 
-    Every step before the last transaction gives the same objects when it is done again. The archive, which names patients, is
-    erased as soon as it is a version.
+    Every step before the last transaction gives the same objects when it is done again. The archive names patients: it is erased
+    as soon as it is a version, or refused for what its files hold.
     """
     wanted = command.data
     async with work.unit() as uow:
@@ -52,9 +52,19 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
     async with private_folder(ports.folder) as folder:
         archive = await fetch(source, wanted.archive, folder / "archive")
         (folder / "files").mkdir()
-        files = await asyncio.to_thread(unpack, archive, folder / "files", ports.settings)
+        settings = ports.settings
+        limits = Limits(settings.max_files, settings.max_bytes, settings.max_ratio)
+        files = await asyncio.to_thread(unpack, archive, folder / "files", limits)
         archive.unlink()
-        kept, rejected = await take_in(files, ports.key, ports.settings.max_file_bytes)
+        intended = await asyncio.to_thread(holds_images, files)
+        try:
+            kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
+        except Problem:
+            # Corrected, it will be another object: nobody would ever come back for this one. What holds no image may be
+            # anybody's object that was named by mistake or on purpose, and stays.
+            if intended:
+                await _erase(ports, wanted.archive)
+            raise
         return await store(kept, ports.stores.kept), rejected
 
 

@@ -1,4 +1,4 @@
-"""An archive's files on their way into a version: unpacked, labelled, cleaned one by one, and stored when nothing can be refused any more."""
+"""An archive's files on their way into a version: labelled, cleaned one by one, and stored when nothing can be refused any more."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.objects.port import ObjectStore
 from medmesh_ingestion.archive import File
-from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean
-from medmesh_ingestion.domain import Label, Sample, agreed, find_label_file, read_labels, reasons
+from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean, is_image
+from medmesh_ingestion.domain import LABEL_FILE, Label, Sample, agreed, find_label_file, read_labels, reasons
 
 _AT_ONCE = 8
 _MAX_LABEL_FILE = 64 * 2**20
@@ -49,13 +49,13 @@ async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int) -> tup
     Raises `Problem`: `ingestion.labels`, `ingestion.nothing_accepted`. Nothing is stored here.
     """
     labels_at = find_label_file(file.name for file in files)
-    images = [file for file in files if file.name != labels_at]
-    labels: dict[object, Label] = {}
+    images = [file for file in files if file.name != labels_at and not _litter(file.name)]
+    labels: dict[PurePosixPath, Label] = {}
     if labels_at is not None:
         (sheet,) = (file.path for file in files if file.name == labels_at)
         if sheet.stat().st_size > _MAX_LABEL_FILE:
             raise Problem("ingestion.labels", row=1, reason="the file is too large")
-        labels |= await asyncio.to_thread(read_labels, sheet.read_bytes(), labels_at.parent, {file.name for file in images})
+        labels = await asyncio.to_thread(read_labels, sheet.read_bytes(), labels_at.parent, {file.name for file in images})
     kept: dict[str, Kept] = {}
     rejected: Counter[str] = Counter()
     for file in images:
@@ -88,6 +88,21 @@ async def store(kept: Sequence[Kept], target: ObjectStore) -> list[Sample]:
             made = ObjectRef(sha256=ref.sha256, bytes=ref.bytes, media_type=MEDIA_TYPE)
             samples.append(Sample(one.item, made, one.label.label if one.label else None))
     return samples
+
+
+def holds_images(files: Sequence[File]) -> bool:
+    """Whether this is an archive for this service at all, even one that is refused: it has a label file or an image."""
+    return any(file.name.name.lower() == LABEL_FILE or _starts_as_image(file.path) for file in files)
+
+
+def _starts_as_image(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_image(file.read(132))
+
+
+def _litter(name: PurePosixPath) -> bool:
+    """What desktops add to archives by themselves."""
+    return name.name.startswith(".") or name.name == "Thumbs.db" or "__MACOSX" in name.parts
 
 
 def _cleaned(path: Path, key: bytes, limit: int) -> tuple[str, str] | Rejected:

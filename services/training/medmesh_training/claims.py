@@ -136,7 +136,7 @@ async def release(runtime: Runtime, held: Claim) -> None:
 
 
 async def _holding(uow: UnitOfWork[Any], held: Claim) -> Row[Any]:
-    mine = (jobs.c.job == held.job) & (jobs.c.state == State.RUNNING)
+    mine = (jobs.c.job == held.job) & (jobs.c.attempt == held.attempt) & (jobs.c.state == State.RUNNING)
     row = await uow.first(select(jobs).where(mine).with_for_update())
     if row is None:
         raise Lost

@@ -25,11 +25,11 @@ def samples(path: Path, count: int = 200, seed: int = 0) -> None:
 
 
 async def _train(w: Worker, **changed: object) -> dict[str, object]:
-    samples(w.folder / "data")
+    samples(w.folder.parent / "data")
     await w.call("initial", seed=1, out=str(w.folder / "w0"))
     call = {
         "weights": str(w.folder / "w0"),
-        "data": w.share(w.folder / "data"),
+        "data": w.give(w.folder.parent / "data", "data"),
         "steps": 60,
         "batch_size": 16,
         "learning_rate": 0.5,
@@ -82,6 +82,18 @@ async def test_a_package_that_prints_does_not_disturb_and_is_not_heard(private: 
         await _train(w)
     out, err = capfd.readouterr()
     assert "Zhang" not in out + err
+
+
+async def test_a_link_planted_by_the_package_is_not_followed_when_something_is_handed_in(private: Path) -> None:
+    victim = private / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    code = f"\nimport os\nos.symlink({str(victim)!r}, os.path.join(os.path.dirname(__file__), '..', 'data'))\n"
+    async with worker(tiny(private, code), private / "work") as w:
+        assert (w.folder / "data").is_symlink()
+        await _train(w)
+    assert victim.read_text() == "precious"
+    assert victim.stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_package_reaches_neither_network_nor_keys_nor_other_folders(private: Path) -> None:

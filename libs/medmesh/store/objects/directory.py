@@ -49,26 +49,25 @@ class DirectoryStore:
                 yield piece
 
     async def put_file(self, path: Path, sha256: str) -> ObjectRef:
-        found, size = await asyncio.to_thread(file_digest, path)
-        if found != sha256:
-            raise Problem("objects.digest", expected=sha256, found=found)
-        await asyncio.to_thread(self._take, path, sha256)
-        return ObjectRef(sha256=sha256, bytes=size)
+        return await asyncio.to_thread(self._take, path, sha256)
 
-    def _take(self, source: Path, sha256: str) -> None:
+    def _take(self, source: Path, sha256: str) -> ObjectRef:
         target = self.path(sha256)
-        if target.exists():
-            return
+        if target.exists() and file_digest(source)[0] == sha256:
+            return ObjectRef(sha256=sha256, bytes=target.stat().st_size)
         temporary = self._temporary(target)
         try:
-            try:
-                os.link(source, temporary)
-            except OSError:
-                shutil.copyfile(source, temporary)
+            # A copy, and the copy is what is hashed: whoever owns the source may still be writing to it.
+            shutil.copyfile(source, temporary)
+            found, size = file_digest(temporary)
+            if found != sha256:
+                raise Problem("objects.digest", expected=sha256, found=found)
             self._settle(temporary, target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise _full(error) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        return ObjectRef(sha256=sha256, bytes=size)
 
     async def put(self, data: bytes, media_type: str = "application/octet-stream") -> ObjectRef:
         sha256 = hashlib.sha256(data).hexdigest()

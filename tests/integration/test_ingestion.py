@@ -1,0 +1,473 @@
+"""Ingestion on real servers: what is kept is de-identified, labelled and the same every time; what is wrong leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import random
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tests.platform import Platform, platform
+
+from medmesh.contracts.ingestion import (
+    Catalogue,
+    DatasetVersionCreated,
+    DatasetView,
+    Descriptor,
+    DescriptorPublished,
+    GetDataset,
+    IngestArchive,
+    ListDescriptors,
+    PublishDescriptor,
+)
+from medmesh.contracts.message import ObjectRef, OperationFinished, new_id
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.imaging import reading
+from medmesh.service.runtime import running
+from medmesh.store.objects.port import load
+from medmesh_ingestion.archive import Limits, unpack
+from medmesh_ingestion.service import SERVICE, project_key
+
+REAL = Path(pydicom.__file__).parent / "data" / "test_files"
+CANARIES = ("Canaryname", "Zebedee", "金丝雀", "CANARY-PID-7781", "CANARYACC42", "1.2.826.4444.7", "canary-file-name", "19530917")
+Files = dict[str, bytes]
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    return Image.frombytes("L", size, random.Random(seed).randbytes(size[0] * size[1]))
+
+
+def canary(seed: int, **extra: str) -> bytes:
+    """A DICOM file with an identity in it."""
+    return reading.wrap(
+        picture(seed),
+        patient_id=CANARIES[3],
+        patient_name=f"{CANARIES[0]}^{CANARIES[1]}={CANARIES[2]}",
+        study_uid=f"{CANARIES[5]}.1",
+        series_uid=f"{CANARIES[5]}.2",
+        sop_uid=f"{CANARIES[5]}.{100 + seed}",
+        modality="MR",
+        study_date=CANARIES[7],
+        extra={"AccessionNumber": CANARIES[4], "SpecificCharacterSet": "ISO_IR 192"} | extra,
+    )
+
+
+def png(seed: int) -> bytes:
+    text = PngInfo()
+    text.add_text("Comment", f"taken of {CANARIES[0]}")
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def zipped(files: Files, method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tarred(files: Files, mode: str = "w", **member: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for field, value in member.items():
+                setattr(info, field, value)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+LABELS = "item,label\ncanary-file-name-1.dcm,tumour\nscan/canary-file-name-2.dcm,none\nview.png,none\n".encode("utf-8-sig")
+
+
+def good() -> Files:
+    """Two DICOM files and an image, labelled, and pydicom's own as some of them are: fit, truncated, no image, coloured."""
+    return {
+        "set/labels.csv": LABELS,
+        "set/canary-file-name-1.dcm": canary(1),
+        "set/scan/canary-file-name-2.dcm": canary(2),
+        "set/view.png": png(3),
+        "set/ct": (REAL / "CT_small.dcm").read_bytes(),
+        "set/mr.dcm": (REAL / "MR_small_RLE.dcm").read_bytes(),
+        "set/cut.dcm": (REAL / "MR_truncated.dcm").read_bytes(),
+        "set/plan.dcm": (REAL / "rtplan.dcm").read_bytes(),
+        "set/colour.dcm": (REAL / "SC_rgb_rle.dcm").read_bytes(),
+        "set/notes.txt": b"about Canaryname Zebedee",
+        "set/._view.png": b"what a desktop adds",
+    }
+
+
+REJECTED = {"unreadable": 1, "no_pixels": 1, "not_greyscale": 1, "not_dicom": 1}
+
+
+@pytest.fixture
+async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
+    async with platform(servers, private, SERVICE, settings={"ingestion": {"key": private / "secrets" / "project.key"}}) as made:
+        yield made
+
+
+async def ingest(p: Platform, archive: bytes, dataset: str = "brain", *, id: str | None = None) -> OperationFinished:
+    ref = await p.stores.kept.put(archive)
+    return await p.send(IngestArchive(dataset=dataset, archive=ref), p.person("li", "researcher"), id=id)
+
+
+async def view(p: Platform, dataset: str = "brain", version: int = 0) -> DatasetView:
+    return await p.ask(GetDataset(dataset=dataset, version=version), DatasetView, p.person("li", "researcher"))
+
+
+async def items(p: Platform, content: ObjectRef) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(await load(p.stores.kept, content))["items"]
+    return found
+
+
+def kept(p: Platform) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (p.folder / "objects" / "kept").rglob("*") if path.is_file()}
+
+
+def leaks(datas: list[bytes]) -> set[str]:
+    needles = {name: {name.encode(code).lower() for code in ("utf-8", "gb18030", "utf-16-le")} for name in CANARIES}
+    return {name for name, forms in needles.items() if any(form in data.lower() for form in forms for data in datas)}
+
+
+def code(answer: OperationFinished) -> str:
+    assert not answer.succeeded
+    assert answer.problem
+    return str(answer.problem["code"])
+
+
+async def test_an_archive_becomes_a_version_in_which_nobody_can_be_recognised(p: Platform) -> None:
+    archive = zipped(good())
+    assert leaks([archive]) == set(CANARIES), "the search finds what is there"
+    answer = await ingest(p, archive)
+    assert answer.result == {"dataset": "brain", "version": 1}, answer.problem
+    event = (await p.wait(DatasetVersionCreated)).data
+    assert (event.dataset, event.version, event.samples, event.rejected) == ("brain", 1, 5, 4)
+    assert event.labels == {"none": 2, "tumour": 1}
+    shown = await view(p)
+    assert (shown.content, shown.samples, shown.labels, shown.rejected) == (event.content, 5, event.labels, REJECTED)
+
+    left = [path.read_bytes() for path in p.folder.rglob("*") if path.is_file()]
+    assert leaks(left) == set(), "neither in the stores, nor in the service's folder, nor on the bus's disk"
+    audits = await p.audited("ingestion")
+    assert leaks([json.dumps(audits, ensure_ascii=False).encode(), *(body for _, body in p.seen)]) == set()
+    (record,) = [record for record in audits if record["sub"] == "dataset.create"]
+    assert event.content.sha256 in json.dumps(record)
+
+    found = await items(p, event.content)
+    assert [one["item"] for one in found] == sorted({one["item"] for one in found})
+    assert all(len(one["item"]) == 16 and set(one["item"]) <= set("0123456789abcdef") for one in found)
+    pictures = {}
+    for one in found:
+        dataset = reading.read(await load(p.stores.kept, ObjectRef(**one["object"])))
+        assert dataset.PatientIdentityRemoved == "YES"
+        assert one["object"]["media_type"] == "application/dicom"
+        pictures[(reading.pixels(dataset) * 255).round().astype("uint8").tobytes()] = one["label"]
+    expected = {1: "tumour", 2: "none", 3: "none"}
+    assert {seed: pictures.get(picture(seed).tobytes()) for seed in expected} == expected, "each label stands with its own picture"
+    assert sorted(label or "" for label in pictures.values()) == ["", "", "none", "none", "tumour"]
+    key = p.folder / "secrets" / "project.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert project_key(key) == key.read_bytes(), "the next start uses the same key"
+
+
+async def test_the_same_archive_is_the_same_version_and_the_same_images_are_the_same_items(p: Platform) -> None:
+    files = {"a.dcm": canary(1), "b.dcm": canary(2)}
+    first = await ingest(p, zipped(files))
+    again = await ingest(p, zipped(files))
+    assert first.result == again.result == {"dataset": "brain", "version": 1}
+    assert zipped(files) not in kept(p).values(), "an archive uploaded again is erased again"
+    packed = await ingest(p, tarred({f"./other/{name}": data for name, data in files.items()}, "w:gz"))
+    assert packed.result == {"dataset": "brain", "version": 2}
+    assert (await view(p, version=1)).content == (await view(p)).content, "names and packing play no part"
+    assert (await ingest(p, tarred(files), "liver")).result == {"dataset": "liver", "version": 1}
+    await p.wait(DatasetVersionCreated, lambda found: found.data.dataset == "liver")
+    assert len(p.emitted(DatasetVersionCreated)) == 3
+    assert [record["sub"] for record in await p.audited("ingestion")].count("dataset.create") == 3
+    with pytest.raises(Problem) as caught:
+        await view(p, version=3)
+    assert caught.value.code == "request.not_found"
+
+
+@pytest.mark.parametrize("method", ["put_file", "put", "delete"])
+async def test_work_that_broke_off_ends_in_the_same_version(p: Platform, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Broken off while images are stored, before the version is committed, and after that before the archive is erased."""
+    store = p.runtimes["ingestion"].ports.stores.kept
+    real: Callable[..., Any] = getattr(store, method)
+    calls = 0
+
+    async def fails_once(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ConnectionResetError
+        return await real(*arguments)
+
+    archive = zipped({"a.dcm": canary(1), "b.dcm": canary(2)})
+    ref = await p.stores.kept.put(archive)
+    monkeypatch.setattr(store, method, fails_once)
+    answer = await p.send(IngestArchive(dataset="brain", archive=ref), p.person("li", "researcher"))
+    assert answer.result == {"dataset": "brain", "version": 1}, answer.problem
+    for _ in range(300):
+        if calls >= 2 and archive not in kept(p).values():
+            break
+        await asyncio.sleep(0.02)
+    assert calls >= 2
+    content = (await view(p)).content
+    wanted = {content.sha256, *(one["object"]["sha256"] for one in await items(p, content))}
+    assert set(kept(p)) == wanted, "all of the version, nothing else, and no archive"
+    assert len(p.emitted(DatasetVersionCreated)) == 1
+
+
+async def test_a_command_delivered_twice_has_one_effect(p: Platform) -> None:
+    id_ = new_id()
+    archive = zipped({"a.dcm": canary(1)})
+    assert (await ingest(p, archive, id=id_)).result == (await ingest(p, archive, id=id_)).result
+    assert len(p.emitted(DatasetVersionCreated)) == 1
+
+
+async def test_originals_a_killed_run_left_are_gone_after_the_next_start(p: Platform, servers: RunningServers) -> None:
+    settings = p.runtimes["ingestion"].settings
+    left = settings.state / "originals" / "x" / "archive"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"names")
+    async with running(SERVICE, settings):
+        assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "row"),
+    [
+        (b"item,label\na.dcm,x\nCanaryname.dcm,y\n", 3),
+        (b"item,label\na.dcm,x\n\nb.dcm,x\na.dcm,x\n", 5),
+        (b"item,class\na.dcm,x\n", 1),
+        (b"", 1),
+        (b"item,label\na.dcm\n", 2),
+        (b"item,label\na.dcm,\n", 2),
+        (b"item,label\na.dcm," + b"x" * 65 + b"\n", 2),
+        (b"item,label\nlabels.csv,x\n", 2),
+        (b"item,label\na.dcm,x\ncopy.dcm,y\n", 3),
+        ("item,label\na.dcm,肿瘤\n".encode("gb18030"), 1),
+    ],
+    ids=["unknown", "twice", "no column", "empty", "no cell", "no label", "long", "itself", "same image", "not utf-8"],
+)
+async def test_a_wrong_label_file_is_refused_by_row_and_nothing_is_stored(p: Platform, labels: bytes, row: int) -> None:
+    answer = await ingest(p, zipped({"a.dcm": canary(1), "b.dcm": canary(2), "copy.dcm": canary(1), "labels.csv": labels}))
+    assert code(answer) == "ingestion.labels"
+    assert answer.problem
+    assert answer.problem["params"]["row"] == row
+    assert leaks([json.dumps(answer.problem, ensure_ascii=False).encode()]) == set()
+    assert kept(p) == {}
+    with pytest.raises(Problem):
+        await view(p)
+    assert p.emitted(DatasetVersionCreated) == []
+
+
+async def test_copies_are_one_item_and_another_image_with_the_same_uid_overwrites_nothing(p: Platform) -> None:
+    forged = reading.read(canary(1))
+    forged.PixelData = bytes(reversed(forged.PixelData))
+    files = {"a.dcm": canary(1), "b.dcm": canary(1), "c.dcm": reading.write(forged), "labels.csv": b"item,label\nb.dcm,x\nc.dcm,y\n"}
+    assert (await ingest(p, zipped(files))).succeeded
+    shown = await view(p)
+    assert shown.rejected == {"duplicate": 1, "uid_conflict": 1}
+    (item,) = await items(p, shown.content)
+    assert item["label"] == "x"
+    stored = reading.read(await load(p.stores.kept, ObjectRef(**item["object"])))
+    assert stored.PixelData == reading.read(canary(1)).PixelData
+
+
+async def test_images_that_may_not_be_kept_are_rejected_by_reason(p: Platform) -> None:
+    def saved(image: Image.Image, kind: str) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        return buffer.getvalue()
+
+    colours = Image.merge("RGB", [picture(1), picture(2), picture(3)])
+    files = {
+        "grey.jpg": saved(Image.merge("RGB", [Image.linear_gradient("L")] * 3), "JPEG"),
+        "colour.png": saved(colours, "PNG"),
+        "deep.png": saved(Image.new("I;16", (64, 64), 9), "PNG"),
+        "small.png": saved(picture(1, (16, 16)), "PNG"),
+        "flat.png": saved(Image.new("L", (64, 64), 9), "PNG"),
+        "broken.png": saved(picture(1), "PNG")[:600],
+        "burned.dcm": canary(5, BurnedInAnnotation="YES"),
+    }
+    assert (await ingest(p, zipped(files))).succeeded
+    reasons = {"not_greyscale", "unsupported_image", "too_small", "constant_image", "unreadable", "burned_in"}
+    assert (await view(p)).rejected == dict.fromkeys(reasons, 1)
+    only = await ingest(p, zipped({"colour.png": files["colour.png"], "burned.dcm": files["burned.dcm"]}), "none")
+    assert code(only) == "ingestion.nothing_accepted"
+    assert only.problem
+    assert only.problem["params"]["reasons"] == "burned_in 1, not_greyscale 1"
+
+
+async def test_what_is_no_archive_of_images_is_refused_and_left_where_it_is(p: Platform) -> None:
+    package = zipped({"medmesh.toml": b"", "a.dcm": canary(1)})
+    table = zipped({"weights.npy": b"\x93NUMPY"})
+    for data, expected in (
+        (package, "ingestion.archive_unsafe"),
+        (table, "ingestion.nothing_accepted"),
+        (b"no archive", "ingestion.archive_unreadable"),
+    ):
+        assert code(await ingest(p, data)) == expected
+        assert list(kept(p).values()) == [data], "it may be somebody else's"
+        await p.stores.kept.delete(next(iter(kept(p))))
+    missing = IngestArchive(dataset="brain", archive=ObjectRef(sha256="0" * 64, bytes=1))
+    assert code(await p.send(missing, p.person("li", "researcher"))) == "objects.missing"
+    assert code(await p.send(missing, p.person("wu", "annotator"))) == "access.denied"
+
+
+LIMITS = Limits(files=5, bytes=200_000, ratio=200)
+
+
+def linked() -> bytes:
+    info = zipfile.ZipInfo("a.dcm")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    return buffer.getvalue()
+
+
+def encrypted() -> bytes:
+    data = bytearray(zipped({"a": b"abc"}))
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(data)
+
+
+NOISE = random.Random(1).randbytes(150_000)
+
+
+@pytest.mark.parametrize(
+    ("archive", "expected"),
+    [
+        (zipped({"zeros": b"\0" * 190_000}, zipfile.ZIP_DEFLATED), "too_large"),
+        (tarred({"zeros": b"\0" * 190_000}, "w:gz"), "too_large"),
+        (zipped({"a": NOISE, "b": NOISE}), "too_large"),
+        (tarred({"a": NOISE, "b": NOISE}), "too_large"),
+        (zipped({str(n): b"x" for n in range(6)}), "too_large"),
+        (tarred({str(n): b"x" for n in range(6)}), "too_large"),
+        (zipped({"../a.dcm": b"x"}), "unsafe"),
+        (zipped({"a/../../b.dcm": b"x"}), "unsafe"),
+        (zipped({"/etc/cron.d/a": b"x"}), "unsafe"),
+        (zipped({"C:a.dcm": b"x"}), "unsafe"),
+        (zipped({"..\\a.dcm": b"x"}), "unsafe"),
+        (tarred({"../a.dcm": b"x"}), "unsafe"),
+        (tarred({"/a.dcm": b"x"}, "w:gz"), "unsafe"),
+        (linked(), "unsafe"),
+        (encrypted(), "unsafe"),
+        (tarred({"a": b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "unsafe"),
+        (tarred({"a": b""}, type=tarfile.LNKTYPE, linkname="/etc/passwd"), "unsafe"),
+        (tarred({"a": b""}, type=tarfile.CHRTYPE), "unsafe"),
+        (zipped({"a": b"x"}, zipfile.ZIP_BZIP2), "unsafe"),
+        (zipped({"harmless.dcm": zipped({"a": b"x"})}), "unsafe"),
+        (zipped({"harmless.dcm": tarred({"a": b"x"})}), "unsafe"),
+        (tarred({"harmless.dcm": gzip.compress(b"x")}), "unsafe"),
+        (tarred({"a": b"x", "./a": b"y"}), "unreadable"),
+        (tarred({"a": NOISE})[:100_000], "unreadable"),
+        (tarred({"a": b"x", "b": b"y"})[:1024], "unreadable"),
+        (tarred({"a": NOISE}, "w:gz")[:-20], "unreadable"),
+        (b"", "unreadable"),
+    ],
+)
+def test_bombs_and_what_leads_out_are_refused(tmp_path: Path, archive: bytes, expected: str) -> None:
+    with pytest.raises(Problem) as caught:
+        _unpacked(tmp_path, archive)
+    assert caught.value.code == f"ingestion.archive_{expected}"
+    assert not (tmp_path.parent / "a.dcm").exists()
+
+
+def test_a_bomb_fills_no_disk(tmp_path: Path) -> None:
+    bomb = tarred({"zeros": b"\0" * 30_000_000}, "w:gz")
+    with pytest.raises(Problem):
+        _unpacked(tmp_path, bomb)
+    assert sum(path.stat().st_size for path in (tmp_path / "files").iterdir()) <= LIMITS.bytes
+
+
+def test_damage_of_any_kind_is_said_to_be_so(tmp_path: Path) -> None:
+    """Never another error, which would be tried again and again; never a file less without a word."""
+    chance = random.Random(7)
+    files = {"a": b"first file " * 40, "日本/b": b"second file"}
+    ended = 0
+    for number in range(400):
+        data = bytearray([zipped(files, zipfile.ZIP_DEFLATED), tarred(files), tarred(files, "w:gz")][number % 3])
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            _unpacked(folder, bytes(data[: chance.choice((len(data), chance.randrange(len(data))))]))
+        except Problem as problem:
+            assert problem.code.startswith("ingestion.archive_")
+            ended += 1
+    assert ended > 200
+
+
+@pytest.mark.parametrize("code", ["utf-8", "gb18030"])
+def test_names_are_read_as_macos_and_chinese_windows_write_them(tmp_path: Path, code: str) -> None:
+    name = "影像/甲.dcm".encode(code)
+    placeholder = "x" * len(name)
+    (found,) = _unpacked(tmp_path, zipped({placeholder: b"x"}).replace(placeholder.encode(), name))
+    assert str(found.name) == "影像/甲.dcm"
+
+
+def _unpacked(folder: Path, archive: bytes) -> list[Any]:
+    (folder / "archive").write_bytes(archive)
+    (folder / "files").mkdir()
+    return unpack(folder / "archive", folder / "files", LIMITS)
+
+
+COUNTS = Descriptor(dataset="brain", version=1, modality="MR", samples=40, patients=None, labels={"tumour": 20, "none": 20})
+
+
+async def test_a_hospital_publishes_counts_but_none_of_a_few(p: Platform) -> None:
+    renji = p.hospital("renji")
+    for few in (
+        {"samples": 4},
+        {"patients": 1},
+        {"labels": {"tumour": 36, "none": 4}},
+        {"labels": {"tumour": 0}},
+        {"patients": -1},
+    ):
+        refused = await p.send(PublishDescriptor(descriptor=COUNTS.model_copy(update=few)), renji)
+        assert code(refused) == "ingestion.small_cell"
+    assert code(await p.send(PublishDescriptor(descriptor=COUNTS.model_copy(update={"version": 0})), renji)) == "request.invalid"
+    assert code(await p.send(PublishDescriptor(descriptor=COUNTS), p.person("li", "researcher"))) == "access.denied"
+    assert p.emitted(DescriptorPublished) == []
+
+    hidden = COUNTS.model_copy(update={"samples": 5, "labels": {"tumour": None, "none": 5}, "image_size": (64, 64)})
+    assert (await p.send(PublishDescriptor(descriptor=hidden), renji)).succeeded
+    assert (await p.send(PublishDescriptor(descriptor=hidden), renji)).succeeded, "again is harmless"
+    assert code(await p.send(PublishDescriptor(descriptor=COUNTS), renji)) == "ingestion.descriptor_changed"
+    assert (await p.send(PublishDescriptor(descriptor=COUNTS), p.hospital("ruijin"))).succeeded, "each hospital has its own"
+    event = (await p.wait(DescriptorPublished, lambda found: found.data.hospital == "renji")).data
+    assert event.descriptor == hidden
+    listed = await p.ask(ListDescriptors(), Catalogue, p.person("li", "researcher"))
+    assert [(entry.hospital, entry.descriptor) for entry in listed.descriptors] == [("ruijin", COUNTS), ("renji", hidden)], "newest first"
+    await p.wait(DescriptorPublished, lambda found: found.data.hospital == "ruijin")
+    assert len(p.emitted(DescriptorPublished)) == 2
+    assert [record["sub"] for record in await p.audited("ingestion") if record.get("outcome", 0) == 0].count("catalogue.publish") >= 2
+
+
+def test_the_service_starts_without_the_learning_frameworks() -> None:
+    heavy = "torch", "onnxruntime", "onnx", "mindspore", "fastapi"
+    script = f"import sys, medmesh_ingestion.service; print(sorted(set(sys.modules) & set({heavy})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
