@@ -200,6 +200,9 @@ async def test_every_refusal_is_in_the_log_and_an_auditor_proves_a_record_offlin
         record = found[0]["record"]
         assert record["agents"][0]["who"] == "person:li"
         assert record["detail"] == {"action": "user.list"}
+        for query, expected in (({"actor": "person:li"}, 1), ({"entity": "user:qian"}, 1), ({"entity": "user:nobody"}, 0)):
+            matching = await door.request("GET", "/v1/records", query=query)
+            assert (len(matching["records"]) >= 1) == bool(expected), query
         evidence = await door.request("GET", f"/v1/records/{found[0]['seq']}/proof")
         key = world.p.runtimes["audit"].ports.sequencer.vkey
         leaf, salt, body = (base64.b64decode(evidence[name]) for name in ("leaf", "salt", "body"))

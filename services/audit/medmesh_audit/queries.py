@@ -7,7 +7,8 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
 
 from medmesh.errors import Problem
 from medmesh.ledger import proof
@@ -89,7 +90,7 @@ async def search(
     """Records that match, oldest first; go on with `after` = the last `seq`."""
     wanted = select(facts, entries.c.body).join(entries, entries.c.seq == facts.c.seq).where(facts.c.seq > after)
     if entity:
-        wanted = wanted.where(facts.c.entities.contains([entity]))
+        wanted = wanted.where(type_coerce(facts.c.entities, JSONB).contains([entity]))
     if who:
         wanted = wanted.where(facts.c.who == who)
     if verb:
