@@ -18,8 +18,8 @@ class Descriptor(Record):
     dataset: Identifier
     version: int
     modality: str
-    samples: int | None
-    patients: int | None
+    samples: int | None = None
+    patients: int | None = None
     labels: dict[str, int | None]
     image_size: tuple[int, int] | None = None
     deidentification: str = "PS3.15 Basic Profile"

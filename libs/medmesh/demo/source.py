@@ -23,7 +23,7 @@ from PIL import Image
 from medmesh.errors import Problem
 
 CLASSES = ("none", "tumour")
-DISTANCE = 6
+DISTANCE = 3
 """Two slices whose difference hashes differ in at most this many of 64 bits count as one: they go to one hospital and one side."""
 HOSPITALS = {"xiehe": (0.38, 0.30), "renji": (0.28, 0.50), "huashan": (0.20, 0.70), "tongji": (0.14, 0.55)}
 """Name to (share of the images, share of tumours): sizes and prevalences differ as they do between hospitals."""

