@@ -105,7 +105,8 @@ def differences(connection: Connection, schema: Schema) -> str:
     )
     migrations = produce_migrations(context, schema.metadata)
     assert migrations.upgrade_ops is not None
-    return render_python_code(migrations.upgrade_ops, render_item=_render)
+    code = render_python_code(migrations.upgrade_ops, render_item=_render)
+    return "\n".join(line for line in code.splitlines() if not line.strip().startswith("# ###"))
 
 
 def _render(kind: str, item: Any, _context: AutogenContext) -> str | Literal[False]:
@@ -161,6 +162,5 @@ async def generate(admin_url: str, schema: Schema, title: str) -> Path | None:
     down = f'"{number - 1:04d}"' if number > 1 else "None"
     path = schema.folder / f"{number:04d}_{title.replace(' ', '_')}.py"
     indented = "\n".join(f"    {line}" if line and not line.startswith("    ") else line for line in body.splitlines())
-    indented = "\n".join(line for line in indented.splitlines() if not line.strip().startswith("# ###"))
     path.write_text(_TEMPLATE.format(title=title.capitalize() + ".", revision=f"{number:04d}", down=down, body=indented), encoding="utf-8")
     return path
