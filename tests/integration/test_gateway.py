@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
-from tests.platform import Platform, platform
+from tests.world import World, small_world
 
 from medmesh.client import Gateway, download, upload
 from medmesh.client.credentials import Anonymous, Node, Person
@@ -20,63 +17,12 @@ from medmesh.contracts.governance import Hospitals
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.security.authority import key_pem
-from medmesh_audit.service import SERVICE as AUDIT
-from medmesh_gateway.service import SERVICE as GATEWAY
-from medmesh_governance.service import SERVICE as GOVERNANCE
-
-TOKEN, PASSWORD = "one-time-token", "Correct-Horse-7-Battery"
-
-
-@dataclass
-class World:
-    p: Platform
-    url: str
-    audit: str
-    ca: Path
-    anybody: Gateway
-
-    def node(self, hospital: str) -> Gateway:
-        self.p.hospital(hospital)
-        key, certificate = self.p.nodes[hospital]
-        files = self.p.folder / f"{hospital}.pem", self.p.folder / f"{hospital}.key"
-        files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-        files[1].write_bytes(key_pem(key))
-        return Gateway(self.url, ca=self.ca, identity=files, credentials=Node(key, certificate))
-
-    async def admin(self) -> Gateway:
-        await self.anybody.request("POST", "/v1/bootstrap", {"token": TOKEN, "name": "sun", "display_name": "S", "password": PASSWORD})
-        return await self.anybody.sign_in("sun", PASSWORD)
-
-    async def user(self, admin: Gateway, name: str, *roles: str) -> Gateway:
-        body = {"name": name, "display_name": name, "organisation": "platform", "roles": roles}
-        made = await admin.request("POST", "/v1/users", body)
-        await self.anybody.request("POST", "/v1/activations", {"name": name, "code": made["code"], "password": PASSWORD})
-        return await self.anybody.sign_in(name, PASSWORD)
 
 
 @pytest.fixture
 async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    (private / "bootstrap").write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
-    from medmesh.security.authority import Authority
-    from medmesh.security.keys import Identity
-
-    (private / "ca").mkdir()
-    authority = Authority.ensure(private / "ca")
-    for name, content in zip(("server.pem", "server.key"), authority.issue_server(["127.0.0.1"]), strict=True):
-        (private / name).write_bytes(content)
-    Identity.ensure(private / "keys" / "log.nk")
-    gateway, audit = ports.take("gateway", "audit")
-    tls = {"tls_certificate": private / "server.pem", "tls_key": private / "server.key"}
-    settings = {
-        "governance": {"authority": private / "ca", "bootstrap_token": private / "bootstrap"},
-        "gateway": {"client_ca": private / "ca" / "ca.pem", "port": gateway, **tls},
-        "audit": {"log_key": private / "keys" / "log.nk", "port": audit, **tls},
-    }
-    async with platform(servers, private, AUDIT, GOVERNANCE, GATEWAY, settings=settings) as p:
-        ca = private / "ca" / "ca.pem"
-        async with Gateway(f"https://127.0.0.1:{gateway}", ca=ca) as anybody:
-            yield World(p, anybody.url, f"https://127.0.0.1:{audit}", ca, anybody)
+    async with small_world(servers, private, ports) as made:
+        yield made
 
 
 async def test_people_sign_in_act_within_their_roles_and_sign_out(world: World) -> None:

@@ -251,29 +251,28 @@ async def test_originals_a_killed_run_left_are_gone_after_the_next_start(p: Plat
         assert not left.exists()
 
 
-@pytest.mark.parametrize(
-    ("labels", "row"),
-    [
-        (b"item,label\na.dcm,x\nCanaryname.dcm,y\n", 3),
-        (b"item,label\na.dcm,x\n\nb.dcm,x\na.dcm,x\n", 5),
-        (b"item,class\na.dcm,x\n", 1),
-        (b"", 1),
-        (b"item,label\na.dcm\n", 2),
-        (b"item,label\na.dcm,\n", 2),
-        (b"item,label\na.dcm," + b"x" * 65 + b"\n", 2),
-        (b"item,label\nlabels.csv,x\n", 2),
-        (b"item,label\na.dcm,x\ncopy.dcm,y\n", 3),
-        ("item,label\na.dcm,肿瘤\n".encode("gb18030"), 1),
-    ],
-    ids=["unknown", "twice", "no column", "empty", "no cell", "no label", "long", "itself", "same image", "not utf-8"],
-)
-async def test_a_wrong_label_file_is_refused_by_row_and_nothing_is_stored(p: Platform, labels: bytes, row: int) -> None:
-    answer = await ingest(p, zipped({"a.dcm": canary(1), "b.dcm": canary(2), "copy.dcm": canary(1), "labels.csv": labels}))
-    assert code(answer) == "ingestion.labels"
-    assert answer.problem
-    assert answer.problem["params"]["row"] == row
-    assert leaks([json.dumps(answer.problem, ensure_ascii=False).encode()]) == set()
-    assert kept(p) == {}
+WRONG_LABELS = {
+    "unknown item": (b"item,label\na.dcm,x\nCanaryname.dcm,y\n", 3),
+    "item twice": (b"item,label\na.dcm,x\n\nb.dcm,x\na.dcm,x\n", 5),
+    "no column": (b"item,class\na.dcm,x\n", 1),
+    "empty file": (b"", 1),
+    "no cell": (b"item,label\na.dcm\n", 2),
+    "no label": (b"item,label\na.dcm,\n", 2),
+    "long label": (b"item,label\na.dcm," + b"x" * 65 + b"\n", 2),
+    "itself": (b"item,label\nlabels.csv,x\n", 2),
+    "one image, two labels": (b"item,label\na.dcm,x\ncopy.dcm,y\n", 3),
+    "not UTF-8": ("item,label\na.dcm,肿瘤\n".encode("gb18030"), 1),
+}
+
+
+async def test_a_wrong_label_file_is_refused_by_row_and_nothing_is_stored(p: Platform) -> None:
+    for name, (labels, row) in WRONG_LABELS.items():
+        answer = await ingest(p, zipped({"a.dcm": canary(1), "b.dcm": canary(2), "copy.dcm": canary(1), "labels.csv": labels}))
+        assert code(answer) == "ingestion.labels", name
+        assert answer.problem
+        assert answer.problem["params"]["row"] == row, name
+        assert leaks([json.dumps(answer.problem, ensure_ascii=False).encode()]) == set()
+        assert kept(p) == {}, name
     with pytest.raises(Problem):
         await view(p)
     assert p.emitted(DatasetVersionCreated) == []

@@ -1,0 +1,288 @@
+"""Real nodes against a real platform: enrol, take in, consent, train in the sandbox, be killed, install, classify."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sqlalchemy import select
+from tests.packages import TINY
+from tests.world import World, small_world
+
+from medmesh.client import Gateway
+from medmesh.client.federation import create_federation
+from medmesh.contracts.federation import FederationView
+from medmesh.contracts.ingestion import Catalogue
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.imaging.reading import wrap
+from medmesh.learning import isolation, metrics
+from medmesh_edge import consent, intake, samples
+from medmesh_edge.enrolment import enrol
+from medmesh_edge.node import Node, running
+from medmesh_edge.outgoing import queue
+from medmesh_edge.ports import site
+from medmesh_edge.settings import Settings
+from medmesh_edge.tables import federations, items, tasks
+from medmesh_federation.service import SERVICE as FEDERATION
+from medmesh_ingestion.service import SERVICE as INGESTION
+from medmesh_registry.service import SERVICE as REGISTRY
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here"),
+]
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    settings = {"federation": {"tick_seconds": 0.1}, "ingestion": {"key": private / "keys" / "ingestion.key"}}
+    async with small_world(servers, private, ports, FEDERATION, REGISTRY, INGESTION, settings=settings) as made:
+        yield made
+
+
+async def until(ready: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
+    async with asyncio.timeout(seconds):
+        while True:
+            if found := await ready():
+                return found
+            await asyncio.sleep(0.1)
+
+
+def pacs(folder: Path, hospital: str, count: int = 60) -> Path:
+    """Bright images are tumours; every header names a patient who must never be seen outside."""
+    target = folder / f"pacs-{hospital}"
+    target.mkdir()
+    dice = np.random.default_rng(len(hospital))
+    rows = [("file", "label")]
+    for n in range(count):
+        tumour = n % 2
+        pixels = (dice.integers(0, 90, (32, 32)) + 130 * tumour).astype(np.uint8)
+        data = wrap(
+            Image.fromarray(pixels),
+            patient_id=f"PID-{hospital}-{n // 2:03d}",
+            patient_name=f"Canary^{hospital}{n // 2:03d}",
+            study_uid=f"2.25.{1000 + n}",
+            series_uid=f"2.25.{2000 + n}",
+            sop_uid=f"2.25.{int.from_bytes(hospital.encode()[:4], 'big')}{n}",
+            modality="MR",
+            study_date="20240102",
+            extra={},
+        )
+        (target / f"{n}.dcm").write_bytes(data)
+        rows.append((f"{n}.dcm", ("none", "tumour")[tumour]))
+    with (target / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    (target / "broken.dcm").write_bytes(b"not DICOM at all")
+    return target
+
+
+async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: str) -> Path:
+    """A hospital's folder, enrolled over the gateway."""
+    code = (await admin.request("POST", "/v1/hospitals", {"hospital": hospital, "display_name": hospital}))["code"]
+    folder = world.p.folder / f"node-{hospital}"
+    settings = Settings(hospital=hospital, node="node-1", gateway=world.url, holdout=0.3)
+    enrolling = asyncio.create_task(enrol(folder, settings, world.ca.read_bytes(), code, seconds=30))
+
+    async def open_one() -> Any:
+        found = (await approver.request("GET", "/v1/approvals", query={"state": "open"}))["approvals"]
+        return [a for a in found if a["action"] == "hospital.enrol"]
+
+    for approval in await until(open_one):
+        await approver.command("POST", f"/v1/approvals/{approval['approval']}/decision", {"approve": True})
+    await enrolling
+    return folder
+
+
+async def federation(world: World, researcher: Gateway, approver: Gateway, hospitals: tuple[str, ...], **changed: Any) -> dict[str, Any]:
+    values = {
+        "rounds": 3,
+        "local_steps": 30,
+        "batch_size": 8,
+        "learning_rate": "0.5",
+        "seed": 3,
+        "min_participants": 2,
+        "round_deadline_seconds": 60,
+        "lease_seconds": 8,
+        "baseline": True,
+        **changed,
+    }
+    made = await create_federation(
+        researcher,
+        TINY,
+        name="tiny",
+        purpose="a test of the node",
+        initiator="person:li@platform",
+        hospitals=hospitals,
+        accept_seconds=20,
+        **values,
+    )
+    body = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
+    asked = await researcher.command("POST", "/v1/approvals", body)
+    await approver.command("POST", f"/v1/approvals/{asked['approval']}/decision", {"approve": True})
+    return made
+
+
+async def state_of(node: Node, made: dict[str, Any]) -> str | None:
+    async with node.site.unit() as uow:
+        row = await uow.first(select(federations.c.state).where(federations.c.federation == made["federation"]))
+    return row.state if row else None
+
+
+@asynccontextmanager
+async def two_hospitals(world: World) -> AsyncIterator[tuple[Gateway, Gateway, dict[str, Path]]]:
+    admin = await world.admin()
+    researcher = await world.user(admin, "li", "researcher")
+    approver = await world.user(admin, "wu", "approver")
+    folders = {name: await enrolled(world, admin, approver, name) for name in ("huashan", "renji")}
+    for name, folder in folders.items():
+        async with site(folder) as opened:
+            outcome = await intake.ingest(opened, pacs(world.p.folder, name), "brain")
+            assert (outcome.stored, dict(outcome.rejected)) == (60, {"imaging.not_dicom": 1})
+            again = await intake.ingest(opened, world.p.folder / f"pacs-{name}", "brain")
+            assert (again.stored, again.known) == (0, 60)
+    yield researcher, approver, folders
+
+
+async def test_from_enrolment_to_a_model_better_than_chance_with_nothing_identifying_outside(world: World) -> None:
+    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        for node in nodes:
+            described = await samples.descriptor(node.site, "brain")
+            async with node.site.unit() as uow:
+                await queue(uow, "/v1/catalogue", {"descriptor": described.model_dump()})
+
+        async def published() -> bool:
+            return len((await researcher.ask("/v1/catalogue", Catalogue)).descriptors) == 2
+
+        await until(published)
+        made = await federation(world, researcher, approver, tuple(folders))
+        for node in nodes:
+            await until(lambda node=node: state_of(node, made))
+            await asyncio.sleep(1.2)
+            assert await state_of(node, made) == "invited", "nothing runs before the hospital approved the code"
+            await consent.approve(node.site, made["federation"], "doctor-zhao")
+            node.site.changed.set()
+
+        async def finished() -> Any:
+            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
+            assert view.state not in ("failed", "cancelled"), view.failure
+            return view if view.state == "completed" else None
+
+        view = await until(finished, 120)
+        union: dict[str, list[Any]] = {}
+        for entry in view.evaluation:
+            union.setdefault(entry.name, []).append(entry.counts)
+        assert set(union) == {"federated", "huashan", "renji"}
+        assert metrics.balanced_accuracy(metrics.add(union["federated"])) > 0.9
+
+        async def released() -> bool:
+            """The hospital's updates are deleted once the round's model is safe."""
+            async with nodes[0].site.unit() as uow:
+                rows = await uow.all(select(tasks).where(tasks.c.kind == "train"))
+            return all(row.state == "released" for row in rows) and all(row.trained == 1 for row in rows)
+
+        await until(released)
+
+        async def shipped() -> bool:
+            return all([not await node.site.database.unreceipted() for node in nodes])
+
+        await until(shipped)
+    for path in (world.p.folder / "objects").rglob("*"):
+        assert not path.is_file() or b"Canary" not in path.read_bytes()
+
+
+async def test_a_node_that_is_killed_after_training_does_not_train_that_round_again(world: World) -> None:
+    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        steady = await stack.enter_async_context(running(folders["huashan"]))
+        made = await federation(world, researcher, approver, tuple(folders), rounds=2, baseline=False, lease_seconds=30)
+        for place, name in enumerate(folders):
+            async with AsyncExitStack() as brief:
+                node = steady if place == 0 else await brief.enter_async_context(running(folders[name]))
+                await until(lambda node=node: state_of(node, made))
+                await consent.approve(node.site, made["federation"], "doctor-zhao")
+                node.site.changed.set()
+
+                async def accepted(node: Node = node) -> bool:
+                    return await state_of(node, made) in ("accepted", "running")
+
+                await until(accepted)
+                if place == 0:
+                    continue
+
+                async def trained(node: Node = node) -> Any:
+                    async with node.site.unit() as uow:
+                        return await uow.first(select(tasks).where(tasks.c.round == 1, tasks.c.state.in_(["trained", "sent"])))
+
+                # The upload fails for as long as this node lives: the network is away just then.
+                async def away(*arguments: Any, **named: Any) -> Any:
+                    raise Problem("client.unreachable", url="test", reason="test")
+
+                node.gateway.raw = away
+                await until(trained, 90)
+        again = await stack.enter_async_context(running(folders["renji"]))
+
+        async def finished() -> bool:
+            return await state_of(again, made) == "completed"
+
+        await until(finished, 90)
+        async with again.site.unit() as uow:
+            rows = await uow.all(select(tasks).order_by(tasks.c.round))
+        assert [(row.round, row.trained) for row in rows] == [(1, 1), (2, 1)]
+
+
+async def test_the_policy_refuses_with_the_rule_and_a_person_can_decline(world: World) -> None:
+    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        policy = folders["huashan"] / "policy.toml"
+        policy.write_text(policy.read_text().replace('initiators = ["*"]', 'initiators = ["person:somebody@platform"]'))
+        nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        made = await federation(world, researcher, approver, tuple(folders))
+        await until(lambda: state_of(nodes[1], made))
+        await consent.decline(nodes[1].site, made["federation"], "not this year")
+        nodes[1].site.changed.set()
+
+        async def failed() -> Any:
+            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
+            return view if view.state == "failed" else None
+
+        view = await until(failed)
+        assert view.failure == "federation.quorum"
+        assert {p.hospital: p.state for p in view.participants} == {"huashan": "declined", "renji": "declined"}
+        async with nodes[0].site.unit() as uow:
+            row = await uow.first(select(federations))
+        assert row is not None
+        assert row.reason == "policy.initiator"
+        policy.write_text("[federation]\ninitiator = 3\n")
+        with pytest.raises(Problem) as caught:
+            nodes[0].site.policy()
+        assert caught.value.code == "policy.invalid"
+        assert "initiator" in str(caught.value)
+
+
+async def test_wrong_label_files_take_in_nothing(world: World) -> None:
+    admin = await world.admin()
+    approver = await world.user(admin, "wu", "approver")
+    folder = await enrolled(world, admin, approver, "huashan")
+    source = pacs(world.p.folder, "huashan", 4)
+    cases = {
+        "file,wrong\n0.dcm,none\n": "intake.labels",
+        "file,label\n0.dcm,none\n0.dcm,tumour\n": "intake.labels",
+        "file,label\n0.dcm,\n": "intake.labels",
+        "file,label\nmissing.dcm,none\n": "intake.labels_missing",
+    }
+    async with site(folder) as opened:
+        for text, code in cases.items():
+            (source / "labels.csv").write_text(text)
+            with pytest.raises(Problem) as caught:
+                await intake.ingest(opened, source, "brain")
+            assert caught.value.code == code
+        async with opened.unit() as uow:
+            assert await uow.all(select(items)) == []

@@ -1,0 +1,81 @@
+"""A small world: gateway, governance and audit (and what a test adds) on real servers, people and hospitals to act in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from medmesh.client import Gateway
+from medmesh.client.credentials import Node
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.security.authority import Authority, key_pem
+from medmesh.security.keys import Identity
+from medmesh.service.spec import ServiceSpec
+from medmesh_audit.service import SERVICE as AUDIT
+from medmesh_gateway.service import SERVICE as GATEWAY
+from medmesh_governance.service import SERVICE as GOVERNANCE
+from tests.platform import Platform, platform
+
+TOKEN, PASSWORD = "one-time-token", "Correct-Horse-7-Battery"
+
+
+@dataclass
+class World:
+    p: Platform
+    url: str
+    audit: str
+    ca: Path
+    anybody: Gateway
+
+    def node(self, hospital: str) -> Gateway:
+        self.p.hospital(hospital)
+        key, certificate = self.p.nodes[hospital]
+        files = self.p.folder / f"{hospital}.pem", self.p.folder / f"{hospital}.key"
+        files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+        files[1].write_bytes(key_pem(key))
+        return Gateway(self.url, ca=self.ca, identity=files, credentials=Node(key, certificate))
+
+    async def admin(self) -> Gateway:
+        """The first security administrator."""
+        await self.anybody.request("POST", "/v1/bootstrap", {"token": TOKEN, "name": "sun", "display_name": "S", "password": PASSWORD})
+        return await self.anybody.sign_in("sun", PASSWORD)
+
+    async def user(self, admin: Gateway, name: str, *roles: str) -> Gateway:
+        body = {"name": name, "display_name": name, "organisation": "platform", "roles": roles}
+        made = await admin.request("POST", "/v1/users", body)
+        await self.anybody.request("POST", "/v1/activations", {"name": name, "code": made["code"], "password": PASSWORD})
+        return await self.anybody.sign_in(name, PASSWORD)
+
+
+@asynccontextmanager
+async def small_world(
+    servers: RunningServers, folder: Path, ports: Ports, *more: ServiceSpec, settings: dict[str, dict[str, Any]] | None = None
+) -> AsyncIterator[World]:
+    """See the module."""
+    (folder / "bootstrap").write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
+    (folder / "ca").mkdir()
+    authority = Authority.ensure(folder / "ca")
+    for name, content in zip(("server.pem", "server.key"), authority.issue_server(["127.0.0.1"]), strict=True):
+        (folder / name).write_bytes(content)
+    for name in ("log", "release"):
+        Identity.ensure(folder / "keys" / f"{name}.nk")
+    gateway, audit = ports.take("gateway", "audit")
+    tls = {"tls_certificate": folder / "server.pem", "tls_key": folder / "server.key"}
+    needed = {
+        "governance": {"authority": folder / "ca", "bootstrap_token": folder / "bootstrap"},
+        "gateway": {"client_ca": folder / "ca" / "ca.pem", "port": gateway, **tls},
+        "audit": {"log_key": folder / "keys" / "log.nk", "port": audit, **tls},
+        "registry": {"release_key": folder / "keys" / "release.nk"},
+        **(settings or {}),
+    }
+    async with platform(servers, folder, AUDIT, GOVERNANCE, GATEWAY, *more, settings=needed) as p:
+        ca = folder / "ca" / "ca.pem"
+        async with Gateway(f"https://127.0.0.1:{gateway}", ca=ca) as anybody:
+            yield World(p, anybody.url, f"https://127.0.0.1:{audit}", ca, anybody)
