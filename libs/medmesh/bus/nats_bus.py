@@ -35,21 +35,38 @@ class NatsBus:
         self._client = Client()
         self._violations: dict[str, list[asyncio.Future[Any]]] = {}
         self._reconnected: set[Callable[[], None]] = set()
+        self._stranger = asyncio.Event()
         self.inbox = "_INBOX"
         self.refused: Callable[[str, str], None] = lambda operation, subject: None
 
     @classmethod
     async def connect(cls, url: str, *, name: str, seed: Path | None = None) -> NatsBus:
-        """Connect as `name` with the NKEY seed in the file `seed`; waits for a server that is still starting."""
+        """Connect as `name` with the NKEY seed in the file `seed`; waits for a server that is still starting.
+
+        Raises `Problem` (`bus.unauthorised`) when the server does not know this identity: waiting would not help.
+        """
         bus = cls()
         bus.inbox = f"_INBOX_{name}"
-        await bus._client.connect(
+        connecting = asyncio.ensure_future(bus._connect(url, name, seed))
+        refused = asyncio.ensure_future(bus._stranger.wait())
+        await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+        refused.cancel()
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await bus._client.close()
+            raise Problem("bus.unauthorised", name=name)
+        connecting.result()
+        return bus
+
+    async def _connect(self, url: str, name: str, seed: Path | None) -> None:
+        await self._client.connect(
             url,
             name=name,
             nkeys_seed_str=seed.read_text().strip() if seed else None,
-            inbox_prefix=bus.inbox.encode(),
-            error_cb=bus._failed,
-            reconnected_cb=bus._resume,
+            inbox_prefix=self.inbox.encode(),
+            error_cb=self._failed,
+            reconnected_cb=self._resume,
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.25,
             connect_timeout=3,
@@ -58,9 +75,10 @@ class NatsBus:
             max_outstanding_pings=2,
             pending_size=16 * 2**20,
         )
-        return bus
 
     async def _failed(self, error: Exception) -> None:
+        if "authorization violation" in str(error).lower():
+            self._stranger.set()
         found = _VIOLATION.search(str(error))
         if not found:
             return

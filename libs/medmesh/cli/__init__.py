@@ -27,6 +27,7 @@ GROUPS = {
     "approval": "medmesh.cli.people",
     "federation": "medmesh.cli.work",
     "model": "medmesh.cli.work",
+    "package": "medmesh.cli.package",
     "demo": "medmesh.cli.demo",
     "develop": "medmesh.cli.develop",
 }

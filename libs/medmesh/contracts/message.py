@@ -17,7 +17,7 @@ import os
 import time
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -67,11 +67,6 @@ class Message(Record):
     def owner(cls) -> str:
         """The service that emits this fact, or that answers this command or query."""
         return cls.TYPE.split(".", 1)[0]
-
-    @classmethod
-    def example(cls) -> Self:
-        """One valid instance, written to `schemas/events` and kept for compatibility tests."""
-        raise NotImplementedError(f"{cls.__name__} has no example")
 
 
 class Event(Message):

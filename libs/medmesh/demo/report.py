@@ -57,6 +57,20 @@ def _accuracy(story: Story) -> Any:
     return draw
 
 
+def _rounds(story: Story) -> Any:
+    def draw(axes: Any) -> None:
+        found = story.summary["round_acc"]
+        axes.plot(range(1, len(found) + 1), found, marker="o", color="#06c", label="federated, after each round")
+        local = [h["local_acc"] for h in story.summary["hospitals"]]
+        axes.axhspan(min(local), max(local), color="#888", alpha=0.25, label="alone, least to best hospital")
+        axes.axhline(story.summary["pooled_acc"], color="#0a0", linestyle="--", label="pooled reference")
+        axes.set_xlabel("round")
+        axes.set_ylabel("balanced accuracy")
+        axes.legend(loc="lower right")
+
+    return draw
+
+
 def _loss(story: Story) -> Any:
     def draw(axes: Any) -> None:
         assert story.view is not None
@@ -130,8 +144,8 @@ img{max-width:100%}pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12
 
 def _render(story: Story) -> str:
     s = story.summary
-    names = ("Accuracy", "Loss by round", "Bytes moved", "Timeline")
-    draws = ((_accuracy(story), 2.8), (_loss(story), 2.8), (_bytes(story), 2.4), (_timeline(story), 4.2))
+    names = ("Accuracy per round", "Accuracy by hospital", "Loss per round", "Bytes moved", "Timeline")
+    draws = ((_rounds(story), 2.8), (_accuracy(story), 2.8), (_loss(story), 2.8), (_bytes(story), 2.4), (_timeline(story), 4.2))
     checks = [
         (name, bool(s[name]), str(s[name])) for name in ("hospital_rejoined", "coordinator_resumed", "audit_verified", "tamper_detected")
     ]

@@ -21,6 +21,7 @@ from medmesh.client.audit import export_log, verify_evidence
 from medmesh.client.credentials import Person
 from medmesh.client.federation import create_federation, initial_weights
 from medmesh.client.gateway import Gateway
+from medmesh.client.transfer import download
 from medmesh.contracts.federation import FederationView
 from medmesh.contracts.registry import ModelList
 from medmesh.demo import source
@@ -29,7 +30,7 @@ from medmesh.demo.processes import NodeProcess, checker, medmesh
 from medmesh.embedded.run import running
 from medmesh.errors import Problem
 from medmesh.learning import metrics, weights
-from medmesh.learning.host import worker
+from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import pack
 from medmesh.ledger.verify import verify_folder
 
@@ -412,12 +413,22 @@ class Story:
                 seed=self.seed,
                 out=str(running_worker.folder / "w1"),
             )
-            counts = await running_worker.call(
-                "evaluate", data=running_worker.give(given / "test", "test"), models=[str(running_worker.folder / "w1")]
-            )
+            models = [str(running_worker.folder / "w1"), *await self._round_models(running_worker, given)]
+            counts = await running_worker.call("evaluate", data=running_worker.give(given / "test", "test"), models=models)
+        self.summary["round_acc"] = [metrics.balanced_accuracy(matrix) for matrix in counts["counts"][1:]]
         self.summary["pooled_acc"] = metrics.balanced_accuracy(counts["counts"][0])
         self.summary["pooled_interval"] = metrics.interval(counts["counts"][0])
         self.happened("pooled reference trained")
+
+    async def _round_models(self, running_worker: Worker, given: Path) -> list[str]:
+        """Each round's global model, as the researcher may fetch it."""
+        assert self.view is not None
+        handed = []
+        for done in self.view.rounds:
+            if done.kind == "train" and done.state == "committed" and done.model is not None:
+                path = await download(self.people["li"], done.model, given / f"round-{done.round}")
+                handed.append(running_worker.give(path, f"round-{done.round}"))
+        return handed
 
     # --- 5: the auditor ----------------------------------------------------------------------------------------------
 

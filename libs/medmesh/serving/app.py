@@ -7,6 +7,7 @@ Beside the model's own output, the logits, each answer holds `probabilities` (so
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -31,6 +32,11 @@ Record = Callable[[Actor, Served, int], Awaitable[None]]
 
 class _Route(APIRoute):
     """Problems as problem+json with the protocol's own member `error` beside ours."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        # The handlers read the path themselves, so the document is told what stands in it.
+        named = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)]
+        super().__init__(path, endpoint, **options | {"openapi_extra": {"parameters": named} if named else None})
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

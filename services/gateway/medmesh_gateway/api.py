@@ -34,6 +34,7 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The gateway's HTTP application."""
     app = FastAPI(title="medmesh gateway", version="1", docs_url=None, redoc_url=None)
     handle_errors(app)
+    shared: dict[str, Any] = {}
     for route in ROUTES:
         app.add_api_route(
             route.path,
@@ -42,17 +43,19 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
             operation_id=route.message.TYPE.removesuffix(".v1").replace(".", "_").replace("-", "_"),
             summary=(route.message.__doc__ or "").strip().split("\n")[0],
             tags=[route.message.owner() if not issubclass(route.message, Signal) else "federation"],
-            openapi_extra=_openapi(route),
+            openapi_extra=_openapi(route, shared),
         )
     objects.mount(app, ports)
     hospitals.mount(app, runtime, ports)
     _mount_operations(app, runtime, ports)
+    app.openapi()["components"]["schemas"].update(shared)  # kept by the application from here on
     return app
 
 
-def _openapi(route: Route) -> dict[str, Any]:
+def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
+    """A message's entry; the models inside it go to `shared`, where the entry refers to them."""
     schema = route.message.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    shared |= schema.pop("$defs", {})
     in_path = set(re.findall(r"{(\w+)}", route.path))
     fields = schema.get("properties", {})
     parameters = [
@@ -203,6 +206,7 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     async def operation(operation: str, request: Request) -> Response:
         """What became of a command; with `Prefer: wait=N` the answer waits."""
         actor, _ = await door.actor(request, body_digest(b""))
+        await door.permit(actor, "operation.read")
         waiting = ports.waiting.expect(operation)
         try:
             row = await _operation(runtime, operation, actor)

@@ -1,0 +1,101 @@
+"""Which message goes from whom to whom, read from the services' declarations."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from medmesh import contracts
+from medmesh.bus.topology import OPERATOR
+from medmesh.contracts.audit import AuditBatch, Receipts
+from medmesh.contracts.message import Message, OperationFinished, Query, Signal
+from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
+from medmesh.service.spec import ServiceSpec
+
+AUDIT_RECORD = "audit.record.v1"
+"""The name of the one request that is no envelope: records on their way to the log."""
+
+_DEAD_LETTERS: tuple[type[Query], ...] = (ListDeadLetters, ReplayDeadLetter)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A message as one party sees it. `name` is that of its schema file."""
+
+    name: str
+    address: str
+    """The subject; what varies in it stands in braces."""
+    model: type[BaseModel]
+    reply: type[BaseModel] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What to call it."""
+        return {"evt": "event", "cmd": "command", "qry": "query", "edge": "signal", "audit": "records"}[self.name.split(".", 1)[0]]
+
+
+@dataclass(frozen=True)
+class Party:
+    """What one identity hears and says."""
+
+    name: str
+    purpose: str
+    receives: tuple[Flow, ...]
+    sends: tuple[Flow, ...]
+
+
+def messages() -> list[type[Message]]:
+    """Every message of the contracts, by kind and type."""
+    found: set[type[Message]] = set()
+    for module in pkgutil.iter_modules(contracts.__path__, f"{contracts.__name__}."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, type) and issubclass(value, Message) and "TYPE" in vars(value):
+                found.add(value)
+    return sorted(found, key=lambda message: (message.KIND, message.TYPE))
+
+
+def file_name(message: type[Message]) -> str:
+    """`evt.registry.model.released.v1`; a wildcard becomes the word `any`."""
+    return f"{message.KIND}.{message.TYPE}".replace("*", "any")
+
+
+OF_EVERY_SERVICE = frozenset({AUDIT_RECORD, *map(file_name, _DEAD_LETTERS)})
+"""What every service does alike, by name."""
+
+
+def flow(message: type[Message]) -> Flow:
+    """The message's own flow."""
+    varies = "{hospital}" if issubclass(message, Signal) else "{service}"
+    reply = message.Reply if issubclass(message, Query) else None
+    return Flow(file_name(message), message.subject().replace("*", varies), message, reply)
+
+
+def audit_flow() -> Flow:
+    """A batch of records and its receipts."""
+    return Flow(AUDIT_RECORD, "medmesh.audit.{emitter}.record.v1", AuditBatch, Receipts)
+
+
+def parties(specs: Mapping[str, ServiceSpec]) -> list[Party]:
+    """Every service, then the operator who looks after dead letters."""
+    found = [_party(spec) for spec in specs.values()]
+    return [*found, Party(OPERATOR, "Looks at dead letters and has them handled again.", (), _sorted(map(flow, _DEAD_LETTERS)))]
+
+
+def _party(spec: ServiceSpec) -> Party:
+    handlers = spec.handlers
+    heard: set[type[Message]] = {message for consumer in handlers.consumers for message in consumer.messages}
+    heard |= {responder.query for responder in handlers.responders} | {listener.signal for listener in handlers.listeners}
+    heard |= set(_DEAD_LETTERS)
+    said: set[type[Message]] = {*spec.emits, *spec.sends, *spec.asks, *spec.signals}
+    said |= {OperationFinished} if spec.commands else set()
+    takes_records = any(subject.startswith("medmesh.audit.") for subject in spec.extra_subscriptions)
+    receives = [*map(flow, heard), *([audit_flow()] if takes_records else [])]
+    return Party(spec.name, spec.purpose, _sorted(receives), _sorted([*map(flow, said), audit_flow()]))
+
+
+def _sorted(flows: Iterable[Flow]) -> tuple[Flow, ...]:
+    return tuple(sorted(flows, key=lambda flow: flow.name))

@@ -1,0 +1,24 @@
+"""`python -m tests.bench AREA [NAME...]`: measure an area, or only what in it begins with one of the names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.bench import bus, common, platform
+
+AREAS = {"bus": bus.measure, "platform": platform.measure}
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
+    parser.add_argument("area", choices=AREAS)
+    parser.add_argument("names", nargs="*", help="e.g. bus.consume_tx")
+    arguments = parser.parse_args()
+    common.report(arguments.area, AREAS[arguments.area](tuple(arguments.names)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The coordinator's decisions, as values: whatever happens, a federation ends, and nothing is decided twice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medmesh.contracts.federation import RoundKind
+from medmesh.contracts.plan import DataSchema, Plan, TensorSignature
+from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, State, Void, Wait, next_step
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+HOSPITALS = ("a", "b", "c", "d")
+PLAN = Plan(
+    name="m",
+    purpose="test",
+    initiator="person:li@platform",
+    package="0" * 64,
+    initial="1" * 64,
+    framework="numpy",
+    data=DataSchema(modality="MR", image_size=8, classes=("x", "y")),
+    signature=(TensorSignature(name="w", shape=(1,), dtype="F32"),),
+    rounds=2,
+    local_steps=1,
+    batch_size=1,
+    learning_rate="0.1",
+    seed=1,
+    participants=HOSPITALS,
+    min_participants=2,
+    accept_by=NOW,
+    start_at=NOW,
+    round_deadline_seconds=60,
+    baseline=True,
+)
+
+
+def situation(**changed: object) -> Situation:
+    values: dict[str, object] = {
+        "state": State.RUNNING,
+        "plan": PLAN,
+        "approved": True,
+        "participants": dict.fromkeys(HOSPITALS, "accepted"),
+        "online": frozenset(HOSPITALS),
+        "round": None,
+        "voids": 0,
+        "waiting_since": None,
+        "stored": True,
+        "now": NOW,
+        **changed,
+    }
+    return Situation(**values)  # type: ignore[arg-type]
+
+
+def step(s: Situation) -> object:
+    return next_step(s, quorum_grace=100, max_voids=3)
+
+
+def round_(**changed: object) -> Round:
+    values: dict[str, object] = {
+        "number": 1,
+        "attempt": 1,
+        "kind": RoundKind.TRAIN,
+        "state": "open",
+        "assigned": frozenset(HOSPITALS),
+        "answered": frozenset(),
+        "failed": frozenset(),
+        "deadline": NOW + timedelta(seconds=60),
+        **changed,
+    }
+    return Round(**values)  # type: ignore[arg-type]
+
+
+def test_the_order_of_rounds() -> None:
+    first = step(situation())
+    assert first == Open(1, 1, RoundKind.TRAIN, frozenset(HOSPITALS), frozenset())
+    for number, kind in ((2, RoundKind.TRAIN), (3, RoundKind.BASELINE), (4, RoundKind.EVALUATE)):
+        after = step(situation(round=round_(number=number - 1, state="committed")))
+        assert isinstance(after, Open)
+        assert (after.number, after.kind) == (number, kind)
+    assert step(situation(round=round_(number=4, state="committed"))) == Move(State.COMPLETED)
+    assert step(situation(round=round_(number=4, state="committed"), stored=False)) is None
+
+
+def test_nothing_starts_without_approval_time_and_quorum() -> None:
+    assert step(situation(state=State.READY, approved=False)) is None
+    assert step(situation(state=State.READY)) == Move(State.QUEUED)
+    assert step(situation(state=State.QUEUED, now=NOW - timedelta(seconds=1))) is None
+    assert step(situation(state=State.QUEUED, online=frozenset("a"))) is None
+    assert step(situation(state=State.QUEUED)) == Move(State.RUNNING)
+    early = situation(state=State.INVITING, participants={"a": "accepted", "b": "invited"}, now=NOW - timedelta(seconds=1))
+    assert step(early) is None
+    assert step(situation(state=State.INVITING, participants={"a": "accepted", "b": "invited"})) == Move(State.FAILED, "federation.quorum")
+
+
+def test_leases_and_deadlines() -> None:
+    answered = frozenset("abc")
+    assert step(situation(round=round_(answered=answered))) is None
+    assert step(situation(round=round_(answered=answered), online=frozenset("abc"))) == Drop({"d": "lease"})
+    gone = dict.fromkeys("abc", "accepted") | {"d": "dropped"}
+    assert step(situation(round=round_(answered=answered), participants=gone)) == Close()
+    assert step(situation(round=round_(answered=answered), now=NOW + timedelta(seconds=61))) == Close()
+    assert step(situation(round=round_(answered=frozenset("a")), now=NOW + timedelta(seconds=61))) == Void()
+    assert step(situation(round=round_(failed=frozenset("d")))) == Drop({"d": "failed"})
+    back = step(situation(round=round_(state="committed"), participants=gone))
+    assert isinstance(back, Open)
+    assert back.rejoined == frozenset("d")
+    assert step(situation(round=round_(state="void"), voids=3)) == Move(State.FAILED, "federation.void")
+    assert step(situation(online=frozenset("a"))) == Wait()
+    long_ago = NOW - timedelta(seconds=101)
+    assert step(situation(online=frozenset("a"), waiting_since=long_ago)) == Move(State.FAILED, "federation.quorum_lost")
+
+
+subsets = st.frozensets(st.sampled_from(HOSPITALS))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(list(State)),
+    st.dictionaries(st.sampled_from(HOSPITALS), st.sampled_from(["invited", "accepted", "declined", "dropped"]), min_size=4),
+    subsets,
+    subsets,
+    subsets,
+    st.sampled_from(["open", "committed", "void"]),
+    st.integers(-100, 200),
+)
+def test_every_decision_is_one_the_situation_allows(
+    state: State, people: dict[str, str], online: frozenset[str], answered: frozenset[str], failed: frozenset[str], of: str, late: int
+) -> None:
+    current = round_(answered=answered, failed=failed - answered, state=of)
+    now = NOW + timedelta(seconds=late)
+    decided = step(situation(state=state, participants=people, online=online, round=current, now=now))
+    if state in (State.COMPLETED, State.FAILED, State.CANCELLED):
+        assert decided is None
+    match decided:
+        case Close():
+            assert len(answered) >= PLAN.min_participants
+        case Open(assigned=assigned):
+            assert assigned <= online
+            assert len(assigned) >= PLAN.min_participants
+            assert all(people[h] in ("accepted", "dropped") for h in assigned)
+        case Drop(hospitals=hospitals):
+            assert not set(hospitals) & answered
+        case Void():
+            assert now >= current.deadline
+        case _:
+            pass
