@@ -40,7 +40,8 @@ from medmesh.store.objects.open import Stores, stores
 R = TypeVar("R", bound=Record)
 E = TypeVar("E", bound=Event)
 NAMES = (
-    "gateway", "governance", "ingestion", "annotation", "training", "federation", "conversion", "registry", "inference", "audit", "operator",
+    "gateway", "governance", "ingestion", "annotation", "training", "federation", "conversion", "registry", "inference", "audit",
+    "operator",
 )  # fmt: skip
 PASSWORD = "test-only"
 
@@ -142,7 +143,7 @@ async def platform(
     async with AsyncExitStack() as stack:
         own = await stack.enter_async_context(embedded_servers(folder / "nats", postgres=False))
         identities = {name: Identity.ensure(folder / "keys" / f"{name}.nk") for name in NAMES}
-        release, log_key = (Identity.ensure(folder / "keys" / f"{name}.nk") for name in ("release", "log"))
+        release = Identity.ensure(folder / "keys" / "release.nk")
         (folder / "ca").mkdir(exist_ok=True)
         authority = Authority.ensure(folder / "ca")
         trust = TrustBundle(

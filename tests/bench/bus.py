@@ -139,9 +139,7 @@ async def consume(bench: Bench) -> list[Measure]:
         return MESSAGES / seconds
 
     async def fetch() -> float:
-        return await raw.fetched(
-            bench.url, "RAW", (await bench.consumer("RAW", "raw.x", max_in_flight=1024)).durable, MESSAGES, None
-        )
+        return await raw.fetched(bench.url, "RAW", (await bench.consumer("RAW", "raw.x", max_in_flight=1024)).durable, MESSAGES, None)
 
     floor_, value, peer = await medians(floor, ours, fetch)
     goal = max(0.45 * floor_, 2 * peer)

@@ -73,7 +73,10 @@ def report(area: str, measures: Sequence[Measure]) -> None:
     rows = [("name", "value", "unit", "floor", "ratio", "peer", "goal", ""), *map(_row, measures)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for row in rows:
-        cells = (cell.ljust(width) if place in (0, 2, 5) else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            cell.ljust(width) if place in (0, 2, 5) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         print("  ".join(cells).rstrip())
 
 

@@ -159,9 +159,9 @@ async def prepared(servers: RunningServers, folder: Path) -> ServiceSettings:
     identity = Identity.ensure(folder / "bench.nk")
     (folder / "ca").mkdir()
     authority = Authority.ensure(folder / "ca")
-    TrustBundle(
-        platform="bench", services={NAME: identity.public}, release_key=identity.public, ca_pem=authority.certificate_pem
-    ).save(folder / "trust.json")
+    TrustBundle(platform="bench", services={NAME: identity.public}, release_key=identity.public, ca_pem=authority.certificate_pem).save(
+        folder / "trust.json"
+    )
     return ServiceSettings(
         nats_url=servers.nats_url, identity=folder / "bench.nk", database_url=url, trust=folder / "trust.json", state=folder / "state"
     )

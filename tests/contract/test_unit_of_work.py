@@ -9,13 +9,13 @@ from typing import ClassVar
 
 import pytest
 from sqlalchemy import insert, select
+from tests.store import example_metadata, example_postgres, example_sqlite
 
 from medmesh.contracts.message import Event
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, Context
-from tests.store import example_metadata, example_postgres, example_sqlite
 
 
 class ThingMade(Event):
@@ -65,13 +65,17 @@ async def test_change_message_and_audit_record_commit_together(database: Databas
 
 
 async def test_an_error_leaves_nothing_behind(database: Database) -> None:
-    with pytest.raises(RuntimeError):
+
+    async def fail() -> None:
         async with database.unit(CONTEXT) as uow:
             await uow.execute(insert(things).values(name="a", count=1))
             uow.emit(ThingMade(name="a"))
             uow.audit(AuditEntry("thing.make", "C"))
             await uow.flush()
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
     assert await _things(database) == set()
     assert await _unsent(database) == []
     assert await database.unreceipted() == []

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from tests.faults import loads
-from tests.faults.harness import EVENTS, SOAK, Load, Stage, killer, verify
+from tests.faults.harness import EVENTS, Load, Stage, killer, verify
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.federations import accept, alive, evaluate, make_plan, opened, put_weights, submit, view
+from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import (
     FederationCompleted,
@@ -33,8 +35,6 @@ from medmesh.learning import weights
 from medmesh.service.runtime import running
 from medmesh_federation.domain import link
 from medmesh_federation.service import SERVICE
-from tests.federations import accept, alive, evaluate, make_plan, opened, put_weights, submit, view
-from tests.platform import Platform, platform
 
 SETTINGS = {"federation": {"tick_seconds": 0.1}}
 

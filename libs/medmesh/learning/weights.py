@@ -80,7 +80,4 @@ def load(path: Path) -> dict[str, np.ndarray]:
 def signature_of(tensors: Mapping[str, np.ndarray]) -> tuple[TensorSignature, ...]:
     """The signature of arrays, sorted by name."""
     kinds = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
-    return tuple(
-        TensorSignature(name=name, shape=tuple(tensors[name].shape), dtype=kinds[tensors[name].dtype])
-        for name in sorted(tensors)
-    )
+    return tuple(TensorSignature(name=name, shape=tuple(tensors[name].shape), dtype=kinds[tensors[name].dtype]) for name in sorted(tensors))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.packages import tiny
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 from medmesh.learning import package, weights
-from tests.packages import tiny
 
 
 def test_the_same_folder_packs_to_the_same_bytes(private: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.packages import tiny
 
 from medmesh.errors import Problem
 from medmesh.learning import isolation, metrics, weights
 from medmesh.learning.host import Worker, worker
-from tests.packages import tiny
 
 pytestmark = pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
 
@@ -44,7 +44,7 @@ async def test_it_learns_reports_progress_and_repeats_itself_exactly(private: Pa
     for _ in range(2):
         seen: list[int] = []
         async with worker(tiny(private), private / "work") as w:
-            await _train(w, progress=lambda step, steps, loss: seen.append(step))
+            await _train(w, progress=lambda step, steps, loss, seen=seen: seen.append(step))
             data = private / "work" / "data"
             counts = await w.call("evaluate", data=str(data), models=[str(w.folder / "w0"), str(w.folder / "w1")])
             results.append((w.folder / "w1").read_bytes())
