@@ -56,5 +56,6 @@ def tracked_files() -> list[Path]:
     )
     if listed.returncode == 0:
         return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-    folders = ("libs", "services", "tests", "docs", "schemas")
-    return [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    folders = ("libs", "services", "tests", "docs", "schemas", "compose", "k8s")
+    below = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    return [path for path in (*ROOT.glob("*"), *below) if path.is_file()]

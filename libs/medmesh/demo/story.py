@@ -37,7 +37,7 @@ from medmesh.ledger.verify import verify_folder
 PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
 MODEL = "mri-tumour"
 PACKAGE = Path(__file__).parent / "package"
-ROUNDS, STEPS, BATCH, RATE = 8, 36, 32, "0.03"
+ROUNDS, STEPS, BATCH, RATE = 8, 36, 32, "0.02"
 LEASE = 6
 Say = Callable[[str, str], None]
 

@@ -34,3 +34,11 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror half of the images; a brain has no preferred side."""
     chosen = torch.rand(len(x), generator=generator) < 0.5
     return torch.where(chosen[:, None, None, None], x.flip(-1), x)
+
+
+def loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in which both classes weigh the same in every batch: hospitals see tumours at different rates, and without
+    this each would pull the shared model towards its own."""
+    counts = torch.bincount(y, minlength=logits.shape[1]).float()
+    weight = torch.where(counts > 0, len(y) / (logits.shape[1] * counts.clamp(min=1)), torch.zeros(()))
+    return nn.functional.cross_entropy(logits, y, weight=weight)
