@@ -2,13 +2,13 @@
 # One image for every service: the argument says which. `--build-arg EXTRAS=gateway` makes a small one for one service.
 FROM python:3.11-slim-trixie AS build
 ARG EXTRAS=gateway,governance,ingestion,annotation,training,federation,conversion,registry,inference,audit,edge,otlp
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CACHE_DIR=/var/cache/pip
 RUN python -m venv /opt/medmesh
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY libs libs
 COPY services services
-RUN --mount=type=cache,target=/root/.cache/pip /opt/medmesh/bin/pip install ".[${EXTRAS}]"
+RUN --mount=type=cache,target=/var/cache/pip /opt/medmesh/bin/pip install ".[${EXTRAS}]"
 
 FROM python:3.11-slim-trixie
 # Folders that volumes are mounted on: a new volume takes over their owner and mode.

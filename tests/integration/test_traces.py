@@ -46,7 +46,7 @@ async def test_a_trace_goes_through_http_outbox_bus_and_handlers(private: Path) 
     spans = [json.loads(line) for line in (private / "traces.jsonl").read_text().splitlines()]
     mine = [span for span in spans if span["trace"] == "ab" * 16]
     names = {span["name"] for span in mine}
-    assert "POST request" in names
+    assert any(name.startswith("POST") for name in names)
     assert "process medmesh.cmd.governance.request-approval.v1" in names
     assert "process medmesh.evt.*.operation.finished.v1" in names
     by_id = {span["span"]: span for span in mine}
@@ -55,6 +55,6 @@ async def test_a_trace_goes_through_http_outbox_bus_and_handlers(private: Path) 
     while handled["parent"] in by_id:
         handled = by_id[handled["parent"]]
         ancestors.append(handled["name"])
-    assert ancestors[-1] == "POST request"
+    assert ancestors[-1].startswith("POST")
     for span in spans:
         assert "password" not in json.dumps(span).lower()
