@@ -76,8 +76,8 @@ found = {{}}
 for module in {modules!r}:
     importlib.import_module(module)
     found[module] = [name for name in {HEAVY!r} if name in sys.modules]
-import torch
-print(json.dumps([found, "torch" in sys.modules]))
+import onnxruntime
+print(json.dumps([found, "onnxruntime" in sys.modules]))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     found, sees = json.loads(ran.stdout)

@@ -136,13 +136,11 @@ async def test_messages_are_claimed_in_order_and_marked(database: Database) -> N
     assert (await database.outbox_backlog())[0] == 1
 
 
-async def test_a_savepoint_takes_back_only_what_came_after(database: Database) -> None:
+async def test_of_several_messages_those_not_handled_before_are_remembered(database: Database) -> None:
     async with database.unit(CONTEXT) as uow:
-        await uow.execute(insert(things).values(name="kept", count=1))
-        point, mark = await uow.journal.savepoint(), uow.mark()
-        await uow.execute(insert(things).values(name="gone", count=1))
-        uow.emit(ThingMade(name="gone"))
-        await uow.journal.rollback_to(point)
-        uow.reset(mark)
-    assert await _things(database) == {"kept"}
-    assert await _unsent(database) == []
+        assert await uow.journal.remember("consumer", "event-1", uow.now)
+    async with database.unit(CONTEXT) as uow:
+        assert await uow.journal.remember_all("consumer", ["event-2", "event-1", "event-2"], uow.now) == {"event-2"}
+        assert await uow.journal.remember_all("other", ["event-1"], uow.now) == {"event-1"}
+    async with database.unit(CONTEXT) as uow:
+        assert await uow.journal.remember_all("consumer", ["event-1", "event-2"], uow.now) == set()

@@ -268,9 +268,16 @@ class Load:
                 while waiting:
                     await waiting.pop()(door)
 
+        async def trace() -> None:  # MEDMESH_TRACE
+            while True:
+                await asyncio.sleep(2)
+                print(f"{time.monotonic() - began:.0f}s:{self.done}", end=" ", flush=True)
+
+        tracing = asyncio.create_task(trace())
         async with asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
                 group.create_task(client())
+        tracing.cancel()
         self.seconds = time.monotonic() - began
 
 
@@ -297,6 +304,7 @@ async def killer(stage: Stage, load: Load, victims: Sequence[str], seed: int, ki
         await asyncio.sleep(dice.uniform(0, 0.05))
         process = await until(_alive(stage, victim), 60, 0.01)
         os.kill(process.pid, signal.SIGKILL)
+        print(f'KILL@{load.done}', end=' ')
         made.append(Kill(victim, process.pid, load.done))
     return made
 

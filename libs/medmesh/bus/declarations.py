@@ -32,6 +32,8 @@ F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 FAST_RETRY = (0.2, 1.0, 5.0, 15.0, 60.0)
 SLOW_RETRY = (1.0, 5.0, 30.0)
+FAST_SILENCE, SLOW_SILENCE = 6.0, 30.0
+"""Seconds after which what a dead process held comes to the next one; a slow handler may also hold up its own loop for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,15 @@ class Consumer:
 
     def spec(self) -> ConsumerSpec:
         """The durable consumer this handler needs."""
+        # One at a time means one in flight: what was prefetched when a process dies comes again only after what follows it.
+        ahead = 1 if self.slow or self.concurrency == self.batch == 1 else max(8, 2 * self.batch)
         return ConsumerSpec(
             stream=self.stream,
             durable=self.durable,
             subjects=tuple(message.subject() for message in self.messages),
             backoff=self.retry,
-            max_in_flight=self.concurrency * (1 if self.slow else max(8, 2 * self.batch)),
+            ack_wait=SLOW_SILENCE if self.slow else FAST_SILENCE,
+            max_in_flight=self.concurrency * ahead,
         )
 
 

@@ -62,9 +62,6 @@ class _Delivery:
     async def terminate(self, reason: str) -> None:
         return None
 
-    async def in_progress(self) -> None:
-        return None
-
 
 class MemoryBus:
     """See `medmesh.bus.port.TopologyBus`."""

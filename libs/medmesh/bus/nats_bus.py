@@ -33,7 +33,7 @@ class NatsBus:
 
     def __init__(self) -> None:
         self._client = Client()
-        self._violations: dict[str, list[asyncio.Future[Any]]] = {}
+        self._violations: dict[str, list[_Waiting]] = {}
         self._reconnected: set[Callable[[], None]] = set()
         self._stranger = asyncio.Event()
         self.inbox = "_INBOX"
@@ -86,8 +86,7 @@ class NatsBus:
         self.refused(operation, subject)
         # The server lower-cases nothing, but nats-py does: compare without case.
         for waiting in self._violations.pop(subject.lower(), []):
-            if not waiting.done():
-                waiting.set_exception(Problem("bus.permission_denied", operation=operation, subject=subject))
+            waiting.refuse(Problem("bus.permission_denied", operation=operation, subject=subject))
 
     async def _resume(self) -> None:
         for call in tuple(self._reconnected):
@@ -95,23 +94,20 @@ class NatsBus:
 
     async def _unless_refused(self, subject: str, call: Awaitable[Any]) -> Any:
         """Await `call`, but fail at once when the server refuses `subject`."""
-        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._violations.setdefault(subject.lower(), []).append(refused)
-        task = asyncio.ensure_future(call)
+        key, waiting = subject.lower(), _Waiting()
+        self._violations.setdefault(key, []).append(waiting)
         try:
-            await asyncio.wait({task, refused}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            return refused.result()
+            return await call
+        except asyncio.CancelledError:
+            if (problem := waiting.take_back()) is not None:
+                raise problem from None
+            raise
         finally:
-            task.cancel()
-            waiting = self._violations.get(subject.lower())
-            if waiting and refused in waiting:
-                waiting.remove(refused)
-                if not waiting:
-                    del self._violations[subject.lower()]
-            if refused.done():
-                refused.exception()
+            waiting.take_back()  # refused and answered at the same moment: the answer counts
+            if waiting in (others := self._violations.get(key, [])):
+                others.remove(waiting)
+                if not others:
+                    del self._violations[key]
 
     async def publish(self, messages: Sequence[BusMessage]) -> list[Exception | None]:
         outcomes = await asyncio.gather(*(self._publish(message) for message in messages), return_exceptions=True)
@@ -191,6 +187,7 @@ class NatsBus:
             max_bytes=spec.max_bytes,
             storage=api.StorageType.FILE,
             duplicate_window=600,
+            num_replicas=spec.replicas,
             deny_delete=not spec.work,
             deny_purge=not spec.work,
         )
@@ -214,6 +211,31 @@ class NatsBus:
     async def stream_last_sequence(self, stream: str) -> int:
         """The number of the last message in a stream."""
         return int((await self._client.jetstream().stream_info(stream)).state.last_seq)
+
+
+class _Waiting:
+    """A call that the server may refuse. A refusal cancels the task that makes it, as `asyncio.timeout` does: a task of its own for
+    every call would double what a request costs."""
+
+    __slots__ = ("_before", "_problem", "_task")
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._before = task.cancelling()
+        self._problem: Problem | None = None
+
+    def refuse(self, problem: Problem) -> None:
+        self._problem = problem
+        self._task.cancel()
+
+    def take_back(self) -> Problem | None:
+        """Undo our cancellation, once; answers why it was made, or None when there was none or somebody else cancelled too."""
+        problem, self._problem = self._problem, None
+        if problem is None or self._task.uncancel() > self._before:
+            return None
+        return problem
 
 
 class _Plain:
@@ -253,9 +275,6 @@ class _Delivery:
     async def terminate(self, reason: str) -> None:
         await self._client.publish(self._reply, b"+TERM " + reason.encode())
 
-    async def in_progress(self) -> None:
-        await self._client.publish(self._reply, b"+WPI")
-
 
 class _Consumer:
     """Continuous pull: keeps between half and all of `max_in_flight` messages asked for."""
@@ -273,6 +292,7 @@ class _Consumer:
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{spec.stream}.{spec.durable}"
         self._asked = 0
         self._queue: asyncio.Queue[Msg] = asyncio.Queue()
+        self._held: dict[str, float] = {}  # reply subject of what was received and not answered yet, and when we last spoke of it
         self._workers: list[asyncio.Task[None]] = []
         self._guard: asyncio.Task[None] | None = None
         self._subscription: Any = None
@@ -310,9 +330,9 @@ class _Consumer:
         self._heard = asyncio.get_running_loop().time()
         if message.reply and message.reply.startswith("$JS.ACK"):
             self._asked -= 1
+            self._held[message.reply] = self._heard
             self._queue.put_nowait(message)
-            if self._asked < self._low and not self._stopping and self._queue.qsize() < self._batch:
-                await self._ask(self._batch - self._asked)
+            await self._refill()
             return
         status = (message.headers or {}).get("Status", "")
         if status == "100":  # idle heartbeat
@@ -325,22 +345,28 @@ class _Consumer:
         if self._asked < self._low and not self._stopping:
             await self._ask(self._batch - self._asked)
 
+    async def _refill(self) -> None:
+        if self._asked < self._low and not self._stopping and self._queue.qsize() < self._batch:
+            await self._ask(self._batch - self._asked)
+
     def _restart_pull(self) -> None:
         # Pull requests die with the server that held them.
         self._asked = 0
         self._heard = 0.0
 
     async def _watch(self) -> None:
-        """Ask again when heartbeats stop, and when the queue has room after a burst."""
+        """Say what is still held, and ask again when heartbeats stop."""
         while True:
             await asyncio.sleep(0.25)
-            silent = asyncio.get_running_loop().time() - self._heard
-            if self._stopping or not self._client.is_connected:
+            if not self._client.is_connected:
                 continue
-            if silent > 2.5 * _HEARTBEAT or self._heard == 0.0:
+            now = asyncio.get_running_loop().time()
+            for reply in [reply for reply, told in self._held.items() if now - told > self._spec.ack_wait / 3]:
+                self._held[reply] = now
+                await self._client.publish(reply, b"+WPI")
+            if now - self._heard > 2.5 * _HEARTBEAT or self._heard == 0.0:
                 self._asked = 0
-            if self._asked < self._low and self._queue.qsize() < self._batch:
-                await self._ask(self._batch - self._asked)
+            await self._refill()
 
     async def _work(self) -> None:
         while True:
@@ -348,23 +374,25 @@ class _Consumer:
             try:
                 await self._deliver(_Delivery(self._client, message))
             finally:
+                self._held.pop(message.reply, None)
                 self._queue.task_done()
+            await self._refill()
 
     async def stop(self) -> None:
         self._stopping = True
         self._bus._reconnected.discard(self._restart_pull)
-        if self._guard:
-            self._guard.cancel()
         if self._client.is_connected:
             await self._subscription.unsubscribe()
         # What waits in the queue was not begun: the server delivers it again to whoever comes next.
         while not self._queue.empty():
-            await _Delivery(self._client, self._queue.get_nowait()).retry(0)
+            message = self._queue.get_nowait()
+            self._held.pop(message.reply, None)
+            await _Delivery(self._client, message).retry(0)
             self._queue.task_done()
         try:
             await asyncio.wait_for(self._queue.join(), timeout=20)
         except TimeoutError:
             pass
-        for worker in self._workers:
-            worker.cancel()
+        for task in (*self._workers, *([self._guard] if self._guard else [])):
+            task.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)

@@ -20,7 +20,7 @@ class BusMessage(NamedTuple):
 class ConsumerSpec:
     """A durable pull consumer. `backoff` are the seconds before each redelivery; after the last one the message is dead.
 
-    `ack_wait` is how long a handler may be silent; slow handlers send a sign of life every third of it.
+    `ack_wait` is how long a process may be silent about what it holds; the bus sends a sign of life every third of it.
     """
 
     stream: str
@@ -45,6 +45,8 @@ class StreamSpec:
     work: bool = False
     max_age_seconds: float = 30 * 86_400
     max_bytes: int = 4 * 2**30
+    replicas: int = 1
+    """Servers of a cluster that keep each message."""
 
 
 class Delivery(Protocol):
@@ -66,9 +68,6 @@ class Delivery(Protocol):
 
     async def terminate(self, reason: str) -> None:
         """Never deliver again."""
-
-    async def in_progress(self) -> None:
-        """Still working on it."""
 
 
 class Subscription(Protocol):

@@ -6,7 +6,7 @@ Only `medmesh topology apply`, with an identity of its own, creates them; a serv
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from medmesh.bus.declarations import Handlers
@@ -67,11 +67,11 @@ def consumers(specs: Iterable[Declared]) -> list[ConsumerSpec]:
     return [consumer.spec() for spec in specs for consumer in spec.handlers.consumers]
 
 
-async def apply(bus: TopologyBus, specs: Iterable[Declared]) -> None:
-    """Create or update everything; safe to run again."""
+async def apply(bus: TopologyBus, specs: Iterable[Declared], replicas: int = 1) -> None:
+    """Create or update everything, streams on `replicas` servers each; safe to run again."""
     specs = list(specs)
     for stream in streams(specs):
-        await bus.ensure_stream(stream)
+        await bus.ensure_stream(replace(stream, replicas=replicas))
     for consumer in consumers(specs):
         await bus.ensure_consumer(consumer)
 

@@ -16,7 +16,7 @@ GROUPS = {
     "down": "medmesh.cli.platform",
     "status": "medmesh.cli.platform",
     "logs": "medmesh.cli.platform",
-    "setup": "medmesh.cli.platform",
+    "setup": "medmesh.cli.setup",
     "topology": "medmesh.cli.platform",
     "dead": "medmesh.cli.dead",
     "audit": "medmesh.cli.audit",

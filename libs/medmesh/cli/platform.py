@@ -1,4 +1,4 @@
-"""`medmesh up|down|status|logs|setup|topology`: the platform on this machine."""
+"""`medmesh up|down|status|logs|topology`: the platform on this machine."""
 
 from __future__ import annotations
 
@@ -152,40 +152,6 @@ def logs(data: Path, name: str | None, lines: int) -> int:
     return 0
 
 
-@click.command()
-@DATA
-@click.option("--host", default="0.0.0.0", show_default=True, help="Where the services' HTTP listens.")  # noqa: S104 - in a container
-@click.option("--nats", required=True, metavar="URL")
-@click.option("--postgres", required=True, metavar="URL", help="An administrator's URL.")
-@click.option("--s3", required=True, metavar="URL")
-@click.option("--s3-credentials", required=True, type=click.Path(path_type=Path))
-@click.option("--port", default=8443, show_default=True, help="The port each service listens on.")
-@click.option("--name", "names", multiple=True, help="Host names of the gateway, for its certificate.")
-@click.option("--only-keys", is_flag=True, help="Only make keys and nats-users.conf: what the servers need before they start.")
-def setup(
-    data: Path, host: str, nats: str, postgres: str, s3: str, s3_credentials: Path, port: int, names: tuple[str, ...], only_keys: bool
-) -> int:
-    """Prepare a platform whose servers run elsewhere: keys, settings, topology, migrations. Safe to run again.  部署准备。"""
-    from medmesh.embedded import files, platform
-    from medmesh.embedded.nats import authorization
-
-    data = data.absolute()
-    files.folder(data, 0o711)
-    prepared = platform.prepare(data, (*names, "gateway", "localhost", "127.0.0.1"))
-    files.write(data / "nats-users.conf", authorization(prepared.users()))
-    if only_keys:
-        return 0
-    for spec in prepared.specs.values():
-        platform.settings(prepared, spec, nats, postgres, s3, s3_credentials, port, host)
-
-    async def install() -> None:
-        await asyncio.gather(platform.install_topology(prepared, nats), platform.install_schemas(prepared, postgres))
-
-    asyncio.run(install())
-    click.echo(say("ready: start the services", "准备完成，可启动各服务"))
-    return 0
-
-
 @click.group()
 def topology() -> None:
     """Streams, consumers and permissions, all derived from the services' declarations.  消息拓扑。"""
@@ -209,12 +175,14 @@ def permissions() -> None:
 @DATA
 def apply_topology(data: Path) -> int:
     """Create or update streams and consumers on the running platform."""
-    from medmesh.embedded import platform
+    from medmesh.bus.topology import TOPOLOGY
+    from medmesh.embedded import install, platform
     from medmesh.embedded.run import running
 
     run = running(data.absolute())
     if run is None:
         raise Problem("platform.not_running", data=data)
-    asyncio.run(platform.install_topology(platform.prepare(data.absolute()), run.urls["nats"]))
+    prepared = platform.prepare(data.absolute())
+    asyncio.run(install.topology(prepared.layout.private(TOPOLOGY, "identity.nk"), run.urls["nats"], prepared.specs.values()))
     click.echo(say("applied", "已应用"))
     return 0

@@ -60,10 +60,11 @@ def show_federation(identifier: str, as_json: bool) -> int:
 @click.option("--seed", default=1, show_default=True)
 @click.option("--min-participants", default=2, show_default=True)
 @click.option("--accept-minutes", default=60.0, show_default=True)
+@click.option("--start-minutes", type=float, help="From now; the end of the invitation by default, and never before it.")
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
-def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, **options: Any) -> int:
+def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float | None, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
 
@@ -76,6 +77,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             initiator=options["initiator"],
             hospitals=hospitals,
             accept_seconds=accept_minutes * 60,
+            start_seconds=None if start_minutes is None else start_minutes * 60,
             rounds=options["rounds"],
             local_steps=options["steps"],
             batch_size=options["batch_size"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -131,13 +131,17 @@ class Gateway:
         signed = {**self.credentials.headers("GET", target, b""), **(headers or {})}
         return self._http.stream("GET", target, headers=signed, timeout=httpx.Timeout(15, read=read))
 
-    async def inbox(self, after: int) -> AsyncIterator[tuple[int, dict[str, Any]]]:
-        """A hospital's facts after a cursor as they come; ends when the connection does. Raises `Problem`."""
+    async def inbox(self, after: int, opened: Callable[[], None] = lambda: None) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        """A hospital's facts after a cursor as they come; ends when the connection does. Raises `Problem`.
+
+        `opened` is called when the gateway let us in, which may be long before the first fact.
+        """
         try:
             async with self.stream("/v1/inbox", query={"after": after}, headers={"Accept": "text/event-stream"}, read=15) as answer:
                 if answer.status_code >= 400:
                     await answer.aread()
                     raise problem_of(answer)
+                opened()
                 cursor = after
                 async for line in answer.aiter_lines():
                     if line.startswith("id: "):

@@ -15,11 +15,12 @@ def folder(path: Path, mode: int = 0o700) -> Path:
     return path
 
 
-def write(path: Path, text: str) -> None:
-    """Replace `path` by a file of mode 0600 that holds `text`, at once and durably."""
+def write(path: Path, text: str, mode: int = 0o600) -> None:
+    """Replace `path` by a file of exactly `mode` that holds `text`, at once and durably."""
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

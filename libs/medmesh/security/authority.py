@@ -100,9 +100,11 @@ class Authority:
         """What everybody may know."""
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
-    def issue_server(self, names: Sequence[str], *, days: float = 397) -> tuple[bytes, bytes]:
-        """(certificate PEM, key PEM) for a server known by `names` (host names or addresses)."""
-        key = new_key()
+    def issue_server(
+        self, names: Sequence[str], *, days: float = 397, key: ec.EllipticCurvePrivateKey | None = None
+    ) -> tuple[bytes, bytes]:
+        """(certificate PEM, key PEM) for a server known by `names` (host names or addresses), with a new key unless it has one."""
+        key = key or new_key()
         certificate = (
             self._leaf(_name(names[0], "medmesh"), key.public_key(), days, None)
             .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)

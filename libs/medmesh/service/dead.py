@@ -100,9 +100,6 @@ class Replay:
     async def terminate(self, reason: str) -> None:
         return None
 
-    async def in_progress(self) -> None:
-        return None
-
 
 async def exhume(database: Database, service: str, consumer: str, event: str) -> Replay | None:
     """The dead letter to replay; None when there is none."""

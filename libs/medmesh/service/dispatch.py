@@ -180,7 +180,7 @@ class Dispatcher:
         try:
             context = replace(context, actor=self._actor(message))
             if self.consumer.slow:
-                return await self._slow(message, context, delivery)
+                return await self._slow(message, context)
             async with self.database.unit(context, self.ports) as uow:
                 if not await uow.journal.remember(self.consumer.durable, message.id, uow.now):
                     return "duplicate"
@@ -201,22 +201,12 @@ class Dispatcher:
             return authorise(message, self.trust(), message.data.ACTION)
         return None
 
-    async def _slow(self, message: Envelope[Any], context: Context, delivery: Delivery) -> str:
+    async def _slow(self, message: Envelope[Any], context: Context) -> str:
         work: Work[Any] = Work(self.database, context, self.ports, self.consumer.durable, message.id)
-
-        async def keep_alive() -> None:
-            while True:
-                await asyncio.sleep(self.consumer.spec().ack_wait / 3)
-                await delivery.in_progress()
-
-        alive = asyncio.create_task(keep_alive())
-        try:
-            work.result = await self.consumer.handler(message, work)
-            if not work.finished:
-                async with work.finish():
-                    pass
-        finally:
-            alive.cancel()
+        work.result = await self.consumer.handler(message, work)
+        if not work.finished:
+            async with work.finish():
+                pass
         return "ok"
 
     async def _refuse(self, message: Envelope[Any], context: Context, problem: Problem) -> None:
@@ -256,7 +246,7 @@ class Dispatcher:
 
 
 class _Batcher:
-    """Up to `batch` messages in one transaction, each behind a savepoint of its own; what fails is handled alone."""
+    """Up to `batch` messages in one transaction; when one of them fails nothing of it is kept and each is handled alone."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -280,35 +270,35 @@ class _Batcher:
         await done
 
     async def _run(self, deliveries: Sequence[Delivery]) -> None:
-        dispatcher = self._dispatcher
-        alone: list[Delivery] = []
-        done: list[Delivery] = []
-        started = perf_counter()
+        dispatcher, started = self._dispatcher, perf_counter()
         try:
-            async with dispatcher.database.unit(Context(dispatcher.consumer.service), dispatcher.ports) as uow:
-                for delivery in deliveries:
-                    mark = await uow.journal.savepoint()
-                    kept = uow.mark()
-                    try:
-                        message = decode(delivery.body, dispatcher._type(delivery.subject))
-                        actor = dispatcher._actor(message)
-                        uow.context = Context(
-                            dispatcher.consumer.service, message, actor, message.actor, message.traceparent, delivery.body
-                        )
-                        if await uow.journal.remember(dispatcher.consumer.durable, message.id, uow.now):
-                            result = await dispatcher.consumer.handler(message, uow)
-                            if isinstance(message.data, Command):
-                                uow.emit(succeeded(uow.context, result))
-                        done.append(delivery)
-                    except Exception:
-                        await uow.journal.rollback_to(mark)
-                        uow.reset(kept)
-                        alone.append(delivery)
+            new = await self._together(deliveries)
         except Exception:
-            alone, done = list(deliveries), []
-        for delivery in done:
+            # Whose fault it was shows when each is handled alone, and there it is logged.
+            for delivery in deliveries:
+                await dispatcher.single(delivery)
+            return
+        for delivery, is_new in zip(deliveries, new, strict=True):
             await delivery.ack()
-            dispatcher._count(delivery.subject, "ok")
+            dispatcher._count(delivery.subject, "ok" if is_new else "duplicate")
         dispatcher._seconds.observe(perf_counter() - started)
-        for delivery in alone:
-            await dispatcher.single(delivery)
+
+    async def _together(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        """One transaction; answers which messages were new. What refuses a command is raised like any other failure."""
+        dispatcher, service = self._dispatcher, self._dispatcher.consumer.service
+        messages = [decode(delivery.body, dispatcher._type(delivery.subject)) for delivery in deliveries]
+        new: list[bool] = []
+        async with dispatcher.database.unit(Context(service), dispatcher.ports) as uow:
+            left = await uow.journal.remember_all(dispatcher.consumer.durable, [message.id for message in messages], uow.now)
+            for message, delivery in zip(messages, deliveries, strict=True):
+                new.append(message.id in left)
+                if not new[-1]:
+                    continue
+                left.discard(message.id)  # it may be here twice
+                dispatcher._age.observe(max(0.0, (uow.now - message.time).total_seconds()))
+                actor = dispatcher._actor(message)
+                uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body)
+                result = await dispatcher.consumer.handler(message, uow)
+                if isinstance(message.data, Command):
+                    uow.emit(succeeded(uow.context, result))
+        return new

@@ -29,14 +29,11 @@ class Journal(Protocol):
     async def rollback(self) -> None:
         """Undo it; also when nothing was begun."""
 
-    async def savepoint(self) -> Any:
-        """Mark a point inside the transaction to which `rollback_to` returns."""
-
-    async def rollback_to(self, savepoint: Any) -> None:
-        """Undo what came after the mark."""
-
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         """Note that `consumer` handles this message. False when it did before."""
+
+    async def remember_all(self, consumer: str, event_ids: Sequence[str], now: datetime) -> set[str]:
+        """The same for several at once; answers those it did not handle before."""
 
     async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
         """Write the messages into the outbox."""

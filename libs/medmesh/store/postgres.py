@@ -13,6 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from medmesh.store.journal import Outgoing
 
 _REMEMBER = "INSERT INTO inbox (consumer, event_id, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
+# In order, so that two that share messages wait for each other instead of dead-locking.
+_REMEMBER_ALL = """
+    INSERT INTO inbox (consumer, event_id, at) SELECT $1, e, $3 FROM unnest($2::text[]) AS e ORDER BY e
+    ON CONFLICT DO NOTHING RETURNING event_id
+"""
 _SEND = """
     INSERT INTO outbox (id, subject, body, created_at)
     SELECT m.id, m.subject, m.body, $4
@@ -48,16 +53,11 @@ class PostgresJournal:
             transaction, self._transaction = self._transaction, None
             await transaction.rollback()
 
-    async def savepoint(self) -> Any:
-        mark = self._raw.transaction()
-        await mark.start()
-        return mark
-
-    async def rollback_to(self, savepoint: Any) -> None:
-        await savepoint.rollback()
-
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         return bool(await self._raw.execute(_REMEMBER, consumer, event_id, now) == "INSERT 0 1")
+
+    async def remember_all(self, consumer: str, event_ids: Sequence[str], now: datetime) -> set[str]:
+        return {row[0] for row in await self._raw.fetch(_REMEMBER_ALL, consumer, event_ids, now)}
 
     async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
         ids, subjects, bodies = zip(*messages, strict=True)

@@ -22,7 +22,6 @@ class SqliteJournal:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._sql = connection
-        self._marks = 0
         self._begun = False
 
     async def begin(self) -> None:
@@ -39,19 +38,14 @@ class SqliteJournal:
             self._begun = False
             await self._sql.exec_driver_sql("ROLLBACK")
 
-    async def savepoint(self) -> Any:
-        self._marks += 1
-        await self._sql.exec_driver_sql(f"SAVEPOINT mark_{self._marks}")
-        return self._marks
-
-    async def rollback_to(self, savepoint: Any) -> None:
-        await self._sql.exec_driver_sql(f"ROLLBACK TO mark_{int(savepoint)}")
-
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         done = await self._sql.exec_driver_sql(
             "INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now))
         )
         return done.rowcount == 1
+
+    async def remember_all(self, consumer: str, event_ids: Sequence[str], now: datetime) -> set[str]:
+        return {id_ for id_ in event_ids if await self.remember(consumer, id_, now)}
 
     async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
         first = (await self._sql.execute(text("SELECT COALESCE(MAX(seq), 0) + 1 FROM outbox"))).scalar_one()

@@ -130,14 +130,6 @@ class UnitOfWork(Generic[Ports]):
         """Record a sensitive action with this transaction."""
         self._entries.append((entry, self.context))
 
-    def mark(self) -> tuple[int, int]:
-        """Where the lists of messages and records stand, for `reset` after a rollback to a savepoint."""
-        return len(self._messages), len(self._entries)
-
-    def reset(self, mark: tuple[int, int]) -> None:
-        """Forget what was emitted and recorded since `mark`."""
-        del self._messages[mark[0] :], self._entries[mark[1] :]
-
     def on_commit(self, call: Callable[[], None]) -> None:
         """Run `call` right after the commit: a hint to wake something up, never something that must happen."""
         self._after.append(call)

@@ -100,10 +100,11 @@ class Node:
                 if polling:
                     for place, document in await self.gateway.poll(after, 25):
                         await inbox.take(self.site, place, document)
-                    self.connected, failures = True, 0
+                    self._opened()
+                    failures = 0
                     continue
-                async for place, document in self.gateway.inbox(after):
-                    self.connected, failures = True, 0
+                async for place, document in self.gateway.inbox(after, self._opened):
+                    failures = 0
                     await inbox.take(self.site, place, document)
             except Problem as problem:
                 self.connected, self.last_problem = False, problem
@@ -113,6 +114,9 @@ class Node:
                 if problem.code == "client.unreachable" and failures % 4 == 3:
                     polling = not polling  # something between us may swallow event streams
                 await asyncio.sleep(min(0.2 * 2 ** min(failures, 6), 10))
+
+    def _opened(self) -> None:
+        self.connected, self.last_problem = True, None
 
     async def _progress(self) -> None:
         while True:

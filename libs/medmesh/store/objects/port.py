@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
@@ -44,9 +46,16 @@ def file_digest(path: Path) -> tuple[str, int]:
 
 async def fetch(store: ObjectStore, ref: ObjectRef | str, target: Path) -> Path:
     """Copy an object into the file `target`, going on where an earlier copy stopped. Raises `Problem` when the bytes are not its own."""
-    import asyncio
-
     sha256 = ref if isinstance(ref, str) else ref.sha256
+    # Two that want one object at once would write into the same partial file: the second waits and finds it whole.
+    async with _FETCHING.setdefault(target.absolute(), asyncio.Lock()):
+        return await _fetch(store, sha256, target)
+
+
+_FETCHING: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
+
+
+async def _fetch(store: ObjectStore, sha256: str, target: Path) -> Path:
     if target.exists() and (await asyncio.to_thread(file_digest, target))[0] == sha256:
         return target
     partial = target.with_name(f"{target.name}.part")
