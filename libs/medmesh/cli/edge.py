@@ -68,11 +68,13 @@ def enrol(folder: Path, gateway: str, ca: Path, hospital: str, node: str, code: 
 
 @edge.command()
 @FOLDER
-def run(folder: Path) -> int:
+@click.option("--host", help="Where the local page listens; 127.0.0.1 unless the settings say otherwise.")
+@click.option("--port", type=int, help="Its port.")
+def run(folder: Path, host: str | None, port: int | None) -> int:
     """Run the node in the foreground.  运行节点。"""
     from medmesh_edge.node import run as run_node
 
-    asyncio.run(run_node(folder.absolute()))
+    asyncio.run(run_node(folder.absolute(), host, port))
     return 0
 
 

@@ -24,8 +24,8 @@ from medmesh.service.spec import services
 WITHOUT_OBJECTS = frozenset({"governance", "audit"})
 """Services that store no bytes, and get no keys to S3."""
 _PORTS = {"nats": 4222, "tls": 4222, "postgresql": 5432, "http": 80}
-ADMINISTRATOR = ["Admin", "Read", "Write", "List", "Tagging"]
-SERVICE = [f"{action}:{bucket}" for bucket in install.BUCKETS for action in ("Read", "Write", "List", "Tagging")]
+ADMINISTRATOR = ["Admin", "Read", "Write", "List"]
+SERVICE = [f"{action}:{bucket}" for bucket in install.BUCKETS for action in ("Read", "Write", "List")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,8 +126,8 @@ class Node:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> Any:
-    """A node on its folder with its local page, until the block ends. Raises `Problem`."""
+async def running(folder: Path, host: str | None = None, port: int | None = None) -> Any:
+    """A node on its folder with its local page, until the block ends; `host` and `port` replace the settings'. Raises `Problem`."""
     from medmesh.service.http import serve
     from medmesh_edge.api import application
 
@@ -138,8 +138,8 @@ async def running(folder: Path) -> Any:
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway)
         settings = opened.settings
-        port = await stack.enter_async_context(serve(application(node), host=settings.host, port=settings.port))
-        files.write(opened.layout.port, str(port))
+        door = serve(application(node), host=host or settings.host, port=settings.port if port is None else port)
+        files.write(opened.layout.port, str(await stack.enter_async_context(door)))
         task = asyncio.create_task(node.run())
         try:
             yield node
@@ -148,7 +148,7 @@ async def running(folder: Path) -> Any:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def run(folder: Path) -> None:
+async def run(folder: Path, host: str | None = None, port: int | None = None) -> None:
     """Run until SIGTERM or SIGINT."""
     import signal
 
@@ -156,7 +156,7 @@ async def run(folder: Path) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(folder) as node:
+    async with running(folder, host, port) as node:
         log("edge.started", hospital=node.site.settings.hospital)
         await stop.wait()
     telemetry.traces.shutdown()
