@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import time
 from pathlib import Path
 
 import click
 
 from medmesh.cli import say
+from medmesh.errors import Problem
+
+
+_HELD: list[object] = []
+
+
+def _place(folder: Path, report: Path) -> tuple[Path, Path]:
+    """Where this run works: two demonstrations side by side do not touch each other's folders."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 100):
+        suffix = "" if number == 1 else f"-{number}"
+        lock = folder.with_name(f"{folder.name}{suffix}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        _HELD.append(lock)  # for as long as this process lives
+        return folder.with_name(folder.name + suffix), report.with_name(report.name + suffix)
+    raise Problem("demo.never", what="a free folder", seconds=0)
 
 
 @click.command()
@@ -23,6 +44,7 @@ def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
     from medmesh.demo.report import failures, table, write
     from medmesh.demo.story import Story
 
+    folder, report = _place(folder, report)
     began = time.monotonic()
 
     def tell(en: str, zh: str) -> None:

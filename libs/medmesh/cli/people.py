@@ -59,19 +59,24 @@ def user() -> None:
 
 @user.command()
 @DATA
+@GATEWAY
+@CA
+@click.option(
+    "--code-file", type=click.Path(exists=True, path_type=Path), help="File with the one-time token; found by itself with --data."
+)
 @click.argument("name")
 @click.option("--display-name", default="")
 @PASSWORD
-def bootstrap(data: Path, name: str, display_name: str, password: str) -> int:
+def bootstrap(data: Path, gateway: str | None, ca: Path | None, code_file: Path | None, name: str, display_name: str, password: str) -> int:
     """Create the first security administrator with the one-time token of this platform.  创建首位安全管理员。"""
-    url, ca = where(data, None, None)
-    token = data.absolute() / "secrets" / "bootstrap.token"
+    url, authority = where(data, gateway, ca)
+    token = code_file or data.absolute() / "secrets" / "bootstrap.token"
     if not token.exists():
         raise Problem("governance.bootstrap_refused")
     body = {"token": token.read_text().strip(), "name": name, "display_name": display_name or name, "password": password}
 
     async def run() -> None:
-        async with Gateway(url, ca=ca, language=language()) as client:
+        async with Gateway(url, ca=authority, language=language()) as client:
             await client.request("POST", "/v1/bootstrap", body)
 
     asyncio.run(run())
