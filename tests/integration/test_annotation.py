@@ -257,6 +257,8 @@ async def test_what_is_sent_back_returns_to_its_reader_alone_and_the_first_readi
     assert await w.next("chen") == "i-001"
     assert await w.next("li") is None, "not to the reviewer either"
     mine = await w.p.ask(NextItem(project=w.project), Item, w.p.person("wang", "annotator"))
+    assert mine.comment == "左下肺叶"
+    assert mine.object is not None
     assert (mine.item, mine.state) == (item, "returned")
     assert await w.label("wang", "pneumonia") == item
     assert await w.review("li", item) == "accepted"

@@ -74,6 +74,10 @@ class Item(Record):
 
     item: str | None
     state: str | None = None
+    object: ObjectRef | None = None
+    """What to open."""
+    comment: str = ""
+    """Why a reviewer sent it back."""
 
 
 class NextItem(Query):

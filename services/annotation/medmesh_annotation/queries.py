@@ -10,7 +10,7 @@ from medmesh.labelling.items import ItemState, claim
 from medmesh.store.unit import UnitOfWork
 from medmesh_annotation.ports import HANDLERS, Ports
 from medmesh_annotation.rows import find_project, status, store_status
-from medmesh_annotation.tables import items
+from medmesh_annotation.tables import items, readings
 
 
 @HANDLERS.answers(NextItem)
@@ -27,7 +27,14 @@ async def next_item(query: Envelope[NextItem], uow: UnitOfWork[Ports]) -> Item:
     claimed = claim(before, person, uow.now, uow.ports.settings.claim_minutes)
     if claimed != before:
         await store_status(uow, project, row.item, claimed)
-    return Item(item=row.item, state=claimed.state.value)
+    return Item(item=row.item, state=claimed.state.value, object=row.object, comment=await _comment(uow, project, row.item))
+
+
+async def _comment(uow: UnitOfWork[Ports], project: str, item: str) -> str:
+    """What the reviewer of the last reading said."""
+    mine = (readings.c.project == project) & (readings.c.item == item)
+    last = await uow.first(select(readings.c.comment).where(mine).order_by(readings.c.number.desc()).limit(1))
+    return str(last.comment) if last is not None else ""
 
 
 async def _waiting(uow: UnitOfWork[Ports], project: str, person: str) -> Row | None:
