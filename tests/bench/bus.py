@@ -95,6 +95,7 @@ async def _measure(names: Sequence[str]) -> list[Measure]:
                     print(f"{name} ...", file=sys.stderr, flush=True)
                     measures += await case(bench)
             await bus.close()
+        telemetry.traces.shutdown()
     return measures
 
 

@@ -190,6 +190,7 @@ async def ages(url: str, database: str, schema: str, where: tuple[str, str], bod
         finally:
             if fetch:
                 task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
             await sql.close()
 
 

@@ -168,7 +168,7 @@ class Stage:
             heard = await client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
             config = api.ConsumerConfig(
                 deliver_policy=api.DeliverPolicy.BY_START_TIME,
-                opt_start_time=since.isoformat().replace("+00:00", "Z"),  # type: ignore[arg-type]
+                opt_start_time=since.isoformat().replace("+00:00", "Z"),
                 ack_policy=api.AckPolicy.NONE,
                 deliver_subject=inbox,
                 mem_storage=True,
@@ -215,6 +215,9 @@ async def until(ready: Callable[[], Awaitable[Any]], seconds: float, every: floa
 # --- load -----------------------------------------------------------------------------------------------------------
 
 
+Work = Callable[[Gateway], Coroutine[Any, Any, None]]
+
+
 @dataclass(frozen=True)
 class Wish:
     """One command, and the one fact and the one audit record it must leave."""
@@ -259,7 +262,7 @@ class Load:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    async def run(self, works: Sequence[Callable[[Gateway], Coroutine[Any, Any, None]]], person: str = "li") -> None:
+    async def run(self, works: Sequence[Work], person: str = "li") -> None:
         """Do all of `works`, `CLIENTS` at a time."""
         waiting, began = list(reversed(works)), time.monotonic()
 
@@ -268,16 +271,9 @@ class Load:
                 while waiting:
                     await waiting.pop()(door)
 
-        async def trace() -> None:  # MEDMESH_TRACE
-            while True:
-                await asyncio.sleep(2)
-                print(f"{time.monotonic() - began:.0f}s:{self.done}", end=" ", flush=True)
-
-        tracing = asyncio.create_task(trace())
         async with asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
                 group.create_task(client())
-        tracing.cancel()
         self.seconds = time.monotonic() - began
 
 
@@ -293,10 +289,10 @@ class Kill:
     done: int
 
 
-async def killer(stage: Stage, load: Load, victims: Sequence[str], seed: int, kills: int = KILLS) -> list[Kill]:
+async def killer(stage: Stage, load: Load, victims: Sequence[str], seed: int) -> list[Kill]:
     """`kill -9` at moments drawn from `seed`, all of them while there is load; the victims take turns."""
     dice, made = random.Random(seed), []
-    places = sorted(dice.uniform(0.05, 0.85) * load.total for _ in range(kills))
+    places = sorted(dice.uniform(0.05, 0.85) * load.total for _ in range(max(KILLS, len(victims))))
     for number, place in enumerate(places):
         victim = victims[number % len(victims)]
         while load.done < place:
@@ -304,7 +300,6 @@ async def killer(stage: Stage, load: Load, victims: Sequence[str], seed: int, ki
         await asyncio.sleep(dice.uniform(0, 0.05))
         process = await until(_alive(stage, victim), 60, 0.01)
         os.kill(process.pid, signal.SIGKILL)
-        print(f'KILL@{load.done}', end=' ')
         made.append(Kill(victim, process.pid, load.done))
     return made
 
@@ -317,14 +312,28 @@ def _alive(stage: Stage, victim: str) -> Callable[[], Awaitable[Any]]:
     return alive
 
 
+TRY_AGAIN = frozenset(("client.unreachable", "request.unavailable", "request.in_progress", "bus.no_responder", "query.failed"))
+
+
+async def under_fire(load: Load, works: Sequence[Work], victims: Sequence[str], seed: int) -> None:
+    """Run the load while the victims are killed; what the clients were told meanwhile is to try again, and nothing else."""
+    killing = asyncio.create_task(killer(load.stage, load, victims, seed))
+    try:
+        await load.run(works)
+        kills = await killing
+    finally:
+        killing.cancel()
+    print(f"{load.seconds:.1f} s, {[(kill.victim, kill.done) for kill in kills]}, repeated after {dict(load.failures)}")
+    assert all(kill.done < load.total for kill in kills)
+    assert set(load.failures) <= TRY_AGAIN
+
+
 # --- counting -------------------------------------------------------------------------------------------------------
 
 
 async def verify(stage: Stage, load: Load, folder: Path) -> list[dict[str, Any]]:
     """Every command of the load had each of its effects exactly once; answers the stream's messages."""
-    began = time.monotonic()
     await stage.settled()
-    print(f"settled after {time.monotonic() - began:.1f} s")
     assert load.done == len(load.wishes) == load.total
     operations = await stage.sql(
         "SELECT operation, idempotency_key, finished, succeeded FROM gateway.operations WHERE idempotency_key = ANY($1)", list(load.wishes)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.faults.harness import Load, Stage, Wish
+from tests.faults.harness import Load, Stage, Wish, Work
 from tests.packages import TINY
 
 from medmesh.client import Gateway, upload
@@ -22,8 +21,6 @@ from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh.learning.package import pack
 from medmesh_edge.ports import site
-
-Work = Callable[[Gateway], Coroutine[Any, Any, None]]
 
 
 def approvals(load: Load, prefix: str) -> list[Work]:
@@ -145,8 +142,3 @@ async def following(stage: Stage) -> AsyncIterator[Follower]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def canonical(document: Any) -> str:
-    """For comparing two copies of one fact."""
-    return json.dumps(document, sort_keys=True)

@@ -12,7 +12,6 @@ import click
 from medmesh.cli import say
 from medmesh.errors import Problem
 
-
 _HELD: list[object] = []
 
 

@@ -162,7 +162,7 @@ class Dispatcher:
                 link=delivery.attempt > 1,
                 attributes=attributes,
             ):
-                outcome = await self._handle(message, delivery)
+                outcome = await self._insist(message, delivery)
             await delivery.ack()
         except asyncio.CancelledError:
             raise
@@ -172,6 +172,29 @@ class Dispatcher:
             outcome = await self._again(delivery, message, error)
         self._seconds.observe(perf_counter() - started)
         self._count(delivery.subject, outcome)
+
+    async def _insist(self, message: Envelope[Any], delivery: Delivery) -> str:
+        """Handle a message; what fails because the database is away is handled when it is back, and is not held against the message."""
+        while True:
+            try:
+                return await self._handle(message, delivery)
+            except Problem:
+                raise
+            except Exception as error:
+                if not await self._was_away():
+                    raise
+                log("handler.waited", level=logging.WARNING, error=error, consumer=self.consumer.durable, type=message.data.TYPE)
+
+    async def _was_away(self) -> bool:
+        """Return when the database answers; whether it did not at once."""
+        away = False
+        while True:
+            try:
+                await asyncio.wait_for(self.database.ready(), 5)
+                return away
+            except Exception:
+                away = True
+                await asyncio.sleep(0.5)
 
     async def _handle(self, message: Envelope[Any], delivery: Delivery) -> str:
         command = isinstance(message.data, Command)

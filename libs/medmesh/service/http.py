@@ -38,8 +38,8 @@ def problem_response(problem: Problem, tongue: str = "en", headers: dict[str, st
     return Response(body, status_code=problem.status, media_type=PROBLEM_JSON, headers=headers)
 
 
-def handle_errors(app: FastAPI) -> None:
-    """Answer every mistake as problem+json, in the client's language."""
+def handle_errors(app: FastAPI, *, is_transient: Callable[[BaseException], bool] = lambda error: False) -> None:
+    """Answer every mistake as problem+json, in the client's language; what `is_transient` with a status that says: try again."""
 
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> Response:
@@ -58,6 +58,11 @@ def handle_errors(app: FastAPI) -> None:
             return problem_response(Problem("request.no_method", method=request.method, path=request.url.path), language(request))
         return problem_response(Problem("request.invalid", reason=str(error.detail)), language(request))
 
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> Response:
+        problem = Problem("request.unavailable") if is_transient(error) else Problem("request.failed")
+        return problem_response(problem, language(request))
+
 
 class Observed:
     """ASGI middleware around the application: health and metrics, a server span, and counters by route template."""
@@ -74,12 +79,12 @@ class Observed:
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode())]})
             await send({"type": "http.response.body", "body": body})
             return
-        started, status = perf_counter(), 500
+        started, status, answered = perf_counter(), 500, False
 
         async def watch(message: Any) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
             await send(message)
 
         parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
@@ -88,10 +93,10 @@ class Observed:
                 await self._app(scope, receive, watch)
         except Exception as error:
             log("http.failed", level=40, error=error, method=scope["method"])
-            if status != 500:
-                raise
-            answer = problem_response(Problem("request.failed"))
-            await answer(scope, receive, watch)
+            if answered and status < 500:
+                raise  # in the middle of an answer: the client must see it break off
+            if not answered:
+                await problem_response(Problem("request.failed"))(scope, receive, watch)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             metrics.HTTP_REQUESTS.labels(self._service, route, str(status)).inc()

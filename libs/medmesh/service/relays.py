@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -55,10 +56,10 @@ class _Loop:
                     log(f"{self.name}.failed", level=logging.WARNING, error=error, failures=failures)
                 await asyncio.sleep(min(0.1 * 2**failures, 5.0))
             if not more:
-                try:
-                    await asyncio.wait_for(self.awake.wait(), POLL_SECONDS)
-                except TimeoutError:
-                    pass
+                # Not `wait_for`, which in Python 3.11 loses a cancellation that comes in the moment of waking: `stop` would hang.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self.awake.wait()
 
     async def stop(self) -> None:
         """Do one last round, then end."""

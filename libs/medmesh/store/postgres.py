@@ -8,6 +8,8 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from medmesh.store.journal import Outgoing
@@ -91,6 +93,8 @@ def engine(
 
 def is_transient(error: BaseException) -> bool:
     """Whether the database is busy or away, rather than our statement wrong."""
+    if isinstance(error, DBAPIError):  # SQLAlchemy's envelope around its adapter's envelope around the driver's error
+        return error.connection_invalidated or (error.orig is not None and is_transient(error.orig.__cause__ or error.orig))
     return isinstance(
         error,
         asyncpg.PostgresConnectionError
@@ -99,6 +103,9 @@ def is_transient(error: BaseException) -> bool:
         | asyncpg.CannotConnectNowError
         | asyncpg.TooManyConnectionsError
         | asyncpg.AdminShutdownError
+        | asyncpg.CrashShutdownError
         | asyncpg.InterfaceError
+        | asyncpg.InternalClientError  # a statement on a connection that broke
+        | PoolTimeout
         | OSError,
     )

@@ -14,6 +14,7 @@ from medmesh.security.roles import allow
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
+from medmesh.store.postgres import is_transient
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh_audit import queries
 
@@ -23,7 +24,7 @@ AUDIENCE = "audit"
 def application(runtime: Runtime) -> FastAPI:
     """The HTTP application of audit."""
     app = FastAPI(title="medmesh audit", version="1", docs_url=None, redoc_url=None)
-    handle_errors(app)
+    handle_errors(app, is_transient=is_transient)
 
     def actor(request: Request) -> Actor:
         kind, _, token = request.headers.get("authorization", "").partition(" ")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import DataSchema
 from medmesh.contracts.registry import VersionView
 from medmesh.errors import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _TINY = 1e-6
 """Keeps the relative difference finite where a logit is zero."""
@@ -51,6 +52,8 @@ class Measured:
 
 def inputs(seed: int, examples: int, data: DataSchema) -> np.ndarray:
     """The images both sides answer: uint8 [examples, channels, size, size], the same as a worker's `export` draws from the seed."""
+    import numpy as np
+
     shape = (examples, data.channels, data.image_size, data.image_size)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -62,6 +65,8 @@ def seed_of(sha256: str) -> int:
 
 def compare(reference: np.ndarray, batched: np.ndarray, single: np.ndarray) -> Parity:
     """Compare the model's logits with the file's, all float32 [examples, classes], computed in one batch and one by one."""
+    import numpy as np
+
     if not reference.shape == batched.shape == single.shape:
         raise ValueError("logits of other shapes")
     wanted, *found = (array.astype(np.float64) for array in (reference, batched, single))

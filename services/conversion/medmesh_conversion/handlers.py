@@ -16,13 +16,11 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.registry import GetModel, VersionView
 from medmesh.errors import Problem
 from medmesh.learning import package as packages
-from medmesh.learning import weights
 from medmesh.learning.package import Manifest
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh_conversion import domain
-from medmesh_conversion.adapters import export, measure
 from medmesh_conversion.ports import HANDLERS, Ports
 from medmesh_conversion.tables import conversions, refusals
 
@@ -66,6 +64,9 @@ async def convert(command: Envelope[ConvertModel], work: Work[Ports]) -> dict[st
 
 async def attempt(archive: bytes, given: Path, source: ObjectRef, folder: Path, ports: Ports) -> Attempt:
     """Export, check, run and compare. Raises `Problem` where it does not come to a comparison."""
+    from medmesh.learning import weights  # numpy: not before the first conversion
+    from medmesh_conversion.adapters import export, measure
+
     settings = ports.settings
     package = packages.read(archive)
     await asyncio.to_thread(weights.check, given, package.manifest.tensors)

@@ -17,8 +17,11 @@ from medmesh_edge.ports import Site
 from medmesh_edge.tables import requests
 
 TRANSIENT = frozenset(
-    {"client.unreachable", "client.tls", "client.slow", "client.answer", "bus.no_responder", "bus.unavailable", "query.failed"}
-)
+    (
+        "client.unreachable", "client.tls", "client.slow", "client.answer", "request.failed", "request.in_progress",
+        "bus.no_responder", "bus.unavailable", "query.failed",
+    )
+)  # fmt: skip
 AUDIT_BATCH = 64
 
 

@@ -34,7 +34,6 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.aggregation import aggregate
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
@@ -310,6 +309,8 @@ class Coordinator:
 
     async def _result(self, plan: Plan, kind: RoundKind, base: ObjectRef, given: Sequence[Any]) -> ObjectRef:
         """The model a round leaves: aggregated where it trained, unchanged otherwise."""
+        from medmesh.federated.aggregation import aggregate  # numpy: not before the first round
+
         if kind is not RoundKind.TRAIN:
             return base
         updates = [(a.hospital, await local(self.ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]

@@ -29,7 +29,6 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
 from medmesh.federated.consent import verify_consent
-from medmesh.learning import weights
 from medmesh.learning.package import read as read_package
 from medmesh.security import approvals
 from medmesh.security.authority import fingerprint
@@ -59,6 +58,8 @@ async def local(ports: Ports, ref: ObjectRef) -> Path:
 @HANDLERS.on(CreateFederation)
 async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """Check that the plan, the package and the first weights agree, and invite."""
+    from medmesh.learning import weights  # numpy: not before the first federation
+
     wanted = command.data
     plan, ports = wanted.plan, uow.ports
     if plan.initiator != uow.actor.text:
@@ -245,6 +246,8 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
 
 
 def _check(path: Path, plan: Plan) -> None:
+    from medmesh.learning import weights
+
     weights.check(path, plan.signature)
     weights.check_finite(path)
 

@@ -20,6 +20,7 @@ from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
 from medmesh.service.http import handle_errors, language, problem_response
 from medmesh.service.runtime import Runtime
+from medmesh.store.postgres import is_transient
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest
 from medmesh_gateway.ports import Ports
@@ -33,7 +34,7 @@ MAX_WAIT = 60.0
 def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The gateway's HTTP application."""
     app = FastAPI(title="medmesh gateway", version="1", docs_url=None, redoc_url=None)
-    handle_errors(app)
+    handle_errors(app, is_transient=is_transient)
     shared: dict[str, Any] = {}
     for route in ROUTES:
         app.add_api_route(

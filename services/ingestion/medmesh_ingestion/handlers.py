@@ -17,7 +17,6 @@ from medmesh.store.objects.port import fetch
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_ingestion.archive import Limits, unpack
 from medmesh_ingestion.domain import Sample, check_descriptor, content, label_counts
-from medmesh_ingestion.intake import holds_images, private_folder, store, take_in
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.tables import datasets, descriptors, versions
 
@@ -45,6 +44,8 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
 
 async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], dict[str, int]]:
     """The stored samples of an archive, and how many files were rejected for which reason. Raises `Problem`, and has stored nothing."""
+    from medmesh_ingestion.intake import holds_images, private_folder, store, take_in  # decoders: not before the first archive
+
     source = await ports.stores.holding(wanted.archive.sha256)
     size = await source.size(wanted.archive.sha256) or 0
     if size > ports.settings.max_bytes:

@@ -1,4 +1,4 @@
-"""From items of a data set version to samples. Pillow and pydicom are imported only here, and only when a job needs them."""
+"""From items of a data set version to samples. Imported, with numpy and what it needs of Pillow and pydicom, by the first job."""
 
 from __future__ import annotations
 

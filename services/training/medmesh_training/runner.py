@@ -11,14 +11,12 @@ import logging
 import shutil
 from contextlib import suppress
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
-from medmesh.learning import isolation, metrics
+from medmesh.learning import isolation
 from medmesh.learning import package as packages
-from medmesh.learning.adapter import Samples
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package
 from medmesh.service.runtime import Runtime
@@ -28,7 +26,10 @@ from medmesh_training import claims
 from medmesh_training.claims import Claim, Lost
 from medmesh_training.domain import held_out, read_content, segment_at, segment_seed, transient
 from medmesh_training.ports import Ports
-from medmesh_training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from medmesh.learning.adapter import Samples
+    from medmesh_training.trainer import Trainer
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
@@ -113,6 +114,8 @@ class Runner:
         self._ports.wake.clear()
 
     async def _train(self, held: Claim) -> None:
+        from medmesh_training.trainer import Trainer  # numpy: not before the first job
+
         kept, settings = self._ports.stores.kept, self._settings
         package = packages.read(await load(kept, held.package))
         training, measuring = await self._samples(held, package)
@@ -139,6 +142,10 @@ class Runner:
 
     async def _samples(self, held: Claim, package: Package) -> tuple[Samples, Samples]:
         """(to train on, to measure on). All are read first: an image that cannot be read shows before hours of training."""
+        import numpy as np
+
+        from medmesh.learning.adapter import Samples
+
         content = await load(self._ports.stores.kept, held.content)
         items = await asyncio.to_thread(read_content, content, package.manifest.data.classes)
         aside = np.array([held_out(item.item) for item in items])
@@ -167,6 +174,8 @@ class Runner:
 
 def _metrics(counts: list[list[int]], training: Samples, measuring: Samples) -> dict[str, float]:
     """Balanced accuracy on what was held out, with its 95 % interval, and how many samples each part had."""
+    from medmesh.learning import metrics
+
     low, high = metrics.interval(counts)
     return {
         "balanced_accuracy": metrics.balanced_accuracy(counts),

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from medmesh.contracts.training import JobFailed, JobFinished, JobProgressed, JobStarted
+from medmesh.learning.package import Manifest
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh.store.objects.open import stores
+from medmesh.store.objects.open import Stores, stores
 from medmesh_training import handlers, queries
-from medmesh_training.adapters import load_samples
+from medmesh_training.domain import Item
 from medmesh_training.ports import HANDLERS, Ports
 from medmesh_training.runner import Runner
 from medmesh_training.settings import Settings
 from medmesh_training.tables import METADATA
 
+if TYPE_CHECKING:
+    from medmesh.learning.adapter import Samples
+
 DECLARING = (handlers, queries)
 """The modules whose handlers this service runs."""
+
+
+async def load_samples(content: Sequence[Item], manifest: Manifest, stores: Stores) -> Samples:
+    """See `medmesh_training.adapters`, which the first job imports."""
+    from medmesh_training import adapters
+
+    return await adapters.load_samples(content, manifest, stores)
 
 
 @asynccontextmanager
