@@ -390,7 +390,8 @@ class _Consumer:
             await _Delivery(self._client, message).retry(0)
             self._queue.task_done()
         try:
-            await asyncio.wait_for(self._queue.join(), timeout=20)
+            async with asyncio.timeout(20):
+                await self._queue.join()
         except TimeoutError:
             pass
         for task in (*self._workers, *([self._guard] if self._guard else [])):

@@ -99,7 +99,8 @@ class Worker:
 
     async def _gone(self) -> Problem:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), 5)
+            async with asyncio.timeout(5):
+                await self._process.wait()
         code = self._process.returncode
         if code == 125:
             assert self._process.stderr is not None

@@ -190,7 +190,8 @@ class Dispatcher:
         away = False
         while True:
             try:
-                await asyncio.wait_for(self.database.ready(), 5)
+                async with asyncio.timeout(5):
+                    await self.database.ready()
                 return away
             except Exception:
                 away = True

@@ -126,7 +126,8 @@ class Runtime:
         failures = {}
         for name, check in self.checks.items():
             try:
-                await asyncio.wait_for(check(), 3)
+                async with asyncio.timeout(3):
+                    await check()
             except Exception as error:
                 failures[name] = str(error) if isinstance(error, Problem) else type(error).__name__
         return failures

@@ -89,7 +89,8 @@ class Node:
             if not more:
                 # Another process (the command line) may have changed the store: look again soon even when nothing rang.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(bell.wait(), IDLE_SECONDS)
+                    async with asyncio.timeout(IDLE_SECONDS):
+                        await bell.wait()
 
     async def _inbox(self) -> None:
         """Server-sent events; long polling where they do not come through."""

@@ -75,7 +75,8 @@ class Coordinator:
                     pass
             await self._store_behind()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.ports.wake.wait(), self.ports.settings.tick_seconds)
+                async with asyncio.timeout(self.ports.settings.tick_seconds):
+                    await self.ports.wake.wait()
 
     async def _open(self) -> list[str]:
         async with self.runtime.unit() as uow:

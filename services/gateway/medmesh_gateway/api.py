@@ -142,7 +142,8 @@ async def _command(runtime: Runtime, ports: Ports, request: Request, command: Co
         row = await _operation(runtime, operation, actor)
         if not row.finished and (wait := _wait(request)):
             with suppress(TimeoutError):
-                await asyncio.wait_for(waiting.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await waiting.wait()
             row = await _operation(runtime, operation, actor)
     finally:
         ports.waiting.forget(operation)
@@ -213,7 +214,8 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             row = await _operation(runtime, operation, actor)
             if not row.finished and (wait := _wait(request)):
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(waiting.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await waiting.wait()
                 row = await _operation(runtime, operation, actor)
         finally:
             ports.waiting.forget(operation)

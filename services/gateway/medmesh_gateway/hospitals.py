@@ -75,7 +75,8 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
         end = asyncio.get_running_loop().time() + wait
         while not rows and (left := end - asyncio.get_running_loop().time()) > 0 and not ports.stopping.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(bell.wait(), min(left, ports.settings.alive_seconds))
+                async with asyncio.timeout(min(left, ports.settings.alive_seconds)):
+                    await bell.wait()
             bell.clear()
             await runtime.signal(HospitalAlive(hospital=hospital))
             rows = await _rows(runtime, hospital, after)
@@ -99,7 +100,8 @@ async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int) -> 
                 yield b"id: %d\nevent: %s\ndata: %s\n\n" % (row.cursor, row.type.encode(), row.body)
             if not rows:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(bell.wait(), ports.settings.alive_seconds)
+                    async with asyncio.timeout(ports.settings.alive_seconds):
+                        await bell.wait()
                 if not bell.is_set():
                     yield b": alive\n\n"
     finally:
