@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AREA ?= bus
 
-.PHONY: help install demo test test-fast test-slow lint schemas bench k8s-check soak clean
+.PHONY: help install demo test test-fast lint schemas bench k8s-check faults soak clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,9 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole story on real images: four hospitals, one model, everything checked
 	$(BIN)/medmesh demo
 
-test: $(STAMP) lint ## every suite, on real servers
+test: $(STAMP) lint ## every suite but the fault tests, on real servers
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not faults" tests
-	$(BIN)/pytest -m faults tests/faults
 
 test-fast: $(STAMP) ## the quick part: unit, contract and architecture suites
 	$(BIN)/pytest -n 2 -m "not slow and not faults" tests/unit tests/contract tests/architecture
@@ -52,6 +51,9 @@ bench: $(STAMP) ## speed and memory with floors and peers: make bench AREA=bus|p
 
 k8s-check: $(STAMP) ## compose and Kubernetes files, offline
 	$(BIN)/pytest tests/contract/test_deploy.py tests/contract/test_kubernetes.py tests/contract/test_observability.py
+
+faults: $(STAMP) ## kill -9 under load: nothing lost, nothing doubled
+	$(BIN)/pytest -m faults tests/faults
 
 soak: $(STAMP) ## the fault suite with 10,000 events and every process
 	MEDMESH_SOAK=1 $(BIN)/pytest -m faults tests/faults
