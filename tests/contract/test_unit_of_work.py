@@ -84,6 +84,30 @@ async def test_an_error_leaves_nothing_behind(database: Database) -> None:
     assert [n for n, _, _ in await database.unreceipted()] == [1], "a number that was rolled back is used again: no gap"
 
 
+async def test_a_cancelled_unit_ends_as_cancelled_and_leaves_nothing_behind(database: Database) -> None:
+    """At whatever await it is cancelled: the task must end, its transaction must be gone, and the pool must not run dry."""
+
+    async def work() -> None:
+        async with database.unit(CONTEXT) as uow:
+            await uow.execute(insert(things).values(name="a", count=1))
+            await uow.all(select(things))
+            uow.audit(AuditEntry("thing.make", "C"))
+            await uow.flush()
+            raise RuntimeError("nobody cancelled")
+
+    for steps in range(30):
+        task = asyncio.create_task(work())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, RuntimeError)) as caught:
+            await task
+        assert caught.type is asyncio.CancelledError or str(caught.value) == "nobody cancelled"
+        assert await _things(database) == set()
+        async with asyncio.timeout(5), database.unit(CONTEXT) as uow:  # nothing holds a lock either
+            await uow.journal.number(0, "")
+
+
 async def test_a_message_is_remembered_once_even_by_two_at_once(database: Database) -> None:
     async def handle() -> bool:
         async with database.unit(CONTEXT) as uow:

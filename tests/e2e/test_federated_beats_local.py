@@ -74,6 +74,7 @@ def compare(seed: int, folder: str) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_federated_beats_the_mean_of_local_only_over_five_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:

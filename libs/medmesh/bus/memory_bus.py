@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, Subscription
 from medmesh.errors import Problem
+from medmesh.tasks import end
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -36,9 +37,7 @@ class _Running:
     async def stop(self) -> None:
         self.leave()
         await self.idle()
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await end(*self.tasks)
 
 
 class _Delivery:

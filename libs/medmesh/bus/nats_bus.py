@@ -22,6 +22,7 @@ from nats.js.errors import NotFoundError
 
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, Subscription
 from medmesh.errors import Problem
+from medmesh.tasks import end
 
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _HEARTBEAT = 5.0
@@ -394,6 +395,4 @@ class _Consumer:
                 await self._queue.join()
         except TimeoutError:
             pass
-        for task in (*self._workers, *([self._guard] if self._guard else [])):
-            task.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await end(*self._workers, *([self._guard] if self._guard else []))

@@ -12,7 +12,7 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,8 +60,8 @@ def split(count: int, seed: int) -> list[Slice]:
     from medmesh.imaging.similarity import cluster
 
     paths = [(path, label) for name, label in (("no", CLASSES[0]), ("yes", CLASSES[1])) for path in sorted((folder() / name).iterdir())]
-    with ProcessPoolExecutor(2) as pool:
-        images = list(pool.map(_thumbnail, [path for path, _ in paths], chunksize=100))
+    with ThreadPoolExecutor(2) as pool:  # decoding lets the interpreter go
+        images = list(pool.map(_thumbnail, [path for path, _ in paths]))
     groups: dict[int, list[tuple[Path, str]]] = defaultdict(list)
     for number, entry in zip(cluster(images, DISTANCE), paths, strict=True):
         groups[number].append(entry)
@@ -113,8 +113,8 @@ def wrap_all(slices: Sequence[Slice], target: Path) -> Canaries:
         jobs.append((one, place, code, name, target / one.hospital))
     for hospital in HOSPITALS:
         (target / hospital).mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(2) as pool:
-        names = list(pool.map(_wrap, jobs, chunksize=50))
+    with ThreadPoolExecutor(2) as pool:
+        names = list(pool.map(_wrap, jobs))
     for hospital in HOSPITALS:
         with (target / hospital / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
@@ -155,8 +155,8 @@ def _wrap(job: tuple[Slice, int, str, str, Path]) -> str:
 
 def arrays(slices: Sequence[Slice], size: int) -> tuple[np.ndarray, np.ndarray]:
     """`x` uint8 [n, 1, size, size] and `y` int64 from the original folder, for the reference that is trained outside the platform."""
-    with ProcessPoolExecutor(2) as pool:
-        x = list(pool.map(_array, [(s.path, size) for s in slices], chunksize=50))
+    with ThreadPoolExecutor(2) as pool:
+        x = list(pool.map(_array, [(s.path, size) for s in slices]))
     return np.stack(x), np.array([CLASSES.index(s.label) for s in slices], dtype=np.int64)
 
 

@@ -16,6 +16,7 @@ from medmesh.bus.port import Bus, BusMessage
 from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipts, record_subject
 from medmesh.errors import Problem
 from medmesh.store.database import Database
+from medmesh.tasks import end
 from medmesh.telemetry import log, metrics
 
 POLL_SECONDS = 1.0
@@ -65,8 +66,7 @@ class _Loop:
         """Do one last round, then end."""
         if self.task is None:
             return
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await end(self.task)
         try:
             async with asyncio.timeout(3):
                 while await self.step():

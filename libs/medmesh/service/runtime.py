@@ -32,6 +32,7 @@ from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.database import Database
 from medmesh.store.unit import Context, UnitOfWork
+from medmesh.tasks import end
 from medmesh.telemetry import current_traceparent, log, metrics, span
 
 R = TypeVar("R", bound=Record)
@@ -140,9 +141,7 @@ class Runtime:
 
     async def cancel_background(self) -> None:
         """End the background tasks."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
 
 
 def unwrap(answer: bytes, reply: type[R]) -> R:

@@ -76,18 +76,10 @@ class Database:
     @asynccontextmanager
     async def unit(self, context: Context, ports: Any = None) -> AsyncIterator[UnitOfWork[Any]]:
         """A transaction that commits when the block ends and leaves nothing behind when it raises."""
-        async with self.engine.connect() as sql:
-            journal = await self._journal(sql)
-            await journal.begin()
-            try:
-                uow: UnitOfWork[Any] = UnitOfWork(sql, journal, context, self.recorder, ports, self.emits)
-                yield uow
-                await uow.flush()
-                await journal.commit()
-            except BaseException:
-                # Shielded: a cancelled handler must still give its connection back without an open transaction.
-                await asyncio.shield(journal.rollback())
-                raise
+        async with self._transaction() as (sql, journal):
+            uow: UnitOfWork[Any] = UnitOfWork(sql, journal, context, self.recorder, ports, self.emits)
+            yield uow
+            await uow.flush()
         uow.committed()
         if uow.sent:
             self.on_sent()
@@ -95,15 +87,15 @@ class Database:
             self.on_audited()
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+    async def _transaction(self) -> AsyncIterator[tuple[AsyncConnection, Journal]]:
         async with self.engine.connect() as sql:
             journal = await self._journal(sql)
-            await journal.begin()
             try:
-                yield sql
+                await journal.begin()
+                yield sql, journal
                 await journal.commit()
             except BaseException:
-                await asyncio.shield(journal.rollback())
+                await _undo(sql, journal)
                 raise
 
     @asynccontextmanager
@@ -113,7 +105,7 @@ class Database:
         Claimed by being unsent, never by a high-water mark: a transaction that took an earlier number may commit later.
         """
         outbox = _TABLES["outbox"]
-        async with self._transaction() as sql:
+        async with self._transaction() as (sql, _):
             wanted = (
                 select(outbox.c.id, outbox.c.subject, outbox.c.body)
                 .where(outbox.c.sent_at.is_(None))
@@ -146,13 +138,33 @@ class Database:
     async def receipted(self, numbers: Sequence[int]) -> None:
         """Drop the audit rows whose receipt came."""
         rows = _TABLES["audit_outbox"]
-        async with self._transaction() as sql:
+        async with self._transaction() as (sql, _):
             await sql.execute(delete(rows).where(rows.c.n.in_(numbers)))
 
     async def prune(self, before: datetime) -> int:
         """Forget sent messages and handled ones older than the streams keep them; answers how many."""
         outbox, inbox = _TABLES["outbox"], _TABLES["inbox"]
-        async with self._transaction() as sql:
+        async with self._transaction() as (sql, _):
             gone = await sql.execute(delete(outbox).where(outbox.c.sent_at < before))
             done = await sql.execute(delete(inbox).where(inbox.c.at < before))
             return gone.rowcount + done.rowcount
+
+
+async def _undo(sql: AsyncConnection, journal: Journal) -> None:
+    """Roll back to the end, also when cancelled meanwhile. Nothing is raised: what went wrong before must be what is told, above all
+    a cancellation. A connection that cannot roll back (a statement of it was cancelled) is thrown away, which rolls back too."""
+
+    async def roll_back() -> None:
+        try:
+            await journal.rollback()
+        except Exception:
+            await sql.invalidate()
+
+    undoing = asyncio.ensure_future(roll_back())
+    while not undoing.done():
+        try:
+            await asyncio.shield(undoing)
+        except asyncio.CancelledError:
+            continue  # the caller's own error goes on from here; a second cancellation adds nothing to the first
+        except Exception:
+            return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
@@ -40,20 +39,17 @@ class PostgresJournal:
 
     def __init__(self, raw: asyncpg.Connection) -> None:
         self._raw = raw
-        self._transaction: Any = None
 
     async def begin(self) -> None:
-        self._transaction = self._raw.transaction()
-        await self._transaction.start()
+        await self._raw.execute("BEGIN")
 
     async def commit(self) -> None:
-        transaction, self._transaction = self._transaction, None
-        await transaction.commit()
+        await self._raw.execute("COMMIT")
 
     async def rollback(self) -> None:
-        if self._transaction is not None and not self._raw.is_closed():
-            transaction, self._transaction = self._transaction, None
-            await transaction.rollback()
+        # Always: after a cancelled BEGIN the driver does not know yet whether there is a transaction.
+        if not self._raw.is_closed():
+            await self._raw.execute("ROLLBACK")
 
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         return bool(await self._raw.execute(_REMEMBER, consumer, event_id, now) == "INSERT 0 1")

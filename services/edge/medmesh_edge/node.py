@@ -13,6 +13,7 @@ from medmesh.client.gateway import Gateway
 from medmesh.embedded import files
 from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
+from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, inbox, models, outgoing
 from medmesh_edge.ports import Site, site
@@ -145,8 +146,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         try:
             yield node
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
 
 
 async def run(folder: Path, host: str | None = None, port: int | None = None) -> None:

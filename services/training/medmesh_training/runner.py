@@ -21,6 +21,7 @@ from medmesh.learning.host import worker
 from medmesh.learning.package import Package
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import fetch, file_digest, load
+from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_training import claims
 from medmesh_training.claims import Claim, Lost
@@ -91,9 +92,7 @@ class Runner:
             await asyncio.wait((training, keeping), return_when=asyncio.FIRST_COMPLETED)
             await (training if training.done() else keeping)
         finally:
-            for task in (training, keeping):
-                task.cancel()
-            await asyncio.gather(training, keeping, return_exceptions=True)
+            await end(training, keeping)
 
     async def _keep(self, held: Claim) -> None:
         """Renew the lease until it is lost. A database that is away for a moment costs nothing unless another takes the job."""
