@@ -36,7 +36,7 @@ MAX_MESSAGE_BYTES = 64 * 1024
 class Record(BaseModel):
     """A value inside a message: immutable, unknown fields forbidden to writers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", defer_build=True)
 
 
 class ObjectRef(Record):
