@@ -21,8 +21,9 @@ Signed = tuple[int, bytes, str]
 class Copy(Protocol):
     """A log to verify. `LookupError` says that a part is not there, `ValueError` that it is malformed."""
 
-    removed_is_tampering: bool
-    """Whether what is missing was taken away (a database), rather than not copied."""
+    @property
+    def removed_is_tampering(self) -> bool:
+        """Whether what is missing was taken away (a database), rather than not copied."""
 
     def checkpoint(self) -> bytes:
         """The signed note. Raises `LookupError`."""
@@ -33,11 +34,17 @@ class Copy(Protocol):
     def entries(self, number: int, width: int) -> Sequence[bytes]:
         """Leaves of a bundle."""
 
-    def bodies(self, first: int) -> Iterator[Body] | None:
-        """Salts and bodies from a record on, ascending; None when the copy holds none at all."""
+    def bodies(self, first: int, size: int) -> Iterator[Body] | None:
+        """Salts and bodies from a record on, ascending; None when the copy holds none at all. A log that is in use stops at `size`."""
 
     def history(self) -> Iterator[Signed]:
         """Every checkpoint that is kept, ascending, where there are more than one."""
+
+    def oddities(self) -> Iterator[Problem]:
+        """What contradicts within the copy beside leaves and bodies, known once everything was read."""
+
+    def close(self) -> None:
+        """Let go of connections."""
 
 
 _BETWEEN = ([b"{", b"seq"], [b"salt", b": "], [b", ", b"body", b": "], [b"}\n"])
@@ -89,7 +96,7 @@ class Folder:
         """See `Copy`."""
         return tiles.unbundle(self._read("entries", number, width))
 
-    def bodies(self, first: int) -> Iterator[Body] | None:
+    def bodies(self, first: int, size: int) -> Iterator[Body] | None:
         """See `Copy`."""
         file = self.folder / "bodies.jsonl"
         return self._lines(file, first) if file.exists() else None
@@ -97,6 +104,13 @@ class Folder:
     def history(self) -> Iterator[Signed]:
         """See `Copy`."""
         return iter(())
+
+    def oddities(self) -> Iterator[Problem]:
+        """See `Copy`."""
+        return iter(())
+
+    def close(self) -> None:
+        """See `Copy`."""
 
     @staticmethod
     def _lines(file: Path, first: int) -> Iterator[Body]:

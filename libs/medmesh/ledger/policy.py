@@ -107,7 +107,7 @@ def _of_kind(vkey: str, kind: int) -> VerifierKey:
 
 
 def parse_policy(content: bytes) -> Policy:
-    """The policy in a file. Names are opaque: bytes that are no UTF-8 stay what they are. Raises `Problem` (`ledger.policy`) with the line."""
+    """The policy in a file; names are opaque bytes. Raises `Problem` (`ledger.policy`) with the line."""
     text = content.decode(errors="surrogateescape")
     draft = _Draft()
     number = 0

@@ -13,6 +13,7 @@ from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.ledger.leaf import commitment, decode
 from medmesh.ledger.policy import Believed, Policy, demanding
+from medmesh.ledger.record import read_record
 from medmesh.ledger.tree import leaf_hash, verify_inclusion
 
 HEAD = "c2sp.org/tlog-proof@v1"
@@ -78,9 +79,10 @@ class Evidence:
     body: bytes
 
 
-def read_evidence(content: str) -> Evidence:
+def read_evidence(content: str | bytes) -> Evidence:
     """From the answer of `/v1/records/{seq}/proof`, or from a `.tlog-proof` that carries leaf, salt and body. Raises `Problem`."""
     try:
+        content = content.decode() if isinstance(content, bytes) else content
         if content.startswith(HEAD):
             proof = parse(content)
             parts = json.loads(proof.extra or b"{}")
@@ -103,5 +105,4 @@ def verify_evidence(evidence: Evidence, policy: Policy) -> tuple[dict[str, Any],
     found = believe(evidence.proof, evidence.leaf, policy)
     if decode(evidence.leaf).commit != commitment(evidence.salt, evidence.body):
         raise Problem("ledger.not_the_record", seq=evidence.proof.index)
-    record: dict[str, Any] = json.loads(evidence.body)
-    return record, found
+    return read_record(evidence.body), found

@@ -32,7 +32,7 @@ class Fault:
 
 @dataclass
 class Report:
-    """Empty `faults`: everything that was looked at is whole and unaltered. `notices` do not make a log untrue: entries whose clocks ran back.
+    """No `faults`: everything that was looked at is whole and unaltered. `notices` (clocks that ran back) do not make a log untrue.
 
     Of each check the first finding is kept, and in `counts` how many there were.
     """
@@ -40,6 +40,8 @@ class Report:
     origin: str = ""
     size: int = 0
     root: str = ""
+    note: bytes = b""
+    """The signed checkpoint everything was compared with, to be kept for the next time."""
     start: int = 0
     """Records before this were not looked at again: a checkpoint kept from an earlier verification vouches for them."""
     leaves: int = 0

@@ -26,7 +26,8 @@ TOLERANCE = 900
 
 @dataclass(frozen=True)
 class Wanted:
-    """How thoroughly. `bodies`: whether records must be there; `parse`: whether they are read, beyond their hash.
+    """How thoroughly. `bodies`: whether records are looked at; `partial`: whether some may be absent; `parse`: whether they are read,
+    beyond their hash; `ours`: whether entries are leaves of an audit log, rather than anything in a tree.
 
     `kept`: a checkpoint from an earlier verification, which the log must still contain; with `resume` what it vouches for is not read
     again. `tolerance`: seconds a clock may run back before an entry counts as back-dated.
@@ -34,7 +35,9 @@ class Wanted:
 
     policy: Policy
     bodies: bool = True
+    partial: bool = False
     parse: bool = True
+    ours: bool = True
     kept: str | bytes | None = None
     resume: bool = False
     tolerance: int = TOLERANCE
@@ -69,12 +72,15 @@ class _Run:
             # Witnesses were asked for when it was kept; that the log signed it is what counts now.
             self.kept = Policy(self.wanted.policy.logs).verify(self.wanted.kept).checkpoint
         try:
-            found = self.wanted.policy.verify(self.copy.checkpoint())
+            self.report.note = self.copy.checkpoint()
+            found = self.wanted.policy.verify(self.report.note)
         except LookupError:
-            self.report.fault("checkpoint", Problem("ledger.missing_part", part="checkpoint"), incomplete=not self.copy.removed_is_tampering)
+            self.report.fault(
+                "checkpoint", Problem("ledger.missing_part", part="checkpoint"), incomplete=not self.copy.removed_is_tampering
+            )
             return False
         except Problem as problem:
-            if problem.code == "ledger.no_copy":
+            if problem.code in ("ledger.no_copy", "ledger.unreachable"):
                 raise
             self.report.fault("witness" if problem.code == "ledger.quorum" else "checkpoint", problem)
             return False
@@ -87,7 +93,7 @@ class _Run:
         if self.kept is not None and self.wanted.resume:
             self._resume(self.kept)
         self.last_body = self.report.start - 1
-        self.incoming = self.copy.bodies(self.report.start) if self.wanted.bodies else None
+        self.incoming = self.copy.bodies(self.report.start, self.checkpoint.size) if self.wanted.bodies else None
         self.history = self.copy.history()
         self._next_signed()
         if self.wanted.bodies and self.incoming is None and self.checkpoint.size:
@@ -132,7 +138,8 @@ class _Run:
                 hashes = [sha(b"\0" + entry).digest() for entry in entries]
                 self._leaves(begin, hashes, stored)
                 self._grow(begin, hashes[skip:])
-                self._records(begin + skip, entries[skip:], bodies)
+                if self.wanted.ours:
+                    self._records(begin + skip, entries[skip:], bodies)
                 self.report.leaves += len(entries) - skip
             if number % 64 == 0:
                 progress(end, size)
@@ -277,7 +284,8 @@ class _Run:
 
     def _no_body(self, seq: int) -> None:
         self.report.without_body += 1
-        self.report.fault("missing", Problem("ledger.body_missing", seq=seq))
+        if not self.wanted.partial:
+            self.report.fault("missing", Problem("ledger.body_missing", seq=seq))
 
     def _altered(self, body: Body, leaf: leaves.Leaf) -> None:
         seq, salt, content = body
@@ -313,4 +321,6 @@ class _Run:
         while self.signed is not None:
             report.fault("history", Problem("ledger.past_beyond", size=self.signed[0], newest=size))
             self._next_signed()
+        for problem in self.copy.oddities():
+            report.fault("column", problem)
         report.emitters = self.counters.document()

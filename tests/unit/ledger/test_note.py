@@ -200,7 +200,8 @@ W = f"witness a {vkey('a.example', FIRST)}\n"
         ("", 1), ("quorum a\n", 1), (f"{W}quorum none\nquorum none\n", 3), (f"{W}{W}quorum a\n", 2), (f"{W}group a any a\nquorum a\n", 2),
         (f"{W}group g 0 a\nquorum g\n", 2), (f"{W}group g 2 a\nquorum g\n", 2), (f"{W}group g 01 a\nquorum g\n", 2),
         (f"{W}group g any b\nquorum g\n", 2), (f"{W}group g any none\nquorum g\n", 2), (f"{W}group g any\nquorum g\n", 2),
-        (f"{W}group g any a\ngroup h any a\nquorum g\n", 3), (f"{W}group g 2 a a\nquorum g\n", 2), (f"witness none {W[10:]}quorum none\n", 1),
+        (f"{W}group g any a\ngroup h any a\nquorum g\n", 3), (f"{W}group g 2 a a\nquorum g\n", 2),
+        (f"witness none {W[10:]}quorum none\n", 1),
         (f"witness a {VKEY}\nquorum a\n", 1), (f"log {vkey('a', FIRST)}\nquorum none\n", 1), (f"log {VKEY}\nlog {VKEY}\nquorum none\n", 2),
         (f"log {VKEY}\n\x0bquorum none\n", 2), (f"log {VKEY}\r\nquorum none\n", 1), (f"{W}quorum none", 2), ("policy x\nquorum none\n", 1),
         (f"{W}", 2),
@@ -215,7 +216,7 @@ def test_what_is_no_policy_and_in_which_line(text: str, line: int) -> None:
 def test_names_in_a_policy_are_bytes_and_many_are_accepted() -> None:
     keys = [Ed25519PrivateKey.generate() for _ in range(32)]
     lines = [f"witness 医院{i} {vkey(f'w{i}', key)}".encode() for i, key in enumerate(keys)]
-    lines += ["group all 17 ".encode() + b" ".join(line.split(b" ")[1] for line in lines), b"# \xff\xfe", b"quorum all", b""]
+    lines += [b"group all 17 " + b" ".join(line.split(b" ")[1] for line in lines), b"# \xff\xfe", b"quorum all", b""]
     assert parse_policy(b"\n".join(lines)).groups["all"].threshold == 17
     kelvin = f"witness K {vkey('a', FIRST)}\nwitness \u212a {vkey('b', SECOND)}\nquorum K\n"
     assert len(parse_policy(kelvin.encode()).witnesses) == 2

@@ -143,7 +143,9 @@ MATRIX: dict[str, tuple[Callable[[Ledger], None], str, int, dict[str, Any]]] = {
     "one bit of a leaf's tile": (one_bit_of("tile/0/001"), "tile", TAMPERED, {}),
     "one bit of a partial tile": (one_bit_of("tile/0/002.p/188"), "tile", TAMPERED, {}),
     "one bit of an upper tile": (one_bit_of("tile/1/000.p/2"), "tile", TAMPERED, {}),
-    "one digit of the size": (lambda c: (c.folder / "checkpoint").write_text(c.note().replace("\n700\n", "\n600\n")), "checkpoint", TAMPERED, {}),
+    "one digit of the size": (
+        lambda c: (c.folder / "checkpoint").write_text(c.note().replace("\n700\n", "\n600\n")), "checkpoint", TAMPERED, {},
+    ),
     "one bit of the log's signature": (one_bit_of_signature(0), "checkpoint", TAMPERED, {"name": ledgers.ORIGIN}),
     "one bit of a witness's line": (one_bit_of_signature(1), "checkpoint", TAMPERED, {"name": ledgers.WITNESSES[0]}),
     "the log's line dropped": (without_line(0), "checkpoint", TAMPERED, {"wanted": ledgers.ORIGIN}),
