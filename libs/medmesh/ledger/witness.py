@@ -32,11 +32,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that is no cosignature; `reason` is for the witness's own log."""
+    """An answer that is no cosignature. `size`: the one the witness knows; `signed`: by the log, so that it may prove misbehaviour."""
 
     status: HTTPStatus
     reason: str
     size: int | None = None
+    signed: bool = False
 
     @property
     def body(self) -> tuple[str, bytes]:
@@ -95,9 +96,9 @@ def decide(request: Request, logs: Mapping[str, Sequence[VerifierKey]], known: C
     if request.old != size:
         return Refusal(HTTPStatus.CONFLICT, f"the old size {request.old} is not {size}", size)
     if new.size == size and new.root != root:
-        return Refusal(HTTPStatus.CONFLICT, f"another root than the one that was cosigned at {size}", size)
+        return Refusal(HTTPStatus.CONFLICT, f"another root than the one that was cosigned at {size}", size, signed=True)
     if not verify_consistency(size, new.size, root, new.root, request.proof):
-        return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"the proof from {size} to {new.size} does not hold")
+        return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"the proof from {size} to {new.size} does not hold", signed=True)
     return Accepted(new, text)
 
 
