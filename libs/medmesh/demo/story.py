@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medmesh.client.audit import export_log, verify_evidence
+from medmesh.client.audit import export_log
 from medmesh.client.credentials import Person
 from medmesh.client.federation import create_federation, initial_weights
 from medmesh.client.gateway import Gateway
@@ -32,7 +32,10 @@ from medmesh.errors import Problem
 from medmesh.learning import metrics, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import pack
-from medmesh.ledger.verify import verify_folder
+from medmesh.ledger.copies import Folder
+from medmesh.ledger.policy import demanding
+from medmesh.ledger.proof import read_evidence, verify_evidence
+from medmesh.ledger.verify import Wanted, verify_log
 
 PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
 MODEL = "mri-tumour"
@@ -454,10 +457,11 @@ class Story:
                 record = entry["record"]
                 who.setdefault(record["sub"], set()).add(record["agents"][0]["who"] + "@" + record["src"]["service"])
             evidence = await door.request("GET", f"/v1/records/{found['records'][0]['seq']}/proof")
-            record = verify_evidence(evidence, self.log_key)
+            log = Wanted(demanding(self.log_key))
+            record, _ = verify_evidence(read_evidence(json.dumps(evidence)), log.policy)
             self.proof = {"who": {verb: sorted(names) for verb, names in who.items()}, "evidence": evidence, "record": record}
             await export_log(door, self.folder / "log")
-            report = await asyncio.to_thread(verify_folder, self.folder / "log", self.log_key)
+            report = await asyncio.to_thread(verify_log, Folder(self.folder / "log"), log)
             code, ours = await checker("verify-log", "--log", str(self.folder / "log"), "--key", self.log_key, codes=(0, 1))
             self.summary |= {
                 "audit_entries": report.size,
@@ -470,9 +474,9 @@ class Story:
                 await export_log(door, self.folder / "log-altered")
             finally:
                 await restore_record(self.data, altered)
-        again = await asyncio.to_thread(verify_folder, self.folder / "log-altered", self.log_key)
+        again = await asyncio.to_thread(verify_log, Folder(self.folder / "log-altered"), log)
         code, _ = await checker("verify-log", "--log", str(self.folder / "log-altered"), "--key", self.log_key, codes=(0, 1))
-        named = [fault.get("seq") for fault in again.faults]
+        named = [fault.seq for fault in again.faults]
         self.summary["tamper_detected"] = not again.verified and code == 1 and altered.seq in named
         self.happened("altered record found", seq=altered.seq)
 
