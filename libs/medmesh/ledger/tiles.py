@@ -81,6 +81,18 @@ def nodes(read: Tiles, size: int) -> Node:
     return node
 
 
+def needed(size: int, ask: Callable[[Node], object]) -> list[tuple[int, int, int]]:
+    """The tiles (level, number, width) that `ask` reads of a tree of `size` leaves: which hashes it asks for never depends on them."""
+    seen: dict[tuple[int, int, int], None] = {}
+
+    def read(level: int, number: int, width: int) -> bytes:
+        seen[level, number, width] = None
+        return bytes(width * HASH)
+
+    ask(nodes(read, size))
+    return list(seen)
+
+
 def bundle(entries: Sequence[bytes]) -> bytes:
     """Entries with their length before each (big-endian uint16)."""
     return b"".join(len(entry).to_bytes(2, "big") + entry for entry in entries)
