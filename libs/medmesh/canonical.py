@@ -11,7 +11,8 @@ import json
 from typing import Any
 
 _LARGEST = 2**53
-_spell = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+spell = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+"""The text of a document that is known to hold neither floats nor large integers."""
 
 
 def refuse_ambiguous(value: Any) -> None:
@@ -27,7 +28,7 @@ def refuse_ambiguous(value: Any) -> None:
 def canonical(document: Any) -> bytes:
     """The bytes of a document."""
     refuse_ambiguous(document)
-    return _spell(document).encode()
+    return spell(document).encode()
 
 
 def _no_float(text: str) -> Any:
@@ -46,7 +47,7 @@ _read = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float, parse_
 def read(body: bytes) -> Any:
     """The document whose canonical bytes these are. Raises `ValueError` for any other bytes; one pass, for the log's hot path."""
     document = _read(body.decode())
-    if _spell(document).encode() != body:
+    if spell(document).encode() != body:
         raise ValueError("not in canonical form")
     return document
 

@@ -85,11 +85,13 @@ def needed(size: int, ask: Callable[[Node], object]) -> list[tuple[int, int, int
     """The tiles (level, number, width) that `ask` reads of a tree of `size` leaves: which hashes it asks for never depends on them."""
     seen: dict[tuple[int, int, int], None] = {}
 
-    def read(level: int, number: int, width: int) -> bytes:
-        seen[level, number, width] = None
-        return bytes(width * HASH)
+    def note(level: int, index: int) -> bytes:
+        tile_level, above = divmod(level, 8)
+        number = (index << above) // WIDTH
+        seen[tile_level, number, width_at(size, tile_level, number)] = None
+        return b""
 
-    ask(nodes(read, size))
+    ask(note)
     return list(seen)
 
 

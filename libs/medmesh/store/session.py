@@ -1,6 +1,6 @@
-"""A connection of one's own, for the one writer of a log: it holds a lock while it lives, and writes in bulk.
+"""A connection of one's own, for the one writer of a log: it holds a lock while it lives, and writes groups of rows at once.
 
-PostgreSQL only. Statements are plain SQL with `$1`; rows go in by COPY, which takes a thousand of them in the time of one.
+PostgreSQL only. Statements are plain SQL with `$1`. Rows go in as arrays, which is as fast as COPY and needs no round trips in between.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import JSON, Table
+from sqlalchemy.dialects import postgresql
 
 from medmesh.store.database import Database
+
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+# Names of tables and columns come from `tables.py`, values never stand in a statement.
+_INTO = "into_{table} AS (INSERT INTO {table} ({columns}) SELECT u.* FROM unnest({arrays}) AS u WHERE EXISTS (SELECT FROM moved))"
+_WITH = "WITH {parts} SELECT count(*) FROM moved"
 
 
 class Collision(Exception):
@@ -49,23 +56,39 @@ class Session:
         done = str(await self._raw.execute(statement, *arguments)).rpartition(" ")[2]
         return int(done) if done.isdecimal() else 0
 
-    async def copy(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert rows, all with the same columns."""
-        columns = list(rows[0])
-        documents = [name for name in columns if isinstance(table.c[name].type, JSON)]
-        values = [
-            tuple(json.dumps(row[name], ensure_ascii=False) if name in documents else row[name] for name in columns) if documents else
-            tuple(row.values()) for row in rows
-        ]  # fmt: skip
+    async def write(self, only_if: tuple[str, Sequence[Any]], rows: Mapping[Table, Sequence[Mapping[str, Any]]], latest: Table) -> bool:
+        """Insert rows into several tables, all of a table with the same columns; of the table `latest` they replace those with their key.
+
+        All of it is one statement, and so one transaction and one round trip. `only_if` is an UPDATE and its arguments: when it touches
+        no row nothing is written, and the answer is False. Raises `Collision`.
+        """
+        update, arguments = only_if
+        parts, values = [f"moved AS ({update} RETURNING 1)"], list(arguments)
+        for table, some in rows.items():
+            columns = list(some[0])
+            arrays = ", ".join(f"${len(values) + n}::{_type(table, name)}[]" for n, name in enumerate(columns, start=1))
+            parts.append(_INTO.format(table=table.name, columns=", ".join(columns), arrays=arrays))
+            if table is latest:
+                parts[-1] = parts[-1][:-1] + _replace(table, columns) + ")"
+            values += [_column(table, name, some) for name in columns]
         try:
-            await self._raw.copy_records_to_table(table.name, records=values, columns=columns)
+            return bool(await self._raw.fetchval(_WITH.format(parts=", ".join(parts)), *values))
         except asyncpg.UniqueViolationError as error:
             raise Collision(error.constraint_name) from None
 
-    async def rollback(self) -> None:
-        """Undo what was begun."""
-        if not self._raw.is_closed():
-            await self._raw.execute("ROLLBACK")
+
+def _type(table: Table, name: str) -> str:
+    return str(table.c[name].type.compile(_DIALECT))
+
+
+def _column(table: Table, name: str, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    values = [row[name] for row in rows]
+    return [json.dumps(value, ensure_ascii=False) for value in values] if isinstance(table.c[name].type, JSON) else values
+
+
+def _replace(table: Table, columns: Sequence[str]) -> str:
+    key = [column.name for column in table.primary_key]
+    return f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET " + ", ".join(f"{c} = excluded.{c}" for c in columns if c not in key)
 
 
 @asynccontextmanager

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Table
+
 from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.ledger.edge import Edge, FullTile, split
 from medmesh.ledger.tiles import WIDTH
 from medmesh.ledger.tree import fold, leaf_hash
-from medmesh.store.session import Collision, Session
+from medmesh.store.session import Session
 from medmesh_audit.domain import Entry, facts
-from medmesh_audit.tables import entries, tiles
+from medmesh_audit.tables import checkpoints, emitters, entries, tiles
 from medmesh_audit.tables import facts as facts_table
 
 LOCK = 7_236_484
@@ -28,13 +30,6 @@ SILENT_SECONDS = 5.0
 _STEP = 64
 
 _MOVE = "UPDATE state SET size = $1, beat = now() WHERE size = $2 AND term = $3"
-_TAIL = """
-    WITH counted AS (
-        INSERT INTO emitters (emitter, n, last_at) SELECT e, n, $3 FROM unnest($1::text[], $2::bigint[]) AS c(e, n)
-        ON CONFLICT (emitter) DO UPDATE SET n = excluded.n, last_at = excluded.last_at
-    )
-    INSERT INTO checkpoints (size, root, note, at) VALUES ($4, $5, $6, $3)
-"""
 
 
 @dataclass(frozen=True)
@@ -143,24 +138,22 @@ async def write(
     signed: str,
     now: datetime,
 ) -> None:
-    """One transaction: the entries, what follows from them, and the checkpoint over them. Raises `Problem` (`audit.overtaken`)."""
-    first = before.edge.size
-    try:
-        await session.execute("BEGIN")
-        if await session.execute(_MOVE, after.edge.size, first, before.term) != 1:
-            raise Problem("audit.overtaken")
-        placed = list(zip(range(first, after.edge.size), fresh, hashes, strict=True))
-        await session.copy(entries, [_row(seq, entry, hash_, now) for seq, entry, hash_ in placed])
-        await session.copy(facts_table, [facts(seq, entry.document) for seq, entry, _ in placed])
-        if done:
-            await session.copy(tiles, [tile._asdict() for tile in done])
-        names = sorted({entry.emitter for entry in fresh})
-        numbers = [after.counters[name] for name in names]
-        await session.execute(_TAIL, names, numbers, now, after.edge.size, after.edge.root(), signed)
-        await session.execute("COMMIT")
-    except (Collision, Problem):
-        await session.rollback()
-        raise  # after anything else the connection is thrown away, and with it whatever was begun
+    """One transaction: the entries, what follows from them, and the checkpoint over them.
+
+    Raises `Problem` (`audit.overtaken`) and `Collision`, and has written nothing then.
+    """
+    first, end = before.edge.size, after.edge.size
+    placed = list(zip(range(first, end), fresh, hashes, strict=True))
+    rows: dict[Table, list[dict[str, Any]]] = {
+        entries: [_row(seq, entry, hash_, now) for seq, entry, hash_ in placed],
+        facts_table: [facts(seq, entry.document) for seq, entry, _ in placed],
+        emitters: [{"emitter": name, "n": after.counters[name], "last_at": now} for name in {entry.emitter for entry in fresh}],
+        checkpoints: [{"size": end, "root": after.edge.root(), "note": signed, "at": now}],
+    }
+    if done:
+        rows[tiles] = [tile._asdict() for tile in done]
+    if not await session.write((_MOVE, (end, first, before.term)), rows, latest=emitters):
+        raise Problem("audit.overtaken")
 
 
 def _row(seq: int, entry: Entry, hash_: bytes, now: datetime) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Placing:
                 raise Problem("audit.gap", emitter=emitter, expected=last + 1, found=entry.n)
             last = entry.n
             seq = self._head.edge.size + len(self.fresh) + len(fresh)
-            receipts.append(Receipt.model_construct(id=entry.id, seq=seq, leaf=leaf_hash(entry.leaf).hex()))
+            receipts.append(Receipt(id=entry.id, seq=seq, leaf=leaf_hash(entry.leaf).hex()))
             fresh.append(entry)
         self._last[emitter] = last
         self._new |= {(emitter, r.n): (r, receipt) for r, receipt in zip(fresh, receipts[len(batch) - len(fresh) :], strict=True)}

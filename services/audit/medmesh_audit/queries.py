@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, tuple_, type_coerce
+from sqlalchemy import ColumnElement, literal, select, tuple_, type_coerce, union_all
 from sqlalchemy.dialects.postgresql import JSONB
 
 from medmesh.errors import Problem
@@ -39,24 +39,35 @@ async def tile_bytes(uow: UnitOfWork[Any], level: int, number: int, width: int) 
     return found
 
 
-async def _tiles(uow: UnitOfWork[Any], wanted: Iterable[tuple[int, int, int]]) -> dict[tuple[int, int, int], bytes]:
+Tile = tuple[int, int, int]
+"""(level, number, width)"""
+
+
+async def _tiles(uow: UnitOfWork[Any], wanted: Iterable[Tile]) -> dict[Tile, bytes]:
     """Tiles by (level, number, width). Full ones are stored; a partial one is what lies below it: entries, or the roots of tiles."""
-    found = dict[tuple[int, int, int], bytes]()
     whole = {(level, number) for level, number, _ in wanted}
     rows = await uow.all(select(tiles.c.level, tiles.c.number, tiles.c.hashes).where(tuple_(tiles.c.level, tiles.c.number).in_(whole)))
-    stored = {(row.level, row.number): bytes(row.hashes) for row in rows}
-    for level, number, width in wanted:
-        if (level, number) in stored:
-            found[level, number, width] = stored[level, number][: width * tile.HASH]
-            continue
-        first, last = number * tile.WIDTH, number * tile.WIDTH + width - 1
-        if level:
-            roots = tiles.c.level == level - 1
-            below = select(tiles.c.root).where(roots, tiles.c.number.between(first, last)).order_by(tiles.c.number)
-        else:
-            below = select(entries.c.hash).where(entries.c.seq.between(first, last)).order_by(entries.c.seq)
-        found[level, number, width] = b"".join((await uow.execute(below)).scalars().all())
-    return found
+    stored = {(row.level, row.number): row.hashes for row in rows}
+    partial = [tile_ for tile_ in wanted if tile_[:2] not in stored]
+    above = [
+        select(literal(level).label("level"), tiles.c.number.label("place"), tiles.c.root.label("hash")).where(
+            tiles.c.level == level - 1, _inside(tiles.c.number, number, width)
+        )
+        if level
+        else select(literal(0).label("level"), entries.c.seq.label("place"), entries.c.hash.label("hash")).where(
+            _inside(entries.c.seq, number, width)
+        )
+        for level, number, width in partial
+    ]
+    below: dict[tuple[int, int], list[bytes]] = {}
+    for row in await uow.all(union_all(*above).order_by("place")) if above else ():
+        below.setdefault((row.level, row.place // tile.WIDTH), []).append(row.hash)
+    found = {tile_: stored[tile_[:2]][: tile_[2] * tile.HASH] for tile_ in wanted if tile_[:2] in stored}
+    return found | {tile_: b"".join(below.get(tile_[:2], ())) for tile_ in partial}
+
+
+def _inside(column: ColumnElement[int], number: int, width: int) -> ColumnElement[bool]:
+    return column.between(number * tile.WIDTH, number * tile.WIDTH + width - 1)
 
 
 async def entry_bundle(uow: UnitOfWork[Any], number: int, width: int) -> bytes:
