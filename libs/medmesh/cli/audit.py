@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from medmesh.cli import say
-from medmesh.cli.session import show, with_gateway
+from medmesh.cli.session import ask_code, show, with_gateway
 from medmesh.client.audit import export_log, verify_evidence
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
@@ -27,9 +27,18 @@ def at_the_door(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
     async def run(gateway: Gateway) -> T:
         from medmesh.cli.session import load
 
-        token = await gateway.request("POST", "/v1/tokens/audit")
-        async with Gateway(url, ca=Path(load()["ca"]), credentials=Person(token["token"])) as door:
-            return await work(door)
+        async def try_once() -> T:
+            token = await gateway.request("POST", "/v1/tokens/audit")
+            async with Gateway(url, ca=Path(load()["ca"]), credentials=Person(token["token"])) as door:
+                return await work(door)
+
+        try:
+            return await try_once()
+        except Problem as problem:
+            if problem.code != "security.step_up":
+                raise
+        await gateway.request("POST", "/v1/sessions/step-up", {"code": await ask_code()})
+        return await try_once()
 
     return with_gateway(run)
 

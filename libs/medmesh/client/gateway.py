@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from medmesh.client.credentials import Anonymous, Credentials, Person
+from medmesh.client.credentials import Anonymous, Credentials
 from medmesh.contracts.message import Record, new_id
 from medmesh.errors import Problem
 
@@ -68,11 +68,6 @@ class Gateway:
         other.credentials, other._owner = credentials, False
         return other
 
-    async def sign_in(self, name: str, password: str) -> Gateway:
-        """Open a session. Raises `Problem`."""
-        answer = await self.request("POST", "/v1/sessions", {"name": name, "password": password})
-        return self.acting_as(Person(answer["session"]))
-
     async def request(
         self, method: str, path: str, document: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
     ) -> Any:
@@ -106,7 +101,21 @@ class Gateway:
     async def raw(
         self, method: str, path: str, body: bytes = b"", *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
     ) -> httpx.Response:
-        """One request, repeated with back-off while the gateway is away. Raises `Problem`."""
+        """One request, repeated with back-off while the gateway is away, and once more after the second factor was shown where it
+        is asked for. Raises `Problem`."""
+        try:
+            return await self._insist(method, path, body, query, headers)
+        except Problem as problem:
+            ask = getattr(self.credentials, "second_factor", None)
+            if problem.code != "security.step_up" or ask is None:
+                raise
+        shown = json.dumps({"code": await ask()}).encode()
+        await self._insist("POST", "/v1/sessions/step-up", shown, None, {"Content-Type": "application/json"})
+        return await self._insist(method, path, body, query, headers)
+
+    async def _insist(
+        self, method: str, path: str, body: bytes, query: dict[str, Any] | None, headers: dict[str, str] | None
+    ) -> httpx.Response:
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(self._attempts):
             signed = {**self.credentials.headers(method, target, body), "Accept-Language": self.language, **(headers or {})}

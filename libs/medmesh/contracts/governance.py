@@ -30,15 +30,19 @@ class Bootstrap(Query):
 
 
 class SessionOpened(Record):
-    """`session` is the bearer of the gateway: random, shown once, kept only as a hash."""
+    """`session` is the bearer of the gateway: random, shown once, kept only as a hash.
+
+    What `must` names comes first (`password`: change it; `second_factor`: enrol one): until then the session does nothing else.
+    """
 
     session: str = Field(repr=False)
     expires: datetime
     roles: tuple[str, ...]
+    must: tuple[str, ...] = ()
 
 
 class OpenSession(Query):
-    """Sign in."""
+    """Sign in; `code` is the second factor's, for who has one."""
 
     TYPE: ClassVar[str] = "governance.open-session.v1"
     ACTION: ClassVar[str | None] = None
@@ -46,6 +50,7 @@ class OpenSession(Query):
 
     name: Identifier
     password: str = Field(repr=False)
+    code: str | None = Field(default=None, repr=False)
 
 
 class ActorToken(Record):
@@ -74,6 +79,94 @@ class CloseSession(Query):
     Reply: ClassVar[type[Record]] = Done
 
     session: str = Field(repr=False)
+
+
+class SecondFactorSecret(Record):
+    """What an authenticator needs, shown once: the secret as base32, and the same as an `otpauth://` address."""
+
+    secret: str = Field(repr=False)
+    uri: str = Field(repr=False)
+
+
+class EnrolSecondFactor(Query):
+    """Make a new second factor for oneself; it counts once a code of it was confirmed. `code` is one of the former, where there is one."""
+
+    TYPE: ClassVar[str] = "governance.enrol-second-factor.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = SecondFactorSecret
+
+    session: str = Field(repr=False)
+    code: str | None = Field(default=None, repr=False)
+
+
+class ConfirmSecondFactor(Query):
+    """Show that the authenticator works; from here on signing in needs it."""
+
+    TYPE: ClassVar[str] = "governance.confirm-second-factor.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    code: str = Field(repr=False)
+
+
+class StepUp(Query):
+    """Show the second factor again: what approves, exports or changes rights needs one at most five minutes old."""
+
+    TYPE: ClassVar[str] = "governance.step-up.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    code: str = Field(repr=False)
+
+
+class ChangePassword(Query):
+    """Change one's own password; every other session of this person ends."""
+
+    TYPE: ClassVar[str] = "governance.change-password.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    old: str = Field(repr=False)
+    new: str = Field(repr=False)
+
+
+class SessionView(Record):
+    """`id` names it and opens nothing; `strong` is when the second factor was last shown in it."""
+
+    id: str
+    opened: datetime
+    used: datetime
+    expires: datetime
+    strong: datetime | None = None
+    this: bool
+
+
+class Sessions(Record):
+    sessions: tuple[SessionView, ...]
+
+
+class ListSessions(Query):
+    """One's own sessions."""
+
+    TYPE: ClassVar[str] = "governance.list-sessions.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Sessions
+
+    session: str = Field(repr=False)
+
+
+class EndSession(Query):
+    """End one of one's own sessions, by its id."""
+
+    TYPE: ClassVar[str] = "governance.end-session.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    id: str
 
 
 class OneTimeCode(Record):
@@ -106,6 +199,17 @@ class ActivateUser(Query):
     name: Identifier
     code: str = Field(repr=False)
     password: str = Field(repr=False)
+
+
+class RecoverUser(Query):
+    """Issue a new activation code for somebody who lost the password, and with `second_factor` the authenticator too."""
+
+    TYPE: ClassVar[str] = "governance.recover-user.v1"
+    ACTION: ClassVar[str | None] = "user.manage"
+    Reply: ClassVar[type[Record]] = OneTimeCode
+
+    name: Identifier
+    second_factor: bool = False
 
 
 class RegisterHospital(Query):
@@ -164,6 +268,10 @@ class UserView(Record):
     organisation: str
     roles: tuple[str, ...]
     active: bool
+    second_factor: bool = False
+    disabled: bool = False
+    locked_until: datetime | None = None
+    signed_in: datetime | None = None
 
 
 class Users(Record):
@@ -228,6 +336,44 @@ class ListApprovals(Query):
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
+class ChangeRoles(Command):
+    """Give somebody exactly these roles. Nobody changes their own; the sessions of the person end."""
+
+    TYPE: ClassVar[str] = "governance.change-roles.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+    roles: tuple[str, ...]
+
+
+class DisableUser(Command):
+    """Close an account: its sessions end, and nobody signs in until it is enabled again."""
+
+    TYPE: ClassVar[str] = "governance.disable-user.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+    reason: str = ""
+
+
+class EnableUser(Command):
+    """Open a closed account again."""
+
+    TYPE: ClassVar[str] = "governance.enable-user.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+
+
+class UnlockUser(Command):
+    """Lift the lock that follows wrong passwords, before its time."""
+
+    TYPE: ClassVar[str] = "governance.unlock-user.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+
+
 class RequestApproval(Command):
     """Ask for the approval of one exact request: `digest` binds it. Result: `{"approval": id}`."""
 
@@ -260,6 +406,16 @@ class UserCreated(Event):
     name: Identifier
     organisation: Identifier
     roles: tuple[str, ...]
+
+
+class UserChanged(Event):
+    """Roles were changed, or the account was disabled or enabled."""
+
+    TYPE: ClassVar[str] = "governance.user.changed.v1"
+
+    name: Identifier
+    roles: tuple[str, ...]
+    disabled: bool
 
 
 class HospitalRegistered(Event):

@@ -20,7 +20,7 @@ from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
-from medmesh.security.roles import allow
+from medmesh.security.roles import STEP_UP, allow, denial
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry
@@ -39,10 +39,12 @@ class Door:
         self._settings = settings
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
-    async def actor(self, request: Request, body_sha256: str) -> tuple[Actor, str]:
+    async def actor(self, request: Request, body_sha256: str, action: str | None = None) -> tuple[Actor, str]:
         """(actor, token) of a request. Raises `Problem`."""
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and credential:
+            if action in STEP_UP:
+                self.forget(credential)  # the second factor may have been shown a moment ago, at another gateway
             token = await self.exchange(credential)
             return verify_actor(token, self._runtime.trust(), datetime.now(UTC)), token
         if scheme.lower() == NODE and credential:
@@ -93,11 +95,12 @@ class Door:
 
     async def permit(self, actor: Actor, action: str | None) -> None:
         """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
-        if action is None or allow(actor, action).allowed:
+        if action is None or (decision := allow(actor, action, datetime.now(UTC))).allowed:
             return
+        problem = denial(decision, actor, action)
         async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
-            uow.audit(AuditEntry("access.denied", "E", outcome=8, why="access.denied", detail={"action": action}))
-        raise Problem("access.denied", actor=actor.text, action=action)
+            uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
+        raise problem
 
     async def prune(self) -> None:
         """Forget nonces nobody can use any more."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, String, Table, Text, text
+from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, text
 
+from medmesh.security.roles import ADMINISTRATORS
 from medmesh.store.tables import service_metadata
-from medmesh.store.types import Json, Timestamp
+from medmesh.store.types import Counter, Json, Timestamp
 
 METADATA = service_metadata()
+
+ONE_ADMINISTRATOR = " + ".join(f"(roles @> '[\"{role}\"]')::int" for role in ADMINISTRATORS) + " <= 1"
 
 users = Table(
     "users",
@@ -22,13 +25,33 @@ users = Table(
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("locked_until", Timestamp),
     Column("created_at", Timestamp, nullable=False),
+    Column("password_at", Timestamp),
+    Column("signed_in_at", Timestamp),
+    Column("disabled_at", Timestamp),
+    Column("factor", LargeBinary, comment="secret of the authenticator, sealed"),
+    Column("factor_new", LargeBinary, comment="the one that was shown and not confirmed yet, sealed"),
+    Column("factor_step", Counter, nullable=False, server_default=text("0"), comment="last step used: a code counts once"),
+    # The three administrators exclude each other: held by the database too, whatever a program does.
+    CheckConstraint(ONE_ADMINISTRATOR, name="one_administrator"),
+)
+
+passwords = Table(
+    "passwords",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("at", Timestamp, primary_key=True),
+    Column("hash", Text, nullable=False),
+    comment="the last few of each person, so that none comes again",
 )
 
 sessions = Table(
     "sessions",
     METADATA,
     Column("hash", String(64), primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
     Column("name", String(63), nullable=False),
+    Column("must", Json, nullable=False, comment="what has to be done first; until then it does nothing else"),
+    Column("strong_at", Timestamp, comment="when the second factor was last shown"),
     Column("opened_at", Timestamp, nullable=False),
     Column("used_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp, nullable=False),
