@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from medmesh.client import Authenticator, Gateway, sign_in
-from medmesh.client.credentials import Node
+from medmesh.client.credentials import Node, Person
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.security.authority import Authority, key_pem
@@ -54,6 +55,14 @@ class World:
         made = await admin.request("POST", "/v1/users", body)
         await self.anybody.request("POST", "/v1/activations", {"name": name, "code": made["code"], "password": PASSWORD})
         return await self.sign_in(name)
+
+    async def records(self, auditor: Gateway, **query: Any) -> list[dict[str, Any]]:
+        """What the log holds, newest or oldest as it answers; waits until there is something."""
+        token = await auditor.request("POST", "/v1/tokens/audit")
+        async with Gateway(self.audit, ca=self.ca, credentials=Person(token["token"])) as door, asyncio.timeout(20):
+            while not (found := (await door.request("GET", "/v1/records", query=query))["records"]):
+                await asyncio.sleep(0.1)
+        return [entry["record"] for entry in found]
 
     async def sign_in(self, name: str) -> Gateway:
         """With the authenticator of this person, which is enrolled at the first time where a role needs one."""

@@ -156,6 +156,17 @@ def list_hospitals() -> int:
     return 0
 
 
+@hospital.command()
+@click.argument("name")
+@click.option("--node", help="Only this node; all of the hospital's by default.")
+@click.option("--reason", required=True)
+def revoke(name: str, node: str | None, reason: str) -> int:
+    """Believe the certificates of NAME no longer, anywhere, within a minute.  吊销医院节点证书。"""
+    body = {"node": node, "reason": reason}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/hospitals/{name}/revocation", body)))
+    return 0
+
+
 @click.group()
 def approval() -> None:
     """Requests that need a second person.  审批。"""

@@ -37,18 +37,27 @@ class Gateway:
         proxy: str | None = None,
         attempts: int = ATTEMPTS,
     ) -> None:
-        context = ssl.create_default_context(cafile=str(ca) if ca else None)
-        if identity:
-            context.load_cert_chain(*map(str, identity))
-        # One connection pool for everybody; trust_env off so that only a proxy that was configured is used.
-        self._http = httpx.AsyncClient(
-            base_url=url, verify=context, proxy=proxy, trust_env=False, timeout=httpx.Timeout(15, read=60, pool=60), http2=False
-        )
+        self._ca, self._proxy = ca, proxy
         self.url = url
+        self._http = self._pool(identity)
         self.credentials: Credentials = credentials or Anonymous()
         self.language = language
         self._attempts = attempts
         self._owner = True
+
+    def _pool(self, identity: tuple[Path, Path] | None) -> httpx.AsyncClient:
+        context = ssl.create_default_context(cafile=str(self._ca) if self._ca else None)
+        if identity:
+            context.load_cert_chain(*map(str, identity))
+        # One connection pool for everybody; trust_env off so that only a proxy that was configured is used.
+        return httpx.AsyncClient(
+            base_url=self.url, verify=context, proxy=self._proxy, trust_env=False, timeout=httpx.Timeout(15, read=60, pool=60), http2=False
+        )
+
+    async def present(self, identity: tuple[Path, Path], credentials: Credentials) -> None:
+        """Show another certificate from now on. What is under way breaks off and is tried again, as when the network does."""
+        before, self._http, self.credentials = self._http, self._pool(identity), credentials
+        await before.aclose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -259,6 +259,18 @@ class GetEnrolment(Query):
     code: str = Field(repr=False)
 
 
+class RenewCertificate(Query):
+    """A node asks for its next certificate; `proof` is a signature with the key of the present one (`medmesh.security.renewal`)."""
+
+    TYPE: ClassVar[str] = "governance.renew-certificate.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = EnrolmentState
+
+    certificate_pem: str
+    csr_pem: str
+    proof: str = Field(repr=False)
+
+
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +320,20 @@ class ListHospitals(Query):
     Reply: ClassVar[type[Record]] = Hospitals
 
 
+class Revocations(Record):
+    """Serial numbers (hexadecimal) of node certificates that were revoked and have not expired anyway."""
+
+    serials: tuple[str, ...]
+
+
+class ListRevocations(Query):
+    """What every service asks again and again, so that a revoked node is believed nowhere."""
+
+    TYPE: ClassVar[str] = "governance.list-revocations.v1"
+    ACTION: ClassVar[str | None] = "revocation.list"
+    Reply: ClassVar[type[Record]] = Revocations
+
+
 class ApprovalView(Record):
     approval: str
     action: str
@@ -353,7 +379,7 @@ class DisableUser(Command):
     ACTION: ClassVar[str] = "user.manage"
 
     name: Identifier
-    reason: str = ""
+    reason: str = Field(default="", max_length=500)
 
 
 class EnableUser(Command):
@@ -372,6 +398,17 @@ class UnlockUser(Command):
     ACTION: ClassVar[str] = "user.manage"
 
     name: Identifier
+
+
+class RevokeNode(Command):
+    """Believe a node no longer, or all of a hospital's: within seconds everywhere. Result: `{"revoked": serial numbers}`."""
+
+    TYPE: ClassVar[str] = "governance.revoke-node.v1"
+    ACTION: ClassVar[str] = "hospital.revoke"
+
+    hospital: Identifier
+    node: Identifier | None = None
+    reason: str = Field(default="", max_length=500)
 
 
 class RequestApproval(Command):
@@ -434,6 +471,16 @@ class NodeEnrolled(Event):
     node: Identifier
     fingerprint: Sha256
     expires: datetime
+
+
+class NodeRevoked(Event):
+    """Certificates of a hospital's nodes count no longer."""
+
+    TYPE: ClassVar[str] = "governance.node.revoked.v1"
+
+    hospital: Identifier
+    serials: tuple[str, ...]
+    reason: str
 
 
 class ApprovalRequested(Event):

@@ -24,6 +24,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "user.manage": ("security_administrator",),
     "user.list": ("security_administrator", "audit_administrator"),
     "hospital.register": ("security_administrator",),
+    "hospital.revoke": ("security_administrator",),
+    "revocation.list": ("security_administrator",),
     "hospital.list": (*_ALL_PEOPLE, "auditor"),
     "approval.request": ("security_administrator", "researcher"),
     "approval.decide": ("approver", "security_administrator"),
@@ -61,12 +63,12 @@ TABLE: dict[str, tuple[str, ...]] = {
 }
 """Action to the roles that may do it. Hospitals have the role `hospital`; a service has `service:<name>`."""
 
-STEP_UP = frozenset({"approval.decide", "annotation.export", "user.create", "user.manage", "hospital.register"})
+STEP_UP = frozenset({"approval.decide", "annotation.export", "user.create", "user.manage", "hospital.register", "hospital.revoke"})
 """Actions for which a person showed the second factor not longer ago than `STRONG`: approvals, exports, rights."""
 
 STRONG = timedelta(minutes=5)
 
-_SERVICES_MAY = frozenset({"dataset.read", "federation.read", "model.read", "hospital.list"})
+_SERVICES_MAY = frozenset({"dataset.read", "federation.read", "model.read", "hospital.list", "revocation.list"})
 """What any service may ask on its own behalf: it needs it to do its part, and the answer holds no data of patients."""
 
 

@@ -34,6 +34,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/second-factor/confirmation", governance.ConfirmSecondFactor),
     # A node's own enrolment.
     Route("POST", "/v1/enrolments", governance.Enrol),
+    Route("POST", "/v1/enrolments/renewal", governance.RenewCertificate),
     Route("POST", "/v1/enrolments/{enrolment}/status", governance.GetEnrolment),
     # People and hospitals.
     Route("POST", "/v1/users", governance.CreateUser),
@@ -45,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/users/{name}/recovery", governance.RecoverUser),
     Route("POST", "/v1/hospitals", governance.RegisterHospital),
     Route("GET", "/v1/hospitals", governance.ListHospitals),
+    Route("POST", "/v1/hospitals/{hospital}/revocation", governance.RevokeNode),
     Route("POST", "/v1/approvals", governance.RequestApproval),
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),

@@ -13,6 +13,7 @@ from medmesh.contracts.governance import (
     ApprovalRequested,
     HospitalRegistered,
     NodeEnrolled,
+    NodeRevoked,
     UserChanged,
     UserCreated,
 )
@@ -20,12 +21,12 @@ from medmesh.security.authority import Authority
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import credentials, enrolment, handlers, people, sessions
+from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, enrolment, handlers)
+DECLARING = (sessions, credentials, people, enrolment, renewal, handlers)
 """The modules whose handlers this service runs."""
 
 
@@ -61,5 +62,5 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(UserCreated, UserChanged, HospitalRegistered, NodeEnrolled, ApprovalRequested, ApprovalGranted, ApprovalRefused),
+    emits=(UserCreated, UserChanged, HospitalRegistered, NodeEnrolled, NodeRevoked, ApprovalRequested, ApprovalGranted, ApprovalRefused),
 )

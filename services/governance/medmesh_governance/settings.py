@@ -33,4 +33,8 @@ class Settings(ServiceSettings):
     lock_minutes: int = Field(default=30, ge=1)
     approvals_needed: int = Field(default=1, ge=1)
     approval_hours: int = Field(default=24, ge=1)
+    node_days: int = Field(default=90, ge=1)
+    """How long a node's certificate is good; it renews itself after two thirds."""
+    dark_days: int = Field(default=90, ge=0)
+    """How long after its end a certificate may still be renewed, with a second person's approval."""
     enrolment_hours: int = Field(default=72, ge=1)
