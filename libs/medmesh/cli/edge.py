@@ -247,6 +247,27 @@ def status(folder: Path) -> int:
 
 @edge.command()
 @FOLDER
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen, when the witness is made.")
+@click.option("--port", default=8460, show_default=True, help="At which port, when it is made.")
+@click.option("--key-only", is_flag=True, help="Make it, print its key and end.")
+def witness(folder: Path, host: str, port: int, key_only: bool) -> int:
+    """Be a witness of the platform's audit log, beside the node and in its folder.  担任审计日志见证方。"""
+    from medmesh.cli.witness import serve, tell
+    from medmesh.witness.site import create, load
+    from medmesh_edge.settings import Layout, Settings
+
+    place = folder.absolute() / "witness"
+    if not (place / "witness.key").exists():
+        settings = Settings.load(folder.absolute())
+        log = json.loads(Layout(folder.absolute()).trust.read_text())["log_key"]
+        tell(create(place, f"{settings.hospital}/witness", [log], host=host, port=port))
+    elif key_only:
+        tell(load(place))
+    return 0 if key_only else serve(load(place))
+
+
+@edge.command()
+@FOLDER
 def doctor(folder: Path) -> int:
     """Look for what is amiss and say whom to ask.  诊断。"""
     from medmesh_edge.doctor import examine

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, Identifier, Query, Record, Sha256
+from medmesh.contracts.message import Command, Event, Exchange, Identifier, Query, Record, Sha256
 
 # --- exchanges of credentials: request and reply, never kept -------------------------------------------------------
 
@@ -16,7 +16,7 @@ class Done(Record):
     """It was done."""
 
 
-class Bootstrap(Query):
+class Bootstrap(Exchange):
     """Create the first security administrator with the one-time token printed at installation."""
 
     TYPE: ClassVar[str] = "governance.bootstrap.v1"
@@ -41,7 +41,7 @@ class SessionOpened(Record):
     must: tuple[str, ...] = ()
 
 
-class OpenSession(Query):
+class OpenSession(Exchange):
     """Sign in; `code` is the second factor's, for who has one."""
 
     TYPE: ClassVar[str] = "governance.open-session.v1"
@@ -71,7 +71,7 @@ class ResolveSession(Query):
     audience: str = "medmesh"
 
 
-class CloseSession(Query):
+class CloseSession(Exchange):
     """Sign out."""
 
     TYPE: ClassVar[str] = "governance.close-session.v1"
@@ -88,7 +88,7 @@ class SecondFactorSecret(Record):
     uri: str = Field(repr=False)
 
 
-class EnrolSecondFactor(Query):
+class EnrolSecondFactor(Exchange):
     """Make a new second factor for oneself; it counts once a code of it was confirmed. `code` is one of the former, where there is one."""
 
     TYPE: ClassVar[str] = "governance.enrol-second-factor.v1"
@@ -99,7 +99,7 @@ class EnrolSecondFactor(Query):
     code: str | None = Field(default=None, repr=False)
 
 
-class ConfirmSecondFactor(Query):
+class ConfirmSecondFactor(Exchange):
     """Show that the authenticator works; from here on signing in needs it."""
 
     TYPE: ClassVar[str] = "governance.confirm-second-factor.v1"
@@ -110,7 +110,7 @@ class ConfirmSecondFactor(Query):
     code: str = Field(repr=False)
 
 
-class StepUp(Query):
+class StepUp(Exchange):
     """Show the second factor again: what approves, exports or changes rights needs one at most five minutes old."""
 
     TYPE: ClassVar[str] = "governance.step-up.v1"
@@ -121,7 +121,7 @@ class StepUp(Query):
     code: str = Field(repr=False)
 
 
-class ChangePassword(Query):
+class ChangePassword(Exchange):
     """Change one's own password; every other session of this person ends."""
 
     TYPE: ClassVar[str] = "governance.change-password.v1"
@@ -158,7 +158,7 @@ class ListSessions(Query):
     session: str = Field(repr=False)
 
 
-class EndSession(Query):
+class EndSession(Exchange):
     """End one of one's own sessions, by its id."""
 
     TYPE: ClassVar[str] = "governance.end-session.v1"
@@ -176,7 +176,7 @@ class OneTimeCode(Record):
     expires: datetime
 
 
-class CreateUser(Query):
+class CreateUser(Exchange):
     """Create an account without a password; its owner sets one with the one-time activation code."""
 
     TYPE: ClassVar[str] = "governance.create-user.v1"
@@ -189,7 +189,7 @@ class CreateUser(Query):
     roles: tuple[str, ...]
 
 
-class ActivateUser(Query):
+class ActivateUser(Exchange):
     """Set the first password."""
 
     TYPE: ClassVar[str] = "governance.activate-user.v1"
@@ -201,7 +201,7 @@ class ActivateUser(Query):
     password: str = Field(repr=False)
 
 
-class RecoverUser(Query):
+class RecoverUser(Exchange):
     """Issue a new activation code for somebody who lost the password, and with `second_factor` the authenticator too."""
 
     TYPE: ClassVar[str] = "governance.recover-user.v1"
@@ -212,7 +212,7 @@ class RecoverUser(Query):
     second_factor: bool = False
 
 
-class RegisterHospital(Query):
+class RegisterHospital(Exchange):
     """Register an organisation and issue the one-time code with which its node enrols."""
 
     TYPE: ClassVar[str] = "governance.register-hospital.v1"
@@ -233,7 +233,7 @@ class EnrolmentState(Record):
     trust: dict[str, object] | None = None
 
 
-class Enrol(Query):
+class Enrol(Exchange):
     """A node redeems its code with a certificate signing request. The same code with the same request answers the same."""
 
     TYPE: ClassVar[str] = "governance.enrol.v1"
@@ -259,7 +259,7 @@ class GetEnrolment(Query):
     code: str = Field(repr=False)
 
 
-class RenewCertificate(Query):
+class RenewCertificate(Exchange):
     """A node asks for its next certificate; `proof` is a signature with the key of the present one (`medmesh.security.renewal`)."""
 
     TYPE: ClassVar[str] = "governance.renew-certificate.v1"

@@ -40,9 +40,11 @@ def application(runtime: Runtime) -> FastAPI:
         return Depends(check)
 
     @app.get("/log/checkpoint", response_class=PlainTextResponse)
-    async def checkpoint(who: Actor = may("audit.proof")) -> str:
+    async def checkpoint(response: Response, who: Actor = may("audit.proof")) -> str:
         async with runtime.unit() as uow:
-            return str((await queries.checkpoint(uow)).note)
+            shown = await runtime.ports.witnesses.newest(uow)
+        response.headers["Medmesh-Witnesses"] = shown.state
+        return str(shown.note)
 
     @app.get("/log/tile/{rest:path}")
     async def tile(rest: str, who: Actor = may("audit.proof")) -> Response:
@@ -85,7 +87,7 @@ def application(runtime: Runtime) -> FastAPI:
     async def proof(seq: int, who: Actor = may("audit.read")) -> dict[str, Any]:
         async with runtime.unit(runtime.context(actor=who)) as uow:
             uow.audit(AuditEntry("audit.prove", "R", entities=(Entity("record", str(seq)),)))
-            return await queries.record_proof(uow, seq)
+            return await queries.record_proof(uow, seq, await runtime.ports.witnesses.newest(uow, covering=seq))
 
     @app.get("/v1/consistency")
     async def consistency(old: int, new: int, who: Actor = may("audit.proof")) -> dict[str, Any]:

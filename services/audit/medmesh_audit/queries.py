@@ -17,6 +17,7 @@ from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import consistency_proof, inclusion_proof
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
+from medmesh_audit.witnesses import Shown
 
 PAGE = 500
 
@@ -55,18 +56,18 @@ async def _node(uow: UnitOfWork[Any], size: int) -> Any:
     return tile.nodes(lambda level, number, width: bytes(cache[level, number][: width * 32]), size)
 
 
-async def record_proof(uow: UnitOfWork[Any], seq: int) -> dict[str, Any]:
-    """Everything needed to verify one record offline: leaf, salt, body and `.tlog-proof`."""
+async def record_proof(uow: UnitOfWork[Any], seq: int, newest: Shown) -> dict[str, Any]:
+    """Everything needed to verify one record offline: leaf, salt, body and `.tlog-proof` under the checkpoint `newest`."""
     row = await uow.first(select(entries).where(entries.c.seq == seq))
     if row is None:
         raise Problem("request.not_found", kind="record", id=str(seq))
-    newest = await checkpoint(uow)
     path = inclusion_proof(await _node(uow, newest.size), seq, newest.size)
     return {
         "seq": seq,
         "leaf": base64.b64encode(row.leaf).decode(),
         **body_document(row.salt, row.body),
         "proof": proof.encode(seq, path, newest.note),
+        "witnesses": newest.state,
     }
 
 

@@ -20,6 +20,7 @@ from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
+from medmesh_audit.witnesses import Witnesses
 
 
 @asynccontextmanager
@@ -32,7 +33,17 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         await uow.execute(insert(state).values(one=1, size=0).on_conflict_do_nothing())
     runtime.background(sequencer.run, "sequencer")
     runtime.background(sequencer.publish, "checkpoint", every=settings.checkpoint_seconds)
+    witnesses = Witnesses.of(
+        runtime,
+        sequencer.vkey,
+        settings.witness_policy,
+        timeout=settings.witness_timeout_seconds,
+        patience=settings.witness_patience_seconds,
+        ca=settings.witness_ca,
+    )
+    witnesses.start(settings.witness_seconds)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(witnesses.close)
         for emitter in (*runtime.trust().services, EDGE):
             intake = await runtime.bus.serve(record_subject(emitter), receiver(runtime, sequencer, emitter), queue="audit")
             stack.push_async_callback(intake.stop)
@@ -44,7 +55,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             key=settings.tls_key,
         )
         await stack.enter_async_context(door)
-        yield Ports(settings, sequencer)
+        yield Ports(settings, sequencer, witnesses)
 
 
 SERVICE = ServiceSpec(

@@ -13,7 +13,7 @@ from medmesh.security import totp
 from medmesh.security.passwords import check_policy, hash_password, verify_password
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_governance.ports import HANDLERS, Ports
-from medmesh_governance.sessions import end_all, failed, fulfilled, is_locked, live, spend_code
+from medmesh_governance.sessions import end_all, failed, fulfilled, live, locked, spend_code
 from medmesh_governance.tables import passwords, users
 
 
@@ -36,8 +36,8 @@ async def change_password(query: Envelope[ChangePassword], uow: UnitOfWork[Ports
     """The old one is asked for again: a session left open is no way to the account."""
     wanted = query.data
     row = await live(uow, wanted.session, limited=True)
-    if is_locked(row, uow):
-        return Problem("governance.locked", minutes=uow.ports.settings.lock_minutes)
+    if problem := locked(uow, row, "password.change"):
+        return problem
     if not verify_password(row.password_hash, wanted.old):
         return await failed(uow, row, "password.change", Problem("governance.sign_in_refused"))
     await set_password(uow, row.name, wanted.new)
@@ -52,8 +52,8 @@ async def enrol_second_factor(query: Envelope[EnrolSecondFactor], uow: UnitOfWor
     """A new secret, shown this once. Who has a factor shows it first; nothing changes until the new one is confirmed."""
     row = await live(uow, query.data.session, limited=True)
     if row.factor is not None:
-        if is_locked(row, uow):
-            return Problem("governance.locked", minutes=uow.ports.settings.lock_minutes)
+        if problem := locked(uow, row, "second_factor.enrol"):
+            return problem
         if not await spend_code(uow, row, query.data.code or ""):
             return await failed(uow, row, "second_factor.enrol", Problem("governance.code_wrong"))
     secret = totp.new_secret()
@@ -68,8 +68,8 @@ async def confirm_second_factor(query: Envelope[ConfirmSecondFactor], uow: UnitO
     row = await live(uow, query.data.session, limited=True)
     if row.factor_new is None:
         raise Problem("governance.no_second_factor")
-    if is_locked(row, uow):
-        return Problem("governance.locked", minutes=uow.ports.settings.lock_minutes)
+    if problem := locked(uow, row, "second_factor.confirm"):
+        return problem
     step = totp.accept(uow.ports.seal.open(row.factor_new, row.name), query.data.code, uow.now, 0)
     if step is None:
         return await failed(uow, row, "second_factor.confirm", Problem("governance.code_wrong"))

@@ -141,6 +141,8 @@ async def disable_user(command: Envelope[DisableUser], uow: UnitOfWork[Ports]) -
     row = await _other(uow, command.data.name)
     if row.disabled_at is None:
         await _change(uow, row, "user.disable", {"reason": command.data.reason}, disabled_at=uow.now)
+    else:
+        uow.unchanged()
 
 
 @HANDLERS.on(EnableUser)
@@ -149,6 +151,8 @@ async def enable_user(command: Envelope[EnableUser], uow: UnitOfWork[Ports]) -> 
     row = await _other(uow, command.data.name)
     if row.disabled_at is not None:
         await _change(uow, row, "user.enable", {}, disabled_at=None, signed_in_at=uow.now)
+    else:
+        uow.unchanged()
 
 
 @HANDLERS.on(UnlockUser)

@@ -44,6 +44,7 @@ async def renew_certificate(query: Envelope[RenewCertificate], uow: UnitOfWork[P
     digest = hashlib.sha256(read_request(wanted.csr_pem).public_bytes(Encoding.DER)).hexdigest()
     mine = (enrolments.c.csr_digest == digest) & (enrolments.c.hospital == hospital)
     if (known := await uow.first(select(enrolments).where(mine, enrolments.c.replaces == serial))) is not None:
+        uow.unchanged()
         return state_of(known, uow)
     enrolment = new_id()
     approval = old.approval if good else await ask_for_approval(uow, hospital, node, enrolment, digest)

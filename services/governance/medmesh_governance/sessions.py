@@ -77,9 +77,12 @@ async def spend_code(uow: UnitOfWork[Ports], row: Any, code: str) -> bool:
     return step is not None
 
 
-def is_locked(row: Any, uow: UnitOfWork[Ports]) -> bool:
-    """Whether too many wrong secrets closed the account for a while."""
-    return row.locked_until is not None and row.locked_until > uow.now
+def locked(uow: UnitOfWork[Ports], row: Any, verb: str) -> Problem | None:
+    """What somebody is told whose account too many wrong secrets closed for a while; recorded. None when it is open."""
+    if row.locked_until is None or row.locked_until <= uow.now:
+        return None
+    uow.audit(AuditEntry(verb, "E", outcome=8, why="governance.locked"))
+    return Problem("governance.locked", minutes=uow.ports.settings.lock_minutes)
 
 
 @HANDLERS.answers(OpenSession)
@@ -89,9 +92,8 @@ async def open_session(query: Envelope[OpenSession], uow: UnitOfWork[Ports]) -> 
     row = await uow.first(select(users).where(users.c.name == wanted.name).with_for_update())
     fits = verify_password(row.password_hash if row else None, wanted.password)
     as_person(uow, wanted.name, row.organisation if row else "unknown")
-    if row is not None and is_locked(row, uow):
-        uow.audit(AuditEntry("session.open", "E", outcome=8, why="governance.locked"))
-        return Problem("governance.locked", minutes=settings.lock_minutes)
+    if row is not None and (problem := locked(uow, row, "session.open")):
+        return problem
     if row is None:
         uow.audit(AuditEntry("session.open", "E", outcome=4, why="governance.sign_in_refused"))
         return Problem("governance.sign_in_refused")
@@ -138,8 +140,8 @@ async def step_up(query: Envelope[StepUp], uow: UnitOfWork[Ports]) -> Done | Pro
     row = await live(uow, query.data.session)
     if row.factor is None:
         raise Problem("governance.no_second_factor")
-    if is_locked(row, uow):
-        return Problem("governance.locked", minutes=uow.ports.settings.lock_minutes)
+    if problem := locked(uow, row, "session.step_up"):
+        return problem
     if not await spend_code(uow, row, query.data.code):
         return await failed(uow, row, "session.step_up", Problem("governance.code_wrong"))
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(strong_at=uow.now, used_at=uow.now))
@@ -169,6 +171,8 @@ async def close_session(query: Envelope[CloseSession], uow: UnitOfWork[Ports]) -
         await uow.execute(delete(sessions).where(sessions.c.hash == key))
         as_person(uow, row.name)
         uow.audit(AuditEntry("session.close", "E"))
+    else:
+        uow.unchanged()
     return Done()
 
 
