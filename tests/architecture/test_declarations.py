@@ -119,7 +119,7 @@ def test_no_action_in_the_role_table_is_left_over() -> None:
 
 
 def test_roles_in_the_table_exist() -> None:
-    known = {*PERSON_ROLES, "hospital", "service:operator"}
+    known = {*PERSON_ROLES, "hospital", "system", "service:operator"}
     assert {action: set(roles) - known for action, roles in TABLE.items() if set(roles) - known} == {}
 
 

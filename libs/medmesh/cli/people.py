@@ -167,6 +167,17 @@ def revoke(name: str, node: str | None, reason: str) -> int:
     return 0
 
 
+@hospital.command()
+@click.argument("hospital_name")
+@click.argument("name")
+@click.option("--key", required=True, type=click.Path(exists=True, path_type=Path), help="Its public key (PEM, Ed25519 or P-256).")
+def system(hospital_name: str, name: str, key: Path) -> int:
+    """Register NAME, a system of a hospital that signs in with a key of its own.  登记医院信息系统。"""
+    body = {"name": name, "public_key_pem": key.read_text()}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/hospitals/{hospital_name}/systems", body)))
+    return 0
+
+
 @click.group()
 def approval() -> None:
     """Requests that need a second person.  审批。"""

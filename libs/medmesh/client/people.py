@@ -10,6 +10,7 @@ from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
 from medmesh.errors import Problem
 from medmesh.security import totp
+from medmesh.security.assertions import PrivateKey, sign
 
 
 @dataclass
@@ -33,6 +34,12 @@ async def enrol(gateway: Gateway, authenticator: Authenticator) -> None:
     made = await gateway.request("POST", "/v1/second-factor", {"code": former} if former else {})
     authenticator.secret = totp.read(made["secret"])
     await gateway.request("POST", "/v1/second-factor/confirmation", {"code": await authenticator.code()})
+
+
+async def sign_in_system(gateway: Gateway, name: str, key: PrivateKey) -> Gateway:
+    """A client of a hospital's system, which was registered with the public half of `key`. Raises `Problem`."""
+    opened = await gateway.request("POST", "/v1/system-sessions", {"assertion": sign(key, name)})
+    return gateway.acting_as(Person(opened["session"]))
 
 
 async def sign_in(gateway: Gateway, name: str, password: str, authenticator: Authenticator | None = None) -> Gateway:

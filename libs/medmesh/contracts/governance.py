@@ -201,6 +201,16 @@ class ActivateUser(Exchange):
     password: str = Field(repr=False)
 
 
+class OpenSystemSession(Exchange):
+    """A hospital's system signs in with a JWT of its own key (RFC 7523, `medmesh.security.assertions`)."""
+
+    TYPE: ClassVar[str] = "governance.open-system-session.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = SessionOpened
+
+    assertion: str = Field(repr=False, max_length=4096)
+
+
 class RecoverUser(Exchange):
     """Issue a new activation code for somebody who lost the password, and with `second_factor` the authenticator too."""
 
@@ -280,6 +290,7 @@ class UserView(Record):
     organisation: str
     roles: tuple[str, ...]
     active: bool
+    kind: str = "person"
     second_factor: bool = False
     disabled: bool = False
     locked_until: datetime | None = None
@@ -360,6 +371,18 @@ class ListApprovals(Query):
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
+
+
+class RegisterSystem(Command):
+    """Register a system of a hospital, which signs in with the private half of this key. Result: `{"system": name}`."""
+
+    TYPE: ClassVar[str] = "governance.register-system.v1"
+    ACTION: ClassVar[str] = "system.register"
+
+    hospital: Identifier
+    name: Identifier
+    public_key_pem: str = Field(max_length=2000)
+    display_name: str = ""
 
 
 class ChangeRoles(Command):

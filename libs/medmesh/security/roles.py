@@ -26,6 +26,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "hospital.register": ("security_administrator",),
     "hospital.revoke": ("security_administrator",),
     "revocation.list": ("security_administrator",),
+    "system.register": ("security_administrator",),
     "hospital.list": (*_ALL_PEOPLE, "auditor"),
     "approval.request": ("security_administrator", "researcher"),
     "approval.decide": ("approver", "security_administrator"),
@@ -47,10 +48,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "federation.submit": ("hospital",),
     "model.register": ("researcher",),
     "model.convert": ("researcher",),
-    "model.read": ("researcher", "approver", "auditor", "hospital", "clinician"),
+    "model.read": ("researcher", "approver", "auditor", "hospital", "clinician", "system"),
     "model.release": ("researcher",),
     "model.install": ("hospital",),
-    "inference.infer": ("researcher", "clinician", "hospital"),
+    "inference.infer": ("researcher", "clinician", "hospital", "system"),
     "audit.read": ("auditor", "audit_administrator"),
     "audit.proof": ("auditor", "audit_administrator", "researcher", "approver", "hospital"),
     "audit.append": ("hospital",),
@@ -61,9 +62,19 @@ TABLE: dict[str, tuple[str, ...]] = {
     "dead.read": ("system_administrator", "service:operator"),
     "dead.replay": ("system_administrator", "service:operator"),
 }
-"""Action to the roles that may do it. Hospitals have the role `hospital`; a service has `service:<name>`."""
+"""Action to the roles that may do it. Hospitals have the role `hospital`, their systems `system`; a service has `service:<name>`."""
 
-STEP_UP = frozenset({"approval.decide", "annotation.export", "user.create", "user.manage", "hospital.register", "hospital.revoke"})
+STEP_UP = frozenset(
+    {
+        "annotation.export",
+        "approval.decide",
+        "hospital.register",
+        "hospital.revoke",
+        "system.register",
+        "user.create",
+        "user.manage",
+    }
+)
 """Actions for which a person showed the second factor not longer ago than `STRONG`: approvals, exports, rights."""
 
 STRONG = timedelta(minutes=5)

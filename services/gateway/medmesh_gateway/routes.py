@@ -24,6 +24,7 @@ ROUTES: tuple[Route, ...] = (
     # Exchanges of credentials: the secret in the body is the key.
     Route("POST", "/v1/bootstrap", governance.Bootstrap),
     Route("POST", "/v1/sessions", governance.OpenSession),
+    Route("POST", "/v1/system-sessions", governance.OpenSystemSession),
     Route("POST", "/v1/activations", governance.ActivateUser),
     # A person's own session and secrets: the session in the header is the key.
     Route("GET", "/v1/sessions", governance.ListSessions),
@@ -45,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/users/{name}/unlocking", governance.UnlockUser),
     Route("POST", "/v1/users/{name}/recovery", governance.RecoverUser),
     Route("POST", "/v1/hospitals", governance.RegisterHospital),
+    Route("POST", "/v1/hospitals/{hospital}/systems", governance.RegisterSystem),
     Route("GET", "/v1/hospitals", governance.ListHospitals),
     Route("POST", "/v1/hospitals/{hospital}/revocation", governance.RevokeNode),
     Route("POST", "/v1/approvals", governance.RequestApproval),

@@ -113,7 +113,7 @@ async def activate_user(query: Envelope[ActivateUser], uow: UnitOfWork[Ports]) -
 async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> OneTimeCode:
     """A new activation code; the old password and the sessions are gone at once."""
     wanted = query.data
-    await _other(uow, wanted.name)
+    _person(await _other(uow, wanted.name))
     code = new_code()
     expires = uow.now + timedelta(hours=uow.ports.settings.enrolment_hours)
     values: dict[str, Any] = {"activation_hash": code_hash(code), "activation_expires": expires, "password_hash": None}
@@ -130,7 +130,7 @@ async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> 
 async def change_roles(command: Envelope[ChangeRoles], uow: UnitOfWork[Ports]) -> None:
     """Give exactly these roles."""
     roles = sorted(check_roles(command.data.roles))
-    row = await _other(uow, command.data.name)
+    row = _person(await _other(uow, command.data.name))
     detail = {"before": ",".join(row.roles), "after": ",".join(roles)}
     await _change(uow, row, "user.roles", detail, roles=roles)
 
@@ -184,6 +184,13 @@ async def _other(uow: UnitOfWork[Ports], name: str) -> Any:
     return row
 
 
+def _person(row: Any) -> Any:
+    """Systems have one role, and no password. Raises `Problem`."""
+    if row.kind != "person":
+        raise Problem("governance.no_person", name=row.name)
+    return row
+
+
 async def _change(uow: UnitOfWork[Ports], row: Any, verb: str, detail: dict[str, Any], **values: Any) -> None:
     """Change what somebody may do: it counts from now on, so the sessions end."""
     await uow.execute(update(users).where(users.c.name == row.name).values(values))
@@ -202,7 +209,8 @@ async def list_users(query: Envelope[ListUsers], uow: UnitOfWork[Ports]) -> User
             display_name=r.display_name,
             organisation=r.organisation,
             roles=tuple(r.roles),
-            active=r.password_hash is not None and r.disabled_at is None,
+            active=(r.password_hash is not None or r.kind == "system") and r.disabled_at is None,
+            kind=r.kind,
             second_factor=r.factor is not None,
             disabled=r.disabled_at is not None,
             locked_until=r.locked_until if r.locked_until and r.locked_until > uow.now else None,

@@ -21,12 +21,12 @@ from medmesh.security.authority import Authority
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions
+from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions, systems
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, enrolment, renewal, handlers)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, handlers)
 """The modules whose handlers this service runs."""
 
 
@@ -39,6 +39,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     async def housekeeping() -> None:
         async with runtime.unit() as uow:
             await sessions.prune(uow)
+            await systems.prune(uow)
             await people.disable_idle(uow)
 
     ports = Ports(

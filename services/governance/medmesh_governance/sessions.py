@@ -35,6 +35,12 @@ TOKEN_MINUTES = 10
 AUDIENCES = (AUDIENCE, "inference", "audit")
 
 
+def acting(uow: UnitOfWork[Ports], row: Any) -> None:
+    """The same for an account, which may be a system's."""
+    actor = Actor(row.kind, row.name, row.organisation)
+    uow.context = Context(uow.context.service, uow.context.cause, actor, None, uow.context.traceparent)
+
+
 def as_person(uow: UnitOfWork[Ports], name: str, organisation: str = "platform") -> None:
     """Let the audit records of this transaction name the person whose secret was just checked."""
     actor = Actor("person", name, organisation)
@@ -51,7 +57,9 @@ async def live(uow: UnitOfWork[Ports], session: str, *, limited: bool = False) -
         raise Problem("governance.session_over")
     if row.must and not limited:
         raise Problem("governance.password_due") if "password" in row.must else Problem("governance.second_factor_due")
-    as_person(uow, row.name, row.organisation)
+    if limited and row.kind != "person":
+        raise Problem("governance.no_person", name=row.name)
+    acting(uow, row)
     return row
 
 
@@ -156,8 +164,8 @@ async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports
         raise Problem("request.invalid", reason=f"audience is one of {', '.join(AUDIENCES)}")
     row = await live(uow, query.data.session)
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(used_at=uow.now))
-    method = "pwd+otp" if row.strong_at else "pwd"
-    actor = Actor("person", row.name, row.organisation, frozenset(row.roles), method, row.strong_at)
+    method = "pkjwt" if row.kind == "system" else "pwd+otp" if row.strong_at else "pwd"
+    actor = Actor(row.kind, row.name, row.organisation, frozenset(row.roles), method, row.strong_at)
     token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=TOKEN_MINUTES, now=uow.now)
     return ActorToken(token=token, expires=uow.now + timedelta(minutes=TOKEN_MINUTES))
 

@@ -29,6 +29,8 @@ class Settings(ServiceSettings):
     """Accounts nobody used for so long are disabled."""
     session_idle_minutes: int = Field(default=30, ge=1)
     session_hours: int = Field(default=12, ge=1)
+    system_minutes: int = Field(default=60, ge=1)
+    """How long a session of a hospital's system lasts."""
     lock_after: int = Field(default=5, ge=1)
     lock_minutes: int = Field(default=30, ge=1)
     approvals_needed: int = Field(default=1, ge=1)

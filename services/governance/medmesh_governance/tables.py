@@ -16,6 +16,7 @@ users = Table(
     "users",
     METADATA,
     Column("name", String(63), primary_key=True),
+    Column("kind", String(8), nullable=False, server_default=text("'person'"), comment="person, or system: one of a hospital's"),
     Column("display_name", Text, nullable=False),
     Column("organisation", String(63), nullable=False),
     Column("roles", Json, nullable=False),
@@ -31,8 +32,18 @@ users = Table(
     Column("factor", LargeBinary, comment="secret of the authenticator, sealed"),
     Column("factor_new", LargeBinary, comment="the one that was shown and not confirmed yet, sealed"),
     Column("factor_step", Counter, nullable=False, server_default=text("0"), comment="last step used: a code counts once"),
+    Column("public_key", Text, comment="a system's, PEM"),
     # The three administrators exclude each other: held by the database too, whatever a program does.
     CheckConstraint(ONE_ADMINISTRATOR, name="one_administrator"),
+)
+
+assertions = Table(
+    "assertions",
+    METADATA,
+    Column("system", String(63), primary_key=True),
+    Column("jti", String(128), primary_key=True),
+    Column("until", Timestamp, nullable=False),
+    comment="signed sign-ins of systems, each good once",
 )
 
 passwords = Table(
