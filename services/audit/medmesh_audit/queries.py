@@ -17,8 +17,8 @@ from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof
 from medmesh.store.unit import UnitOfWork
+from medmesh_audit.domain import Shown
 from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
-from medmesh_audit.witnesses import Shown
 
 PAGE = 500
 
@@ -103,8 +103,12 @@ async def record_proof(uow: UnitOfWork[Any], seq: int, newest: Shown) -> dict[st
 
 async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
     """Proof that nothing before `old` changed."""
-    path = await _prove(uow, new, lambda node: consistency_proof(node, old, new))
-    return [base64.b64encode(p).decode() for p in path]
+    return [base64.b64encode(p).decode() for p in await consistency_path(uow, old, new)]
+
+
+async def consistency_path(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
+    """The hashes of `consistency`."""
+    return await _prove(uow, new, lambda node: consistency_proof(node, old, new))
 
 
 async def search(
