@@ -248,7 +248,8 @@ class Story:
         told, killed_at, pid_before = 0, 0.0, 0
         victim = self.nodes[self.choice["victim"]]
         durations: list[float] = []
-        dropped = rejoined = False
+        dropped = 0  # the round it was dropped from
+        rejoined = False
         end = time.monotonic() + 900
         while time.monotonic() < end:
             view = await self._look(federation)
@@ -267,8 +268,10 @@ class Story:
             current = view.rounds[-1] if view.rounds else None
             if current is not None and current.state == "open":
                 age = (datetime.now(UTC) - current.opened).total_seconds()
-                usual = sorted(durations)[len(durations) // 2] if durations else 3.0
-                if current.round == self.choice["victim_round"] and not killed_at and age >= self.choice["fraction"] * usual:
+                # The first round is longer than the others: workers start. One that ended too soon for its moment passes it on.
+                moment = self.choice["fraction"] * min(durations, default=3.0)
+                late = current.round > self.choice["victim_round"]
+                if not killed_at and (late or (current.round == self.choice["victim_round"] and age >= moment)):
                     victim.kill()
                     killed_at = time.monotonic()
                     self.happened(f"{victim.name} killed", round=current.round)
@@ -277,13 +280,13 @@ class Story:
                     self.happened("coordinator killed", round=current.round)
             state = {p.hospital: p for p in view.participants}
             if killed_at and not dropped and state[victim.name].drops:
-                dropped = True
+                dropped = view.rounds[-1].round
                 self.happened(f"{victim.name} left, the others go on")
             if killed_at and victim.process is None and (dropped or time.monotonic() - killed_at > 2.5 * LEASE):
                 victim.start()
                 self.happened(f"{victim.name} started again")
-            after = [r for r in view.rounds if r.round > self.choice["victim_round"] and r.state == "committed"]
-            if dropped and not rejoined and any(a.hospital == victim.name and not a.late for r in after for a in r.answers):
+            after = [r for r in view.rounds if dropped and r.round > dropped and r.state == "committed"]
+            if not rejoined and any(a.hospital == victim.name and not a.late for r in after for a in r.answers):
                 rejoined = True
                 self.happened(f"{victim.name} rejoined")
             if view.state == "completed":
