@@ -29,9 +29,9 @@ from medmesh.ledger.report import Report
 from medmesh.ledger.verify import Wanted, verify_log
 from medmesh.security.keys import Identity
 from medmesh.store.audit_copy import Rows
+from medmesh.telemetry.metrics import WITNESS_REFUSING
 from medmesh.witness.server import Witness, server
 from medmesh.witness.site import Site, create
-from medmesh_audit.witnesses import REFUSING
 
 ORIGIN = "medmesh/log"
 
@@ -175,8 +175,8 @@ async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: Ru
             found = await until(recorded)
             assert [record["record"]["detail"] for record in found] == [{"status": 409, "theirs": 10_000}]
             assert found[0]["record"]["entities"][0]["id"] == "renji"
-            assert REFUSING.labels("renji")._value.get() == 1
-            assert REFUSING.labels("huashan")._value.get() == 0
+            assert WITNESS_REFUSING.labels("renji")._value.get() == 1
+            assert WITNESS_REFUSING.labels("huashan")._value.get() == 0
             # The alarm is raised once, although renji is asked again and again, and the log goes on without it.
             await until(lambda: _saw(world, "huashan"))
             await asyncio.sleep(0.3)
