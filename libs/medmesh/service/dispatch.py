@@ -23,7 +23,7 @@ from medmesh.bus.declarations import Consumer
 from medmesh.bus.port import Delivery
 from medmesh.contracts.message import Command, Envelope, Message, OperationFinished, decode
 from medmesh.errors import Problem
-from medmesh.security.roles import allow
+from medmesh.security.roles import require
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
 from medmesh.store.database import Database
@@ -111,8 +111,8 @@ def authorise(message: Envelope[Any], trust: TrustBundle, action: str | None) ->
             return None
         raise Problem("actor.missing", type=message.type)
     actor = verify_actor(message.actor, trust, at=message.time)
-    if action is not None and not allow(actor, action).allowed:
-        raise Problem("access.denied", actor=actor.text, action=action)
+    if action is not None:
+        require(actor, action, message.time)
     return actor
 
 

@@ -32,6 +32,7 @@ WITNESS_REFUSING = Gauge(
     "medmesh_audit_witness_refusing", "1 while a witness refuses: perhaps two histories", ["witness"], registry=REGISTRY
 )
 UNWITNESSED_SECONDS = Gauge("medmesh_audit_unwitnessed_seconds", "Age of the oldest checkpoint the quorum has not seen", registry=REGISTRY)
+AUDIT_ALARMS = Counter("medmesh_audit_alarms", "What must not happen to the log", ["kind"], registry=REGISTRY)
 DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
 HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)
 HTTP_SECONDS = Histogram("medmesh_http_seconds", "Request by route", ["service", "route"], buckets=_QUICK, registry=REGISTRY)

@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from medmesh.errors import Problem
 from medmesh.ledger import tiles
-from medmesh.security.roles import allow
+from medmesh.security.roles import require
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
@@ -34,8 +34,7 @@ def application(runtime: Runtime) -> FastAPI:
 
     def may(action: str) -> Any:
         def check(who: Actor = Depends(actor)) -> Actor:
-            if not allow(who, action).allowed:
-                raise Problem("access.denied", actor=who.text, action=action)
+            require(who, action, datetime.now(UTC))
             return who
 
         return Depends(check)
