@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, literal, select, tuple_, type_coerce, union_all
 from sqlalchemy.dialects.postgresql import JSONB
@@ -18,7 +18,9 @@ from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
-from medmesh_audit.witnesses import Shown
+
+if TYPE_CHECKING:
+    from medmesh_audit.witnesses import Shown
 
 PAGE = 500
 
@@ -101,10 +103,9 @@ async def record_proof(uow: UnitOfWork[Any], seq: int, newest: Shown) -> dict[st
     }
 
 
-async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
+async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
     """Proof that nothing before `old` changed."""
-    path = await _prove(uow, new, lambda node: consistency_proof(node, old, new))
-    return [base64.b64encode(p).decode() for p in path]
+    return await _prove(uow, new, lambda node: consistency_proof(node, old, new))
 
 
 async def search(
