@@ -18,6 +18,8 @@ from sqlalchemy.engine import make_url
 from tests.ledgers import entry
 from tests.world import World, small_world
 
+from medmesh.cli import main
+from medmesh.cli.session import save
 from medmesh.client import Gateway
 from medmesh.client.credentials import Person
 from medmesh.contracts.audit import AuditRecord
@@ -90,7 +92,9 @@ async def until(found: Callable[[], Any], seconds: float = 20) -> Any:
         return answer
 
 
-async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(servers: RunningServers, private: Path, ports: Ports) -> None:
+async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
+    servers: RunningServers, private: Path, ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with witnessed(servers, private, ports) as (world, policy, hospitals):
         admin = await world.admin()
         auditor = await world.user(admin, "qian", "auditor")
@@ -137,6 +141,21 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(servers: Runni
             assert report.faults == []
             assert report.bodies == report.size > 5
             assert len(report.witnesses) >= 2
+
+            # The same with one command, as the signed-in auditor; reading the log's bodies is recorded in it.
+            assert isinstance(auditor.credentials, Person)
+            monkeypatch.setenv("MEDMESH_SESSION", str(private / "session.json"))
+            save(world.url, world.ca, auditor.credentials.session)
+
+            def command(*more: str) -> int:
+                with pytest.raises(SystemExit) as ended:
+                    main(["audit", "verify", "log", "--policy", str(private / "policy.txt"), *more, f"{world.audit}/log"])
+                assert isinstance(ended.value.code, int)
+                return ended.value.code
+
+            assert await asyncio.to_thread(command, "--keep", str(private / "kept")) == 0
+            assert await asyncio.to_thread(command, "--from", str(private / "kept")) == 0
+            assert (await door.request("GET", "/v1/records", query={"verb": "audit.export"}))["records"]
 
 
 async def _saw(world: World, name: str) -> bool:
@@ -218,6 +237,15 @@ async def test_what_a_superuser_does_to_the_database_is_found_there(servers: Run
     clean = await report(kept=kept)
     assert clean.faults == []
     assert clean.bodies == clean.size > 300
+
+    def command() -> int:
+        """As an auditor with a right to SELECT runs it."""
+        with pytest.raises(SystemExit) as ended:
+            main(["audit", "verify", "db", "--policy", str(private / "policy.txt"), "--json", dsn])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    assert await asyncio.to_thread(command) == 0
     tables = ("entries", "tiles", "checkpoints", "cosignatures", "state", "emitters")
     for table in tables:
         await sql.execute(f"ALTER TABLE audit.{table} DISABLE TRIGGER USER")  # as a superuser can
@@ -245,6 +273,8 @@ async def test_what_a_superuser_does_to_the_database_is_found_there(servers: Run
         await sql.execute(attack)
         found = await report()
         assert found.code == 1, attack
+        if check == "body":
+            assert await asyncio.to_thread(command) == 1
         assert check in {fault.check for fault in found.faults}, (attack, found.faults)
         assert field in {"", *(fault.problem.params.get("field") for fault in found.faults)}, (attack, found.faults)
         for table, rows in saved.items():

@@ -45,6 +45,7 @@ class Witnesses:
     ca: Path | None = None
     _known: dict[str, int] = field(default_factory=dict)
     _refusing: set[str] = field(default_factory=set)
+    _silent: set[str] = field(default_factory=set)
     _late: bool = False
     _http: httpx.AsyncClient | None = None
 
@@ -92,8 +93,7 @@ class Witnesses:
                 # It saw more or less than we remember, for instance because an answer was lost on the way.
                 status, size = await self._show(one, newest, size)
         except httpx.HTTPError as error:
-            WITNESS_ASKED.labels(one.name, "unreachable").inc()
-            log("audit.witness_unreachable", level=30, witness=one.name, reason=type(error).__name__)
+            self._silence(one, type(error).__name__)
             return
         except Problem as problem:
             WITNESS_ASKED.labels(one.name, "wrong").inc()
@@ -102,10 +102,11 @@ class Witnesses:
         if status == httpx.codes.OK:
             self._known[one.name] = newest.size
             self._refusing.discard(one.name)
+            self._silent.discard(one.name)
             WITNESS_REFUSING.labels(one.name).set(0)
             WITNESS_ASKED.labels(one.name, "cosigned").inc()
         elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-            WITNESS_ASKED.labels(one.name, "unreachable").inc()
+            self._silence(one, f"HTTP {status}")
         else:
             WITNESS_ASKED.labels(one.name, "refused").inc()
             await self._alarm(one, newest.size, status, size)
@@ -130,6 +131,13 @@ class Witnesses:
             except ValueError:
                 return answer.status_code, None
         return answer.status_code, None
+
+    def _silence(self, one: Witness, reason: str) -> None:
+        """One line when a witness falls silent, not one a second."""
+        WITNESS_ASKED.labels(one.name, "unreachable").inc()
+        if one.name not in self._silent:
+            self._silent.add(one.name)
+            log("audit.witness_unreachable", level=30, witness=one.name, reason=reason)
 
     async def _alarm(self, one: Witness, size: int, status: int, theirs: int | None) -> None:
         """A witness says that this log is not the one it knows: either of the two shows two histories. Once, until it cosigns again."""
