@@ -6,8 +6,10 @@ records take no more than ten. Nothing that is stored is believed: hashes are co
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -47,10 +49,23 @@ class Wanted:
 def verify_log(copy: Copy, wanted: Wanted, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
     """Check everything in a copy. Raises `Problem` only when there is nothing to check, or the kept checkpoint is none."""
     run = _Run(copy, wanted)
-    if run.begin():
-        run.pass_over(progress)
-        run.end()
+    with _no_search_for_cycles():
+        if run.begin():
+            run.pass_over(progress)
+            run.end()
     return run.report
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """What is read makes none, and looking for them takes an eighth of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class _Run:
