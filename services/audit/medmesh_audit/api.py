@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -95,7 +96,8 @@ def application(runtime: Runtime) -> FastAPI:
             size = (await queries.checkpoint(uow)).size
             if not 0 <= old <= new <= size:
                 raise Problem("request.invalid", reason=f"0 <= old <= new <= {size}")
-            return {"old": old, "new": new, "proof": await queries.consistency(uow, old, new)}
+            path = await queries.consistency(uow, old, new)
+            return {"old": old, "new": new, "proof": [base64.b64encode(p).decode() for p in path]}
 
     @app.get("/v1/bodies")
     async def bodies(first: int = 0, limit: int = 500, who: Actor = may("audit.read")) -> dict[str, Any]:

@@ -101,13 +101,8 @@ async def record_proof(uow: UnitOfWork[Any], seq: int, newest: Shown) -> dict[st
     }
 
 
-async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
+async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
     """Proof that nothing before `old` changed."""
-    return [base64.b64encode(p).decode() for p in await consistency_path(uow, old, new)]
-
-
-async def consistency_path(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
-    """The hashes of `consistency`."""
     return await _prove(uow, new, lambda node: consistency_proof(node, old, new))
 
 
