@@ -32,6 +32,7 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
         who = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
         if not allow(who, ACTION).allowed:
             raise Problem("access.denied", actor=who.text, action=ACTION)
+        runtime.emission.check(ACTION)
         return who
 
     async def record(who: Actor, served: Served, inputs: int) -> None:
