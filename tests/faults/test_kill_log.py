@@ -46,7 +46,7 @@ class Emitter:
     async def run(self, stop: asyncio.Event) -> None:
         """Commit rows until told to stop; come back when the database does."""
         while not stop.is_set():
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, AssertionError):
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, AssertionError):
                 url, secret = self.stage.run.urls["postgres"], self.stage.run.paths["postgres.password"].read_text().strip()
                 sql = await asyncpg.connect(url, password=secret, timeout=2)
                 try:

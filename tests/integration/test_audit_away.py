@@ -36,9 +36,7 @@ async def test_privileged_commands_are_refused_until_the_log_is_back(servers: Ru
     (private / "ca").mkdir(exist_ok=True)
     (private / "bootstrap").write_text("0" * 64)
     keys = {"authority": private / "ca", "bootstrap_token": private / "bootstrap"}
-    async with platform(
-        servers, private, GOVERNANCE, settings=settings | {"governance": {**settings["governance"], **_keys(private)}}
-    ) as p:
+    async with platform(servers, private, GOVERNANCE, settings={"governance": {"audit_lag_seconds": 1.5, **keys}}) as p:
         li = p.person("li", "researcher")
         first = await p.send(wish(1), li)
         assert first.succeeded, "its record is durable, and has not waited long"
