@@ -55,6 +55,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/approvals", governance.RequestApproval),
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
+    Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
     # Data.
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),
