@@ -14,6 +14,7 @@ import asyncpg
 import httpx
 import pytest
 from sqlalchemy.engine import make_url
+from tests.logs import hand_in, records
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
@@ -197,6 +198,7 @@ async def test_what_a_superuser_does_to_the_database_is_found_there(servers: Run
         admin = await world.admin()
         for name in ("qian", "li", "wang"):
             await world.user(admin, name, "auditor")
+        await hand_in(world.p.bus, "training", records("training", 1, 300))  # a tile is kept when it is full
         await until(lambda: _saw(world, "renji"))
         await until(lambda: _saw(world, "huashan"))
         runtime = world.p.runtimes["audit"]
@@ -244,6 +246,8 @@ async def test_what_a_superuser_does_to_the_database_is_found_there(servers: Run
         for table, column in (("entries", "seq"), ("checkpoints", "size - 1"), ("cosignatures", "size - 1")):
             await sql.execute(f"DELETE FROM audit.{table} WHERE {column} >= $1", smaller)
         await sql.execute("UPDATE audit.state SET size = $1", smaller)
+        await sql.execute("DELETE FROM audit.tiles WHERE (number + 1) * 256 > $1", smaller)
+        await sql.execute("DELETE FROM audit.emitters WHERE emitter NOT IN (SELECT emitter FROM audit.entries)")
         await sql.execute("UPDATE audit.emitters e SET n = (SELECT max(n) FROM audit.entries WHERE emitter = e.emitter)")
         await sql.close()
         alone = Policy(policy.logs)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from medmesh.canonical import canonical
+from medmesh.canonical import spell
 from medmesh.errors import Problem
 
 SALT_BYTES = 16
@@ -39,7 +39,7 @@ class Leaf:
 
     def encode(self) -> bytes:
         """The canonical bytes that are hashed into the tree."""
-        return canonical({"v": 1, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "commit": self.commit})
+        return spell({"v": 1, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "commit": self.commit}).encode()
 
 
 def decode(data: bytes) -> Leaf:

@@ -54,11 +54,19 @@ class Rows:
         return f"{rows[0]['note']}{lines}".encode()
 
     def tile(self, level: int, number: int, width: int) -> bytes:
-        """See `medmesh.ledger.copies.Copy`."""
-        rows = self._fetch("SELECT hashes FROM audit.tiles WHERE level = $1 AND number = $2", level, number)
-        if not rows:
+        """See `medmesh.ledger.copies.Copy`. Only full tiles are kept: a partial one is what lies below it."""
+        if width == 256:
+            rows = self._fetch("SELECT hashes AS hash FROM audit.tiles WHERE level = $1 AND number = $2", level, number)
+        elif level:
+            below = "SELECT root AS hash FROM audit.tiles WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number"
+            rows = self._fetch(below, level - 1, number * 256, number * 256 + width)
+        else:
+            below = "SELECT hash FROM audit.entries WHERE seq >= $1 AND seq < $2 ORDER BY seq"
+            rows = self._fetch(below, number * 256, number * 256 + width)
+        found = b"".join(row["hash"] for row in rows)
+        if len(found) < width * 32:
             raise LookupError(f"tile/{level}/{number}")
-        return bytes(rows[0]["hashes"])[: width * 32]
+        return found
 
     def entries(self, number: int, width: int) -> Sequence[bytes]:
         """See `Copy`: a missing row shifts nothing, it is missing."""

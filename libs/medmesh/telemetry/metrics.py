@@ -25,6 +25,7 @@ OUTBOX_PENDING = Gauge("medmesh_outbox_pending", "Messages not sent yet", ["serv
 OUTBOX_OLDEST = Gauge("medmesh_outbox_oldest_seconds", "Age of the oldest unsent message", ["service"], registry=REGISTRY)
 AUDIT_PENDING = Gauge("medmesh_audit_pending", "Audit records without a receipt", ["service"], registry=REGISTRY)
 AUDIT_DROPPED = Counter("medmesh_audit_dropped", "Audit records lost; must stay 0", ["service"], registry=REGISTRY)
+AUDIT_ALARMS = Counter("medmesh_audit_alarms", "What must not happen to the log", ["kind"], registry=REGISTRY)
 DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
 HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)
 HTTP_SECONDS = Histogram("medmesh_http_seconds", "Request by route", ["service", "route"], buckets=_QUICK, registry=REGISTRY)

@@ -20,6 +20,7 @@ from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
+from medmesh_audit.watch import Watch
 from medmesh_audit.witnesses import Witnesses
 
 
@@ -28,11 +29,24 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """The sequencer, one intake an emitter, and the auditors' door."""
     settings = cast(Settings, runtime.settings)
     key = Identity.load(settings.log_key).private_key
-    sequencer = Sequencer(runtime, settings.origin, key, settings.group_milliseconds / 1000)
+
+    @asynccontextmanager
+    async def intakes() -> AsyncIterator[None]:
+        """Records are taken where they can be written, and nowhere else."""
+        async with AsyncExitStack() as stack:
+            for emitter in (*runtime.trust().services, EDGE):
+                intake = await runtime.bus.serve(record_subject(emitter), receiver(runtime, sequencer, emitter), queue="audit")
+                stack.push_async_callback(intake.stop)
+            yield
+
+    sequencer = Sequencer(runtime, settings.origin, key, intakes)
+    runtime.checks["log"] = sequencer.ready
     async with runtime.unit() as uow:
         await uow.execute(insert(state).values(one=1, size=0).on_conflict_do_nothing())
     runtime.background(sequencer.run, "sequencer")
+    await sequencer.settle()
     runtime.background(sequencer.publish, "checkpoint", every=settings.checkpoint_seconds)
+    runtime.background(Watch(runtime).look, "watch", every=settings.watch_seconds)
     witnesses = Witnesses.of(
         runtime,
         sequencer.vkey,
@@ -44,9 +58,6 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     witnesses.start(settings.witness_seconds)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(witnesses.close)
-        for emitter in (*runtime.trust().services, EDGE):
-            intake = await runtime.bus.serve(record_subject(emitter), receiver(runtime, sequencer, emitter), queue="audit")
-            stack.push_async_callback(intake.stop)
         door = serve(
             Observed(application(runtime), "audit", runtime.ready),
             host=settings.host,

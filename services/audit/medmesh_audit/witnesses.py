@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,29 +15,20 @@ from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.errors import Problem
 from medmesh.ledger import note, witness
-from medmesh.ledger import tiles as tile
 from medmesh.ledger.policy import Policy, Witness, parse_policy
-from medmesh.ledger.tree import consistency_proof
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh.telemetry.metrics import REGISTRY
-from medmesh_audit.tables import checkpoints, cosignatures, tiles
+from medmesh_audit import queries
+from medmesh_audit.domain import Shown
+from medmesh_audit.tables import checkpoints, cosignatures
 
 WITNESSED, PENDING, UNWITNESSED = "witnessed", "pending", "unwitnessed"
 
 ASKED = Counter("medmesh_audit_witness_asked", "Checkpoints shown to a witness by outcome", ["witness", "outcome"], registry=REGISTRY)
 REFUSING = Gauge("medmesh_audit_witness_refusing", "1 while a witness refuses: perhaps two histories", ["witness"], registry=REGISTRY)
 WAITING = Gauge("medmesh_audit_unwitnessed_seconds", "Age of the oldest checkpoint the quorum has not seen", registry=REGISTRY)
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A checkpoint with its cosignatures, and whether they are enough."""
-
-    size: int
-    note: str
-    state: str
 
 
 @dataclass
@@ -120,7 +110,7 @@ class Witnesses:
     async def _show(self, one: Witness, newest: Any, old: int) -> tuple[int, int | None]:
         """Ask once; answers the status and the size that a conflict tells. A cosignature is stored before this returns."""
         async with self.runtime.unit() as uow:
-            proof = await proof_between(uow, old, newest.size)
+            proof = await queries.consistency_path(uow, old, newest.size)
         if self._http is None:
             verify: Any = str(self.ca) if self.ca else True
             self._http = httpx.AsyncClient(timeout=self.timeout, verify=verify, trust_env=False)
@@ -200,19 +190,3 @@ async def lines(uow: UnitOfWork[Any], size: int) -> str:
     """The cosignatures of a checkpoint, as its last lines."""
     rows = await uow.all(select(cosignatures.c.line).where(cosignatures.c.size == size).order_by(cosignatures.c.witness))
     return "".join(row.line for row in rows)
-
-
-async def proof_between(uow: UnitOfWork[Any], old: int, new: int) -> Sequence[bytes]:
-    """The consistency proof, from the few tiles it needs (two a level)."""
-    wanted: set[tuple[int, int]] = set()
-
-    def note_down(level: int, index: int) -> bytes:
-        wanted.add((level // 8, (index << level % 8) // tile.WIDTH))
-        return bytes(tile.HASH)
-
-    consistency_proof(note_down, old, new)
-    loaded: dict[tuple[int, int], bytes] = {}
-    for level, number in sorted(wanted):
-        where = (tiles.c.level == level) & (tiles.c.number == number)
-        loaded[level, number] = bytes((await uow.execute(select(tiles.c.hashes).where(where))).scalar_one())
-    return consistency_proof(tile.nodes(lambda level, number, width: loaded[level, number][: width * tile.HASH], new), old, new)
