@@ -19,10 +19,10 @@ from medmesh.service.runtime import Runtime, running
 from medmesh.store.session import session
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit import head, queries
+from medmesh_audit.domain import Shown
 from medmesh_audit.ports import Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.service import SERVICE
-from medmesh_audit.witnesses import Shown
 
 
 def sequencer(runtime: Runtime) -> Sequencer:

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import ColumnElement, literal, select, tuple_, type_coerce, union_all
 from sqlalchemy.dialects.postgresql import JSONB
@@ -17,10 +17,8 @@ from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof
 from medmesh.store.unit import UnitOfWork
+from medmesh_audit.domain import Shown
 from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
-
-if TYPE_CHECKING:
-    from medmesh_audit.witnesses import Shown
 
 PAGE = 500
 

@@ -19,19 +19,11 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh.telemetry.metrics import UNWITNESSED_SECONDS, WITNESS_ASKED, WITNESS_REFUSING
+from medmesh_audit.domain import Shown
 from medmesh_audit.queries import consistency
 from medmesh_audit.tables import checkpoints, cosignatures
 
 WITNESSED, PENDING, UNWITNESSED = "witnessed", "pending", "unwitnessed"
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A checkpoint with its cosignatures, and whether they are enough."""
-
-    size: int
-    note: str
-    state: str
 
 
 @dataclass
