@@ -208,9 +208,14 @@ async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: Ru
             await until(lambda: _saw(world, "huashan"))
             await asyncio.sleep(0.3)
             assert len(await recorded()) == 1
-            waiting = await door.raw("GET", "/log/checkpoint")
-            assert waiting.headers["Medmesh-Witnesses"] == "pending"
-            assert "— huashan/witness " in waiting.text  # what is there is shown, although it is not enough
+
+            async def waiting() -> bool:
+                """What is there is shown, although it is not enough."""
+                answer = await door.raw("GET", "/log/checkpoint")
+                assert answer.headers["Medmesh-Witnesses"] == "pending"
+                return "— huashan/witness " in answer.text
+
+            await until(waiting)
             # Somebody answers at the regulator's address with another key: that counts for nothing.
             (vkey,) = map(str, policy.logs)
             liar = Hospital(create(private / "liar", "regulator/witness", [vkey], port=hospitals["regulator"].site.port))
