@@ -26,6 +26,7 @@ from medmesh.errors import Problem
 from medmesh.security.roles import require
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
+from medmesh.service.emission import Emission
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
@@ -124,6 +125,7 @@ class Dispatcher:
     database: Database
     trust: Callable[[], TrustBundle]
     ports: Any
+    emission: Emission = field(default_factory=Emission)
 
     def __post_init__(self) -> None:
         self._types = {message.subject(): message for message in self.consumer.messages}
@@ -237,7 +239,9 @@ class Dispatcher:
 
     def _actor(self, message: Envelope[Any]) -> Actor | None:
         if isinstance(message.data, Command):
-            return authorise(message, self.trust(), message.data.ACTION)
+            actor = authorise(message, self.trust(), message.data.ACTION)
+            self.emission.check(message.data.ACTION)
+            return actor
         return None
 
     async def _slow(self, message: Envelope[Any], context: Context) -> str:

@@ -24,6 +24,8 @@ REFUSED = Counter("medmesh_bus_permission_refused", "Operations the bus refused 
 OUTBOX_PENDING = Gauge("medmesh_outbox_pending", "Messages not sent yet", ["service"], registry=REGISTRY)
 OUTBOX_OLDEST = Gauge("medmesh_outbox_oldest_seconds", "Age of the oldest unsent message", ["service"], registry=REGISTRY)
 AUDIT_PENDING = Gauge("medmesh_audit_pending", "Audit records without a receipt", ["service"], registry=REGISTRY)
+AUDIT_OLDEST = Gauge("medmesh_audit_oldest_seconds", "Age of the oldest audit record without a receipt", ["service"], registry=REGISTRY)
+AUDIT_QUOTA = Gauge("medmesh_audit_quota_used", "Share of what may wait for the log, 1 refuses everything", ["service"], registry=REGISTRY)
 AUDIT_DROPPED = Counter("medmesh_audit_dropped", "Audit records lost; must stay 0", ["service"], registry=REGISTRY)
 WITNESS_ASKED = Counter(
     "medmesh_audit_witness_asked", "Checkpoints shown to a witness by outcome", ["witness", "outcome"], registry=REGISTRY
