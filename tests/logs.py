@@ -106,7 +106,7 @@ async def copied(runtime: Runtime, folder: Path) -> Path:
 
 async def faults(folder: Path, key: str) -> list[dict[str, Any]]:
     """What `medmesh audit verify` finds in a copy."""
-    command = (sys.executable, "-P", "-m", "medmesh", "audit", "verify", "--key", key, "--json", str(folder))
+    command = (sys.executable, "-P", "-m", "medmesh", "audit", "verify", "export", "--key", key, "--json", str(folder))
     checked = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False, timeout=60)
     found: list[dict[str, Any]] = json.loads(checked.stdout)["faults"]
     assert checked.returncode == (1 if found else 0), checked.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,23 +16,27 @@ from medmesh.contracts.governance import (
     ActorToken,
     ApprovalGranted,
     Bootstrap,
+    ConfirmSecondFactor,
     CreateUser,
     DecideApproval,
     Done,
     Enrol,
     EnrolmentState,
+    EnrolSecondFactor,
     GetEnrolment,
     OneTimeCode,
     OpenSession,
     RegisterHospital,
     RequestApproval,
     ResolveSession,
+    SecondFactorSecret,
     SessionOpened,
 )
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.security import approvals
+from medmesh.security import approvals, totp
 from medmesh.security.authority import hospital_of, new_key, node_request
+from medmesh.security.keys import write_secret
 from medmesh_governance.service import SERVICE
 
 TOKEN = "one-time-token"
@@ -41,7 +47,8 @@ PASSWORD = "Correct-Horse-7-Battery"
 async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
     token = private / "bootstrap"
     token.write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
-    extra = {"authority": private / "ca", "bootstrap_token": token}
+    write_secret(private / "seal", os.urandom(32))
+    extra = {"authority": private / "ca", "bootstrap_token": token, "seal_key": private / "seal"}
     async with platform(servers, private, SERVICE, settings={"governance": extra}) as made:
         yield made
 
@@ -49,6 +56,9 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
 async def _admin(p: Platform) -> str:
     await p.ask(Bootstrap(token=TOKEN, name="sun", display_name="Sun", password=PASSWORD), Done)
     session = await p.ask(OpenSession(name="sun", password=PASSWORD), SessionOpened)
+    made = await p.ask(EnrolSecondFactor(session=session.session), SecondFactorSecret)
+    code = totp.code_for(totp.read(made.secret), totp.step_at(datetime.now(UTC)))
+    await p.ask(ConfirmSecondFactor(session=session.session, code=code), Done)
     return (await p.ask(ResolveSession(session=session.session), ActorToken)).token
 
 
@@ -63,6 +73,9 @@ async def test_the_first_administrator_needs_the_one_time_token_and_only_one_get
     with pytest.raises(Problem) as caught:
         await p.ask(OpenSession(name="sun", password="wrong"), SessionOpened)
     assert caught.value.code == "governance.sign_in_refused"
+    told = [(record["sub"], record["out"], record["why"]) for record in await p.audited("governance")]
+    refused = ("governance.bootstrap", 4, "governance.bootstrap_refused")
+    assert told == [refused, ("governance.bootstrap", 0, ""), refused, ("session.open", 4, "governance.sign_in_refused")]
 
 
 async def test_a_user_activates_with_a_code_and_roles_that_exclude_each_other_are_refused(p: Platform) -> None:
@@ -118,8 +131,6 @@ async def test_the_maker_is_never_the_checker_and_the_token_binds_the_exact_requ
     assert (await p.send(DecideApproval(approval=approval, approve=True), p.person("wu", "approver"))).succeeded
     granted = (await p.wait(ApprovalGranted)).data
     key = p.trust.governance
-    from datetime import UTC, datetime
-
     found = approvals.verify(granted.token, key, action="federation.start", digest=digest, at=datetime.now(UTC))
     assert found.approvers == ("person:wu@platform",)
     with pytest.raises(Problem):

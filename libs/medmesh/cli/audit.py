@@ -5,42 +5,58 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from medmesh.cli import say
-from medmesh.cli.session import show, with_gateway
-from medmesh.client.audit import export_log, verify_evidence
-from medmesh.client.credentials import Person
-from medmesh.client.gateway import Gateway
+from medmesh.cli.verify import verify
 from medmesh.errors import Problem
+
+if TYPE_CHECKING:
+    from medmesh.client.gateway import Gateway
 
 T = TypeVar("T")
 AUDIT = click.option("--audit", "url", required=True, envvar="MEDMESH_AUDIT", metavar="URL", help="Address of the audit service.")
-KEY = click.option("--key", required=True, help="The log's verifier key, as handed over at installation (or a file holding it).")
 
 
 def at_the_door(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the audit service for the signed-in person."""
+    from medmesh.cli.session import ask_code, load, with_gateway
+    from medmesh.client.credentials import Person
+    from medmesh.client.gateway import Gateway
 
     async def run(gateway: Gateway) -> T:
-        from medmesh.cli.session import load
+        async def try_once() -> T:
+            token = await gateway.request("POST", "/v1/tokens/audit")
+            async with Gateway(url, ca=Path(load()["ca"]), credentials=Person(token["token"])) as door:
+                return await work(door)
 
-        token = await gateway.request("POST", "/v1/tokens/audit")
-        async with Gateway(url, ca=Path(load()["ca"]), credentials=Person(token["token"])) as door:
-            return await work(door)
+        try:
+            return await try_once()
+        except Problem as problem:
+            if problem.code != "security.step_up":
+                raise
+        await gateway.request("POST", "/v1/sessions/step-up", {"code": await ask_code()})
+        return await try_once()
 
     return with_gateway(run)
 
 
-def key_of(text: str) -> str:
-    """A verifier key, or the one in a file or a trust bundle."""
-    path = Path(text)
-    if not path.is_file():
-        return text
-    content = path.read_text().strip()
-    return str(json.loads(content)["log_key"]) if content.startswith("{") else content
+def door_token() -> str:
+    """A token for the audit service, of the signed-in person."""
+    from medmesh.cli.session import with_gateway
+
+    async def ask(gateway: Gateway) -> str:
+        return str((await gateway.request("POST", "/v1/tokens/audit"))["token"])
+
+    return with_gateway(ask)
+
+
+def _show(document: Any) -> None:
+    from medmesh.cli.session import show
+
+    show(document)
 
 
 @click.group()
@@ -57,21 +73,24 @@ def audit() -> None:
 def search(url: str, **filters: Any) -> int:
     """Who did what to what, and when; the search itself is logged.  查询。"""
     query = {name: value for name, value in filters.items() if value is not None}
-    show(at_the_door(url, lambda door: door.request("GET", "/v1/records", query=query)))
+    _show(at_the_door(url, lambda door: door.request("GET", "/v1/records", query=query)))
     return 0
 
 
 @audit.command()
 @AUDIT
 @click.argument("seq", type=int)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the evidence here.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the evidence here; as one C2SP proof when it ends in .tlog-proof.")
 def prove(url: str, seq: int, out: Path | None) -> int:
     """Get record SEQ with everything needed to verify it offline.  获取证明。"""
+    from medmesh.ledger.proof import evidence_file, read_evidence
+
     evidence = at_the_door(url, lambda door: door.request("GET", f"/v1/records/{seq}/proof"))
     if out:
-        out.write_text(json.dumps(evidence, indent=1))
+        text = json.dumps(evidence, indent=1)
+        out.write_text(evidence_file(read_evidence(text)) if out.suffix == ".tlog-proof" else text)
     else:
-        show(evidence)
+        _show(evidence)
     return 0
 
 
@@ -80,40 +99,11 @@ def prove(url: str, seq: int, out: Path | None) -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 def export(url: str, folder: Path) -> int:
     """Copy the whole log into FOLDER.  导出日志。"""
+    from medmesh.client.audit import export_log
+
     size = at_the_door(url, lambda door: export_log(door, folder))
     click.echo(say(f"{size} records", f"共 {size} 条记录"))
     return 0
 
 
-@audit.command()
-@KEY
-@click.argument("what", type=click.Path(exists=True, path_type=Path))
-@click.option("--json", "as_json", is_flag=True)
-def verify(key: str, what: Path, as_json: bool) -> int:
-    """Verify a copy of the log, or one piece of evidence, offline.  离线验证。
-
-    Ends with 0 when it is whole, 1 when it was altered, 2 when it cannot be read.
-    """
-    from medmesh.ledger.verify import verify_folder
-
-    if what.is_file():
-        try:
-            record = verify_evidence(json.loads(what.read_text()), key_of(key))
-        except Problem as problem:
-            click.secho(str(problem), fg="red")
-            return 1
-        show(record)
-        return 0
-    try:
-        report = verify_folder(what, key_of(key))
-    except Problem as problem:
-        click.secho(str(problem), fg="red", err=True)
-        return 2
-    if as_json:
-        show(report.__dict__)
-    elif report.verified:
-        click.secho(say(f"whole and unaltered: {report.size} records", f"完整且未被篡改：{report.size} 条记录"), fg="green")
-    else:
-        for fault in report.faults:
-            click.secho(json.dumps(fault, ensure_ascii=False), fg="red")
-    return 0 if report.verified else 1
+audit.add_command(verify)

@@ -45,6 +45,33 @@ def edge() -> None:
 
 @edge.command()
 @FOLDER
+@click.option("--wait", default=0.0, show_default=True, help="Seconds to wait for approval, which an expired certificate needs.")
+def renew(folder: Path, wait: float) -> int:
+    """Renew this node's certificate now; a running node does so by itself.  更新节点证书。"""
+    from datetime import UTC, datetime
+
+    from medmesh_edge.renewal import renew
+
+    async def work(opened: Any) -> None:
+        clock = asyncio.get_running_loop().time
+        end = clock() + wait
+        async with opened.gateway(attempts=1) as gateway:
+            while True:
+                try:
+                    await renew(opened, gateway, datetime.now(UTC), at_once=True)
+                    return
+                except Problem as problem:
+                    if problem.code != "edge.renewal_pending" or clock() > end:
+                        raise
+                await asyncio.sleep(1)
+
+    on_site(folder, work)
+    click.echo(say("renewed", "已更新"))
+    return 0
+
+
+@edge.command()
+@FOLDER
 @click.option("--gateway", required=True, metavar="URL")
 @click.option("--ca", required=True, type=click.Path(exists=True, path_type=Path), help="Handed over with the code, not downloaded.")
 @click.option("--hospital", required=True)
@@ -216,6 +243,27 @@ def status(folder: Path) -> int:
     except (OSError, httpx.HTTPError, json.JSONDecodeError):
         raise Problem("edge.not_running", folder=folder) from None
     return 0
+
+
+@edge.command()
+@FOLDER
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen, when the witness is made.")
+@click.option("--port", default=8460, show_default=True, help="At which port, when it is made.")
+@click.option("--key-only", is_flag=True, help="Make it, print its key and end.")
+def witness(folder: Path, host: str, port: int, key_only: bool) -> int:
+    """Be a witness of the platform's audit log, beside the node and in its folder.  担任审计日志见证方。"""
+    from medmesh.cli.witness import serve, tell
+    from medmesh.witness.site import create, load
+    from medmesh_edge.settings import Layout, Settings
+
+    place = folder.absolute() / "witness"
+    if not (place / "witness.key").exists():
+        settings = Settings.load(folder.absolute())
+        log = json.loads(Layout(folder.absolute()).trust.read_text())["log_key"]
+        tell(create(place, f"{settings.hospital}/witness", [log], host=host, port=port))
+    elif key_only:
+        tell(load(place))
+    return 0 if key_only else serve(load(place))
 
 
 @edge.command()

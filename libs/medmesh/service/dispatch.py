@@ -23,7 +23,7 @@ from medmesh.bus.declarations import Consumer
 from medmesh.bus.port import Delivery
 from medmesh.contracts.message import Command, Envelope, Message, OperationFinished, decode
 from medmesh.errors import Problem
-from medmesh.security.roles import allow
+from medmesh.security.roles import require
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
 from medmesh.service.emission import Emission
@@ -45,6 +45,7 @@ class Work(Generic[Ports]):
     event_id: str
     finished: bool = False
     result: dict[str, Any] | None = field(default=None)
+    accounted: int = 0
 
     @property
     def actor(self) -> Actor:
@@ -52,11 +53,16 @@ class Work(Generic[Ports]):
         actor: Actor = self.context.actor
         return actor
 
+    def unchanged(self) -> None:
+        """As `UnitOfWork.unchanged`, where the message is finished without a transaction of its handler's."""
+        self.accounted += 1
+
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[UnitOfWork[Ports]]:
         """A transaction on the way; what it does must be safe to do again."""
         async with self.database.unit(self.context, self.ports) as uow:
             yield uow
+        self.accounted += uow.accounted
 
     @asynccontextmanager
     async def finish(self) -> AsyncIterator[UnitOfWork[Ports]]:
@@ -66,6 +72,7 @@ class Work(Generic[Ports]):
                 raise _Duplicate
             yield uow
             if isinstance(self.context.cause, Envelope) and isinstance(self.context.cause.data, Command):
+                must_be_accounted(self.context, self.accounted + uow.accounted)
                 uow.emit(succeeded(self.context, self.result))
         self.finished = True
 
@@ -91,6 +98,13 @@ def refused(context: Context, problem: Problem) -> OperationFinished:
     )
 
 
+def must_be_accounted(context: Context, records: int) -> None:
+    """A command that succeeds leaves an audit record, or says that it changed nothing; one that forgot both commits nothing."""
+    if not records:
+        assert context.cause is not None
+        raise TypeError(f"{context.service}: the handler of {context.cause.data.TYPE} left no audit record and did not say `unchanged`")
+
+
 def authorise(message: Envelope[Any], trust: TrustBundle, action: str | None) -> Actor | None:
     """The verified actor, allowed to do `action`. Raises `Problem`; a None action leaves the check to the handler's own secret."""
     if message.actor is None:
@@ -98,8 +112,8 @@ def authorise(message: Envelope[Any], trust: TrustBundle, action: str | None) ->
             return None
         raise Problem("actor.missing", type=message.type)
     actor = verify_actor(message.actor, trust, at=message.time)
-    if action is not None and not allow(actor, action).allowed:
-        raise Problem("access.denied", actor=actor.text, action=action)
+    if action is not None:
+        require(actor, action, message.time)
     return actor
 
 
@@ -212,6 +226,7 @@ class Dispatcher:
                     return "duplicate"
                 result = await self.consumer.handler(message, uow)
                 if command:
+                    must_be_accounted(context, uow.accounted)
                     uow.emit(succeeded(context, result))
             return "ok"
         except _Duplicate:
@@ -326,7 +341,9 @@ class _Batcher:
                 dispatcher._age.observe(max(0.0, (uow.now - message.time).total_seconds()))
                 actor = dispatcher._actor(message)
                 uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body)
+                before = uow.accounted
                 result = await dispatcher.consumer.handler(message, uow)
                 if isinstance(message.data, Command):
+                    must_be_accounted(uow.context, uow.accounted - before)
                     uow.emit(succeeded(uow.context, result))
         return new

@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanKind
@@ -18,42 +17,29 @@ from medmesh import telemetry
 from medmesh.bus.declarations import Listener, Responder
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import Bus, Subscription
-from medmesh.contracts.message import Query, Record, Signal, decode, encode, envelope
+from medmesh.bus.topology import EVERY_SERVICE_HEARS
+from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal, decode, encode, envelope
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
-from medmesh.security.tokens import Actor, TrustBundle, service_token
+from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
-from medmesh.service.dispatch import Dispatcher, authorise
+from medmesh.service.dispatch import Dispatcher, authorise, must_be_accounted
 from medmesh.service.emission import Emission
 from medmesh.service.listener import listen
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
 from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
+from medmesh.service.trust import Follower, Trust
 from medmesh.store.database import Database
-from medmesh.store.unit import Context, UnitOfWork
+from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 from medmesh.tasks import end
 from medmesh.telemetry import current_traceparent, log, metrics, span
 
 R = TypeVar("R", bound=Record)
 
 KEEP_DAYS = 30
-
-
-class Trust:
-    """The trust bundle, read again when its file changes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp = 0
-        self._bundle: TrustBundle | None = None
-
-    def __call__(self) -> TrustBundle:
-        stamp = self._path.stat().st_mtime_ns
-        if self._bundle is None or stamp != self._stamp:
-            self._bundle, self._stamp = TrustBundle.load(self._path), stamp
-        return self._bundle
 
 
 class Runtime:
@@ -160,8 +146,8 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
     counters = {o: metrics.ANSWERED.labels(runtime.spec.name, name, o) for o in ("ok", "refused", "failed")}
 
     async def answer(body: bytes) -> bytes:
-        import json
-
+        query: Envelope[Any] | None = None
+        actor: Actor | None = None
         try:
             query = decode(body, declared.query)
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
@@ -170,19 +156,49 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
                 context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent())
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     result = await declared.handler(query, uow)
-            if isinstance(result, Problem):  # answered, not raised: what the handler wrote stays
-                raise result
+                    if isinstance(query.data, Exchange):
+                        must_be_accounted(context, uow.accounted)
+            if isinstance(result, Problem):  # answered, not raised: what the handler wrote stays, its record of the refusal too
+                counters["refused"].inc()
+                return _problem(result)
             counters["ok"].inc()
             return bytes(result.__pydantic_serializer__.to_json(result))
         except Problem as problem:
             counters["refused"].inc()
-            return b"!" + json.dumps(problem.document(), ensure_ascii=False).encode()
+            try:
+                if query is not None:
+                    await _record_refusal(runtime, query, actor, problem)
+            except Exception as error:
+                # Nothing was done and nothing is told: a refusal that cannot be recorded is no answer yet.
+                log("query.failed", level=40, error=error, query=name)
+                return _problem(Problem("query.failed", query=name))
+            return _problem(problem)
         except Exception as error:
             counters["failed"].inc()
             log("query.failed", level=40, error=error, query=name)
-            return b"!" + json.dumps(Problem("query.failed", query=name).document()).encode()
+            return _problem(Problem("query.failed", query=name))
 
     return answer
+
+
+def _problem(problem: Problem) -> bytes:
+    import json
+
+    return b"!" + json.dumps(problem.document(), ensure_ascii=False).encode()
+
+
+async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor | None, problem: Problem) -> None:
+    """Refused access, and secrets that did not fit: what was asked for is recorded although nothing was done."""
+    denied = problem.code in ("access.denied", "security.step_up")
+    if not denied and not isinstance(query.data, Exchange):
+        return
+    context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent())
+    asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]
+    async with runtime.database.unit(context, runtime.ports) as uow:
+        if denied:
+            uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": asked}))
+        else:
+            uow.audit(AuditEntry(asked, "E", outcome=4, why=problem.code))
 
 
 def _listener(runtime: Runtime, declared: Listener) -> Callable[[str, bytes], Awaitable[None]]:
@@ -219,7 +235,7 @@ def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> 
 async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | None = None) -> AsyncIterator[Runtime]:
     """Start a service and stop it when the block ends: first it takes nothing new, then it finishes, then it leaves."""
     identity = Identity.load(settings.identity)
-    trust = Trust(settings.trust)
+    trust = Trust(settings.trust, settings.state)
     instance = f"{socket.gethostname()}-{os.getpid()}"
     database = Database.postgres(
         settings.database_url,
@@ -256,6 +272,10 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
             taken.append(await bus.serve(declared.subject, _responder(runtime, declared), queue=spec.name))
         for listener in spec.handlers.listeners:
             taken.append(await bus.listen(listener.signal.subject(), _listener(runtime, listener)))
+        follower = Follower(trust, runtime.ask)
+        for heard in EVERY_SERVICE_HEARS:
+            taken.append(await bus.listen(heard.subject(), follower.heard))
+        runtime.background(follower.run, "trust")
         for dispatcher in dispatchers.values():
             consumer = dispatcher.consumer
             taken.append(await bus.consume(consumer.spec(), dispatcher.deliver, concurrency=max(consumer.concurrency, consumer.batch)))

@@ -27,6 +27,13 @@ AUDIT_PENDING = Gauge("medmesh_audit_pending", "Audit records without a receipt"
 AUDIT_OLDEST = Gauge("medmesh_audit_oldest_seconds", "Age of the oldest audit record without a receipt", ["service"], registry=REGISTRY)
 AUDIT_QUOTA = Gauge("medmesh_audit_quota_used", "Share of what may wait for the log, 1 refuses everything", ["service"], registry=REGISTRY)
 AUDIT_DROPPED = Counter("medmesh_audit_dropped", "Audit records lost; must stay 0", ["service"], registry=REGISTRY)
+WITNESS_ASKED = Counter(
+    "medmesh_audit_witness_asked", "Checkpoints shown to a witness by outcome", ["witness", "outcome"], registry=REGISTRY
+)
+WITNESS_REFUSING = Gauge(
+    "medmesh_audit_witness_refusing", "1 while a witness refuses: perhaps two histories", ["witness"], registry=REGISTRY
+)
+UNWITNESSED_SECONDS = Gauge("medmesh_audit_unwitnessed_seconds", "Age of the oldest checkpoint the quorum has not seen", registry=REGISTRY)
 AUDIT_ALARMS = Counter("medmesh_audit_alarms", "What must not happen to the log", ["kind"], registry=REGISTRY)
 DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
 HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from medmesh.errors import Problem
 from medmesh.ledger import tiles
-from medmesh.security.roles import allow
+from medmesh.security.roles import require
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
@@ -34,16 +35,17 @@ def application(runtime: Runtime) -> FastAPI:
 
     def may(action: str) -> Any:
         def check(who: Actor = Depends(actor)) -> Actor:
-            if not allow(who, action).allowed:
-                raise Problem("access.denied", actor=who.text, action=action)
+            require(who, action, datetime.now(UTC))
             return who
 
         return Depends(check)
 
     @app.get("/log/checkpoint", response_class=PlainTextResponse)
-    async def checkpoint(who: Actor = may("audit.proof")) -> str:
+    async def checkpoint(response: Response, who: Actor = may("audit.proof")) -> str:
         async with runtime.unit() as uow:
-            return str((await queries.checkpoint(uow)).note)
+            shown = await runtime.ports.witnesses.newest(uow)
+        response.headers["Medmesh-Witnesses"] = shown.state
+        return str(shown.note)
 
     @app.get("/log/tile/{rest:path}")
     async def tile(rest: str, who: Actor = may("audit.proof")) -> Response:
@@ -86,7 +88,7 @@ def application(runtime: Runtime) -> FastAPI:
     async def proof(seq: int, who: Actor = may("audit.read")) -> dict[str, Any]:
         async with runtime.unit(runtime.context(actor=who)) as uow:
             uow.audit(AuditEntry("audit.prove", "R", entities=(Entity("record", str(seq)),)))
-            return await queries.record_proof(uow, seq)
+            return await queries.record_proof(uow, seq, await runtime.ports.witnesses.newest(uow, covering=seq))
 
     @app.get("/v1/consistency")
     async def consistency(old: int, new: int, who: Actor = may("audit.proof")) -> dict[str, Any]:
@@ -94,7 +96,8 @@ def application(runtime: Runtime) -> FastAPI:
             size = (await queries.checkpoint(uow)).size
             if not 0 <= old <= new <= size:
                 raise Problem("request.invalid", reason=f"0 <= old <= new <= {size}")
-            return {"old": old, "new": new, "proof": await queries.consistency(uow, old, new)}
+            path = await queries.consistency(uow, old, new)
+            return {"old": old, "new": new, "proof": [base64.b64encode(p).decode() for p in path]}
 
     @app.get("/v1/bodies")
     async def bodies(first: int = 0, limit: int = 500, who: Actor = may("audit.read")) -> dict[str, Any]:

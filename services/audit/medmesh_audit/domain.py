@@ -56,3 +56,12 @@ def facts(seq: int, document: dict[str, Any]) -> dict[str, Any]:
         "service": document["src"]["service"],
         "entities": [f"{entity['type']}:{entity['id']}" for entity in document["entities"]],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A checkpoint with its cosignatures, and whether they are enough."""
+
+    size: int
+    note: str
+    state: str

@@ -10,6 +10,7 @@ from medmesh.bus.declarations import Handlers
 if TYPE_CHECKING:
     from medmesh_audit.sequencer import Sequencer
     from medmesh_audit.settings import Settings
+    from medmesh_audit.witnesses import Witnesses
 
 HANDLERS = Handlers("audit")
 
@@ -20,3 +21,4 @@ class Ports:
 
     settings: Settings
     sequencer: Sequencer
+    witnesses: Witnesses

@@ -17,6 +17,7 @@ from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof
 from medmesh.store.unit import UnitOfWork
+from medmesh_audit.domain import Shown
 from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
 
 PAGE = 500
@@ -85,9 +86,8 @@ async def _prove(uow: UnitOfWork[Any], size: int, ask: Callable[[Node], list[byt
     return ask(tile.nodes(lambda level, number, width: found[level, number, width], size))
 
 
-async def record_proof(uow: UnitOfWork[Any], seq: int) -> dict[str, Any]:
-    """Everything needed to verify one record offline: leaf, salt, body and `.tlog-proof`."""
-    newest = await checkpoint(uow)
+async def record_proof(uow: UnitOfWork[Any], seq: int, newest: Shown) -> dict[str, Any]:
+    """Everything needed to verify one record offline: leaf, salt, body and `.tlog-proof` under the checkpoint `newest`."""
     row = await uow.first(select(entries).where(entries.c.seq == seq)) if 0 <= seq < newest.size else None
     if row is None:
         raise Problem("request.not_found", kind="record", id=str(seq))
@@ -97,13 +97,13 @@ async def record_proof(uow: UnitOfWork[Any], seq: int) -> dict[str, Any]:
         "leaf": base64.b64encode(row.leaf).decode(),
         **body_document(row.salt, row.body),
         "proof": proof.encode(seq, path, newest.note),
+        "witnesses": newest.state,
     }
 
 
-async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
+async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
     """Proof that nothing before `old` changed."""
-    path = await _prove(uow, new, lambda node: consistency_proof(node, old, new))
-    return [base64.b64encode(p).decode() for p in path]
+    return await _prove(uow, new, lambda node: consistency_proof(node, old, new))
 
 
 async def search(

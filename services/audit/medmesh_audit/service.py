@@ -23,6 +23,7 @@ from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
 from medmesh_audit.watch import Watch
+from medmesh_audit.witnesses import Witnesses
 
 if TYPE_CHECKING:
     from medmesh.store.objects.sealed import SealedStore
@@ -57,7 +58,17 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     await sequencer.settle()
     runtime.background(sequencer.publish, "checkpoint", every=settings.checkpoint_seconds)
     runtime.background(Watch(runtime).look, "watch", every=settings.watch_seconds)
+    witnesses = Witnesses.of(
+        runtime,
+        sequencer.vkey,
+        settings.witness_policy,
+        timeout=settings.witness_timeout_seconds,
+        patience=settings.witness_patience_seconds,
+        ca=settings.witness_ca,
+    )
+    witnesses.start(settings.witness_seconds)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(witnesses.close)
         if sealed:
             stack.callback(sealed.close)
             sealer = Sealer(runtime, sealed)
@@ -71,7 +82,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             key=settings.tls_key,
         )
         await stack.enter_async_context(door)
-        yield Ports(settings, sequencer)
+        yield Ports(settings, sequencer, witnesses)
 
 
 async def _sealed(settings: Settings) -> SealedStore | None:

@@ -16,6 +16,15 @@ class Settings(ServiceSettings):
     """NKEY seed of the key that signs checkpoints; it opens nothing else."""
     origin: str = "medmesh/log"
     """The log's name, first line of every checkpoint; each deployment has its own."""
+    witness_policy: Path | None = None
+    """A c2sp.org/tlog-policy file: this log's key, the witnesses with their addresses, the quorum. Nobody is asked without one."""
+    witness_ca: Path | None = None
+    """The authority of the witnesses' certificates, where it is not a public one."""
+    witness_seconds: float = Field(default=1.0, gt=0)
+    """How often witnesses are shown the newest checkpoint."""
+    witness_timeout_seconds: float = Field(default=5.0, gt=0)
+    witness_patience_seconds: float = Field(default=60.0, gt=0)
+    """How long checkpoints wait for the quorum before they are shown without it, and before the alarm."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     """How often a sign of life is published while nothing happens."""
     watch_seconds: float = Field(default=10.0, gt=0)

@@ -68,6 +68,18 @@ checkpoints = Table(
     info=APPEND_ONLY,
 )
 
+cosignatures = Table(
+    "cosignatures",
+    METADATA,
+    Column("size", Counter, primary_key=True, autoincrement=False),
+    Column("witness", Text, primary_key=True),
+    Column("line", Text, nullable=False),
+    Column("time", Counter, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    info=APPEND_ONLY,
+    comment="what witnesses said of checkpoints",
+)
+
 conflicts = Table(
     "conflicts",
     METADATA,

@@ -59,6 +59,8 @@ async def prepare_release(command: Envelope[PrepareRelease], uow: UnitOfWork[Por
         }
         await uow.execute(insert(releases).values(values))
         uow.audit(AuditEntry("model.prepare-release", "C", entities=_entities(release, digest, wanted.model, wanted.version)))
+    else:
+        uow.unchanged()
     return {"release": release, "digest": digest, "manifest": json.loads(body)}
 
 
@@ -157,6 +159,8 @@ async def report_install(command: Envelope[ReportInstall], uow: UnitOfWork[Ports
         uow.emit(ModelInstalled(release=row.release, hospital=actor.id, installed=said.installed, code=code))
         entities = (*_entities(row.release, row.digest, row.model, row.version), Entity("hospital", actor.id))
         uow.audit(AuditEntry("model.install", "E", 0 if said.installed else 4, code, entities))
+    else:
+        uow.unchanged()
     return {"release": row.release, "installed": said.installed}
 
 
@@ -176,6 +180,8 @@ async def withdraw_model(command: Envelope[WithdrawModel], uow: UnitOfWork[Ports
         uow.emit(ModelWithdrawn(hospitals=tuple(sorted(told)), model=wanted.model, version=wanted.version, reason=wanted.reason))
         entity = Entity("model", wanted.model, str(wanted.version), version.weights["sha256"])
         uow.audit(AuditEntry("model.withdraw", "U", entities=(entity,), detail={"hospitals": len(told)}))
+    else:
+        uow.unchanged()
     return {"model": wanted.model, "version": wanted.version, "state": VersionState.WITHDRAWN.value}
 
 
