@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from medmesh.errors import Problem
 from medmesh.ledger import tiles
-from medmesh.security.roles import require
+from medmesh.security.roles import allow, denial
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
@@ -34,10 +34,16 @@ def application(runtime: Runtime) -> FastAPI:
         return verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
 
     def may(action: str) -> Any:
-        def check(who: Actor = Depends(actor)) -> Actor:
-            require(who, action, datetime.now(UTC))
+        async def check(who: Actor = Depends(actor)) -> Actor:
+            decision = allow(who, action)
+            if not decision.allowed:
+                problem = denial(decision, who, action)
+                async with runtime.unit(runtime.context(actor=who)) as uow:
+                    uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action}))
+                raise problem
             return who
 
+        check.action = action  # type: ignore[attr-defined]  # read by the matrix of roles and routes
         return Depends(check)
 
     @app.get("/log/checkpoint", response_class=PlainTextResponse)
