@@ -18,8 +18,12 @@ AuditClass = Literal["privileged", "clinical", "reading"]
 CLASSES: dict[str, AuditClass] = {
     "user.create": "privileged",
     "user.list": "reading",
+    "user.manage": "privileged",
+    "system.register": "privileged",
     "hospital.register": "privileged",
     "hospital.list": "reading",
+    "hospital.revoke": "clinical",
+    "revocation.list": "reading",
     "approval.request": "privileged",
     "approval.decide": "privileged",
     "approval.list": "reading",
