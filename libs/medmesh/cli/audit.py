@@ -11,7 +11,7 @@ import click
 
 from medmesh.cli import say
 from medmesh.cli.session import show, with_gateway
-from medmesh.client.audit import export_log, verify_evidence
+from medmesh.client.audit import at_the_door, export_log, verify_evidence
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
 from medmesh.errors import Problem
@@ -21,7 +21,7 @@ AUDIT = click.option("--audit", "url", required=True, envvar="MEDMESH_AUDIT", me
 KEY = click.option("--key", required=True, help="The log's verifier key, as handed over at installation (or a file holding it).")
 
 
-def at_the_door(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
+def visit(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the audit service for the signed-in person."""
 
     async def run(gateway: Gateway) -> T:
@@ -50,24 +50,33 @@ def audit() -> None:
 
 @audit.command()
 @AUDIT
-@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
+@click.option("--from", "from", metavar="TIME", help="Not before this instant (ISO 8601).")
+@click.option("--to", metavar="TIME", help="Before this instant.")
 @click.option("--actor", help="For example person:li")
+@click.option("--org", help="Whose data it is about.")
+@click.option("--patient", help="A patient's pseudonym.")
+@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
 @click.option("--verb", help="A verb, or the beginning of one with *")
+@click.option("--type", help="DICOM event id such as 110114, or rest")
+@click.option("--outcome", type=click.Choice(["0", "4", "8", "12"]))
+@click.option("--purpose", help="HL7 v3 PurposeOfUse such as HRESCH")
+@click.option("--correlation", help="Everything that came of one request.")
+@click.option("--cursor", help="`next` of the page before.")
 @click.option("--limit", default=100, show_default=True)
 def search(url: str, **filters: Any) -> int:
     """Who did what to what, and when; the search itself is logged.  查询。"""
     query = {name: value for name, value in filters.items() if value is not None}
-    show(at_the_door(url, lambda door: door.request("GET", "/v1/records", query=query)))
+    show(visit(url, lambda door: door.request("GET", "/v1/events", query=query)))
     return 0
 
 
 @audit.command()
 @AUDIT
-@click.argument("seq", type=int)
+@click.argument("event")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the evidence here.")
-def prove(url: str, seq: int, out: Path | None) -> int:
-    """Get record SEQ with everything needed to verify it offline.  获取证明。"""
-    evidence = at_the_door(url, lambda door: door.request("GET", f"/v1/records/{seq}/proof"))
+def prove(url: str, event: str, out: Path | None) -> int:
+    """Get the record EVENT (its id or number) with everything needed to verify it offline.  获取证明。"""
+    evidence = visit(url, lambda door: door.request("GET", f"/v1/events/{event}/proof"))
     if out:
         out.write_text(json.dumps(evidence, indent=1))
     else:
@@ -80,7 +89,7 @@ def prove(url: str, seq: int, out: Path | None) -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 def export(url: str, folder: Path) -> int:
     """Copy the whole log into FOLDER.  导出日志。"""
-    size = at_the_door(url, lambda door: export_log(door, folder))
+    size = visit(url, lambda door: export_log(at_the_door(door), folder))
     click.echo(say(f"{size} records", f"共 {size} 条记录"))
     return 0
 

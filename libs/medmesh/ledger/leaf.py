@@ -20,24 +20,27 @@ SALT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """`hour` coarse time (UTC, `2026-11-24T02`), `emitter` and its counter `n`, `compartment` the organisation the body belongs to."""
+    """`hour` coarse time (UTC, `2026-11-24T02`), `emitter` and its counter `n`, `compartment` the organisations the body belongs to
+    (sorted, commas between), `retention` the class that says how long the body is kept."""
 
     hour: str
     emitter: str
     n: int
     compartment: str
     commit: str
+    retention: str = "security"
 
     def encode(self) -> bytes:
         """The canonical bytes that are hashed into the tree."""
-        return canonical({"v": 1, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "commit": self.commit})
+        header = {"v": 2, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "k": self.retention}
+        return canonical({**header, "commit": self.commit})
 
 
 def decode(data: bytes) -> Leaf:
     """Raises `Problem`."""
     try:
         document: dict[str, Any] = json.loads(data)
-        leaf = Leaf(document["h"], document["e"], document["n"], document["c"], document["commit"])
+        leaf = Leaf(document["h"], document["e"], document["n"], document["c"], document["commit"], document["k"])
         if leaf.encode() != data:
             raise ValueError
     except (ValueError, KeyError, TypeError):

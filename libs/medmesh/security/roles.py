@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
+from medmesh.canonical import digest
 from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
 
@@ -21,9 +23,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "user.list": ("security_administrator", "audit_administrator"),
     "hospital.register": ("security_administrator",),
     "hospital.list": (*_ALL_PEOPLE, "auditor"),
-    "approval.request": ("security_administrator", "researcher"),
+    "approval.request": ("security_administrator", "researcher", "auditor", "audit_administrator"),
     "approval.decide": ("approver", "security_administrator"),
-    "approval.list": (*_ALL_PEOPLE, "auditor"),
+    "approval.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
     "dataset.create": ("researcher",),
     "dataset.read": ("researcher", "annotator", "reviewer"),
     "catalogue.publish": ("hospital",),
@@ -45,7 +47,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "model.release": ("researcher",),
     "model.install": ("hospital",),
     "inference.infer": ("researcher", "clinician", "hospital"),
-    "audit.read": ("auditor", "audit_administrator"),
+    "audit.read": ("auditor", "audit_administrator", "hospital"),
+    "audit.export": ("auditor", "audit_administrator"),
+    "audit.report": ("auditor", "audit_administrator"),
     "audit.proof": ("auditor", "audit_administrator", "researcher", "approver", "hospital"),
     "audit.append": ("hospital",),
     "object.write": ("researcher", "hospital"),
@@ -77,6 +81,12 @@ def allow(actor: Actor, action: str) -> Decision:
     if actor.kind == "service" and action in _SERVICES_MAY:
         return Decision(True, "service")
     return Decision(False, "default")
+
+
+@cache
+def policy_digest() -> str:
+    """SHA-256 of the rules that decide here: it stands in every audit record, so that a changed table shows."""
+    return digest({"table": {action: list(roles) for action, roles in TABLE.items()}, "services": sorted(_SERVICES_MAY)})
 
 
 def check_roles(roles: Iterable[str]) -> frozenset[str]:

@@ -23,7 +23,7 @@ from medmesh.bus.declarations import Consumer
 from medmesh.bus.port import Delivery
 from medmesh.contracts.message import Command, Envelope, Message, OperationFinished, decode
 from medmesh.errors import Problem
-from medmesh.security.roles import allow
+from medmesh.security.roles import Decision, allow
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
 from medmesh.store.database import Database
@@ -90,16 +90,23 @@ def refused(context: Context, problem: Problem) -> OperationFinished:
     )
 
 
-def authorise(message: Envelope[Any], trust: TrustBundle, action: str | None) -> Actor | None:
-    """The verified actor, allowed to do `action`. Raises `Problem`; a None action leaves the check to the handler's own secret."""
+def identify(message: Envelope[Any], trust: TrustBundle, action: str | None) -> tuple[Actor | None, Decision | None]:
+    """The verified actor and what the role table says to `action`; a None action leaves the check to the handler's own secret.
+
+    Raises `Problem` for a token that is missing or not believed.
+    """
     if message.actor is None:
         if action is None:
-            return None
+            return None, None
         raise Problem("actor.missing", type=message.type)
     actor = verify_actor(message.actor, trust, at=message.time)
-    if action is not None and not allow(actor, action).allowed:
-        raise Problem("access.denied", actor=actor.text, action=action)
-    return actor
+    return actor, None if action is None else allow(actor, action)
+
+
+def require(actor: Actor | None, decision: Decision | None, action: str | None) -> None:
+    """Raises `Problem` (`access.denied`) unless it was allowed."""
+    if actor is not None and decision is not None and not decision.allowed:
+        raise Problem("access.denied", actor=actor.text, action=str(action))
 
 
 @dataclass
@@ -202,7 +209,10 @@ class Dispatcher:
         trace = current_traceparent() or message.traceparent
         context = Context(self.consumer.service, message, None, message.actor, trace, delivery.body)
         try:
-            context = replace(context, actor=self._actor(message))
+            actor, decision = self._identify(message)
+            # Before the refusal, so that its record says who was refused, and by which rule.
+            context = replace(context, actor=actor, decision=decision)
+            require(actor, decision, getattr(message.data, "ACTION", None))
             if self.consumer.slow:
                 return await self._slow(message, context)
             async with self.database.unit(context, self.ports) as uow:
@@ -220,10 +230,10 @@ class Dispatcher:
             await self._refuse(message, context, problem)
             return "refused"
 
-    def _actor(self, message: Envelope[Any]) -> Actor | None:
+    def _identify(self, message: Envelope[Any]) -> tuple[Actor | None, Decision | None]:
         if isinstance(message.data, Command):
-            return authorise(message, self.trust(), message.data.ACTION)
-        return None
+            return identify(message, self.trust(), message.data.ACTION)
+        return None, None
 
     async def _slow(self, message: Envelope[Any], context: Context) -> str:
         work: Work[Any] = Work(self.database, context, self.ports, self.consumer.durable, message.id)
@@ -320,8 +330,9 @@ class _Batcher:
                     continue
                 left.discard(message.id)  # it may be here twice
                 dispatcher._age.observe(max(0.0, (uow.now - message.time).total_seconds()))
-                actor = dispatcher._actor(message)
-                uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body)
+                actor, decision = dispatcher._identify(message)
+                require(actor, decision, getattr(message.data, "ACTION", None))
+                uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body, decision)
                 result = await dispatcher.consumer.handler(message, uow)
                 if isinstance(message.data, Command):
                     uow.emit(succeeded(uow.context, result))

@@ -22,9 +22,10 @@ from medmesh.contracts.message import Query, Record, Signal, decode, encode, env
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
+from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, TrustBundle, service_token
 from medmesh.service import dead
-from medmesh.service.dispatch import Dispatcher, authorise
+from medmesh.service.dispatch import Dispatcher, identify, require
 from medmesh.service.listener import listen
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
@@ -77,9 +78,9 @@ class Runtime:
         """The signed token of this service."""
         return service_token(self.identity, self.spec.name)
 
-    def context(self, *, actor: Actor | None = None, token: str | None = None) -> Context:
+    def context(self, *, actor: Actor | None = None, token: str | None = None, decision: Decision | None = None) -> Context:
         """The context of a transaction that no message caused: a timer, a start, an HTTP request."""
-        return Context(self.spec.name, None, actor, token or self.token(), current_traceparent())
+        return Context(self.spec.name, None, actor, token or self.token(), current_traceparent(), decision=decision)
 
     @asynccontextmanager
     async def unit(self, context: Context | None = None) -> AsyncIterator[UnitOfWork[Any]]:
@@ -163,8 +164,9 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
         try:
             query = decode(body, declared.query)
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
-                actor = authorise(query, runtime.trust(), declared.query.ACTION)
-                context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent())
+                actor, decision = identify(query, runtime.trust(), declared.query.ACTION)
+                require(actor, decision, declared.query.ACTION)
+                context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     result = await declared.handler(query, uow)
             if isinstance(result, Problem):  # answered, not raised: what the handler wrote stays

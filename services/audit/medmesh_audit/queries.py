@@ -1,24 +1,20 @@
-"""What auditors ask: records by who, what and when, proofs, tiles, bodies."""
+"""What the log itself answers: checkpoints, tiles, entry bundles, proofs, coverage."""
 
 from __future__ import annotations
 
 import base64
-import json
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, type_coerce
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import select
 
+from medmesh.contracts.audit import Evidence
 from medmesh.errors import Problem
 from medmesh.ledger import proof
 from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import consistency_proof, inclusion_proof
 from medmesh.store.unit import UnitOfWork
-from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
-
-PAGE = 500
+from medmesh_audit.tables import checkpoints, emitters, entries, tiles
 
 
 async def checkpoint(uow: UnitOfWork[Any], size: int | None = None) -> Any:
@@ -55,19 +51,12 @@ async def _node(uow: UnitOfWork[Any], size: int) -> Any:
     return tile.nodes(lambda level, number, width: bytes(cache[level, number][: width * 32]), size)
 
 
-async def record_proof(uow: UnitOfWork[Any], seq: int) -> dict[str, Any]:
-    """Everything needed to verify one record offline: leaf, salt, body and `.tlog-proof`."""
-    row = await uow.first(select(entries).where(entries.c.seq == seq))
-    if row is None:
-        raise Problem("request.not_found", kind="record", id=str(seq))
+async def evidence(uow: UnitOfWork[Any], row: Any) -> Evidence:
+    """Everything needed to verify one row of `entries` offline: leaf, salt, body and `.tlog-proof`."""
     newest = await checkpoint(uow)
-    path = inclusion_proof(await _node(uow, newest.size), seq, newest.size)
-    return {
-        "seq": seq,
-        "leaf": base64.b64encode(row.leaf).decode(),
-        **body_document(row.salt, row.body),
-        "proof": proof.encode(seq, path, newest.note),
-    }
+    path = inclusion_proof(await _node(uow, newest.size), row.seq, newest.size)
+    opened = body_document(row.salt, row.body)
+    return Evidence(seq=row.seq, leaf=base64.b64encode(row.leaf).decode(), **opened, proof=proof.encode(row.seq, path, newest.note))
 
 
 async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
@@ -75,41 +64,20 @@ async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
     return [base64.b64encode(p).decode() for p in consistency_proof(await _node(uow, new), old, new)]
 
 
-async def search(
-    uow: UnitOfWork[Any],
-    *,
-    entity: str | None,
-    who: str | None,
-    verb: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    org: str | None,
-    after: int,
-    limit: int,
-) -> dict[str, Any]:
-    """Records that match, oldest first; go on with `after` = the last `seq`."""
-    wanted = select(facts, entries.c.body).join(entries, entries.c.seq == facts.c.seq).where(facts.c.seq > after)
-    if entity:
-        wanted = wanted.where(type_coerce(facts.c.entities, JSONB).contains([entity]))
-    if who:
-        wanted = wanted.where(facts.c.who == who)
-    if verb:
-        wanted = wanted.where(facts.c.verb.startswith(verb[:-1]) if verb.endswith("*") else facts.c.verb == verb)
-    if since:
-        wanted = wanted.where(facts.c.t >= since)
-    if until:
-        wanted = wanted.where(facts.c.t < until)
-    if org is not None:
-        wanted = wanted.where(facts.c.org == org)
-    rows = await uow.all(wanted.order_by(facts.c.seq).limit(max(1, min(limit, PAGE))))
-    return {"records": [{"seq": row.seq, "record": json.loads(row.body)} for row in rows], "next": rows[-1].seq if rows else None}
-
-
-async def bodies(uow: UnitOfWork[Any], first: int, limit: int) -> list[dict[str, Any]]:
-    """Salt and body of a range of records."""
-    wanted = select(entries.c.seq, entries.c.salt, entries.c.body).where(entries.c.seq >= first)
-    rows = await uow.all(wanted.order_by(entries.c.seq).limit(max(1, min(limit, PAGE))))
-    return [{"seq": row.seq, **body_document(row.salt, row.body)} for row in rows]
+async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
+    """`checkpoint`, `tile/<level>/<number>` or `tile/entries/<number>`, as C2SP tlog-tiles names them. Raises `Problem`."""
+    if path == "checkpoint":
+        return str((await checkpoint(uow)).note).encode()
+    kind, _, rest = path.partition("/")
+    level, *parts = rest.split("/")
+    try:
+        number, width = tile.parse(parts)
+        chosen = int(level) if level != "entries" else -1
+        if kind != "tile" or not -1 <= chosen < 8:
+            raise ValueError
+    except ValueError:
+        raise Problem("request.not_found", kind="file of the log", id=path) from None
+    return await entry_bundle(uow, number, width) if chosen < 0 else await tile_bytes(uow, chosen, number, width)
 
 
 async def coverage(uow: UnitOfWork[Any]) -> list[dict[str, Any]]:

@@ -14,12 +14,15 @@ from medmesh.security.keys import Identity
 from medmesh.service.http import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
+from medmesh_audit import handlers
 from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
 from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
+
+DECLARING = (handlers,)
 
 
 @asynccontextmanager

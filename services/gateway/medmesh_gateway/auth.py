@@ -93,9 +93,9 @@ class Door:
 
     async def permit(self, actor: Actor, action: str | None) -> None:
         """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
-        if action is None or allow(actor, action).allowed:
+        if action is None or (decision := allow(actor, action)).allowed:
             return
-        async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
+        async with self._runtime.unit(self._runtime.context(actor=actor, decision=decision)) as uow:
             uow.audit(AuditEntry("access.denied", "E", outcome=8, why="access.denied", detail={"action": action}))
         raise Problem("access.denied", actor=actor.text, action=action)
 

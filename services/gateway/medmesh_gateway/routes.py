@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medmesh.contracts import annotation, conversion, federation, governance, inference, ingestion, registry, training
+from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, registry, training
 from medmesh.contracts.message import Message
 
 
@@ -35,6 +35,11 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/approvals", governance.RequestApproval),
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
+    # Audit: a hospital's own records with proofs.
+    Route("GET", "/v1/audit/events", audit.SearchEvents),
+    Route("GET", "/v1/audit/events/{event}/proof", audit.ProveEvent),
+    Route("GET", "/v1/audit/bodies", audit.ListBodies),
+    Route("GET", "/v1/audit/log", audit.ReadLog),
     # Data.
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),

@@ -58,7 +58,8 @@ async def prepare_release(command: Envelope[PrepareRelease], uow: UnitOfWork[Por
             "created_at": uow.now,
         }
         await uow.execute(insert(releases).values(values))
-        uow.audit(AuditEntry("model.prepare-release", "C", entities=_entities(release, digest, wanted.model, wanted.version)))
+        entities = _entities(release, digest, wanted.model, wanted.version)
+        uow.audit(AuditEntry("model.prepare-release", "C", entities=entities, hospitals=manifest.hospitals))
     return {"release": release, "digest": digest, "manifest": json.loads(body)}
 
 
@@ -118,7 +119,8 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     )
     spent = {"id": approval.id, "requester": approval.requester, "approvers": ", ".join(approval.approvers), "digest": approval.digest}
     entities = _entities(row.release, row.digest, row.model, row.version)
-    uow.audit(AuditEntry("model.release", "E", entities=entities, approval=spent, detail={"version": row.version}))
+    named = tuple(row.hospitals)
+    uow.audit(AuditEntry("model.release", "E", entities=entities, approval=spent, hospitals=named, detail={"version": row.version}))
 
 
 @HANDLERS.on(ApprovalRefused, durable="release-refused")
@@ -136,7 +138,7 @@ async def release_refused(event: Envelope[ApprovalRefused], uow: UnitOfWork[Port
     if (await uow.execute(update(releases).where(still_open).values(state=ReleaseState.REFUSED.value))).rowcount:
         refused = {"id": said.approval, "digest": said.digest}
         entities = _entities(row.release, row.digest, row.model, row.version)
-        uow.audit(AuditEntry("model.release", "E", 4, "registry.release_refused", entities, approval=refused))
+        uow.audit(AuditEntry("model.release", "E", 4, "registry.release_refused", entities, approval=refused, hospitals=row.hospitals))
 
 
 @HANDLERS.on(ReportInstall, concurrency=1)
@@ -175,7 +177,8 @@ async def withdraw_model(command: Envelope[WithdrawModel], uow: UnitOfWork[Ports
         await change(uow, wanted.model, wanted.version, state=VersionState.WITHDRAWN.value, notes=notes)
         uow.emit(ModelWithdrawn(hospitals=tuple(sorted(told)), model=wanted.model, version=wanted.version, reason=wanted.reason))
         entity = Entity("model", wanted.model, str(wanted.version), version.weights["sha256"])
-        uow.audit(AuditEntry("model.withdraw", "U", entities=(entity,), detail={"hospitals": len(told)}))
+        detail = {"hospitals": len(told)}
+        uow.audit(AuditEntry("model.withdraw", "U", entities=(entity,), hospitals=sorted(told), detail=detail))
     return {"model": wanted.model, "version": wanted.version, "state": VersionState.WITHDRAWN.value}
 
 

@@ -1,0 +1,51 @@
+"""Who stands at the auditors' door, and what they may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Depends, Request
+
+from medmesh.errors import Problem
+from medmesh.security.roles import Decision, allow
+from medmesh.security.tokens import Actor, verify_actor
+from medmesh.service.runtime import Runtime
+from medmesh.store.unit import AuditEntry, Context
+from medmesh_audit.domain import scope
+
+AUDIENCE = "audit"
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody whom the role table lets in for one action."""
+
+    actor: Actor
+    decision: Decision
+    context: Context
+
+    @property
+    def scope(self) -> str | None:
+        """The one organisation whose records they see; None for all."""
+        return scope(self.actor)
+
+
+def may(runtime: Runtime, action: str) -> Any:
+    """A FastAPI dependency: the visitor, or a refusal that is recorded."""
+
+    async def check(request: Request) -> Visitor:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise Problem("actor.missing", type="audit")
+        actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
+        decision = allow(actor, action)
+        context = runtime.context(actor=actor, decision=decision)
+        if not decision.allowed:
+            async with runtime.unit(context) as uow:
+                uow.audit(AuditEntry("access.denied", "E", outcome=8, why="access.denied", detail={"action": action}))
+            raise Problem("access.denied", actor=actor.text, action=action)
+        return Visitor(actor, decision, context)
+
+    return Depends(check)
