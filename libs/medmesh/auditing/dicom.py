@@ -31,7 +31,9 @@ def audit_message(seq: int, record: dict[str, Any]) -> bytes:
     if record["why"]:
         SubElement(event, "EventOutcomeDescription").text = record["why"]
     _participants(message, record)
-    source = SubElement(message, "AuditSourceIdentification", AuditEnterpriseSiteID=record["src"]["org"], AuditSourceID=record["src"]["service"])
+    source = SubElement(
+        message, "AuditSourceIdentification", AuditEnterpriseSiteID=record["src"]["org"], AuditSourceID=record["src"]["service"]
+    )
     SubElement(source, "AuditSourceTypeCode", {"csd-code": "4"})
     for entity in record["entities"]:
         details = {name: entity[name].encode() for name in ("ver", "digest") if entity[name]}

@@ -76,7 +76,9 @@ def _agents(record: dict[str, Any]) -> list[dict[str, Any]]:
         made.append(one)
     if all(agent["req"] for agent in record["agents"]):
         service = f"service:{record['src']['service']}"
-        made.append({"type": _role("110152", "Destination Role ID"), "who": {"identifier": _identifier("actor", service)}, "requestor": False})
+        made.append(
+            {"type": _role("110152", "Destination Role ID"), "who": {"identifier": _identifier("actor", service)}, "requestor": False}
+        )
     return made
 
 

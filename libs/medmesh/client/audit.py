@@ -79,7 +79,8 @@ def withheld(folder: Path, organisation: str) -> list[int]:
     The headers are in the tree, so that a log which hides a record from its hospital is found by the hospital alone.
     """
     size = note.parse_checkpoint((folder / "checkpoint").read_text(encoding="utf-8").split("\n\n")[0] + "\n").size
-    here = {json.loads(line)["seq"] for line in (folder / "bodies.jsonl").open("rb")}
+    with (folder / "bodies.jsonl").open("rb") as lines:
+        here = {json.loads(line)["seq"] for line in lines}
     missing = []
     for number in range((size + tiles.WIDTH - 1) // tiles.WIDTH):
         width = min(tiles.WIDTH, size - number * tiles.WIDTH)

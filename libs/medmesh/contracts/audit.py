@@ -16,6 +16,8 @@ from medmesh.contracts.message import Command, Event, ObjectRef, Query, Record, 
 ExportFormat = Literal["jsonl", "fhir", "dicom", "ocsf", "csv"]
 MOST_EVENTS = 1_000
 """Records in one page of a search."""
+
+
 class AuditRecord(Record):
     """`body` is base64 of the canonical bytes of the record (`medmesh.ledger.record`); `id` and `n` repeat what stands in it."""
 

@@ -117,7 +117,7 @@ def _perfect(hashes: list[bytes]) -> bytes:
 def _check_bodies(folder: Path, entries: list[bytes], report: Report, needed: bool, progress: Callable[[int, int], None]) -> None:
     seen = bytearray(len(entries))
     file = folder / "bodies.jsonl"
-    for line in file.open("rb") if file.exists() else ():
+    for line in _lines(file):
         try:
             document = json.loads(line)
             seq, salt, body = int(document["seq"]), base64.b64decode(document["salt"]), base64.b64decode(document["body"])
@@ -135,6 +135,12 @@ def _check_bodies(folder: Path, entries: list[bytes], report: Report, needed: bo
     report.without_body = seen.count(0)
     if needed and report.without_body:
         report.fault("missing", seq=seen.index(0), reason="its body is not there")
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    if file.exists():
+        with file.open("rb") as opened:
+            yield from opened
 
 
 def _check_body(seq: int, entry: bytes, salt: bytes, body: bytes, report: Report) -> None:

@@ -11,15 +11,18 @@ from medmesh.errors import Problem
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
-from medmesh_audit import events, queries
+from medmesh_audit import events, fhir, queries, reports
 from medmesh_audit.door import Visitor, may
+from medmesh_audit.ports import Ports
 
 
-def application(runtime: Runtime) -> FastAPI:
+def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The HTTP application of audit."""
     app = FastAPI(title="medmesh audit", version="1", docs_url=None, redoc_url=None)
     handle_errors(app, is_transient=is_transient)
     events.mount(app, runtime)
+    fhir.mount(app, runtime)
+    reports.mount(app, runtime, ports)
 
     @app.get("/log/checkpoint", response_class=PlainTextResponse, tags=["log"])
     async def checkpoint(who: Visitor = may(runtime, "audit.proof")) -> str:
@@ -38,10 +41,5 @@ def application(runtime: Runtime) -> FastAPI:
             if not 0 <= old <= new <= size:
                 raise Problem("request.invalid", reason=f"0 <= old <= new <= {size}")
             return {"old": old, "new": new, "proof": await queries.consistency(uow, old, new)}
-
-    @app.get("/v1/coverage", tags=["reports"])
-    async def coverage(who: Visitor = may(runtime, "audit.report")) -> dict[str, Any]:
-        async with runtime.unit() as uow:
-            return {"emitters": await queries.coverage(uow)}
 
     return app

@@ -67,6 +67,7 @@ def facts(seq: int, document: dict[str, Any]) -> dict[str, Any]:
     return {
         "seq": seq,
         "t": datetime.fromisoformat(document["t"]),
+        "recorded": datetime.fromisoformat(document["tr"]),
         "verb": document["sub"],
         "outcome": document["out"],
         "who": str(agent.get("who", "")),

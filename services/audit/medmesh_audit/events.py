@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Query
 
@@ -65,8 +65,3 @@ def mount(app: FastAPI, runtime: Runtime) -> None:
         """Salt and body of every record one may read, for a copy that is verified offline; the beginning is recorded."""
         async with runtime.unit(who.context) as uow:
             return await handlers.copy(uow, who.scope, first, limit)
-
-
-def filters(given: EventFilter) -> dict[str, Any]:
-    """The filters that were given."""
-    return given.model_dump(mode="json", exclude_none=True)

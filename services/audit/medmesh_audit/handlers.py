@@ -16,6 +16,7 @@ from medmesh.contracts.audit import (
     ReadLog,
     SearchEvents,
 )
+from medmesh.contracts.federation import HospitalAlive
 from medmesh.contracts.message import Envelope
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_audit import queries, search
@@ -27,10 +28,15 @@ async def find(uow: UnitOfWork[Any], given: EventFilter, within: str | None, cur
     """A page of a search; what was asked is recorded, not what was found."""
     found = await search.page(uow, given, within, cursor, limit)
     if cursor is None:
-        about = (Entity(*given.entity.split(":", 1)),) if given.entity and ":" in given.entity else ()
-        asked = {name: str(value) for name, value in given.model_dump(mode="json", exclude_none=True).items() if name != "entity"}
-        uow.audit(AuditEntry("audit.search", "R", entities=about, detail={**asked, "found": len(found.events)}))
+        asked(uow, given, len(found.events))
     return found
+
+
+def asked(uow: UnitOfWork[Any], given: EventFilter, found: int) -> None:
+    """Record a search."""
+    about = (Entity(*given.entity.split(":", 1)),) if given.entity and ":" in given.entity else ()
+    filters = {name: str(value) for name, value in given.model_dump(mode="json", exclude_none=True).items() if name != "entity"}
+    uow.audit(AuditEntry("audit.search", "R", entities=about, detail={**filters, "found": found}))
 
 
 async def prove(uow: UnitOfWork[Any], event: str, within: str | None) -> Evidence:
@@ -50,6 +56,12 @@ async def copy(uow: UnitOfWork[Any], within: str | None, first: int, limit: int)
 def looked(uow: UnitOfWork[Any], verb: str, seq: int) -> None:
     """Record that somebody read one record."""
     uow.audit(AuditEntry(verb, "R", entities=(Entity("record", str(seq)),)))
+
+
+@HANDLERS.hears(HospitalAlive)
+async def hospital_alive(signal: Envelope[HospitalAlive], ports: Ports) -> None:
+    """A node lives: its silence would be an anomaly."""
+    ports.watcher.alive(signal.data.hospital)
 
 
 @HANDLERS.answers(SearchEvents)

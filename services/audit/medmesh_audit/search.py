@@ -38,7 +38,12 @@ def conditions(wanted: Select[Any], given: EventFilter) -> Select[Any]:
         wanted = wanted.where(facts.c.t < given.until)
     if given.outcome is not None:
         wanted = wanted.where(facts.c.outcome == int(given.outcome))
-    exact = ((facts.c.who, given.actor), (facts.c.type, given.type), (facts.c.purpose, given.purpose), (facts.c.correlation, given.correlation))
+    exact = (
+        (facts.c.who, given.actor),
+        (facts.c.type, given.type),
+        (facts.c.purpose, given.purpose),
+        (facts.c.correlation, given.correlation),
+    )
     for column, value in exact:
         if value:
             wanted = wanted.where(column == value)
@@ -48,9 +53,14 @@ def conditions(wanted: Select[Any], given: EventFilter) -> Select[Any]:
 async def page(uow: UnitOfWork[Any], given: EventFilter, scope: str | None, cursor: str | None, limit: int) -> Events:
     """At most `limit` records after `cursor`, oldest first."""
     wanted = select(facts.c.seq, entries.c.body).join(entries, entries.c.seq == facts.c.seq)
-    wanted = restrict(conditions(wanted, given), scope).where(facts.c.seq > int(cursor or -1))
-    rows = await uow.all(wanted.order_by(facts.c.seq).limit(limit + 1))
-    found, size = [], 0
+    return await read(uow, restrict(conditions(wanted, given), scope), cursor, limit)
+
+
+async def read(uow: UnitOfWork[Any], wanted: Select[Any], cursor: str | None, limit: int) -> Events:
+    """A page of `wanted`, which selects `seq` and `body`."""
+    rows = await uow.all(wanted.where(facts.c.seq > int(cursor or -1)).order_by(facts.c.seq).limit(limit + 1))
+    found: list[LoggedEvent] = []
+    size = 0
     for row in rows[:limit]:
         size += len(row.body)
         if found and size > PAGE_BYTES:
@@ -74,7 +84,8 @@ async def bodies(uow: UnitOfWork[Any], scope: str | None, first: int, limit: int
     """Salt and body of the records from `first` on that the asker may read."""
     wanted = select(entries.c.seq, entries.c.salt, entries.c.body).join(facts, facts.c.seq == entries.c.seq).where(entries.c.seq >= first)
     rows = await uow.all(restrict(wanted, scope).order_by(entries.c.seq).limit(limit + 1))
-    found, size = [], 0
+    found: list[Body] = []
+    size = 0
     for row in rows[:limit]:
         size += len(row.body)
         if found and size > PAGE_BYTES // 2:

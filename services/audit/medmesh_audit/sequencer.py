@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,8 @@ class Sequencer:
     origin: str
     key: Ed25519PrivateKey
     group_seconds: float
+    published: float = field(default_factory=time.monotonic)
+    """Of the monotonic clock: when a checkpoint was published last."""
     _queue: asyncio.Queue[tuple[list[Entry], asyncio.Future[list[Receipt]]]] = field(default_factory=asyncio.Queue)
 
     @property
@@ -157,6 +160,7 @@ class Sequencer:
             row = await uow.first(select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1))
             if row is not None:
                 uow.emit(CheckpointPublished(size=row.size, root=row.root.hex(), note=row.note))
+        self.published = time.monotonic()
 
 
 async def extend_tiles(uow: UnitOfWork[Any], size: int, hashes: list[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -9,20 +10,23 @@ from typing import cast
 
 from sqlalchemy.dialects.postgresql import insert
 
-from medmesh.contracts.audit import CheckpointPublished, record_subject
+from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, record_subject
 from medmesh.security.keys import Identity
 from medmesh.service.http import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_audit import handlers
+from medmesh.store.objects.open import stores
+from medmesh.telemetry import metrics
+from medmesh_audit import exports, handlers
 from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
 from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
+from medmesh_audit.watch import Watcher
 
-DECLARING = (handlers,)
+DECLARING = (exports, handlers)
 
 
 @asynccontextmanager
@@ -33,21 +37,27 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     sequencer = Sequencer(runtime, settings.origin, key, settings.group_milliseconds / 1000)
     async with runtime.unit() as uow:
         await uow.execute(insert(state).values(one=1, size=0).on_conflict_do_nothing())
+    metrics.AUDIT_CHECKPOINT_AGE.set_function(lambda: time.monotonic() - sequencer.published)
     runtime.background(sequencer.run, "sequencer")
     runtime.background(sequencer.publish, "checkpoint", every=settings.checkpoint_seconds)
     async with AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(stores(settings.objects))
+        ports = Ports(settings, sequencer, runtime, opened, Watcher(runtime))
+        runtime.background(ports.watcher.run, "watcher", every=settings.watch_seconds)
+        runtime.background(lambda: exports.work(ports), "exports")
         for emitter in (*runtime.trust().services, EDGE):
-            intake = await runtime.bus.serve(record_subject(emitter), receiver(runtime, sequencer, emitter), queue="audit")
+            receive = receiver(runtime, sequencer, emitter, ports.refused)
+            intake = await runtime.bus.serve(record_subject(emitter), receive, queue="audit")
             stack.push_async_callback(intake.stop)
         door = serve(
-            Observed(application(runtime), "audit", runtime.ready),
+            Observed(application(runtime, ports), "audit", runtime.ready),
             host=settings.host,
             port=settings.port,
             certificate=settings.tls_certificate,
             key=settings.tls_key,
         )
         await stack.enter_async_context(door)
-        yield Ports(settings, sequencer)
+        yield ports
 
 
 SERVICE = ServiceSpec(
@@ -58,7 +68,7 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(CheckpointPublished,),
+    emits=(AlertRaised, CheckpointPublished, ExportFinished),
     extra_subscriptions=("medmesh.audit.*.record.v1",),
     http=True,
 )

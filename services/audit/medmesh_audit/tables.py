@@ -31,6 +31,7 @@ facts = Table(
     METADATA,
     Column("seq", Counter, primary_key=True, autoincrement=False),
     Column("t", Timestamp, nullable=False),
+    Column("recorded", Timestamp, nullable=False),
     Column("verb", String(80), nullable=False),
     Column("outcome", Integer, nullable=False),
     Column("who", Text, nullable=False),

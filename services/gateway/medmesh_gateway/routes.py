@@ -35,11 +35,13 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/approvals", governance.RequestApproval),
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
-    # Audit: a hospital's own records with proofs.
+    # Audit: a hospital's own records with proofs; exports that somebody else approves.
     Route("GET", "/v1/audit/events", audit.SearchEvents),
     Route("GET", "/v1/audit/events/{event}/proof", audit.ProveEvent),
     Route("GET", "/v1/audit/bodies", audit.ListBodies),
     Route("GET", "/v1/audit/log", audit.ReadLog),
+    Route("POST", "/v1/audit/exports", audit.RequestExport),
+    Route("GET", "/v1/audit/exports/{export}", audit.GetExport),
     # Data.
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),

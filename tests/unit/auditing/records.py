@@ -31,7 +31,12 @@ def fixed(verb: str) -> dict[str, Any]:
         "C" if verb != "session.open" else "E",
         outcome=8 if denied else 0,
         why="access.denied" if denied else "",
-        entities=(Entity("model", "mri-cnn", "2", "ab" * 32), Entity("patient", "p-5f21"), Entity("hospital", "renji"), Entity("user", "qian")),
+        entities=(
+            Entity("model", "mri-cnn", "2", "ab" * 32),
+            Entity("patient", "p-5f21"),
+            Entity("hospital", "renji"),
+            Entity("user", "qian"),
+        ),
         approval={"id": "0190-approval", "requester": "person:li@platform", "approvers": "person:zhao@platform"},
         detail={"hospitals": 3, "late": False, "note": "=1+1"},
     )

@@ -76,7 +76,11 @@ def test_dicom_takes_it(verb: str) -> None:
 
 def test_dicom_would_refuse_what_breaks_the_schema() -> None:
     good = dicom.audit_message(41, ALL["model.release"]).decode()
-    for old, new in (('EventOutcomeIndicator="0"', 'EventOutcomeIndicator="1"'), ("csd-code", "code"), ("ActiveParticipant", "Participant")):
+    for old, new in (
+        ('EventOutcomeIndicator="0"', 'EventOutcomeIndicator="1"'),
+        ("csd-code", "code"),
+        ("ActiveParticipant", "Participant"),
+    ):
         with pytest.raises(xmlschema.XMLSchemaValidationError):
             XSD.validate(good.replace(old, new))
 

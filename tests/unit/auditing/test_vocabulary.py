@@ -117,4 +117,6 @@ def test_a_record_belongs_to_the_hospitals_it_is_about() -> None:
     assert made(AuditEntry("node.enrolled", "C", entities=(Entity("hospital", "renji"),)), actor=WHO)["orgs"] == ["renji"]
     assert made(AuditEntry("training.submit", "C"), actor=WHO)["orgs"] == ["platform"]
     # A node speaks of its own hospital alone, whoever is named.
-    assert made(AuditEntry("federation.train", "E", entities=(Entity("hospital", "ruijin"),)), actor=hospital, node="renji")["orgs"] == ["renji"]
+    assert made(AuditEntry("federation.train", "E", entities=(Entity("hospital", "ruijin"),)), actor=hospital, node="renji")["orgs"] == [
+        "renji"
+    ]

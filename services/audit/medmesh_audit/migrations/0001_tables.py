@@ -109,6 +109,7 @@ def upgrade() -> None:
     op.create_table('facts',
     sa.Column('seq', types.Counter, autoincrement=False, nullable=False),
     sa.Column('t', types.Timestamp(), nullable=False),
+    sa.Column('recorded', types.Timestamp(), nullable=False),
     sa.Column('verb', sa.String(length=80), nullable=False),
     sa.Column('outcome', sa.Integer(), nullable=False),
     sa.Column('who', sa.Text(), nullable=False),
