@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ async def door(world: World, name: str = "qian", organisation: str = "platform",
         yield opened
 
 
-async def log(world: World, *entries: AuditEntry, actor: Actor | None = None, service: str = "governance") -> None:
+async def log(world: World, *entries: AuditEntry, actor: Actor | None = None, service: str = "governance", trace: str = "") -> None:
     """Record entries as a service does, and wait until they are in the log."""
     runtime = world.p.runtimes[service]
-    async with runtime.unit(runtime.context(actor=actor)) as uow:
+    context = replace(runtime.context(actor=actor), traceparent=f"00-{trace}-00f067aa0ba902b7-01" if trace else None)
+    async with runtime.unit(context) as uow:
         for entry in entries:
             uow.audit(entry)
     async with asyncio.timeout(20):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmesh.client.gateway import Gateway
+from medmesh.client.gateway import Gateway, problem_of
+from medmesh.contracts.audit import ExportView
+from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.ledger import note, proof, tiles
 from medmesh.ledger.leaf import commitment, decode
@@ -89,6 +93,38 @@ def withheld(folder: Path, organisation: str) -> list[int]:
             if organisation in decode(entry).compartment.split(",") and seq not in here:
                 missing.append(seq)
     return missing
+
+
+async def fetch_export(door: Gateway, export: str, file: Path, *, seconds: float = 600) -> ObjectRef:
+    """Wait until an export is there and fetch it into `file`; its bytes are compared with the digest the log recorded.
+
+    Raises `Problem`: its own code when it failed or was refused, `audit.export_pending` after `seconds`.
+    """
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        view = ExportView.model_validate(await door.request("GET", f"/v1/exports/{export}"))
+        if view.object is not None:
+            break
+        if view.state == "refused":
+            raise Problem("audit.export_refused")
+        if view.state == "failed":
+            raise Problem(view.code)
+        if asyncio.get_running_loop().time() > end:
+            raise Problem("audit.export_pending", export=export, state=view.state)
+        await asyncio.sleep(0.5)
+    digest = hashlib.sha256()
+    async with door.stream(f"/v1/exports/{export}/content") as answer:
+        if answer.status_code >= 400:
+            await answer.aread()
+            raise problem_of(answer)
+        with file.open("wb") as target:
+            async for piece in answer.aiter_bytes():
+                digest.update(piece)
+                target.write(piece)
+    if digest.hexdigest() != view.object.sha256:
+        file.unlink()
+        raise Problem("objects.digest", expected=view.object.sha256, found=digest.hexdigest())
+    return view.object
 
 
 def verify_evidence(evidence: dict[str, Any], vkey: str) -> dict[str, Any]:

@@ -167,7 +167,9 @@ def administered(role: str, en: str, zh: str) -> Callable[[Facts], Judgement]:
     """Everything an administrator changes leaves a record."""
 
     def judge(f: Facts) -> Judgement:
-        silent = ", ".join(f.silent_actions.get(role, ("?",)))
+        if role not in f.silent_actions:
+            return "not_met", "not looked at", "未检查"
+        silent = ", ".join(f.silent_actions[role])
         if silent:
             return "part", f"not recorded when it succeeds: {silent}", f"成功时未记录：{silent}"
         return "met", f"every action of the {en} that changes something is recorded", f"{zh}的每项变更操作均有记录"

@@ -13,8 +13,9 @@ from typing import Any
 from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
 from medmesh.contracts.audit import AuditRecord
 from medmesh.errors import Problem
-from medmesh.ledger.leaf import SALT_BYTES, Leaf, commitment
+from medmesh.ledger.leaf import SALT_BYTES, Leaf, commitment, decode
 from medmesh.ledger.record import VERSION, read_record
+from medmesh.ledger.tree import leaf_hash
 from medmesh.security.tokens import Actor
 from medmesh.service.recording import PLATFORM
 
@@ -80,6 +81,15 @@ def facts(seq: int, document: dict[str, Any]) -> dict[str, Any]:
         "orgs": list(document["orgs"]),
         "entities": [f"{entity['type']}:{entity['id']}" for entity in document["entities"]],
     }
+
+
+def whole(row: Any) -> bool:
+    """Whether a row of `entries` is what was logged: leaf and hash fit, and the body is the one the leaf commits to."""
+    try:
+        read_record(row.body)
+        return leaf_hash(row.leaf) == row.hash and decode(row.leaf).commit == commitment(row.salt, row.body)
+    except Problem:
+        return False
 
 
 def scope(actor: Actor) -> str | None:

@@ -23,14 +23,13 @@ from medmesh.auditing.vocabulary import RETENTION_DAYS, VERBS
 from medmesh.contracts.audit import RequestExport
 from medmesh.errors import Problem
 from medmesh.ledger import note
-from medmesh.ledger.leaf import commitment, decode
-from medmesh.ledger.record import read_record
 from medmesh.ledger.tiles import nodes
-from medmesh.ledger.tree import leaf_hash, root
+from medmesh.ledger.tree import root
 from medmesh.security.passwords import check_policy
 from medmesh.security.roles import ADMINISTRATORS, TABLE, check_roles, policy_digest
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.clauses import CLAUSES, Clause
+from medmesh_audit.domain import whole
 from medmesh_audit.ports import Ports
 from medmesh_audit.sequencer import preload
 from medmesh_audit.tables import checkpoints, emitters, entries, facts, state
@@ -80,7 +79,7 @@ class Facts:
     foreign: tuple[str, ...] = ()
     """Other services' schemas its role may use."""
     superuser: bool = True
-    plain: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ("unseen",)
     """Connections outside loopback without TLS."""
     exclusive: bool = False
     weak_refused: bool = False
@@ -114,7 +113,7 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         verbs[row.verb] += row.n if row.outcome == 0 else 0
         last[row.verb] = max(last.get(row.verb, -1), row.last)
     rows = await uow.all(select(entries).order_by(entries.c.seq.desc()).limit(SAMPLE))
-    records = [(row, json.loads(row.body)) for row in rows]
+    records = [(row, json.loads(row.body)) for row in rows if whole(row)]
     refused = Counter(record["why"] for _, record in records if record["why"])
     last |= {record["why"]: row.seq for row, record in reversed(records) if record["why"]}
     seen = {row.emitter: row.n for row in await uow.all(select(emitters))}
@@ -128,10 +127,10 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         stored=sum(held.values()),
         **await _log(uow, ports),
         sample=len(rows),
-        bodies=bool(rows) and all(_whole(row) for row in rows),
+        bodies=bool(rows) and all(map(whole, rows)),
         fields=bool(records) and all(_mandatory(record) for _, record in records),
         purposes=bool(records) and all(record["pou"] for _, record in records),
-        identifiers=sum(bool(_IDENTIFIERS.search(row.body.decode())) for row in rows),
+        identifiers=sum(bool(_IDENTIFIERS.search(row.body.decode())) for row, _ in records),
         bundles=frozenset(record["policy"]["bundle"] for _, record in records),
         bundle=policy_digest(),
         gaps=tuple(sorted(name for name, n in seen.items() if held.get(name) != n)),
@@ -161,14 +160,6 @@ async def _log(uow: UnitOfWork[Any], ports: Ports) -> dict[str, Any]:
     except Exception:  # whatever is wrong with them, they prove nothing
         return {"signature": False, "rooted": False}
     return {"signature": True, "rooted": rooted}
-
-
-def _whole(row: Any) -> bool:
-    try:
-        read_record(row.body)
-        return leaf_hash(row.leaf) == row.hash and decode(row.leaf).commit == commitment(row.salt, row.body)
-    except Problem:
-        return False
 
 
 def _mandatory(record: Mapping[str, Any]) -> bool:
@@ -239,13 +230,13 @@ def _strict() -> bool:
 
 async def _accounts(uow: UnitOfWork[Any]) -> dict[str, Any]:
     """From the log: who was made, by whom, with which roles, and how they signed in during the last 90 days."""
-    wanted = select(facts.c.verb, facts.c.t, entries.c.body).join(entries, entries.c.seq == facts.c.seq)
+    wanted = select(facts.c.verb, entries).join(entries, entries.c.seq == facts.c.seq)
     made = wanted.where(facts.c.verb.in_(["user.create", "governance.bootstrap"]), facts.c.outcome == 0)
-    records = [(row.verb, json.loads(row.body)) for row in await uow.all(made)]
+    records = [(row.verb, json.loads(row.body)) for row in await uow.all(made) if whole(row)]
     named = Counter(entity["id"] for _, record in records for entity in record["entities"] if entity["type"] == "user")
     both = sum(len(set(str(record["detail"].get("roles", "")).split(",")) & set(ADMINISTRATORS)) > 1 for _, record in records)
     opened = wanted.where(facts.c.verb == "session.open", facts.c.outcome == 0, facts.c.t > uow.now - timedelta(days=90))
-    methods = Counter(str(json.loads(row.body)["agents"][0].get("method") or "password") for row in await uow.all(opened))
+    methods = Counter(str(json.loads(row.body)["agents"][0].get("method") or "password") for row in await uow.all(opened) if whole(row))
     return {
         "accounts": len(named),
         "doubled": sum(number > 1 for number in named.values()),
@@ -257,9 +248,9 @@ async def _accounts(uow: UnitOfWork[Any]) -> dict[str, Any]:
 
 
 async def _approvals(uow: UnitOfWork[Any]) -> dict[str, Any]:
-    wanted = select(entries.c.body).join(facts, facts.c.seq == entries.c.seq)
+    wanted = select(entries).join(facts, facts.c.seq == entries.c.seq)
     rows = await uow.all(wanted.where(facts.c.verb.in_(PRIVILEGED), facts.c.outcome == 0))
-    with_approval = sum(bool(json.loads(row.body)["approval"].get("id")) for row in rows)
+    with_approval = sum(whole(row) and bool(json.loads(row.body)["approval"].get("id")) for row in rows)
     return {"approved": with_approval, "unapproved": len(rows) - with_approval}
 
 

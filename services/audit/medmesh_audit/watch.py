@@ -6,6 +6,7 @@ Rules are functions of values; what they find becomes a row, a fact `audit.alert
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +19,16 @@ from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.contracts.audit import AlertRaised
 from medmesh.contracts.message import new_id
-from medmesh.ledger.tiles import nodes
+from medmesh.ledger.tiles import WIDTH, nodes
 from medmesh.ledger.tree import root
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
+from medmesh_audit.domain import whole
 from medmesh_audit.sequencer import preload
 from medmesh_audit.tables import alerts, checkpoints, entries, facts
 
-WINDOW = timedelta(minutes=5)
+PERIOD = timedelta(minutes=5)
 FAILURES = 5
 DENIALS = 10
 SKEW = timedelta(seconds=2)
@@ -42,6 +44,7 @@ SEVERITY = {
     "export_volume": "warning",
     "heartbeat": "warning",
     "policy_changed": "critical",
+    "record_altered": "critical",
     "root_mismatch": "critical",
 }
 
@@ -81,7 +84,7 @@ def bursts(rule: str, tail: Iterable[Seen], most: int) -> list[Anomaly]:
     times: dict[str, list[Seen]] = defaultdict(list)
     found: list[Anomaly] = []
     for seen in tail:
-        recent = [other for other in times[seen.account] if seen.recorded - other.recorded < WINDOW] + [seen]
+        recent = [other for other in times[seen.account] if seen.recorded - other.recorded < PERIOD] + [seen]
         times[seen.account] = recent
         if len(recent) >= most:
             found.append(_anomaly(rule, seen.account, seen))
@@ -130,7 +133,7 @@ def volume(tail: Sequence[Seen], hourly: Sequence[int]) -> list[Anomaly]:
 
 def _anomaly(rule: str, about: str, seen: Seen) -> Anomaly:
     return Anomaly(
-        rule, about, int(seen.recorded.timestamp() // WINDOW.total_seconds()), seen.seq, str(seen.record["ctx"].get("trace", ""))
+        rule, about, int(seen.recorded.timestamp() // PERIOD.total_seconds()), seen.seq, str(seen.record["ctx"].get("trace", ""))
     )
 
 
@@ -148,7 +151,7 @@ class Watcher:
 
     def report(self, rule: str, about: str) -> None:
         """Somebody else saw it: the intake a gap."""
-        self._pending.append(Anomaly(rule, about, int(time.time() // WINDOW.total_seconds())))
+        self._pending.append(Anomaly(rule, about, int(time.time() // PERIOD.total_seconds())))
 
     def alive(self, hospital: str) -> None:
         """A hospital's node said that it lives."""
@@ -179,21 +182,22 @@ class Watcher:
         newest = await uow.first(select(func.max(entries.c.seq).label("seq")))
         top = -1 if newest is None or newest.seq is None else int(newest.seq)
         first = max(0, top - TAIL) if self._cursor is None else self._cursor
-        window = await uow.first(select(func.min(facts.c.seq).label("seq")).where(facts.c.recorded > uow.now - WINDOW))
+        window = await uow.first(select(func.min(facts.c.seq).label("seq")).where(facts.c.recorded > uow.now - PERIOD))
         begin = min(first, window.seq) if window is not None and window.seq is not None else first
-        rows = await uow.all(select(entries.c.seq, entries.c.at, entries.c.body).where(entries.c.seq >= begin).order_by(entries.c.seq))
-        tail = [Seen(row.seq, row.at, json.loads(row.body)) for row in rows]
+        rows = await uow.all(select(entries).where(entries.c.seq >= begin).order_by(entries.c.seq))
+        tail = [Seen(row.seq, row.at, json.loads(row.body)) for row in rows if whole(row)]
         fresh = [seen for seen in tail if seen.seq >= first]
-        self._cursor = (tail[-1].seq if tail else top) + 1
-        found = [*failures(tail), *denials(tail), *skew(fresh), *policy(fresh, self._policies)]
+        self._cursor = (rows[-1].seq if rows else top) + 1
+        altered = [Anomaly("record_altered", f"record:{row.seq}", 0, row.seq) for row in rows if not whole(row)]
+        found = [*altered, *failures(tail), *denials(tail), *skew(fresh), *policy(fresh, self._policies)]
         found += volume(await self._exports(uow), await self._hours(uow))
         return [*found, *await self._root(uow)]
 
     @staticmethod
     async def _exports(uow: UnitOfWork[Any]) -> list[Seen]:
         recent = facts.c.verb.in_(EXPORTS) & (facts.c.recorded > uow.now - timedelta(hours=1))
-        wanted = select(entries.c.seq, entries.c.at, entries.c.body).join(facts, facts.c.seq == entries.c.seq).where(recent)
-        return [Seen(row.seq, row.at, json.loads(row.body)) for row in await uow.all(wanted.order_by(entries.c.seq))]
+        wanted = select(entries).join(facts, facts.c.seq == entries.c.seq).where(recent)
+        return [Seen(row.seq, row.at, json.loads(row.body)) for row in await uow.all(wanted.order_by(entries.c.seq)) if whole(row)]
 
     @staticmethod
     async def _hours(uow: UnitOfWork[Any]) -> list[int]:
@@ -204,20 +208,27 @@ class Watcher:
 
     @staticmethod
     async def _root(uow: UnitOfWork[Any]) -> list[Anomaly]:
-        """The newest checkpoint must be what the stored tiles make."""
+        """The newest checkpoint must be what the stored tiles make, and its last tile what the entries make: a tile that was altered
+        before more was appended is under a root that fits it."""
         newest = await uow.first(select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1))
         if newest is None:
             return []
         try:
-            whole = root(nodes(await preload(uow, newest.size), newest.size), newest.size) == newest.root
+            read = await preload(uow, newest.size)
+            fits = root(nodes(read, newest.size), newest.size) == newest.root
+            number = (newest.size - 1) // WIDTH
+            within = (entries.c.seq >= number * WIDTH) & (entries.c.seq < newest.size)
+            hashes = [row.hash for row in await uow.all(select(entries.c.hash).where(within).order_by(entries.c.seq))]
+            fits = fits and b"".join(hashes) == read(0, number, len(hashes))
         except Exception:  # a tile that is gone or cut is no better than one that differs
-            whole = False
-        return [] if whole else [Anomaly("root_mismatch", "log", int(time.time() // WINDOW.total_seconds()), int(newest.size) - 1)]
+            fits = False
+        return [] if fits else [Anomaly("root_mismatch", "log", int(time.time() // PERIOD.total_seconds()), int(newest.size) - 1)]
 
     async def _raise(self, found: Anomaly) -> None:
         severity = SEVERITY[found.rule]
         with span("audit.alert"):
-            trace = found.trace or (current_traceparent() or "--").split("-")[1]
+            # Where no tracer runs an id of its own still joins the alert's event, record and log line.
+            trace = found.trace or (current_traceparent() or f"-{os.urandom(16).hex()}-").split("-")[1]
             async with self.runtime.unit() as uow:
                 alert = new_id()
                 values = {"alert": alert, "rule": found.rule, "subject": found.about, "window": found.window, "seq": found.seq}
