@@ -98,9 +98,11 @@ async def test_pages_follow_each_other_without_doubles_or_gaps_while_the_log_gro
     await log(world, *(about("renji", f"d{n}") for n in range(25)))
     async with door(world) as auditor:
         seen: list[int] = []
-        cursor: str | None = None
+        cursor: int | None = None
         while True:
-            page = await auditor.request("GET", "/v1/events", query={"limit": 7, "org": "renji", **({"cursor": cursor} if cursor else {})})
+            page = await auditor.request(
+                "GET", "/v1/events", query={"limit": 7, "org": "renji", **({} if cursor is None else {"cursor": cursor})}
+            )
             seen += [event["seq"] for event in page["events"]]
             await log(world, about("ruijin", "other"))
             if (cursor := page.get("next")) is None:

@@ -103,7 +103,7 @@ def test_each_part_gets_its_own_and_no_other(made: Path) -> None:
     }
     for name, spec in services().items():
         mine = {"identity.nk", "database_password", "settings.json", *extra.get(name, ())}
-        mine |= set() if name in {"governance", "audit"} else {"s3.json"}
+        mine |= set() if name == "governance" else {"s3.json"}
         mine |= {"tls.crt", "tls.key"} if spec.http else set()
         assert {path.name for path in (made / name).iterdir()} - {"ca.pem"} == mine
     assert len(found["ingestion/project.key"]) == 32

@@ -86,7 +86,7 @@ class Events(Record):
     """A page, oldest first; the next one begins after `next`, which is absent at the end."""
 
     events: tuple[LoggedEvent, ...]
-    next: str | None = None
+    next: int | None = None
 
 
 class SearchEvents(Query, EventFilter):
@@ -96,7 +96,7 @@ class SearchEvents(Query, EventFilter):
     ACTION: ClassVar[str | None] = "audit.read"
     Reply: ClassVar[type[Record]] = Events
 
-    cursor: str | None = Field(default=None, pattern=r"^[0-9]{1,18}$")
+    cursor: int | None = Field(default=None, ge=0, lt=2**53)
     limit: int = Field(default=100, ge=1, le=MOST_EVENTS)
 
 

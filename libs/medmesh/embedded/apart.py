@@ -21,7 +21,7 @@ from medmesh.security.keys import read_secret
 from medmesh.service.settings import ObjectSettings
 from medmesh.service.spec import services
 
-WITHOUT_OBJECTS = frozenset({"governance", "audit"})
+WITHOUT_OBJECTS = frozenset({"governance"})
 """Services that store no bytes, and get no keys to S3."""
 _PORTS = {"nats": 4222, "tls": 4222, "postgresql": 5432, "http": 80}
 ADMINISTRATOR = ["Admin", "Read", "Write", "List"]

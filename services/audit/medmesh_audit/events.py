@@ -31,7 +31,7 @@ def mount(app: FastAPI, runtime: Runtime) -> None:
         outcome: Literal["0", "4", "8", "12"] | None = None,
         purpose: Annotated[str | None, Query(description="HL7 v3 PurposeOfUse")] = None,
         correlation: str | None = None,
-        cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
+        cursor: Annotated[int | None, Query(ge=0, lt=2**53)] = None,
         limit: Annotated[int, Query(ge=1, le=MOST_EVENTS)] = 100,
     ) -> Events:
         """Records that fit, oldest first; the next page begins after `next`."""

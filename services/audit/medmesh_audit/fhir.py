@@ -51,7 +51,7 @@ def mount(app: FastAPI, runtime: Runtime) -> None:
         outcome: Literal["0", "4", "8", "12"] | None = None,
         type: str | None = None,
         count: Annotated[int, Query(alias="_count", ge=1, le=MOST_EVENTS)] = 100,
-        cursor: Annotated[str | None, Query(alias="_cursor", pattern=r"^[0-9]{1,18}$")] = None,
+        cursor: Annotated[int | None, Query(alias="_cursor", ge=0, lt=2**53)] = None,
     ) -> Response:
         """A searchset Bundle; the link `next` leads on."""
         if unknown := set(request.query_params) - {*PARAMETERS, "_count", "_cursor", "_format"}:
@@ -78,7 +78,7 @@ def mount(app: FastAPI, runtime: Runtime) -> None:
             return _fhir(audit_event(row.seq, json.loads(row.body)))
 
 
-def bundle(url: str, request: Request, found: list[tuple[int, dict[str, Any]]], following: str | None) -> dict[str, Any]:
+def bundle(url: str, request: Request, found: list[tuple[int, dict[str, Any]]], following: int | None) -> dict[str, Any]:
     """The answer to a search."""
     base = str(request.base_url).rstrip("/") + "/fhir/AuditEvent"
     links = [{"relation": "self", "url": url}]

@@ -24,7 +24,7 @@ from medmesh_audit.domain import scope
 from medmesh_audit.ports import HANDLERS, Ports
 
 
-async def find(uow: UnitOfWork[Any], given: EventFilter, within: str | None, cursor: str | None, limit: int) -> Events:
+async def find(uow: UnitOfWork[Any], given: EventFilter, within: str | None, cursor: int | None, limit: int) -> Events:
     """A page of a search; what was asked is recorded, not what was found."""
     found = await search.page(uow, given, within, cursor, limit)
     if cursor is None:

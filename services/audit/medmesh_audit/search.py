@@ -50,15 +50,15 @@ def conditions(wanted: Select[Any], given: EventFilter) -> Select[Any]:
     return restrict(wanted, given.org or None)
 
 
-async def page(uow: UnitOfWork[Any], given: EventFilter, scope: str | None, cursor: str | None, limit: int) -> Events:
+async def page(uow: UnitOfWork[Any], given: EventFilter, scope: str | None, cursor: int | None, limit: int) -> Events:
     """At most `limit` records after `cursor`, oldest first."""
     wanted = select(facts.c.seq, entries.c.body).join(entries, entries.c.seq == facts.c.seq)
     return await read(uow, restrict(conditions(wanted, given), scope), cursor, limit)
 
 
-async def read(uow: UnitOfWork[Any], wanted: Select[Any], cursor: str | None, limit: int) -> Events:
+async def read(uow: UnitOfWork[Any], wanted: Select[Any], cursor: int | None, limit: int) -> Events:
     """A page of `wanted`, which selects `seq` and `body`."""
-    rows = await uow.all(wanted.where(facts.c.seq > int(cursor or -1)).order_by(facts.c.seq).limit(limit + 1))
+    rows = await uow.all(wanted.where(facts.c.seq > (-1 if cursor is None else cursor)).order_by(facts.c.seq).limit(limit + 1))
     found: list[LoggedEvent] = []
     size = 0
     for row in rows[:limit]:
@@ -67,7 +67,7 @@ async def read(uow: UnitOfWork[Any], wanted: Select[Any], cursor: str | None, li
             break
         found.append(LoggedEvent(seq=row.seq, record=json.loads(row.body)))
     more = len(rows) > len(found)
-    return Events(events=tuple(found), next=str(found[-1].seq) if found and more else None)
+    return Events(events=tuple(found), next=found[-1].seq if found and more else None)
 
 
 async def entry(uow: UnitOfWork[Any], event: str, scope: str | None) -> Any:

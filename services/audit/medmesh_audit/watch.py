@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -36,7 +36,7 @@ SILENT_SECONDS = 60.0
 EXPORTS = frozenset({"annotation.export", "audit.copy", "audit.download", "audit.export"})
 FEWEST_EXPORTS = 20
 TAIL = 5_000
-SEVERITY = {
+SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
     "access_denied": "warning",
     "clock_skew": "warning",
@@ -235,8 +235,7 @@ class Watcher:
                 made = await uow.execute(insert(alerts).values(**values, trace=trace, at=uow.now).on_conflict_do_nothing())
                 if made.rowcount == 0:
                     return
-                told = {"alert": alert, "rule": found.rule, "about": found.about, "seq": found.seq, "trace": trace}
-                uow.emit(AlertRaised.model_validate({**told, "severity": severity}))
+                uow.emit(AlertRaised(alert=alert, rule=found.rule, severity=severity, about=found.about, seq=found.seq, trace=trace))
                 about = (Entity("record", str(found.seq)),) if found.seq is not None else ()
                 outcome = 8 if severity == "critical" else 4
                 detail: dict[str, str | int | bool] = {"alert": alert, "about": found.about, "trace": trace}
