@@ -68,13 +68,14 @@ async def small_world(
         Identity.ensure(folder / "keys" / f"{name}.nk")
     gateway, audit = ports.take("gateway", "audit")
     tls = {"tls_certificate": folder / "server.pem", "tls_key": folder / "server.key"}
-    needed = {
+    needed: dict[str, dict[str, Any]] = {
         "governance": {"authority": folder / "ca", "bootstrap_token": folder / "bootstrap"},
         "gateway": {"client_ca": folder / "ca" / "ca.pem", "port": gateway, **tls},
         "audit": {"log_key": folder / "keys" / "log.nk", "port": audit, **tls},
         "registry": {"release_key": folder / "keys" / "release.nk"},
-        **(settings or {}),
     }
+    for name, values in (settings or {}).items():
+        needed[name] = {**needed.get(name, {}), **values}
     async with platform(servers, folder, AUDIT, GOVERNANCE, GATEWAY, *more, settings=needed) as p:
         ca = folder / "ca" / "ca.pem"
         async with Gateway(f"https://127.0.0.1:{gateway}", ca=ca) as anybody:

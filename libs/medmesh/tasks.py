@@ -1,9 +1,12 @@
-"""Ending asyncio tasks so that they really end."""
+"""Ending asyncio tasks so that they really end, and work so that it is never left half done."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 AGAIN_SECONDS = 5.0
 
@@ -22,3 +25,19 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
         for task in over:
             if not task.cancelled():
                 task.exception()  # looked at, so that nobody is told it was not
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Do `work` to its end; a cancellation that comes meanwhile goes on afterwards, and what the work raised then is not told."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                continue  # one cancellation is on its way already
+        if not task.cancelled():
+            task.exception()
+        raise

@@ -190,7 +190,7 @@ class Stage:
             await export_log(at_the_door(door), folder)
         checked = await asyncio.to_thread(
             subprocess.run,
-            [*MEDMESH, "audit", "verify", "--key", str(self.data / "trust.json"), "--json", str(folder)],
+            [*MEDMESH, "audit", "verify", "export", "--key", str(self.data / "trust.json"), "--json", str(folder)],
             capture_output=True,
             check=False,
         )

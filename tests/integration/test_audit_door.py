@@ -17,12 +17,15 @@ from fhir.resources.R4B.capabilitystatement import CapabilityStatement
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
-from medmesh.client.audit import at_the_door, export_log, of_a_hospital, verify_evidence, withheld
+from medmesh.client.audit import at_the_door, export_log, of_a_hospital, withheld
 from medmesh.client.credentials import Anonymous, Person
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.ledger.verify import verify_folder
+from medmesh.ledger.copies import Folder
+from medmesh.ledger.policy import demanding
+from medmesh.ledger.proof import read_evidence, verify_evidence
+from medmesh.ledger.verify import Wanted, verify_log
 from medmesh.security.tokens import Actor, person_token
 from medmesh.store.unit import AuditEntry, Entity
 
@@ -120,7 +123,7 @@ async def test_a_hospital_sees_and_verifies_its_own_records_and_no_others(world:
         assert [e["record"]["sub"] for e in events] == ["catalogue.publish", "federation.round"]
         assert all("renji" in e["record"]["orgs"] for e in events)
         evidence = await renji.request("GET", f"/v1/audit/events/{events[1]['seq']}/proof")
-        assert verify_evidence(evidence, key)["sub"] == "federation.round"
+        assert verify_evidence(read_evidence(json.dumps(evidence)), demanding(key))[0]["sub"] == "federation.round"
         (foreign,) = [e for e in (await _all(world)) if e["record"]["orgs"] == ["ruijin"]]
         for name in (str(foreign["seq"]), foreign["record"]["id"]):
             with pytest.raises(Problem) as caught:
@@ -129,7 +132,7 @@ async def test_a_hospital_sees_and_verifies_its_own_records_and_no_others(world:
         assert (await renji.request("GET", "/v1/audit/events", query={"org": "ruijin"}))["events"] == [events[1]]
         await log(world, about("renji", "late"))
         size = await export_log(of_a_hospital(renji), private / "copy")
-    report = verify_folder(private / "copy", key, need_bodies=False)
+    report = verify_log(Folder(private / "copy"), Wanted(demanding(key), partial=True))
     assert report.faults == []
     own = [json.loads(line)["seq"] for line in (private / "copy" / "bodies.jsonl").read_text().splitlines()]
     assert report.bodies == len(own) < size

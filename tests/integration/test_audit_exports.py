@@ -19,7 +19,7 @@ from tests.architecture.sources import ROOT
 from tests.integration.test_audit_door import about, door, log
 from tests.world import World, small_world
 
-from medmesh.auditing.package import unpack, verify_export
+from medmesh.auditing.package import check, unpack
 from medmesh.cli.audit import audit
 from medmesh.client.audit import fetch_export
 from medmesh.contracts.audit import ExportFinished, RequestExport
@@ -27,6 +27,9 @@ from medmesh.contracts.governance import ApprovalGranted
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.ledger.copies import Folder
+from medmesh.ledger.policy import demanding
+from medmesh.ledger.verify import Wanted, verify_log
 from medmesh.security import approvals
 
 
@@ -55,7 +58,7 @@ async def finished(world: World, made: dict[str, Any]) -> ExportFinished:
 
 def verified(key: str, file: Path) -> int:
     """What `medmesh audit verify` ends with."""
-    return int(CliRunner().invoke(audit, ["verify", "--key", key, str(file)], standalone_mode=False).return_value)
+    return int(CliRunner().invoke(audit, ["verify", "export", "--key", key, str(file)], standalone_mode=False).return_value)
 
 
 @pytest.mark.parametrize("format", ["jsonl", "fhir", "dicom", "ocsf", "csv"])
@@ -69,7 +72,8 @@ async def test_every_format_verifies_offline_and_holds_what_was_asked_for(world:
         fetched = await fetch_export(auditor, made["export"], private / "export.zip", seconds=20)
     assert fetched.media_type == "application/zip"
     folder = unpack(private / "export.zip", private / "export")
-    report = verify_export(folder, key)
+    report = verify_log(Folder(folder), Wanted(demanding(key), partial=True))
+    check(folder, report)
     assert report.faults == []
     assert report.bodies == 300
     assert json.loads((folder / "request.json").read_bytes())["digest"] == approvals.request_digest(made["request"])

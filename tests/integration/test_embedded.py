@@ -16,6 +16,8 @@ import pytest
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import BusMessage, StreamSpec
 from medmesh.embedded.nats import NatsUser, configuration
+from medmesh.embedded.nursery import Nursery
+from medmesh.embedded.process import Command
 from medmesh.embedded.run import Run, running, stop
 from medmesh.embedded.testing import servers
 from medmesh.errors import Problem
@@ -112,3 +114,27 @@ async def test_an_identity_has_exactly_its_subjects_and_a_stranger_none(private:
             async with asyncio.timeout(5):
                 await NatsBus.connect(one.nats_url, name="stranger", seed=private / "stranger.nk")
         assert caught.value.code == "bus.unauthorised"
+
+
+async def test_the_nursery_tells_how_a_service_ended_and_is_replaced_when_it_is_killed(private: Path) -> None:
+    nursery = Nursery(private / "nursery.log")
+    command = Command(("medmesh.service", "nobody", "--settings", "/none"), env={"LC_ALL": "C"}, nursery=True)
+    with (private / "service.log").open("ab") as log:
+        first, second = await asyncio.gather(nursery.spawn(command, log.fileno()), nursery.spawn(command, log.fileno()))
+        assert first.pid != second.pid
+        async with asyncio.timeout(20):
+            assert [await first.wait(), await second.wait()] == [2, 2]
+        assert (private / "service.log").read_text().count("There is no service called nobody.") == 2
+        assert nursery._process is not None
+        os.kill(nursery._process.pid, signal.SIGKILL)
+        await nursery._process.wait()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    third = await nursery.spawn(command, log.fileno())
+                    break
+                except OSError:  # it was asked before we knew
+                    await asyncio.sleep(0.05)
+            assert await third.wait() == 2
+    await nursery.close()
+    assert (private / "nursery.log").read_text() == ""

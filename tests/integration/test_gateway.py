@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.world import World, small_world
 
@@ -17,6 +20,7 @@ from medmesh.contracts.governance import Hospitals
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.security.authority import node_request
 
 
 @pytest.fixture
@@ -125,6 +129,42 @@ async def test_a_request_of_a_node_needs_its_certificate_its_signature_and_is_go
     with pytest.raises(Problem) as caught:
         await bare.poll(0, 0)
     assert caught.value.code == "security.certificate_needed"
+
+
+async def test_a_disk_that_fills_up_refuses_the_piece_and_the_upload_goes_on_when_there_is_room(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    researcher = await world.user(await world.admin(), "li", "researcher")
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(3_000_000))
+    whole, room = os.pwrite, 1_000_000
+
+    def limited(descriptor: int, data: bytes, offset: int) -> int:
+        fits = max(0, min(len(data), room - offset))
+        if not fits:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(descriptor, data[:fits], offset)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", limited)
+        with pytest.raises(Problem) as caught:
+            await upload(researcher, path)
+    assert (caught.value.code, caught.value.status) == ("objects.full", 507)
+    ref = await upload(researcher, path)
+    assert (await download(researcher, ref, tmp_path / "back")).read_bytes() == path.read_bytes()
+
+
+async def test_an_expired_certificate_is_named_before_anything_is_sent_and_opens_nothing(world: World) -> None:
+    world.p.hospital("renji")
+    key, _ = world.p.nodes["renji"]
+    past = datetime.now(UTC) - timedelta(days=100)
+    world.p.nodes["renji"] = key, world.p.authority.sign_node(node_request(key, "renji", "node-1"), "renji", "node-1", now=past)
+    async with world.node("renji") as renji:
+        with pytest.raises(Problem) as caught:
+            await renji.poll(0, 0)
+        assert caught.value.code == "security.certificate_expired"
+        with pytest.raises(httpx.TransportError):
+            await renji._http.get("/health/live")
 
 
 async def test_every_refusal_is_in_the_log_and_an_auditor_proves_a_record_offline(world: World) -> None:

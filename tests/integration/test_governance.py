@@ -63,6 +63,9 @@ async def test_the_first_administrator_needs_the_one_time_token_and_only_one_get
     with pytest.raises(Problem) as caught:
         await p.ask(OpenSession(name="sun", password="wrong"), SessionOpened)
     assert caught.value.code == "governance.sign_in_refused"
+    told = [(record["sub"], record["out"], record["why"]) for record in await p.audited("governance")]
+    refused = ("governance.bootstrap", 4, "governance.bootstrap_refused")
+    assert told == [refused, ("governance.bootstrap", 0, ""), refused, ("session.open", 4, "governance.sign_in_refused")]
 
 
 async def test_a_user_activates_with_a_code_and_roles_that_exclude_each_other_are_refused(p: Platform) -> None:

@@ -20,6 +20,7 @@ GROUPS = {
     "topology": "medmesh.cli.platform",
     "dead": "medmesh.cli.dead",
     "audit": "medmesh.cli.audit",
+    "witness": "medmesh.cli.witness",
     "edge": "medmesh.cli.edge",
     "login": "medmesh.cli.people",
     "user": "medmesh.cli.people",

@@ -251,27 +251,27 @@ def verify_own(folder: Path, copy: Path) -> int:
     Ends with 0 when it is whole, 1 when something was altered or withheld, 2 when it cannot be read.
     """
     from medmesh.client.audit import withheld
-    from medmesh.ledger.verify import verify_folder
+    from medmesh.ledger.copies import Folder
+    from medmesh.ledger.policy import demanding
+    from medmesh.ledger.verify import Wanted, verify_log
 
     async def work(site: Any) -> tuple[str, str]:
         return site.trust().log_key, site.settings.hospital
 
     key, hospital = on_site(folder, work)
     try:
-        report = verify_folder(copy, key, need_bodies=False)
-        missing = withheld(copy, hospital) if report.verified else []
+        report = verify_log(Folder(copy), Wanted(demanding(key), partial=True))
+        if report.verified and (missing := withheld(copy, hospital)):
+            report.fault("withheld", Problem("audit.withheld", seq=missing[0], records=len(missing), hospital=hospital))
     except (Problem, OSError, ValueError) as error:
         click.secho(str(error), fg="red", err=True)
         return 2
     for fault in report.faults:
-        click.secho(json.dumps(fault, ensure_ascii=False), fg="red")
-    if missing:
-        click.secho(json.dumps({"check": "withheld", "seq": missing[0], "records": len(missing)}), fg="red")
-    if report.faults or missing:
-        return 1
-    shown = f"whole, unaltered, nothing withheld: {report.bodies} of {report.size} records are about this hospital"
-    click.secho(say(shown, f"完整、未被篡改、无隐瞒：{report.size} 条记录中 {report.bodies} 条涉及本院"), fg="green")
-    return 0
+        click.secho(f"{fault.check}: {fault.problem.detail(language())}", fg="red")
+    if report.verified:
+        shown = f"whole, unaltered, nothing withheld: {report.bodies} of {report.size} records are about this hospital"
+        click.secho(say(shown, f"完整、未被篡改、无隐瞒：{report.size} 条记录中 {report.bodies} 条涉及本院"), fg="green")
+    return report.code
 
 
 @edge.command()
@@ -288,6 +288,27 @@ def status(folder: Path) -> int:
     except (OSError, httpx.HTTPError, json.JSONDecodeError):
         raise Problem("edge.not_running", folder=folder) from None
     return 0
+
+
+@edge.command()
+@FOLDER
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen, when the witness is made.")
+@click.option("--port", default=8460, show_default=True, help="At which port, when it is made.")
+@click.option("--key-only", is_flag=True, help="Make it, print its key and end.")
+def witness(folder: Path, host: str, port: int, key_only: bool) -> int:
+    """Be a witness of the platform's audit log, beside the node and in its folder.  担任审计日志见证方。"""
+    from medmesh.cli.witness import serve, tell
+    from medmesh.witness.site import create, load
+    from medmesh_edge.settings import Layout, Settings
+
+    place = folder.absolute() / "witness"
+    if not (place / "witness.key").exists():
+        settings = Settings.load(folder.absolute())
+        log = json.loads(Layout(folder.absolute()).trust.read_text())["log_key"]
+        tell(create(place, f"{settings.hospital}/witness", [log], host=host, port=port))
+    elif key_only:
+        tell(load(place))
+    return 0 if key_only else serve(load(place))
 
 
 @edge.command()

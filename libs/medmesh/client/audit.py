@@ -9,14 +9,13 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medmesh.client.gateway import Gateway, problem_of
 from medmesh.contracts.audit import ExportView
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
-from medmesh.ledger import note, proof, tiles
-from medmesh.ledger.leaf import commitment, decode
+from medmesh.ledger import note, tiles
+from medmesh.ledger.leaf import decode
 
 PAGE = 500
 
@@ -56,7 +55,7 @@ async def export_log(source: Source, folder: Path, *, progress: Callable[[int, i
     """Copy checkpoint, tiles, entries and the bodies one may read into `folder`; answers how many entries the log has."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = await source.read("checkpoint")
-    size = note.parse_checkpoint(checkpoint.decode().split("\n\n")[0] + "\n").size
+    size = note.parse_checkpoint(note.split(checkpoint.decode())[0]).size
     wanted = [tiles.path(level, number, width) for level, number, width in tiles.shape(size)]
     full, rest = divmod(size, tiles.WIDTH)
     wanted += [tiles.path("entries", number) for number in range(full)] + ([tiles.path("entries", full, rest)] if rest else [])
@@ -82,7 +81,7 @@ def withheld(folder: Path, organisation: str) -> list[int]:
 
     The headers are in the tree, so that a log which hides a record from its hospital is found by the hospital alone.
     """
-    size = note.parse_checkpoint((folder / "checkpoint").read_text(encoding="utf-8").split("\n\n")[0] + "\n").size
+    size = note.parse_checkpoint(note.split((folder / "checkpoint").read_text(encoding="utf-8"))[0]).size
     with (folder / "bodies.jsonl").open("rb") as lines:
         here = {json.loads(line)["seq"] for line in lines}
     missing = []
@@ -125,13 +124,3 @@ async def fetch_export(door: Gateway, export: str, file: Path, *, seconds: float
         file.unlink()
         raise Problem("objects.digest", expected=view.object.sha256, found=digest.hexdigest())
     return view.object
-
-
-def verify_evidence(evidence: dict[str, Any], vkey: str) -> dict[str, Any]:
-    """The record in an answer of `/v1/events/{event}/proof`, proven with nothing but the log's key. Raises `Problem`."""
-    leaf, salt, body = (base64.b64decode(evidence[name]) for name in ("leaf", "salt", "body"))
-    proof.verify(evidence["proof"], leaf, vkey)
-    if decode(leaf).commit != commitment(salt, body):
-        raise Problem("ledger.proof", reason="the record is not the one that was logged")
-    record: dict[str, Any] = json.loads(body)
-    return record

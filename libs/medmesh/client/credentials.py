@@ -9,6 +9,7 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
+from medmesh.errors import Problem
 from medmesh.security.requests import HEADER, sign_request
 from medmesh.security.tokens import hospital_token
 
@@ -50,8 +51,13 @@ class Node:
     _window: int = -1
 
     def token(self) -> str:
-        """The actor token."""
-        window = int(datetime.now(UTC).timestamp()) // 300
+        """The actor token. Raises `Problem` when the certificate is over or, by this clock, has not begun: TLS would only hang up."""
+        now = datetime.now(UTC)
+        if now > self.certificate.not_valid_after_utc:
+            raise Problem("security.certificate_expired", end=self.certificate.not_valid_after_utc.isoformat())
+        if now < self.certificate.not_valid_before_utc:
+            raise Problem("security.certificate_early", start=self.certificate.not_valid_before_utc.isoformat())
+        window = int(now.timestamp()) // 300
         if window != self._window:
             self._token, self._window = hospital_token(self.key, self.certificate), window
         return self._token

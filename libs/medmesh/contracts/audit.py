@@ -101,13 +101,15 @@ class SearchEvents(Query, EventFilter):
 
 
 class Evidence(Record):
-    """One record with all that proves it offline: leaf, salt and body in base64, `proof` a C2SP `.tlog-proof`."""
+    """One record with all that proves it offline: leaf, salt and body in base64, `proof` a C2SP `.tlog-proof`; `witnesses` says
+    whether enough of them saw its checkpoint."""
 
     seq: int
     leaf: str
     salt: str
     body: str
     proof: str
+    witnesses: str
 
 
 class ProveEvent(Query):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, Identifier, Query, Record, Sha256
+from medmesh.contracts.message import Command, Event, Exchange, Identifier, Query, Record, Sha256
 
 # --- exchanges of credentials: request and reply, never kept -------------------------------------------------------
 
@@ -16,7 +16,7 @@ class Done(Record):
     """It was done."""
 
 
-class Bootstrap(Query):
+class Bootstrap(Exchange):
     """Create the first security administrator with the one-time token printed at installation."""
 
     TYPE: ClassVar[str] = "governance.bootstrap.v1"
@@ -37,7 +37,7 @@ class SessionOpened(Record):
     roles: tuple[str, ...]
 
 
-class OpenSession(Query):
+class OpenSession(Exchange):
     """Sign in."""
 
     TYPE: ClassVar[str] = "governance.open-session.v1"
@@ -66,7 +66,7 @@ class ResolveSession(Query):
     audience: str = "medmesh"
 
 
-class CloseSession(Query):
+class CloseSession(Exchange):
     """Sign out."""
 
     TYPE: ClassVar[str] = "governance.close-session.v1"
@@ -83,7 +83,7 @@ class OneTimeCode(Record):
     expires: datetime
 
 
-class CreateUser(Query):
+class CreateUser(Exchange):
     """Create an account without a password; its owner sets one with the one-time activation code."""
 
     TYPE: ClassVar[str] = "governance.create-user.v1"
@@ -96,7 +96,7 @@ class CreateUser(Query):
     roles: tuple[str, ...]
 
 
-class ActivateUser(Query):
+class ActivateUser(Exchange):
     """Set the first password."""
 
     TYPE: ClassVar[str] = "governance.activate-user.v1"
@@ -108,7 +108,7 @@ class ActivateUser(Query):
     password: str = Field(repr=False)
 
 
-class RegisterHospital(Query):
+class RegisterHospital(Exchange):
     """Register an organisation and issue the one-time code with which its node enrols."""
 
     TYPE: ClassVar[str] = "governance.register-hospital.v1"
@@ -129,7 +129,7 @@ class EnrolmentState(Record):
     trust: dict[str, object] | None = None
 
 
-class Enrol(Query):
+class Enrol(Exchange):
     """A node redeems its code with a certificate signing request. The same code with the same request answers the same."""
 
     TYPE: ClassVar[str] = "governance.enrol.v1"

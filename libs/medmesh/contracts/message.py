@@ -18,7 +18,6 @@ import time
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
-from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -37,7 +36,7 @@ MAX_MESSAGE_BYTES = 64 * 1024
 class Record(BaseModel):
     """A value inside a message: immutable, unknown fields forbidden to writers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", defer_build=True)
 
 
 class ObjectRef(Record):
@@ -92,15 +91,17 @@ class Command(Message):
 
 
 class Query(Message):
-    """A question; `Reply` is the model of its answer. `ACTION` is what the role table must allow the actor.
-
-    An exchange of credentials (opening a session, redeeming a code) is a query too although it changes state, because
-    a secret may stand in no stream and in no outbox. `ACTION` None means: anybody, the handler itself checks the secret.
-    """
+    """A question; `Reply` is the model of its answer. `ACTION` is what the role table must allow the actor; None means: anybody,
+    the handler itself checks a secret."""
 
     KIND: ClassVar[str] = "qry"
     ACTION: ClassVar[str | None]
     Reply: ClassVar[type[Record]]
+
+
+class Exchange(Query):
+    """An exchange of credentials (opening a session, redeeming a code): it changes state and travels as a query all the same, because
+    a secret may stand in no stream and in no outbox. Like a command it leaves an audit record or changes nothing."""
 
 
 class Signal(Message):
@@ -164,13 +165,17 @@ class Envelope(BaseModel, Generic[M]):
     data: M
 
 
+_Writer = Envelope[Any]  # looked up once: asking the generic class each time costs as much as making the envelope
+
+
 def new_id(now_ns: int | None = None) -> str:
     """A UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then random, so that ids sort roughly by time."""
     milliseconds = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
     value = milliseconds << 80 | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
-    return str(UUID(int=value))
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def envelope(
@@ -185,7 +190,7 @@ def envelope(
 ) -> Envelope[M]:
     """Wrap `message`. What `cause` carries (actor, correlation, trace) is inherited where nothing else is given."""
     identifier = id or new_id()
-    return Envelope[Any].model_construct(
+    return _Writer.model_construct(
         specversion="1.0",
         id=identifier,
         source=f"/medmesh/{source}",

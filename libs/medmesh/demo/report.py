@@ -139,7 +139,7 @@ img{max-width:100%}pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12
 <h2>Who did what to the federation, from the audit log</h2><table><tr><th>action<th>by</tr>
 {% for verb, names in who.items() %}<tr><td>{{ verb }}<td>{{ names|join(', ') }}</tr>{% endfor %}</table>
 <h2>One record with its proof</h2><p>Verify it with nothing but the log's key <code>{{ key }}</code>:
-<code>medmesh audit verify --key KEY evidence.json</code></p><pre>{{ record }}</pre><pre>{{ proof }}</pre></html>"""
+<code>medmesh audit verify proof --key KEY evidence.json</code></p><pre>{{ record }}</pre><pre>{{ proof }}</pre></html>"""
 
 
 def _render(story: Story) -> str:

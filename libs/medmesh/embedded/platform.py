@@ -23,6 +23,7 @@ from medmesh.bus.topology import TOPOLOGY
 from medmesh.embedded import files, install, material, probe, servers
 from medmesh.embedded.layout import Together
 from medmesh.embedded.material import Prepared
+from medmesh.embedded.nursery import ENVIRONMENT
 from medmesh.embedded.ports import HOST
 from medmesh.embedded.process import Command
 from medmesh.embedded.supervisor import Supervisor
@@ -61,9 +62,9 @@ class ServiceProcess:
         return self.spec.name
 
     def command(self) -> Command:
-        """The interpreter we run in."""
-        argv = (sys.executable, "-P", "-m", "medmesh.service", self.spec.name, "--settings", str(self.settings))
-        return Command(argv, cwd=self.settings.parent, env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}, grace=15.0)
+        """A fork of the nursery, which runs in the interpreter we run in."""
+        argv = ("medmesh.service", self.spec.name, "--settings", str(self.settings))
+        return Command(argv, cwd=self.settings.parent, env=ENVIRONMENT, grace=15.0, nursery=True)
 
     async def ready(self) -> None:
         """Its readiness endpoint says so."""

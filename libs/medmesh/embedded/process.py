@@ -30,6 +30,8 @@ class Command:
     """Seconds between `stop` and SIGKILL."""
     orphaned: signal.Signals = signal.SIGKILL
     """What the kernel sends when we are gone."""
+    nursery: bool = False
+    """A service: `argv` is that of `medmesh.service`, and it is forked from a process that has its libraries."""
 
     def wrapped(self) -> list[str]:
         """The arguments that start it through `child.py`, from this process and the thread that calls."""

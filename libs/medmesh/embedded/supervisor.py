@@ -12,9 +12,10 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from medmesh.embedded import files
+from medmesh.embedded.nursery import Born, Nursery
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.process import Command, Server
 from medmesh.embedded.run import Lock, Run, Running, end
@@ -51,6 +52,7 @@ class Supervisor:
         self.ports = Ports(self.folder / "ports.json")
         self.run = Run(supervisor=Running.of(os.getpid()), paths={"logs": self._logs})
         self.run.write(self.folder)
+        self._nursery = Nursery(self._logs / "nursery.log")
         self._rotation = asyncio.create_task(self._rotate())
         return self
 
@@ -63,7 +65,7 @@ class Supervisor:
         Raises `Problem` `embedded.start_failed` when one died or was not ready in time at each of three attempts, or the `Problem`
         of its `command()`.
         """
-        children = [_Child(server, self._logs / f"{server.name}.log", self._ready_seconds, self._note) for server in servers]
+        children = [_Child(server, self._logs / f"{server.name}.log", self._ready_seconds, self._note, self._nursery) for server in servers]
         for child in children:
             self._children[child.server.name] = child
             child.begin()
@@ -90,6 +92,7 @@ class Supervisor:
         for name in reversed(names or tuple(self._children)):
             await self._children.pop(name).end()
         if not names:
+            await self._nursery.close()
             self._rotation.cancel()
             (self.folder / "run.json").unlink(missing_ok=True)
             self.ports.close()
@@ -112,14 +115,17 @@ class Supervisor:
 class _Child:
     """One server through all its lives."""
 
-    def __init__(self, server: Server, log_file: Path, ready_seconds: float, note: Callable[[str, Running | None], None]) -> None:
+    def __init__(
+        self, server: Server, log_file: Path, ready_seconds: float, note: Callable[[str, Running | None], None], nursery: Nursery
+    ) -> None:
         self.server = server
         self.log = log_file
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready_seconds = ready_seconds
         self._note = note
+        self._nursery = nursery
         self._stopping = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Born | None = None
         self._task: asyncio.Task[None] | None = None
         self._restarts = 0
 
@@ -175,14 +181,7 @@ class _Child:
         """One life, from start to end; answers how it ended."""
         command = await asyncio.to_thread(self.server.command)
         with open(self.log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
-            process = await asyncio.create_subprocess_exec(
-                *command.wrapped(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=command.environment(),
-                start_new_session=True,  # an interrupt from the terminal is for us alone: the order of stopping is ours
-            )
+            process = await (self._nursery.spawn(command, output.fileno()) if command.nursery else _execute(command, output))
         self._process = process
         self._note(self.server.name, Running.of(process.pid, stop=int(command.stop), log=self.log, restarts=self._restarts))
         try:
@@ -191,7 +190,7 @@ class _Child:
             await _finish(process, command)
             self._note(self.server.name, None)
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> str:
+    async def _watch(self, process: asyncio.subprocess.Process | Born) -> str:
         died, stopping = asyncio.ensure_future(process.wait()), asyncio.ensure_future(self._stopping.wait())
         ready = asyncio.ensure_future(self.server.ready())
         try:
@@ -211,6 +210,17 @@ class _Child:
             await asyncio.gather(died, stopping, ready, return_exceptions=True)
 
 
+async def _execute(command: Command, output: IO[bytes]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *command.wrapped(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=command.environment(),
+        start_new_session=True,  # an interrupt from the terminal is for us alone: the order of stopping is ours
+    )
+
+
 async def _either(*waits: object) -> None:
     tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -218,7 +228,7 @@ async def _either(*waits: object) -> None:
         task.cancel()
 
 
-async def _finish(process: asyncio.subprocess.Process, command: Command) -> None:
+async def _finish(process: asyncio.subprocess.Process | Born, command: Command) -> None:
     """End the process with its own signal, or with its whole group by force when it takes too long."""
     if process.returncode is None:
         process.send_signal(command.stop)

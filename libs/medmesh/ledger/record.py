@@ -10,19 +10,43 @@ emitter's previous record · `n` the emitter's own counter, whose gaps reveal a 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from medmesh.canonical import canonical
 from medmesh.errors import Problem
 
 VERSION = 2
-FIELDS = frozenset(
-    (
-        *("v", "id", "t", "tr", "src", "type", "sub", "act", "out", "why", "agents", "pou", "entities", "orgs", "policy"),
-        *("approval", "ctx", "detail", "prev", "n"),
-    )
-)
 MAX_BYTES = 16_384
+
+_TEXT, _WHOLE, _BOOL = r'"[^"\\\x00-\x1f]*"', r"(?:0|-?[1-9]\d{0,14})", r"(?:true|false)"
+_SCALAR = f"(?:{_TEXT}|{_WHOLE}|{_BOOL})"
+_FREE = rf"\{{(?:{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\])(?:,{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\]))*)?\}}"
+_INSTANT = r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"'
+_FORM: dict[str, Any] = {
+    "act": r'"[CRUDE]"', "agents": [{"method": _TEXT, "org": _TEXT, "req": _BOOL, "role": _TEXT, "who": _TEXT}],
+    "approval": f"(?P<approval>{_FREE})",
+    "ctx": {"correlation": _TEXT, "request": _TEXT, "trace": _TEXT}, "detail": f"(?P<detail>{_FREE})",
+    "entities": [{"digest": _TEXT, "id": _TEXT, "type": _TEXT, "ver": _TEXT}], "id": _TEXT, "n": f"(?P<n>{_WHOLE})",
+    "orgs": [_TEXT], "out": "(?:0|4|8|12)", "policy": {"bundle": _TEXT, "decision": _TEXT, "rules": [_TEXT]}, "pou": _TEXT, "prev": _TEXT,
+    "src": {"instance": _TEXT, "node": _TEXT, "org": _TEXT, "service": f"(?P<service>{_TEXT})", "ver": _TEXT}, "sub": _TEXT,
+    "t": f"(?P<t>{_INSTANT})", "tr": f"(?P<tr>{_INSTANT})", "type": {"code": _TEXT, "subcode": _TEXT, "subsystem": _TEXT, "system": _TEXT},
+    "v": str(VERSION), "why": _TEXT,
+}  # fmt: skip
+FIELDS = frozenset(_FORM)
+
+
+def _pattern(form: Any) -> str:
+    if isinstance(form, dict):
+        return r"\{" + ",".join(f'"{name}":{_pattern(form[name])}' for name in sorted(form)) + r"\}"
+    if isinstance(form, list):
+        one = _pattern(form[0])
+        return rf"\[(?:{one}(?:,{one})*)?\]"
+    return str(form)
+
+
+_LAYOUT = re.compile(_pattern(_FORM)).fullmatch
+_NAMES = re.compile(r'"([^"]*)":').findall
 
 
 def record_bytes(document: dict[str, Any]) -> bytes:
@@ -44,3 +68,28 @@ def read_record(body: bytes) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError) as error:
         raise Problem("ledger.record", reason=str(error) if isinstance(error, ValueError) else "not an object") from None
     return document
+
+
+def outline(body: bytes) -> tuple[int, str, str, str]:
+    """(n, service, t, tr) of canonical bytes: `read_record` for a verifier in a hurry. Raises `Problem` (`ledger.record`).
+
+    One pass of a regular expression made from the form reads and checks a record in a third of the time of parsing and writing it
+    again. What it does not match, for instance texts with escapes, goes the long way.
+    """
+    try:
+        found = _LAYOUT(body.decode())
+    except UnicodeDecodeError:
+        found = None
+    if found is None or not (_ordered(found["approval"]) and _ordered(found["detail"])):
+        record = read_record(body)
+        try:
+            return int(record["n"]), str(record["src"]["service"]), str(record["t"]), str(record["tr"])
+        except (TypeError, KeyError, ValueError):
+            raise Problem("ledger.record", reason="not of the form") from None
+    return int(found["n"]), found["service"][1:-1], found["t"][1:-1], found["tr"][1:-1]
+
+
+def _ordered(part: str) -> bool:
+    """Whether the names in a flat object stand in their one order; its texts have no quotation marks."""
+    names = _NAMES(part)
+    return len(names) < 2 or names == sorted(set(names))

@@ -88,12 +88,11 @@ def bundle(entries: Sequence[bytes]) -> bytes:
 
 def unbundle(data: bytes) -> list[bytes]:
     """The entries of a bundle. Raises `ValueError` when it is cut."""
-    entries, place = [], 0
-    while place < len(data):
-        length = int.from_bytes(data[place : place + 2], "big")
-        entry = data[place + 2 : place + 2 + length]
-        if len(entry) != length or place + 2 > len(data):
+    entries, place, end = [], 0, len(data)
+    while place < end:
+        begin = place + 2
+        place = begin + int.from_bytes(data[place:begin], "big")
+        if place > end or begin > end:
             raise ValueError("the bundle is cut")
-        entries.append(entry)
-        place += 2 + length
+        entries.append(data[begin:place])
     return entries

@@ -1,181 +1,326 @@
-"""Verifying a copy of the log offline: every tile, every leaf, every stored body, every emitter's counter.
+"""Verifying a log from end to end: signatures, every entry, every tile, every stored body, every emitter's counter.
 
-A copy is a folder: `checkpoint`, `tile/<level>/<number>`, `tile/entries/<number>`, and `bodies.jsonl` with one
-`{"seq", "salt", "body"}` a line for the records the auditor may read.
+One pass from the first entry to the last; what is kept in memory is the right edge of the tree and a line an emitter, so that ten million
+records take no more than ten. Nothing that is stored is believed: hashes are computed from entries, commitments from bodies.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from medmesh.errors import Problem
 from medmesh.ledger import leaf as leaves
 from medmesh.ledger import note, tiles
-from medmesh.ledger.record import read_record
-from medmesh.ledger.tree import leaf_hash, node_hash, root
+from medmesh.ledger.clocks import Counters
+from medmesh.ledger.copies import Body, Copy, Signed
+from medmesh.ledger.differ import differs
+from medmesh.ledger.frontier import Frontier
+from medmesh.ledger.policy import Policy
+from medmesh.ledger.record import outline
+from medmesh.ledger.report import Report
+
+TOLERANCE = 900
 
 
-@dataclass
-class Report:
-    """What was checked. `faults` name the first bad entry of each kind; none means that the copy is whole and unaltered."""
+@dataclass(frozen=True)
+class Wanted:
+    """How thoroughly. `bodies`: whether records are looked at; `partial`: whether some may be absent; `parse`: whether they are read,
+    beyond their hash; `ours`: whether entries are leaves of an audit log, rather than anything in a tree.
 
-    origin: str = ""
-    size: int = 0
-    root: str = ""
-    leaves: int = 0
-    bodies: int = 0
-    without_body: int = 0
-    emitters: dict[str, int] = field(default_factory=dict)
-    faults: list[dict[str, Any]] = field(default_factory=list)
+    `kept`: a checkpoint from an earlier verification, which the log must still contain; with `resume` what it vouches for is not read
+    again. `tolerance`: seconds a clock may run back before an entry counts as back-dated.
+    """
 
-    @property
-    def verified(self) -> bool:
-        """Whether nothing was found."""
-        return not self.faults
-
-    def fault(self, check: str, **where: Any) -> None:
-        """Note a fault; only the first of each check, so that the report stays readable."""
-        if not any(known["check"] == check for known in self.faults):
-            self.faults.append({"check": check, **where})
+    policy: Policy
+    bodies: bool = True
+    partial: bool = False
+    parse: bool = True
+    ours: bool = True
+    kept: str | bytes | None = None
+    resume: bool = False
+    tolerance: int = TOLERANCE
 
 
-def verify_folder(
-    folder: Path, vkey: str, *, need_bodies: bool = True, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Report:
-    """Check everything in a copy. Raises `Problem` only when there is no copy to check."""
-    report = Report()
-    try:
-        text = (folder / "checkpoint").read_text(encoding="utf-8")
-    except OSError:
-        raise Problem("ledger.no_copy", folder=folder.name) from None
-    try:
-        checkpoint = note.parse_checkpoint(note.verify(text, vkey))
-    except Problem as problem:
-        report.fault("checkpoint", reason=str(problem))
-        return report
-    report.origin, report.size, report.root = checkpoint.origin, checkpoint.size, checkpoint.root.hex()
-    entries = list(_entries(folder, checkpoint.size, report))
-    report.leaves = len(entries)
-    _check_tiles(folder, checkpoint, entries, report)
-    _check_bodies(folder, entries, report, need_bodies, progress)
-    _check_counters(entries, report)
-    return report
+def verify_log(copy: Copy, wanted: Wanted, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
+    """Check everything in a copy. Raises `Problem` only when there is nothing to check, or the kept checkpoint is none."""
+    run = _Run(copy, wanted)
+    if run.begin():
+        run.pass_over(progress)
+        run.end()
+    return run.report
 
 
-def _entries(folder: Path, size: int, report: Report) -> Iterator[bytes]:
-    for number in range((size + tiles.WIDTH - 1) // tiles.WIDTH):
-        width = min(tiles.WIDTH, size - number * tiles.WIDTH)
+class _Run:
+    def __init__(self, copy: Copy, wanted: Wanted) -> None:
+        self.copy, self.wanted, self.report = copy, wanted, Report()
+        self.edge = Frontier()
+        self.kept: note.Checkpoint | None = None
+        self.root_known = True
+        self.wrong_leaf: tuple[int, str] | None = None
+        self.counters = Counters(self.report, wanted.tolerance)
+        self.waiting: Body | None = None
+        self.last_body = -1
+        self.signed: Signed | None = None
+
+    # --- before ------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> bool:
+        """The checkpoint and the one that was kept; whether there is a tree to go through."""
+        if self.wanted.kept is not None:
+            # Witnesses were asked for when it was kept; that the log signed it is what counts now.
+            self.kept = Policy(self.wanted.policy.logs).verify(self.wanted.kept).checkpoint
+        try:
+            self.report.note = self.copy.checkpoint()
+            found = self.wanted.policy.verify(self.report.note)
+        except LookupError:
+            self.report.fault(
+                "checkpoint", Problem("ledger.missing_part", part="checkpoint"), incomplete=not self.copy.removed_is_tampering
+            )
+            return False
+        except Problem as problem:
+            if problem.code in ("ledger.no_copy", "ledger.unreachable"):
+                raise
+            self.report.fault("witness" if problem.code == "ledger.quorum" else "checkpoint", problem)
+            return False
+        self.checkpoint = found.checkpoint
+        self.report.origin, self.report.size, self.report.root = found.log.name, found.checkpoint.size, found.checkpoint.root.hex()
+        self.report.witnesses = dict(found.witnesses)
+        if self.kept is not None and self.kept.size > self.checkpoint.size:
+            self.report.fault("kept", Problem("ledger.rolled_back", kept=self.kept.size, size=self.checkpoint.size))
+            self.kept = None
+        if self.kept is not None and self.wanted.resume:
+            self._resume(self.kept)
+        self.last_body = self.report.start - 1
+        self.incoming = self.copy.bodies(self.report.start, self.checkpoint.size) if self.wanted.bodies else None
+        self.history = self.copy.history()
+        self._next_signed()
+        if self.wanted.bodies and self.incoming is None and self.checkpoint.size:
+            self.report.fault("missing", Problem("ledger.no_bodies"), incomplete=not self.copy.removed_is_tampering)
+        self._next_body()
+        return True
+
+    def _resume(self, kept: note.Checkpoint) -> None:
+        size = self.checkpoint.size
+
+        def read(level: int, number: int, width: int) -> bytes:
+            """Tiles as the log is now: the narrower ones of then may be gone."""
+            return self.copy.tile(level, number, tiles.width_at(size, level, number))[: width * tiles.HASH]
+
+        try:
+            self.edge = Frontier.of_tiles(read, kept.size)
+        except (LookupError, ValueError) as error:
+            self.report.fault("tile", Problem("ledger.missing_part", part=str(error)), incomplete=True)
+            return
+        if self.edge.root() != kept.root:
+            self.report.fault("kept", Problem("ledger.not_an_extension", kept=kept.size))
+            self.edge = Frontier()
+            return
+        self.report.start = self.report.leaves = kept.size
+        self.counters.resumed()
+        self.kept = None
+
+    # --- from end to end ---------------------------------------------------------------------------------------------
+
+    def pass_over(self, progress: Callable[[int, int], None]) -> None:
+        """Every bundle in turn."""
+        size, sha = self.checkpoint.size, hashlib.sha256
+        for number in range(self.report.start // tiles.WIDTH, -(-size // tiles.WIDTH)):
+            begin, end = number * tiles.WIDTH, min(size, (number + 1) * tiles.WIDTH)
+            skip = max(0, self.report.start - begin)
+            bodies = self._bodies(begin + skip, end)
+            stored = self._stored(0, number, end - begin)
+            entries = self._entries(number, end - begin)
+            if entries is None:
+                self._blind(begin, skip, stored, end - begin)
+            else:
+                hashes = [sha(b"\0" + entry).digest() for entry in entries]
+                self._leaves(begin, hashes, stored)
+                self._grow(begin, hashes[skip:])
+                if self.wanted.ours:
+                    self._records(begin + skip, entries[skip:], bodies)
+                self.report.leaves += len(entries) - skip
+            if number % 64 == 0:
+                progress(end, size)
+        progress(size, size)
+
+    def _entries(self, number: int, width: int) -> Sequence[bytes] | None:
         where = tiles.path("entries", number, width)
         try:
-            found = tiles.unbundle((folder / where).read_bytes())
-        except (OSError, ValueError):
+            found = self.copy.entries(number, width)
+        except LookupError:
+            problem = Problem("ledger.missing_entries", seq=number * tiles.WIDTH, file=where)
+            self.report.fault("entries", problem, incomplete=not self.copy.removed_is_tampering)
+            return None
+        except ValueError:
             found = []
         if len(found) != width:
-            report.fault("entries", file=where, reason=f"{len(found)} entries instead of {width}")
-        yield from found[:width]
+            self.report.fault("entries", Problem("ledger.bundle", seq=number * tiles.WIDTH, file=where, got=len(found), wanted=width))
+            return None
+        return found
 
-
-def _check_tiles(folder: Path, checkpoint: note.Checkpoint, entries: list[bytes], report: Report) -> None:
-    below = [leaf_hash(entry) for entry in entries]
-    level = 0
-    while below:
-        for number in range((len(below) + tiles.WIDTH - 1) // tiles.WIDTH):
-            hashes = below[number * tiles.WIDTH : (number + 1) * tiles.WIDTH]
-            where = tiles.path(level, number, len(hashes))
-            try:
-                stored = (folder / where).read_bytes()
-            except OSError:
-                stored = b""
-            if stored != b"".join(hashes):
-                place = next((i for i, h in enumerate(hashes) if stored[i * 32 : i * 32 + 32] != h), 0)
-                index = (number * tiles.WIDTH + place) << (8 * level)
-                report.fault("tile" if level else "leaf", file=where, seq=index, reason="the stored hash is not that of the entry")
-        full = [below[i : i + tiles.WIDTH] for i in range(0, len(below) - tiles.WIDTH + 1, tiles.WIDTH)]
-        below = [_perfect(part) for part in full]
-        level += 1
-    cache = [leaf_hash(entry) for entry in entries]
-
-    def node(height: int, index: int) -> bytes:
-        return _perfect(cache[index << height : (index + 1) << height])
-
-    if len(entries) == checkpoint.size and root(node, checkpoint.size) != checkpoint.root:
-        report.fault("root", reason="the entries do not make the checkpoint's root")
-
-
-def _perfect(hashes: list[bytes]) -> bytes:
-    while len(hashes) > 1:
-        hashes = [node_hash(hashes[i], hashes[i + 1]) for i in range(0, len(hashes), 2)]
-    return hashes[0]
-
-
-def _check_bodies(folder: Path, entries: list[bytes], report: Report, needed: bool, progress: Callable[[int, int], None]) -> None:
-    seen = bytearray(len(entries))
-    file = folder / "bodies.jsonl"
-    for line in _lines(file):
+    def _stored(self, level: int, number: int, width: int) -> bytes | None:
         try:
-            document = json.loads(line)
-            seq, salt, body = int(document["seq"]), base64.b64decode(document["salt"]), base64.b64decode(document["body"])
-        except (ValueError, KeyError, TypeError):
-            report.fault("body", reason="a line cannot be read")
-            continue
-        if not 0 <= seq < len(entries):
-            report.fault("body", seq=seq, reason="there is no such entry")
-            continue
-        seen[seq] = 1
-        _check_body(seq, entries[seq], salt, body, report)
-        report.bodies += 1
-        if report.bodies % 1000 == 0:
-            progress(report.bodies, len(entries))
-    report.without_body = seen.count(0)
-    if needed and report.without_body:
-        report.fault("missing", seq=seen.index(0), reason="its body is not there")
+            return self.copy.tile(level, number, width)
+        except LookupError:
+            where = tiles.path(level, number, width)
+            self.report.fault("tile", Problem("ledger.missing_part", part=where), incomplete=not self.copy.removed_is_tampering)
+            return None
 
+    def _blind(self, begin: int, skip: int, stored: bytes | None, width: int) -> None:
+        """Go on with the stored hashes where entries cannot be read: the rest is still compared with the root."""
+        self.counters.interrupted()
+        if stored is not None and len(stored) == width * tiles.HASH:
+            self._grow(begin, [stored[i : i + tiles.HASH] for i in range(0, len(stored), tiles.HASH)][skip:])
+        else:
+            self.root_known = False
 
-def _lines(file: Path) -> Iterator[bytes]:
-    if file.exists():
-        with file.open("rb") as opened:
-            yield from opened
-
-
-def _check_body(seq: int, entry: bytes, salt: bytes, body: bytes, report: Report) -> None:
-    try:
-        leaf = leaves.decode(entry)
-        if hashlib.sha256(salt + body).hexdigest() != leaf.commit:
-            report.fault("body", seq=seq, reason="it is not the body that was logged", **_differs(body, leaf))
+    def _leaves(self, begin: int, hashes: list[bytes], stored: bytes | None) -> None:
+        if stored is None or stored == b"".join(hashes):
             return
-        record = read_record(body)
-        if record["n"] != leaf.n or record["src"]["service"] != leaf.emitter:
-            report.fault("body", seq=seq, reason="it contradicts its leaf")
-    except Problem as problem:
-        report.fault("body", seq=seq, reason=str(problem))
+        place = next((i for i, h in enumerate(hashes) if stored[i * 32 : i * 32 + 32] != h), len(hashes) - 1)
+        if self.wrong_leaf is None:
+            self.wrong_leaf = begin + place, tiles.path(0, begin // tiles.WIDTH, len(hashes))
 
+    def _grow(self, begin: int, hashes: list[bytes]) -> None:
+        if not self.root_known:
+            return
+        first = self.edge.size
+        while self.signed is not None and self.signed[0] <= first + len(hashes):
+            self._check_signed(self.signed, hashes[: max(0, self.signed[0] - first)])
+            self._next_signed()
+        if self.kept is not None and self.kept.size <= first + len(hashes):
+            if self.edge.root(hashes[: self.kept.size - first]) != self.kept.root:
+                self.report.fault("kept", Problem("ledger.not_an_extension", kept=self.kept.size))
+            self.kept = None
+        for level, number, full in self.edge.add(hashes):
+            if level:
+                self._compare(level, number, full)
 
-def _differs(body: bytes, leaf: leaves.Leaf) -> dict[str, str]:
-    """The field that can be told to differ although the original is gone: what stands in the leaf too, or what is malformed."""
-    try:
-        record = read_record(body)
-    except Problem:
-        return {"field": "canonical form"}
-    if record["n"] != leaf.n:
-        return {"field": "n"}
-    return {"field": "one of the record's fields"}
+    def _compare(self, level: int, number: int, hashes: Sequence[bytes]) -> None:
+        stored = self._stored(level, number, len(hashes))
+        if stored is not None and stored != b"".join(hashes):
+            place = next((i for i, h in enumerate(hashes) if stored[i * 32 : i * 32 + 32] != h), 0)
+            seq = (number * tiles.WIDTH + place) << (8 * level)
+            self.report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=tiles.path(level, number, len(hashes))))
 
-
-def _check_counters(entries: list[bytes], report: Report) -> None:
-    """Each emitter counts its own records: a gap is a loss before the log."""
-    for seq, entry in enumerate(entries):
+    def _check_signed(self, signed: Signed, more: list[bytes]) -> None:
+        """A checkpoint of the past that the copy still holds."""
+        size, root, text = signed
         try:
-            leaf = leaves.decode(entry)
+            found = Policy(self.wanted.policy.logs).verify(text).checkpoint
         except Problem:
-            report.fault("leaf", seq=seq, reason="it is not a leaf of ours")
-            continue
-        last = report.emitters.get(leaf.emitter, 0)
-        if leaf.n != last + 1:
-            report.fault("counter", seq=seq, emitter=leaf.emitter, reason=f"record {leaf.n} follows {last}")
-        report.emitters[leaf.emitter] = max(last, leaf.n)
+            self.report.fault("history", Problem("ledger.past_signature", size=size))
+            return
+        if (found.size, found.root) != (size, root) or size < self.edge.size or self.edge.root(more) != root:
+            self.report.fault("history", Problem("ledger.past_root", size=size))
+
+    def _next_signed(self) -> None:
+        last = self.signed[0] if self.signed else -1
+        self.signed = next(self.history, None)
+        if self.signed is not None and self.signed[0] <= last:
+            self.report.fault("history", Problem("ledger.past_root", size=self.signed[0]))
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def _next_body(self) -> None:
+        self.waiting = next(self.incoming, None) if self.incoming is not None else None
+
+    def _bodies(self, begin: int, end: int) -> list[Body | None]:
+        """The bodies of these entries, in their places."""
+        got: list[Body | None] = [None] * (end - begin)
+        while self.waiting is not None and self.waiting[0] < end:
+            seq = self.waiting[0]
+            if seq < 0:
+                self.report.fault("order", Problem("ledger.body_line", after=self.last_body))
+            elif seq <= self.last_body:
+                self.report.fault("order", Problem("ledger.body_order", seq=seq, after=self.last_body))
+            else:
+                self.last_body = seq
+                got[seq - begin] = self.waiting
+            self._next_body()
+        self.last_body = max(self.last_body, end - 1)
+        return got
+
+    def _records(self, begin: int, entries: Sequence[bytes], bodies: list[Body | None]) -> None:
+        sha, counters, parse, report = hashlib.sha256, self.counters, self.wanted.parse, self.report
+        match = leaves.LAYOUT.fullmatch
+        for seq, entry, body in zip(range(begin, begin + len(entries)), entries, bodies, strict=True):
+            found = match(entry)
+            if found is not None:
+                commit, emitter, hour, n = found[2].decode(), found[3], found[4], int(found[5])
+            else:
+                try:
+                    leaf = leaves.decode(entry)
+                except Problem:
+                    report.fault("leaf", Problem("ledger.foreign_leaf", seq=seq))
+                    counters.interrupted()
+                    continue
+                commit, emitter, hour, n = leaf.commit, leaf.emitter.encode(), leaf.hour.encode(), leaf.n
+            if body is None:
+                counters.see(seq, emitter, n, hour)
+                if self.incoming is not None:
+                    self._no_body(seq)
+                continue
+            report.bodies += 1
+            if sha(body[1] + body[2]).hexdigest() != commit:
+                counters.see(seq, emitter, n, hour)
+                self._altered(body, leaves.decode(entry))
+                continue
+            if not parse:
+                counters.see(seq, emitter, n, hour)
+                continue
+            try:
+                its, service, t, tr = outline(body[2])
+            except Problem:
+                counters.see(seq, emitter, n, hour)
+                report.fault("body", Problem("ledger.body_form", seq=seq))
+                continue
+            counters.see(seq, emitter, n, hour, t, tr)
+            if its != n or service.encode() != emitter or tr[:13].encode() != hour:
+                field = "n" if its != n else "src.service" if service.encode() != emitter else "tr"
+                report.fault("body", Problem("ledger.body_contradicts", seq=seq, field=field))
+
+    def _no_body(self, seq: int) -> None:
+        self.report.without_body += 1
+        if not self.wanted.partial:
+            self.report.fault("missing", Problem("ledger.body_missing", seq=seq))
+
+    def _altered(self, body: Body, leaf: leaves.Leaf) -> None:
+        seq, salt, content = body
+        # The search for the field costs a second: for the first one only.
+        field = differs(salt, content, leaf) if "body" not in self.report.counts else ""
+        self.report.fault("body", Problem("ledger.body_altered", seq=seq, field=field or "-"))
+
+    # --- after -------------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Partial tiles, the root, and what is left over."""
+        report, size = self.report, self.checkpoint.size
+        if self.root_known:
+            for level, number, row in self.edge.partial():
+                if level:
+                    self._compare(level, number, row)
+        whole = self.root_known and self.edge.root() == self.checkpoint.root
+        if self.wrong_leaf is not None:
+            seq, file = self.wrong_leaf
+            # The root tells which of the two was touched: the entry, or the hash beside it.
+            if whole:
+                report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=file))
+            else:
+                report.fault("leaf", Problem("ledger.leaf_altered", seq=seq, file=file))
+        if self.root_known and not whole:
+            report.fault("root", Problem("ledger.root", size=size))
+        while self.waiting is not None:
+            if self.waiting[0] < 0:
+                report.fault("order", Problem("ledger.body_line", after=self.last_body))
+            else:
+                report.fault("order", Problem("ledger.body_beyond", seq=self.waiting[0], size=size))
+            self._next_body()
+        while self.signed is not None:
+            report.fault("history", Problem("ledger.past_beyond", size=self.signed[0], newest=size))
+            self._next_signed()
+        for problem in self.copy.oddities():
+            report.fault("column", problem)
+        report.emitters = self.counters.document()

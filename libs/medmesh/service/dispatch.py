@@ -44,6 +44,7 @@ class Work(Generic[Ports]):
     event_id: str
     finished: bool = False
     result: dict[str, Any] | None = field(default=None)
+    accounted: int = 0
 
     @property
     def actor(self) -> Actor:
@@ -51,11 +52,16 @@ class Work(Generic[Ports]):
         actor: Actor = self.context.actor
         return actor
 
+    def unchanged(self) -> None:
+        """As `UnitOfWork.unchanged`, where the message is finished without a transaction of its handler's."""
+        self.accounted += 1
+
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[UnitOfWork[Ports]]:
         """A transaction on the way; what it does must be safe to do again."""
         async with self.database.unit(self.context, self.ports) as uow:
             yield uow
+        self.accounted += uow.accounted
 
     @asynccontextmanager
     async def finish(self) -> AsyncIterator[UnitOfWork[Ports]]:
@@ -65,6 +71,7 @@ class Work(Generic[Ports]):
                 raise _Duplicate
             yield uow
             if isinstance(self.context.cause, Envelope) and isinstance(self.context.cause.data, Command):
+                must_be_accounted(self.context, self.accounted + uow.accounted)
                 uow.emit(succeeded(self.context, self.result))
         self.finished = True
 
@@ -88,6 +95,13 @@ def refused(context: Context, problem: Problem) -> OperationFinished:
     return OperationFinished(
         service=context.service, operation=context.cause.id, command=context.cause.data.TYPE, succeeded=False, problem=problem.document()
     )
+
+
+def must_be_accounted(context: Context, records: int) -> None:
+    """A command that succeeds leaves an audit record, or says that it changed nothing; one that forgot both commits nothing."""
+    if not records:
+        assert context.cause is not None
+        raise TypeError(f"{context.service}: the handler of {context.cause.data.TYPE} left no audit record and did not say `unchanged`")
 
 
 def identify(message: Envelope[Any], trust: TrustBundle, action: str | None) -> tuple[Actor | None, Decision | None]:
@@ -220,6 +234,7 @@ class Dispatcher:
                     return "duplicate"
                 result = await self.consumer.handler(message, uow)
                 if command:
+                    must_be_accounted(context, uow.accounted)
                     uow.emit(succeeded(context, result))
             return "ok"
         except _Duplicate:
@@ -333,7 +348,9 @@ class _Batcher:
                 actor, decision = dispatcher._identify(message)
                 require(actor, decision, getattr(message.data, "ACTION", None))
                 uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body, decision)
+                before = uow.accounted
                 result = await dispatcher.consumer.handler(message, uow)
                 if isinstance(message.data, Command):
+                    must_be_accounted(uow.context, uow.accounted - before)
                     uow.emit(succeeded(uow.context, result))
         return new

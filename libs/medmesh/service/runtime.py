@@ -18,21 +18,21 @@ from medmesh import telemetry
 from medmesh.bus.declarations import Listener, Responder
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import Bus, Subscription
-from medmesh.contracts.message import Query, Record, Signal, decode, encode, envelope
+from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal, decode, encode, envelope
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, TrustBundle, service_token
 from medmesh.service import dead
-from medmesh.service.dispatch import Dispatcher, identify, require
+from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
 from medmesh.service.listener import listen
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
 from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.database import Database
-from medmesh.store.unit import Context, UnitOfWork
+from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 from medmesh.tasks import end
 from medmesh.telemetry import current_traceparent, log, metrics, span
 
@@ -159,8 +159,9 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
     counters = {o: metrics.ANSWERED.labels(runtime.spec.name, name, o) for o in ("ok", "refused", "failed")}
 
     async def answer(body: bytes) -> bytes:
-        import json
-
+        query: Envelope[Any] | None = None
+        actor: Actor | None = None
+        decision: Decision | None = None
         try:
             query = decode(body, declared.query)
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
@@ -169,19 +170,49 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
                 context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     result = await declared.handler(query, uow)
-            if isinstance(result, Problem):  # answered, not raised: what the handler wrote stays
-                raise result
+                    if isinstance(query.data, Exchange):
+                        must_be_accounted(context, uow.accounted)
+            if isinstance(result, Problem):  # answered, not raised: what the handler wrote stays, its record of the refusal too
+                counters["refused"].inc()
+                return _problem(result)
             counters["ok"].inc()
             return bytes(result.__pydantic_serializer__.to_json(result))
         except Problem as problem:
             counters["refused"].inc()
-            return b"!" + json.dumps(problem.document(), ensure_ascii=False).encode()
+            try:
+                if query is not None:
+                    await _record_refusal(runtime, query, actor, decision, problem)
+            except Exception as error:
+                # Nothing was done and nothing is told: a refusal that cannot be recorded is no answer yet.
+                log("query.failed", level=40, error=error, query=name)
+                return _problem(Problem("query.failed", query=name))
+            return _problem(problem)
         except Exception as error:
             counters["failed"].inc()
             log("query.failed", level=40, error=error, query=name)
-            return b"!" + json.dumps(Problem("query.failed", query=name).document()).encode()
+            return _problem(Problem("query.failed", query=name))
 
     return answer
+
+
+def _problem(problem: Problem) -> bytes:
+    import json
+
+    return b"!" + json.dumps(problem.document(), ensure_ascii=False).encode()
+
+
+async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor | None, decision: Decision | None, problem: Problem) -> None:
+    """Refused access, and secrets that did not fit: what was asked for is recorded although nothing was done."""
+    denied = problem.code == "access.denied"
+    if not denied and not isinstance(query.data, Exchange):
+        return
+    context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
+    asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]
+    async with runtime.database.unit(context, runtime.ports) as uow:
+        if denied:
+            uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": asked}))
+        else:
+            uow.audit(AuditEntry(asked, "E", outcome=4, why=problem.code))
 
 
 def _listener(runtime: Runtime, declared: Listener) -> Callable[[str, bytes], Awaitable[None]]:

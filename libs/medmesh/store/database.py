@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import MetaData, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.tables import service_metadata
 from medmesh.store.unit import AuditEntry, Context, Recorder, UnitOfWork
+from medmesh.tasks import uninterrupted
 
 _TABLES = service_metadata().tables
 
@@ -89,13 +90,19 @@ class Database:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[tuple[AsyncConnection, Journal]]:
         async with self.engine.connect() as sql:
+            if self.engine.dialect.name == "sqlite":
+                from medmesh.store.sqlite import Steady
+
+                sql = cast(AsyncConnection, Steady(sql))
             journal = await self._journal(sql)
             try:
                 await journal.begin()
                 yield sql, journal
                 await journal.commit()
             except BaseException:
-                await _undo(sql, journal)
+                # A cancelled handler, too, must give its connection back without an open transaction, even when cancelled again.
+                with suppress(asyncio.CancelledError):
+                    await uninterrupted(_undo(sql, journal))
                 raise
 
     @asynccontextmanager
@@ -151,20 +158,9 @@ class Database:
 
 
 async def _undo(sql: AsyncConnection, journal: Journal) -> None:
-    """Roll back to the end, also when cancelled meanwhile. Nothing is raised: what went wrong before must be what is told, above all
-    a cancellation. A connection that cannot roll back (a statement of it was cancelled) is thrown away, which rolls back too."""
-
-    async def roll_back() -> None:
-        try:
-            await journal.rollback()
-        except Exception:
-            await sql.invalidate()
-
-    undoing = asyncio.ensure_future(roll_back())
-    while not undoing.done():
-        try:
-            await asyncio.shield(undoing)
-        except asyncio.CancelledError:
-            continue  # the caller's own error goes on from here; a second cancellation adds nothing to the first
-        except Exception:
-            return
+    """Roll back. Nothing is raised: what went wrong before must be what is told, above all a cancellation. A connection that cannot
+    roll back is thrown away, which rolls back too."""
+    try:
+        await journal.rollback()
+    except Exception:
+        await sql.invalidate()

@@ -11,16 +11,37 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from medmesh.store.journal import Outgoing
+from medmesh.tasks import uninterrupted
 
 
 def _iso(now: datetime) -> str:
     return now.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+class Steady:
+    """A connection whose statements end before a cancellation goes on. A statement runs in SQLite's thread whatever its caller does;
+    a connection that is thrown away meanwhile keeps its lock until the last cursor is collected, and everybody else waits."""
+
+    def __init__(self, sql: AsyncConnection) -> None:
+        self._sql = sql
+
+    async def execute(self, statement: Any, parameters: Any = None) -> Any:
+        """As the connection's."""
+        return await uninterrupted(self._sql.execute(statement, parameters))
+
+    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
+        """As the connection's."""
+        return await uninterrupted(self._sql.exec_driver_sql(statement, parameters))
+
+    async def invalidate(self) -> None:
+        """As the connection's."""
+        await self._sql.invalidate()
+
+
 class SqliteJournal:
     """See `medmesh.store.journal.Journal`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection | Steady) -> None:
         self._sql = connection
         self._begun = False
 

@@ -110,6 +110,8 @@ class UnitOfWork(Generic[Ports]):
         self._messages: list[Outgoing] = []
         self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
+        self.accounted = 0
+        """How many audit records were told, or things said to be `unchanged`: a command that succeeds has at least one."""
 
     @property
     def actor(self) -> Any:
@@ -146,6 +148,11 @@ class UnitOfWork(Generic[Ports]):
     def audit(self, entry: AuditEntry) -> None:
         """Record a sensitive action with this transaction."""
         self._entries.append((entry, self.context))
+        self.accounted += 1
+
+    def unchanged(self) -> None:
+        """Say that what was asked for was so already: the command succeeds and leaves no second record of one action."""
+        self.accounted += 1
 
     def on_commit(self, call: Callable[[], None]) -> None:
         """Run `call` right after the commit: a hint to wake something up, never something that must happen."""

@@ -51,6 +51,7 @@ async def create_project(command: Envelope[CreateProject], work: Work[Ports]) ->
             before = await find_project(uow, wanted.project)
             if any(getattr(before, name) != value for name, value in fixed.items()):
                 raise Problem("annotation.taken", project=wanted.project)
+            uow.unchanged()
             return
         for start in range(0, len(found), ROWS):
             rows = [
@@ -85,6 +86,8 @@ async def submit_label(command: Envelope[SubmitLabel], uow: UnitOfWork[Ports]) -
         }
         await uow.execute(insert(readings).values(values))
         uow.audit(AuditEntry("annotation.label", "U", entities=_touched(wanted.project, wanted.item, after.readings)))
+    else:
+        uow.unchanged()
     return {"project": wanted.project, "item": wanted.item, "state": after.state.value}
 
 
@@ -101,6 +104,8 @@ async def review_label(command: Envelope[ReviewLabel], uow: UnitOfWork[Ports]) -
         await uow.execute(update(readings).where(reading(wanted.project, wanted.item, after.readings)).values(decision))
         entities = _touched(wanted.project, wanted.item, after.readings)
         uow.audit(AuditEntry("annotation.review", "U", entities=entities, detail={"accept": wanted.accept}))
+    else:
+        uow.unchanged()
     return {"project": wanted.project, "item": wanted.item, "state": after.state.value}
 
 
@@ -126,6 +131,7 @@ async def export_labels(command: Envelope[ExportLabels], work: Work[Ports]) -> N
         last = await uow.first(select(exports).where(exports.c.project == project.project).order_by(exports.c.version.desc()).limit(1))
         if last is not None and last.labels["sha256"] == labels.sha256:
             work.result = {"version": last.version, "labels": last.labels}
+            uow.unchanged()
             return
         version = last.version + 1 if last is not None else 1
         work.result = {"version": version, "labels": labels.model_dump()}

@@ -20,14 +20,16 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The HTTP application of audit."""
     app = FastAPI(title="medmesh audit", version="1", docs_url=None, redoc_url=None)
     handle_errors(app, is_transient=is_transient)
-    events.mount(app, runtime)
+    events.mount(app, runtime, ports)
     fhir.mount(app, runtime)
     reports.mount(app, runtime, ports)
 
     @app.get("/log/checkpoint", response_class=PlainTextResponse, tags=["log"])
-    async def checkpoint(who: Visitor = may(runtime, "audit.proof")) -> str:
+    async def checkpoint(response: Response, who: Visitor = may(runtime, "audit.proof")) -> str:
         async with runtime.unit() as uow:
-            return (await queries.log_file(uow, "checkpoint")).decode()
+            shown = await ports.witnesses.newest(uow)
+        response.headers["Medmesh-Witnesses"] = shown.state
+        return str(shown.note)
 
     @app.get("/log/tile/{rest:path}", tags=["log"])
     async def tile(rest: str, who: Visitor = may(runtime, "audit.proof")) -> Response:

@@ -12,9 +12,10 @@ from medmesh.contracts.audit import MOST_EVENTS, Bodies, EventFilter, Events, Ev
 from medmesh.service.runtime import Runtime
 from medmesh_audit import handlers, search
 from medmesh_audit.door import Visitor, may
+from medmesh_audit.ports import Ports
 
 
-def mount(app: FastAPI, runtime: Runtime) -> None:
+def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     """Add the routes."""
 
     @app.get("/v1/events", tags=["events"], response_model_exclude_none=True)
@@ -54,7 +55,7 @@ def mount(app: FastAPI, runtime: Runtime) -> None:
     async def proof(event: str, who: Visitor = may(runtime, "audit.read")) -> Evidence:
         """Leaf, salt, body and `.tlog-proof`: everything that proves it offline."""
         async with runtime.unit(who.context) as uow:
-            return await handlers.prove(uow, event, who.scope)
+            return await handlers.prove(uow, ports, event, who.scope)
 
     @app.get("/v1/bodies", tags=["events"], response_model_exclude_none=True)
     async def copy(

@@ -18,7 +18,7 @@ from medmesh.errors import Problem
 from medmesh.security import approvals
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_audit import queries, search
+from medmesh_audit import search
 from medmesh_audit.domain import scope
 from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.tables import exports
@@ -72,7 +72,7 @@ async def export_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
     await uow.spend_approval(found.id)
     if row.state != "waiting":
         raise Problem("audit.export_closed", export=row.export, state=row.state)
-    size = (await queries.checkpoint(uow)).size
+    size = (await uow.ports.witnesses.newest(uow)).size
     await uow.execute(update(exports).where(exports.c.export == row.export).values(state="approved", approval=found.id, size=size))
     spent = {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers), "digest": found.digest}
     detail: dict[str, str | int | bool] = {"format": row.format, "state": "approved", "size": size}

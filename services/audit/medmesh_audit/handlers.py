@@ -39,11 +39,11 @@ def asked(uow: UnitOfWork[Any], given: EventFilter, found: int) -> None:
     uow.audit(AuditEntry("audit.search", "R", entities=about, detail={**filters, "found": found}))
 
 
-async def prove(uow: UnitOfWork[Any], event: str, within: str | None) -> Evidence:
+async def prove(uow: UnitOfWork[Any], ports: Ports, event: str, within: str | None) -> Evidence:
     """One record with its proof."""
     row = await search.entry(uow, event, within)
     looked(uow, "audit.prove", row.seq)
-    return await queries.evidence(uow, row)
+    return await queries.evidence(uow, row, await ports.witnesses.newest(uow, covering=row.seq))
 
 
 async def copy(uow: UnitOfWork[Any], within: str | None, first: int, limit: int) -> Bodies:
@@ -75,7 +75,7 @@ async def search_events(query: Envelope[SearchEvents], uow: UnitOfWork[Ports]) -
 @HANDLERS.answers(ProveEvent)
 async def prove_event(query: Envelope[ProveEvent], uow: UnitOfWork[Ports]) -> Evidence:
     """One record with its proof."""
-    return await prove(uow, query.data.event, scope(uow.actor))
+    return await prove(uow, uow.ports, query.data.event, scope(uow.actor))
 
 
 @HANDLERS.answers(ListBodies)
@@ -87,4 +87,6 @@ async def list_bodies(query: Envelope[ListBodies], uow: UnitOfWork[Ports]) -> Bo
 @HANDLERS.answers(ReadLog)
 async def read_log(query: Envelope[ReadLog], uow: UnitOfWork[Ports]) -> LogFile:
     """A file of the log: hashes and headers."""
-    return LogFile(content=base64.b64encode(await queries.log_file(uow, query.data.path)).decode())
+    path = query.data.path
+    shown = (await uow.ports.witnesses.newest(uow)).note.encode() if path == "checkpoint" else await queries.log_file(uow, path)
+    return LogFile(content=base64.b64encode(shown).decode())

@@ -26,6 +26,7 @@ from medmesh_audit import queries
 from medmesh_audit.exports import restricted
 from medmesh_audit.ports import Ports
 from medmesh_audit.tables import entries, exports, facts
+from medmesh_audit.witnesses import lines
 
 PAGE = 1_000
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -54,7 +55,7 @@ async def build(ports: Ports, row: Any) -> tuple[ObjectRef, int]:
 async def _log(ports: Ports, size: int, content: Path) -> str:
     """Checkpoint, tiles and entry headers of the log of `size` entries: they prove that nothing is missing in between."""
     async with ports.runtime.unit() as uow:
-        checkpoint = str((await queries.checkpoint(uow, size)).note)
+        checkpoint = str((await queries.checkpoint(uow, size)).note) + await lines(uow, size)
     wanted = [tiles.path(*place) for place in tiles.shape(size)]
     full, rest = divmod(size, tiles.WIDTH)
     wanted += [tiles.path("entries", number) for number in range(full)] + ([tiles.path("entries", full, rest)] if rest else [])
@@ -121,8 +122,9 @@ def _about(ports: Ports, row: Any, content: Path, checkpoint: str) -> None:
     (content / "emitters.json").write_bytes(canonical(counters(content, row.size)) + b"\n")
     vkey = ports.sequencer.vkey
     (content / "vkeys").write_text(f"{vkey}\n", encoding="utf-8")
-    # C2SP tlog-policy: one log, and no quorum of witnesses asked for.
-    (content / "policy").write_text(f"log {vkey}\nquorum none\n", encoding="utf-8")
+    demanded = ports.settings.witness_policy
+    policy = demanded.read_text(encoding="utf-8") if demanded is not None else f"log {vkey}\nquorum none\n"
+    (content / "policy").write_text(policy, encoding="utf-8")
     (content / "verify.txt").write_text(INSTRUCTIONS.format(origin=checkpoint.split("\n")[0], size=row.size), encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medmesh_audit.sequencer import Sequencer
     from medmesh_audit.settings import Settings
     from medmesh_audit.watch import Watcher
+    from medmesh_audit.witnesses import Witnesses
 
 HANDLERS = Handlers("audit")
 
@@ -29,6 +30,7 @@ class Ports:
     runtime: Runtime
     stores: Stores
     watcher: Watcher
+    witnesses: Witnesses
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """An export was approved."""
 

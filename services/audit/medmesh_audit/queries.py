@@ -15,6 +15,7 @@ from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import consistency_proof, inclusion_proof
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.tables import checkpoints, emitters, entries, tiles
+from medmesh_audit.witnesses import Shown
 
 
 async def checkpoint(uow: UnitOfWork[Any], size: int | None = None) -> Any:
@@ -51,12 +52,12 @@ async def _node(uow: UnitOfWork[Any], size: int) -> Any:
     return tile.nodes(lambda level, number, width: bytes(cache[level, number][: width * 32]), size)
 
 
-async def evidence(uow: UnitOfWork[Any], row: Any) -> Evidence:
-    """Everything needed to verify one row of `entries` offline: leaf, salt, body and `.tlog-proof`."""
-    newest = await checkpoint(uow)
+async def evidence(uow: UnitOfWork[Any], row: Any, newest: Shown) -> Evidence:
+    """Everything needed to verify one row of `entries` offline: leaf, salt, body and `.tlog-proof` under the checkpoint `newest`."""
     path = inclusion_proof(await _node(uow, newest.size), row.seq, newest.size)
     opened = body_document(row.salt, row.body)
-    return Evidence(seq=row.seq, leaf=base64.b64encode(row.leaf).decode(), **opened, proof=proof.encode(row.seq, path, newest.note))
+    made = proof.encode(row.seq, path, newest.note)
+    return Evidence(seq=row.seq, leaf=base64.b64encode(row.leaf).decode(), **opened, proof=made, witnesses=newest.state)
 
 
 async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
@@ -65,9 +66,7 @@ async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
 
 
 async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
-    """`checkpoint`, `tile/<level>/<number>` or `tile/entries/<number>`, as C2SP tlog-tiles names them. Raises `Problem`."""
-    if path == "checkpoint":
-        return str((await checkpoint(uow)).note).encode()
+    """`tile/<level>/<number>` or `tile/entries/<number>`, as C2SP tlog-tiles names them. Raises `Problem`."""
     kind, _, rest = path.partition("/")
     level, *parts = rest.split("/")
     try:

@@ -25,6 +25,7 @@ from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
 from medmesh_audit.watch import Watcher
+from medmesh_audit.witnesses import Witnesses
 
 DECLARING = (exports, handlers)
 
@@ -40,9 +41,19 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     metrics.AUDIT_CHECKPOINT_AGE.set_function(lambda: time.monotonic() - sequencer.published)
     runtime.background(sequencer.run, "sequencer")
     runtime.background(sequencer.publish, "checkpoint", every=settings.checkpoint_seconds)
+    witnesses = Witnesses.of(
+        runtime,
+        sequencer.vkey,
+        settings.witness_policy,
+        timeout=settings.witness_timeout_seconds,
+        patience=settings.witness_patience_seconds,
+        ca=settings.witness_ca,
+    )
+    witnesses.start(settings.witness_seconds)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(witnesses.close)
         opened = await stack.enter_async_context(stores(settings.objects))
-        ports = Ports(settings, sequencer, runtime, opened, Watcher(runtime))
+        ports = Ports(settings, sequencer, runtime, opened, Watcher(runtime), witnesses)
         runtime.background(ports.watcher.run, "watcher", every=settings.watch_seconds)
         runtime.background(lambda: exports.work(ports), "exports")
         for emitter in (*runtime.trust().services, EDGE):

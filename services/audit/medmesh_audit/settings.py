@@ -22,5 +22,14 @@ class Settings(ServiceSettings):
     """How often the watcher looks for anomalies."""
     export_poll_seconds: float = Field(default=30.0, gt=0)
     """How often approved exports are looked for when nobody tells of one."""
+    witness_policy: Path | None = None
+    """A c2sp.org/tlog-policy file: this log's key, the witnesses with their addresses, the quorum. Nobody is asked without one."""
+    witness_ca: Path | None = None
+    """The authority of the witnesses' certificates, where it is not a public one."""
+    witness_seconds: float = Field(default=1.0, gt=0)
+    """How often witnesses are shown the newest checkpoint."""
+    witness_timeout_seconds: float = Field(default=5.0, gt=0)
+    witness_patience_seconds: float = Field(default=60.0, gt=0)
+    """How long checkpoints wait for the quorum before they are shown without it, and before the alarm."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     """How often a sign of life is published while nothing happens."""

@@ -104,6 +104,17 @@ alerts = Table(
     comment="what was raised: one alert a rule, a subject and a window of time",
 )
 
+cosignatures = Table(
+    "cosignatures",
+    METADATA,
+    Column("size", Counter, primary_key=True, autoincrement=False),
+    Column("witness", Text, primary_key=True),
+    Column("line", Text, nullable=False),
+    Column("time", Counter, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what witnesses said of checkpoints; only ever inserted",
+)
+
 state = Table(
     "state",
     METADATA,

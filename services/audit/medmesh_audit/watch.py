@@ -46,6 +46,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "policy_changed": "critical",
     "record_altered": "critical",
     "root_mismatch": "critical",
+    "split_view": "critical",
 }
 
 
@@ -116,6 +117,16 @@ def policy(tail: Iterable[Seen], known: dict[str, str]) -> list[Anomaly]:
             found.append(_anomaly("policy_changed", emitter, seen))
             known[emitter] = bundle
     return found
+
+
+def split(tail: Iterable[Seen]) -> list[Anomaly]:
+    """A witness that knows another history of this log."""
+    return [
+        _anomaly("split_view", f"{e['type']}:{e['id']}", seen)
+        for seen in tail
+        if seen.record["sub"] == "audit.witness_refused"
+        for e in seen.record["entities"][:1]
+    ]
 
 
 def volume(tail: Sequence[Seen], hourly: Sequence[int]) -> list[Anomaly]:
@@ -189,7 +200,7 @@ class Watcher:
         fresh = [seen for seen in tail if seen.seq >= first]
         self._cursor = (rows[-1].seq if rows else top) + 1
         altered = [Anomaly("record_altered", f"record:{row.seq}", 0, row.seq) for row in rows if not whole(row)]
-        found = [*altered, *failures(tail), *denials(tail), *skew(fresh), *policy(fresh, self._policies)]
+        found = [*altered, *failures(tail), *denials(tail), *skew(fresh), *policy(fresh, self._policies), *split(fresh)]
         found += volume(await self._exports(uow), await self._hours(uow))
         return [*found, *await self._root(uow)]
 

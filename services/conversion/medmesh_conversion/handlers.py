@@ -42,6 +42,7 @@ async def convert(command: Envelope[ConvertModel], work: Work[Ports]) -> dict[st
     view = await ports.ask(GetModel(model=wanted.model, version=wanted.version), VersionView)
     source = domain.weights_of(view)
     if (known := await _known(command, work, source)) is not None:
+        work.unchanged()
         return known
     with tempfile.TemporaryDirectory(dir=ports.work) as temporary:
         folder = Path(temporary)
@@ -121,6 +122,8 @@ async def _finish(
             entities = _entities(wanted, source, package, artefact.sha256)
             detail = {"target": wanted.target, "opset": made.report["opset"], "parity": f"{made.report['max_abs_diff']:.3e}"}
             uow.audit(AuditEntry("model.convert", "C", entities=entities, detail=detail))
+        else:
+            uow.unchanged()
     return made.report
 
 

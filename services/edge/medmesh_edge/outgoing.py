@@ -22,12 +22,14 @@ TRANSIENT = frozenset(
         "bus.no_responder", "bus.unavailable", "query.failed",
     )
 )  # fmt: skip
+WHO_WE_ARE = ("security.certificate_", "security.token_", "security.request_")
 AUDIT_BATCH = 64
 
 
 def is_transient(problem: Problem) -> bool:
-    """Whether trying again later may help without changing anything."""
-    return problem.code in TRANSIENT or problem.status in (502, 503, 504, 507)
+    """Whether trying the same again later may help: the platform is away or full, or does not believe who we are, which a renewed
+    certificate or a clock that was set right mends. What waits to be sent must outlive both."""
+    return problem.code in TRANSIENT or problem.status in (502, 503, 504, 507) or problem.code.startswith(WHO_WE_ARE)
 
 
 async def queue(uow: UnitOfWork[Any], path: str, body: dict[str, Any]) -> str:

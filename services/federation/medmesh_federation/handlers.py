@@ -132,6 +132,7 @@ async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) 
         raise Problem("federation.plan_changed", federation=answer.federation)
     wanted = "accepted" if answer.accept else "declined"
     if mine.state == wanted:
+        uow.unchanged()
         return {"state": wanted}
     if row.state != State.INVITING or mine.state != "invited" or uow.now > Plan.model_validate(row.plan).accept_by:
         raise Problem("federation.closed", federation=answer.federation, state=row.state)
@@ -186,6 +187,7 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
     """End a federation; its hospitals are told."""
     row = await _locked(uow, command.data.federation)
     if row.state == State.CANCELLED:
+        uow.unchanged()
         return {"state": row.state}
     if row.state not in OPEN_STATES:
         raise Problem("federation.closed", federation=row.federation, state=row.state)
@@ -246,6 +248,8 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     if await _answer(uow, current, late, **values):
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
+    else:
+        uow.unchanged()
     uow.on_commit(uow.ports.wake.set)
     return {"late": late}
 
@@ -279,6 +283,8 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
     results = {result.model: [list(line) for line in result.counts] for result in given.results}
     if await _answer(uow, current, late, results=results, samples=sum(map(sum, given.results[0].counts))):
         uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
+    else:
+        uow.unchanged()
     uow.on_commit(uow.ports.wake.set)
     return {"late": late}
 
@@ -291,6 +297,8 @@ async def report_failure(command: Envelope[ReportFailure], uow: UnitOfWork[Ports
     code = given.code if given.code.replace(".", "").replace("_", "").isalnum() and len(given.code) <= 80 else "unknown"
     if await _answer(uow, current, late, failed=code):
         uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(row),), detail={"round": given.round}))
+    else:
+        uow.unchanged()
     uow.on_commit(uow.ports.wake.set)
     return {"late": late}
 

@@ -68,6 +68,7 @@ async def enrol(query: Envelope[Enrol], uow: UnitOfWork[Ports]) -> EnrolmentStat
     if used is not None:
         if used.csr_digest != digest or used.hospital != wanted.hospital:
             raise Problem("governance.code_refused")
+        uow.unchanged()
         return state_of(used, uow)
     row = await uow.first(select(hospitals).where(hospitals.c.hospital == wanted.hospital).with_for_update())
     if row is None or row.code_hash is None or not same(row.code_hash, given) or row.code_expires < uow.now:

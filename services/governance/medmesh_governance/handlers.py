@@ -37,6 +37,7 @@ async def request_approval(command: Envelope[RequestApproval], uow: UnitOfWork[P
     same = (approvals.c.action == wanted.action) & (approvals.c.target == wanted.target) & (approvals.c.digest == wanted.digest)
     still_open = (approvals.c.state == ApprovalState.OPEN) & (approvals.c.expires_at > uow.now) & (approvals.c.requester == requester)
     if (known := await uow.first(select(approvals.c.approval).where(same, still_open))) is not None:
+        uow.unchanged()
         return {"approval": known.approval}
     approval = new_id()
     values = {

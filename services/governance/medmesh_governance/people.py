@@ -171,6 +171,8 @@ async def close_session(query: Envelope[CloseSession], uow: UnitOfWork[Ports]) -
         await uow.execute(delete(sessions).where(sessions.c.hash == key))
         as_person(uow, row.name)
         uow.audit(AuditEntry("session.close", "E"))
+    else:
+        uow.unchanged()
     return Done()
 
 

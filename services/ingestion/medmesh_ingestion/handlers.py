@@ -38,6 +38,7 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
             work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted, manifest, samples, rejected)}
     else:
         work.result = {"dataset": wanted.dataset, "version": known.version}
+        work.unchanged()
     await _erase(work.ports, wanted.archive)
     return work.result
 
@@ -83,6 +84,7 @@ async def _create(
     row = await uow.first(select(datasets.c.newest).where(this).with_for_update())
     assert row is not None
     if (known := await _version(uow, wanted)) is not None:
+        uow.unchanged()
         return int(known.version)
     version, labels = int(row.newest) + 1, label_counts(samples)
     await uow.execute(update(datasets).where(this).values(newest=version))
@@ -130,6 +132,7 @@ async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWo
         before = await uow.first(select(descriptors.c.descriptor).where(own))
         if before is None or before.descriptor != document:
             raise Problem("ingestion.descriptor_changed", dataset=wanted.dataset, version=wanted.version)
+        uow.unchanged()
         return answer
     uow.emit(DescriptorPublished(hospital=hospital, descriptor=wanted))
     entity = Entity("descriptor", f"{hospital}/{wanted.dataset}", version=str(wanted.version), digest=digest(document))

@@ -58,6 +58,7 @@ async def _register(
     latest = (await uow.execute(select(models.c.latest).where(models.c.model == model).with_for_update())).scalar_one()
     said = content(weights, package, lineage)
     if (known := await uow.first(select(versions.c.version).where(versions.c.model == model, versions.c.content == said))) is not None:
+        uow.unchanged()
         return int(known.version)
     version = int(latest) + 1
     await uow.execute(update(models).where(models.c.model == model).values(latest=version))

@@ -60,6 +60,8 @@ async def prepare_release(command: Envelope[PrepareRelease], uow: UnitOfWork[Por
         await uow.execute(insert(releases).values(values))
         entities = _entities(release, digest, wanted.model, wanted.version)
         uow.audit(AuditEntry("model.prepare-release", "C", entities=entities, hospitals=manifest.hospitals))
+    else:
+        uow.unchanged()
     return {"release": release, "digest": digest, "manifest": json.loads(body)}
 
 
@@ -159,6 +161,8 @@ async def report_install(command: Envelope[ReportInstall], uow: UnitOfWork[Ports
         uow.emit(ModelInstalled(release=row.release, hospital=actor.id, installed=said.installed, code=code))
         entities = (*_entities(row.release, row.digest, row.model, row.version), Entity("hospital", actor.id))
         uow.audit(AuditEntry("model.install", "E", 0 if said.installed else 4, code, entities))
+    else:
+        uow.unchanged()
     return {"release": row.release, "installed": said.installed}
 
 
@@ -179,6 +183,8 @@ async def withdraw_model(command: Envelope[WithdrawModel], uow: UnitOfWork[Ports
         entity = Entity("model", wanted.model, str(wanted.version), version.weights["sha256"])
         detail = {"hospitals": len(told)}
         uow.audit(AuditEntry("model.withdraw", "U", entities=(entity,), hospitals=sorted(told), detail=detail))
+    else:
+        uow.unchanged()
     return {"model": wanted.model, "version": wanted.version, "state": VersionState.WITHDRAWN.value}
 
 

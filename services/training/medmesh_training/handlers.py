@@ -66,6 +66,7 @@ async def cancel_job(command: Envelope[CancelJob], uow: UnitOfWork[Ports]) -> di
         raise Problem("request.not_found", kind="job", id=job)
     answer = {"job": job, "state": State.CANCELLED.value}
     if row.state == State.CANCELLED:
+        uow.unchanged()
         return answer
     if row.state not in OPEN:
         raise Problem("training.ended", job=job, state=row.state)

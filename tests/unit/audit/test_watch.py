@@ -65,7 +65,15 @@ def test_more_exports_than_three_times_the_usual() -> None:
     assert watch.volume(copies, [15]) == []
 
 
+def test_a_witness_that_refuses() -> None:
+    refused = AuditEntry(
+        "audit.witness_refused", "E", 12, "ledger.quorum", (Entity("witness", "renji.example/w"), Entity("checkpoint", "9"))
+    )
+    (found,) = watch.split([seen(3, refused), seen(4, AuditEntry("audit.copy", "R"))])
+    assert (found.rule, found.about, found.seq) == ("split_view", "witness:renji.example/w", 3)
+
+
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
-    rules.add("record_altered")
+    rules |= {"record_altered", "split_view"}
     assert set(watch.SEVERITY) == rules

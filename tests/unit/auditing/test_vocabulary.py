@@ -12,7 +12,7 @@ from tests.unit.auditing.records import ALL, WHO, made
 
 from medmesh.auditing.vocabulary import CODES, PURPOSES, RETENTION_DAYS, SUBCODES, VERBS
 from medmesh.cli.schemas_flows import messages
-from medmesh.contracts.message import Command
+from medmesh.contracts.message import Command, Exchange
 from medmesh.ledger.record import FIELDS, read_record, record_bytes
 from medmesh.security import roles
 from medmesh.security.roles import Decision
@@ -56,15 +56,17 @@ def spelled(node: ast.expr, constants: dict[str, object]) -> Iterator[str]:
         assert isinstance(inserted, ast.FormattedValue)
         for rest in spelled(inserted.value, constants):
             yield f"{head.value}{rest}"
-    elif ast.unparse(node) not in ("message.data.ACTION", "verb"):
+    elif ast.unparse(node) not in ("message.data.ACTION", "verb", "asked"):
         yield ""
 
 
 def recorded() -> set[str]:
-    """What the code records: the entries' own verbs, and the actions of commands, which are recorded when they are refused."""
+    """What the code records: the entries' own verbs, and what commands and exchanges ask for, which is recorded when it is refused."""
     sources = [path for folder in ("libs", "services") for path in (ROOT / folder).rglob("*.py")]
     found = {verb for path in sources for verb in verbs_in(path)}
-    return found | {m.ACTION for m in messages() if issubclass(m, Command) and "TYPE" in vars(m)}
+    declared = [m for m in messages() if "TYPE" in vars(m)]
+    found |= {m.ACTION or m.TYPE.rpartition(".")[0] for m in declared if issubclass(m, Exchange)}
+    return found | {m.ACTION for m in declared if issubclass(m, Command)}
 
 
 def test_the_table_holds_exactly_the_verbs_the_code_records() -> None:

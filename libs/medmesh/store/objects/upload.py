@@ -61,7 +61,9 @@ class Uploads:
     def _write(path: Path, offset: int, piece: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.pwrite(descriptor, piece, offset)
+            written = 0
+            while written < len(piece):  # the last piece that fits on a disk is written in part
+                written += os.pwrite(descriptor, piece[written:], offset + written)
         except OSError as error:
             os.ftruncate(descriptor, offset)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,0 +1,123 @@
+"""The audit log as it lies in PostgreSQL, for `medmesh audit verify db`: read past the service, by whoever may SELECT."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+import asyncpg
+
+from medmesh.errors import Problem
+from medmesh.ledger import leaf as leaves
+from medmesh.ledger.copies import Body, Signed
+
+T = TypeVar("T")
+PAGE = 4_096
+_MOST_ODD = 1_000
+
+
+class Rows:
+    """The schema `audit` at one moment (one REPEATABLE READ transaction), page by page. Raises `Problem` when it cannot be read."""
+
+    removed_is_tampering = True
+
+    def __init__(self, dsn: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._odd: list[Problem] = []
+        self._page: tuple[int, list[Any]] = (-1, [])
+        self._size = 0
+        try:
+            self._sql = self._wait(asyncpg.connect(dsn, timeout=30))
+            self._wait(self._sql.execute("SET default_transaction_read_only = on"))
+            self._wait(self._sql.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+        except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            self._loop.close()
+            raise Problem("ledger.unreachable", reason=f"PostgreSQL: {error}") from None
+
+    def close(self) -> None:
+        """End the transaction and the connection."""
+        self._wait(self._sql.close())
+        self._loop.close()
+
+    def checkpoint(self) -> bytes:
+        """The newest one with all its cosignatures."""
+        rows = self._fetch("SELECT size, note FROM audit.checkpoints ORDER BY size DESC LIMIT 1")
+        if not rows:
+            raise LookupError("checkpoint")
+        self._size = rows[0]["size"]
+        lines = ""
+        if self._fetch("SELECT to_regclass('audit.cosignatures') AS there")[0]["there"]:
+            found = self._fetch("SELECT line FROM audit.cosignatures WHERE size = $1 ORDER BY witness", self._size)
+            lines = "".join(row["line"] for row in found)
+        return f"{rows[0]['note']}{lines}".encode()
+
+    def tile(self, level: int, number: int, width: int) -> bytes:
+        """See `medmesh.ledger.copies.Copy`."""
+        rows = self._fetch("SELECT hashes FROM audit.tiles WHERE level = $1 AND number = $2", level, number)
+        if not rows:
+            raise LookupError(f"tile/{level}/{number}")
+        return bytes(rows[0]["hashes"])[: width * 32]
+
+    def entries(self, number: int, width: int) -> Sequence[bytes]:
+        """See `Copy`: a missing row shifts nothing, it is missing."""
+        first = number * 256
+        begin = first // PAGE * PAGE
+        if self._page[0] != begin:
+            columns = "seq, emitter, n, leaf, hash"
+            query = f"SELECT {columns} FROM audit.entries WHERE seq >= $1 AND seq < $2 ORDER BY seq"  # noqa: S608 - our own names
+            self._page = begin, self._fetch(query, begin, begin + PAGE)
+        rows = [row for row in self._page[1] if first <= row["seq"] < first + width]
+        for row in rows:
+            self._columns(row)
+        return [row["leaf"] for row in rows]
+
+    def bodies(self, first: int, size: int) -> Iterator[Body] | None:
+        """See `Copy`."""
+        return self._bodies(first)
+
+    def history(self) -> Iterator[Signed]:
+        """See `Copy`."""
+        last = -1
+        while rows := self._fetch("SELECT size, root, note FROM audit.checkpoints WHERE size > $1 ORDER BY size LIMIT $2", last, PAGE):
+            for row in rows:
+                yield row["size"], row["root"], row["note"]
+            last = rows[-1]["size"]
+
+    def oddities(self) -> Iterator[Problem]:
+        """See `Copy`: columns beside the leaf that contradict it, and counters beside the entries."""
+        state = self._fetch("SELECT size FROM audit.state")
+        if [row["size"] for row in state] != [self._size]:
+            self._odd.append(Problem("ledger.column", seq=self._size, field="state.size"))
+        counted = (
+            "SELECT e.emitter FROM audit.emitters e WHERE e.n IS DISTINCT FROM (SELECT max(n) FROM audit.entries WHERE emitter = e.emitter)"
+        )
+        for row in self._fetch(counted):
+            self._odd.append(Problem("ledger.column", seq=self._size, field=f"emitters.n ({row['emitter']})"))
+        return iter(self._odd)
+
+    def _columns(self, row: Any) -> None:
+        try:
+            leaf = leaves.decode(row["leaf"])
+        except Problem:
+            return  # the verifier says so itself
+        truth = {"emitter": leaf.emitter, "n": leaf.n, "hash": hashlib.sha256(b"\0" + row["leaf"]).digest()}
+        for name, value in truth.items():
+            if row[name] != value and len(self._odd) < _MOST_ODD:
+                self._odd.append(Problem("ledger.column", seq=row["seq"], field=name))
+
+    def _bodies(self, first: int) -> Iterator[Body]:
+        while rows := self._fetch("SELECT seq, salt, body FROM audit.entries WHERE seq >= $1 ORDER BY seq LIMIT $2", first, PAGE):
+            for row in rows:
+                yield row["seq"], row["salt"], row["body"]
+            first = rows[-1]["seq"] + 1
+
+    def _fetch(self, query: str, *values: Any) -> list[Any]:
+        try:
+            return list(self._wait(self._sql.fetch(query, *values)))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise Problem("ledger.unreachable", reason=f"PostgreSQL: {error}") from None
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)

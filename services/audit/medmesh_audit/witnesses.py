@@ -1,0 +1,218 @@
+"""Asking witnesses (C2SP tlog-witness v1.0.0) to cosign each checkpoint, and which checkpoint is therefore shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client import Counter, Gauge
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from medmesh.errors import Problem
+from medmesh.ledger import note, witness
+from medmesh.ledger import tiles as tile
+from medmesh.ledger.policy import Policy, Witness, parse_policy
+from medmesh.ledger.tree import consistency_proof
+from medmesh.service.runtime import Runtime
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.telemetry import log
+from medmesh.telemetry.metrics import REGISTRY
+from medmesh_audit.tables import checkpoints, cosignatures, tiles
+
+WITNESSED, PENDING, UNWITNESSED = "witnessed", "pending", "unwitnessed"
+
+ASKED = Counter("medmesh_audit_witness_asked", "Checkpoints shown to a witness by outcome", ["witness", "outcome"], registry=REGISTRY)
+REFUSING = Gauge("medmesh_audit_witness_refusing", "1 while a witness refuses: perhaps two histories", ["witness"], registry=REGISTRY)
+WAITING = Gauge("medmesh_audit_unwitnessed_seconds", "Age of the oldest checkpoint the quorum has not seen", registry=REGISTRY)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A checkpoint with its cosignatures, and whether they are enough."""
+
+    size: int
+    note: str
+    state: str
+
+
+@dataclass
+class Witnesses:
+    """`policy` names witnesses, their addresses and the quorum; None where nobody is asked."""
+
+    runtime: Runtime
+    policy: Policy | None = None
+    timeout: float = 5.0
+    patience: float = 60.0
+    ca: Path | None = None
+    _known: dict[str, int] = field(default_factory=dict)
+    _refusing: set[str] = field(default_factory=set)
+    _late: bool = False
+    _http: httpx.AsyncClient | None = None
+
+    @classmethod
+    def of(cls, runtime: Runtime, vkey: str, file: Path | None, *, timeout: float, patience: float, ca: Path | None) -> Witnesses:
+        """From a tlog-policy file. Raises `Problem` when it is malformed, or not for the log whose key is `vkey`."""
+        policy = parse_policy(file.read_bytes()) if file is not None else None
+        if policy is not None and vkey not in map(str, policy.logs):
+            raise Problem("witness.log_unknown", file=file.name if file else "")
+        return cls(runtime, policy, timeout, patience, ca)
+
+    def start(self, every: float) -> None:
+        """Ask each witness in a task of its own, so that one that is slow keeps nobody waiting but itself."""
+        if self.policy is None:
+            return
+        for one in self.policy.witnesses.values():
+            if one.url:
+                self.runtime.background(partial(self.ask, one), f"witness {one.name}", every=every)
+        self.runtime.background(self.watch, "witnesses", every=every)
+
+    async def ask(self, one: Witness) -> None:
+        """Show the newest checkpoint to a witness that has not seen it."""
+        async with self.runtime.unit() as uow:
+            newest = await uow.first(select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1))
+        if newest is not None:
+            await self._ask(one, newest)
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        if self._http is not None:
+            await self._http.aclose()
+
+    # --- one witness -------------------------------------------------------------------------------------------------
+
+    async def _ask(self, one: Witness, newest: Any) -> None:
+        if one.name not in self._known:
+            async with self.runtime.unit() as uow:
+                seen = select(func.max(cosignatures.c.size)).where(cosignatures.c.witness == one.name)
+                self._known[one.name] = (await uow.execute(seen)).scalar_one() or 0
+        if self._known[one.name] >= newest.size:
+            return
+        try:
+            status, size = await self._show(one, newest, self._known[one.name])
+            if status == httpx.codes.CONFLICT and size is not None and size <= newest.size:
+                # It saw more or less than we remember, for instance because an answer was lost on the way.
+                status, size = await self._show(one, newest, size)
+        except httpx.HTTPError as error:
+            ASKED.labels(one.name, "unreachable").inc()
+            log("audit.witness_unreachable", level=30, witness=one.name, reason=type(error).__name__)
+            return
+        except Problem as problem:
+            ASKED.labels(one.name, "wrong").inc()
+            log("audit.witness_wrong", level=40, witness=one.name, code=problem.code)
+            return
+        if status == httpx.codes.OK:
+            self._known[one.name] = newest.size
+            self._refusing.discard(one.name)
+            REFUSING.labels(one.name).set(0)
+            ASKED.labels(one.name, "cosigned").inc()
+        elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
+            ASKED.labels(one.name, "unreachable").inc()
+        else:
+            ASKED.labels(one.name, "refused").inc()
+            await self._alarm(one, newest.size, status, size)
+
+    async def _show(self, one: Witness, newest: Any, old: int) -> tuple[int, int | None]:
+        """Ask once; answers the status and the size that a conflict tells. A cosignature is stored before this returns."""
+        async with self.runtime.unit() as uow:
+            proof = await proof_between(uow, old, newest.size)
+        if self._http is None:
+            verify: Any = str(self.ca) if self.ca else True
+            self._http = httpx.AsyncClient(timeout=self.timeout, verify=verify, trust_env=False)
+        body = witness.Request(old, tuple(proof), newest.note).encode()
+        answer = await self._http.post(f"{one.url.rstrip('/')}/add-checkpoint", content=body)
+        if answer.status_code == httpx.codes.OK:
+            line, moment = witness.cosignature_of(answer.content, newest.note, one.key)
+            async with self.runtime.unit() as uow:
+                row = {"size": newest.size, "witness": one.name, "line": line, "time": moment, "at": uow.now}
+                await uow.execute(insert(cosignatures).values(**row).on_conflict_do_nothing())
+        elif answer.status_code == httpx.codes.CONFLICT and answer.headers.get("content-type") == witness.SIZE:
+            try:
+                return answer.status_code, note.decimal(answer.text.removesuffix("\n"))
+            except ValueError:
+                return answer.status_code, None
+        return answer.status_code, None
+
+    async def _alarm(self, one: Witness, size: int, status: int, theirs: int | None) -> None:
+        """A witness says that this log is not the one it knows: either of the two shows two histories. Once, until it cosigns again."""
+        REFUSING.labels(one.name).set(1)
+        if one.name in self._refusing:
+            return
+        self._refusing.add(one.name)
+        log("audit.witness_refused", level=50, witness=one.name, status=status, size=size, theirs=-1 if theirs is None else theirs)
+        async with self.runtime.unit() as uow:
+            about = (Entity("witness", one.name), Entity("checkpoint", str(size)))
+            detail: dict[str, str | int | bool] = {"status": status, "theirs": -1 if theirs is None else theirs}
+            uow.audit(AuditEntry("audit.witness_refused", "E", outcome=12, why="ledger.quorum", entities=about, detail=detail))
+
+    async def watch(self) -> None:
+        """How long the quorum has not seen the newest checkpoints."""
+        async with self.runtime.unit() as uow:
+            seconds = await self._waited(uow, (await self._witnessed(uow)) or -1)
+        WAITING.set(seconds)
+        late = seconds > self.patience
+        if late and not self._late:
+            log("audit.witness_pending", level=40, seconds=int(seconds), wanted=self.policy.demand() if self.policy else "")
+        self._late = late
+
+    # --- what is shown -----------------------------------------------------------------------------------------------
+
+    async def newest(self, uow: UnitOfWork[Any], covering: int = -1) -> Shown:
+        """The newest checkpoint the quorum has seen, if it holds record `covering`. Otherwise, or once newer ones have waited longer than
+        `patience`, the newest of all, `pending`. Raises `Problem` (`request.not_found`) when there is none.
+        """
+        row = await uow.first(select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1))
+        if row is None:
+            raise Problem("request.not_found", kind="checkpoint", id="newest")
+        if self.policy is None:
+            return Shown(row.size, row.note, UNWITNESSED)
+        size = await self._witnessed(uow)
+        if size is not None and size > covering and await self._waited(uow, size) <= self.patience:
+            found = await uow.first(select(checkpoints).where(checkpoints.c.size == size))
+            if found is not None:
+                return Shown(size, found.note + await lines(uow, size), WITNESSED)
+        return Shown(row.size, row.note + await lines(uow, row.size), WITNESSED if size == row.size else PENDING)
+
+    async def _witnessed(self, uow: UnitOfWork[Any]) -> int | None:
+        """The newest size that enough witnesses cosigned."""
+        assert self.policy is not None
+        recent = select(cosignatures.c.size, cosignatures.c.witness).order_by(cosignatures.c.size.desc())
+        by_size: dict[int, set[str]] = {}
+        for row in await uow.all(recent.limit(64 * max(1, len(self.policy.witnesses)))):
+            by_size.setdefault(row.size, set()).add(row.witness)
+        if not by_size and self.policy.fulfilled(()):
+            return (await uow.execute(select(func.max(checkpoints.c.size)))).scalar_one()
+        return next((size for size in sorted(by_size, reverse=True) if self.policy.fulfilled(by_size[size])), None)
+
+    @staticmethod
+    async def _waited(uow: UnitOfWork[Any], size: int) -> float:
+        oldest = select(checkpoints.c.at).where(checkpoints.c.size > size).order_by(checkpoints.c.size).limit(1)
+        at = (await uow.execute(oldest)).scalar_one_or_none()
+        return max(0.0, time.time() - at.timestamp()) if at is not None else 0.0
+
+
+async def lines(uow: UnitOfWork[Any], size: int) -> str:
+    """The cosignatures of a checkpoint, as its last lines."""
+    rows = await uow.all(select(cosignatures.c.line).where(cosignatures.c.size == size).order_by(cosignatures.c.witness))
+    return "".join(row.line for row in rows)
+
+
+async def proof_between(uow: UnitOfWork[Any], old: int, new: int) -> Sequence[bytes]:
+    """The consistency proof, from the few tiles it needs (two a level)."""
+    wanted: set[tuple[int, int]] = set()
+
+    def note_down(level: int, index: int) -> bytes:
+        wanted.add((level // 8, (index << level % 8) // tile.WIDTH))
+        return bytes(tile.HASH)
+
+    consistency_proof(note_down, old, new)
+    loaded: dict[tuple[int, int], bytes] = {}
+    for level, number in sorted(wanted):
+        where = (tiles.c.level == level) & (tiles.c.number == number)
+        loaded[level, number] = bytes((await uow.execute(select(tiles.c.hashes).where(where))).scalar_one())
+    return consistency_proof(tile.nodes(lambda level, number, width: loaded[level, number][: width * tile.HASH], new), old, new)

@@ -1,0 +1,253 @@
+"""The log of a running platform under witnesses, and verified where it lies: over HTTP, in PostgreSQL, after alterations there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from sqlalchemy.engine import make_url
+from tests.world import World, small_world
+
+from medmesh.client import Gateway
+from medmesh.client.credentials import Person
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.ledger import note
+from medmesh.ledger.policy import Policy, parse_policy
+from medmesh.ledger.proof import read_evidence, verify_evidence
+from medmesh.ledger.remote import Served
+from medmesh.ledger.report import Report
+from medmesh.ledger.verify import Wanted, verify_log
+from medmesh.security.keys import Identity
+from medmesh.store.audit_copy import Rows
+from medmesh.witness.server import Witness, server
+from medmesh.witness.site import Site, create
+from medmesh_audit.witnesses import REFUSING
+
+ORIGIN = "medmesh/log"
+
+
+class Hospital:
+    """A witness that can be stopped and started at the same port."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._running: tuple[Witness, threading.Thread] | None = None
+
+    def start(self) -> None:
+        listening = server(self.site)
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        self._running = listening, thread
+
+    def stop(self) -> None:
+        if self._running is not None:
+            listening, thread = self._running
+            listening.shutdown()
+            thread.join()
+            listening.server_close()
+            self._running = None
+
+
+@asynccontextmanager
+async def witnessed(servers: RunningServers, folder: Path, ports: Ports) -> AsyncIterator[tuple[World, Policy, dict[str, Hospital]]]:
+    """A platform whose log wants two of three witnesses."""
+    vkey = note.verifier_key(ORIGIN, Identity.ensure(folder / "keys" / "log.nk").private_key.public_key())
+    names = ("renji", "huashan", "regulator")
+    hospitals = {
+        name: Hospital(create(folder / f"witness-{name}", f"{name}/witness", [vkey], port=port))
+        for name, port in zip(names, ports.take(*(f"witness-{name}" for name in names)), strict=True)
+    }
+    lines = [f"log {vkey}", *(f"witness {name} {h.site.vkey} http://127.0.0.1:{h.site.port}" for name, h in hospitals.items())]
+    file = folder / "policy.txt"
+    file.write_text("\n".join([*lines, "group enough 2 " + " ".join(names), "quorum enough", ""]))
+    own = {"witness_policy": file, "witness_seconds": 0.05, "witness_timeout_seconds": 2, "witness_patience_seconds": 1.0}
+    try:
+        async with small_world(servers, folder, ports, settings={"audit": own}) as world:
+            yield world, parse_policy(file.read_bytes()), hospitals
+    finally:
+        for hospital in hospitals.values():
+            hospital.stop()
+
+
+async def until(found: Callable[[], Any], seconds: float = 20) -> Any:
+    async with asyncio.timeout(seconds):
+        while not (answer := await found()):
+            await asyncio.sleep(0.05)
+        return answer
+
+
+async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(servers: RunningServers, private: Path, ports: Ports) -> None:
+    async with witnessed(servers, private, ports) as (world, policy, hospitals):
+        admin = await world.admin()
+        auditor = await world.user(admin, "qian", "auditor")
+        token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
+        async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
+
+            async def shown(state: str) -> httpx.Response | None:
+                answer = await door.raw("GET", "/log/checkpoint")
+                return answer if answer.headers["Medmesh-Witnesses"] == state else None
+
+            await until(lambda: shown("pending"))
+            with pytest.raises(Problem) as caught:
+                policy.verify((await door.raw("GET", "/log/checkpoint")).text)
+            assert (caught.value.code, caught.value.params["got"]) == ("ledger.quorum", "-")
+
+            hospitals["renji"].start()
+            hospitals["regulator"].start()
+            answer = await until(lambda: shown("witnessed"))
+            assert set(policy.verify(answer.text).witnesses) >= {"renji", "regulator"}
+
+            # Each new record gets under a witnessed checkpoint, and its proof says who saw it.
+            await world.user(admin, "li", "researcher")
+
+            async def proven() -> Any:
+                made = (await door.request("GET", "/v1/events", query={"entity": "user:li"}))["events"]
+                found = await door.request("GET", f"/v1/events/{made[0]['seq']}/proof") if made else {"witnesses": ""}
+                return found if found["witnesses"] == "witnessed" else None
+
+            record, believed = verify_evidence(read_evidence(json.dumps(await until(proven))), policy)
+            assert {"type": "user", "id": "li"}.items() <= record["entities"][0].items()
+            assert len(believed.witnesses) >= 2
+
+            # One witness sleeps: the others are enough, and it catches up when it is back.
+            hospitals["renji"].stop()
+            hospitals["huashan"].start()
+            await world.user(admin, "wang", "researcher")
+            size = world.p.runtimes["audit"].ports.witnesses
+            await until(lambda: _saw(world, "huashan"))
+            hospitals["renji"].start()
+            await until(lambda: _saw(world, "renji"))
+            assert size._refusing == set()
+
+            report = await asyncio.to_thread(_verify, Served(f"{world.audit}/log", lambda: token, world.ca), policy)
+            assert report.faults == []
+            assert report.bodies == report.size > 5
+            assert len(report.witnesses) >= 2
+
+
+async def _saw(world: World, name: str) -> bool:
+    """Whether a witness cosigned the newest checkpoint."""
+    async with world.p.runtimes["audit"].unit() as uow:
+        from sqlalchemy import func, select
+
+        from medmesh_audit.tables import checkpoints, cosignatures
+
+        newest = (await uow.execute(select(func.max(checkpoints.c.size)))).scalar_one()
+        seen = (await uow.execute(select(func.max(cosignatures.c.size)).where(cosignatures.c.witness == name))).scalar_one()
+        return bool(newest is not None and newest == seen)
+
+
+def _verify(copy: Any, policy: Policy, **wanted: Any) -> Report:
+    try:
+        return verify_log(copy, Wanted(policy, **wanted))
+    finally:
+        copy.close()
+
+
+async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: RunningServers, private: Path, ports: Ports) -> None:
+    async with witnessed(servers, private, ports) as (world, _, hospitals):
+        # Somebody with the log's key showed renji a log of 10,000 records before, which this one is not.
+        key = Identity.load(private / "keys" / "log.nk").private_key
+        forged = note.Checkpoint(ORIGIN, 10_000, b"f" * 32)
+        hospitals["renji"].start()
+        hospitals["huashan"].start()
+        async with httpx.AsyncClient(trust_env=False) as http:
+            body = f"old 0\n\n{note.sign(forged.text(), ORIGIN, key)}".encode()
+            assert (await http.post(f"http://127.0.0.1:{hospitals['renji'].site.port}/add-checkpoint", content=body)).status_code == 200
+        admin = await world.admin()
+        auditor = await world.user(admin, "qian", "auditor")
+        token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
+        async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
+
+            async def recorded() -> Any:
+                return (await door.request("GET", "/v1/events", query={"verb": "audit.witness_refused"}))["events"]
+
+            found = await until(recorded)
+            assert [record["record"]["detail"] for record in found] == [{"status": 409, "theirs": 10_000}]
+            assert found[0]["record"]["entities"][0]["id"] == "renji"
+            assert REFUSING.labels("renji")._value.get() == 1
+            assert REFUSING.labels("huashan")._value.get() == 0
+            # The alarm is raised once, although renji is asked again and again, and the log goes on without it.
+            await until(lambda: _saw(world, "huashan"))
+            await asyncio.sleep(0.3)
+            assert len(await recorded()) == 1
+            assert (await door.raw("GET", "/log/checkpoint")).headers["Medmesh-Witnesses"] == "pending"
+            hospitals["regulator"].start()
+
+            async def quorum() -> bool:
+                return (await door.raw("GET", "/log/checkpoint")).headers["Medmesh-Witnesses"] == "witnessed"
+
+            await until(quorum)
+
+
+async def test_what_a_superuser_does_to_the_database_is_found_there(servers: RunningServers, private: Path, ports: Ports) -> None:
+    async with witnessed(servers, private, ports) as (world, policy, hospitals):
+        for hospital in hospitals.values():
+            hospital.start()
+        admin = await world.admin()
+        for name in ("qian", "li", "wang"):
+            await world.user(admin, name, "auditor")
+        await until(lambda: _saw(world, "renji"))
+        await until(lambda: _saw(world, "huashan"))
+        runtime = world.p.runtimes["audit"]
+        database = make_url(runtime.settings.database_url).database
+        dsn = make_url(servers.postgres_url).set(database=database, drivername="postgresql").render_as_string(hide_password=False)
+        sql = await asyncpg.connect(dsn)
+        kept = await sql.fetchval("SELECT note FROM audit.checkpoints ORDER BY size DESC LIMIT 1")
+
+        async def report(**wanted: Any) -> Report:
+            return await asyncio.to_thread(lambda: _verify(Rows(dsn), policy, **wanted))
+
+        clean = await report(kept=kept)
+        assert clean.faults == []
+        assert clean.bodies == clean.size >= 7
+        outcome = """convert_to(replace(convert_from(body, 'UTF8'), '"out":0', '"out":4'), 'UTF8')"""
+        for table in ("entries", "tiles", "checkpoints", "cosignatures", "state"):
+            await sql.execute(f"ALTER TABLE audit.{table} DISABLE TRIGGER USER")  # as a superuser can
+        attacks: dict[str, tuple[str, set[str]]] = {
+            f"UPDATE audit.entries SET body = {outcome} WHERE seq = 2": ("out", {"body"}),
+            "UPDATE audit.entries SET salt = sha256(salt) WHERE seq = 2": ("-", {"body"}),
+            "UPDATE audit.entries SET emitter = 'nobody' WHERE seq = 2": ("emitter", {"column"}),
+            "UPDATE audit.entries SET hash = sha256(hash) WHERE seq = 2": ("hash", {"column"}),
+            "DELETE FROM audit.entries WHERE seq = 2": ("", {"entries"}),
+            "UPDATE audit.tiles SET hashes = sha256(hashes) || substring(hashes from 33) WHERE level = 0": ("", {"tile"}),
+            "DELETE FROM audit.tiles WHERE level = 0": ("", {"tile"}),
+            "UPDATE audit.checkpoints SET root = sha256(root) WHERE size = (SELECT min(size) FROM audit.checkpoints)": ("", {"history"}),
+            "DELETE FROM audit.cosignatures WHERE witness <> 'renji'": ("", {"witness"}),
+            "UPDATE audit.state SET size = size + 1": ("state.size", {"column"}),
+        }  # fmt: skip
+        for attack, (field, checks) in attacks.items():
+            # Nothing of it stays: the attack and the verification would not see each other otherwise, so it is put back by hand.
+            saved = {t: await sql.fetch(f"SELECT * FROM audit.{t}") for t in ("entries", "tiles", "checkpoints", "cosignatures", "state")}
+            await sql.execute(attack)
+            found = await report()
+            assert found.code == 1, attack
+            assert checks <= {fault.check for fault in found.faults}, (attack, found.faults)
+            if field:
+                assert field in {fault.problem.params.get("field") for fault in found.faults}, (attack, found.faults)
+            for table, rows in saved.items():
+                await sql.execute(f"DELETE FROM audit.{table}")
+                await sql.copy_records_to_table(table, schema_name="audit", records=[tuple(row) for row in rows])
+        assert (await report(kept=kept)).faults == []
+        # Rolled back to an earlier moment, everything that is left is genuine; only who kept a checkpoint can tell.
+        smaller = await sql.fetchval("SELECT size FROM audit.checkpoints ORDER BY size DESC OFFSET 2 LIMIT 1")
+        for table, column in (("entries", "seq"), ("checkpoints", "size - 1"), ("cosignatures", "size - 1")):
+            await sql.execute(f"DELETE FROM audit.{table} WHERE {column} >= $1", smaller)
+        await sql.execute("UPDATE audit.state SET size = $1", smaller)
+        await sql.execute("UPDATE audit.emitters e SET n = (SELECT max(n) FROM audit.entries WHERE emitter = e.emitter)")
+        await sql.close()
+        alone = Policy(policy.logs)
+        without = await asyncio.to_thread(lambda: _verify(Rows(dsn), alone))
+        rolled = await asyncio.to_thread(lambda: _verify(Rows(dsn), alone, kept=kept))
+        assert without.faults == []
+        assert [(fault.check, fault.problem.code) for fault in rolled.faults] == [("kept", "ledger.rolled_back")]

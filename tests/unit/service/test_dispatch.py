@@ -1,0 +1,134 @@
+"""The dispatcher on a real store: a command that leaves no audit record commits nothing, and a refusal is always recorded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from sqlalchemy import insert, select
+from tests.store import example_metadata, example_sqlite
+
+from medmesh.bus.declarations import Handlers
+from medmesh.contracts.message import Command, Envelope, OperationFinished, encode, envelope
+from medmesh.errors import Problem
+from medmesh.security.authority import Authority
+from medmesh.security.keys import Identity
+from medmesh.security.tokens import Actor, TrustBundle, person_token
+from medmesh.service.dispatch import Dispatcher, Work
+from medmesh.store.database import Database
+from medmesh.store.unit import AuditEntry, UnitOfWork
+
+things = example_metadata().tables["things"]
+
+
+class MakeThing(Command):
+    TYPE: ClassVar[str] = "example.make-thing.v1"
+    ACTION: ClassVar[str] = "dataset.create"
+
+    name: str
+
+
+@dataclass
+class Delivered:
+    """One delivery, and what was said of it."""
+
+    body: bytes
+    subject: str = MakeThing.subject()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    attempt: int = 1
+    said: list[str] = field(default_factory=list)
+
+    async def ack(self) -> None:
+        self.said.append("ack")
+
+    async def retry(self, delay: float) -> None:
+        self.said.append("retry")
+
+    async def terminate(self, reason: str) -> None:
+        self.said.append("dead")
+
+
+@pytest.fixture
+async def database(private: Path) -> AsyncIterator[Database]:
+    async with example_sqlite(private, emits=frozenset((OperationFinished,))) as made:
+        yield made
+
+
+@pytest.fixture
+def trust(private: Path) -> Callable[..., tuple[TrustBundle, str]]:
+    governance = Identity.create(private / "g.nk")
+    (private / "ca").mkdir()
+    bundle = TrustBundle("medmesh", {"governance": governance.public}, ca_pem=Authority.create(private / "ca").certificate_pem)
+
+    def made(*roles: str) -> tuple[TrustBundle, str]:
+        return bundle, person_token(governance, Actor("person", "li", "platform", frozenset(roles)))
+
+    return made
+
+
+async def run(
+    database: Database, trust: tuple[TrustBundle, str], handler: Callable[..., Awaitable[Any]], *, slow: bool = False
+) -> tuple[list[str], set[str], list[str], int]:
+    """(what was said to the bus, things made, audit verbs, answers)."""
+    handlers, (bundle, token) = Handlers("example"), trust
+    (handlers.slow if slow else handlers.on)(MakeThing)(handler)
+    delivered = Delivered(encode(envelope(MakeThing(name="a"), source="test", actor=token)))
+    await Dispatcher(handlers.consumers[0], database, lambda: bundle, None).deliver(delivered)  # type: ignore[arg-type]
+    async with database.engine.connect() as sql:
+        made = {row.name for row in await sql.execute(select(things))}
+    records = [body.decode().split()[1] for _, _, body in await database.unreceipted()]
+    async with database.claim_unsent() as (rows, _):
+        return delivered.said, made, records, len(rows)
+
+
+async def make(uow: UnitOfWork[Any]) -> None:
+    await uow.execute(insert(things).values(name="a", count=1))
+
+
+async def test_a_handler_that_forgets_its_record_commits_nothing(database: Database, trust: Any) -> None:
+    async def forgets(command: Envelope[MakeThing], uow: UnitOfWork[Any]) -> None:
+        await make(uow)
+
+    assert await run(database, trust("researcher"), forgets) == (["retry"], set(), [], 0)
+
+
+async def test_a_slow_handler_that_forgets_its_record_commits_nothing(database: Database, trust: Any) -> None:
+    async def forgets(command: Envelope[MakeThing], work: Work[Any]) -> None:
+        async with work.finish() as uow:
+            await make(uow)
+
+    assert await run(database, trust("researcher"), forgets, slow=True) == (["retry"], set(), [], 0)
+
+
+async def test_what_is_recorded_commits_with_its_answer(database: Database, trust: Any) -> None:
+    async def records(command: Envelope[MakeThing], uow: UnitOfWork[Any]) -> None:
+        await make(uow)
+        uow.audit(AuditEntry("thing.make", "C"))
+
+    assert await run(database, trust("researcher"), records) == (["ack"], {"a"}, ["thing.make"], 1)
+
+
+async def test_what_was_so_already_needs_no_second_record(database: Database, trust: Any) -> None:
+    async def known(command: Envelope[MakeThing], uow: UnitOfWork[Any]) -> None:
+        uow.unchanged()
+
+    assert await run(database, trust("researcher"), known) == (["ack"], set(), [], 1)
+
+
+async def test_a_refusal_undoes_the_handler_and_is_recorded(database: Database, trust: Any) -> None:
+    async def refuses(command: Envelope[MakeThing], uow: UnitOfWork[Any]) -> None:
+        await make(uow)
+        uow.audit(AuditEntry("thing.make", "C"))
+        raise Problem("objects.full")
+
+    assert await run(database, trust("researcher"), refuses) == (["ack"], set(), ["dataset.create"], 1)
+
+
+async def test_who_may_not_is_recorded_and_the_handler_never_runs(database: Database, trust: Any) -> None:
+    async def never(command: Envelope[MakeThing], uow: UnitOfWork[Any]) -> None:
+        raise AssertionError
+
+    assert await run(database, trust("auditor"), never) == (["ack"], set(), ["dataset.create"], 1)
