@@ -181,6 +181,7 @@ async def test_a_gap_of_an_emitter_a_silent_hospital_and_an_altered_tree_are_tol
     await runtime.signal(HospitalAlive(hospital="renji"))
     monkeypatch.setattr(watch, "SILENT_SECONDS", 0.5)
     assert (await raised(world, "heartbeat")).about == "hospital:renji"
+    await log(world, service="audit")  # what is being appended would write the tile again
     async with world.p.runtimes["audit"].unit() as uow:
         await uow.execute(text("UPDATE tiles SET hashes = overlay(hashes placing 'x'::bytea from 1) WHERE level = 0"))
     assert (await raised(world, "root_mismatch")).about == "log"
