@@ -61,8 +61,9 @@ class Platform:
     nodes: dict[str, tuple[EllipticCurvePrivateKey, x509.Certificate]] = field(default_factory=dict)
 
     def person(self, name: str, *roles: str) -> str:
-        """The token of a person with these roles."""
-        return person_token(self.identities["governance"], Actor("person", name, "platform", frozenset(roles)))
+        """The token of a person with these roles who has just shown the second factor."""
+        actor = Actor("person", name, "platform", frozenset(roles), "pwd+otp", datetime.now(UTC))
+        return person_token(self.identities["governance"], actor)
 
     def service(self, name: str) -> str:
         """The token of a service."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from medmesh.client import Gateway
-from medmesh.client.credentials import Node
+from medmesh.client import Authenticator, Gateway, sign_in
+from medmesh.client.credentials import Node, Person
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.security.authority import Authority, key_pem
-from medmesh.security.keys import Identity
+from medmesh.security.keys import Identity, write_secret
 from medmesh.service.spec import ServiceSpec
 from medmesh_audit.service import SERVICE as AUDIT
 from medmesh_gateway.service import SERVICE as GATEWAY
@@ -33,6 +35,7 @@ class World:
     audit: str
     ca: Path
     anybody: Gateway
+    authenticators: dict[str, Authenticator] = field(default_factory=dict)
 
     def node(self, hospital: str) -> Gateway:
         self.p.hospital(hospital)
@@ -45,13 +48,25 @@ class World:
     async def admin(self) -> Gateway:
         """The first security administrator."""
         await self.anybody.request("POST", "/v1/bootstrap", {"token": TOKEN, "name": "sun", "display_name": "S", "password": PASSWORD})
-        return await self.anybody.sign_in("sun", PASSWORD)
+        return await self.sign_in("sun")
 
     async def user(self, admin: Gateway, name: str, *roles: str) -> Gateway:
         body = {"name": name, "display_name": name, "organisation": "platform", "roles": roles}
         made = await admin.request("POST", "/v1/users", body)
         await self.anybody.request("POST", "/v1/activations", {"name": name, "code": made["code"], "password": PASSWORD})
-        return await self.anybody.sign_in(name, PASSWORD)
+        return await self.sign_in(name)
+
+    async def records(self, auditor: Gateway, **query: Any) -> list[dict[str, Any]]:
+        """What the log holds, newest or oldest as it answers; waits until there is something."""
+        token = await auditor.request("POST", "/v1/tokens/audit")
+        async with Gateway(self.audit, ca=self.ca, credentials=Person(token["token"])) as door, asyncio.timeout(20):
+            while not (found := (await door.request("GET", "/v1/events", query=query))["events"]):
+                await asyncio.sleep(0.1)
+        return [entry["record"] for entry in found]
+
+    async def sign_in(self, name: str) -> Gateway:
+        """With the authenticator of this person, which is enrolled at the first time where a role needs one."""
+        return await sign_in(self.anybody, name, PASSWORD, self.authenticators.setdefault(name, Authenticator()))
 
 
 @asynccontextmanager
@@ -61,6 +76,7 @@ async def small_world(
     """See the module."""
     (folder / "bootstrap").write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
     (folder / "ca").mkdir()
+    write_secret(folder / "seal", os.urandom(32))
     authority = Authority.ensure(folder / "ca")
     for name, content in zip(("server.pem", "server.key"), authority.issue_server(["127.0.0.1"]), strict=True):
         (folder / name).write_bytes(content)
@@ -69,7 +85,7 @@ async def small_world(
     gateway, audit = ports.take("gateway", "audit")
     tls = {"tls_certificate": folder / "server.pem", "tls_key": folder / "server.key"}
     needed: dict[str, dict[str, Any]] = {
-        "governance": {"authority": folder / "ca", "bootstrap_token": folder / "bootstrap"},
+        "governance": {"authority": folder / "ca", "bootstrap_token": folder / "bootstrap", "seal_key": folder / "seal"},
         "gateway": {"client_ca": folder / "ca" / "ca.pem", "port": gateway, **tls},
         "audit": {"log_key": folder / "keys" / "log.nk", "port": audit, **tls},
         "registry": {"release_key": folder / "keys" / "release.nk"},

@@ -66,6 +66,12 @@ async def medians(*runs: Run, repeats: int = REPEATS) -> list[float]:
     return [statistics.median(values) for values in taken]
 
 
+def percentile(values: Sequence[float], wanted: float) -> float:
+    """The value below which `wanted` per cent of them lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * wanted / 100))]
+
+
 def report(area: str, measures: Sequence[Measure]) -> None:
     """Print the table and write the file."""
     OUTPUT.mkdir(parents=True, exist_ok=True)

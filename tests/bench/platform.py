@@ -19,7 +19,7 @@ from time import perf_counter
 
 import psutil
 
-from medmesh.client.gateway import Gateway
+from medmesh.client import Authenticator, Gateway, sign_in
 from medmesh.demo.processes import NodeProcess, medmesh
 from medmesh.embedded import run as runs
 from medmesh.embedded.memory import pss
@@ -151,8 +151,7 @@ async def _edge(data: Path, folder: Path, note: Callable[[str, float], None]) ->
     url, ca = run.urls["gateway"], run.paths["ca"]
     folder.mkdir(mode=0o700)
     async with Gateway(url, ca=ca) as anybody:
-        await _people(anybody, data)
-        admin, approver = await anybody.sign_in("sun", PASSWORD), await anybody.sign_in("wu", PASSWORD)
+        admin, approver = await _people(anybody, data)
         made = await admin.request("POST", "/v1/hospitals", {"hospital": "bench", "display_name": "bench"})
         where = ("--folder", str(folder), "--gateway", url, "--ca", str(ca), "--hospital", "bench")
         enrolling = asyncio.create_task(medmesh("edge", "enrol", *where, "--code", made["code"], "--wait", "60"))
@@ -172,10 +171,11 @@ async def _edge(data: Path, folder: Path, note: Callable[[str, float], None]) ->
         node.stop()
 
 
-async def _people(anybody: Gateway, data: Path) -> None:
+async def _people(anybody: Gateway, data: Path) -> tuple[Gateway, Gateway]:
     token = (data / "secrets" / "bootstrap.token").read_text().strip()
     await anybody.request("POST", "/v1/bootstrap", {"token": token, "name": "sun", "display_name": "sun", "password": PASSWORD})
-    admin = await anybody.sign_in("sun", PASSWORD)
+    admin = await sign_in(anybody, "sun", PASSWORD, Authenticator())
     body = {"name": "wu", "display_name": "wu", "organisation": "platform", "roles": ["approver"]}
     code = (await admin.request("POST", "/v1/users", body))["code"]
     await anybody.request("POST", "/v1/activations", {"name": "wu", "code": code, "password": PASSWORD})
+    return admin, await sign_in(anybody, "wu", PASSWORD, Authenticator())

@@ -28,7 +28,7 @@ import asyncpg
 from nats.aio.client import Client
 from nats.js import api
 
-from medmesh.client import Gateway
+from medmesh.client import Authenticator, Gateway, sign_in
 from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
 from medmesh.embedded import probe
@@ -54,7 +54,7 @@ class Stage:
     """A running platform, its people and one hospital, by what outlives an event loop."""
 
     data: Path
-    sessions: dict[str, str] = field(default_factory=dict)
+    sessions: dict[str, Person] = field(default_factory=dict)
     hospital: Path = Path()
 
     @classmethod
@@ -82,8 +82,7 @@ class Stage:
 
     def door(self, person: str = "", *, service: str = "gateway", token: str = "", attempts: int = 6) -> Gateway:
         """A client for somebody."""
-        bearer = token or self.sessions.get(person)
-        credentials = Person(bearer) if bearer else None
+        credentials = Person(token) if token else self.sessions.get(person)
         return Gateway(self.run.urls[service], ca=self.run.paths["ca"], credentials=credentials, attempts=attempts)
 
     async def _people(self, folder: Path) -> None:
@@ -100,9 +99,10 @@ class Stage:
             self.hospital = await self.enrol(folder / "huashan", "huashan")
 
     async def _sign_in(self, door: Gateway, name: str) -> Gateway:
-        answer = await door.request("POST", "/v1/sessions", {"name": name, "password": PASSWORD})
-        self.sessions[name] = answer["session"]
-        return door.acting_as(Person(answer["session"]))
+        person = await sign_in(door, name, PASSWORD, Authenticator())
+        assert isinstance(person.credentials, Person)
+        self.sessions[name] = person.credentials
+        return person
 
     async def enrol(self, folder: Path, hospital: str) -> Path:
         """A hospital's folder with its node's certificate."""
@@ -110,7 +110,7 @@ class Stage:
             code = (await admin.request("POST", "/v1/hospitals", {"hospital": hospital, "display_name": hospital}))["code"]
             settings = Settings(hospital=hospital, node="node-1", gateway=admin.url)
             enrolling = asyncio.create_task(enrol(folder, settings, self.run.paths["ca"].read_bytes(), code, seconds=60))
-            wu = admin.acting_as(Person(self.sessions["wu"]))
+            wu = admin.acting_as(self.sessions["wu"])
 
             async def mine() -> Any:
                 found = await wu.request("GET", "/v1/approvals", query={"state": "open"})

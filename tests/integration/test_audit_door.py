@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 @asynccontextmanager
 async def door(world: World, name: str = "qian", organisation: str = "platform", role: str = "auditor") -> AsyncIterator[Gateway]:
     """The door with an auditor's token."""
-    actor = Actor("person", name, organisation, frozenset((role,)))
+    actor = Actor("person", name, organisation, frozenset((role,)), "pwd+otp", datetime.now(UTC))
     token = person_token(world.p.identities["governance"], actor, audience="audit")
     async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as opened:
         yield opened
@@ -186,7 +187,11 @@ async def test_reading_the_log_is_itself_logged_with_who_and_what(world: World) 
         assert caught.value.code == "access.denied"
     await log(world, service="audit")
     (denied,) = [e["record"] for e in await _all(world) if e["record"]["sub"] == "access.denied"]
-    assert (denied["agents"][0]["who"], denied["policy"]["decision"], denied["detail"]) == ("person:li", "deny", {"action": "audit.read"})
+    assert (denied["agents"][0]["who"], denied["policy"]["decision"], denied["detail"]) == (
+        "person:li",
+        "deny",
+        {"action": "audit.read", "rule": "default"},
+    )
 
 
 async def test_fhir_clients_search_audit_events(world: World) -> None:

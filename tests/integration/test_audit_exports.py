@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,9 @@ async def test_only_who_asked_fetches_it_and_an_organisations_auditor_gets_no_mo
     from medmesh.security.tokens import Actor, person_token
 
     await log(world, about("renji", "mri"), about("ruijin", "ct"))
-    ma = person_token(world.p.identities["governance"], Actor("person", "ma", "ruijin", frozenset(("auditor",))))
+    ma = person_token(
+        world.p.identities["governance"], Actor("person", "ma", "ruijin", frozenset(("auditor",)), "pwd+otp", datetime.now(UTC))
+    )
     done = await world.p.send(RequestExport(format="jsonl"), ma)
     assert done.result
     await granted(world, done.result)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.world import World, small_world
+from tests.world import PASSWORD, World, small_world
 
 from medmesh.client import Gateway, download, upload
 from medmesh.client.credentials import Anonymous, Node, Person
@@ -43,6 +43,105 @@ async def test_people_sign_in_act_within_their_roles_and_sign_out(world: World) 
     with pytest.raises(Problem) as caught:
         await world.anybody.request("GET", "/v1/hospitals")
     assert caught.value.code == "actor.missing"
+
+
+async def test_a_person_shows_the_second_factor_again_where_it_is_asked_for(world: World) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    from sqlalchemy import update
+
+    from medmesh_governance.tables import sessions
+
+    admin = await world.admin()
+    approver, researcher = await world.user(admin, "wu", "approver"), await world.user(admin, "li", "researcher")
+    body = {"action": "federation.start", "target": "fed-1", "digest": "0" * 64}
+    approval = (await researcher.command("POST", "/v1/approvals", body))["approval"]
+    async with world.p.runtimes["governance"].unit() as uow:
+        await uow.execute(update(sessions).values(strong_at=datetime.now(UTC) - timedelta(minutes=6)))
+    assert isinstance(approver.credentials, Person)
+    bare = approver.acting_as(Person(approver.credentials.session))
+    with pytest.raises(Problem) as caught:
+        await bare.command("POST", f"/v1/approvals/{approval}/decision", {"approve": True})
+    assert (caught.value.code, caught.value.status) == ("security.step_up", 401)
+    await bare.request("GET", "/v1/approvals")
+    done = await approver.command("POST", f"/v1/approvals/{approval}/decision", {"approve": True})
+    assert done["state"] == "granted", "the client showed it and tried again"
+    refusals = [r for r in await world.p.audited("gateway") if r["why"] == "security.step_up"]
+    # The log may have taken the record already.
+    assert all(r["detail"] == {"action": "approval.decide", "rule": "step-up"} for r in refusals)
+
+
+async def test_people_manage_their_own_session_and_password_over_https(world: World) -> None:
+    admin = await world.admin()
+    researcher = await world.user(admin, "li", "researcher")
+    other = await world.sign_in("li")
+    listed = (await researcher.request("GET", "/v1/sessions"))["sessions"]
+    assert [view["this"] for view in listed] == [False, True]
+    await researcher.request("DELETE", f"/v1/sessions/{listed[0]['id']}")
+    with pytest.raises(Problem) as caught:
+        await other.request("GET", "/v1/sessions")
+    assert caught.value.code == "governance.session_over"
+    with pytest.raises(Problem) as caught:
+        await researcher.request("POST", "/v1/password", {"old": PASSWORD, "new": PASSWORD})
+    assert caught.value.code == "security.password_used"
+    await researcher.request("POST", "/v1/password", {"old": PASSWORD, "new": "Wholly-Other-9-Battery"})
+    await admin.command("POST", "/v1/users/li/disabling", {"reason": "left"})
+    with pytest.raises(Problem) as caught:
+        await researcher.request("GET", "/v1/sessions")
+    assert caught.value.code == "governance.session_over"
+    nobody = world.anybody.acting_as(Anonymous())
+    for method, path in (("GET", "/v1/sessions"), ("POST", "/v1/password"), ("POST", "/v1/second-factor")):
+        with pytest.raises(Problem) as caught:
+            await nobody.request(method, path, {"old": "x", "new": "y"} if method == "POST" else None)
+        assert caught.value.status in (401, 422)
+
+
+async def test_the_command_line_sets_up_what_is_due_and_asks_for_codes(
+    world: World, private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    import click
+    from click.testing import CliRunner
+
+    from medmesh.cli import account, people
+    from medmesh.client import Authenticator
+    from medmesh.security import totp
+
+    admin = await world.admin()
+    code = (
+        await admin.request("POST", "/v1/users", {"name": "he", "display_name": "h", "organisation": "platform", "roles": ["approver"]})
+    )["code"]
+    monkeypatch.setenv("MEDMESH_SESSION", str(private / "session.json"))
+    monkeypatch.setenv("MEDMESH_LANG", "zh")
+    authenticator = Authenticator()
+
+    def shown(text: str = "", **more: object) -> None:
+        if found := re.search(r"secret=([A-Z2-7]+)", str(text)):
+            authenticator.secret = totp.read(found.group(1))
+        echo(text, **more)  # type: ignore[arg-type]
+
+    echo = click.echo
+    monkeypatch.setattr(click, "echo", shown)
+    monkeypatch.setattr(account, "ask_code", authenticator.code)
+
+    async def run(command: click.Command, *arguments: str) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, command, list(arguments))
+        if result.exception:
+            raise result.exception
+        return result.output
+
+    where = ("--gateway", world.url, "--ca", str(world.ca))
+    assert "已激活" in await run(people.activate, *where, "he", "--code", code, "--password", PASSWORD)
+    assert "必须启用双因素认证" in await run(account.login, *where, "he", "--password", PASSWORD)
+    assert authenticator.secret
+    assert "已退出" in await run(account.logout)
+    assert "已登录：he" in await run(account.login, *where, "he", "--password", PASSWORD)
+    assert '"this": true' in await run(account.sessions)
+    assert await run(people.list_approvals) == "[]\n"
+    with pytest.raises(Problem) as caught:
+        await run(people.unlock, "he")
+    assert caught.value.code == "access.denied"
 
 
 async def test_a_command_repeated_with_its_key_has_one_effect_and_the_owners_refusal_comes_back(world: World) -> None:
@@ -185,7 +284,7 @@ async def test_every_refusal_is_in_the_log_and_an_auditor_proves_a_record_offlin
                 await asyncio.sleep(0.2)
         record = found[0]["record"]
         assert record["agents"][0]["who"] == "person:li"
-        assert record["detail"] == {"action": "user.list"}
+        assert record["detail"] == {"action": "user.list", "rule": "default"}
         for query, expected in (({"actor": "person:li"}, 1), ({"entity": "user:qian"}, 1), ({"entity": "user:nobody"}, 0)):
             matching = await door.request("GET", "/v1/events", query=query)
             assert (len(matching["events"]) >= 1) == bool(expected), query

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,23 +16,27 @@ from medmesh.contracts.governance import (
     ActorToken,
     ApprovalGranted,
     Bootstrap,
+    ConfirmSecondFactor,
     CreateUser,
     DecideApproval,
     Done,
     Enrol,
     EnrolmentState,
+    EnrolSecondFactor,
     GetEnrolment,
     OneTimeCode,
     OpenSession,
     RegisterHospital,
     RequestApproval,
     ResolveSession,
+    SecondFactorSecret,
     SessionOpened,
 )
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.security import approvals
+from medmesh.security import approvals, totp
 from medmesh.security.authority import hospital_of, new_key, node_request
+from medmesh.security.keys import write_secret
 from medmesh_governance.service import SERVICE
 
 TOKEN = "one-time-token"
@@ -41,7 +47,8 @@ PASSWORD = "Correct-Horse-7-Battery"
 async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
     token = private / "bootstrap"
     token.write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
-    extra = {"authority": private / "ca", "bootstrap_token": token}
+    write_secret(private / "seal", os.urandom(32))
+    extra = {"authority": private / "ca", "bootstrap_token": token, "seal_key": private / "seal"}
     async with platform(servers, private, SERVICE, settings={"governance": extra}) as made:
         yield made
 
@@ -49,6 +56,9 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
 async def _admin(p: Platform) -> str:
     await p.ask(Bootstrap(token=TOKEN, name="sun", display_name="Sun", password=PASSWORD), Done)
     session = await p.ask(OpenSession(name="sun", password=PASSWORD), SessionOpened)
+    made = await p.ask(EnrolSecondFactor(session=session.session), SecondFactorSecret)
+    code = totp.code_for(totp.read(made.secret), totp.step_at(datetime.now(UTC)))
+    await p.ask(ConfirmSecondFactor(session=session.session, code=code), Done)
     return (await p.ask(ResolveSession(session=session.session), ActorToken)).token
 
 
@@ -121,8 +131,6 @@ async def test_the_maker_is_never_the_checker_and_the_token_binds_the_exact_requ
     assert (await p.send(DecideApproval(approval=approval, approve=True), p.person("wu", "approver"))).succeeded
     granted = (await p.wait(ApprovalGranted)).data
     key = p.trust.governance
-    from datetime import UTC, datetime
-
     found = approvals.verify(granted.token, key, action="federation.start", digest=digest, at=datetime.now(UTC))
     assert found.approvers == ("person:wu@platform",)
     with pytest.raises(Problem):

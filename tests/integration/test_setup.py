@@ -96,7 +96,7 @@ def test_each_part_gets_its_own_and_no_other(made: Path) -> None:
     found.pop("seaweedfs/s3.json")
     assert len(set(found.values())) == len(found)
     extra = {
-        "governance": {"ca.key", "bootstrap_token"},
+        "governance": {"ca.key", "bootstrap_token", "seal.key"},
         "audit": {"log_key.nk"},
         "registry": {"release_key.nk"},
         "ingestion": {"project.key"},

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from medmesh.bus.declarations import Handlers
 from medmesh.bus.port import ConsumerSpec, StreamSpec, TopologyBus
 from medmesh.contracts.audit import record_subject
+from medmesh.contracts.governance import ListRevocations, NodeRevoked
+from medmesh.contracts.message import Event, Query
 
 
 class Declared(Protocol):
@@ -46,6 +48,10 @@ class Permissions:
     subscribe: tuple[str, ...]
     responses: bool
 
+
+EVERY_SERVICE_ASKS: tuple[type[Query], ...] = (ListRevocations,)
+EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (NodeRevoked,)
+"""Everybody keeps the list of revoked nodes (`medmesh.service.trust`); what is heard is a hint, and comes past the stream."""
 
 OPERATOR = "operator"
 TOPOLOGY = "topology"
@@ -89,6 +95,8 @@ def permissions(spec: Declared) -> Permissions:
         publish |= {f"$JS.API.CONSUMER.MSG.NEXT.{where}", f"$JS.API.CONSUMER.INFO.{where}", f"$JS.ACK.{where}.>"}
     subscribe |= {responder.subject for responder in spec.handlers.responders}
     subscribe |= {f"medmesh.qry.{spec.name}.{name}.v1" for name in ("dead-letters", "replay-dead-letter")}
+    publish |= {query.subject() for query in EVERY_SERVICE_ASKS}
+    subscribe |= {event.subject() for event in EVERY_SERVICE_HEARS}
     subscribe |= {listener.signal.subject() for listener in spec.handlers.listeners}
     subscribe |= set(spec.extra_subscriptions)
     return Permissions(spec.name, tuple(sorted(publish)), tuple(sorted(subscribe)), responses=True)

@@ -11,6 +11,7 @@ import click
 
 from medmesh.cli import language, say
 from medmesh.cli.verify import verify
+from medmesh.errors import Problem
 
 if TYPE_CHECKING:
     from medmesh.client.gateway import Gateway
@@ -21,14 +22,23 @@ AUDIT = click.option("--audit", "url", required=True, envvar="MEDMESH_AUDIT", me
 
 def visit(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the audit service for the signed-in person."""
-    from medmesh.cli.session import load, with_gateway
+    from medmesh.cli.session import ask_code, load, with_gateway
     from medmesh.client.credentials import Person
     from medmesh.client.gateway import Gateway
 
     async def run(gateway: Gateway) -> T:
-        token = await gateway.request("POST", "/v1/tokens/audit")
-        async with Gateway(url, ca=Path(load()["ca"]), credentials=Person(token["token"])) as door:
-            return await work(door)
+        async def try_once() -> T:
+            token = await gateway.request("POST", "/v1/tokens/audit")
+            async with Gateway(url, ca=Path(load()["ca"]), credentials=Person(token["token"])) as door:
+                return await work(door)
+
+        try:
+            return await try_once()
+        except Problem as problem:
+            if problem.code != "security.step_up":
+                raise
+        await gateway.request("POST", "/v1/sessions/step-up", {"code": await ask_code()})
+        return await try_once()
 
     return with_gateway(run)
 

@@ -45,6 +45,33 @@ def edge() -> None:
 
 @edge.command()
 @FOLDER
+@click.option("--wait", default=0.0, show_default=True, help="Seconds to wait for approval, which an expired certificate needs.")
+def renew(folder: Path, wait: float) -> int:
+    """Renew this node's certificate now; a running node does so by itself.  更新节点证书。"""
+    from datetime import UTC, datetime
+
+    from medmesh_edge.renewal import renew
+
+    async def work(opened: Any) -> None:
+        clock = asyncio.get_running_loop().time
+        end = clock() + wait
+        async with opened.gateway(attempts=1) as gateway:
+            while True:
+                try:
+                    await renew(opened, gateway, datetime.now(UTC), at_once=True)
+                    return
+                except Problem as problem:
+                    if problem.code != "edge.renewal_pending" or clock() > end:
+                        raise
+                await asyncio.sleep(1)
+
+    on_site(folder, work)
+    click.echo(say("renewed", "已更新"))
+    return 0
+
+
+@edge.command()
+@FOLDER
 @click.option("--gateway", required=True, metavar="URL")
 @click.option("--ca", required=True, type=click.Path(exists=True, path_type=Path), help="Handed over with the code, not downloaded.")
 @click.option("--hospital", required=True)

@@ -1,4 +1,4 @@
-"""`medmesh login|user|hospital|approval`."""
+"""`medmesh user|hospital|approval`: what the security administrator and approvers do."""
 
 from __future__ import annotations
 
@@ -9,47 +9,11 @@ from typing import Any
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.account import CA, GATEWAY, PASSWORD, where
 from medmesh.cli.platform import DATA
-from medmesh.cli.session import save, show, with_gateway
+from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
 from medmesh.errors import Problem
-
-PASSWORD = click.option("--password", prompt=True, hide_input=True, help="Asked for when it is not given.")
-
-
-def where(data: Path, gateway: str | None, ca: Path | None) -> tuple[str, Path]:
-    """The gateway's address and CA: as given, or those of the platform running on `data`."""
-    if gateway and ca:
-        return gateway, ca
-    from medmesh.embedded.run import running
-
-    run = running(data.absolute())
-    if run is None:
-        raise Problem("platform.not_running", data=data)
-    return gateway or run.urls["gateway"], ca or run.paths["ca"]
-
-
-GATEWAY = click.option("--gateway", metavar="URL", help="Address; found by itself on the platform's own machine.")
-CA = click.option("--ca", type=click.Path(exists=True, path_type=Path), help="The platform's CA certificate.")
-
-
-@click.command()
-@DATA
-@GATEWAY
-@CA
-@click.argument("name")
-@PASSWORD
-def login(data: Path, gateway: str | None, ca: Path | None, name: str, password: str) -> int:
-    """Sign in as NAME; the session is kept for this account.  登录。"""
-    url, authority = where(data, gateway, ca)
-
-    async def run() -> str:
-        async with Gateway(url, ca=authority, language=language()) as client:
-            return str((await client.request("POST", "/v1/sessions", {"name": name, "password": password}))["session"])
-
-    save(url, authority, asyncio.run(run()))
-    click.echo(say(f"signed in as {name}", f"已登录：{name}"))
-    return 0
 
 
 @click.group()
@@ -124,6 +88,52 @@ def list_users() -> int:
     return 0
 
 
+@user.command()
+@click.argument("name")
+@click.option("--role", "roles", multiple=True, help="All roles the person has from now on.")
+def roles(name: str, roles: tuple[str, ...]) -> int:
+    """Give NAME exactly these roles; what the person had open ends.  变更角色。"""
+    return _manage(name, "roles", {"roles": roles}, say(f"{name}: roles changed", f"{name}：角色已变更"))
+
+
+@user.command()
+@click.argument("name")
+@click.option("--reason", default="")
+def disable(name: str, reason: str) -> int:
+    """Close the account of NAME.  停用账户。"""
+    return _manage(name, "disabling", {"reason": reason}, say(f"{name}: disabled", f"{name}：已停用"))
+
+
+@user.command()
+@click.argument("name")
+def enable(name: str) -> int:
+    """Open the account of NAME again.  启用账户。"""
+    return _manage(name, "enabling", {}, say(f"{name}: enabled", f"{name}：已启用"))
+
+
+@user.command()
+@click.argument("name")
+def unlock(name: str) -> int:
+    """Lift the lock after wrong passwords.  解除锁定。"""
+    return _manage(name, "unlocking", {}, say(f"{name}: unlocked", f"{name}：已解锁"))
+
+
+@user.command()
+@click.argument("name")
+@click.option("--second-factor", is_flag=True, help="The authenticator was lost too.")
+def recover(name: str, second_factor: bool) -> int:
+    """A new activation code for NAME, who lost the password.  账户恢复。"""
+    body = {"second_factor": second_factor}
+    show(with_gateway(lambda gateway: gateway.request("POST", f"/v1/users/{name}/recovery", body)))
+    return 0
+
+
+def _manage(name: str, what: str, body: dict[str, Any], done: str) -> int:
+    with_gateway(lambda gateway: gateway.command("POST", f"/v1/users/{name}/{what}", body))
+    click.echo(done)
+    return 0
+
+
 @click.group()
 def hospital() -> None:
     """Member hospitals.  成员医院。"""
@@ -143,6 +153,28 @@ def register(name: str, display_name: str) -> int:
 def list_hospitals() -> int:
     """Every hospital with its nodes."""
     show(with_gateway(lambda gateway: gateway.request("GET", "/v1/hospitals"))["hospitals"])
+    return 0
+
+
+@hospital.command()
+@click.argument("name")
+@click.option("--node", help="Only this node; all of the hospital's by default.")
+@click.option("--reason", required=True)
+def revoke(name: str, node: str | None, reason: str) -> int:
+    """Believe the certificates of NAME no longer, anywhere, within a minute.  吊销医院节点证书。"""
+    body = {"node": node, "reason": reason}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/hospitals/{name}/revocation", body)))
+    return 0
+
+
+@hospital.command()
+@click.argument("hospital_name")
+@click.argument("name")
+@click.option("--key", required=True, type=click.Path(exists=True, path_type=Path), help="Its public key (PEM, Ed25519 or P-256).")
+def system(hospital_name: str, name: str, key: Path) -> int:
+    """Register NAME, a system of a hospital that signs in with a key of its own.  登记医院信息系统。"""
+    body = {"name": name, "public_key_pem": key.read_text()}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/hospitals/{hospital_name}/systems", body)))
     return 0
 
 

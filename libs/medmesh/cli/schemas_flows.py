@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from medmesh import contracts
-from medmesh.bus.topology import OPERATOR
+from medmesh.bus.topology import EVERY_SERVICE_ASKS, EVERY_SERVICE_HEARS, OPERATOR
 from medmesh.contracts.audit import AuditBatch, Receipts
 from medmesh.contracts.message import Message, OperationFinished, Query, Signal
 from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
@@ -63,7 +63,7 @@ def file_name(message: type[Message]) -> str:
     return f"{message.KIND}.{message.TYPE}".replace("*", "any")
 
 
-OF_EVERY_SERVICE = frozenset({AUDIT_RECORD, *map(file_name, _DEAD_LETTERS)})
+OF_EVERY_SERVICE = frozenset({AUDIT_RECORD, *map(file_name, (*_DEAD_LETTERS, *EVERY_SERVICE_ASKS, *EVERY_SERVICE_HEARS))})
 """What every service does alike, by name."""
 
 
@@ -89,8 +89,8 @@ def _party(spec: ServiceSpec) -> Party:
     handlers = spec.handlers
     heard: set[type[Message]] = {message for consumer in handlers.consumers for message in consumer.messages}
     heard |= {responder.query for responder in handlers.responders} | {listener.signal for listener in handlers.listeners}
-    heard |= set(_DEAD_LETTERS)
-    said: set[type[Message]] = {*spec.emits, *spec.sends, *spec.asks, *spec.signals}
+    heard |= {*_DEAD_LETTERS, *EVERY_SERVICE_HEARS}
+    said: set[type[Message]] = {*spec.emits, *spec.sends, *spec.asks, *spec.signals, *EVERY_SERVICE_ASKS}
     said |= {OperationFinished} if spec.commands else set()
     takes_records = any(subject.startswith("medmesh.audit.") for subject in spec.extra_subscriptions)
     receives = [*map(flow, heard), *([audit_flow()] if takes_records else [])]

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medmesh.cli import language
+from medmesh.cli import language, say
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
 from medmesh.embedded import files
@@ -30,6 +30,11 @@ def save(url: str, ca: Path, session: str) -> None:
     files.write(place(), json.dumps({"url": url, "ca": str(ca.absolute()), "session": session}))
 
 
+def forget() -> None:
+    """Signed out."""
+    place().unlink(missing_ok=True)
+
+
 def load() -> dict[str, str]:
     """Raises `Problem` (`cli.signed_out`)."""
     if not place().exists():
@@ -38,12 +43,20 @@ def load() -> dict[str, str]:
     return found
 
 
+async def ask_code() -> str:
+    """The code of the signed-in person's authenticator, from the terminal."""
+    import click
+
+    return str(click.prompt(say("code of your authenticator", "动态口令"), err=True))
+
+
 def with_gateway(work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the signed-in person."""
 
     async def run() -> T:
         found = load()
-        async with Gateway(found["url"], ca=Path(found["ca"]), credentials=Person(found["session"]), language=language()) as gateway:
+        person = Person(found["session"], ask_code)
+        async with Gateway(found["url"], ca=Path(found["ca"]), credentials=person, language=language()) as gateway:
             return await work(gateway)
 
     return asyncio.run(run())

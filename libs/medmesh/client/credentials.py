@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -32,9 +33,10 @@ class Anonymous:
 
 @dataclass(frozen=True)
 class Person:
-    """A session."""
+    """A session; `second_factor` gets a code when one is needed in the middle of something."""
 
     session: str = field(repr=False)
+    second_factor: Callable[[], Awaitable[str]] | None = None
 
     def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
         """The bearer."""

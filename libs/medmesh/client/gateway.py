@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from medmesh.client.credentials import Anonymous, Credentials, Person
+from medmesh.client.credentials import Anonymous, Credentials
 from medmesh.contracts.message import Record, new_id
 from medmesh.errors import Problem
 
@@ -37,18 +37,27 @@ class Gateway:
         proxy: str | None = None,
         attempts: int = ATTEMPTS,
     ) -> None:
-        context = ssl.create_default_context(cafile=str(ca) if ca else None)
-        if identity:
-            context.load_cert_chain(*map(str, identity))
-        # One connection pool for everybody; trust_env off so that only a proxy that was configured is used.
-        self._http = httpx.AsyncClient(
-            base_url=url, verify=context, proxy=proxy, trust_env=False, timeout=httpx.Timeout(15, read=60, pool=60), http2=False
-        )
+        self._ca, self._proxy = ca, proxy
         self.url = url
+        self._http = self._pool(identity)
         self.credentials: Credentials = credentials or Anonymous()
         self.language = language
         self._attempts = attempts
         self._owner = True
+
+    def _pool(self, identity: tuple[Path, Path] | None) -> httpx.AsyncClient:
+        context = ssl.create_default_context(cafile=str(self._ca) if self._ca else None)
+        if identity:
+            context.load_cert_chain(*map(str, identity))
+        # One connection pool for everybody; trust_env off so that only a proxy that was configured is used.
+        return httpx.AsyncClient(
+            base_url=self.url, verify=context, proxy=self._proxy, trust_env=False, timeout=httpx.Timeout(15, read=60, pool=60), http2=False
+        )
+
+    async def present(self, identity: tuple[Path, Path], credentials: Credentials) -> None:
+        """Show another certificate from now on. What is under way breaks off and is tried again, as when the network does."""
+        before, self._http, self.credentials = self._http, self._pool(identity), credentials
+        await before.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,11 +76,6 @@ class Gateway:
         other.__dict__.update(self.__dict__)
         other.credentials, other._owner = credentials, False
         return other
-
-    async def sign_in(self, name: str, password: str) -> Gateway:
-        """Open a session. Raises `Problem`."""
-        answer = await self.request("POST", "/v1/sessions", {"name": name, "password": password})
-        return self.acting_as(Person(answer["session"]))
 
     async def request(
         self, method: str, path: str, document: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
@@ -106,7 +110,21 @@ class Gateway:
     async def raw(
         self, method: str, path: str, body: bytes = b"", *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
     ) -> httpx.Response:
-        """One request, repeated with back-off while the gateway is away. Raises `Problem`."""
+        """One request, repeated with back-off while the gateway is away, and once more after the second factor was shown where it
+        is asked for. Raises `Problem`."""
+        try:
+            return await self._insist(method, path, body, query, headers)
+        except Problem as problem:
+            ask = getattr(self.credentials, "second_factor", None)
+            if problem.code != "security.step_up" or ask is None:
+                raise
+        shown = json.dumps({"code": await ask()}).encode()
+        await self._insist("POST", "/v1/sessions/step-up", shown, None, {"Content-Type": "application/json"})
+        return await self._insist(method, path, body, query, headers)
+
+    async def _insist(
+        self, method: str, path: str, body: bytes, query: dict[str, Any] | None, headers: dict[str, str] | None
+    ) -> httpx.Response:
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(self._attempts):
             signed = {**self.credentials.headers(method, target, body), "Accept-Language": self.language, **(headers or {})}

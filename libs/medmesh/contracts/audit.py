@@ -197,7 +197,7 @@ class GetExport(Query):
     """How an export stands."""
 
     TYPE: ClassVar[str] = "audit.get-export.v1"
-    ACTION: ClassVar[str | None] = "audit.export"
+    ACTION: ClassVar[str | None] = "audit.report"
     Reply: ClassVar[type[Record]] = ExportView
 
     export: str

@@ -30,15 +30,19 @@ class Bootstrap(Exchange):
 
 
 class SessionOpened(Record):
-    """`session` is the bearer of the gateway: random, shown once, kept only as a hash."""
+    """`session` is the bearer of the gateway: random, shown once, kept only as a hash.
+
+    What `must` names comes first (`password`: change it; `second_factor`: enrol one): until then the session does nothing else.
+    """
 
     session: str = Field(repr=False)
     expires: datetime
     roles: tuple[str, ...]
+    must: tuple[str, ...] = ()
 
 
 class OpenSession(Exchange):
-    """Sign in."""
+    """Sign in; `code` is the second factor's, for who has one."""
 
     TYPE: ClassVar[str] = "governance.open-session.v1"
     ACTION: ClassVar[str | None] = None
@@ -46,6 +50,7 @@ class OpenSession(Exchange):
 
     name: Identifier
     password: str = Field(repr=False)
+    code: str | None = Field(default=None, repr=False)
 
 
 class ActorToken(Record):
@@ -74,6 +79,94 @@ class CloseSession(Exchange):
     Reply: ClassVar[type[Record]] = Done
 
     session: str = Field(repr=False)
+
+
+class SecondFactorSecret(Record):
+    """What an authenticator needs, shown once: the secret as base32, and the same as an `otpauth://` address."""
+
+    secret: str = Field(repr=False)
+    uri: str = Field(repr=False)
+
+
+class EnrolSecondFactor(Exchange):
+    """Make a new second factor for oneself; it counts once a code of it was confirmed. `code` is one of the former, where there is one."""
+
+    TYPE: ClassVar[str] = "governance.enrol-second-factor.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = SecondFactorSecret
+
+    session: str = Field(repr=False)
+    code: str | None = Field(default=None, repr=False)
+
+
+class ConfirmSecondFactor(Exchange):
+    """Show that the authenticator works; from here on signing in needs it."""
+
+    TYPE: ClassVar[str] = "governance.confirm-second-factor.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    code: str = Field(repr=False)
+
+
+class StepUp(Exchange):
+    """Show the second factor again: what approves, exports or changes rights needs one at most five minutes old."""
+
+    TYPE: ClassVar[str] = "governance.step-up.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    code: str = Field(repr=False)
+
+
+class ChangePassword(Exchange):
+    """Change one's own password; every other session of this person ends."""
+
+    TYPE: ClassVar[str] = "governance.change-password.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    old: str = Field(repr=False)
+    new: str = Field(repr=False)
+
+
+class SessionView(Record):
+    """`id` names it and opens nothing; `strong` is when the second factor was last shown in it."""
+
+    id: str
+    opened: datetime
+    used: datetime
+    expires: datetime
+    strong: datetime | None = None
+    this: bool
+
+
+class Sessions(Record):
+    sessions: tuple[SessionView, ...]
+
+
+class ListSessions(Query):
+    """One's own sessions."""
+
+    TYPE: ClassVar[str] = "governance.list-sessions.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Sessions
+
+    session: str = Field(repr=False)
+
+
+class EndSession(Exchange):
+    """End one of one's own sessions, by its id."""
+
+    TYPE: ClassVar[str] = "governance.end-session.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = Done
+
+    session: str = Field(repr=False)
+    id: str
 
 
 class OneTimeCode(Record):
@@ -106,6 +199,27 @@ class ActivateUser(Exchange):
     name: Identifier
     code: str = Field(repr=False)
     password: str = Field(repr=False)
+
+
+class OpenSystemSession(Exchange):
+    """A hospital's system signs in with a JWT of its own key (RFC 7523, `medmesh.security.assertions`)."""
+
+    TYPE: ClassVar[str] = "governance.open-system-session.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = SessionOpened
+
+    assertion: str = Field(repr=False, max_length=4096)
+
+
+class RecoverUser(Exchange):
+    """Issue a new activation code for somebody who lost the password, and with `second_factor` the authenticator too."""
+
+    TYPE: ClassVar[str] = "governance.recover-user.v1"
+    ACTION: ClassVar[str | None] = "user.manage"
+    Reply: ClassVar[type[Record]] = OneTimeCode
+
+    name: Identifier
+    second_factor: bool = False
 
 
 class RegisterHospital(Exchange):
@@ -155,6 +269,18 @@ class GetEnrolment(Query):
     code: str = Field(repr=False)
 
 
+class RenewCertificate(Exchange):
+    """A node asks for its next certificate; `proof` is a signature with the key of the present one (`medmesh.security.renewal`)."""
+
+    TYPE: ClassVar[str] = "governance.renew-certificate.v1"
+    ACTION: ClassVar[str | None] = None
+    Reply: ClassVar[type[Record]] = EnrolmentState
+
+    certificate_pem: str
+    csr_pem: str
+    proof: str = Field(repr=False)
+
+
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +290,11 @@ class UserView(Record):
     organisation: str
     roles: tuple[str, ...]
     active: bool
+    kind: str = "person"
+    second_factor: bool = False
+    disabled: bool = False
+    locked_until: datetime | None = None
+    signed_in: datetime | None = None
 
 
 class Users(Record):
@@ -200,6 +331,20 @@ class ListHospitals(Query):
     Reply: ClassVar[type[Record]] = Hospitals
 
 
+class Revocations(Record):
+    """Serial numbers (hexadecimal) of node certificates that were revoked and have not expired anyway."""
+
+    serials: tuple[str, ...]
+
+
+class ListRevocations(Query):
+    """What every service asks again and again, so that a revoked node is believed nowhere."""
+
+    TYPE: ClassVar[str] = "governance.list-revocations.v1"
+    ACTION: ClassVar[str | None] = "revocation.list"
+    Reply: ClassVar[type[Record]] = Revocations
+
+
 class ApprovalView(Record):
     approval: str
     action: str
@@ -226,6 +371,67 @@ class ListApprovals(Query):
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
+
+
+class RegisterSystem(Command):
+    """Register a system of a hospital, which signs in with the private half of this key. Result: `{"system": name}`."""
+
+    TYPE: ClassVar[str] = "governance.register-system.v1"
+    ACTION: ClassVar[str] = "system.register"
+
+    hospital: Identifier
+    name: Identifier
+    public_key_pem: str = Field(max_length=2000)
+    display_name: str = ""
+
+
+class ChangeRoles(Command):
+    """Give somebody exactly these roles. Nobody changes their own; the sessions of the person end."""
+
+    TYPE: ClassVar[str] = "governance.change-roles.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+    roles: tuple[str, ...]
+
+
+class DisableUser(Command):
+    """Close an account: its sessions end, and nobody signs in until it is enabled again."""
+
+    TYPE: ClassVar[str] = "governance.disable-user.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+    reason: str = Field(default="", max_length=500)
+
+
+class EnableUser(Command):
+    """Open a closed account again."""
+
+    TYPE: ClassVar[str] = "governance.enable-user.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+
+
+class UnlockUser(Command):
+    """Lift the lock that follows wrong passwords, before its time."""
+
+    TYPE: ClassVar[str] = "governance.unlock-user.v1"
+    ACTION: ClassVar[str] = "user.manage"
+
+    name: Identifier
+
+
+class RevokeNode(Command):
+    """Believe a node no longer, or all of a hospital's: within seconds everywhere. Result: `{"revoked": serial numbers}`."""
+
+    TYPE: ClassVar[str] = "governance.revoke-node.v1"
+    ACTION: ClassVar[str] = "hospital.revoke"
+
+    hospital: Identifier
+    node: Identifier | None = None
+    reason: str = Field(default="", max_length=500)
 
 
 class RequestApproval(Command):
@@ -262,6 +468,16 @@ class UserCreated(Event):
     roles: tuple[str, ...]
 
 
+class UserChanged(Event):
+    """Roles were changed, or the account was disabled or enabled."""
+
+    TYPE: ClassVar[str] = "governance.user.changed.v1"
+
+    name: Identifier
+    roles: tuple[str, ...]
+    disabled: bool
+
+
 class HospitalRegistered(Event):
     TYPE: ClassVar[str] = "governance.hospital.registered.v1"
 
@@ -278,6 +494,16 @@ class NodeEnrolled(Event):
     node: Identifier
     fingerprint: Sha256
     expires: datetime
+
+
+class NodeRevoked(Event):
+    """Certificates of a hospital's nodes count no longer."""
+
+    TYPE: ClassVar[str] = "governance.node.revoked.v1"
+
+    hospital: Identifier
+    serials: tuple[str, ...]
+    reason: str
 
 
 class ApprovalRequested(Event):

@@ -21,6 +21,7 @@ from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
 from medmesh.client.federation import create_federation, initial_weights
 from medmesh.client.gateway import Gateway
+from medmesh.client.people import Authenticator, sign_in
 from medmesh.client.transfer import download
 from medmesh.contracts.federation import FederationView
 from medmesh.contracts.registry import ModelList
@@ -127,12 +128,12 @@ class Story:
         self.people["anybody"] = anybody
         token = (self.data / "secrets" / "bootstrap.token").read_text().strip()
         await anybody.request("POST", "/v1/bootstrap", {"token": token, "name": "sun", "display_name": "孙安全", "password": PASSWORD})
-        admin = self.people["sun"] = await anybody.sign_in("sun", PASSWORD)
+        admin = self.people["sun"] = await sign_in(anybody, "sun", PASSWORD, Authenticator())
         for name, shown, role in (("li", "李研究", "researcher"), ("wu", "吴审批", "approver"), ("qian", "钱审计", "auditor")):
             body = {"name": name, "display_name": shown, "organisation": "platform", "roles": [role]}
             code = (await admin.request("POST", "/v1/users", body))["code"]
             await anybody.request("POST", "/v1/activations", {"name": name, "code": code, "password": PASSWORD})
-            self.people[name] = await anybody.sign_in(name, PASSWORD)
+            self.people[name] = await sign_in(anybody, name, PASSWORD, Authenticator())
 
     async def _approve(self, action: str, count: int = 1) -> None:
         """A second person looks at what is open and approves it."""

@@ -59,6 +59,7 @@ _TOGETHER = {
     "release_key.nk": "secrets/release.nk",
     "log_key.nk": "secrets/log.nk",
     "project.key": "secrets/ingestion.key",
+    "seal.key": "secrets/{owner}.seal",
     "settings.json": "settings/{owner}.json",
     "state": "state/{owner}",
 }

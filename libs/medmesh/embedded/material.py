@@ -59,9 +59,9 @@ def prepare(layout: Layout, names: Callable[[str], Sequence[str]]) -> Prepared:
 
     identities = {name: Identity.ensure(place(name, "identity.nk")) for name in (*specs, TOPOLOGY, OPERATOR)}
     release, log_key = Identity.ensure(place("registry", "release_key.nk")), Identity.ensure(place("audit", "log_key.nk"))
-    project = place("ingestion", "project.key")
-    if not project.exists():
-        write_secret(project, os.urandom(32))
+    for path in (place("ingestion", "project.key"), place("governance", "seal.key")):
+        if not path.exists():
+            write_secret(path, os.urandom(32))
     authority = Authority.ensure(place("governance", "ca.key").parent)
     for name, spec in specs.items():
         if spec.http:
@@ -125,6 +125,7 @@ def settings(layout: Layout, spec: ServiceSpec, database: str, values: dict[str,
         "authority": lambda: private("ca.key").parent,
         "bootstrap_token": lambda: private("bootstrap_token"),
         "key": lambda: private("project.key"),
+        "seal_key": lambda: private("seal.key"),
         "release_key": lambda: private("release_key.nk"),
         "log_key": lambda: private("log_key.nk"),
         "origin": lambda: ORIGIN,

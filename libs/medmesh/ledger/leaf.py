@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from medmesh.canonical import canonical
+from medmesh.canonical import spell
 from medmesh.errors import Problem
 
 SALT_BYTES = 16
@@ -42,7 +42,7 @@ class Leaf:
     def encode(self) -> bytes:
         """The canonical bytes that are hashed into the tree."""
         header = {"v": 2, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "k": self.retention}
-        return canonical({**header, "commit": self.commit})
+        return spell({**header, "commit": self.commit}).encode()
 
 
 def decode(data: bytes) -> Leaf:

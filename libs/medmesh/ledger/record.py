@@ -9,11 +9,10 @@ emitter's previous record · `n` the emitter's own counter, whose gaps reveal a 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
-from medmesh.canonical import canonical
+from medmesh.canonical import canonical, read
 from medmesh.errors import Problem
 
 VERSION = 2
@@ -62,11 +61,13 @@ def record_bytes(document: dict[str, Any]) -> bytes:
 def read_record(body: bytes) -> dict[str, Any]:
     """The document in canonical bytes. Raises `Problem` (`ledger.record`) for anything that is not its own canonical form."""
     try:
-        document: dict[str, Any] = json.loads(body)
-        if record_bytes(document) != body:
-            raise ValueError("not in canonical form")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Problem("ledger.record", reason=str(error) if isinstance(error, ValueError) else "not an object") from None
+        document = read(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem("ledger.record", reason=str(error)) from None
+    if not isinstance(document, dict):
+        raise Problem("ledger.record", reason="not an object")
+    if document.keys() != FIELDS or len(body) > MAX_BYTES:
+        raise Problem("ledger.record", reason=f"it has exactly its fields and at most {MAX_BYTES} bytes")
     return document
 
 

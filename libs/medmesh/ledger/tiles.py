@@ -81,6 +81,20 @@ def nodes(read: Tiles, size: int) -> Node:
     return node
 
 
+def needed(size: int, ask: Callable[[Node], object]) -> list[tuple[int, int, int]]:
+    """The tiles (level, number, width) that `ask` reads of a tree of `size` leaves: which hashes it asks for never depends on them."""
+    seen: dict[tuple[int, int, int], None] = {}
+
+    def note(level: int, index: int) -> bytes:
+        tile_level, above = divmod(level, 8)
+        number = (index << above) // WIDTH
+        seen[tile_level, number, width_at(size, tile_level, number)] = None
+        return b""
+
+    ask(note)
+    return list(seen)
+
+
 def bundle(entries: Sequence[bytes]) -> bytes:
     """Entries with their length before each (big-endian uint16)."""
     return b"".join(len(entry).to_bytes(2, "big") + entry for entry in entries)

@@ -189,12 +189,18 @@ def hospital_of(certificate: x509.Certificate) -> tuple[str, str]:
     raise Problem("security.certificate_foreign")
 
 
-def verify_node(certificate: x509.Certificate, ca: x509.Certificate, *, at: datetime, revoked: frozenset[str] = frozenset()) -> None:
-    """Raise a `Problem` unless `certificate` was issued by `ca` for a node, is not revoked and is valid at `at`."""
+def verify_issued(certificate: x509.Certificate, ca: x509.Certificate) -> None:
+    """Raise a `Problem` unless `ca` issued `certificate` for a node, however long ago."""
     try:
         certificate.verify_directly_issued_by(ca)
     except (InvalidSignature, ValueError, TypeError):
         raise Problem("security.certificate_foreign") from None
+    hospital_of(certificate)
+
+
+def verify_node(certificate: x509.Certificate, ca: x509.Certificate, *, at: datetime, revoked: frozenset[str] = frozenset()) -> None:
+    """Raise a `Problem` unless `certificate` was issued by `ca` for a node, is not revoked and is valid at `at`."""
+    verify_issued(certificate, ca)
     hospital, _ = hospital_of(certificate)
     if f"{certificate.serial_number:x}" in revoked:
         raise Problem("security.certificate_revoked", hospital=hospital)

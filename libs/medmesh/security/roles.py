@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cache
 
 from medmesh.canonical import digest
@@ -20,8 +21,12 @@ _ALL_PEOPLE = ("system_administrator", "security_administrator", "researcher", "
 
 TABLE: dict[str, tuple[str, ...]] = {
     "user.create": ("security_administrator",),
+    "user.manage": ("security_administrator",),
     "user.list": ("security_administrator", "audit_administrator"),
     "hospital.register": ("security_administrator",),
+    "hospital.revoke": ("security_administrator",),
+    "revocation.list": ("security_administrator",),
+    "system.register": ("security_administrator",),
     "hospital.list": (*_ALL_PEOPLE, "auditor"),
     "approval.request": ("security_administrator", "researcher", "auditor", "audit_administrator"),
     "approval.decide": ("approver", "security_administrator"),
@@ -43,10 +48,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "federation.submit": ("hospital",),
     "model.register": ("researcher",),
     "model.convert": ("researcher",),
-    "model.read": ("researcher", "approver", "auditor", "hospital", "clinician"),
+    "model.read": ("researcher", "approver", "auditor", "hospital", "clinician", "system"),
     "model.release": ("researcher",),
     "model.install": ("hospital",),
-    "inference.infer": ("researcher", "clinician", "hospital"),
+    "inference.infer": ("researcher", "clinician", "hospital", "system"),
     "audit.read": ("auditor", "audit_administrator", "hospital"),
     "audit.export": ("auditor", "audit_administrator"),
     "audit.report": ("auditor", "audit_administrator"),
@@ -59,34 +64,68 @@ TABLE: dict[str, tuple[str, ...]] = {
     "dead.read": ("system_administrator", "service:operator"),
     "dead.replay": ("system_administrator", "service:operator"),
 }
-"""Action to the roles that may do it. Hospitals have the role `hospital`; a service has `service:<name>`."""
+"""Action to the roles that may do it. Hospitals have the role `hospital`, their systems `system`; a service has `service:<name>`."""
 
-_SERVICES_MAY = frozenset({"dataset.read", "federation.read", "model.read", "hospital.list"})
+STEP_UP = frozenset(
+    {
+        "annotation.export",
+        "approval.decide",
+        "audit.export",
+        "hospital.register",
+        "hospital.revoke",
+        "system.register",
+        "user.create",
+        "user.manage",
+    }
+)
+"""Actions for which a person showed the second factor not longer ago than `STRONG`: approvals, exports, rights."""
+
+STRONG = timedelta(minutes=5)
+
+_SERVICES_MAY = frozenset({"dataset.read", "federation.read", "model.read", "hospital.list", "revocation.list"})
 """What any service may ask on its own behalf: it needs it to do its part, and the answer holds no data of patients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether it is allowed, and the rule that said so: recorded with the action."""
+    """Whether it is allowed, the rule that said so, and the digest of the rules as they stood: recorded with the action."""
 
     allowed: bool
     rule: str
-
-
-def allow(actor: Actor, action: str) -> Decision:
-    """Decide; an unknown action is denied."""
-    for role in TABLE.get(action, ()):
-        if role in actor.roles:
-            return Decision(True, f"role:{role}")
-    if actor.kind == "service" and action in _SERVICES_MAY:
-        return Decision(True, "service")
-    return Decision(False, "default")
+    policy: str = ""
 
 
 @cache
 def policy_digest() -> str:
-    """SHA-256 of the rules that decide here: it stands in every audit record, so that a changed table shows."""
-    return digest({"table": {action: list(roles) for action, roles in TABLE.items()}, "services": sorted(_SERVICES_MAY)})
+    """SHA-256 over everything that decides."""
+    return digest({"table": TABLE, "step_up": sorted(STEP_UP), "services": sorted(_SERVICES_MAY)})
+
+
+def allow(actor: Actor, action: str, at: datetime) -> Decision:
+    """Decide at the time `at`, which is the message's; an unknown action is denied."""
+    for role in TABLE.get(action, ()):
+        if role in actor.roles:
+            if action in STEP_UP and actor.kind == "person" and not (actor.strong_at and at - actor.strong_at <= STRONG):
+                return Decision(False, "step-up", policy_digest())
+            return Decision(True, f"role:{role}", policy_digest())
+    if actor.kind == "service" and action in _SERVICES_MAY:
+        return Decision(True, "service", policy_digest())
+    return Decision(False, "default", policy_digest())
+
+
+def denial(decision: Decision, actor: Actor, action: str) -> Problem:
+    """What somebody is told who may not."""
+    if decision.rule == "step-up":
+        return Problem("security.step_up", action=action)
+    return Problem("access.denied", actor=actor.text, action=action)
+
+
+def require(actor: Actor, action: str, at: datetime) -> Decision:
+    """The decision that allows it. Raises `Problem` (`access.denied`, `security.step_up`)."""
+    decision = allow(actor, action, at)
+    if not decision.allowed:
+        raise denial(decision, actor, action)
+    return decision
 
 
 def check_roles(roles: Iterable[str]) -> frozenset[str]:

@@ -26,7 +26,7 @@ from medmesh.errors import Problem
 from medmesh.security.authority import hospital_of, verify_node
 from medmesh.security.keys import Identity, public_key
 
-Kind = Literal["person", "service", "hospital"]
+Kind = Literal["person", "service", "hospital", "system"]
 LEEWAY = timedelta(seconds=60)
 AUDIENCE = "medmesh"
 
@@ -40,6 +40,9 @@ class Actor:
     organisation: str
     roles: frozenset[str] = frozenset()
     method: str = ""
+    """How a person signed in: `pwd`, or `pwd+otp` with a second factor (RFC 8176)."""
+    strong_at: datetime | None = None
+    """When a person last showed the second factor (RFC 9470 `auth_time`)."""
 
     @property
     def text(self) -> str:
@@ -90,8 +93,10 @@ def _claims(issuer: str, subject: str, audience: str, minutes: float, extra: dic
 
 
 def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE, minutes: float = 10, now: datetime | None = None) -> str:
-    """A person's token, signed by governance."""
-    extra = {"knd": "person", "org": actor.organisation, "rol": sorted(actor.roles), "mth": actor.method}
+    """A person's token, or that of a hospital's system, signed by governance."""
+    extra: dict[str, Any] = {"knd": actor.kind, "org": actor.organisation, "rol": sorted(actor.roles), "mth": actor.method}
+    if actor.strong_at is not None:
+        extra["stp"] = int(actor.strong_at.timestamp())
     claims = _claims("service:governance", actor.id, audience, minutes, extra, now)
     return jwt.encode(claims, governance.private_key, algorithm="EdDSA", headers={"kid": governance.public})
 
@@ -141,10 +146,10 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
         if claims.get("sub") != hospital_of(certificate)[0] or claims.get("org") != claims.get("sub"):
             raise Problem("security.token_issuer", issuer=issuer)
         key, algorithm = certificate.public_key(), "ES256"
-    elif kind in ("person", "service"):
+    elif kind in ("person", "service", "system"):
         name = issuer.removeprefix("service:")
         known = trust.services.get(name)
-        if known is None or (kind == "person" and name != "governance") or (kind == "service" and claims.get("sub") != name):
+        if known is None or (kind in ("person", "system") and name != "governance") or (kind == "service" and claims.get("sub") != name):
             raise Problem("security.token_issuer", issuer=issuer)
         key, algorithm = public_key(known), "EdDSA"
     else:
@@ -165,7 +170,8 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     roles = frozenset(("hospital",)) if kind == "hospital" else frozenset(map(str, claims.get("rol", ())))
     if kind == "service":
         roles = frozenset(("service", f"service:{claims['sub']}"))
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")))  # type: ignore[arg-type]
+    strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong)  # type: ignore[arg-type]
 
 
 def _node_certificate(header: dict[str, Any], trust: TrustBundle, at: datetime) -> x509.Certificate:

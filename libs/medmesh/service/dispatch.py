@@ -23,7 +23,7 @@ from medmesh.bus.declarations import Consumer
 from medmesh.bus.port import Delivery
 from medmesh.contracts.message import Command, Envelope, Message, OperationFinished, decode
 from medmesh.errors import Problem
-from medmesh.security.roles import Decision, allow
+from medmesh.security.roles import Decision, allow, denial
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
 from medmesh.store.database import Database
@@ -114,13 +114,13 @@ def identify(message: Envelope[Any], trust: TrustBundle, action: str | None) -> 
             return None, None
         raise Problem("actor.missing", type=message.type)
     actor = verify_actor(message.actor, trust, at=message.time)
-    return actor, None if action is None else allow(actor, action)
+    return actor, None if action is None else allow(actor, action, message.time)
 
 
 def require(actor: Actor | None, decision: Decision | None, action: str | None) -> None:
-    """Raises `Problem` (`access.denied`) unless it was allowed."""
+    """Raises `Problem` (`access.denied`, `security.step_up`) unless it was allowed."""
     if actor is not None and decision is not None and not decision.allowed:
-        raise Problem("access.denied", actor=actor.text, action=str(action))
+        raise denial(decision, actor, str(action))
 
 
 @dataclass

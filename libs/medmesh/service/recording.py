@@ -11,6 +11,8 @@ from medmesh.security.roles import policy_digest
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, Recorder
 
+UNKNOWN = "unknown"
+"""The organisation of a name that nobody has: whoever tries it belongs to none."""
 PLATFORM = "platform"
 """The compartment of what is about nobody's data in particular."""
 
@@ -69,7 +71,7 @@ def _compartments(entry: AuditEntry, actor: Actor | None, own: str) -> list[str]
     found = {*entry.hospitals, *(entity.id for entity in entry.entities if entity.kind == "hospital")}
     if actor is not None and actor.kind != "service":
         found.add(actor.organisation)
-    named = found - {PLATFORM}
+    named = found - {PLATFORM, UNKNOWN}
     return sorted(named) or [PLATFORM]
 
 

@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanKind
@@ -18,12 +17,13 @@ from medmesh import telemetry
 from medmesh.bus.declarations import Listener, Responder
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import Bus, Subscription
+from medmesh.bus.topology import EVERY_SERVICE_HEARS
 from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal, decode, encode, envelope
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
 from medmesh.security.roles import Decision
-from medmesh.security.tokens import Actor, TrustBundle, service_token
+from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
 from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
 from medmesh.service.listener import listen
@@ -31,6 +31,7 @@ from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
 from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
+from medmesh.service.trust import Follower, Trust
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 from medmesh.tasks import end
@@ -39,21 +40,6 @@ from medmesh.telemetry import current_traceparent, log, metrics, span
 R = TypeVar("R", bound=Record)
 
 KEEP_DAYS = 30
-
-
-class Trust:
-    """The trust bundle, read again when its file changes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp = 0
-        self._bundle: TrustBundle | None = None
-
-    def __call__(self) -> TrustBundle:
-        stamp = self._path.stat().st_mtime_ns
-        if self._bundle is None or stamp != self._stamp:
-            self._bundle, self._stamp = TrustBundle.load(self._path), stamp
-        return self._bundle
 
 
 class Runtime:
@@ -203,7 +189,7 @@ def _problem(problem: Problem) -> bytes:
 
 async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor | None, decision: Decision | None, problem: Problem) -> None:
     """Refused access, and secrets that did not fit: what was asked for is recorded although nothing was done."""
-    denied = problem.code == "access.denied"
+    denied = problem.code in ("access.denied", "security.step_up")
     if not denied and not isinstance(query.data, Exchange):
         return
     context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
@@ -249,7 +235,7 @@ def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> 
 async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | None = None) -> AsyncIterator[Runtime]:
     """Start a service and stop it when the block ends: first it takes nothing new, then it finishes, then it leaves."""
     identity = Identity.load(settings.identity)
-    trust = Trust(settings.trust)
+    trust = Trust(settings.trust, settings.state)
     instance = f"{socket.gethostname()}-{os.getpid()}"
     database = Database.postgres(
         settings.database_url,
@@ -286,6 +272,10 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
             taken.append(await bus.serve(declared.subject, _responder(runtime, declared), queue=spec.name))
         for listener in spec.handlers.listeners:
             taken.append(await bus.listen(listener.signal.subject(), _listener(runtime, listener)))
+        follower = Follower(trust, runtime.ask)
+        for heard in EVERY_SERVICE_HEARS:
+            taken.append(await bus.listen(heard.subject(), follower.heard))
+        runtime.background(follower.run, "trust")
         for dispatcher in dispatchers.values():
             consumer = dispatcher.consumer
             taken.append(await bus.consume(consumer.spec(), dispatcher.deliver, concurrency=max(consumer.concurrency, consumer.batch)))

@@ -1,8 +1,8 @@
 """Schemas, roles and migrations: run by an administrator's connection before services start.
 
 A service `x` gets a schema `x`, an owner role `medmesh_x_owner` that cannot log in, and a role `medmesh_x` that logs in
-and may read and write rows of that schema only. Migrations run as the owner (Alembic, one folder a service); no service
-can change its own tables, and none can see another's.
+and may read and write rows of that schema only; of tables declared append-only it may read and insert (`guard`).
+Migrations run as the owner (Alembic, one folder a service); no service can change its own tables, and none can see another's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy import JSON, BigInteger, Connection, MetaData, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from medmesh.store import postgres
+from medmesh.store.guard import guard
 from medmesh.store.types import Timestamp
 
 
@@ -57,6 +58,7 @@ async def apply(admin_url: str, schemas: Iterable[Schema], passwords: dict[str, 
                 await sql.run_sync(_upgrade, schema)
                 await sql.execute(text("INSERT INTO audit_counter (one, n, last_id) VALUES (1, 0, '') ON CONFLICT DO NOTHING"))
                 await sql.execute(text("RESET ROLE"))
+                await guard(sql, schema)
     finally:
         await engine.dispose()
 

@@ -28,6 +28,7 @@ AUDIT_DROPPED = Counter("medmesh_audit_dropped", "Audit records lost; must stay 
 AUDIT_ALERTS = Counter("medmesh_audit_alerts", "Anomalies the log's watcher raised", ["rule"], registry=REGISTRY)
 AUDIT_REFUSED = Counter("medmesh_audit_refused", "Batches of records the log refused", ["code"], registry=REGISTRY)
 AUDIT_CHECKPOINT_AGE = Gauge("medmesh_audit_checkpoint_age_seconds", "Since a checkpoint was published last", registry=REGISTRY)
+AUDIT_ALARMS = Counter("medmesh_audit_alarms", "What must not happen to the log", ["kind"], registry=REGISTRY)
 DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
 HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)
 HTTP_SECONDS = Histogram("medmesh_http_seconds", "Request by route", ["service", "route"], buckets=_QUICK, registry=REGISTRY)

@@ -58,9 +58,10 @@ def encrypted(f: Facts) -> Judgement:
 
 
 def identity(f: Facts) -> Judgement:
-    en = f"{f.accounts} accounts in the log, each name once; weak passwords are refused. No periodic change of passwords"
-    zh = f"日志中共 {f.accounts} 个账户，标识唯一；弱口令被拒绝。尚无定期更换"
-    return decided(f.accounts > 0 and not f.doubled and f.weak_refused, en, zh, best="part")
+    changes = f.verbs.get("password.change", 0)
+    en = f"{f.accounts} accounts in the log, each name once; weak passwords are refused; {changes} changes of passwords"
+    zh = f"日志中共 {f.accounts} 个账户，标识唯一；弱口令被拒绝；口令更换 {changes} 次"
+    return decided(f.accounts > 0 and not f.doubled and f.weak_refused, en, zh, best="met" if changes else "part")
 
 
 def lockout(f: Facts) -> Judgement:
@@ -71,9 +72,12 @@ def lockout(f: Facts) -> Judgement:
 
 
 def factors(f: Facts) -> Judgement:
-    single = sum(n for method, n in f.factors.items() if "+" not in method and "certificate" not in method)
+    single = sum(n for method, n in f.factors.items() if "+" not in method and method != "private_key_jwt")
     total = sum(f.factors.values())
-    en, zh = f"{total - single} of {total} sign-ins in 90 days with two factors", f"90 天内 {total} 次登录中 {total - single} 次采用双因素"
+    en, zh = (
+        f"{total - single} of {total} sign-ins in 90 days with two factors or a private key",
+        f"90 天内 {total} 次登录中 {total - single} 次采用双因素或私钥",
+    )
     return decided(total > 0 and single == 0, en, zh)
 
 
@@ -85,6 +89,15 @@ def defaults(f: Facts) -> Judgement:
     en = f"{f.bootstraps} account by the one-time token, {f.nameless} accounts made by nobody; no account comes with the software"
     zh = f"一次性令牌创建 {f.bootstraps} 个账户，无来源账户 {f.nameless} 个；软件不含默认账户"
     return decided(f.bootstraps == 1 and f.nameless == 0, en, zh)
+
+
+def disabled(f: Facts) -> Judgement:
+    n = f.refused.get("governance.disabled", 0)
+    en, zh = (
+        f"{n} sign-ins of disabled accounts were refused; which are shared is procedural",
+        f"{n} 次停用账户登录被拒；共享账户排查属制度",
+    )
+    return decided(n > 0, en, zh, best="part", otherwise=("no disabled account was refused yet", "尚无停用账户被拒的记录"))
 
 
 def separation(f: Facts) -> Judgement:
@@ -228,7 +241,8 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.4.2 c)",
         "停用多余、过期、共享账户",
         "expired accounts are disabled",
-        absent("nothing disables idle accounts yet", "尚无停用闲置账户的机制"),
+        disabled,
+        ("governance.disabled",),
     ),
     Clause("8.1.4.2 d)", "最小权限，管理权限分离", "least privilege, divided administrators", separation),
     Clause("8.1.4.2 e)", "授权主体配置访问控制策略", "policy is set by whom it is given to", one_policy, ("access.denied",)),

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Depends, Request
 
 from medmesh.errors import Problem
-from medmesh.security.roles import Decision, allow
+from medmesh.security.roles import Decision, allow, denial
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Context
@@ -40,12 +40,13 @@ def may(runtime: Runtime, action: str) -> Any:
         if kind.lower() != "bearer" or not token:
             raise Problem("actor.missing", type="audit")
         actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
-        decision = allow(actor, action)
+        decision = allow(actor, action, datetime.now(UTC))
         context = runtime.context(actor=actor, decision=decision)
         if not decision.allowed:
+            problem = denial(decision, actor, action)
             async with runtime.unit(context) as uow:
-                uow.audit(AuditEntry("access.denied", "E", outcome=8, why="access.denied", detail={"action": action}))
-            raise Problem("access.denied", actor=actor.text, action=action)
+                uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
+            raise problem
         return Visitor(actor, decision, context)
 
     return Depends(check)

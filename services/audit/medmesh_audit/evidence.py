@@ -23,15 +23,13 @@ from medmesh.auditing.vocabulary import RETENTION_DAYS, VERBS
 from medmesh.contracts.audit import RequestExport
 from medmesh.errors import Problem
 from medmesh.ledger import note
-from medmesh.ledger.tiles import nodes
-from medmesh.ledger.tree import root
 from medmesh.security.passwords import check_policy
 from medmesh.security.roles import ADMINISTRATORS, TABLE, check_roles, policy_digest
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.clauses import CLAUSES, Clause
 from medmesh_audit.domain import whole
 from medmesh_audit.ports import Ports
-from medmesh_audit.sequencer import preload
+from medmesh_audit.queries import root_of
 from medmesh_audit.tables import checkpoints, emitters, entries, facts, state
 
 SAMPLE = 1_000
@@ -144,7 +142,7 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         **await _accounts(uow),
         **await _approvals(uow),
         retention=min(RETENTION_DAYS.values()),
-        watched=ports.watcher.last_run > 0 and time.monotonic() - ports.watcher.last_run < 12 * ports.settings.watch_seconds,
+        watched=ports.anomalies.last_run > 0 and time.monotonic() - ports.anomalies.last_run < 12 * ports.settings.anomaly_seconds,
         silent_actions={role: _silent(role) for role in ADMINISTRATORS},
     )
 
@@ -156,7 +154,7 @@ async def _log(uow: UnitOfWork[Any], ports: Ports) -> dict[str, Any]:
         return {"signature": False, "rooted": False}
     try:
         signed = note.parse_checkpoint(note.verify(row.note, ports.sequencer.vkey))
-        rooted = root(nodes(await preload(uow, signed.size), signed.size), signed.size) == signed.root
+        rooted = await root_of(uow, signed.size) == signed.root
     except Exception:  # whatever is wrong with them, they prove nothing
         return {"signature": False, "rooted": False}
     return {"signature": True, "rooted": rooted}
@@ -236,7 +234,7 @@ async def _accounts(uow: UnitOfWork[Any]) -> dict[str, Any]:
     named = Counter(entity["id"] for _, record in records for entity in record["entities"] if entity["type"] == "user")
     both = sum(len(set(str(record["detail"].get("roles", "")).split(",")) & set(ADMINISTRATORS)) > 1 for _, record in records)
     opened = wanted.where(facts.c.verb == "session.open", facts.c.outcome == 0, facts.c.t > uow.now - timedelta(days=90))
-    methods = Counter(str(json.loads(row.body)["agents"][0].get("method") or "password") for row in await uow.all(opened) if whole(row))
+    methods = Counter(_method(json.loads(row.body)["detail"]) for row in await uow.all(opened) if whole(row))
     return {
         "accounts": len(named),
         "doubled": sum(number > 1 for number in named.values()),
@@ -245,6 +243,11 @@ async def _accounts(uow: UnitOfWork[Any]) -> dict[str, Any]:
         "nameless": sum(verb == "user.create" and not record["agents"][0]["who"].startswith("person:") for verb, record in records),
         "factors": methods,
     }
+
+
+def _method(detail: Mapping[str, Any]) -> str:
+    """How a sign-in was proven, as governance recorded it."""
+    return str(detail.get("method") or ("password+otp" if detail.get("second_factor") else "password"))
 
 
 async def _approvals(uow: UnitOfWork[Any]) -> dict[str, Any]:

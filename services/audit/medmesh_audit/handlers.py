@@ -61,7 +61,7 @@ def looked(uow: UnitOfWork[Any], verb: str, seq: int) -> None:
 @HANDLERS.hears(HospitalAlive)
 async def hospital_alive(signal: Envelope[HospitalAlive], ports: Ports) -> None:
     """A node lives: its silence would be an anomaly."""
-    ports.watcher.alive(signal.data.hospital)
+    ports.anomalies.alive(signal.data.hospital)
 
 
 @HANDLERS.answers(SearchEvents)

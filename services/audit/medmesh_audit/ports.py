@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
-from medmesh.telemetry import metrics
 
 if TYPE_CHECKING:
     from medmesh.security.tokens import TrustBundle
     from medmesh.service.runtime import Runtime
     from medmesh.store.objects.open import Stores
+    from medmesh_audit.anomalies import Anomalies
     from medmesh_audit.sequencer import Sequencer
     from medmesh_audit.settings import Settings
-    from medmesh_audit.watch import Watcher
     from medmesh_audit.witnesses import Witnesses
 
 HANDLERS = Handlers("audit")
@@ -29,16 +28,10 @@ class Ports:
     sequencer: Sequencer
     runtime: Runtime
     stores: Stores
-    watcher: Watcher
+    anomalies: Anomalies
     witnesses: Witnesses
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """An export was approved."""
-
-    def refused(self, emitter: str, code: str) -> None:
-        """A batch was not taken: a gap or a rewritten number is an anomaly."""
-        metrics.AUDIT_REFUSED.labels(code).inc()
-        if code in ("audit.gap", "audit.rewritten"):
-            self.watcher.report("emitter_gap", emitter)
 
     def trust(self) -> TrustBundle:
         """Whose signatures are believed."""

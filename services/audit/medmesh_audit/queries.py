@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, literal, select, tuple_, union_all
 
 from medmesh.contracts.audit import Evidence
 from medmesh.errors import Problem
 from medmesh.ledger import proof
 from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
-from medmesh.ledger.tree import consistency_proof, inclusion_proof
+from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof, root
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.tables import checkpoints, emitters, entries, tiles
 from medmesh_audit.witnesses import Shown
@@ -29,10 +30,41 @@ async def checkpoint(uow: UnitOfWork[Any], size: int | None = None) -> Any:
 
 async def tile_bytes(uow: UnitOfWork[Any], level: int, number: int, width: int) -> bytes:
     """A tile's hashes. Raises `Problem` when the log is not that large."""
-    found = (await uow.execute(select(tiles.c.hashes).where(tiles.c.level == level, tiles.c.number == number))).scalar_one_or_none() or b""
-    if len(found) < width * 32:
+    found = (await _tiles(uow, [(level, number, width)]))[level, number, width]
+    if len(found) != width * tile.HASH:
         raise Problem("request.not_found", kind="tile", id=tile.path(level, number, width))
-    return bytes(found[: width * 32])
+    return found
+
+
+Tile = tuple[int, int, int]
+"""(level, number, width)"""
+
+
+async def _tiles(uow: UnitOfWork[Any], wanted: Iterable[Tile]) -> dict[Tile, bytes]:
+    """Tiles by (level, number, width). Full ones are stored; a partial one is what lies below it: entries, or the roots of tiles."""
+    whole = {(level, number) for level, number, _ in wanted}
+    rows = await uow.all(select(tiles.c.level, tiles.c.number, tiles.c.hashes).where(tuple_(tiles.c.level, tiles.c.number).in_(whole)))
+    stored = {(row.level, row.number): row.hashes for row in rows}
+    partial = [tile_ for tile_ in wanted if tile_[:2] not in stored]
+    above = [
+        select(literal(level).label("level"), tiles.c.number.label("place"), tiles.c.root.label("hash")).where(
+            tiles.c.level == level - 1, _inside(tiles.c.number, number, width)
+        )
+        if level
+        else select(literal(0).label("level"), entries.c.seq.label("place"), entries.c.hash.label("hash")).where(
+            _inside(entries.c.seq, number, width)
+        )
+        for level, number, width in partial
+    ]
+    below: dict[tuple[int, int], list[bytes]] = {}
+    for row in await uow.all(union_all(*above).order_by("place")) if above else ():
+        below.setdefault((row.level, row.place // tile.WIDTH), []).append(row.hash)
+    found = {tile_: stored[tile_[:2]][: tile_[2] * tile.HASH] for tile_ in wanted if tile_[:2] in stored}
+    return found | {tile_: b"".join(below.get(tile_[:2], ())) for tile_ in partial}
+
+
+def _inside(column: ColumnElement[int], number: int, width: int) -> ColumnElement[bool]:
+    return column.between(number * tile.WIDTH, number * tile.WIDTH + width - 1)
 
 
 async def entry_bundle(uow: UnitOfWork[Any], number: int, width: int) -> bytes:
@@ -44,25 +76,31 @@ async def entry_bundle(uow: UnitOfWork[Any], number: int, width: int) -> bytes:
     return tile.bundle([row.leaf for row in rows])
 
 
-async def _node(uow: UnitOfWork[Any], size: int) -> Any:
-    """Subtree hashes of the tree of `size` leaves, reading tiles as they are needed (synchronously from a cache)."""
-    levels = list(tile.shape(size))
-    rows = await uow.all(select(tiles.c.level, tiles.c.number, tiles.c.hashes)) if len(levels) < 5_000 else []
-    cache = {(row.level, row.number): row.hashes for row in rows}
-    return tile.nodes(lambda level, number, width: bytes(cache[level, number][: width * 32]), size)
+async def _prove(uow: UnitOfWork[Any], size: int, ask: Callable[[Node], list[bytes]]) -> list[bytes]:
+    """What `ask` computes from the tree of `size` leaves, reading only the tiles it needs."""
+    found = await _tiles(uow, tile.needed(size, ask))
+    return ask(tile.nodes(lambda level, number, width: found[level, number, width], size))
 
 
 async def evidence(uow: UnitOfWork[Any], row: Any, newest: Shown) -> Evidence:
     """Everything needed to verify one row of `entries` offline: leaf, salt, body and `.tlog-proof` under the checkpoint `newest`."""
-    path = inclusion_proof(await _node(uow, newest.size), row.seq, newest.size)
+    if row.seq >= newest.size:
+        raise Problem("request.not_found", kind="audit record", id=str(row.seq))
+    path = await _prove(uow, newest.size, lambda node: inclusion_proof(node, row.seq, newest.size))
     opened = body_document(row.salt, row.body)
     made = proof.encode(row.seq, path, newest.note)
     return Evidence(seq=row.seq, leaf=base64.b64encode(row.leaf).decode(), **opened, proof=made, witnesses=newest.state)
 
 
+async def root_of(uow: UnitOfWork[Any], size: int) -> bytes:
+    """The root of the first `size` entries as the stored tiles and hashes make it. Raises when they are not all there."""
+    return (await _prove(uow, size, lambda node: [root(node, size)]))[0]
+
+
 async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
     """Proof that nothing before `old` changed."""
-    return [base64.b64encode(p).decode() for p in consistency_proof(await _node(uow, new), old, new)]
+    path = await _prove(uow, new, lambda node: consistency_proof(node, old, new))
+    return [base64.b64encode(p).decode() for p in path]
 
 
 async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:

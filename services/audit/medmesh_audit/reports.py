@@ -46,7 +46,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         return Response(evidence.dumps(report), media_type="application/json")
 
     @app.get("/v1/exports/{export}", tags=["exports"])
-    async def export(export: str, who: Visitor = may(runtime, "audit.export")) -> ExportView:
+    async def export(export: str, who: Visitor = may(runtime, "audit.report")) -> ExportView:
         """How an export stands."""
         async with runtime.unit(who.context) as uow:
             return exports.view(await exports.visible(uow, export, who.scope))

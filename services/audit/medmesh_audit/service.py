@@ -18,13 +18,14 @@ from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
 from medmesh.telemetry import metrics
 from medmesh_audit import exports, handlers
+from medmesh_audit.anomalies import Anomalies
 from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
 from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
-from medmesh_audit.watch import Watcher
+from medmesh_audit.watch import Watch
 from medmesh_audit.witnesses import Witnesses
 
 DECLARING = (exports, handlers)
@@ -35,12 +36,34 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """The sequencer, one intake an emitter, and the auditors' door."""
     settings = cast(Settings, runtime.settings)
     key = Identity.load(settings.log_key).private_key
-    sequencer = Sequencer(runtime, settings.origin, key, settings.group_milliseconds / 1000)
+
+    @asynccontextmanager
+    async def intakes() -> AsyncIterator[None]:
+        """Records are taken where they can be written, and nowhere else."""
+        async with AsyncExitStack() as stack:
+            for emitter in (*runtime.trust().services, EDGE):
+                receive = receiver(runtime, sequencer, emitter, refused)
+                intake = await runtime.bus.serve(record_subject(emitter), receive, queue="audit")
+                stack.push_async_callback(intake.stop)
+            yield
+
+    anomalies = Anomalies(runtime)
+
+    def refused(emitter: str, code: str) -> None:
+        """A batch was not taken: a gap or a rewritten number is an anomaly."""
+        metrics.AUDIT_REFUSED.labels(code).inc()
+        if code in ("audit.gap", "audit.rewritten"):
+            anomalies.report("emitter_gap", emitter)
+
+    sequencer = Sequencer(runtime, settings.origin, key, intakes)
+    metrics.AUDIT_CHECKPOINT_AGE.set_function(lambda: time.monotonic() - sequencer.published)
+    runtime.checks["log"] = sequencer.ready
     async with runtime.unit() as uow:
         await uow.execute(insert(state).values(one=1, size=0).on_conflict_do_nothing())
-    metrics.AUDIT_CHECKPOINT_AGE.set_function(lambda: time.monotonic() - sequencer.published)
     runtime.background(sequencer.run, "sequencer")
+    await sequencer.settle()
     runtime.background(sequencer.publish, "checkpoint", every=settings.checkpoint_seconds)
+    runtime.background(Watch(runtime).look, "watch", every=settings.watch_seconds)
     witnesses = Witnesses.of(
         runtime,
         sequencer.vkey,
@@ -53,13 +76,9 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(witnesses.close)
         opened = await stack.enter_async_context(stores(settings.objects))
-        ports = Ports(settings, sequencer, runtime, opened, Watcher(runtime), witnesses)
-        runtime.background(ports.watcher.run, "watcher", every=settings.watch_seconds)
+        ports = Ports(settings, sequencer, runtime, opened, anomalies, witnesses)
+        runtime.background(anomalies.run, "anomalies", every=settings.anomaly_seconds)
         runtime.background(lambda: exports.work(ports), "exports")
-        for emitter in (*runtime.trust().services, EDGE):
-            receive = receiver(runtime, sequencer, emitter, ports.refused)
-            intake = await runtime.bus.serve(record_subject(emitter), receive, queue="audit")
-            stack.push_async_callback(intake.stop)
         door = serve(
             Observed(application(runtime, ports), "audit", runtime.ready),
             host=settings.host,

@@ -16,10 +16,8 @@ class Settings(ServiceSettings):
     """NKEY seed of the key that signs checkpoints; it opens nothing else."""
     origin: str = "medmesh/log"
     """The log's name, first line of every checkpoint; each deployment has its own."""
-    group_milliseconds: float = Field(default=3.0, ge=0)
-    """How long a commit waits for companions once one record is there."""
-    watch_seconds: float = Field(default=5.0, gt=0)
-    """How often the watcher looks for anomalies."""
+    anomaly_seconds: float = Field(default=5.0, gt=0)
+    """How often the log's tail is looked through for anomalies."""
     export_poll_seconds: float = Field(default=30.0, gt=0)
     """How often approved exports are looked for when nobody tells of one."""
     witness_policy: Path | None = None
@@ -33,3 +31,5 @@ class Settings(ServiceSettings):
     """How long checkpoints wait for the quorum before they are shown without it, and before the alarm."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     """How often a sign of life is published while nothing happens."""
+    watch_seconds: float = Field(default=10.0, gt=0)
+    """How often it looks whether its tables are still protected, and whether somebody changed them."""

@@ -1,13 +1,15 @@
-"""Tables of audit: INSERT and SELECT are all the sequencer needs of `entries`; the migration takes the rest away."""
+"""Tables of audit. What is evidence only grows: entries, full tiles, checkpoints, seals (`medmesh.store.guard`)."""
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint
+from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, func
 
+from medmesh.store.guard import APPEND_ONLY, add_watch_table
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
 METADATA = service_metadata()
+ddl = add_watch_table(METADATA)
 
 entries = Table(
     "entries",
@@ -22,6 +24,9 @@ entries = Table(
     Column("body", LargeBinary, nullable=False),
     Column("at", Timestamp, nullable=False),
     UniqueConstraint("emitter", "n"),
+    UniqueConstraint("id"),
+    CheckConstraint("seq >= 0", name="position"),
+    info=APPEND_ONLY,
     comment="the log's leaves with the salt and body of each record",
 )
 
@@ -58,6 +63,10 @@ tiles = Table(
     Column("level", Integer, primary_key=True, autoincrement=False),
     Column("number", Counter, primary_key=True, autoincrement=False),
     Column("hashes", LargeBinary, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    CheckConstraint("length(hashes) = 8192 AND length(root) = 32", name="full"),
+    info=APPEND_ONLY,
+    comment="full tiles only, each with the hash over it; a partial one is read off what lies below it",
 )
 
 checkpoints = Table(
@@ -67,6 +76,7 @@ checkpoints = Table(
     Column("root", LargeBinary, nullable=False),
     Column("note", Text, nullable=False),
     Column("at", Timestamp, nullable=False),
+    info=APPEND_ONLY,
 )
 
 exports = Table(
@@ -112,16 +122,48 @@ cosignatures = Table(
     Column("line", Text, nullable=False),
     Column("time", Counter, nullable=False),
     Column("at", Timestamp, nullable=False),
-    comment="what witnesses said of checkpoints; only ever inserted",
+    info=APPEND_ONLY,
+    comment="what witnesses said of checkpoints",
 )
 
+conflicts = Table(
+    "conflicts",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+    Column("emitter", String(80), nullable=False),
+    Column("n", Counter, nullable=False),
+    Column("seq", Counter, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    info=APPEND_ONLY,
+    comment="records that came under the number or id of another one; `seq` is the one that was logged",
+)
+
+seals = Table(
+    "seals",
+    METADATA,
+    Column("kind", String(12), primary_key=True),
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("number", Counter, primary_key=True, autoincrement=False),
+    Column("version", String(80), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    info=APPEND_ONLY,
+    comment="what lies in the object store under lock, and under which version: `entries`, `tile`, or `checkpoint` (number = its size)",
+)
+
+# All that changes: how long the log is, and who may write it.
 state = Table(
     "state",
     METADATA,
     Column("one", Integer, primary_key=True),
     Column("size", Counter, nullable=False),
+    Column("term", Counter, nullable=False, server_default="0"),
+    Column("beat", Timestamp, nullable=False, server_default=func.now()),
+    Column("ddl_seen", Counter, nullable=False, server_default="0"),
     CheckConstraint("one = 1", name="single"),
-    comment="the sequencer locks this row: two of them take turns, and neither overwrites the other",
+    comment="the writer moves `size` from what it knows, in its own term: one that was overtaken moves nothing",
 )
 
 emitters = Table(
@@ -130,4 +172,5 @@ emitters = Table(
     Column("emitter", String(80), primary_key=True),
     Column("n", Counter, nullable=False),
     Column("last_at", Timestamp, nullable=False),
+    comment="follows from the entries, kept for coverage",
 )

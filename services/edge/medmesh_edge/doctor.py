@@ -72,9 +72,7 @@ def _certificate(opened: object) -> Finding:
     _, certificate = opened.credentials()  # type: ignore[attr-defined]
     days = (certificate.not_valid_after_utc - datetime.now(UTC)).days
     if days < 0:
-        return Finding(
-            2, "The node's certificate has expired; ask the platform for a new code.", "节点证书已过期，请向平台申请新的注册码。"
-        )
+        return Finding(2, "The node's certificate has expired; run 'medmesh edge renew'.", "节点证书已过期，请运行 medmesh edge renew。")
     return Finding(1 if days < 14 else 0, f"the certificate is good for {days} more days", f"证书剩余有效期 {days} 天")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -56,7 +57,7 @@ async def enrol(
     if state["state"] != "enrolled":
         raise Problem("edge.refused")
     certificate = x509.load_pem_x509_certificate(state["certificate_pem"].encode())
-    _check(certificate, key.public_key(), ca_pem, settings)
+    check_certificate(certificate, key.public_key(), ca_pem, settings.hospital, datetime.now(UTC))
     trust = TrustBundle(**state["trust"])
     if trust.ca_pem.strip() != ca_pem.decode().strip():
         raise Problem("edge.foreign_ca")
@@ -92,15 +93,13 @@ def _request(layout: Layout, settings: Settings) -> str:
     return csr
 
 
-def _check(certificate: x509.Certificate, public: object, ca_pem: bytes, settings: Settings) -> None:
-    """The certificate is for our key, from the authority we were handed, and names us."""
-    from datetime import UTC, datetime
-
+def check_certificate(certificate: x509.Certificate, public: object, ca_pem: bytes, hospital: str, now: datetime) -> None:
+    """The certificate is for our key, from the authority we were handed, and names us. Raises `Problem`."""
     ours = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
     theirs = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if ours != theirs or hospital_of(certificate)[0] != settings.hospital:
+    if ours != theirs or hospital_of(certificate)[0] != hospital:
         raise Problem("edge.foreign_certificate")
-    verify_node(certificate, x509.load_pem_x509_certificate(ca_pem), at=datetime.now(UTC))
+    verify_node(certificate, x509.load_pem_x509_certificate(ca_pem), at=now)
 
 
 def ca_fingerprint(ca_pem: bytes) -> str:

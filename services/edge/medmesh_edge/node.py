@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
 from medmesh.tasks import end
 from medmesh.telemetry import log
-from medmesh_edge import consent, inbox, models, outgoing
+from medmesh_edge import consent, inbox, models, outgoing, renewal
 from medmesh_edge.ports import Site, site
 from medmesh_edge.rounds import Rounds
 
@@ -43,6 +44,7 @@ class Node:
             ("requests", lambda: outgoing.send_one(self.site, self.gateway)),
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
+            ("certificate", self._certificate),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]
         try:
@@ -59,6 +61,10 @@ class Node:
 
     async def _consent(self) -> bool:
         await consent.answer_invitations(self.site)
+        return False
+
+    async def _certificate(self) -> bool:
+        await renewal.renew(self.site, self.gateway, datetime.now(UTC))
         return False
 
     async def _ring(self) -> None:

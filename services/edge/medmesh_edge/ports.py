@@ -79,6 +79,7 @@ class Site:
 async def site(folder: Path) -> AsyncIterator[Site]:
     """Open a node's folder. Raises `Problem`."""
     layout, settings = Layout(folder), Settings.load(folder)
+    layout.take_up()
     database = Database.sqlite(
         layout.database,
         recorder=recorder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Self
 
@@ -57,6 +58,9 @@ class Layout:
         self.folder = folder
         self.key = folder / "secrets" / "node.key"
         self.certificate = folder / "secrets" / "node.pem"
+        self.next_key = folder / "secrets" / "node.next.key"
+        self.next_certificate = folder / "secrets" / "node.next.pem"
+        self.next_request = folder / "secrets" / "node.next.csr"
         self.site_key = folder / "secrets" / "site.key"
         self.enrolment = folder / "secrets" / "enrolment.json"
         self.local_token = folder / "secrets" / "local.token"
@@ -69,3 +73,10 @@ class Layout:
         self.work = folder / "work"
         self.cache = folder / "cache"
         self.port = folder / "edge.port"
+
+    def take_up(self) -> None:
+        """Put a renewed certificate and its key into their places; interrupted, it is finished at the next start."""
+        if self.next_certificate.exists():
+            if self.next_key.exists():
+                os.replace(self.next_key, self.key)
+            os.replace(self.next_certificate, self.certificate)

@@ -29,6 +29,8 @@ from medmesh_gateway.tables import operations
 
 MAX_BODY = 256 * 1024
 MAX_WAIT = 60.0
+SESSION = "session"
+"""The field of a message that is filled with the request's own bearer."""
 
 
 def application(runtime: Runtime, ports: Ports) -> FastAPI:
@@ -58,7 +60,7 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
     schema = route.message.model_json_schema(ref_template="#/components/schemas/{model}")
     shared |= schema.pop("$defs", {})
     in_path = set(re.findall(r"{(\w+)}", route.path))
-    fields = schema.get("properties", {})
+    fields = {name: field for name, field in schema.get("properties", {}).items() if name != SESSION}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": fields.get(name, {"type": "string"})} for name in sorted(in_path)
     ]
@@ -70,7 +72,7 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
         ]
         return {"parameters": parameters}
     body = {**schema, "properties": {name: field for name, field in fields.items() if name not in in_path}}
-    body["required"] = [name for name in schema.get("required", ()) if name not in in_path]
+    body["required"] = [name for name in schema.get("required", ()) if name in fields and name not in in_path]
     return {"parameters": parameters, "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
 
 
@@ -83,6 +85,14 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
             raise Problem("request.too_large", limit=limit)
         parts.append(part)
     return b"".join(parts)
+
+
+def bearer(request: Request) -> str:
+    """The session a request came with. Raises `Problem`."""
+    scheme, _, session = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not session:
+        raise Problem("actor.missing", type=request.url.path)
+    return session
 
 
 def _message(route: Route, request: Request, body: bytes, actor: Actor | None) -> Message:
@@ -98,6 +108,8 @@ def _message(route: Route, request: Request, body: bytes, actor: Actor | None) -
     values.update(request.path_params)
     if issubclass(route.message, Signal) and actor is not None:
         values["hospital"] = actor.id
+    if SESSION in route.message.model_fields:
+        values[SESSION] = bearer(request)
     try:
         # JSON mode, because a path or query parameter is text: "3" is a version, and dates are ISO 8601.
         return route.message.model_validate_json(json.dumps(values))
@@ -115,11 +127,13 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
         actor: Actor | None = None
         token: str | None = None
         if action is not None:
-            actor, token = await ports.door.actor(request, body_digest(body))
+            actor, token = await ports.door.actor(request, body_digest(body), action)
             await ports.door.permit(actor, action)
         message = _message(route, request, body, actor)
         if isinstance(message, Query):
             answer = await runtime.ask(message, message.Reply, token=token)
+            if SESSION in route.message.model_fields:
+                ports.door.forget(bearer(request))  # what it may do has just changed
             return Response(answer.model_dump_json(), media_type="application/json")
         assert actor is not None
         if isinstance(message, Signal):
@@ -226,12 +240,12 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         """Exchange the session for a short-lived token for the audit or the inference service."""
         if audience not in ("audit", "inference"):
             raise Problem("request.not_found", kind="audience", id=audience)
-        return await runtime.ask(ResolveSession(session=_bearer(request), audience=audience), ActorToken)
+        return await runtime.ask(ResolveSession(session=bearer(request), audience=audience), ActorToken)
 
     @app.delete("/v1/sessions", tags=["governance"], status_code=204)
     async def sign_out(request: Request) -> None:
         """Sign out."""
-        session = _bearer(request)
+        session = bearer(request)
         await runtime.ask(CloseSession(session=session), Done)
         door.forget(session)
 
@@ -239,10 +253,3 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     async def trust() -> dict[str, Any]:
         """Public keys of the platform: whoever verifies offline compares them with what was handed over at installation."""
         return runtime.trust().document()
-
-
-def _bearer(request: Request) -> str:
-    scheme, _, session = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not session:
-        raise Problem("actor.missing", type=request.url.path)
-    return session

@@ -13,15 +13,17 @@ from cryptography import x509
 from fastapi import Request
 from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medmesh.contracts.governance import ActorToken, ResolveSession
 from medmesh.errors import Problem
 from medmesh.security.asgi_tls import client_certificate
-from medmesh.security.authority import fingerprint
+from medmesh.security.authority import fingerprint, hospital_of
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
-from medmesh.security.roles import allow
+from medmesh.security.roles import STEP_UP, allow, denial
 from medmesh.security.tokens import Actor, verify_actor
+from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry
 from medmesh_gateway.settings import Settings
@@ -39,10 +41,12 @@ class Door:
         self._settings = settings
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
-    async def actor(self, request: Request, body_sha256: str) -> tuple[Actor, str]:
+    async def actor(self, request: Request, body_sha256: str, action: str | None = None) -> tuple[Actor, str]:
         """(actor, token) of a request. Raises `Problem`."""
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and credential:
+            if action in STEP_UP:
+                self.forget(credential)  # the second factor may have been shown a moment ago, at another gateway
             token = await self.exchange(credential)
             return verify_actor(token, self._runtime.trust(), datetime.now(UTC)), token
         if scheme.lower() == NODE and credential:
@@ -70,7 +74,7 @@ class Door:
         actor = verify_actor(token, self._runtime.trust(), now)
         if actor.kind != "hospital":
             raise Problem("security.token_malformed")
-        named = _certificate(token)
+        named = certificate_of(token)
         shown = client_certificate(request.scope)
         if shown is None and self._settings.require_client_certificate:
             raise Problem("security.certificate_needed")
@@ -93,11 +97,12 @@ class Door:
 
     async def permit(self, actor: Actor, action: str | None) -> None:
         """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
-        if action is None or (decision := allow(actor, action)).allowed:
+        if action is None or (decision := allow(actor, action, datetime.now(UTC))).allowed:
             return
+        problem = denial(decision, actor, action)
         async with self._runtime.unit(self._runtime.context(actor=actor, decision=decision)) as uow:
-            uow.audit(AuditEntry("access.denied", "E", outcome=8, why="access.denied", detail={"action": action}))
-        raise Problem("access.denied", actor=actor.text, action=action)
+            uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
+        raise problem
 
     async def prune(self) -> None:
         """Forget nonces nobody can use any more."""
@@ -105,7 +110,29 @@ class Door:
             await uow.execute(delete(nonces).where(nonces.c.until < uow.now))
 
 
-def _certificate(token: str) -> x509.Certificate:
+class Barred:
+    """ASGI: who connects with a revoked certificate gets no answer but that it is, whatever was asked for, and has to hang up."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self._app = app
+        self._runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shown = client_certificate(scope) if scope["type"] == "http" else None
+        if shown is not None and revoked(self._runtime, shown):
+            problem = Problem("security.certificate_revoked", hospital=hospital_of(shown)[0])
+            tongue = language(Request(scope))
+            await problem_response(problem, tongue, {"Connection": "close"})(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def revoked(runtime: Runtime, certificate: x509.Certificate) -> bool:
+    """Whether a node's certificate is believed no longer."""
+    return f"{certificate.serial_number:x}" in runtime.trust().revoked
+
+
+def certificate_of(token: str) -> x509.Certificate:
     """The certificate in a token that was verified before."""
     import base64
 

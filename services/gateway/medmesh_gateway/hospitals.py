@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,9 +17,11 @@ from medmesh.contracts.federation import HospitalAlive
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh_gateway import inbox
-from medmesh_gateway.auth import body_digest
+from medmesh_gateway.auth import body_digest, certificate_of, revoked
 from medmesh_gateway.ports import Ports
 
+Barred = Callable[[], bool]
+"""Whether the node was revoked since it connected."""
 MAX_AUDIT = 600_000
 LONGEST_POLL = 30.0
 STREAM_SECONDS = 3600.0
@@ -32,14 +34,19 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     @app.get("/v1/inbox", tags=["hospital"])
     async def read_inbox(request: Request, after: int = 0, wait: float = 0) -> Response:
         """Facts for this hospital after a cursor: as server-sent events where they are accepted, else as JSON (long polling)."""
-        actor, _ = await ports.door.actor(request, body_digest(b""))
+        actor, token = await ports.door.actor(request, body_digest(b""))
         await ports.door.permit(actor, "inbox.read")
+        certificate = certificate_of(token)
+
+        def barred() -> bool:
+            return revoked(runtime, certificate)
+
         resumed = request.headers.get("last-event-id", "")
         after = int(resumed) if resumed.isdecimal() else after
         if "text/event-stream" in request.headers.get("accept", ""):
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_stream(runtime, ports, actor.id, after), media_type="text/event-stream", headers=headers)
-        rows = await _poll(runtime, ports, actor.id, after, min(wait, LONGEST_POLL))
+            return StreamingResponse(_stream(runtime, ports, actor.id, after, barred), media_type="text/event-stream", headers=headers)
+        rows = await _poll(runtime, ports, actor.id, after, min(wait, LONGEST_POLL), barred)
         document = [{"cursor": row.cursor, "event": json.loads(row.body)} for row in rows]
         return Response(json.dumps({"events": document}, ensure_ascii=False), media_type="application/json")
 
@@ -67,7 +74,7 @@ async def _rows(runtime: Runtime, hospital: str, after: int) -> Sequence[Any]:
         return await inbox.read(uow, hospital, after)
 
 
-async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait: float) -> Sequence[Any]:
+async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait: float, barred: Barred) -> Sequence[Any]:
     bell = ports.doorbells.listen(hospital)
     try:
         await runtime.signal(HospitalAlive(hospital=hospital))
@@ -78,6 +85,8 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
                 async with asyncio.timeout(min(left, ports.settings.alive_seconds)):
                     await bell.wait()
             bell.clear()
+            if barred():
+                raise Problem("security.certificate_revoked", hospital=hospital)
             await runtime.signal(HospitalAlive(hospital=hospital))
             rows = await _rows(runtime, hospital, after)
         return rows
@@ -85,13 +94,13 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
         ports.doorbells.leave(hospital, bell)
 
 
-async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int) -> AsyncIterator[bytes]:
+async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int, barred: Barred) -> AsyncIterator[bytes]:
     bell = ports.doorbells.listen(hospital)
     clock = asyncio.get_running_loop().time
     end = clock() + STREAM_SECONDS
     try:
         yield b": welcome\n\n"
-        while clock() < end and not ports.stopping.is_set():
+        while clock() < end and not ports.stopping.is_set() and not barred():
             bell.clear()
             await runtime.signal(HospitalAlive(hospital=hospital))
             rows = await _rows(runtime, hospital, after)

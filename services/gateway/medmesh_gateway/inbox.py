@@ -30,6 +30,11 @@ class Doorbells:
         for event in self._events[hospital]:
             event.set()
 
+    def ring_all(self) -> None:
+        """Something changed that concerns who is connected."""
+        for hospital in list(self._events):
+            self.ring(hospital)
+
     def listen(self, hospital: str) -> asyncio.Event:
         """An event that is set at the next ring."""
         event = asyncio.Event()

@@ -18,7 +18,7 @@ from medmesh.store.objects.open import stores
 from medmesh.store.objects.upload import Uploads
 from medmesh_gateway import handlers
 from medmesh_gateway.api import application
-from medmesh_gateway.auth import Door
+from medmesh_gateway.auth import Barred, Door
 from medmesh_gateway.ports import HANDLERS, Ports
 from medmesh_gateway.routes import ROUTES
 from medmesh_gateway.settings import Settings
@@ -43,8 +43,9 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
 
         runtime.background(forget, "uploads", every=3600)
         runtime.ports = ports
+        runtime.trust.changed.append(ports.doorbells.ring_all)
         door = serve(
-            Observed(application(runtime, ports), "gateway", runtime.ready),
+            Observed(Barred(application(runtime, ports), runtime), "gateway", runtime.ready),
             host=settings.host,
             port=settings.port,
             certificate=settings.tls_certificate,

@@ -45,3 +45,21 @@ def decide(requester: str, needed: int, votes: Iterable[Vote], new: Vote) -> App
 def locked_until(failures: int, limit: int, minutes: int, now: datetime) -> datetime | None:
     """Until when an account is locked after this many failures in a row (GB/T 22239-2019 8.1.4.1 b)."""
     return now + timedelta(minutes=minutes) if failures >= limit else None
+
+
+def idle(used: datetime, days: int, now: datetime) -> bool:
+    """Whether an account was not used for so long that it is closed (8.1.4.2 c)."""
+    return now - used > timedelta(days=days)
+
+
+def due(
+    roles: Iterable[str], has_factor: bool, password_at: datetime | None, factor_roles: Iterable[str], days: int, now: datetime
+) -> tuple[str, ...]:
+    """What a person has to do before anything else: `password` when it is too old (8.1.4.1 a), `second_factor` when a role needs one
+    (8.1.4.1 d)."""
+    found = []
+    if password_at is None or now - password_at > timedelta(days=days):
+        found.append("password")
+    if not has_factor and set(roles) & set(factor_roles):
+        found.append("second_factor")
+    return tuple(found)

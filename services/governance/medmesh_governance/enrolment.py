@@ -28,7 +28,8 @@ from medmesh.contracts.message import Envelope, new_id
 from medmesh.errors import Problem
 from medmesh.security.authority import fingerprint, read_request
 from medmesh.security.codes import code_hash, new_code, same
-from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.security.tokens import Actor
+from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh_governance.domain import ApprovalState
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.tables import approvals, enrolments, hospitals
@@ -58,7 +59,7 @@ async def register_hospital(query: Envelope[RegisterHospital], uow: UnitOfWork[P
 @HANDLERS.answers(Enrol)
 async def enrol(query: Envelope[Enrol], uow: UnitOfWork[Ports]) -> EnrolmentState:
     """Redeem a code with a signing request. The same code with the same request answers the same; with another, it is refused."""
-    wanted, settings = query.data, uow.ports.settings
+    wanted = query.data
     if wanted.protocol > PROTOCOL:
         raise Problem("governance.protocol", node=wanted.protocol, platform=PROTOCOL)
     request = read_request(wanted.csr_pem)
@@ -73,23 +74,10 @@ async def enrol(query: Envelope[Enrol], uow: UnitOfWork[Ports]) -> EnrolmentStat
     row = await uow.first(select(hospitals).where(hospitals.c.hospital == wanted.hospital).with_for_update())
     if row is None or row.code_hash is None or not same(row.code_hash, given) or row.code_expires < uow.now:
         raise Problem("governance.code_refused")
-    approval, enrolment = new_id(), new_id()
-    requester = f"hospital:{wanted.hospital}"
-    values: dict[str, Any] = {
-        "approval": approval,
-        "action": "hospital.enrol",
-        "target": enrolment,
-        "digest": digest,
-        "requester": requester,
-        "summary": {"hospital": wanted.hospital, "node": wanted.node, "request": digest},
-        "state": ApprovalState.OPEN.value,
-        "needed": settings.approvals_needed,
-        "created_at": uow.now,
-        "expires_at": uow.now + timedelta(hours=settings.enrolment_hours),
-    }
-    await uow.execute(insert(approvals).values(values))
+    enrolment = new_id()
+    approval = await ask_for_approval(uow, wanted.hospital, wanted.node, enrolment, digest)
     await uow.execute(update(hospitals).where(hospitals.c.hospital == wanted.hospital).values(code_hash=None, code_expires=None))
-    values = {
+    values: dict[str, Any] = {
         "enrolment": enrolment,
         "hospital": wanted.hospital,
         "node": wanted.node,
@@ -104,18 +92,43 @@ async def enrol(query: Envelope[Enrol], uow: UnitOfWork[Ports]) -> EnrolmentStat
         await uow.execute(insert(enrolments).values(values))
     except IntegrityError:
         raise Problem("governance.code_refused") from None
-    uow.emit(ApprovalRequested(approval=approval, action="hospital.enrol", target=enrolment, digest=digest, requester=requester))
     uow.audit(
         AuditEntry("hospital.enrol", "C", entities=(Entity("hospital", wanted.hospital), Entity("enrolment", enrolment, digest=digest)))
     )
     return EnrolmentState(enrolment=enrolment, state="pending", approval=approval)
 
 
+def as_hospital(uow: UnitOfWork[Ports], hospital: str) -> None:
+    """Let the audit records of this transaction name the hospital whose proof was just checked."""
+    actor = Actor("hospital", hospital, hospital, frozenset(("hospital",)))
+    uow.context = Context(uow.context.service, uow.context.cause, actor, None, uow.context.traceparent)
+
+
+async def ask_for_approval(uow: UnitOfWork[Ports], hospital: str, node: str, enrolment: str, digest: str) -> str:
+    """Open the approval of exactly this signing request; answers its id."""
+    approval, requester = new_id(), f"hospital:{hospital}"
+    values: dict[str, Any] = {
+        "approval": approval,
+        "action": "hospital.enrol",
+        "target": enrolment,
+        "digest": digest,
+        "requester": requester,
+        "summary": {"hospital": hospital, "node": node, "request": digest},
+        "state": ApprovalState.OPEN.value,
+        "needed": uow.ports.settings.approvals_needed,
+        "created_at": uow.now,
+        "expires_at": uow.now + timedelta(hours=uow.ports.settings.enrolment_hours),
+    }
+    await uow.execute(insert(approvals).values(values))
+    uow.emit(ApprovalRequested(approval=approval, action="hospital.enrol", target=enrolment, digest=digest, requester=requester))
+    return approval
+
+
 @HANDLERS.answers(GetEnrolment)
 async def get_enrolment(query: Envelope[GetEnrolment], uow: UnitOfWork[Ports]) -> EnrolmentState:
     """What became of it; only who has the code may ask."""
     row = await uow.first(select(enrolments).where(enrolments.c.enrolment == query.data.enrolment))
-    if row is None or row.hospital != query.data.hospital or not same(row.code_hash, code_hash(query.data.code)):
+    if row is None or row.hospital != query.data.hospital or not same(row.code_hash or "", code_hash(query.data.code)):
         raise Problem("request.not_found", kind="enrolment", id=query.data.enrolment)
     return state_of(row, uow)
 
@@ -131,7 +144,7 @@ async def issue_certificate(uow: UnitOfWork[Ports], enrolment: str) -> None:
     row = await uow.first(select(enrolments).where(enrolments.c.enrolment == enrolment).with_for_update())
     if row is None or row.state != "pending":
         return
-    certificate = uow.ports.authority.sign_node(row.csr_pem, row.hospital, row.node, now=uow.now)
+    certificate = uow.ports.authority.sign_node(row.csr_pem, row.hospital, row.node, days=uow.ports.settings.node_days, now=uow.now)
     values = {
         "state": "enrolled",
         "certificate_pem": certificate.public_bytes(Encoding.PEM).decode(),
@@ -158,8 +171,11 @@ async def refuse_enrolment(uow: UnitOfWork[Ports], enrolment: str) -> None:
 @HANDLERS.answers(ListHospitals)
 async def list_hospitals(query: Envelope[ListHospitals], uow: UnitOfWork[Ports]) -> Hospitals:
     """Every hospital with its nodes."""
-    nodes: dict[str, list[NodeView]] = {}
+    newest: dict[tuple[str, str], Any] = {}
     for row in await uow.all(select(enrolments).where(enrolments.c.state == "enrolled").order_by(enrolments.c.created_at)):
+        newest[row.hospital, row.node] = row  # a node is what its last certificate says
+    nodes: dict[str, list[NodeView]] = {}
+    for row in newest.values():
         view = NodeView(node=row.node, fingerprint=row.fingerprint, expires=row.expires_at, revoked=row.revoked)
         nodes.setdefault(row.hospital, []).append(view)
     views = []

@@ -1,4 +1,4 @@
-"""Sessions and accounts: exchanges of credentials."""
+"""Accounts: created with a one-time code, changed, disabled, enabled and recovered by the security administrator."""
 
 from __future__ import annotations
 
@@ -6,44 +6,37 @@ import hashlib
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from medmesh.contracts.governance import (
     ActivateUser,
-    ActorToken,
     Bootstrap,
-    CloseSession,
+    ChangeRoles,
     CreateUser,
+    DisableUser,
     Done,
+    EnableUser,
     ListUsers,
     OneTimeCode,
-    OpenSession,
-    ResolveSession,
-    SessionOpened,
+    RecoverUser,
+    UnlockUser,
+    UserChanged,
     UserCreated,
     Users,
     UserView,
 )
 from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
-from medmesh.security.codes import bearer_hash, code_hash, new_bearer, new_code, same
-from medmesh.security.passwords import check_policy, hash_password, verify_password
+from medmesh.security.codes import code_hash, new_code, same
+from medmesh.security.passwords import check_policy
 from medmesh.security.roles import check_roles
-from medmesh.security.tokens import AUDIENCE, Actor, person_token
-from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
-from medmesh_governance.domain import locked_until
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_governance.credentials import set_password
+from medmesh_governance.domain import idle
 from medmesh_governance.ports import HANDLERS, Ports
-from medmesh_governance.tables import sessions, users
-
-TOKEN_MINUTES = 10
-AUDIENCES = (AUDIENCE, "inference", "audit")
-
-
-def as_person(uow: UnitOfWork[Ports], name: str, organisation: str = "platform") -> None:
-    """Let the audit records of this transaction name the person whose secret was just checked."""
-    actor = Actor("person", name, organisation)
-    uow.context = Context(uow.context.service, uow.context.cause, actor, None, uow.context.traceparent)
+from medmesh_governance.sessions import as_person, end_all
+from medmesh_governance.tables import users
 
 
 @HANDLERS.answers(Bootstrap)
@@ -61,10 +54,10 @@ async def bootstrap(query: Envelope[Bootstrap], uow: UnitOfWork[Ports]) -> Done:
         "display_name": wanted.display_name,
         "organisation": "platform",
         "roles": ["security_administrator"],
-        "password_hash": hash_password(wanted.password),
         "created_at": uow.now,
     }
     await uow.execute(insert(users).values(values))
+    await set_password(uow, wanted.name, wanted.password)
     uow.emit(UserCreated(name=wanted.name, organisation="platform", roles=("security_administrator",)))
     as_person(uow, wanted.name)
     uow.audit(AuditEntry("governance.bootstrap", "C", entities=(Entity("user", wanted.name),)))
@@ -98,92 +91,131 @@ async def create_user(query: Envelope[CreateUser], uow: UnitOfWork[Ports]) -> On
 
 @HANDLERS.answers(ActivateUser)
 async def activate_user(query: Envelope[ActivateUser], uow: UnitOfWork[Ports]) -> Done:
-    """Set the first password."""
+    """Set the first password, or a new one after a recovery."""
     wanted = query.data
     row = await uow.first(select(users).where(users.c.name == wanted.name).with_for_update())
     if (
         row is None
+        or row.disabled_at is not None
         or row.activation_hash is None
         or not same(row.activation_hash, code_hash(wanted.code))
         or row.activation_expires < uow.now
     ):
         raise Problem("governance.code_refused")
-    check_policy(wanted.name, wanted.password)
-    values: dict[str, Any] = {"password_hash": hash_password(wanted.password), "activation_hash": None, "activation_expires": None}
-    await uow.execute(update(users).where(users.c.name == wanted.name).values(values))
+    values: dict[str, Any] = {"activation_hash": None, "activation_expires": None, "failures": 0, "locked_until": None}
+    await set_password(uow, wanted.name, wanted.password, **values)
     as_person(uow, wanted.name, row.organisation)
     uow.audit(AuditEntry("user.activate", "U", entities=(Entity("user", wanted.name),)))
     return Done()
 
 
-@HANDLERS.answers(OpenSession)
-async def open_session(query: Envelope[OpenSession], uow: UnitOfWork[Ports]) -> SessionOpened | Problem:
-    """Sign in. A failure is counted and recorded, so it is answered, not raised: raising would undo the count."""
-    wanted, settings = query.data, uow.ports.settings
-    row = await uow.first(select(users).where(users.c.name == wanted.name).with_for_update())
-    fits = verify_password(row.password_hash if row else None, wanted.password)
-    as_person(uow, wanted.name, row.organisation if row else "unknown")
-    if row is not None and row.locked_until is not None and row.locked_until > uow.now:
-        uow.audit(AuditEntry("session.open", "E", outcome=8, why="governance.locked"))
-        return Problem("governance.locked", minutes=settings.lock_minutes)
-    if row is None or not fits:
-        if row is not None:
-            failures = row.failures + 1
-            until = locked_until(failures, settings.lock_after, settings.lock_minutes, uow.now)
-            await uow.execute(update(users).where(users.c.name == row.name).values(failures=0 if until else failures, locked_until=until))
-        uow.audit(AuditEntry("session.open", "E", outcome=4, why="governance.sign_in_refused"))
-        return Problem("governance.sign_in_refused")
-    await uow.execute(update(users).where(users.c.name == row.name).values(failures=0, locked_until=None))
-    bearer = new_bearer()
-    expires = uow.now + timedelta(hours=settings.session_hours)
-    await uow.execute(
-        insert(sessions).values(hash=bearer_hash(bearer), name=row.name, opened_at=uow.now, used_at=uow.now, expires_at=expires)
-    )
-    uow.audit(AuditEntry("session.open", "E"))
-    return SessionOpened(session=bearer, expires=expires, roles=tuple(row.roles))
+@HANDLERS.answers(RecoverUser)
+async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> OneTimeCode:
+    """A new activation code; the old password and the sessions are gone at once."""
+    wanted = query.data
+    _person(await _other(uow, wanted.name))
+    code = new_code()
+    expires = uow.now + timedelta(hours=uow.ports.settings.enrolment_hours)
+    values: dict[str, Any] = {"activation_hash": code_hash(code), "activation_expires": expires, "password_hash": None}
+    if wanted.second_factor:
+        values |= {"factor": None, "factor_new": None}
+    await uow.execute(update(users).where(users.c.name == wanted.name).values(values))
+    await end_all(uow, wanted.name)
+    entities = (Entity("user", wanted.name),)
+    uow.audit(AuditEntry("user.recover", "U", entities=entities, detail={"second_factor": wanted.second_factor}))
+    return OneTimeCode(code=code, expires=expires)
 
 
-@HANDLERS.answers(ResolveSession)
-async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports]) -> ActorToken:
-    """Exchange a session for an actor token; using it keeps it from going idle."""
-    settings = uow.ports.settings
-    if query.data.audience not in AUDIENCES:
-        raise Problem("request.invalid", reason=f"audience is one of {', '.join(AUDIENCES)}")
-    key = bearer_hash(query.data.session)
-    wanted = (
-        select(sessions, users.c.organisation, users.c.roles).join(users, users.c.name == sessions.c.name).where(sessions.c.hash == key)
-    )
-    row = await uow.first(wanted)
-    if row is None or row.expires_at < uow.now or row.used_at + timedelta(minutes=settings.session_idle_minutes) < uow.now:
-        raise Problem("governance.session_over")
-    await uow.execute(update(sessions).where(sessions.c.hash == key).values(used_at=uow.now))
-    actor = Actor("person", row.name, row.organisation, frozenset(row.roles), "password")
-    token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=TOKEN_MINUTES, now=uow.now)
-    return ActorToken(token=token, expires=uow.now + timedelta(minutes=TOKEN_MINUTES))
+@HANDLERS.on(ChangeRoles)
+async def change_roles(command: Envelope[ChangeRoles], uow: UnitOfWork[Ports]) -> None:
+    """Give exactly these roles."""
+    roles = sorted(check_roles(command.data.roles))
+    row = _person(await _other(uow, command.data.name))
+    detail = {"before": ",".join(row.roles), "after": ",".join(roles)}
+    await _change(uow, row, "user.roles", detail, roles=roles)
 
 
-@HANDLERS.answers(CloseSession)
-async def close_session(query: Envelope[CloseSession], uow: UnitOfWork[Ports]) -> Done:
-    """Sign out; closing what is closed is no mistake."""
-    key = bearer_hash(query.data.session)
-    row = await uow.first(select(sessions.c.name).where(sessions.c.hash == key))
-    if row is not None:
-        await uow.execute(delete(sessions).where(sessions.c.hash == key))
-        as_person(uow, row.name)
-        uow.audit(AuditEntry("session.close", "E"))
+@HANDLERS.on(DisableUser)
+async def disable_user(command: Envelope[DisableUser], uow: UnitOfWork[Ports]) -> None:
+    """Close an account; closing a closed one changes nothing."""
+    row = await _other(uow, command.data.name)
+    if row.disabled_at is None:
+        await _change(uow, row, "user.disable", {"reason": command.data.reason}, disabled_at=uow.now)
     else:
         uow.unchanged()
-    return Done()
+
+
+@HANDLERS.on(EnableUser)
+async def enable_user(command: Envelope[EnableUser], uow: UnitOfWork[Ports]) -> None:
+    """Open it again; it counts as used from now on, or the idle rule would close it at once."""
+    row = await _other(uow, command.data.name)
+    if row.disabled_at is not None:
+        await _change(uow, row, "user.enable", {}, disabled_at=None, signed_in_at=uow.now)
+    else:
+        uow.unchanged()
+
+
+@HANDLERS.on(UnlockUser)
+async def unlock_user(command: Envelope[UnlockUser], uow: UnitOfWork[Ports]) -> None:
+    """Lift a lock."""
+    row = await _other(uow, command.data.name)
+    await uow.execute(update(users).where(users.c.name == row.name).values(failures=0, locked_until=None))
+    uow.audit(AuditEntry("user.unlock", "U", entities=(Entity("user", row.name),)))
+
+
+async def disable_idle(uow: UnitOfWork[Ports]) -> None:
+    """Close accounts nobody used for long (GB/T 22239-2019 8.1.4.2 c). The last security administrator is left: without one
+    nobody could open any account again."""
+    used = func.coalesce(users.c.signed_in_at, users.c.created_at)
+    rows = await uow.all(select(users).where(users.c.disabled_at.is_(None)).order_by(used.desc()).with_for_update(skip_locked=True))
+    keep = next((row.name for row in rows if "security_administrator" in row.roles), "")
+    for row in rows:
+        if row.name != keep and idle(row.signed_in_at or row.created_at, uow.ports.settings.idle_days, uow.now):
+            await _change(uow, row, "user.disable", {"reason": "idle"}, disabled_at=uow.now)
+
+
+async def _other(uow: UnitOfWork[Ports], name: str) -> Any:
+    """Somebody else's account, locked: nobody administers their own. Raises `Problem`."""
+    row = await uow.first(select(users).where(users.c.name == name).with_for_update())
+    if row is None:
+        raise Problem("request.not_found", kind="user", id=name)
+    if uow.actor.kind == "person" and uow.actor.id == name:
+        raise Problem("governance.yourself")
+    return row
+
+
+def _person(row: Any) -> Any:
+    """Systems have one role, and no password. Raises `Problem`."""
+    if row.kind != "person":
+        raise Problem("governance.no_person", name=row.name)
+    return row
+
+
+async def _change(uow: UnitOfWork[Ports], row: Any, verb: str, detail: dict[str, Any], **values: Any) -> None:
+    """Change what somebody may do: it counts from now on, so the sessions end."""
+    await uow.execute(update(users).where(users.c.name == row.name).values(values))
+    await end_all(uow, row.name)
+    roles, disabled = values.get("roles", row.roles), values.get("disabled_at", row.disabled_at)
+    uow.emit(UserChanged(name=row.name, roles=tuple(roles), disabled=disabled is not None))
+    uow.audit(AuditEntry(verb, "U", entities=(Entity("user", row.name),), detail=detail))
 
 
 @HANDLERS.answers(ListUsers)
 async def list_users(query: Envelope[ListUsers], uow: UnitOfWork[Ports]) -> Users:
     """Every account, without secrets."""
-    rows = await uow.all(select(users).order_by(users.c.name))
     views = (
         UserView(
-            name=r.name, display_name=r.display_name, organisation=r.organisation, roles=tuple(r.roles), active=r.password_hash is not None
+            name=r.name,
+            display_name=r.display_name,
+            organisation=r.organisation,
+            roles=tuple(r.roles),
+            active=(r.password_hash is not None or r.kind == "system") and r.disabled_at is None,
+            kind=r.kind,
+            second_factor=r.factor is not None,
+            disabled=r.disabled_at is not None,
+            locked_until=r.locked_until if r.locked_until and r.locked_until > uow.now else None,
+            signed_in=r.signed_in_at,
         )
-        for r in rows
+        for r in await uow.all(select(users).order_by(users.c.name))
     )
     return Users(users=tuple(views))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from medmesh.bus.declarations import Handlers
 from medmesh.security.authority import Authority
 from medmesh.security.keys import Identity
+from medmesh.security.sealing import Seal
 from medmesh.security.tokens import TrustBundle
 from medmesh_governance.settings import Settings
 
@@ -21,5 +22,6 @@ class Ports:
     settings: Settings
     identity: Identity
     authority: Authority
+    seal: Seal
     trust: Callable[[], TrustBundle]
     bootstrap_hash: str | None

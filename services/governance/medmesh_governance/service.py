@@ -7,16 +7,26 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
-from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused, ApprovalRequested, HospitalRegistered, NodeEnrolled, UserCreated
+from medmesh.contracts.governance import (
+    ApprovalGranted,
+    ApprovalRefused,
+    ApprovalRequested,
+    HospitalRegistered,
+    NodeEnrolled,
+    NodeRevoked,
+    UserChanged,
+    UserCreated,
+)
 from medmesh.security.authority import Authority
+from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import enrolment, handlers, people
+from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions, systems
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (people, enrolment, handlers)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, handlers)
 """The modules whose handlers this service runs."""
 
 
@@ -25,13 +35,24 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """The authority's key is read here and nowhere else."""
     settings = cast(Settings, runtime.settings)
     token = settings.bootstrap_token
-    yield Ports(
+
+    async def housekeeping() -> None:
+        async with runtime.unit() as uow:
+            await sessions.prune(uow)
+            await systems.prune(uow)
+            await people.disable_idle(uow)
+
+    ports = Ports(
         settings=settings,
         identity=runtime.identity,
         authority=Authority.load(settings.authority),
+        seal=Seal.load(settings.seal_key),
         trust=runtime.trust,
         bootstrap_hash=token.read_text().strip() if token and token.exists() else None,
     )
+    runtime.ports = ports
+    runtime.background(housekeeping, "accounts", every=300)
+    yield ports
 
 
 SERVICE = ServiceSpec(
@@ -42,5 +63,5 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(UserCreated, HospitalRegistered, NodeEnrolled, ApprovalRequested, ApprovalGranted, ApprovalRefused),
+    emits=(UserCreated, UserChanged, HospitalRegistered, NodeEnrolled, NodeRevoked, ApprovalRequested, ApprovalGranted, ApprovalRefused),
 )

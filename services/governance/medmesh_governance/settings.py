@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from medmesh.security.roles import ADMINISTRATORS
 from medmesh.service.settings import ServiceSettings
 
 
@@ -16,10 +17,26 @@ class Settings(ServiceSettings):
     """Folder of the certification authority (`ca.key`, `ca.pem`)."""
     bootstrap_token: Path | None = None
     """File with the SHA-256 of the one-time token that creates the first security administrator."""
+    seal_key: Path
+    """File with the 32 bytes that encrypt the secrets of authenticators."""
+    second_factor_roles: tuple[str, ...] = (*ADMINISTRATORS, "approver", "auditor")
+    """Who has one of these roles cannot do anything without a second factor."""
+    grace_minutes: int = Field(default=15, ge=1)
+    """How long a session lasts in which something is due first: a new password, a second factor."""
+    password_days: int = Field(default=90, ge=1)
+    password_history: int = Field(default=5, ge=1)
+    idle_days: int = Field(default=90, ge=1)
+    """Accounts nobody used for so long are disabled."""
     session_idle_minutes: int = Field(default=30, ge=1)
     session_hours: int = Field(default=12, ge=1)
+    system_minutes: int = Field(default=60, ge=1)
+    """How long a session of a hospital's system lasts."""
     lock_after: int = Field(default=5, ge=1)
     lock_minutes: int = Field(default=30, ge=1)
     approvals_needed: int = Field(default=1, ge=1)
     approval_hours: int = Field(default=24, ge=1)
+    node_days: int = Field(default=90, ge=1)
+    """How long a node's certificate is good; it renews itself after two thirds."""
+    dark_days: int = Field(default=90, ge=0)
+    """How long after its end a certificate may still be renewed, with a second person's approval."""
     enrolment_hours: int = Field(default=72, ge=1)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, String, Table, Text, text
+from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, text
 
+from medmesh.security.roles import ADMINISTRATORS
 from medmesh.store.tables import service_metadata
-from medmesh.store.types import Json, Timestamp
+from medmesh.store.types import Counter, Json, Timestamp
 
 METADATA = service_metadata()
+
+ONE_ADMINISTRATOR = " + ".join(f"(roles @> '[\"{role}\"]')::int" for role in ADMINISTRATORS) + " <= 1"
 
 users = Table(
     "users",
     METADATA,
     Column("name", String(63), primary_key=True),
+    Column("kind", String(8), nullable=False, server_default=text("'person'"), comment="person, or system: one of a hospital's"),
     Column("display_name", Text, nullable=False),
     Column("organisation", String(63), nullable=False),
     Column("roles", Json, nullable=False),
@@ -22,13 +26,43 @@ users = Table(
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("locked_until", Timestamp),
     Column("created_at", Timestamp, nullable=False),
+    Column("password_at", Timestamp),
+    Column("signed_in_at", Timestamp),
+    Column("disabled_at", Timestamp),
+    Column("factor", LargeBinary, comment="secret of the authenticator, sealed"),
+    Column("factor_new", LargeBinary, comment="the one that was shown and not confirmed yet, sealed"),
+    Column("factor_step", Counter, nullable=False, server_default=text("0"), comment="last step used: a code counts once"),
+    Column("public_key", Text, comment="a system's, PEM"),
+    # The three administrators exclude each other: held by the database too, whatever a program does.
+    CheckConstraint(ONE_ADMINISTRATOR, name="one_administrator"),
+)
+
+assertions = Table(
+    "assertions",
+    METADATA,
+    Column("system", String(63), primary_key=True),
+    Column("jti", String(128), primary_key=True),
+    Column("until", Timestamp, nullable=False),
+    comment="signed sign-ins of systems, each good once",
+)
+
+passwords = Table(
+    "passwords",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("at", Timestamp, primary_key=True),
+    Column("hash", Text, nullable=False),
+    comment="the last few of each person, so that none comes again",
 )
 
 sessions = Table(
     "sessions",
     METADATA,
     Column("hash", String(64), primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
     Column("name", String(63), nullable=False),
+    Column("must", Json, nullable=False, comment="what has to be done first; until then it does nothing else"),
+    Column("strong_at", Timestamp, comment="when the second factor was last shown"),
     Column("opened_at", Timestamp, nullable=False),
     Column("used_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp, nullable=False),
@@ -52,7 +86,8 @@ enrolments = Table(
     Column("enrolment", String(36), primary_key=True),
     Column("hospital", String(63), nullable=False),
     Column("node", String(63), nullable=False),
-    Column("code_hash", String(64), nullable=False, unique=True),
+    Column("code_hash", String(64), unique=True, comment="none when it renews a certificate"),
+    Column("replaces", String(64), comment="serial number of the certificate it renews"),
     Column("csr_pem", Text, nullable=False),
     Column("csr_digest", String(64), nullable=False),
     Column("approval", String(36), nullable=False),

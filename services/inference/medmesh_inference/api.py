@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from fastapi import FastAPI, Request
 
 from medmesh.errors import Problem
-from medmesh.security.roles import allow
+from medmesh.security.roles import require
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
@@ -30,8 +30,7 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
         if kind.lower() != "bearer" or not token:
             raise Problem("actor.missing", type=ACTION)
         who = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
-        if not allow(who, ACTION).allowed:
-            raise Problem("access.denied", actor=who.text, action=ACTION)
+        require(who, ACTION, datetime.now(UTC))
         return who
 
     async def record(who: Actor, served: Served, inputs: int) -> None:

@@ -9,8 +9,8 @@ from tests.unit.auditing.records import made
 
 from medmesh.security.roles import Decision
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_audit import watch
-from medmesh_audit.watch import Seen
+from medmesh_audit import anomalies as watch
+from medmesh_audit.anomalies import Seen
 
 START = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 
@@ -73,7 +73,12 @@ def test_a_witness_that_refuses() -> None:
     assert (found.rule, found.about, found.seq) == ("split_view", "witness:renji.example/w", 3)
 
 
+def test_an_alarm_of_the_service_itself() -> None:
+    alarm = AuditEntry("audit.alarm.ddl", "E", 8, "audit.ddl")
+    assert [found.about for found in watch.alarms([seen(3, alarm), seen(4, AuditEntry("audit.copy", "R"))])] == ["audit.alarm.ddl"]
+
+
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
-    rules |= {"record_altered", "split_view"}
+    rules |= {"log_alarm", "record_altered", "split_view"}
     assert set(watch.SEVERITY) == rules

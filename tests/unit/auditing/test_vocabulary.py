@@ -18,6 +18,7 @@ from medmesh.security import roles
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Entity
+from medmesh_audit.alarms import KINDS
 
 CALLERS = {"looked": 1}
 """Functions that pass a verb on, and the place of the verb among their arguments."""
@@ -54,8 +55,8 @@ def spelled(node: ast.expr, constants: dict[str, object]) -> Iterator[str]:
         head, inserted = node.values
         assert isinstance(head, ast.Constant)
         assert isinstance(inserted, ast.FormattedValue)
-        for rest in spelled(inserted.value, constants):
-            yield f"{head.value}{rest}"
+        kinds = KINDS if ast.unparse(inserted.value) == "kind" else tuple(spelled(inserted.value, constants))
+        yield from (f"{head.value}{rest}" for rest in kinds)
     elif ast.unparse(node) not in ("message.data.ACTION", "verb", "asked"):
         yield ""
 

@@ -16,7 +16,8 @@ from medmesh.ledger.cosignature import cosign, witness_key
 from medmesh.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_key, signature_line, split
 from medmesh.ledger.policy import demanding, parse_policy
 
-LOG, OTHER, FIRST, SECOND, THIRD = (Ed25519PrivateKey.generate() for _ in range(5))
+# Always the same ones: they stand in the names of cases, which every worker of a run must find alike.
+LOG, OTHER, FIRST, SECOND, THIRD = (Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in range(1, 6))
 ORIGIN = "log.example/1"
 VKEY = note.verifier_key(ORIGIN, LOG.public_key())
 CHECKPOINT = Checkpoint(ORIGIN, 7, b"r" * 32)

@@ -301,6 +301,7 @@ def test_one_bit_of_any_file_is_found(small: Ledger, tmp_path: Path, seed: int) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_false_alarm_and_bounded_memory_over_a_million_entries(tmp_path: Path) -> None:
     import resource
 

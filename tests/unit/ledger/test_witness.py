@@ -15,7 +15,7 @@ from medmesh.ledger.note import Checkpoint, parse_key
 from medmesh.ledger.tree import EMPTY, consistency_proof, fold, leaf_hash
 from medmesh.ledger.witness import Accepted, Refusal, Request, cosignature_of, decide, parse_request
 
-LOG, THIEF, WITNESS = (Ed25519PrivateKey.generate() for _ in range(3))
+LOG, THIEF, WITNESS = (Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in range(1, 4))
 ORIGIN = "log.example/1"
 LOGS = {ORIGIN: [parse_key(note.verifier_key(ORIGIN, LOG.public_key()))]}
 LEAVES = [leaf_hash(b"%d" % i) for i in range(20)]

@@ -119,11 +119,32 @@ def test_every_cell_of_the_role_table() -> None:
     for action, allowed in roles.TABLE.items():
         for role in (*roles.PERSON_ROLES, "hospital", "nobody"):
             kind = "hospital" if role == "hospital" else "person"
-            actor = Actor(kind, "x", "o", frozenset((role,)))  # type: ignore[arg-type]
-            assert roles.allow(actor, action).allowed == (role in allowed), (role, action)
-    assert not roles.allow(Actor("person", "x", "o", frozenset(roles.PERSON_ROLES)), "anything.else").allowed
+            actor = Actor(kind, "x", "o", frozenset((role,)), "pwd+otp", NOW)  # type: ignore[arg-type]
+            assert roles.allow(actor, action, NOW).allowed == (role in allowed), (role, action)
+    assert not roles.allow(Actor("person", "x", "o", frozenset(roles.PERSON_ROLES), "", NOW), "anything.else", NOW).allowed
     assert _code(roles.check_roles, ["system_administrator", "audit_administrator"]) == "security.role_exclusive"
     assert _code(roles.check_roles, ["root"]) == "security.role_unknown"
+
+
+def test_what_needs_the_second_factor_again_is_refused_five_minutes_after_it() -> None:
+    assert set(roles.TABLE) >= roles.STEP_UP
+    for action in roles.STEP_UP:
+        for role in roles.TABLE[action]:
+            for strong, allowed in ((None, False), (NOW - timedelta(seconds=301), False), (NOW - timedelta(seconds=300), True)):
+                actor = Actor("person", "x", "platform", frozenset((role,)), "", strong)
+                decision = roles.allow(actor, action, NOW)
+                assert decision.allowed == allowed, (action, role, strong)
+                if not allowed:
+                    assert roles.denial(decision, actor, action).code == "security.step_up"
+    stranger = Actor("person", "x", "platform", frozenset(("annotator",)))
+    assert _code(roles.require, stranger, "approval.decide", NOW) == "access.denied", "who may not is not asked for a code"
+
+
+def test_the_time_of_the_second_factor_travels_in_the_token(parties: tuple[TrustBundle, Identity, Identity, Authority]) -> None:
+    trust, governance, *_ = parties
+    for strong in (None, NOW - timedelta(seconds=90)):
+        actor = Actor("person", "wu", "platform", frozenset(("approver",)), "pwd+otp", strong)
+        assert verify_actor(person_token(governance, actor, now=NOW), trust, NOW).strong_at == strong
 
 
 def test_passwords_codes_and_secrets_files(private: Path) -> None:

@@ -6,7 +6,7 @@ from alembic import op
 from medmesh.store import types
 
 revision = "0003"
-down_revision = "0001"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -19,7 +19,7 @@ def upgrade() -> None:
     sa.Column('time', types.Counter, nullable=False),
     sa.Column('at', types.Timestamp(), nullable=False),
     sa.PrimaryKeyConstraint('size', 'witness', name=op.f('pk_cosignatures')),
-    comment='what witnesses said of checkpoints; only ever inserted'
+    comment='what witnesses said of checkpoints'
     )
 
 

@@ -1,0 +1,268 @@
+"""People on real servers: second factors, step-up, passwords, sessions, accounts that are changed and closed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from tests.platform import Platform, platform
+
+from medmesh.contracts import governance as g
+from medmesh.contracts.message import Query
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.security import totp
+from medmesh.security.keys import write_secret
+from medmesh.security.tokens import verify_actor
+from medmesh_governance.people import disable_idle
+from medmesh_governance.service import SERVICE
+from medmesh_governance.tables import passwords, sessions, users
+
+PASSWORD = "Correct-Horse-7-Battery"
+
+
+@pytest.fixture
+async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
+    (private / "bootstrap").write_text(hashlib.sha256(b"token").hexdigest())
+    write_secret(private / "seal", os.urandom(32))
+    extra = {"authority": private / "ca", "bootstrap_token": private / "bootstrap", "seal_key": private / "seal"}
+    async with platform(servers, private, SERVICE, settings={"governance": extra}) as made:
+        yield made
+
+
+async def refused(p: Platform, query: Query, token: str | None = None) -> str:
+    """The code a query is refused with; "" when it is not."""
+    try:
+        await p.ask(query, query.Reply, token)
+    except Problem as problem:
+        return problem.code
+    return ""
+
+
+async def sql(p: Platform, *statements: Any) -> None:
+    """What time, or somebody at the database, does."""
+    async with p.runtimes["governance"].unit() as uow:
+        for statement in statements:
+            await uow.execute(statement)
+
+
+async def account(p: Platform, name: str, *roles: str) -> None:
+    token = p.person("sun", "security_administrator")
+    made = await p.ask(g.CreateUser(name=name, display_name=name, organisation="platform", roles=roles), g.OneTimeCode, token)
+    await p.ask(g.ActivateUser(name=name, code=made.code, password=PASSWORD), g.Done)
+
+
+async def opened(p: Platform, name: str, password: str = PASSWORD, code: str | None = None) -> g.SessionOpened:
+    return await p.ask(g.OpenSession(name=name, password=password, code=code), g.SessionOpened)
+
+
+async def enrolled(p: Platform, name: str) -> tuple[str, bytes]:
+    """(session, secret) of somebody who has just enrolled a second factor."""
+    session = (await opened(p, name)).session
+    secret = totp.read((await p.ask(g.EnrolSecondFactor(session=session), g.SecondFactorSecret)).secret)
+    await p.ask(g.ConfirmSecondFactor(session=session, code=now_code(secret)), g.Done)
+    return session, secret
+
+
+def now_code(secret: bytes, steps: int = 0) -> str:
+    return totp.code_for(secret, totp.step_at(datetime.now(UTC)) + steps)
+
+
+async def test_who_needs_a_second_factor_can_only_enrol_one_and_then_signs_in_with_it(p: Platform) -> None:
+    await account(p, "wu", "approver")
+    first = await opened(p, "wu")
+    assert first.must == ("second_factor",)
+    assert first.expires < datetime.now(UTC) + timedelta(minutes=16), "the grace is for enrolling"
+    session = first.session
+    for query in (g.ResolveSession(session=session), g.ListSessions(session=session), g.StepUp(session=session, code="000000")):
+        assert await refused(p, query) == "governance.second_factor_due"
+    made = await p.ask(g.EnrolSecondFactor(session=session), g.SecondFactorSecret)
+    secret = totp.read(made.secret)
+    assert made.uri.startswith("otpauth://totp/medmesh:wu?secret=" + made.secret)
+    assert await refused(p, g.ConfirmSecondFactor(session=session, code=now_code(secret, 5))) == "governance.code_wrong"
+    assert (await opened(p, "wu")).must == ("second_factor",), "what was not confirmed does not count"
+    await p.ask(g.ConfirmSecondFactor(session=session, code=now_code(secret)), g.Done)
+    token = (await p.ask(g.ResolveSession(session=session), g.ActorToken)).token
+    actor = verify_actor(token, p.trust, datetime.now(UTC))
+    assert actor.method == "pwd+otp"
+    assert actor.strong_at is not None and datetime.now(UTC) - actor.strong_at < timedelta(minutes=1)
+
+    sign_in = g.OpenSession(name="wu", password=PASSWORD)
+    assert await refused(p, sign_in) == "governance.code_needed"
+    assert await refused(p, sign_in.model_copy(update={"code": now_code(secret)})) == "governance.code_wrong", "it was used to confirm"
+    code = now_code(secret, 1)
+    assert (await opened(p, "wu", code=code)).must == ()
+    assert await refused(p, sign_in.model_copy(update={"code": code})) == "governance.code_wrong", "a used step is refused"
+    assert await refused(p, g.EnrolSecondFactor(session=session, code=code)) == "governance.code_wrong", "a new one needs the old one"
+
+
+async def test_the_secret_is_encrypted_at_rest_and_stands_in_no_stream_record_or_log(
+    p: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await account(p, "wu", "approver")
+    _, secret = await enrolled(p, "wu")
+    async with p.runtimes["governance"].unit() as uow:
+        row = await uow.first(select(users).where(users.c.name == "wu"))
+        kept = repr(await uow.all(select(sessions))) + repr(tuple(row or ()))
+    told = json.dumps(await p.audited("governance")) + repr(p.seen) + capsys.readouterr().out
+    for shape in (secret.decode("latin-1"), totp.text(secret), secret.hex(), PASSWORD):
+        assert shape not in told
+        assert shape not in kept
+    assert row is not None and secret not in row.factor
+
+
+async def test_codes_cannot_be_guessed_and_only_the_administrator_unlocks(p: Platform) -> None:
+    await account(p, "wu", "approver")
+    session, secret = await enrolled(p, "wu")
+    wrong = str((int(now_code(secret)) + 500_000) % 1_000_000).zfill(6)
+    for _ in range(5):
+        assert await refused(p, g.StepUp(session=session, code=wrong)) == "governance.code_wrong"
+    right = now_code(secret, 1)
+    assert await refused(p, g.StepUp(session=session, code=right)) == "governance.locked"
+    assert await refused(p, g.OpenSession(name="wu", password=PASSWORD, code=right)) == "governance.locked"
+    done = await p.send(g.UnlockUser(name="wu"), p.person("li", "researcher"))
+    assert (done.problem or {})["code"] == "access.denied"
+    assert (await p.send(g.UnlockUser(name="wu"), p.person("sun", "security_administrator"))).succeeded
+    assert await refused(p, g.StepUp(session=session, code=right)) == ""
+    verbs = [(record["sub"], record["out"]) for record in await p.audited("governance")]
+    assert ("user.locked", 8) in verbs and ("user.unlock", 0) in verbs and verbs.count(("session.step_up", 4)) == 5
+
+
+async def test_an_action_that_needs_step_up_is_refused_by_its_owner_until_the_factor_was_shown(p: Platform) -> None:
+    await account(p, "wu", "approver")
+    session, secret = await enrolled(p, "wu")
+    digest = "0" * 64
+    asked = await p.send(g.RequestApproval(action="model.release", target="r", digest=digest), p.person("li", "researcher"))
+    decide = g.DecideApproval(approval=(asked.result or {})["approval"], approve=True)
+    await sql(p, update(sessions).values(strong_at=datetime.now(UTC) - timedelta(minutes=6)))
+    old = (await p.ask(g.ResolveSession(session=session), g.ActorToken)).token
+    assert ((await p.send(decide, old)).problem or {})["code"] == "security.step_up"
+    await p.ask(g.StepUp(session=session, code=now_code(secret, 1)), g.Done)
+    assert ((await p.send(decide, old)).problem or {})["code"] == "security.step_up", "the token from before stays weak"
+    fresh = (await p.ask(g.ResolveSession(session=session), g.ActorToken)).token
+    assert (await p.send(decide, fresh)).succeeded
+
+
+async def test_an_old_password_has_to_be_changed_and_the_last_five_do_not_come_again(p: Platform) -> None:
+    await account(p, "li", "researcher")
+    other = (await opened(p, "li")).session
+    await sql(p, update(users).where(users.c.name == "li").values(password_at=datetime.now(UTC) - timedelta(days=91)))
+    late = await opened(p, "li")
+    assert late.must == ("password",)
+    assert await refused(p, g.ResolveSession(session=late.session)) == "governance.password_due"
+    change = g.ChangePassword(session=late.session, old=PASSWORD, new=PASSWORD)
+    assert await refused(p, change.model_copy(update={"old": "wrong"})) == "governance.sign_in_refused"
+    assert await refused(p, change) == "security.password_used"
+    assert await refused(p, change.model_copy(update={"new": "weak"})) == "security.password_weak"
+    news = [f"Another-{n}-Good-Battery" for n in range(6)]
+    before = PASSWORD
+    for new in news[:5]:
+        assert await refused(p, change.model_copy(update={"old": before, "new": new})) == "", new
+        before = new
+    assert await refused(p, g.ResolveSession(session=late.session)) == "", "now it is a session like any other"
+    assert await refused(p, g.ResolveSession(session=other)) == "governance.session_over", "the others ended"
+    assert await refused(p, change.model_copy(update={"old": before, "new": news[0]})) == "security.password_used"
+    assert await refused(p, change.model_copy(update={"old": before, "new": PASSWORD})) == "", "five changes later it may"
+    async with p.runtimes["governance"].unit() as uow:
+        assert len(await uow.all(select(passwords).where(passwords.c.name == "li"))) == 5
+
+
+async def test_sessions_end_when_idle_when_old_and_when_their_owner_says_so(p: Platform) -> None:
+    await account(p, "li", "researcher")
+    first, second = (await opened(p, "li")).session, (await opened(p, "li")).session
+    listed = (await p.ask(g.ListSessions(session=second), g.Sessions)).sessions
+    assert [view.this for view in listed] == [True, False]
+    await p.ask(g.EndSession(session=second, id=listed[1].id), g.Done)
+    assert await refused(p, g.ResolveSession(session=first)) == "governance.session_over"
+    assert await refused(p, g.EndSession(session=second, id=listed[1].id)) == "request.not_found"
+    now = datetime.now(UTC)
+    await sql(p, update(sessions).values(used_at=now - timedelta(minutes=29)))
+    assert await refused(p, g.ResolveSession(session=second)) == "", "used again, it is idle no longer"
+    await sql(p, update(sessions).values(used_at=now - timedelta(minutes=31)))
+    assert await refused(p, g.ResolveSession(session=second)) == "governance.session_over"
+    third = (await opened(p, "li")).session
+    await sql(p, update(sessions).values(expires_at=now - timedelta(seconds=1), used_at=now))
+    assert await refused(p, g.ResolveSession(session=third)) == "governance.session_over", "twelve hours, however busy"
+    fourth = (await opened(p, "li")).session
+    await p.ask(g.CloseSession(session=fourth), g.Done)
+    assert await refused(p, g.ResolveSession(session=fourth)) == "governance.session_over"
+
+
+async def test_roles_are_changed_by_another_administrator_and_exclude_each_other_in_the_database_too(p: Platform) -> None:
+    await account(p, "zhou", "researcher")
+    session = (await opened(p, "zhou")).session
+    admin = p.person("sun", "security_administrator")
+
+    async def change(name: str, *roles: str, by: str = admin) -> str:
+        return str(((await p.send(g.ChangeRoles(name=name, roles=roles), by)).problem or {}).get("code", ""))
+
+    assert await change("zhou", "system_administrator", "audit_administrator") == "security.role_exclusive"
+    assert await change("zhou", "annotator", by=p.person("zhou", "researcher")) == "access.denied"
+    assert await change("zhou", "annotator", by=p.person("zhou", "security_administrator")) == "governance.yourself"
+    assert await change("zhou", "annotator", "reviewer") == ""
+    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
+    assert (await opened(p, "zhou")).roles == ("annotator", "reviewer")
+    assert (await p.wait(g.UserChanged)).data.roles == ("annotator", "reviewer")
+    values = {"display_name": "x", "organisation": "platform", "created_at": datetime.now(UTC)}
+    for first, second in (("system", "security"), ("system", "audit"), ("security", "audit")):
+        pair = [f"{first}_administrator", "researcher", f"{second}_administrator"]
+        with pytest.raises(IntegrityError, match="one_administrator"):
+            await sql(p, insert(users).values(name=f"{first}-{second}", roles=pair, **values))
+    await sql(p, insert(users).values(name="fine", roles=["audit_administrator", "auditor"], **values))
+
+
+async def test_accounts_are_disabled_by_hand_and_after_ninety_idle_days(p: Platform) -> None:
+    await account(p, "li", "researcher")
+    await account(p, "xu", "researcher")
+    admin = p.person("sun", "security_administrator")
+    session = (await opened(p, "li")).session
+    assert (await p.send(g.DisableUser(name="li", reason="left the institute"), admin)).succeeded
+    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
+    assert await refused(p, g.OpenSession(name="li", password=PASSWORD)) == "governance.disabled"
+    assert await refused(p, g.OpenSession(name="li", password="wrong")) == "governance.sign_in_refused", "no word to who has no password"
+    assert (await p.send(g.EnableUser(name="li"), admin)).succeeded
+    assert (await opened(p, "li")).must == ()
+
+    await account(p, "sun", "security_administrator")
+    long_ago = datetime.now(UTC) - timedelta(days=91)
+    await sql(p, update(users).where(users.c.name != "li").values(signed_in_at=long_ago))
+    assert await refused(p, g.OpenSession(name="xu", password=PASSWORD)) == "governance.disabled", "also before anybody swept"
+    async with p.runtimes["governance"].unit() as uow:
+        await disable_idle(uow)
+    listed = {u.name: u for u in (await p.ask(g.ListUsers(), g.Users, admin)).users}
+    assert {name: user.disabled for name, user in listed.items()} == {"li": False, "xu": True, "sun": False}
+    recorded = [record for record in await p.audited("governance") if record["sub"] == "user.disable"]
+    assert [record["detail"]["reason"] for record in recorded] == ["left the institute", "idle"]
+
+
+async def test_who_lost_password_and_authenticator_gets_in_again_by_a_code_and_nobody_else_does(p: Platform) -> None:
+    await account(p, "wu", "approver")
+    session, secret = await enrolled(p, "wu")
+    admin = p.person("sun", "security_administrator")
+    made = await p.ask(g.RecoverUser(name="wu", second_factor=True), g.OneTimeCode, admin)
+    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
+    assert await refused(p, g.OpenSession(name="wu", password=PASSWORD, code=now_code(secret, 1))) == "governance.sign_in_refused"
+    activate = g.ActivateUser(name="wu", code=made.code, password=PASSWORD)
+    assert await refused(p, activate) == "security.password_used"
+    assert await refused(p, activate.model_copy(update={"password": "Quite-Another-8-Battery"})) == ""
+    assert (await opened(p, "wu", "Quite-Another-8-Battery")).must == ("second_factor",)
+    assert await refused(p, g.RecoverUser(name="sun"), admin) == "request.not_found"
+    assert await refused(p, g.RecoverUser(name="wu"), p.person("wu", "security_administrator")) == "governance.yourself"
+
+
+async def test_secrets_sealed_with_another_key_open_nothing(p: Platform) -> None:
+    await account(p, "wu", "approver")
+    _, secret = await enrolled(p, "wu")
+    await account(p, "eve", "approver")
+    stolen = select(users.c.factor).where(users.c.name == "wu").scalar_subquery()
+    await sql(p, update(users).where(users.c.name == "eve").values(factor=stolen), delete(sessions))
+    query = g.OpenSession(name="eve", password=PASSWORD, code=now_code(secret, 1))
+    assert await refused(p, query) == "security.sealed_unreadable"
