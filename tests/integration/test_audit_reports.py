@@ -109,7 +109,7 @@ async def test_mlps_evidence_follows_what_happens(world: World, servers: Running
     await world.user(admin, "li", "researcher")
     for _ in range(6):
         with pytest.raises(Problem):
-            await world.anybody.sign_in("li", "Wrong-Horse-7-Battery")
+            await world.anybody.request("POST", "/v1/sessions", {"name": "li", "password": "Wrong-Horse-7-Battery"})
     await history(world)
     await log(world, service="audit")
     after = await mlps(world)
@@ -140,7 +140,7 @@ async def test_failed_sign_ins_raise_one_alert(world: World) -> None:
     await world.user(admin, "li", "researcher")
     for _ in range(5):
         with pytest.raises(Problem):
-            await world.anybody.sign_in("li", "Wrong-Horse-7-Battery")
+            await world.anybody.request("POST", "/v1/sessions", {"name": "li", "password": "Wrong-Horse-7-Battery"})
     alert = await raised(world, "auth_failures")
     assert len(alert.trace) == 32
     assert alert.seq is not None

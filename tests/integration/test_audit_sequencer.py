@@ -18,7 +18,7 @@ from medmesh.ledger import proof
 from medmesh.service.runtime import Runtime, running
 from medmesh.store.session import session
 from medmesh.store.unit import UnitOfWork
-from medmesh_audit import head, queries
+from medmesh_audit import head, queries, search
 from medmesh_audit.ports import Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.service import SERVICE
@@ -72,11 +72,12 @@ async def test_every_receipt_is_proven_and_numbers_have_no_gap(servers: RunningS
         assert sorted(seqs.values()) == list(range(900))
         async with p.runtimes["audit"].unit() as uow:
             for made in (sent["governance"][0], sent["federation"][150], sent["registry"][299]):
-                evidence = await queries.record_proof(uow, seqs[made.id], await newest(uow))
-                assert proof.verify(evidence["proof"], base64.b64decode(evidence["leaf"]), vkey(private)).size == 900
-                assert evidence["body"] == made.body
+                evidence = await queries.evidence(uow, await search.entry(uow, made.id, None), await newest(uow))
+                assert evidence.seq == seqs[made.id]
+                assert proof.verify(evidence.proof, base64.b64decode(evidence.leaf), vkey(private)).size == 900
+                assert evidence.body == made.body
             with pytest.raises(Problem, match="900"):
-                await queries.record_proof(uow, 900, await newest(uow))
+                await search.entry(uow, "900", None)
         assert await whole(p, tmp_path / "copy") == 900
 
 
