@@ -12,6 +12,8 @@ import pytest
 from tests.logs import audit_service, connected, copied, faults, hand_in, record, records, vkey
 from tests.platform import Platform
 
+from medmesh.bus import topology
+from medmesh.bus.nats_bus import NatsBus
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger import proof
@@ -109,7 +111,7 @@ async def test_another_record_under_a_known_number_or_id_is_an_alarm_and_both_ar
     async with audit_service(servers, private) as p:
         made = records("governance", 1, 4)
         await hand_in(p.bus, "governance", made)
-        same_number = record("governance", 2, id=made[1].id, verb="test.other")
+        same_number = record("governance", 2, id=made[1].id, verb="training.fail")
         same_id = record("governance", 5, id=made[2].id)
         for forged in (same_number, same_id, same_number):
             with pytest.raises(Problem) as refused:
@@ -214,6 +216,9 @@ async def test_a_log_that_contradicts_its_checkpoint_is_never_signed_again(serve
             await sql.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
         await sql.execute(statements[damage])
         signed = await sql.fetchval("SELECT count(*) FROM checkpoints")
+        bus = await NatsBus.connect(servers.nats_url, name="test")
+        await topology.apply(bus, [SERVICE])
+        await bus.close()
         async with running(SERVICE, settings.model_copy(update={"nats_url": servers.nats_url})) as again:
             await until(lambda: sequencer(again).halted is not None)
             assert "log" in await again.ready()
