@@ -12,7 +12,7 @@ from tests.architecture.sources import ROOT, calls, python_files, relative, tree
 from medmesh.bus.topology import EVERY_SERVICE_ASKS, permissions
 from medmesh.cli.schemas import event_schemas
 from medmesh.cli.schemas_flows import file_name, messages
-from medmesh.contracts.message import Command, Event, HospitalEvent, Message, OperationFinished, Query, Signal
+from medmesh.contracts.message import Command, Event, Exchange, HospitalEvent, Message, OperationFinished, Query, Signal
 from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
 from medmesh.security.roles import PERSON_ROLES, TABLE
 from medmesh.service.spec import ServiceSpec, services
@@ -177,3 +177,10 @@ def test_services_have_the_same_files() -> None:
         missing = [file for file in ("service.py", "settings.py", "ports.py", "tables.py", "migrations") if not (folder / file).exists()]
         assert missing == [], name
         assert (folder / "api.py").exists() == SPECS[name].http
+
+
+def test_what_changes_something_and_travels_as_a_query_is_an_exchange() -> None:
+    """So that it cannot succeed without an audit record. A status is asked for with POST only because its secret may stand in no URL."""
+    changing = {route.message for route in ROUTES if route.method != "GET" and issubclass(route.message, Query)}
+    assert {message.__name__ for message in changing if not issubclass(message, Exchange)} == {"GetEnrolment"}
+    assert {route.method for route in ROUTES if issubclass(route.message, Exchange)} <= {"POST", "DELETE"}

@@ -41,9 +41,10 @@ from medmesh.store.database import Database
 from medmesh.store.migrate import Schema, apply
 from medmesh.store.unit import Context
 from medmesh_audit import queries
+from medmesh_audit.domain import Shown
 from medmesh_audit.service import SERVICE
 from medmesh_audit.tables import entries
-from medmesh_audit.witnesses import UNWITNESSED, Shown
+from medmesh_audit.witnesses import UNWITNESSED
 from tests.bench import audit_raw
 from tests.bench.common import Measure, percentile
 from tests.logs import record

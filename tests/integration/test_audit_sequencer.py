@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from medmesh.service.runtime import Runtime, running
 from medmesh.store.session import session
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit import head, queries, search
+from medmesh_audit.domain import Shown, admit
 from medmesh_audit.ports import Ports
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.service import SERVICE
-from medmesh_audit.witnesses import Shown
 
 
 def sequencer(runtime: Runtime) -> Sequencer:
@@ -178,24 +179,12 @@ async def test_a_writer_that_slept_and_wakes_writes_nothing(servers: RunningServ
 
             # The same without a lock at all: on a connection of its own the stale head moves nothing.
             async with session(first.database) as opened:
-                entry = _entry("registry", 1)
+                entry = admit(record("registry", 1), "registry")
                 after, hashes, full = head.extended(stale, [entry])
                 with pytest.raises(Problem) as overtaken:
-                    await original(opened, stale, after, [entry], hashes, full, "forged", first_now())
+                    await original(opened, stale, after, [entry], hashes, full, "forged", datetime.now(UTC))
                 assert overtaken.value.code == "audit.overtaken"
             assert await whole(p, tmp_path / "again", second) == 8
-
-
-def _entry(emitter: str, n: int) -> object:
-    from medmesh_audit.domain import admit
-
-    return admit(record(emitter, n), emitter)
-
-
-def first_now() -> object:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
 
 
 @pytest.mark.parametrize("damage", ["tile", "tail", "lost", "rolled-back", "counter"])
@@ -225,11 +214,7 @@ async def test_a_log_that_contradicts_its_checkpoint_is_never_signed_again(serve
             assert not sequencer(again).leading
             with pytest.raises(Problem):
                 await hand_in(again.bus, "governance", records("governance", 401, 1), timeout=1)
-
-            async def told() -> bool:
-                return "audit.alarm.inconsistent" in [json.loads(body)["sub"] for _, _, body in await again.database.unreceipted()]
-
-            async with asyncio.timeout(10):
-                while not await told():
+            async with asyncio.timeout(5):
+                while "audit.alarm.inconsistent" not in [json.loads(body)["sub"] for _, _, body in await again.database.unreceipted()]:
                     await asyncio.sleep(0.05)
             assert await sql.fetchval("SELECT count(*) FROM checkpoints") == signed

@@ -39,6 +39,7 @@ from medmesh.security.authority import Authority, load_key
 from medmesh.service.spec import services
 from medmesh.store import postgres
 from medmesh.store.objects.s3 import S3Store
+from medmesh.store.objects.sealed import SealedStore
 
 ROOT = Path(__file__).parents[2]
 DERIVED = {"settings.json", "authorization.conf", "trust.json"}
@@ -326,6 +327,14 @@ async def objects_and_no_buckets(folder: Path, url: str) -> None:
         store.close()
     with pytest.raises(S3Error, match="AccessDenied"):
         await S3Store.open(url, "another", folder / "registry" / "s3.json")
+    sealed = await SealedStore.open(url, "sealed", folder / "audit" / "s3.json", retain_days=180)
+    version = await sealed.put("a", b"something")
+    assert await sealed.read("a", version) == b"something"
+    assert [v.id for v in await sealed.versions()] == [version]
+    sealed.close()
+    for bucket, who in (("sealed", "registry"), ("kept", "audit")):
+        with pytest.raises(S3Error, match="AccessDenied"):
+            await (await S3Store.open(url, bucket, folder / who / "s3.json")).put(b"something")
 
 
 async def ready(folder: Path, name: str, port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -14,10 +15,14 @@ import asyncpg
 import httpx
 import pytest
 from sqlalchemy.engine import make_url
+from tests.ledgers import entry
 from tests.world import World, small_world
 
+from medmesh.cli import main
+from medmesh.cli.session import save
 from medmesh.client import Gateway
 from medmesh.client.credentials import Person
+from medmesh.contracts.audit import AuditRecord
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
@@ -29,9 +34,10 @@ from medmesh.ledger.report import Report
 from medmesh.ledger.verify import Wanted, verify_log
 from medmesh.security.keys import Identity
 from medmesh.store.audit_copy import Rows
+from medmesh.telemetry.metrics import WITNESS_REFUSING
 from medmesh.witness.server import Witness, server
 from medmesh.witness.site import Site, create
-from medmesh_audit.witnesses import REFUSING
+from medmesh_audit.domain import admit
 
 ORIGIN = "medmesh/log"
 
@@ -86,7 +92,9 @@ async def until(found: Callable[[], Any], seconds: float = 20) -> Any:
         return answer
 
 
-async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(servers: RunningServers, private: Path, ports: Ports) -> None:
+async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
+    servers: RunningServers, private: Path, ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with witnessed(servers, private, ports) as (world, policy, hospitals):
         admin = await world.admin()
         auditor = await world.user(admin, "qian", "auditor")
@@ -134,6 +142,21 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(servers: Runni
             assert report.bodies == report.size > 5
             assert len(report.witnesses) >= 2
 
+            # The same with one command, as the signed-in auditor; reading the log's bodies is recorded in it.
+            assert isinstance(auditor.credentials, Person)
+            monkeypatch.setenv("MEDMESH_SESSION", str(private / "session.json"))
+            save(world.url, world.ca, auditor.credentials.session)
+
+            def command(*more: str) -> int:
+                with pytest.raises(SystemExit) as ended:
+                    main(["audit", "verify", "log", "--policy", str(private / "policy.txt"), *more, f"{world.audit}/log"])
+                assert isinstance(ended.value.code, int)
+                return ended.value.code
+
+            assert await asyncio.to_thread(command, "--keep", str(private / "kept")) == 0
+            assert await asyncio.to_thread(command, "--from", str(private / "kept")) == 0
+            assert (await door.request("GET", "/v1/records", query={"verb": "audit.export"}))["records"]
+
 
 async def _saw(world: World, name: str) -> bool:
     """Whether a witness cosigned the newest checkpoint."""
@@ -175,8 +198,8 @@ async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: Ru
             found = await until(recorded)
             assert [record["record"]["detail"] for record in found] == [{"status": 409, "theirs": 10_000}]
             assert found[0]["record"]["entities"][0]["id"] == "renji"
-            assert REFUSING.labels("renji")._value.get() == 1
-            assert REFUSING.labels("huashan")._value.get() == 0
+            assert WITNESS_REFUSING.labels("renji")._value.get() == 1
+            assert WITNESS_REFUSING.labels("huashan")._value.get() == 0
             # The alarm is raised once, although renji is asked again and again, and the log goes on without it.
             await until(lambda: _saw(world, "huashan"))
             await asyncio.sleep(0.3)
@@ -194,60 +217,79 @@ async def test_what_a_superuser_does_to_the_database_is_found_there(servers: Run
     async with witnessed(servers, private, ports) as (world, policy, hospitals):
         for hospital in hospitals.values():
             hospital.start()
-        admin = await world.admin()
-        for name in ("qian", "li", "wang"):
-            await world.user(admin, name, "auditor")
+        await world.user(await world.admin(), "qian", "auditor")
+        runtime = world.p.runtimes["audit"]
+        for begin in range(1, 301, 100):
+            made = [(n, entry(n, n=n, emitter="edge:renji")) for n in range(begin, begin + 100)]
+            batch = [AuditRecord(id=json.loads(e.body)["id"], n=n, body=base64.b64encode(e.body).decode()) for n, e in made]
+            await runtime.ports.sequencer.append([admit(record, "edge:renji") for record in batch])
         await until(lambda: _saw(world, "renji"))
         await until(lambda: _saw(world, "huashan"))
-        runtime = world.p.runtimes["audit"]
         database = make_url(runtime.settings.database_url).database
-        dsn = make_url(servers.postgres_url).set(database=database, drivername="postgresql").render_as_string(hide_password=False)
-        sql = await asyncpg.connect(dsn)
-        kept = await sql.fetchval("SELECT note FROM audit.checkpoints ORDER BY size DESC LIMIT 1")
+    # The platform is stopped: nobody writes but the attacker.
+    dsn = make_url(servers.postgres_url).set(database=database, drivername="postgresql").render_as_string(hide_password=False)
+    sql = await asyncpg.connect(dsn)
+    kept = await sql.fetchval("SELECT note FROM audit.checkpoints ORDER BY size DESC LIMIT 1")
 
-        async def report(**wanted: Any) -> Report:
-            return await asyncio.to_thread(lambda: _verify(Rows(dsn), policy, **wanted))
+    async def report(by: Policy = policy, **wanted: Any) -> Report:
+        return await asyncio.to_thread(lambda: _verify(Rows(dsn), by, **wanted))
 
-        clean = await report(kept=kept)
-        assert clean.faults == []
-        assert clean.bodies == clean.size >= 7
-        outcome = """convert_to(replace(convert_from(body, 'UTF8'), '"out":0', '"out":4'), 'UTF8')"""
-        for table in ("entries", "tiles", "checkpoints", "cosignatures", "state"):
-            await sql.execute(f"ALTER TABLE audit.{table} DISABLE TRIGGER USER")  # as a superuser can
-        attacks: dict[str, tuple[str, set[str]]] = {
-            f"UPDATE audit.entries SET body = {outcome} WHERE seq = 2": ("out", {"body"}),
-            "UPDATE audit.entries SET salt = sha256(salt) WHERE seq = 2": ("-", {"body"}),
-            "UPDATE audit.entries SET emitter = 'nobody' WHERE seq = 2": ("emitter", {"column"}),
-            "UPDATE audit.entries SET hash = sha256(hash) WHERE seq = 2": ("hash", {"column"}),
-            "DELETE FROM audit.entries WHERE seq = 2": ("", {"entries"}),
-            "UPDATE audit.tiles SET hashes = sha256(hashes) || substring(hashes from 33) WHERE level = 0": ("", {"tile"}),
-            "DELETE FROM audit.tiles WHERE level = 0": ("", {"tile"}),
-            "UPDATE audit.checkpoints SET root = sha256(root) WHERE size = (SELECT min(size) FROM audit.checkpoints)": ("", {"history"}),
-            "DELETE FROM audit.cosignatures WHERE witness <> 'renji'": ("", {"witness"}),
-            "UPDATE audit.state SET size = size + 1": ("state.size", {"column"}),
-        }  # fmt: skip
-        for attack, (field, checks) in attacks.items():
-            # Nothing of it stays: the attack and the verification would not see each other otherwise, so it is put back by hand.
-            saved = {t: await sql.fetch(f"SELECT * FROM audit.{t}") for t in ("entries", "tiles", "checkpoints", "cosignatures", "state")}
-            await sql.execute(attack)
-            found = await report()
-            assert found.code == 1, attack
-            assert checks <= {fault.check for fault in found.faults}, (attack, found.faults)
-            if field:
-                assert field in {fault.problem.params.get("field") for fault in found.faults}, (attack, found.faults)
-            for table, rows in saved.items():
-                await sql.execute(f"DELETE FROM audit.{table}")
-                await sql.copy_records_to_table(table, schema_name="audit", records=[tuple(row) for row in rows])
-        assert (await report(kept=kept)).faults == []
-        # Rolled back to an earlier moment, everything that is left is genuine; only who kept a checkpoint can tell.
-        smaller = await sql.fetchval("SELECT size FROM audit.checkpoints ORDER BY size DESC OFFSET 2 LIMIT 1")
-        for table, column in (("entries", "seq"), ("checkpoints", "size - 1"), ("cosignatures", "size - 1")):
-            await sql.execute(f"DELETE FROM audit.{table} WHERE {column} >= $1", smaller)
-        await sql.execute("UPDATE audit.state SET size = $1", smaller)
-        await sql.execute("UPDATE audit.emitters e SET n = (SELECT max(n) FROM audit.entries WHERE emitter = e.emitter)")
-        await sql.close()
-        alone = Policy(policy.logs)
-        without = await asyncio.to_thread(lambda: _verify(Rows(dsn), alone))
-        rolled = await asyncio.to_thread(lambda: _verify(Rows(dsn), alone, kept=kept))
-        assert without.faults == []
-        assert [(fault.check, fault.problem.code) for fault in rolled.faults] == [("kept", "ledger.rolled_back")]
+    clean = await report(kept=kept)
+    assert clean.faults == []
+    assert clean.bodies == clean.size > 300
+
+    def command() -> int:
+        """As an auditor with a right to SELECT runs it."""
+        with pytest.raises(SystemExit) as ended:
+            main(["audit", "verify", "db", "--policy", str(private / "policy.txt"), "--json", dsn])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    assert await asyncio.to_thread(command) == 0
+    tables = ("entries", "tiles", "checkpoints", "cosignatures", "state", "emitters")
+    for table in tables:
+        await sql.execute(f"ALTER TABLE audit.{table} DISABLE TRIGGER USER")  # as a superuser can
+    outcome = """convert_to(replace(convert_from(body, 'UTF8'), '"out":0', '"out":4'), 'UTF8')"""
+    smallest = "(SELECT min(size) FROM audit.checkpoints)"
+    attacks: dict[str, tuple[str, str]] = {
+        f"UPDATE audit.entries SET body = {outcome} WHERE seq = 270": ("body", "out"),
+        "UPDATE audit.entries SET salt = substring(sha256(salt) for 16) WHERE seq = 2": ("body", "-"),
+        "UPDATE audit.entries SET emitter = 'nobody' WHERE seq = 2": ("column", "emitter"),
+        "UPDATE audit.entries SET hash = sha256(hash) WHERE seq = 2": ("column", "hash"),
+        "UPDATE audit.entries SET hash = sha256(hash) WHERE seq = 270": ("tile", ""),
+        "DELETE FROM audit.entries WHERE seq = 2": ("entries", ""),
+        "DELETE FROM audit.entries WHERE seq >= 290": ("entries", ""),
+        "UPDATE audit.tiles SET hashes = sha256(hashes) || substring(hashes from 33)": ("tile", ""),
+        "UPDATE audit.tiles SET root = sha256(root)": ("column", "tiles.root"),
+        "DELETE FROM audit.tiles": ("tile", ""),
+        f"UPDATE audit.checkpoints SET root = sha256(root) WHERE size = {smallest}": ("history", ""),
+        f"UPDATE audit.checkpoints SET note = replace(note, E'\\n\\n', E'\\n\\n\\n') WHERE size = {smallest}": ("history", ""),
+        "DELETE FROM audit.cosignatures WHERE witness <> 'renji'": ("witness", ""),
+        "UPDATE audit.state SET size = size + 1": ("column", "state.size"),
+        "UPDATE audit.emitters SET n = n - 1 WHERE emitter = 'edge:renji'": ("column", "emitters.n (edge:renji)"),
+    }
+    for attack, (check, field) in attacks.items():
+        saved = {table: await sql.fetch(f"SELECT * FROM audit.{table}") for table in tables}
+        await sql.execute(attack)
+        found = await report()
+        assert found.code == 1, attack
+        if check == "body":
+            assert await asyncio.to_thread(command) == 1
+        assert check in {fault.check for fault in found.faults}, (attack, found.faults)
+        assert field in {"", *(fault.problem.params.get("field") for fault in found.faults)}, (attack, found.faults)
+        for table, rows in saved.items():
+            await sql.execute(f"DELETE FROM audit.{table}")
+            await sql.copy_records_to_table(table, schema_name="audit", records=[tuple(row) for row in rows])
+    assert (await report(kept=kept)).faults == []
+    # Rolled back to an earlier moment, everything that is left is genuine; only who kept a checkpoint can tell.
+    smaller = await sql.fetchval("SELECT size FROM audit.checkpoints ORDER BY size DESC OFFSET 1 LIMIT 1")
+    for table, column in (("entries", "seq"), ("checkpoints", "size - 1"), ("cosignatures", "size - 1")):
+        await sql.execute(f"DELETE FROM audit.{table} WHERE {column} >= $1", smaller)
+    await sql.execute("DELETE FROM audit.tiles WHERE (number + 1) * 256 > $1", smaller)
+    await sql.execute("UPDATE audit.state SET size = $1", smaller)
+    await sql.execute("UPDATE audit.emitters e SET n = (SELECT max(n) FROM audit.entries WHERE emitter = e.emitter)")
+    await sql.close()
+    alone = Policy(policy.logs)
+    assert (await report(alone)).faults == []
+    rolled = await report(alone, kept=kept)
+    assert [(fault.check, fault.problem.code) for fault in rolled.faults] == [("kept", "ledger.rolled_back")]

@@ -26,6 +26,9 @@ WITHOUT_OBJECTS = frozenset({"governance"})
 _PORTS = {"nats": 4222, "tls": 4222, "postgresql": 5432, "http": 80}
 ADMINISTRATOR = ["Admin", "Read", "Write", "List"]
 SERVICE = [f"{action}:{bucket}" for bucket in install.BUCKETS for action in ("Read", "Write", "List")]
+_SEAL = ("Read", "Write", "List", "PutObjectRetention", "GetObjectRetention", "GetBucketObjectLockConfiguration")
+LOG = [f"{action}:{install.SEALED}" for action in _SEAL]
+"""The log fills its own bucket and sees no other; no other service sees that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def _s3_keys(path: Path) -> dict[str, str]:
 def _s3_user(name: str, pair: dict[str, str]) -> dict[str, Any]:
     """An identity as `weed s3 -config` reads it: who makes buckets, and who fills them."""
     credentials = [{"accessKey": pair["access_key"], "secretKey": pair["secret_key"]}]
-    return {"name": name, "credentials": credentials, "actions": ADMINISTRATOR if name == TOPOLOGY else SERVICE}
+    return {"name": name, "credentials": credentials, "actions": {TOPOLOGY: ADMINISTRATOR, "audit": LOG}.get(name, SERVICE)}
 
 
 def _text(path: Path) -> str:

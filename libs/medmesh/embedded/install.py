@@ -12,8 +12,11 @@ from medmesh.bus.topology import TOPOLOGY, apply
 from medmesh.service.spec import ServiceSpec
 from medmesh.store import migrate
 from medmesh.store.objects.s3 import S3Store
+from medmesh.store.objects.sealed import SealedStore
 
 BUCKETS = ("kept", "scratch")
+SEALED = "sealed"
+RETAIN_DAYS = 1095
 
 
 async def topology(seed: Path, nats: str, specs: Iterable[ServiceSpec], replicas: int = 1) -> None:
@@ -38,3 +41,4 @@ async def buckets(s3: str, credentials: Path) -> None:
     """The buckets, which services may fill and not make."""
     for bucket in BUCKETS:
         (await S3Store.open(s3, bucket, credentials)).close()
+    (await SealedStore.open(s3, SEALED, credentials, retain_days=RETAIN_DAYS)).close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import binascii
 import json
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,29 +47,45 @@ class Copy(Protocol):
         """Let go of connections."""
 
 
-_BETWEEN = ([b"{", b"seq"], [b"salt", b": "], [b", ", b"body", b": "], [b"}\n"])
+_SALT, _BETWEEN, _END = 24, b'", "body": "', b'"}\n'
 
 
 def read_line(line: bytes) -> Body:
     """One line of `bodies.jsonl`: `{"seq": 7, "salt": "…", "body": "…"}`, the last two in base64."""
     try:
-        # As our exports are written: splitting is four times as fast as JSON, and anything else falls through to it.
-        parts = line.split(b'"')
-        if (parts[:2], parts[3:5], parts[6:9], parts[10:]) == _BETWEEN:
-            seq = int(parts[2][2:-2])
-            if parts[2] == b": %d, " % seq:
-                return seq, _decoded(parts[5]), _decoded(parts[9])
         document = json.loads(line)
         return int(document["seq"]), _decoded(document["salt"].encode()), _decoded(document["body"].encode())
     except (ValueError, KeyError, TypeError, AttributeError):
         return -1, b"", b""
 
 
+def read_lines(file: Path, first: int) -> Iterator[Body]:
+    """The lines of `bodies.jsonl` from record `first` on."""
+    expected, decoded = first, _decoded
+    with file.open("rb") as opened:
+        for line in opened:
+            # As our exports write the line that is due: cutting it is six times as fast as JSON, which reads whatever is not so.
+            head = b'{"seq": %d, "salt": "' % expected
+            salt = len(head)
+            body = salt + _SALT + len(_BETWEEN)
+            if line.startswith(head) and line[salt + _SALT : body] == _BETWEEN and line[-3:] == _END:
+                try:
+                    yield expected, decoded(line[salt : salt + _SALT]), decoded(line[body:-3])
+                    expected += 1
+                    continue
+                except ValueError:
+                    pass
+            found = read_line(line)
+            if not 0 <= found[0] < first:
+                expected = found[0] + 1
+                yield found
+
+
 def _decoded(text: bytes) -> bytes:
-    data = binascii.a2b_base64(text)
+    data = a2b_base64(text)
     # Canonical: nothing was passed over, and the last letters spell the last bytes and no stray bits.
     last = len(data) % 3
-    if len(text) != (len(data) + 2) // 3 * 4 or (last and binascii.b2a_base64(data[-last:], newline=False) != text[-4:]):
+    if len(text) != (len(data) + 2) // 3 * 4 or (last and b2a_base64(data[-last:], newline=False) != text[-4:]):
         raise ValueError("not canonical base64")
     return data
 
@@ -99,7 +115,7 @@ class Folder:
     def bodies(self, first: int, size: int) -> Iterator[Body] | None:
         """See `Copy`."""
         file = self.folder / "bodies.jsonl"
-        return self._lines(file, first) if file.exists() else None
+        return read_lines(file, first) if file.exists() else None
 
     def history(self) -> Iterator[Signed]:
         """See `Copy`."""
@@ -111,14 +127,6 @@ class Folder:
 
     def close(self) -> None:
         """See `Copy`."""
-
-    @staticmethod
-    def _lines(file: Path, first: int) -> Iterator[Body]:
-        with file.open("rb") as opened:
-            for line in opened:
-                found = read_line(line)
-                if not 0 <= found[0] < first:
-                    yield found
 
     def _read(self, level: int | str, number: int, width: int) -> bytes:
         """A tile of this width; as the log grew the full one may have taken its place (tlog-tiles, Partial Tiles)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from medmesh.ledger.tiles import HASH, WIDTH, Tiles, width_at
-from medmesh.ledger.tree import EMPTY, fold
+from medmesh.ledger.tree import EMPTY, Pair, fold, node_hash
 
 Tile = tuple[int, int, list[bytes]]
 """(level, number, hashes)"""
@@ -14,7 +14,8 @@ Tile = tuple[int, int, list[bytes]]
 class Frontier:
     """At most 255 hashes a level: those of the tile that is not full yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, pair: Pair = node_hash, empty: bytes = EMPTY) -> None:
+        self._pair, self._empty = pair, empty
         self._rows: list[list[bytes]] = [[]]
         self._full: list[int] = [0]
 
@@ -49,7 +50,7 @@ class Frontier:
             done.append((level, self._full[level], tile))
             self._rows[level], self._full[level] = [], self._full[level] + 1
             level += 1
-            self._row(level).append(fold(tile))
+            self._row(level).append(fold(tile, self._pair))
         return done
 
     def partial(self) -> Iterator[Tile]:
@@ -67,8 +68,8 @@ class Frontier:
             if top is not None:
                 hashes = [*hashes, top]
             if hashes:
-                top = fold(hashes)
-        return EMPTY if top is None else top
+                top = fold(hashes, self._pair)
+        return self._empty if top is None else top
 
     def _row(self, level: int) -> list[bytes]:
         if level == len(self._rows):

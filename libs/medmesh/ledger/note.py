@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -19,6 +20,21 @@ MOST_SIGNATURES = 64
 """The specification wants at least 16 to be accepted, and some limit."""
 MOST_BYTES = 1 << 20
 DASH = "—"
+
+
+class Key(Protocol):
+    """Whoever may have signed a note: `VerifierKey`, or a key of the second suite (`medmesh.ledger.sm`)."""
+
+    @property
+    def name(self) -> str:
+        """The signer."""
+
+    @property
+    def id(self) -> bytes:
+        """4 bytes."""
+
+    def check(self, text: str, signature: bytes) -> int | None:
+        """See `VerifierKey.check`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +71,7 @@ class Opened:
     """A note whose known signatures all verify: its text, and who signed it; the value is the time of a cosignature (Unix seconds)."""
 
     text: str
-    signers: dict[VerifierKey, int | None]
+    signers: Mapping[Key, int | None]
 
 
 def decode64(text: str) -> bytes:
@@ -95,7 +111,7 @@ def verifier_key(name: str, key: Ed25519PublicKey) -> str:
     return str(VerifierKey(name, ED25519, public_bytes(key)))
 
 
-def signature_line(key: VerifierKey, signature: bytes) -> str:
+def signature_line(key: Key, signature: bytes) -> str:
     """One line of a note's end."""
     return f"{DASH} {key.name} {base64.b64encode(key.id + signature).decode()}\n"
 
@@ -143,14 +159,14 @@ def _line(line: str) -> tuple[str, bytes]:
     return parts[1], raw
 
 
-def open_note(note: str | bytes, needed: Collection[VerifierKey], more: Iterable[VerifierKey] = ()) -> Opened:
+def open_note(note: str | bytes, needed: Collection[Key], more: Iterable[Key] = ()) -> Opened:
     """Verify every line of a known key; lines of unknown keys are ignored, whatever they claim.
 
     Raises `Problem`: malformed, a known key's signature is wrong, or none of the keys that are needed signed.
     """
     text, lines = split(note)
-    wanted = {(key.name, key.id): key for key in (*needed, *more)}
-    signers: dict[VerifierKey, int | None] = {}
+    wanted: dict[tuple[str, bytes], Key] = {(key.name, key.id): key for key in (*needed, *more)}
+    signers: dict[Key, int | None] = {}
     for name, raw in lines:
         key = wanted.get((name, raw[:4]))
         if key is None:

@@ -21,16 +21,16 @@ MAX_BYTES = 16_384
 _TEXT, _WHOLE, _BOOL = r'"[^"\\\x00-\x1f]*"', r"(?:0|-?[1-9]\d{0,14})", r"(?:true|false)"
 _SCALAR = f"(?:{_TEXT}|{_WHOLE}|{_BOOL})"
 _FREE = rf"\{{(?:{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\])(?:,{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\]))*)?\}}"
-_INSTANT = r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"'
+_INSTANT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 _FORM: dict[str, Any] = {
     "act": r'"[CRUDE]"', "agents": [{"method": _TEXT, "org": _TEXT, "req": _BOOL, "role": _TEXT, "who": _TEXT}],
     "approval": f"(?P<approval>{_FREE})",
     "ctx": {"correlation": _TEXT, "request": _TEXT, "trace": _TEXT}, "detail": f"(?P<detail>{_FREE})",
     "entities": [{"digest": _TEXT, "id": _TEXT, "type": _TEXT, "ver": _TEXT}], "id": _TEXT, "n": f"(?P<n>{_WHOLE})",
     "orgs": [_TEXT], "out": "(?:0|4|8|12)", "policy": {"bundle": _TEXT, "decision": _TEXT, "rules": [_TEXT]}, "pou": _TEXT, "prev": _TEXT,
-    "src": {"instance": _TEXT, "node": _TEXT, "org": _TEXT, "service": f"(?P<service>{_TEXT})", "ver": _TEXT}, "sub": _TEXT,
-    "t": f"(?P<t>{_INSTANT})", "tr": f"(?P<tr>{_INSTANT})", "type": {"code": _TEXT, "subcode": _TEXT, "subsystem": _TEXT, "system": _TEXT},
-    "v": str(VERSION), "why": _TEXT,
+    "src": {"instance": _TEXT, "node": _TEXT, "org": _TEXT, "service": f"\"(?P<service>{_TEXT[1:-1]})\"", "ver": _TEXT}, "sub": _TEXT,
+    "t": f"\"(?P<t>{_INSTANT})\"", "tr": f"\"(?P<tr>{_INSTANT})\"",
+    "type": {"code": _TEXT, "subcode": _TEXT, "subsystem": _TEXT, "system": _TEXT}, "v": str(VERSION), "why": _TEXT,
 }  # fmt: skip
 FIELDS = frozenset(_FORM)
 
@@ -81,13 +81,15 @@ def outline(body: bytes) -> tuple[int, str, str, str]:
         found = _LAYOUT(body.decode())
     except UnicodeDecodeError:
         found = None
-    if found is None or not (_ordered(found["approval"]) and _ordered(found["detail"])):
-        record = read_record(body)
-        try:
-            return int(record["n"]), str(record["src"]["service"]), str(record["t"]), str(record["tr"])
-        except (TypeError, KeyError, ValueError):
-            raise Problem("ledger.record", reason="not of the form") from None
-    return int(found["n"]), found["service"][1:-1], found["t"][1:-1], found["tr"][1:-1]
+    if found is not None:
+        approval, detail, n, service, t, tr = found.group("approval", "detail", "n", "service", "t", "tr")
+        if (approval == "{}" or _ordered(approval)) and (detail == "{}" or _ordered(detail)):
+            return int(n), service, t, tr
+    record = read_record(body)
+    try:
+        return int(record["n"]), str(record["src"]["service"]), str(record["t"]), str(record["tr"])
+    except (TypeError, KeyError, ValueError):
+        raise Problem("ledger.record", reason="not of the form") from None
 
 
 def _ordered(part: str) -> bool:

@@ -6,9 +6,12 @@ records take no more than ten. Nothing that is stored is believed: hashes are co
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from medmesh.errors import Problem
 from medmesh.ledger import leaf as leaves
@@ -46,10 +49,23 @@ class Wanted:
 def verify_log(copy: Copy, wanted: Wanted, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
     """Check everything in a copy. Raises `Problem` only when there is nothing to check, or the kept checkpoint is none."""
     run = _Run(copy, wanted)
-    if run.begin():
-        run.pass_over(progress)
-        run.end()
+    with _no_search_for_cycles():
+        if run.begin():
+            run.pass_over(progress)
+            run.end()
     return run.report
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """What is read makes none, and looking for them takes an eighth of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class _Run:
@@ -60,7 +76,7 @@ class _Run:
         self.root_known = True
         self.wrong_leaf: tuple[int, str] | None = None
         self.counters = Counters(self.report, wanted.tolerance)
-        self.waiting: Body | None = None
+        self.incoming: Iterator[Body] | None = None
         self.last_body = -1
         self.signed: Signed | None = None
 
@@ -98,7 +114,6 @@ class _Run:
         self._next_signed()
         if self.wanted.bodies and self.incoming is None and self.checkpoint.size:
             self.report.fault("missing", Problem("ledger.no_bodies"), incomplete=not self.copy.removed_is_tampering)
-        self._next_body()
         return True
 
     def _resume(self, kept: note.Checkpoint) -> None:
@@ -224,32 +239,39 @@ class _Run:
 
     # --- records -----------------------------------------------------------------------------------------------------
 
-    def _next_body(self) -> None:
-        self.waiting = next(self.incoming, None) if self.incoming is not None else None
-
-    def _bodies(self, begin: int, end: int) -> list[Body | None]:
+    def _bodies(self, begin: int, end: int) -> Sequence[Body | None]:
         """The bodies of these entries, in their places."""
+        if self.incoming is None:
+            return [None] * (end - begin)
+        batch = list(islice(self.incoming, end - begin))
+        if [body[0] for body in batch] == list(range(begin, end)):
+            self.last_body = end - 1
+            return batch
         got: list[Body | None] = [None] * (end - begin)
-        while self.waiting is not None and self.waiting[0] < end:
-            seq = self.waiting[0]
+        self.incoming = chain(batch, self.incoming)
+        for body in self.incoming:
+            seq = body[0]
+            if seq >= end:
+                self.incoming = chain([body], self.incoming)
+                break
             if seq < 0:
                 self.report.fault("order", Problem("ledger.body_line", after=self.last_body))
             elif seq <= self.last_body:
                 self.report.fault("order", Problem("ledger.body_order", seq=seq, after=self.last_body))
             else:
                 self.last_body = seq
-                got[seq - begin] = self.waiting
-            self._next_body()
+                got[seq - begin] = body
         self.last_body = max(self.last_body, end - 1)
         return got
 
-    def _records(self, begin: int, entries: Sequence[bytes], bodies: list[Body | None]) -> None:
+    def _records(self, begin: int, entries: Sequence[bytes], bodies: Sequence[Body | None]) -> None:
         sha, counters, parse, report = hashlib.sha256, self.counters, self.wanted.parse, self.report
         match = leaves.LAYOUT.fullmatch
         for seq, entry, body in zip(range(begin, begin + len(entries)), entries, bodies, strict=True):
             found = match(entry)
             if found is not None:
-                commit, emitter, hour, n = found[2].decode(), found[3], found[4], int(found[5])
+                _, digest, emitter, hour, number = found.groups()
+                commit, n = digest.decode(), int(number)
             else:
                 try:
                     leaf = leaves.decode(entry)
@@ -312,12 +334,11 @@ class _Run:
                 report.fault("leaf", Problem("ledger.leaf_altered", seq=seq, file=file))
         if self.root_known and not whole:
             report.fault("root", Problem("ledger.root", size=size))
-        while self.waiting is not None:
-            if self.waiting[0] < 0:
+        for seq, _, _ in self.incoming or ():
+            if seq < 0:
                 report.fault("order", Problem("ledger.body_line", after=self.last_body))
             else:
-                report.fault("order", Problem("ledger.body_beyond", seq=self.waiting[0], size=size))
-            self._next_body()
+                report.fault("order", Problem("ledger.body_beyond", seq=seq, size=size))
         while self.signed is not None:
             report.fault("history", Problem("ledger.past_beyond", size=self.signed[0], newest=size))
             self._next_signed()

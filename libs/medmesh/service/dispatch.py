@@ -26,6 +26,7 @@ from medmesh.errors import Problem
 from medmesh.security.roles import Decision, allow, denial
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
+from medmesh.service.emission import Emission
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
@@ -131,6 +132,7 @@ class Dispatcher:
     database: Database
     trust: Callable[[], TrustBundle]
     ports: Any
+    emission: Emission = field(default_factory=Emission)
 
     def __post_init__(self) -> None:
         self._types = {message.subject(): message for message in self.consumer.messages}
@@ -226,7 +228,7 @@ class Dispatcher:
             actor, decision = self._identify(message)
             # Before the refusal, so that its record says who was refused, and by which rule.
             context = replace(context, actor=actor, decision=decision)
-            require(actor, decision, getattr(message.data, "ACTION", None))
+            self.admit(message, actor, decision)
             if self.consumer.slow:
                 return await self._slow(message, context)
             async with self.database.unit(context, self.ports) as uow:
@@ -249,6 +251,12 @@ class Dispatcher:
         if isinstance(message.data, Command):
             return identify(message, self.trust(), message.data.ACTION)
         return None, None
+
+    def admit(self, message: Envelope[Any], actor: Actor | None, decision: Decision | None) -> None:
+        """Raises `Problem` for a command that is not allowed, or whose record could not reach the log now."""
+        if isinstance(message.data, Command):
+            require(actor, decision, message.data.ACTION)
+            self.emission.check(message.data.ACTION)
 
     async def _slow(self, message: Envelope[Any], context: Context) -> str:
         work: Work[Any] = Work(self.database, context, self.ports, self.consumer.durable, message.id)
@@ -346,7 +354,7 @@ class _Batcher:
                 left.discard(message.id)  # it may be here twice
                 dispatcher._age.observe(max(0.0, (uow.now - message.time).total_seconds()))
                 actor, decision = dispatcher._identify(message)
-                require(actor, decision, getattr(message.data, "ACTION", None))
+                dispatcher.admit(message, actor, decision)
                 uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body, decision)
                 before = uow.accounted
                 result = await dispatcher.consumer.handler(message, uow)

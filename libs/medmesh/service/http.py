@@ -35,7 +35,8 @@ def language(request: Request) -> str:
 def problem_response(problem: Problem, tongue: str = "en", headers: dict[str, str] | None = None) -> Response:
     """RFC 9457."""
     body = json.dumps(problem.document(tongue), ensure_ascii=False).encode()
-    return Response(body, status_code=problem.status, media_type=PROBLEM_JSON, headers=headers)
+    again = {"Retry-After": str(problem.params.get("retry", 5))} if problem.status == 503 else {}
+    return Response(body, status_code=problem.status, media_type=PROBLEM_JSON, headers={**again, **(headers or {})})
 
 
 def handle_errors(app: FastAPI, *, is_transient: Callable[[BaseException], bool] = lambda error: False) -> None:

@@ -10,16 +10,18 @@ import base64
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from medmesh.bus.port import Bus, BusMessage
 from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipts, record_subject
 from medmesh.errors import Problem
+from medmesh.service.emission import Emission
 from medmesh.store.database import Database
 from medmesh.tasks import end
 from medmesh.telemetry import log, metrics
 
 POLL_SECONDS = 1.0
+MEASURE_SECONDS = 5.0
 
 
 @dataclass
@@ -113,12 +115,18 @@ class AuditRelay(_Loop):
     database: Database = field(default=None)  # type: ignore[assignment]
     bus: Bus = field(default=None)  # type: ignore[assignment]
     batch: int = 64
+    emission: Emission = field(default_factory=Emission)
+    _measured: float = -MEASURE_SECONDS
 
     async def step(self) -> bool:
         rows = await self.database.unreceipted(self.batch)
         metrics.AUDIT_PENDING.labels(self.service).set(len(rows))
         if not rows:
+            self.emission.measured(None, 0)
             return False
+        if monotonic() - self._measured >= MEASURE_SECONDS:
+            self._measured = monotonic()
+            self.emission.measured(*await self.database.audit_backlog())
         # A request must stay well under the server's largest message; records are small, so this rarely cuts a batch.
         taken: list[tuple[int, str, bytes]] = []
         size = 0

@@ -26,6 +26,7 @@ from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
 from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
+from medmesh.service.emission import Emission
 from medmesh.service.listener import listen
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
@@ -55,7 +56,8 @@ class Runtime:
         self.identity = identity
         self.trust = trust
         self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
-        self.audits = AuditRelay(service=spec.name, database=database, bus=bus)
+        self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
+        self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
         self.ports: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self.checks: dict[str, Callable[[], Awaitable[None]]] = {"bus": bus.ready, "database": database.ready}
@@ -153,6 +155,7 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
                 actor, decision = identify(query, runtime.trust(), declared.query.ACTION)
                 require(actor, decision, declared.query.ACTION)
+                runtime.emission.check(declared.query.ACTION)
                 context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     result = await declared.handler(query, uow)
@@ -267,7 +270,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
             await asyncio.gather(*(subscription.stop() for subscription in taken))
 
         stack.push_async_callback(stop_taking)
-        dispatchers = {c.durable: Dispatcher(c, database, trust, runtime.ports) for c in spec.handlers.consumers}
+        dispatchers = {c.durable: Dispatcher(c, database, trust, runtime.ports, runtime.emission) for c in spec.handlers.consumers}
         for declared in (*spec.handlers.responders, *_system_responders(runtime, dispatchers)):
             taken.append(await bus.serve(declared.subject, _responder(runtime, declared), queue=spec.name))
         for listener in spec.handlers.listeners:

@@ -51,6 +51,12 @@ class ServiceSettings(BaseModel):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     pool_size: int = 6
+    audit_lag_seconds: float = Field(default=60.0, gt=0)
+    """How long an audit record may wait for the log's receipt before privileged actions are refused."""
+    audit_quota_bytes: int = Field(default=2 * 2**30, gt=0)
+    """How many bytes of records may wait before everything that leaves a record is refused."""
+    audit_quota_days: float = Field(default=7.0, gt=0)
+    """How long the oldest may wait before that."""
 
     @classmethod
     def load(cls, path: Path, environment: dict[str, str] | None = None) -> Self:

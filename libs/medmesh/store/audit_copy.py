@@ -12,6 +12,8 @@ import asyncpg
 from medmesh.errors import Problem
 from medmesh.ledger import leaf as leaves
 from medmesh.ledger.copies import Body, Signed
+from medmesh.ledger.tiles import HASH, WIDTH, path
+from medmesh.ledger.tree import fold
 
 T = TypeVar("T")
 PAGE = 4_096
@@ -55,10 +57,20 @@ class Rows:
 
     def tile(self, level: int, number: int, width: int) -> bytes:
         """See `medmesh.ledger.copies.Copy`."""
-        rows = self._fetch("SELECT hashes FROM audit.tiles WHERE level = $1 AND number = $2", level, number)
-        if not rows:
-            raise LookupError(f"tile/{level}/{number}")
-        return bytes(rows[0]["hashes"])[: width * 32]
+        rows = self._fetch("SELECT hashes, root FROM audit.tiles WHERE level = $1 AND number = $2", level, number)
+        if rows:
+            hashes = bytes(rows[0]["hashes"])
+            if fold([hashes[i : i + HASH] for i in range(0, len(hashes), HASH)]) != rows[0]["root"]:
+                self._odd.append(Problem("ledger.column", seq=(number * WIDTH) << (8 * level), field="tiles.root"))
+            return hashes[: width * HASH]
+        if width == WIDTH:
+            raise LookupError(path(level, number))
+        # Only full tiles are stored; a partial one is what lies below it.
+        below = "SELECT root AS hash FROM audit.tiles WHERE level = $3 AND number >= $1 AND number < $2 ORDER BY number"
+        if level == 0:
+            below = "SELECT hash FROM audit.entries WHERE $3 = 0 AND seq >= $1 AND seq < $2 ORDER BY seq"
+        found = self._fetch(below, number * WIDTH, number * WIDTH + width, max(0, level - 1))
+        return b"".join(row["hash"] for row in found)
 
     def entries(self, number: int, width: int) -> Sequence[bytes]:
         """See `Copy`: a missing row shifts nothing, it is missing."""

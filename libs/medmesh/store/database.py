@@ -142,6 +142,13 @@ class Database:
             found = await sql.execute(select(rows.c.n, rows.c.id, rows.c.body).order_by(rows.c.n).limit(limit))
             return [(row.n, row.id, row.body) for row in found]
 
+    async def audit_backlog(self) -> tuple[datetime | None, int]:
+        """(when the oldest audit row without a receipt was written, bytes of all of them)."""
+        rows = _TABLES["audit_outbox"]
+        async with self.engine.connect() as sql:
+            oldest, size = (await sql.execute(select(func.min(rows.c.created_at), func.sum(func.length(rows.c.body))))).one()
+        return (datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest), int(size or 0)
+
     async def receipted(self, numbers: Sequence[int]) -> None:
         """Drop the audit rows whose receipt came."""
         rows = _TABLES["audit_outbox"]

@@ -24,10 +24,19 @@ REFUSED = Counter("medmesh_bus_permission_refused", "Operations the bus refused 
 OUTBOX_PENDING = Gauge("medmesh_outbox_pending", "Messages not sent yet", ["service"], registry=REGISTRY)
 OUTBOX_OLDEST = Gauge("medmesh_outbox_oldest_seconds", "Age of the oldest unsent message", ["service"], registry=REGISTRY)
 AUDIT_PENDING = Gauge("medmesh_audit_pending", "Audit records without a receipt", ["service"], registry=REGISTRY)
+AUDIT_OLDEST = Gauge("medmesh_audit_oldest_seconds", "Age of the oldest audit record without a receipt", ["service"], registry=REGISTRY)
+AUDIT_QUOTA = Gauge("medmesh_audit_quota_used", "Share of what may wait for the log, 1 refuses everything", ["service"], registry=REGISTRY)
 AUDIT_DROPPED = Counter("medmesh_audit_dropped", "Audit records lost; must stay 0", ["service"], registry=REGISTRY)
 AUDIT_ALERTS = Counter("medmesh_audit_alerts", "Anomalies the log's watcher raised", ["rule"], registry=REGISTRY)
 AUDIT_REFUSED = Counter("medmesh_audit_refused", "Batches of records the log refused", ["code"], registry=REGISTRY)
 AUDIT_CHECKPOINT_AGE = Gauge("medmesh_audit_checkpoint_age_seconds", "Since a checkpoint was published last", registry=REGISTRY)
+WITNESS_ASKED = Counter(
+    "medmesh_audit_witness_asked", "Checkpoints shown to a witness by outcome", ["witness", "outcome"], registry=REGISTRY
+)
+WITNESS_REFUSING = Gauge(
+    "medmesh_audit_witness_refusing", "1 while a witness refuses: perhaps two histories", ["witness"], registry=REGISTRY
+)
+UNWITNESSED_SECONDS = Gauge("medmesh_audit_unwitnessed_seconds", "Age of the oldest checkpoint the quorum has not seen", registry=REGISTRY)
 AUDIT_ALARMS = Counter("medmesh_audit_alarms", "What must not happen to the log", ["kind"], registry=REGISTRY)
 DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
 HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,6 +43,7 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
             size = (await queries.checkpoint(uow)).size
             if not 0 <= old <= new <= size:
                 raise Problem("request.invalid", reason=f"0 <= old <= new <= {size}")
-            return {"old": old, "new": new, "proof": await queries.consistency(uow, old, new)}
+            path = await queries.consistency(uow, old, new)
+            return {"old": old, "new": new, "proof": [base64.b64encode(p).decode() for p in path]}
 
     return app

@@ -96,3 +96,12 @@ def scope(actor: Actor) -> str | None:
     """The one organisation whose records somebody sees; None, everything, is for the platform's auditors alone."""
     everything = actor.kind == "person" and actor.organisation == PLATFORM
     return None if everything else actor.organisation
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A checkpoint with its cosignatures, and whether they are enough."""
+
+    size: int
+    note: str
+    state: str

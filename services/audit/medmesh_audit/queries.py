@@ -15,8 +15,8 @@ from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof, root
 from medmesh.store.unit import UnitOfWork
+from medmesh_audit.domain import Shown
 from medmesh_audit.tables import checkpoints, emitters, entries, tiles
-from medmesh_audit.witnesses import Shown
 
 
 async def checkpoint(uow: UnitOfWork[Any], size: int | None = None) -> Any:
@@ -97,10 +97,9 @@ async def root_of(uow: UnitOfWork[Any], size: int) -> bytes:
     return (await _prove(uow, size, lambda node: [root(node, size)]))[0]
 
 
-async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[str]:
+async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
     """Proof that nothing before `old` changed."""
-    path = await _prove(uow, new, lambda node: consistency_proof(node, old, new))
-    return [base64.b64encode(p).decode() for p in path]
+    return await _prove(uow, new, lambda node: consistency_proof(node, old, new))
 
 
 async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +42,8 @@ class Sequencer:
     origin: str
     key: Ed25519PrivateKey
     lead: Callable[[], AbstractAsyncContextManager[None]]
+    promised: Callable[[], Awaitable[note.Checkpoint | None]]
+    """The newest checkpoint that left the database: a log that is shorter was rolled back."""
     leading: bool = False
     halted: Problem | None = None
     published: float = field(default_factory=time.monotonic)
@@ -80,6 +82,7 @@ class Sequencer:
             async with session(self.runtime.database) as opened:
                 await self._stand_by(opened)
                 self._head = await head.take_over(opened, self.vkey)
+                await self._keeps_promise(self._head)
                 self.leading = True
                 log("audit.leads", term=self._head.term, size=self._head.edge.size)
                 async with self.lead():
@@ -100,6 +103,16 @@ class Sequencer:
         while not self._queue.empty():
             _, done = self._queue.get_nowait()
             _answer(done, Problem("audit.retry"))
+
+    async def _keeps_promise(self, found: head.Head) -> None:
+        try:
+            promised = await self.promised()
+        except Exception as error:
+            log("audit.unpromised", level=30, error=error)  # the store is away: the next start compares
+            return
+        if promised is None or promised.size < found.edge.size or (promised.size, promised.root) == (found.edge.size, found.edge.root()):
+            return
+        raise Problem("audit.inconsistent", what=f"a checkpoint of size {promised.size} was sealed, the database has {found.edge.size}")
 
     async def _stand_by(self, opened: Session) -> None:
         """Return when this instance has the lock."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, record_subject
+from medmesh.ledger import note
 from medmesh.security.keys import Identity
 from medmesh.service.http import Observed, serve
 from medmesh.service.runtime import Runtime
@@ -22,11 +23,15 @@ from medmesh_audit.anomalies import Anomalies
 from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
 from medmesh_audit.ports import HANDLERS, Ports
+from medmesh_audit.sealing import Sealer, newest_sealed
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
 from medmesh_audit.watch import Watch
 from medmesh_audit.witnesses import Witnesses
+
+if TYPE_CHECKING:
+    from medmesh.store.objects.sealed import SealedStore
 
 DECLARING = (exports, handlers)
 
@@ -55,7 +60,13 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         if code in ("audit.gap", "audit.rewritten"):
             anomalies.report("emitter_gap", emitter)
 
-    sequencer = Sequencer(runtime, settings.origin, key, intakes)
+    vkey = note.verifier_key(settings.origin, key.public_key())
+    sealed = await _sealed(settings)
+
+    async def promised() -> note.Checkpoint | None:
+        return await newest_sealed(sealed, vkey) if sealed else None
+
+    sequencer = Sequencer(runtime, settings.origin, key, intakes, promised)
     metrics.AUDIT_CHECKPOINT_AGE.set_function(lambda: time.monotonic() - sequencer.published)
     runtime.checks["log"] = sequencer.ready
     async with runtime.unit() as uow:
@@ -79,6 +90,11 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         ports = Ports(settings, sequencer, runtime, opened, anomalies, witnesses)
         runtime.background(anomalies.run, "anomalies", every=settings.anomaly_seconds)
         runtime.background(lambda: exports.work(ports), "exports")
+        if sealed:
+            stack.callback(sealed.close)
+            sealer = Sealer(runtime, sealed)
+            runtime.background(lambda: _leading(sequencer, sealer.run), "sealer", every=settings.seal_seconds)
+            runtime.background(lambda: _leading(sequencer, sealer.inspect), "inspector", every=settings.inspect_seconds)
         door = serve(
             Observed(application(runtime, ports), "audit", runtime.ready),
             host=settings.host,
@@ -88,6 +104,20 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         )
         await stack.enter_async_context(door)
         yield ports
+
+
+async def _sealed(settings: Settings) -> SealedStore | None:
+    where = settings.objects
+    if not where.s3_url or where.s3_credentials is None:
+        return None
+    from medmesh.store.objects.sealed import SealedStore
+
+    return await SealedStore.open(where.s3_url, settings.sealed_bucket, where.s3_credentials, retain_days=settings.retain_days)
+
+
+async def _leading(sequencer: Sequencer, run: Callable[[], Awaitable[None]]) -> None:
+    if sequencer.leading:
+        await run()
 
 
 SERVICE = ServiceSpec(

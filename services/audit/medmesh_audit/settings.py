@@ -33,3 +33,11 @@ class Settings(ServiceSettings):
     """How often a sign of life is published while nothing happens."""
     watch_seconds: float = Field(default=10.0, gt=0)
     """How often it looks whether its tables are still protected, and whether somebody changed them."""
+    sealed_bucket: str = "sealed"
+    """Bucket of the sealed segments, made with object lock; used when `objects.s3_url` is set."""
+    retain_days: int = Field(default=1095, ge=180)
+    """How long nobody can delete what is sealed. Six months are the least the law allows (Cybersecurity Law, art. 23)."""
+    seal_seconds: float = Field(default=30.0, gt=0)
+    """How often what was committed is sealed, and the checkpoint over it."""
+    inspect_seconds: float = Field(default=3600.0, gt=0)
+    """How often the store's versions are compared with those that were sealed."""

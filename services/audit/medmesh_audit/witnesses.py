@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-from prometheus_client import Counter, Gauge
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.errors import Problem
 from medmesh.ledger import note, witness
-from medmesh.ledger import tiles as tile
 from medmesh.ledger.policy import Policy, Witness, parse_policy
-from medmesh.ledger.tree import consistency_proof
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh.telemetry.metrics import REGISTRY
-from medmesh_audit.tables import checkpoints, cosignatures, tiles
+from medmesh.telemetry.metrics import UNWITNESSED_SECONDS, WITNESS_ASKED, WITNESS_REFUSING
+from medmesh_audit.domain import Shown
+from medmesh_audit.queries import consistency
+from medmesh_audit.tables import checkpoints, cosignatures
 
 WITNESSED, PENDING, UNWITNESSED = "witnessed", "pending", "unwitnessed"
-
-ASKED = Counter("medmesh_audit_witness_asked", "Checkpoints shown to a witness by outcome", ["witness", "outcome"], registry=REGISTRY)
-REFUSING = Gauge("medmesh_audit_witness_refusing", "1 while a witness refuses: perhaps two histories", ["witness"], registry=REGISTRY)
-WAITING = Gauge("medmesh_audit_unwitnessed_seconds", "Age of the oldest checkpoint the quorum has not seen", registry=REGISTRY)
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A checkpoint with its cosignatures, and whether they are enough."""
-
-    size: int
-    note: str
-    state: str
 
 
 @dataclass
@@ -52,6 +37,7 @@ class Witnesses:
     ca: Path | None = None
     _known: dict[str, int] = field(default_factory=dict)
     _refusing: set[str] = field(default_factory=set)
+    _silent: set[str] = field(default_factory=set)
     _late: bool = False
     _http: httpx.AsyncClient | None = None
 
@@ -99,28 +85,28 @@ class Witnesses:
                 # It saw more or less than we remember, for instance because an answer was lost on the way.
                 status, size = await self._show(one, newest, size)
         except httpx.HTTPError as error:
-            ASKED.labels(one.name, "unreachable").inc()
-            log("audit.witness_unreachable", level=30, witness=one.name, reason=type(error).__name__)
+            self._silence(one, type(error).__name__)
             return
         except Problem as problem:
-            ASKED.labels(one.name, "wrong").inc()
+            WITNESS_ASKED.labels(one.name, "wrong").inc()
             log("audit.witness_wrong", level=40, witness=one.name, code=problem.code)
             return
         if status == httpx.codes.OK:
             self._known[one.name] = newest.size
             self._refusing.discard(one.name)
-            REFUSING.labels(one.name).set(0)
-            ASKED.labels(one.name, "cosigned").inc()
+            self._silent.discard(one.name)
+            WITNESS_REFUSING.labels(one.name).set(0)
+            WITNESS_ASKED.labels(one.name, "cosigned").inc()
         elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-            ASKED.labels(one.name, "unreachable").inc()
+            self._silence(one, f"HTTP {status}")
         else:
-            ASKED.labels(one.name, "refused").inc()
+            WITNESS_ASKED.labels(one.name, "refused").inc()
             await self._alarm(one, newest.size, status, size)
 
     async def _show(self, one: Witness, newest: Any, old: int) -> tuple[int, int | None]:
         """Ask once; answers the status and the size that a conflict tells. A cosignature is stored before this returns."""
         async with self.runtime.unit() as uow:
-            proof = await proof_between(uow, old, newest.size)
+            proof = await consistency(uow, old, newest.size)
         if self._http is None:
             verify: Any = str(self.ca) if self.ca else True
             self._http = httpx.AsyncClient(timeout=self.timeout, verify=verify, trust_env=False)
@@ -138,9 +124,16 @@ class Witnesses:
                 return answer.status_code, None
         return answer.status_code, None
 
+    def _silence(self, one: Witness, reason: str) -> None:
+        """One line when a witness falls silent, not one a second."""
+        WITNESS_ASKED.labels(one.name, "unreachable").inc()
+        if one.name not in self._silent:
+            self._silent.add(one.name)
+            log("audit.witness_unreachable", level=30, witness=one.name, reason=reason)
+
     async def _alarm(self, one: Witness, size: int, status: int, theirs: int | None) -> None:
         """A witness says that this log is not the one it knows: either of the two shows two histories. Once, until it cosigns again."""
-        REFUSING.labels(one.name).set(1)
+        WITNESS_REFUSING.labels(one.name).set(1)
         if one.name in self._refusing:
             return
         self._refusing.add(one.name)
@@ -154,7 +147,7 @@ class Witnesses:
         """How long the quorum has not seen the newest checkpoints."""
         async with self.runtime.unit() as uow:
             seconds = await self._waited(uow, (await self._witnessed(uow)) or -1)
-        WAITING.set(seconds)
+        UNWITNESSED_SECONDS.set(seconds)
         late = seconds > self.patience
         if late and not self._late:
             log("audit.witness_pending", level=40, seconds=int(seconds), wanted=self.policy.demand() if self.policy else "")
@@ -200,19 +193,3 @@ async def lines(uow: UnitOfWork[Any], size: int) -> str:
     """The cosignatures of a checkpoint, as its last lines."""
     rows = await uow.all(select(cosignatures.c.line).where(cosignatures.c.size == size).order_by(cosignatures.c.witness))
     return "".join(row.line for row in rows)
-
-
-async def proof_between(uow: UnitOfWork[Any], old: int, new: int) -> Sequence[bytes]:
-    """The consistency proof, from the few tiles it needs (two a level)."""
-    wanted: set[tuple[int, int]] = set()
-
-    def note_down(level: int, index: int) -> bytes:
-        wanted.add((level // 8, (index << level % 8) // tile.WIDTH))
-        return bytes(tile.HASH)
-
-    consistency_proof(note_down, old, new)
-    loaded: dict[tuple[int, int], bytes] = {}
-    for level, number in sorted(wanted):
-        where = (tiles.c.level == level) & (tiles.c.number == number)
-        loaded[level, number] = bytes((await uow.execute(select(tiles.c.hashes).where(where))).scalar_one())
-    return consistency_proof(tile.nodes(lambda level, number, width: loaded[level, number][: width * tile.HASH], new), old, new)

@@ -290,6 +290,20 @@ def test_back_dated_records_are_noticed_with_their_field(tmp_path: Path) -> None
     assert {(notice.params["seq"], notice.params["field"]) for notice in report.notices} == {(12, "h"), (12, "t"), (12, "tr")}
 
 
+def test_a_body_has_one_spelling(copy: Ledger) -> None:
+    """Otherwise bits of the file could be altered that nothing speaks for."""
+    whole = renumbered(SEQ, SEQ)
+    padded = whole.rindex(b'="}')
+    first = padded - 1 if whole[padded - 1 : padded] == b"=" else padded
+    twin = bytearray(whole)
+    twin[first - 1] += 1  # the bits behind the last byte
+    stray = whole.replace(b'"body": "', b'"body": "*')
+    for other in (bytes(twin), stray, whole.replace(b'"seq": ', b'"seq":')):
+        lines(copy, lambda content, other=other: put(content, SEQ, other))  # type: ignore[misc]
+        assert other != whole
+        assert (copy.verify().code == TAMPERED) == (other != whole.replace(b'"seq": ', b'"seq":'))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_one_bit_of_any_file_is_found(small: Ledger, tmp_path: Path, seed: int) -> None:
     shutil.copytree(small.folder, tmp_path / "copy")

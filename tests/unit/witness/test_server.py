@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -165,6 +166,26 @@ def test_a_folder_is_made_once_and_its_key_is_private(tmp_path: Path) -> None:
     with pytest.raises(Problem) as caught:
         load(tmp_path / "w")
     assert caught.value.code == "witness.folder"
+
+
+def test_a_node_becomes_a_witness_of_the_log_it_was_enrolled_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medmesh.cli import main
+    from medmesh_edge.settings import Settings
+
+    monkeypatch.setenv("MEDMESH_LANG", "en")
+    Settings(hospital="renji", node="node-1", gateway="https://gateway.example").save(tmp_path)
+    (tmp_path / "trust.json").write_text(json.dumps({"log_key": VKEY}))
+    printed = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(["edge", "witness", "--folder", str(tmp_path), "--key-only"])
+        assert ended.value.code == 0
+        printed.append(capsys.readouterr().out.strip())
+    assert printed[0] == printed[1] == load(tmp_path / "witness").vkey
+    assert parse_key(printed[0]).name == "renji/witness"
+    assert list(load(tmp_path / "witness").logs) == [ORIGIN]
 
 
 def test_it_needs_little() -> None:

@@ -1,0 +1,62 @@
+"""What happens to an action when the audit log is away: one class for every action, and the unknown ones are privileged.
+
+The three classes of the behaviour when the log cannot be reached (docs/security/audit.md):
+
+- `privileged`: fails closed as soon as this service's own records wait too long for their receipts. Who may do what, what leaves,
+  what is released or started.
+- `clinical`: goes on: its record is durable beside its effect before the answer goes out. Fails closed only at the quota of waiting
+  records. A patient's result is never withheld because a central service is down, and stopping something is always possible.
+- `reading`: goes on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+AuditClass = Literal["privileged", "clinical", "reading"]
+
+CLASSES: dict[str, AuditClass] = {
+    "user.create": "privileged",
+    "user.list": "reading",
+    "hospital.register": "privileged",
+    "hospital.list": "reading",
+    "approval.request": "privileged",
+    "approval.decide": "privileged",
+    "approval.list": "reading",
+    "dataset.create": "clinical",
+    "dataset.read": "reading",
+    "catalogue.publish": "clinical",
+    "catalogue.read": "reading",
+    "annotation.create": "clinical",
+    "annotation.label": "clinical",
+    "annotation.review": "clinical",
+    "annotation.export": "privileged",
+    "training.submit": "clinical",
+    "training.read": "reading",
+    "federation.create": "privileged",
+    "federation.cancel": "clinical",
+    "federation.read": "reading",
+    "federation.respond": "clinical",
+    "federation.submit": "clinical",
+    "model.register": "clinical",
+    "model.convert": "clinical",
+    "model.read": "reading",
+    "model.release": "privileged",
+    "model.install": "clinical",
+    "inference.infer": "clinical",
+    "audit.read": "reading",
+    "audit.proof": "reading",
+    "audit.append": "clinical",
+    "object.write": "clinical",
+    "object.read": "reading",
+    "operation.read": "reading",
+    "inbox.read": "reading",
+    "dead.read": "reading",
+    "dead.replay": "privileged",
+}
+
+
+def audit_class(action: str | None) -> AuditClass:
+    """The class of an action; an unknown one is privileged. One without a name is guarded by its handler's own secret, as signing in
+    is: clinical, because clinicians must come in."""
+    return "clinical" if action is None else CLASSES.get(action, "privileged")
