@@ -31,7 +31,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"log").digest())
 WITNESS_KEYS = tuple(Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest()) for name in WITNESSES)
 
 _BODY = (
-    '{"act":"C","agents":[{"method":"","org":"platform","req":true,"role":"researcher","who":"person:li"}],"approval":{},'
+    '{"act":"C","agents":[{"method":"pw","org":"platform","req":true,"role":"researcher","who":"person:li"}],"approval":{},'
     '"ctx":{"correlation":"","request":"%(id)s","trace":"4bf92f3577b34da6a3ce929d0e0e4736"},"detail":{"rounds":%(n)d},"entities":[{"digest":"","id":"f-%(seq)d",'
     '"type":"federation","ver":""}],"id":"%(id)s","n":%(n)d,"orgs":["platform"],"out":0,'
     '"policy":{"bundle":"","decision":"permit","rules":["role:researcher"]},'
