@@ -27,7 +27,7 @@ from medmesh.contracts.federation import (
     RoundVoided,
     SubmitUpdate,
 )
-from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.plan import plan_hash
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.consent import sign_consent
@@ -234,3 +234,47 @@ async def test_a_plan_that_contradicts_its_package_is_refused(p: Platform) -> No
     assert done.problem
     assert done.problem["code"] == "federation.plan"
     assert "tensors" in done.problem["title"]
+
+
+@pytest.mark.parametrize("granted_first", [True, False])
+async def test_a_revoked_approval_starts_nothing_whichever_is_heard_first(p: Platform, granted_first: bool) -> None:
+    late = datetime.now(UTC) + timedelta(minutes=5)
+    wanted = await make_plan(p, ("huashan", "renji", "xiehe"), accept_by=late, start_at=late)
+    done = await p.send(wanted, p.person("li", "researcher"))
+    federation, hash_ = str((done.result or {})["federation"]), plan_hash(wanted.plan)
+
+    def grant(approval: str) -> ApprovalGranted:
+        token = p.approval("federation.start", federation, hash_, approval=approval)
+        return ApprovalGranted(approval=approval, action="federation.start", target=federation, digest=hash_, token=token)
+
+    async def recorded(count: int, *verbs: str) -> list[str]:
+        async with asyncio.timeout(20):
+            while len(found := [r["sub"] for r in await p.audited("federation") if r["sub"] in verbs]) < count:
+                await asyncio.sleep(0.02)
+        return found
+
+    revoked = ApprovalRevoked(approval="approval-1", action="federation.start", target=federation, digest=hash_)
+    if granted_first:
+        await p.publish(grant("approval-1"), source="governance")
+        assert await recorded(1, "federation.approved") == ["federation.approved"]
+        await p.publish(revoked, source="governance")
+        assert await recorded(1, "federation.unapproved") == ["federation.unapproved"]
+    else:
+        handled = await p.publish(revoked, source="governance")
+        async with asyncio.timeout(20):
+            while not await _handled(p, handled):
+                await asyncio.sleep(0.02)
+    await p.publish(grant("approval-1"), source="governance")
+    await p.publish(grant("approval-2"), source="governance")
+    expected = 2 if granted_first else 1
+    assert await recorded(expected, "federation.approved") == ["federation.approved"] * expected, "only another approval counts"
+    approvals = [r["approval"]["id"] for r in await p.audited("federation") if r["sub"] == "federation.approved"]
+    assert approvals[-1] == "approval-2"
+
+
+async def _handled(p: Platform, event: str) -> bool:
+    from sqlalchemy import text
+
+    async with p.runtimes["federation"].unit() as uow:
+        wanted = text("SELECT 1 FROM inbox WHERE event_id = :event AND consumer LIKE '%withdrawn'").bindparams(event=event)
+        return await uow.first(wanted) is not None

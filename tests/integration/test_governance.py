@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 from tests.platform import Platform, platform
 
+from medmesh.contracts.federation import FederationStarted
 from medmesh.contracts.governance import (
     ActivateUser,
     ActorToken,
+    ApprovalExpired,
     ApprovalGranted,
+    ApprovalRevoked,
+    Approvals,
     Bootstrap,
     ConfirmSecondFactor,
     CreateUser,
@@ -24,11 +30,13 @@ from medmesh.contracts.governance import (
     EnrolmentState,
     EnrolSecondFactor,
     GetEnrolment,
+    ListApprovals,
     OneTimeCode,
     OpenSession,
     RegisterHospital,
     RequestApproval,
     ResolveSession,
+    RevokeApproval,
     SecondFactorSecret,
     SessionOpened,
 )
@@ -37,7 +45,9 @@ from medmesh.errors import Problem
 from medmesh.security import approvals, totp
 from medmesh.security.authority import hospital_of, new_key, node_request
 from medmesh.security.keys import write_secret
+from medmesh_governance.handlers import expire
 from medmesh_governance.service import SERVICE
+from medmesh_governance.tables import approvals as approvals_table
 
 TOKEN = "one-time-token"
 PASSWORD = "Correct-Horse-7-Battery"
@@ -150,3 +160,71 @@ async def test_a_command_delivered_twice_has_one_effect(p: Platform) -> None:
     from medmesh.contracts.governance import ApprovalRequested
 
     assert len([e for e in p.emitted(ApprovalRequested) if e.data.target == "fed-2"]) == 1
+
+
+async def _requested(p: Platform, target: str, by: str) -> str:
+    asked = await p.send(RequestApproval(action="federation.start", target=target, digest="2" * 64), by)
+    return str((asked.result or {})["approval"])
+
+
+async def _state(p: Platform, approval: str) -> str:
+    listed = (await p.ask(ListApprovals(), Approvals, p.person("wu", "approver"))).approvals
+    return next(view.state for view in listed if view.approval == approval)
+
+
+async def _in(p: Platform, state: str) -> set[str]:
+    return {view.approval for view in (await p.ask(ListApprovals(state=state), Approvals, p.person("wu", "approver"))).approvals}
+
+
+async def test_a_request_is_taken_back_by_who_made_it_before_and_after_it_was_granted(p: Platform) -> None:
+    maker, other, wu = p.person("li", "researcher"), p.person("xu", "researcher"), p.person("wu", "approver")
+    first, second = await _requested(p, "fed-a", maker), await _requested(p, "fed-b", maker)
+    refused = await p.send(RevokeApproval(approval=first), other)
+    assert (refused.problem or {})["code"] == "governance.not_yours"
+    assert (await p.send(RevokeApproval(approval=first, reason="wrong plan"), maker)).result == {"approval": first, "state": "revoked"}
+    late = await p.send(DecideApproval(approval=first, approve=True), wu)
+    assert (late.problem or {})["code"] == "governance.approval_closed"
+    assert (await p.send(DecideApproval(approval=second, approve=True), wu)).succeeded
+    assert (await p.send(RevokeApproval(approval=second), p.person("sun", "security_administrator"))).succeeded
+    again = await p.send(RevokeApproval(approval=second), maker)
+    assert (again.problem or {})["params"]["state"] == "revoked"
+    await p.wait(ApprovalRevoked, lambda found: found.data.approval == second)
+    assert await _in(p, "revoked") == {first, second}
+    records = [record for record in await p.audited("governance") if record["sub"] == "approval.revoke" and record["out"] == 0]
+    assert [record["agents"][0]["who"] for record in records] == ["person:li", "person:sun"]
+
+
+async def test_an_approval_is_executed_when_its_owner_says_so_and_is_no_longer_taken_back(p: Platform) -> None:
+    maker = p.person("li", "researcher")
+    approval, waiting = await _requested(p, "fed-a", maker), await _requested(p, "fed-c", maker)
+    assert (await p.send(DecideApproval(approval=approval, approve=True), p.person("wu", "approver"))).succeeded
+    for target in ("fed-a", "fed-c"):
+        await p.publish(FederationStarted(federation=target, plan_hash="2" * 64, hospitals=()), source="federation")
+    async with asyncio.timeout(20):
+        while await _state(p, approval) != "executed":
+            await asyncio.sleep(0.02)
+    assert await _state(p, waiting) == "open", "what nobody granted was not executed by anybody's word"
+    refused = await p.send(RevokeApproval(approval=approval), maker)
+    assert (refused.problem or {})["params"]["state"] == "executed"
+
+
+async def test_what_was_not_executed_in_time_has_expired_before_and_after_the_sweep(p: Platform) -> None:
+    maker = p.person("li", "researcher")
+    opened, granted, kept = [await _requested(p, f"fed-{n}", maker) for n in "abc"]
+    assert (await p.send(DecideApproval(approval=granted, approve=True), p.person("wu", "approver"))).succeeded
+    runtime = p.runtimes["governance"]
+    async with runtime.unit() as uow:
+        over = update(approvals_table).where(approvals_table.c.approval != kept)
+        await uow.execute(over.values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+    for _ in range(2):
+        assert await _in(p, "expired") == {opened, granted}
+        assert await _in(p, "open") == {kept}
+        assert await _in(p, "granted") == set()
+        for approval in (opened, granted):
+            refused = await p.send(RevokeApproval(approval=approval), maker)
+            assert (refused.problem or {})["params"]["state"] == "expired"
+        async with runtime.unit() as uow:
+            await expire(uow)
+    await p.wait(ApprovalExpired, lambda found: found.data.approval == granted)
+    assert len(p.emitted(ApprovalExpired)) == 2
+    assert sorted(r["detail"]["state"] for r in await p.audited("governance") if r["sub"] == "approval.expire") == ["granted", "open"]

@@ -151,6 +151,15 @@ async def test_an_action_that_needs_step_up_is_refused_by_its_owner_until_the_fa
     assert (await p.send(decide, fresh)).succeeded
 
 
+async def test_a_session_left_open_is_no_way_to_a_second_factor_of_somebody_else(p: Platform) -> None:
+    await account(p, "li", "researcher")
+    session = (await opened(p, "li")).session
+    await sql(p, update(sessions).values(opened_at=datetime.now(UTC) - timedelta(minutes=16)))
+    assert await refused(p, g.ResolveSession(session=session)) == "", "it is good for anything else"
+    assert await refused(p, g.EnrolSecondFactor(session=session)) == "governance.sign_in_again"
+    await enrolled(p, "li")
+
+
 async def test_an_old_password_has_to_be_changed_and_the_last_five_do_not_come_again(p: Platform) -> None:
     await account(p, "li", "researcher")
     other = (await opened(p, "li")).session

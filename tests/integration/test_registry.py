@@ -15,7 +15,7 @@ from tests.platform import Platform, platform
 
 from medmesh.contracts.conversion import ConversionRefused, ModelConverted
 from medmesh.contracts.federation import FederationCompleted
-from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
+from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRefused, ApprovalRevoked
 from medmesh.contracts.message import ObjectRef, OperationFinished
 from medmesh.contracts.registry import (
     GetModel,
@@ -298,10 +298,13 @@ async def test_an_approval_counts_once_and_an_approval_of_something_else_is_not_
     assert len(letters.letters) == 2
 
 
-async def test_a_refused_release_is_closed_but_only_by_a_refusal_of_its_own_bytes(p: Platform) -> None:
+@pytest.mark.parametrize("said", [ApprovalRefused, ApprovalRevoked, ApprovalExpired])
+async def test_a_refused_release_is_closed_but_only_by_what_is_said_of_its_own_bytes(
+    p: Platform, said: type[ApprovalRefused] | type[ApprovalRevoked] | type[ApprovalExpired]
+) -> None:
     await _converted(p)
     prepared = await _prepared(p)
-    refusal = ApprovalRefused(approval="a-1", action="model.release", target=prepared["release"], digest=prepared["digest"])
+    refusal = said(approval="a-1", action="model.release", target=prepared["release"], digest=prepared["digest"])
     await p.publish(refusal.model_copy(update={"approval": "a-0", "digest": "0" * 64}), source="governance")
     kept = await _prepared(p)
     assert kept["release"] == prepared["release"]

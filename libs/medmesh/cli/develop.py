@@ -39,7 +39,7 @@ def migration(service: tuple[str, ...], title: str) -> None:
 @develop.command()
 @click.option("--check", is_flag=True, help="Change nothing; end with 1 when a file is not up to date.")
 def schemas(check: bool) -> None:
-    """Write what is generated from the declarations: schemas/, docs/events.md.  由声明生成模式与文档。"""
+    """Write what is generated from the declarations: schemas/, docs/events.md, docs/security/matrix.md.  由声明生成模式与文档。"""
     from medmesh.cli.schemas import ROOT, generate, stale, write
 
     changed = stale(ROOT, generate()) if check else write(ROOT, generate())

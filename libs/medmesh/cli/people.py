@@ -206,6 +206,15 @@ def decide(approval_id: str, refuse: bool, comment: str) -> int:
     return 0
 
 
+@approval.command(name="revoke")
+@click.argument("approval_id")
+@click.option("--reason", default="")
+def revoke_approval(approval_id: str, reason: str) -> int:
+    """Take your own request back.  撤回申请。"""
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/approvals/{approval_id}/revocation", {"reason": reason})))
+    return 0
+
+
 @approval.command()
 @click.argument("action")
 @click.argument("target")

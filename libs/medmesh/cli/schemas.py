@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from medmesh.bus.topology import OPERATOR, administrators, permissions
-from medmesh.cli import schemas_asyncapi
+from medmesh.cli import schemas_asyncapi, schemas_matrix
 from medmesh.cli.schemas_asyncapi import first_line
 from medmesh.cli.schemas_example import example
 from medmesh.cli.schemas_flows import OF_EVERY_SERVICE, Flow, Party, audit_flow, flow, messages, parties
@@ -40,6 +40,7 @@ def generate() -> dict[str, str]:
         "schemas/asyncapi.yaml": _yaml(schemas_asyncapi.document(everybody, version("medmesh"))),
         "schemas/permissions.json": _json(allowed),
         "docs/events.md": _table(everybody),
+        "docs/security/matrix.md": schemas_matrix.document({name: application(name) for name in ("gateway", "audit")}),
     }
 
 
@@ -80,7 +81,7 @@ def freeze(root: Path, release: str, schemas: Mapping[str, str]) -> Path:
 
 def _present(root: Path) -> Iterable[Path]:
     """The generated files that lie below `root`."""
-    single = (root / "schemas/asyncapi.yaml", root / "schemas/permissions.json", root / "docs/events.md")
+    single = (root / "schemas/asyncapi.yaml", root / "schemas/permissions.json", root / "docs/events.md", root / "docs/security/matrix.md")
     return [*(root / "schemas/events").glob("*"), *(root / "schemas/http").glob("*"), *(path for path in single if path.exists())]
 
 
@@ -136,9 +137,14 @@ class _Absent:
         return self
 
 
+def application(service: str) -> Any:
+    """The HTTP application of a service, with nothing behind it."""
+    build = importlib.import_module(f"medmesh_{service}.api").application
+    return build(*(_Absent() for _ in inspect.signature(build).parameters))
+
+
 def _openapi(service: str) -> dict[str, Any]:
-    application = importlib.import_module(f"medmesh_{service}.api").application
-    document: dict[str, Any] = application(*(_Absent() for _ in inspect.signature(application).parameters)).openapi()
+    document: dict[str, Any] = application(service).openapi()
     return document
 
 

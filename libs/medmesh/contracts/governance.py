@@ -457,6 +457,16 @@ class DecideApproval(Command):
     comment: str = ""
 
 
+class RevokeApproval(Command):
+    """Take an own request back, also when it was granted and not executed yet. The security administrator may revoke any."""
+
+    TYPE: ClassVar[str] = "governance.revoke-approval.v1"
+    ACTION: ClassVar[str] = "approval.request"
+
+    approval: str
+    reason: str = Field(default="", max_length=500)
+
+
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
@@ -526,6 +536,28 @@ class ApprovalGranted(Event):
     target: str
     digest: Sha256
     token: str
+
+
+class ApprovalRevoked(Event):
+    """The request was taken back: whoever would execute it does not, and spends its id."""
+
+    TYPE: ClassVar[str] = "governance.approval.revoked.v1"
+
+    approval: str
+    action: str
+    target: str
+    digest: Sha256
+
+
+class ApprovalExpired(Event):
+    """Its time is over, and it was not executed."""
+
+    TYPE: ClassVar[str] = "governance.approval.expired.v1"
+
+    approval: str
+    action: str
+    target: str
+    digest: Sha256
 
 
 class ApprovalRefused(Event):

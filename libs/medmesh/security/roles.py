@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from medmesh.canonical import digest
@@ -101,8 +101,9 @@ def policy_digest() -> str:
     return digest({"table": TABLE, "step_up": sorted(STEP_UP), "services": sorted(_SERVICES_MAY)})
 
 
-def allow(actor: Actor, action: str, at: datetime) -> Decision:
-    """Decide at the time `at`, which is the message's; an unknown action is denied."""
+def allow(actor: Actor, action: str, at: datetime | None = None) -> Decision:
+    """Decide at the time `at`, which is the message's, or now; an unknown action is denied."""
+    at = at or datetime.now(UTC)
     for role in TABLE.get(action, ()):
         if role in actor.roles:
             if action in STEP_UP and actor.kind == "person" and not (actor.strong_at and at - actor.strong_at <= STRONG):

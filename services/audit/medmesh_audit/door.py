@@ -16,6 +16,8 @@ from medmesh.store.unit import AuditEntry, Context
 from medmesh_audit.domain import scope
 
 AUDIENCE = "audit"
+OPEN = {"x-medmesh-action": "open"}
+"""Said by a route that anybody may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +51,5 @@ def may(runtime: Runtime, action: str) -> Any:
             raise problem
         return Visitor(actor, decision, context)
 
+    check.action = action  # type: ignore[attr-defined]  # read by the matrix of roles and routes
     return Depends(check)

@@ -17,7 +17,7 @@ from medmesh.contracts.audit import MOST_EVENTS, EventFilter
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh_audit import handlers, search
-from medmesh_audit.door import Visitor, may
+from medmesh_audit.door import OPEN, Visitor, may
 from medmesh_audit.tables import entries, facts
 
 MEDIA_TYPE = "application/fhir+json"
@@ -35,7 +35,7 @@ _DATE = re.compile(r"(eq|ge|gt|le|lt)?(\d{4}(?:-\d\d(?:-\d\d)?)?|\d{4}-\d\d-\d\d
 def mount(app: FastAPI, runtime: Runtime) -> None:
     """Add the routes."""
 
-    @app.get("/fhir/metadata", tags=["fhir"], response_class=Response)
+    @app.get("/fhir/metadata", tags=["fhir"], response_class=Response, openapi_extra=OPEN)
     async def metadata(request: Request) -> Response:
         """The CapabilityStatement; open to everybody, as FHIR asks."""
         return _fhir(capabilities(str(request.base_url).rstrip("/") + "/fhir"))

@@ -24,7 +24,7 @@ from medmesh.contracts.federation import (
     SubmitEvaluation,
     SubmitUpdate,
 )
-from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
@@ -160,6 +160,20 @@ def _certificate(token: str) -> x509.Certificate:
     """The certificate in the actor's token, which the runtime verified."""
     chain = cast(list[str], jwt.get_unverified_header(token)["x5c"])
     return x509.load_der_x509_certificate(base64.b64decode(chain[0]))
+
+
+@HANDLERS.on(ApprovalRevoked, ApprovalExpired, durable="approval-withdrawn")
+async def withdrawn(event: Envelope[ApprovalRevoked | ApprovalExpired], uow: UnitOfWork[Ports]) -> None:
+    """An approval counts no longer: a federation that has not started yet needs another."""
+    said = event.data
+    row = await uow.first(select(federations).where(federations.c.federation == said.target).with_for_update())
+    if said.action != "federation.start" or row is None or row.state not in (State.INVITING, State.READY):
+        return
+    if row.approval is None:
+        await uow.spend_approval(said.approval)  # the grant may still be on its way, and then comes too late
+    elif row.approval == said.approval:
+        await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=None))
+        uow.audit(AuditEntry("federation.unapproved", "U", entities=(entity(row),), approval={"id": said.approval}))
 
 
 @HANDLERS.on(ApprovalGranted)

@@ -24,7 +24,7 @@ from medmesh.store.postgres import is_transient
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest
 from medmesh_gateway.ports import Ports
-from medmesh_gateway.routes import ROUTES, Route
+from medmesh_gateway.routes import ACTION, OPEN, OWN_SESSION, ROUTES, Route
 from medmesh_gateway.tables import operations
 
 MAX_BODY = 256 * 1024
@@ -64,16 +64,17 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": fields.get(name, {"type": "string"})} for name in sorted(in_path)
     ]
+    said = {ACTION: _action(route) or (OWN_SESSION if SESSION in route.message.model_fields else OPEN)}
     if route.method == "GET":
         parameters += [
             {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
             for name, field in fields.items()
             if name not in in_path
         ]
-        return {"parameters": parameters}
+        return {"parameters": parameters, **said}
     body = {**schema, "properties": {name: field for name, field in fields.items() if name not in in_path}}
     body["required"] = [name for name in schema.get("required", ()) if name in fields and name not in in_path]
-    return {"parameters": parameters, "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
+    return {**said, "parameters": parameters, "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
@@ -119,8 +120,12 @@ def _message(route: Route, request: Request, body: bytes, actor: Actor | None) -
         raise Problem("request.invalid", reason=where) from None
 
 
+def _action(route: Route) -> str | None:
+    return getattr(route.message, "ACTION", "federation.submit")
+
+
 def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
-    action = getattr(route.message, "ACTION", "federation.submit")
+    action = _action(route)
 
     async def endpoint(request: Request) -> Response:
         body = await read_body(request)
@@ -218,7 +223,7 @@ def _answer(row: Any, request: Request) -> Response:
 def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     door: Door = ports.door
 
-    @app.get("/v1/operations/{operation}", tags=["operations"])
+    @app.get("/v1/operations/{operation}", tags=["operations"], openapi_extra={ACTION: "operation.read"})
     async def operation(operation: str, request: Request) -> Response:
         """What became of a command; with `Prefer: wait=N` the answer waits."""
         actor, _ = await door.actor(request, body_digest(b""))
@@ -235,21 +240,22 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             ports.waiting.forget(operation)
         return _answer(row, request)
 
-    @app.post("/v1/tokens/{audience}", tags=["governance"])
+    @app.post("/v1/tokens/{audience}", tags=["governance"], openapi_extra={ACTION: OWN_SESSION})
     async def token(audience: str, request: Request) -> ActorToken:
         """Exchange the session for a short-lived token for the audit or the inference service."""
+        session = bearer(request)
         if audience not in ("audit", "inference"):
             raise Problem("request.not_found", kind="audience", id=audience)
-        return await runtime.ask(ResolveSession(session=bearer(request), audience=audience), ActorToken)
+        return await runtime.ask(ResolveSession(session=session, audience=audience), ActorToken)
 
-    @app.delete("/v1/sessions", tags=["governance"], status_code=204)
+    @app.delete("/v1/sessions", tags=["governance"], status_code=204, openapi_extra={ACTION: OWN_SESSION})
     async def sign_out(request: Request) -> None:
         """Sign out."""
         session = bearer(request)
         await runtime.ask(CloseSession(session=session), Done)
         door.forget(session)
 
-    @app.get("/v1/trust", tags=["governance"])
+    @app.get("/v1/trust", tags=["governance"], openapi_extra={ACTION: OPEN})
     async def trust() -> dict[str, Any]:
         """Public keys of the platform: whoever verifies offline compares them with what was handed over at installation."""
         return runtime.trust().document()

@@ -19,6 +19,7 @@ from medmesh.service.runtime import Runtime
 from medmesh_gateway import inbox
 from medmesh_gateway.auth import body_digest, certificate_of, revoked
 from medmesh_gateway.ports import Ports
+from medmesh_gateway.routes import ACTION
 
 Barred = Callable[[], bool]
 """Whether the node was revoked since it connected."""
@@ -31,7 +32,7 @@ STREAM_SECONDS = 3600.0
 def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     """Add the routes."""
 
-    @app.get("/v1/inbox", tags=["hospital"])
+    @app.get("/v1/inbox", tags=["hospital"], openapi_extra={ACTION: "inbox.read"})
     async def read_inbox(request: Request, after: int = 0, wait: float = 0) -> Response:
         """Facts for this hospital after a cursor: as server-sent events where they are accepted, else as JSON (long polling)."""
         actor, token = await ports.door.actor(request, body_digest(b""))
@@ -50,7 +51,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         document = [{"cursor": row.cursor, "event": json.loads(row.body)} for row in rows]
         return Response(json.dumps({"events": document}, ensure_ascii=False), media_type="application/json")
 
-    @app.post("/v1/audit/records", tags=["hospital"])
+    @app.post("/v1/audit/records", tags=["hospital"], openapi_extra={ACTION: "audit.append"})
     async def hand_in(request: Request) -> Response:
         """A hospital's audit records, passed to the log as they are; the answer is the log's receipt."""
         from medmesh_gateway.api import read_body

@@ -14,6 +14,7 @@ from medmesh.security.tokens import Actor
 from medmesh.store.objects.port import CHUNK, ObjectStore
 from medmesh_gateway.auth import body_digest
 from medmesh_gateway.ports import Ports
+from medmesh_gateway.routes import ACTION
 
 
 def mount(app: FastAPI, ports: Ports) -> None:
@@ -25,7 +26,7 @@ def mount(app: FastAPI, ports: Ports) -> None:
         await door.permit(actor, action)
         return actor
 
-    @app.head("/v1/uploads/{sha256}", tags=["objects"])
+    @app.head("/v1/uploads/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.write"})
     async def progress(sha256: str, request: Request) -> Response:
         """Where to go on: `Upload-Offset`, and `Upload-Complete: ?1` when the object is stored already."""
         actor = await enter(request, "object.write")
@@ -33,7 +34,7 @@ def mount(app: FastAPI, ports: Ports) -> None:
         offset = size if size is not None else await ports.uploads.offset(actor.text, sha256)
         return Response(status_code=204, headers={"Upload-Offset": str(offset), "Upload-Complete": "?1" if size is not None else "?0"})
 
-    @app.put("/v1/uploads/{sha256}", tags=["objects"])
+    @app.put("/v1/uploads/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.write"})
     async def upload(sha256: str, offset: int, total: int, request: Request) -> Response:
         """One piece of at most 8 MiB with its `Content-Digest` (RFC 9530); the last one stores the object."""
         from medmesh_gateway.api import read_body
@@ -47,7 +48,7 @@ def mount(app: FastAPI, ports: Ports) -> None:
         headers = {"Upload-Offset": str(reached), "Upload-Complete": "?1" if reached == total else "?0"}
         return Response(status_code=201 if reached == total else 204, headers=headers)
 
-    @app.get("/v1/objects/{sha256}", tags=["objects"])
+    @app.get("/v1/objects/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.read"})
     async def download(sha256: str, request: Request) -> Response:
         """The bytes; with `Range: bytes=a-b` a part of them."""
         await enter(request, "object.read")

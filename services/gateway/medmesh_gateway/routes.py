@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, registry, training
 from medmesh.contracts.message import Message
 
+ACTION, OPEN, OWN_SESSION = "x-medmesh-action", "open", "own session"
+"""Every route says in its OpenAPI entry which action it is; the matrix of roles and routes is generated from that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -52,6 +55,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/approvals", governance.RequestApproval),
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
+    Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
     # Audit: a hospital's own records with proofs; exports that somebody else approves.
     Route("GET", "/v1/audit/events", audit.SearchEvents),
     Route("GET", "/v1/audit/events/{event}/proof", audit.ProveEvent),

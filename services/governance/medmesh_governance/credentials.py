@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
@@ -49,8 +50,11 @@ async def change_password(query: Envelope[ChangePassword], uow: UnitOfWork[Ports
 
 @HANDLERS.answers(EnrolSecondFactor)
 async def enrol_second_factor(query: Envelope[EnrolSecondFactor], uow: UnitOfWork[Ports]) -> SecondFactorSecret | Problem:
-    """A new secret, shown this once. Who has a factor shows it first; nothing changes until the new one is confirmed."""
+    """A new secret, shown this once. Who has a factor shows it first, who has none has just signed in: a session that was left
+    open is no way to make a factor of one's own. Nothing changes until the new one is confirmed."""
     row = await live(uow, query.data.session, limited=True)
+    if row.factor is None and row.opened_at + timedelta(minutes=uow.ports.settings.grace_minutes) < uow.now:
+        raise Problem("governance.sign_in_again", minutes=uow.ports.settings.grace_minutes)
     if row.factor is not None:
         if problem := locked(uow, row, "second_factor.enrol"):
             return problem

@@ -14,11 +14,35 @@ APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol", "
 
 
 class ApprovalState(StrEnum):
-    """Where an approval stands."""
+    """Where an approval stands: submitted and open, granted by enough others, and at one of four ends."""
 
     OPEN = "open"
     GRANTED = "granted"
     REFUSED = "refused"
+    EXECUTED = "executed"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+NEXT: dict[ApprovalState, frozenset[ApprovalState]] = {
+    ApprovalState.OPEN: frozenset({ApprovalState.GRANTED, ApprovalState.REFUSED, ApprovalState.EXPIRED, ApprovalState.REVOKED}),
+    ApprovalState.GRANTED: frozenset({ApprovalState.EXECUTED, ApprovalState.EXPIRED, ApprovalState.REVOKED}),
+    **{end: frozenset() for end in (ApprovalState.REFUSED, ApprovalState.EXECUTED, ApprovalState.EXPIRED, ApprovalState.REVOKED)},
+}
+"""From a state to those it may become; an end is an end."""
+
+
+def stands(state: str, expires: datetime, now: datetime) -> ApprovalState:
+    """The state at a moment: what was not executed by its time has expired, also before anybody wrote that down."""
+    found = ApprovalState(state)
+    return ApprovalState.EXPIRED if ApprovalState.EXPIRED in NEXT[found] and expires < now else found
+
+
+def move(approval: str, present: ApprovalState, wanted: ApprovalState) -> ApprovalState:
+    """`wanted`, when it may follow. Raises `Problem` (`governance.approval_closed`)."""
+    if wanted not in NEXT[present]:
+        raise Problem("governance.approval_closed", approval=approval, state=present.value)
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Select, insert, select, update
 
+from medmesh.contracts.federation import FederationStarted
 from medmesh.contracts.governance import (
+    ApprovalExpired,
     ApprovalGranted,
     ApprovalRefused,
     ApprovalRequested,
+    ApprovalRevoked,
     Approvals,
     ApprovalView,
     DecideApproval,
     ListApprovals,
     RequestApproval,
+    RevokeApproval,
 )
 from medmesh.contracts.message import Envelope, new_id
+from medmesh.contracts.registry import ModelReleased
 from medmesh.errors import Problem
 from medmesh.security import approvals as tokens
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_governance.domain import APPROVABLE, ApprovalState, Vote, decide
+from medmesh_governance.domain import APPROVABLE, NEXT, ApprovalState, Vote, decide, move, stands
 from medmesh_governance.enrolment import issue_certificate, refuse_enrolment
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.tables import approvals, decisions
@@ -69,8 +74,9 @@ async def decide_approval(command: Envelope[DecideApproval], uow: UnitOfWork[Por
     row = await uow.first(select(approvals).where(approvals.c.approval == wanted.approval).with_for_update())
     if row is None:
         raise Problem("request.not_found", kind="approval", id=wanted.approval)
-    if row.state != ApprovalState.OPEN or row.expires_at < uow.now:
-        raise Problem("governance.approval_closed", approval=wanted.approval, state=row.state if row.state != "open" else "expired")
+    present = stands(row.state, row.expires_at, uow.now)
+    if present is not ApprovalState.OPEN:
+        raise Problem("governance.approval_closed", approval=wanted.approval, state=present.value)
     approver = uow.actor.text
     before = [Vote(r.approver, r.approve) for r in await uow.all(select(decisions).where(decisions.c.approval == row.approval))]
     state = decide(row.requester, row.needed, before, Vote(approver, wanted.approve))
@@ -96,11 +102,63 @@ async def decide_approval(command: Envelope[DecideApproval], uow: UnitOfWork[Por
     return {"approval": row.approval, "state": state.value}
 
 
+@HANDLERS.on(RevokeApproval)
+async def revoke_approval(command: Envelope[RevokeApproval], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """Only who asked takes it back, or the security administrator; what was executed stays executed."""
+    wanted = command.data
+    row = await uow.first(select(approvals).where(approvals.c.approval == wanted.approval).with_for_update())
+    if row is None:
+        raise Problem("request.not_found", kind="approval", id=wanted.approval)
+    if uow.actor.text != row.requester and "security_administrator" not in uow.actor.roles:
+        raise Problem("governance.not_yours", approval=row.approval)
+    state = move(row.approval, stands(row.state, row.expires_at, uow.now), ApprovalState.REVOKED)
+    await _end(uow, row, state)
+    uow.emit(ApprovalRevoked(approval=row.approval, action=row.action, target=row.target, digest=row.digest))
+    entities = (Entity("approval", row.approval, digest=row.digest), Entity(row.action, row.target))
+    uow.audit(AuditEntry("approval.revoke", "U", entities=entities, detail={"reason": wanted.reason}))
+    return {"approval": row.approval, "state": state.value}
+
+
+@HANDLERS.on(FederationStarted)
+async def federation_started(event: Envelope[FederationStarted], uow: UnitOfWork[Ports]) -> None:
+    """The federation that was approved has started."""
+    await _executed(uow, "federation.start", event.data.federation)
+
+
+@HANDLERS.on(ModelReleased)
+async def model_released(event: Envelope[ModelReleased], uow: UnitOfWork[Ports]) -> None:
+    """The release that was approved is out."""
+    await _executed(uow, "model.release", event.data.release)
+
+
+async def _executed(uow: UnitOfWork[Ports], action: str, target: str) -> None:
+    """The owner of the action says that it happened; its own record tells of it."""
+    done = (approvals.c.action == action) & (approvals.c.target == target) & (approvals.c.state == ApprovalState.GRANTED.value)
+    await uow.execute(update(approvals).where(done).values(state=ApprovalState.EXECUTED.value))
+
+
+async def expire(uow: UnitOfWork[Ports]) -> None:
+    """Write down what has expired."""
+    over = approvals.c.state.in_([ApprovalState.OPEN.value, ApprovalState.GRANTED.value]) & (approvals.c.expires_at < uow.now)
+    for row in await uow.all(select(approvals).where(over).order_by(approvals.c.approval).with_for_update(skip_locked=True)):
+        await _end(uow, row, move(row.approval, ApprovalState(row.state), ApprovalState.EXPIRED))
+        uow.emit(ApprovalExpired(approval=row.approval, action=row.action, target=row.target, digest=row.digest))
+        entities = (Entity("approval", row.approval, digest=row.digest), Entity(row.action, row.target))
+        uow.audit(AuditEntry("approval.expire", "U", entities=entities, detail={"state": row.state}))
+
+
+async def _end(uow: UnitOfWork[Ports], row: Any, state: ApprovalState) -> None:
+    await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=state.value))
+    if row.action == "hospital.enrol":
+        await refuse_enrolment(uow, row.target)
+
+
 async def _grant(uow: UnitOfWork[Ports], row: Any, approvers: list[str]) -> None:
     if row.action == "hospital.enrol":
         # Governance executes this one itself: the approval is spent in the same transaction that decides it.
         await uow.spend_approval(row.approval)
         await issue_certificate(uow, row.target)
+        await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=ApprovalState.EXECUTED.value))
     token = tokens.issue(
         uow.ports.identity,
         approval=row.approval,
@@ -114,13 +172,20 @@ async def _grant(uow: UnitOfWork[Ports], row: Any, approvers: list[str]) -> None
     uow.emit(ApprovalGranted(approval=row.approval, action=row.action, target=row.target, digest=row.digest, token=token))
 
 
+def _in_state(wanted: Select[Any], state: str, now: datetime) -> Select[Any]:
+    """Those that stand so now, whether or not the sweep has come by (`domain.stands`)."""
+    passing = [name.value for name, following in NEXT.items() if ApprovalState.EXPIRED in following]
+    over = approvals.c.state.in_(passing) & (approvals.c.expires_at < now)
+    if state == ApprovalState.EXPIRED:
+        return wanted.where((approvals.c.state == state) | over)
+    return wanted.where(approvals.c.state == state, ~over)
+
+
 @HANDLERS.answers(ListApprovals)
 async def list_approvals(query: Envelope[ListApprovals], uow: UnitOfWork[Ports]) -> Approvals:
     """Newest first; `state` filters."""
     wanted = select(approvals).order_by(approvals.c.created_at.desc()).limit(500)
-    if query.data.state:
-        wanted = wanted.where(approvals.c.state == query.data.state)
-    rows = await uow.all(wanted)
+    rows = await uow.all(_in_state(wanted, query.data.state, uow.now) if query.data.state else wanted)
     voters: dict[str, list[str]] = {}
     for vote in await uow.all(select(decisions).where(decisions.c.approval.in_([row.approval for row in rows]), decisions.c.approve)):
         voters.setdefault(vote.approval, []).append(vote.approver)
@@ -132,7 +197,7 @@ async def list_approvals(query: Envelope[ListApprovals], uow: UnitOfWork[Ports])
             digest=row.digest,
             requester=row.requester,
             summary=row.summary,
-            state="expired" if row.state == "open" and row.expires_at < uow.now else row.state,
+            state=stands(row.state, row.expires_at, uow.now).value,
             needed=row.needed,
             approvers=tuple(voters.get(row.approval, ())),
             expires=row.expires_at,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from medmesh.contracts.governance import (
+    ApprovalExpired,
     ApprovalGranted,
     ApprovalRefused,
     ApprovalRequested,
+    ApprovalRevoked,
     HospitalRegistered,
     NodeEnrolled,
     NodeRevoked,
@@ -40,6 +42,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         async with runtime.unit() as uow:
             await sessions.prune(uow)
             await systems.prune(uow)
+            await handlers.expire(uow)
             await people.disable_idle(uow)
 
     ports = Ports(
@@ -63,5 +66,16 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(UserCreated, UserChanged, HospitalRegistered, NodeEnrolled, NodeRevoked, ApprovalRequested, ApprovalGranted, ApprovalRefused),
+    emits=(
+        UserCreated,
+        UserChanged,
+        HospitalRegistered,
+        NodeEnrolled,
+        NodeRevoked,
+        ApprovalRequested,
+        ApprovalGranted,
+        ApprovalRefused,
+        ApprovalRevoked,
+        ApprovalExpired,
+    ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
+from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRefused, ApprovalRevoked
 from medmesh.contracts.message import Envelope, ObjectRef, new_id
 from medmesh.contracts.registry import (
     Lineage,
@@ -125,9 +125,10 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     uow.audit(AuditEntry("model.release", "E", entities=entities, approval=spent, hospitals=named, detail={"version": row.version}))
 
 
-@HANDLERS.on(ApprovalRefused, durable="release-refused")
-async def release_refused(event: Envelope[ApprovalRefused], uow: UnitOfWork[Ports]) -> None:
-    """An approver refused it: the release is closed, the version stays. A refusal of other bytes is not about this release."""
+@HANDLERS.on(ApprovalRefused, ApprovalRevoked, ApprovalExpired, durable="release-refused")
+async def release_refused(event: Envelope[ApprovalRefused | ApprovalRevoked | ApprovalExpired], uow: UnitOfWork[Ports]) -> None:
+    """An approver refused it, it was taken back, or its time is over: the release is closed, the version stays. What is said of
+    other bytes is not about this release."""
     said = event.data
     if said.action != ACTION:
         return

@@ -1,0 +1,58 @@
+"""The states of an approval, every pair of them, and what is due of a person."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from medmesh.errors import Problem
+from medmesh_governance.domain import ApprovalState, Vote, decide, due, idle, move, stands
+
+NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+# Written out again, so that a change of the machine is a change in two places.
+MAY = {
+    ("open", "granted"), ("open", "refused"), ("open", "expired"), ("open", "revoked"),
+    ("granted", "executed"), ("granted", "expired"), ("granted", "revoked"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("present", "wanted"), list(itertools.product(ApprovalState, ApprovalState)))
+def test_every_pair_of_states(present: ApprovalState, wanted: ApprovalState) -> None:
+    if (present.value, wanted.value) in MAY:
+        assert move("a", present, wanted) is wanted
+    else:
+        with pytest.raises(Problem) as caught:
+            move("a", present, wanted)
+        assert caught.value.code == "governance.approval_closed"
+
+
+def test_what_is_not_over_expires_and_what_is_over_does_not() -> None:
+    late, early = NOW - timedelta(seconds=1), NOW + timedelta(seconds=1)
+    for state in ApprovalState:
+        assert stands(state, early, NOW) is state
+        expired = state in (ApprovalState.OPEN, ApprovalState.GRANTED)
+        assert stands(state, late, NOW) is (ApprovalState.EXPIRED if expired else state)
+
+
+def test_n_of_m_different_people_grant_one_refuses_and_the_maker_does_neither() -> None:
+    yes = [Vote(name, True) for name in ("a", "b", "c")]
+    assert decide("maker", 3, yes[:1], yes[1]) is ApprovalState.OPEN
+    assert decide("maker", 3, yes[:2], yes[2]) is ApprovalState.GRANTED
+    assert decide("maker", 3, yes[:2], Vote("c", False)) is ApprovalState.REFUSED
+    for before, new in (([], Vote("maker", True)), (yes[:1], yes[0]), ([], Vote("maker", False))):
+        with pytest.raises(Problem):
+            decide("maker", 3, before, new)
+
+
+def test_what_is_due_of_a_person() -> None:
+    needs = ("approver",)
+    young, old = NOW - timedelta(days=90), NOW - timedelta(days=90, seconds=1)
+    assert due(["researcher"], False, young, needs, 90, NOW) == ()
+    assert due(["researcher", "approver"], True, young, needs, 90, NOW) == ()
+    assert due(["researcher", "approver"], False, young, needs, 90, NOW) == ("second_factor",)
+    assert due(["approver"], False, old, needs, 90, NOW) == ("password", "second_factor")
+    assert due([], True, None, needs, 90, NOW) == ("password",)
+    assert idle(old, 90, NOW)
+    assert not idle(young, 90, NOW)
