@@ -173,7 +173,7 @@ async def withdrawn(event: Envelope[ApprovalRevoked | ApprovalExpired], uow: Uni
         await uow.spend_approval(said.approval)  # the grant may still be on its way, and then comes too late
     elif row.approval == said.approval:
         await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=None))
-        uow.audit(AuditEntry("federation.unapproved", "U", entities=(entity(row),), approval={"id": said.approval}))
+        uow.audit(AuditEntry("federation.unapproved", "U", entities=(entity(row),), hospitals=invited(row), approval={"id": said.approval}))
 
 
 @HANDLERS.on(ApprovalGranted)
