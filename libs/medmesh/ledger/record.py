@@ -81,7 +81,7 @@ def outline(body: bytes) -> tuple[int, str, str, str]:
         found = _LAYOUT(body.decode())
     except UnicodeDecodeError:
         found = None
-    if found is not None:
+    if found is not None and len(body) <= MAX_BYTES:
         approval, detail, n, service, t, tr = found.group("approval", "detail", "n", "service", "t", "tr")
         if (approval == "{}" or _ordered(approval)) and (detail == "{}" or _ordered(detail)):
             return int(n), service, t, tr

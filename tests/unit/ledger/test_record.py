@@ -27,7 +27,7 @@ def thorough(body: bytes) -> tuple[int, str, str, str] | None:
     try:
         found = read_record(body)
         return int(found["n"]), str(found["src"]["service"]), str(found["t"]), str(found["tr"])
-    except Problem:
+    except (Problem, KeyError, TypeError, ValueError):
         return None
 
 
@@ -69,6 +69,11 @@ def test_another_spelling_is_no_record(change: Any) -> None:
     body = change(entry(7).body)
     assert body != entry(7).body
     assert quick(body) is None
+
+
+def test_a_record_too_large_is_none() -> None:
+    for length, readable in ((1_000, True), (record.MAX_BYTES, False)):
+        assert (quick(canonical(DOCUMENT | {"pou": "x" * length})) is not None) == readable
 
 
 def test_what_services_record_is_read_at_a_glance() -> None:
