@@ -31,11 +31,14 @@ KEY = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"log").digest())
 WITNESS_KEYS = tuple(Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest()) for name in WITNESSES)
 
 _BODY = (
-    '{"act":"C","agents":[{"org":"platform","req":true,"role":"researcher","who":"person:li"}],"approval":{},"ctx":{"correlation":"",'
-    '"request":"%(id)s","trace":"4bf92f3577b34da6a3ce929d0e0e4736"},"detail":{"rounds":%(n)d},"entities":[{"digest":"","id":"f-%(seq)d",'
-    '"type":"federation","ver":""}],"id":"%(id)s","n":%(n)d,"out":0,"pou":"HRESCH","prev":"","src":{"instance":"%(emitter)s-1","node":"",'
+    '{"act":"C","agents":[{"method":"pw","org":"platform","req":true,"role":"researcher","who":"person:li"}],"approval":{},'
+    '"ctx":{"correlation":"","request":"%(id)s","trace":"4bf92f3577b34da6a3ce929d0e0e4736"},"detail":{"rounds":%(n)d},"entities":[{"digest":"","id":"f-%(seq)d",'
+    '"type":"federation","ver":""}],"id":"%(id)s","n":%(n)d,"orgs":["%(org)s"],"out":0,'
+    '"policy":{"bundle":"","decision":"permit","rules":["role:researcher"]},'
+    '"pou":"HRESCH","prev":"","src":{"instance":"%(emitter)s-1","node":"",'
     '"org":"platform","service":"%(emitter)s","ver":"0.1.0"},"sub":"federation.create","t":"%(t)s","tr":"%(t)s","type":{"code":"rest",'
-    '"system":"http://terminology.hl7.org/CodeSystem/audit-event-type"},"v":1,"why":""}'
+    '"subcode":"create","subsystem":"http://hl7.org/fhir/restful-interaction",'
+    '"system":"http://terminology.hl7.org/CodeSystem/audit-event-type"},"v":2,"why":""}'
 )
 
 
@@ -64,11 +67,12 @@ def entry(seq: int, *, n: int | None = None, emitter: str | None = None, tick: i
     """The record of a place in the log."""
     name = emitter or EMITTERS[seq % len(EMITTERS)]
     number = seq // len(EMITTERS) + 1 if n is None else n
+    org = name.removeprefix("edge:") if name.startswith("edge:") else "platform"
     t = instant(seq if tick is None else tick)
-    body = (_BODY % {"id": f"0192f0c2-0000-7000-8000-{seq:012d}", "n": number, "seq": seq, "emitter": name, "t": t}).encode()
+    body = (_BODY % {"id": f"0192f0c2-0000-7000-8000-{seq:012d}", "n": number, "seq": seq, "emitter": name, "t": t, "org": org}).encode()
     salt = hashlib.md5(b"%d" % seq).digest() if salt is None else salt
     commit = hashlib.sha256(salt + body).hexdigest()
-    leaf = f'{{"c":"platform","commit":"{commit}","e":"{name}","h":"{t[:13]}","n":{number},"v":1}}'.encode()
+    leaf = f'{{"c":"{org}","commit":"{commit}","e":"{name}","h":"{t[:13]}","k":"security","n":{number},"v":2}}'.encode()
     return Entry(leaf, salt, body)
 
 

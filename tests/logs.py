@@ -16,16 +16,18 @@ from typing import Any
 import asyncpg
 from sqlalchemy.engine import make_url
 
+from medmesh.auditing.vocabulary import coding
 from medmesh.bus.port import Bus
 from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipt, Receipts, record_subject
 from medmesh.contracts.message import new_id
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger import note, tiles
-from medmesh.ledger.record import record_bytes
+from medmesh.ledger.record import VERSION, record_bytes
 from medmesh.security.keys import Identity
+from medmesh.security.roles import policy_digest
 from medmesh.service.runtime import Runtime
-from medmesh_audit import queries
+from medmesh_audit import queries, search
 from medmesh_audit.service import SERVICE
 from tests.platform import PASSWORD, Platform, platform
 
@@ -44,23 +46,27 @@ def vkey(folder: Path) -> str:
     return note.verifier_key("medmesh/log", Identity.load(folder / "log.nk").private_key.public_key())
 
 
-def record(emitter: str, n: int, *, id: str | None = None, verb: str = "test.done", detail: dict[str, Any] | None = None) -> AuditRecord:
+def record(
+    emitter: str, n: int, *, id: str | None = None, verb: str = "training.finish", detail: dict[str, Any] | None = None
+) -> AuditRecord:
     """A record as an emitter makes it."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     document = {
-        "v": 1,
+        "v": VERSION,
         "id": id or new_id(),
         "t": now,
         "tr": now,
         "src": {"service": emitter, "instance": "i-1", "node": "", "org": "medmesh", "ver": "1"},
-        "type": {"system": "http://terminology.hl7.org/CodeSystem/audit-event-type", "code": "rest"},
+        "type": coding(verb),
         "sub": verb,
         "act": "E",
         "out": 0,
         "why": "",
-        "agents": [{"who": "person:li", "role": "researcher", "org": "platform", "req": True}],
-        "pou": "",
+        "agents": [{"who": "person:li", "role": "researcher", "org": "platform", "req": True, "method": ""}],
+        "pou": "HRESCH",
         "entities": [{"type": "federation", "id": f"f-{n}", "ver": "", "digest": ""}],
+        "orgs": ["platform"],
+        "policy": {"decision": "permit", "rules": ["role:researcher"], "bundle": policy_digest()},
         "approval": {},
         "ctx": {"trace": "0" * 32, "correlation": "", "request": ""},
         "detail": detail or {"n": n},
@@ -94,11 +100,12 @@ async def copied(runtime: Runtime, folder: Path) -> Path:
         for number in range((size + 255) // 256):
             width = min(256, size - number * 256)
             _put(folder / tiles.path("entries", number, width), await queries.entry_bundle(uow, number, width))
-        lines, first = [], 0
-        while first < size:
-            page = await queries.bodies(uow, first, 500)
-            lines += [json.dumps(body) for body in page if body["seq"] < size]
-            first = page[-1]["seq"] + 1
+        lines: list[str] = []
+        first: int | None = 0
+        while first is not None and first < size:
+            page = await search.bodies(uow, None, first, 500)
+            lines += [json.dumps(body.model_dump()) for body in page.bodies if body.seq < size]
+            first = page.next
     _put(folder / "bodies.jsonl", "\n".join(lines).encode())
     _put(folder / "checkpoint", checkpoint.note.encode())
     return folder

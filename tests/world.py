@@ -60,7 +60,7 @@ class World:
         """What the log holds, newest or oldest as it answers; waits until there is something."""
         token = await auditor.request("POST", "/v1/tokens/audit")
         async with Gateway(self.audit, ca=self.ca, credentials=Person(token["token"])) as door, asyncio.timeout(20):
-            while not (found := (await door.request("GET", "/v1/records", query=query))["records"]):
+            while not (found := (await door.request("GET", "/v1/events", query=query))["events"]):
                 await asyncio.sleep(0.1)
         return [entry["record"] for entry in found]
 

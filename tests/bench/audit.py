@@ -22,6 +22,7 @@ from time import perf_counter
 
 import asyncpg
 import uvloop
+from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
 from medmesh.bus.nats_bus import NatsBus
@@ -41,6 +42,8 @@ from medmesh.store.unit import Context
 from medmesh_audit import queries
 from medmesh_audit.domain import Shown
 from medmesh_audit.service import SERVICE
+from medmesh_audit.tables import entries
+from medmesh_audit.witnesses import UNWITNESSED
 from tests.bench import audit_raw, audit_verify
 from tests.bench.common import Measure, percentile
 from tests.logs import record
@@ -290,10 +293,11 @@ async def proofs(bench: Bench) -> list[Measure]:
     for seq in order:
         began = perf_counter()
         async with database.unit(Context("audit")) as uow:
+            row = await uow.first(select(entries).where(entries.c.seq == seq))
             newest = await queries.checkpoint(uow)
-            evidence = await queries.record_proof(uow, seq, Shown(newest.size, newest.note, "alone"))
+            evidence = await queries.evidence(uow, row, Shown(newest.size, newest.note, UNWITNESSED))
         taken.append(perf_counter() - began)
-        assert proof.verify(evidence["proof"], base64.b64decode(evidence["leaf"]), key).size == edge.size
+        assert proof.verify(evidence.proof, base64.b64decode(evidence.leaf), key).size == edge.size
         began = perf_counter()
         await sql.fetchrow("SELECT hashes FROM audit.tiles WHERE level = 0 AND number = $1", dice.randrange(ENTRIES // 256))
         floor.append(perf_counter() - began)

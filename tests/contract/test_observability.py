@@ -121,6 +121,18 @@ def test_what_must_never_happen_is_alarmed() -> None:
         assert name in text
 
 
+def test_every_anomaly_of_the_log_is_an_alert_of_its_severity() -> None:
+    from medmesh_audit.anomalies import SEVERITY
+
+    told = {
+        name: rule["labels"]["severity"]
+        for rule in RULES
+        for names in re.findall(r'medmesh_audit_alerts_total\{rule=~"([^"]+)"', rule["expr"])
+        for name in names.split("|")
+    }
+    assert told == SEVERITY
+
+
 def dashboards() -> list[tuple[str, dict[str, Any]]]:
     files = sorted((OBSERVE / "grafana" / "dashboards").glob("*.json"))
     return [(file.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]

@@ -29,7 +29,7 @@ from nats.aio.client import Client
 from nats.js import api
 
 from medmesh.client import Authenticator, Gateway, sign_in
-from medmesh.client.audit import export_log
+from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
 from medmesh.embedded import probe
 from medmesh.embedded.run import Run, running
@@ -187,7 +187,7 @@ class Stage:
         async with self.door("qian") as auditor:
             token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
         async with self.door(service="audit", token=token) as door:
-            await export_log(door, folder)
+            await export_log(at_the_door(door), folder)
         checked = await asyncio.to_thread(
             subprocess.run,
             [*MEDMESH, "audit", "verify", "export", "--key", str(self.data / "trust.json"), "--json", str(folder)],

@@ -14,6 +14,8 @@ from tests.contract.test_sealed import anybody, keys
 from tests.logs import audit_service, connected, faults, hand_in, records, vkey
 from tests.platform import Platform
 
+from medmesh.bus import topology
+from medmesh.bus.nats_bus import NatsBus
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.service.runtime import running
@@ -135,6 +137,9 @@ async def test_a_database_rolled_back_behind_what_was_sealed_is_never_signed_aga
         await sql.execute("ALTER TABLE entries DISABLE TRIGGER USER; ALTER TABLE checkpoints DISABLE TRIGGER USER")
         for table in tables:
             await sql.execute(f"DELETE FROM {table}; INSERT INTO {table} SELECT * FROM backup_{table}")
+    bus = await NatsBus.connect(servers.nats_url, name="test")
+    await topology.apply(bus, [SERVICE])
+    await bus.close()
     async with running(SERVICE, settings.model_copy(update={"nats_url": servers.nats_url})) as again:
         async with asyncio.timeout(10):
             while again.ports.sequencer.halted is None:

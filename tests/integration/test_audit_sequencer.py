@@ -13,13 +13,15 @@ import pytest
 from tests.logs import audit_service, connected, copied, faults, hand_in, record, records, vkey
 from tests.platform import Platform
 
+from medmesh.bus import topology
+from medmesh.bus.nats_bus import NatsBus
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger import proof
 from medmesh.service.runtime import Runtime, running
 from medmesh.store.session import session
 from medmesh.store.unit import UnitOfWork
-from medmesh_audit import head, queries
+from medmesh_audit import head, queries, search
 from medmesh_audit.domain import Shown, admit
 from medmesh_audit.ports import Ports
 from medmesh_audit.sequencer import Sequencer
@@ -73,11 +75,12 @@ async def test_every_receipt_is_proven_and_numbers_have_no_gap(servers: RunningS
         assert sorted(seqs.values()) == list(range(900))
         async with p.runtimes["audit"].unit() as uow:
             for made in (sent["governance"][0], sent["federation"][150], sent["registry"][299]):
-                evidence = await queries.record_proof(uow, seqs[made.id], await newest(uow))
-                assert proof.verify(evidence["proof"], base64.b64decode(evidence["leaf"]), vkey(private)).size == 900
-                assert evidence["body"] == made.body
+                evidence = await queries.evidence(uow, await search.entry(uow, made.id, None), await newest(uow))
+                assert evidence.seq == seqs[made.id]
+                assert proof.verify(evidence.proof, base64.b64decode(evidence.leaf), vkey(private)).size == 900
+                assert evidence.body == made.body
             with pytest.raises(Problem, match="900"):
-                await queries.record_proof(uow, 900, await newest(uow))
+                await search.entry(uow, "900", None)
         assert await whole(p, tmp_path / "copy") == 900
 
 
@@ -109,7 +112,7 @@ async def test_another_record_under_a_known_number_or_id_is_an_alarm_and_both_ar
     async with audit_service(servers, private) as p:
         made = records("governance", 1, 4)
         await hand_in(p.bus, "governance", made)
-        same_number = record("governance", 2, id=made[1].id, verb="test.other")
+        same_number = record("governance", 2, id=made[1].id, verb="training.fail")
         same_id = record("governance", 5, id=made[2].id)
         for forged in (same_number, same_id, same_number):
             with pytest.raises(Problem) as refused:
@@ -213,6 +216,9 @@ async def test_a_log_that_contradicts_its_checkpoint_is_never_signed_again(
             await sql.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
         await sql.execute(statements[damage])
         signed = await sql.fetchval("SELECT count(*) FROM checkpoints")
+        bus = await NatsBus.connect(servers.nats_url, name="test")
+        await topology.apply(bus, [SERVICE])
+        await bus.close()
         async with running(SERVICE, settings.model_copy(update={"nats_url": servers.nats_url})) as again:
             await until(lambda: sequencer(again).halted is not None)
             assert told in (await again.ready())["log"]

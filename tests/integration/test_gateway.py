@@ -280,15 +280,15 @@ async def test_every_refusal_is_in_the_log_and_an_auditor_proves_a_record_offlin
     token = await auditor.request("POST", "/v1/tokens/audit")
     async with Gateway(world.audit, ca=world.ca, credentials=Person(token["token"])) as door:
         async with asyncio.timeout(15):
-            while not (found := (await door.request("GET", "/v1/records", query={"verb": "access.denied"}))["records"]):
+            while not (found := (await door.request("GET", "/v1/events", query={"verb": "access.denied"}))["events"]):
                 await asyncio.sleep(0.2)
         record = found[0]["record"]
         assert record["agents"][0]["who"] == "person:li"
         assert record["detail"] == {"action": "user.list", "rule": "default"}
         for query, expected in (({"actor": "person:li"}, 1), ({"entity": "user:qian"}, 1), ({"entity": "user:nobody"}, 0)):
-            matching = await door.request("GET", "/v1/records", query=query)
-            assert (len(matching["records"]) >= 1) == bool(expected), query
-        evidence = await door.request("GET", f"/v1/records/{found[0]['seq']}/proof")
+            matching = await door.request("GET", "/v1/events", query=query)
+            assert (len(matching["events"]) >= 1) == bool(expected), query
+        evidence = await door.request("GET", f"/v1/events/{found[0]['seq']}/proof")
         key = world.p.runtimes["audit"].ports.sequencer.vkey
         leaf, salt, body = (base64.b64decode(evidence[name]) for name in ("leaf", "salt", "body"))
         assert proof.verify(evidence["proof"], leaf, key).size > found[0]["seq"]
@@ -297,5 +297,5 @@ async def test_every_refusal_is_in_the_log_and_an_auditor_proves_a_record_offlin
             proof.verify(evidence["proof"], leaf.replace(b"commit", b"Commit"), key)
         nobody = door.acting_as(Anonymous())
         with pytest.raises(Problem) as caught:
-            await nobody.request("GET", "/v1/records")
+            await nobody.request("GET", "/v1/events")
         assert caught.value.code == "actor.missing"

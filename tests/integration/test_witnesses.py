@@ -119,8 +119,8 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
             await world.user(admin, "li", "researcher")
 
             async def proven() -> Any:
-                made = (await door.request("GET", "/v1/records", query={"entity": "user:li"}))["records"]
-                found = await door.request("GET", f"/v1/records/{made[0]['seq']}/proof") if made else {"witnesses": ""}
+                made = (await door.request("GET", "/v1/events", query={"entity": "user:li"}))["events"]
+                found = await door.request("GET", f"/v1/events/{made[0]['seq']}/proof") if made else {"witnesses": ""}
                 return found if found["witnesses"] == "witnessed" else None
 
             record, believed = verify_evidence(read_evidence(json.dumps(await until(proven))), policy)
@@ -159,7 +159,7 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
 
             assert await asyncio.to_thread(command, "--keep", str(private / "kept")) == 0
             assert await asyncio.to_thread(command, "--from", str(private / "kept")) == 0
-            assert (await door.request("GET", "/v1/records", query={"verb": "audit.export"}))["records"]
+            assert (await door.request("GET", "/v1/events", query={"verb": "audit.copy"}))["events"]
 
 
 async def _saw(world: World, name: str) -> bool:
@@ -197,7 +197,7 @@ async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: Ru
         async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
 
             async def recorded() -> Any:
-                return (await door.request("GET", "/v1/records", query={"verb": "audit.witness_refused"}))["records"]
+                return (await door.request("GET", "/v1/events", query={"verb": "audit.witness_refused"}))["events"]
 
             found = await until(recorded)
             assert [record["record"]["detail"] for record in found] == [{"status": 409, "theirs": 10_000}]

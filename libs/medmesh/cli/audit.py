@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from medmesh.cli import say
+from medmesh.cli import language, say
 from medmesh.cli.verify import verify
 from medmesh.errors import Problem
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 AUDIT = click.option("--audit", "url", required=True, envvar="MEDMESH_AUDIT", metavar="URL", help="Address of the audit service.")
 
 
-def at_the_door(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
+def visit(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the audit service for the signed-in person."""
     from medmesh.cli.session import ask_code, load, with_gateway
     from medmesh.client.credentials import Person
@@ -66,26 +66,35 @@ def audit() -> None:
 
 @audit.command()
 @AUDIT
-@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
+@click.option("--from", "from", metavar="TIME", help="Not before this instant (ISO 8601).")
+@click.option("--to", metavar="TIME", help="Before this instant.")
 @click.option("--actor", help="For example person:li")
+@click.option("--org", help="Whose data it is about.")
+@click.option("--patient", help="A patient's pseudonym.")
+@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
 @click.option("--verb", help="A verb, or the beginning of one with *")
+@click.option("--type", help="DICOM event id such as 110114, or rest")
+@click.option("--outcome", type=click.Choice(["0", "4", "8", "12"]))
+@click.option("--purpose", help="HL7 v3 PurposeOfUse such as HRESCH")
+@click.option("--correlation", help="Everything that came of one request.")
+@click.option("--cursor", help="`next` of the page before.")
 @click.option("--limit", default=100, show_default=True)
 def search(url: str, **filters: Any) -> int:
     """Who did what to what, and when; the search itself is logged.  查询。"""
     query = {name: value for name, value in filters.items() if value is not None}
-    _show(at_the_door(url, lambda door: door.request("GET", "/v1/records", query=query)))
+    _show(visit(url, lambda door: door.request("GET", "/v1/events", query=query)))
     return 0
 
 
 @audit.command()
 @AUDIT
-@click.argument("seq", type=int)
+@click.argument("event")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the evidence here; as one C2SP proof when it ends in .tlog-proof.")
-def prove(url: str, seq: int, out: Path | None) -> int:
-    """Get record SEQ with everything needed to verify it offline.  获取证明。"""
+def prove(url: str, event: str, out: Path | None) -> int:
+    """Get the record EVENT (its id or number) with everything needed to verify it offline.  获取证明。"""
     from medmesh.ledger.proof import evidence_file, read_evidence
 
-    evidence = at_the_door(url, lambda door: door.request("GET", f"/v1/records/{seq}/proof"))
+    evidence = visit(url, lambda door: door.request("GET", f"/v1/events/{event}/proof"))
     if out:
         text = json.dumps(evidence, indent=1)
         out.write_text(evidence_file(read_evidence(text)) if out.suffix == ".tlog-proof" else text)
@@ -99,10 +108,86 @@ def prove(url: str, seq: int, out: Path | None) -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 def export(url: str, folder: Path) -> int:
     """Copy the whole log into FOLDER.  导出日志。"""
-    from medmesh.client.audit import export_log
+    from medmesh.client.audit import at_the_door, export_log
 
-    size = at_the_door(url, lambda door: export_log(door, folder))
+    size = visit(url, lambda door: export_log(at_the_door(door), folder))
     click.echo(say(f"{size} records", f"共 {size} 条记录"))
+    return 0
+
+
+@audit.command(name="request-export")
+@click.option("--format", "kind", type=click.Choice(["jsonl", "fhir", "dicom", "ocsf", "csv"]), default="jsonl", show_default=True)
+@click.option("--from", "since", metavar="TIME", help="Not before this instant (ISO 8601).")
+@click.option("--to", "until", metavar="TIME", help="Before this instant.")
+@click.option("--actor", help="For example person:li")
+@click.option("--org", help="Whose data it is about.")
+@click.option("--patient", help="A patient's pseudonym.")
+@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
+@click.option("--verb", help="A verb, or the beginning of one with *")
+@click.option("--type", help="DICOM event id such as 110114, or rest")
+@click.option("--outcome", type=click.Choice(["0", "4", "8", "12"]))
+@click.option("--purpose", help="HL7 v3 PurposeOfUse such as HRESCH")
+@click.option("--correlation", help="Everything that came of one request.")
+def request_export(kind: str, **filters: Any) -> int:
+    """Ask for an export; somebody else approves exactly this request.  申请导出。"""
+    from medmesh.cli.session import with_gateway
+
+    given = {name: value for name, value in filters.items() if value is not None}
+
+    async def work(gateway: Gateway) -> Any:
+        made = await gateway.command("POST", "/v1/audit/exports", {"format": kind, "filter": given})
+        body = {"action": "audit.export", "target": made["export"], "digest": made["digest"], "summary": {"format": kind, **given}}
+        asked = await gateway.command("POST", "/v1/approvals", body)
+        return {**made, "approval": asked["approval"]}
+
+    _show(with_gateway(work))
+    return 0
+
+
+@audit.command()
+@AUDIT
+@click.argument("export")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--wait", default=600.0, show_default=True, help="Seconds to wait until it was approved and built.")
+def download(url: str, export: str, file: Path, wait: float) -> int:
+    """Fetch the approved EXPORT into FILE, a ZIP that verifies offline.  下载导出。"""
+    from medmesh.client.audit import fetch_export
+
+    found = visit(url, lambda door: fetch_export(door, export, file, seconds=wait))
+    click.echo(say(f"{found.bytes} bytes, SHA-256 {found.sha256}", f"{found.bytes} 字节，SHA-256 {found.sha256}"))
+    return 0
+
+
+@audit.command()
+@AUDIT
+@click.argument("kind", type=click.Choice(["model", "dataset"]))
+@click.argument("name")
+def lineage(url: str, kind: str, name: str) -> int:
+    """Where a model or data set comes from and where it went (YY/T 1833.4), with the records that prove it.  追溯。"""
+    _show(visit(url, lambda door: door.request("GET", f"/v1/lineage/{kind}/{name}")))
+    return 0
+
+
+@audit.command()
+@AUDIT
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page to print.")
+@click.option("--json", "as_json", is_flag=True)
+def mlps(url: str, page: Path | None, as_json: bool) -> int:
+    """Evidence for MLPS Level 3, clause by clause.  等保三级证据。"""
+    if page is not None:
+        headers = {"Accept": "text/html"}
+        page.write_bytes(visit(url, lambda door: door.raw("GET", "/v1/mlps/evidence", headers=headers)).content)
+        return 0
+    found = visit(url, lambda door: door.request("GET", "/v1/mlps/evidence"))
+    if as_json:
+        _show(found)
+        return 0
+    tongue = language()
+    colours = {"met": "green", "part": "yellow", "procedural": "blue", "not_met": "red"}
+    for clause in found["clauses"]:
+        click.secho(f"{clause['state']:<11}", fg=colours[clause["state"]], nl=False)
+        click.echo(f"{clause['clause']}  {clause['item'][tongue]}\n{'':11}{clause['proof'][tongue]}")
+    click.echo("  ".join(f"{name} {number}" for name, number in found["counts"].items()))
     return 0
 
 

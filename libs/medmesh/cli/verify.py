@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from medmesh.ledger.report import INCOMPLETE, TAMPERED, WHOLE, Report
 from medmesh.ledger.verify import TOLERANCE, Wanted, verify_log
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_UNREADABLE = ("ledger.key", "ledger.policy", "ledger.proof_form", "ledger.no_copy", "ledger.unreachable")
+_UNREADABLE = ("ledger.key", "ledger.policy", "ledger.proof_form", "ledger.no_copy", "ledger.unreachable", "audit.export_unreadable")
 
 
 def key_of(text: str) -> str:
@@ -111,13 +112,19 @@ def proof(policy: Policy, as_json: bool, file: Path) -> int:
 @TREE
 @click.option("--partial", is_flag=True, help="The copy may hold only the records its owner may read.  允许副本仅含部分记录。")
 @click.option("--hash-only", is_flag=True, help="Hashes only: records are not read.  仅验证哈希。")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("copy", type=click.Path(exists=True, path_type=Path))
 def export(
-    policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, tree_only: bool, partial: bool, hash_only: bool, folder: Path
+    policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, tree_only: bool, partial: bool, hash_only: bool, copy: Path
 ) -> int:
-    """A copy of the log in FOLDER.  验证日志副本。"""
-    wanted = Wanted(policy, bodies=not tree_only, partial=partial, parse=not hash_only, kept=_read(kept))
-    return _judge(Folder(folder), wanted, as_json=as_json, keep=keep)
+    """COPY of the log: a folder, or the ZIP of an approved export.  验证日志副本或导出文件。"""
+    wanted = Wanted(policy, bodies=not tree_only, partial=partial or copy.is_file(), parse=not hash_only, kept=_read(kept))
+    if copy.is_dir():
+        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep)
+    from medmesh.auditing.package import check, unpack
+
+    with tempfile.TemporaryDirectory(dir=copy.absolute().parent) as opened:
+        folder = unpack(copy, Path(opened))
+        return _judge(Folder(folder), wanted, as_json=as_json, keep=keep, further=lambda report: check(folder, report))
 
 
 @verify.command()
@@ -179,9 +186,10 @@ def gaps(policy: Policy, as_json: bool, tolerance: int, ca: Path | None, token: 
     return code
 
 
-def _judge(copy: Copy, wanted: Wanted, *, as_json: bool, keep: Path | None) -> int:
+def _judge(copy: Copy, wanted: Wanted, *, as_json: bool, keep: Path | None, further: Callable[[Report], None] = lambda report: None) -> int:
     with closing(copy):
         report = verify_log(copy, wanted, progress=_progress(as_json))
+    further(report)
     if keep is not None and report.code == WHOLE:
         keep.write_bytes(report.note)
     if as_json:

@@ -1,10 +1,21 @@
-"""Audit: request and receipt, no stream between. The subject proves who emitted: `medmesh.audit.<emitter>.record.v1`."""
+"""Audit: request and receipt, no stream between. The subject proves who emitted: `medmesh.audit.<emitter>.record.v1`.
+
+Reading is by query and scoped: a hospital reads what is about its own data, an auditor of an organisation that organisation,
+the platform's auditors everything. Each reading is recorded.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar, Literal
 
-from medmesh.contracts.message import Event, Record, Sha256
+from pydantic import Field
+
+from medmesh.contracts.message import Command, Event, ObjectRef, Query, Record, Sha256
+
+ExportFormat = Literal["jsonl", "fhir", "dicom", "ocsf", "csv"]
+MOST_EVENTS = 1_000
+"""Records in one page of a search."""
 
 
 class AuditRecord(Record):
@@ -38,6 +49,163 @@ class Receipts(Record):
     problem: dict[str, object] | None = None
 
 
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+class EventFilter(Record):
+    """Which records: all that are given must fit. Times are when it happened, `until` is not included."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    actor: str | None = None
+    """For example `person:li`, `hospital:renji`."""
+    org: str | None = None
+    """The organisation whose data a record is about."""
+    patient: str | None = None
+    """A patient's pseudonym."""
+    entity: str | None = None
+    """KIND:ID, for example `model:mri-cnn`."""
+    verb: str | None = None
+    """A verb, or the beginning of one with *."""
+    type: str | None = None
+    """DICOM event id (110100 …) or `rest`."""
+    outcome: Literal["0", "4", "8", "12"] | None = None
+    purpose: str | None = None
+    """HL7 v3 PurposeOfUse."""
+    correlation: str | None = None
+
+
+class LoggedEvent(Record):
+    """A record and its number in the log."""
+
+    seq: int
+    record: dict[str, Any]
+
+
+class Events(Record):
+    """A page, oldest first; the next one begins after `next`, which is absent at the end."""
+
+    events: tuple[LoggedEvent, ...]
+    next: int | None = None
+
+
+class SearchEvents(Query, EventFilter):
+    """A page of at most `limit` records after `cursor`; a page also ends where it would grow over half a megabyte."""
+
+    TYPE: ClassVar[str] = "audit.search-events.v1"
+    ACTION: ClassVar[str | None] = "audit.read"
+    Reply: ClassVar[type[Record]] = Events
+
+    cursor: int | None = Field(default=None, ge=0, lt=2**53)
+    limit: int = Field(default=100, ge=1, le=MOST_EVENTS)
+
+
+class Evidence(Record):
+    """One record with all that proves it offline: leaf, salt and body in base64, `proof` a C2SP `.tlog-proof`; `witnesses` says
+    whether enough of them saw its checkpoint."""
+
+    seq: int
+    leaf: str
+    salt: str
+    body: str
+    proof: str
+    witnesses: str
+
+
+class ProveEvent(Query):
+    """`event` is a record's id, or its number in the log."""
+
+    TYPE: ClassVar[str] = "audit.prove-event.v1"
+    ACTION: ClassVar[str | None] = "audit.read"
+    Reply: ClassVar[type[Record]] = Evidence
+
+    event: str
+
+
+class Body(Record):
+    """Salt and body of one record, base64."""
+
+    seq: int
+    salt: str
+    body: str
+
+
+class Bodies(Record):
+    """Those of a range the asker may read; `next` is where to go on, absent at the end."""
+
+    bodies: tuple[Body, ...]
+    next: int | None = None
+
+
+class ListBodies(Query):
+    """Bodies from number `first` on, for a copy that is verified offline."""
+
+    TYPE: ClassVar[str] = "audit.list-bodies.v1"
+    ACTION: ClassVar[str | None] = "audit.read"
+    Reply: ClassVar[type[Record]] = Bodies
+
+    first: int = Field(default=0, ge=0)
+    limit: int = Field(default=500, ge=1, le=MOST_EVENTS)
+
+
+class LogFile(Record):
+    """The bytes of a file of the log, base64."""
+
+    content: str
+
+
+class ReadLog(Query):
+    """`checkpoint`, or a tile or entry bundle by its C2SP tlog-tiles path: hashes and headers, which tell no content."""
+
+    TYPE: ClassVar[str] = "audit.read-log.v1"
+    ACTION: ClassVar[str | None] = "audit.proof"
+    Reply: ClassVar[type[Record]] = LogFile
+
+    path: str = Field(max_length=200)
+
+
+# --- exports --------------------------------------------------------------------------------------------------------
+
+
+class RequestExport(Command):
+    """Fix exactly what would be exported. Result: `{"export", "digest"}`; the digest is what `audit.export` is approved for."""
+
+    TYPE: ClassVar[str] = "audit.request-export.v1"
+    ACTION: ClassVar[str] = "audit.export"
+
+    format: ExportFormat
+    filter: EventFilter = EventFilter()
+
+
+class ExportView(Record):
+    """`state`: waiting, approved, ready, refused or failed; `done` of `size` entries of the log were looked at."""
+
+    export: str
+    requester: str
+    format: ExportFormat
+    filter: EventFilter
+    digest: Sha256
+    state: str
+    size: int
+    done: int
+    object: ObjectRef | None = None
+    code: str = ""
+    created: datetime
+
+
+class GetExport(Query):
+    """How an export stands."""
+
+    TYPE: ClassVar[str] = "audit.get-export.v1"
+    ACTION: ClassVar[str | None] = "audit.report"
+    Reply: ClassVar[type[Record]] = ExportView
+
+    export: str
+
+
+# --- facts ----------------------------------------------------------------------------------------------------------
+
+
 class CheckpointPublished(Event):
     """A signed note; also the fact that the log lives."""
 
@@ -46,6 +214,31 @@ class CheckpointPublished(Event):
     size: int
     root: Sha256
     note: str
+
+
+class ExportFinished(Event):
+    """An approved export is there, or failed with a problem's code."""
+
+    TYPE: ClassVar[str] = "audit.export.finished.v1"
+
+    export: str
+    format: ExportFormat
+    records: int
+    object: ObjectRef | None = None
+    code: str = ""
+
+
+class AlertRaised(Event):
+    """An anomaly of the log. `seq` is the record that showed it, `trace` the trace it belongs to, where there is one."""
+
+    TYPE: ClassVar[str] = "audit.alert.raised.v1"
+
+    alert: str
+    rule: str
+    severity: Literal["warning", "critical"]
+    about: str
+    seq: int | None = None
+    trace: str = ""
 
 
 def record_subject(emitter: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medmesh.client.audit import export_log
+from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
 from medmesh.client.federation import create_federation, initial_weights
 from medmesh.client.gateway import Gateway
@@ -460,16 +460,16 @@ class Story:
 
             with suppress(Problem):
                 await self.until("the log to settle", quiet, 20)
-            found = await door.request("GET", "/v1/records", query={"entity": f"federation:{federation}", "limit": 500})
+            found = await door.request("GET", "/v1/events", query={"entity": f"federation:{federation}", "limit": 1000})
             who: dict[str, set[str]] = {}
-            for entry in found["records"]:
+            for entry in found["events"]:
                 record = entry["record"]
                 who.setdefault(record["sub"], set()).add(record["agents"][0]["who"] + "@" + record["src"]["service"])
-            evidence = await door.request("GET", f"/v1/records/{found['records'][0]['seq']}/proof")
+            evidence = await door.request("GET", f"/v1/events/{found['events'][0]['seq']}/proof")
             log = Wanted(demanding(self.log_key))
             record, _ = verify_evidence(read_evidence(json.dumps(evidence)), log.policy)
             self.proof = {"who": {verb: sorted(names) for verb, names in who.items()}, "evidence": evidence, "record": record}
-            await export_log(door, self.folder / "log")
+            await export_log(at_the_door(door), self.folder / "log")
             report = await asyncio.to_thread(verify_log, Folder(self.folder / "log"), log)
             code, ours = await checker("verify-log", "--log", str(self.folder / "log"), "--key", self.log_key, codes=(0, 1))
             self.summary |= {
@@ -480,7 +480,7 @@ class Story:
             # One stored record is altered behind everybody's back, by somebody who owns the database.
             altered = await alter_record(self.data, bytes.fromhex(self.choice["tamper_random"]))
             try:
-                await export_log(door, self.folder / "log-altered")
+                await export_log(at_the_door(door), self.folder / "log-altered")
             finally:
                 await restore_record(self.data, altered)
         again = await asyncio.to_thread(verify_log, Folder(self.folder / "log-altered"), log)

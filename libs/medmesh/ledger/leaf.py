@@ -20,7 +20,7 @@ SALT_BYTES = 16
 
 LAYOUT = re.compile(
     rb'\{"c":"(?P<c>[^"\\\x00-\x1f]*)","commit":"(?P<commit>[0-9a-f]{64})","e":"(?P<e>[^"\\\x00-\x1f]+)",'
-    rb'"h":"(?P<h>\d{4}-\d\d-\d\dT\d\d)","n":(?P<n>[1-9]\d{0,15}),"v":1\}'
+    rb'"h":"(?P<h>\d{4}-\d\d-\d\dT\d\d)","k":"[a-z]+","n":(?P<n>[1-9]\d{0,15}),"v":2\}'
 )
 """The bytes of a leaf whose texts need no escapes. What matches is canonical; the rest is left to `decode`, eight times slower."""
 
@@ -29,25 +29,28 @@ _COMMIT, _HOUR = re.compile("[0-9a-f]{64}").fullmatch, re.compile(r"\d{4}-\d\d-\
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """`hour` coarse time (UTC, `2026-11-24T02`), `emitter` and its counter `n`, `compartment` the organisation the body belongs to."""
+    """`hour` coarse time (UTC, `2026-11-24T02`), `emitter` and its counter `n`, `compartment` the organisations the body belongs to
+    (sorted, commas between), `retention` the class that says how long the body is kept."""
 
     hour: str
     emitter: str
     n: int
     compartment: str
     commit: str
+    retention: str = "security"
 
     def encode(self) -> bytes:
         """The canonical bytes that are hashed into the tree."""
-        return spell({"v": 1, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "commit": self.commit}).encode()
+        header = {"v": 2, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "k": self.retention}
+        return spell({**header, "commit": self.commit}).encode()
 
 
 def decode(data: bytes) -> Leaf:
     """Raises `Problem`."""
     try:
         document: dict[str, Any] = json.loads(data)
-        leaf = Leaf(document["h"], document["e"], document["n"], document["c"], document["commit"])
-        texts = all(isinstance(text, str) for text in (leaf.hour, leaf.emitter, leaf.compartment, leaf.commit))
+        leaf = Leaf(document["h"], document["e"], document["n"], document["c"], document["commit"], document["k"])
+        texts = all(isinstance(text, str) for text in (leaf.hour, leaf.emitter, leaf.compartment, leaf.commit, leaf.retention))
         if not texts or type(leaf.n) is not int or leaf.n < 1 or leaf.encode() != data:
             raise ValueError
         if not _COMMIT(leaf.commit) or not _HOUR(leaf.hour):

@@ -80,7 +80,7 @@ class Evidence:
 
 
 def read_evidence(content: str | bytes) -> Evidence:
-    """From the answer of `/v1/records/{seq}/proof`, or from a `.tlog-proof` that carries leaf, salt and body. Raises `Problem`."""
+    """From the answer of `/v1/events/{event}/proof`, or from a `.tlog-proof` that carries leaf, salt and body. Raises `Problem`."""
     try:
         content = content.decode() if isinstance(content, bytes) else content
         if content.startswith(HEAD):

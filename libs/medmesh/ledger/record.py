@@ -1,9 +1,10 @@
 """The audit record in its final form: canonical JSON shaped after FHIR AuditEvent and DICOM PS3.15 A.5 audit codes.
 
-`v` version · `id` UUIDv7 · `t` when it happened · `tr` when it was recorded · `src` emitter · `type` coding · `sub` our verb ·
-`act` C R U D E · `out` 0 4 8 12 · `why` problem code · `agents` who · `pou` purpose of use · `entities` what, with digests ·
-`approval` the approval spent · `ctx` trace and correlation · `detail` small facts · `prev` the emitter's previous record ·
-`n` the emitter's own counter, whose gaps reveal a loss before the log. No floats, no direct identifiers.
+`v` version · `id` UUIDv7 · `t` when it happened · `tr` when it was recorded · `src` emitter · `type` DICOM event id and type code ·
+`sub` our verb · `act` C R U D E · `out` 0 4 8 12 · `why` problem code · `agents` who · `pou` HL7 v3 purpose of use · `entities` what,
+with digests · `orgs` whose it is: who may read it beside the platform's auditors · `policy` the access decision, its rules and the
+digest of the table that decided · `approval` the approval spent · `ctx` trace and correlation · `detail` small facts · `prev` the
+emitter's previous record · `n` the emitter's own counter, whose gaps reveal a loss before the log. No floats, no direct identifiers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from medmesh.canonical import canonical, read
 from medmesh.errors import Problem
 
+VERSION = 2
 MAX_BYTES = 16_384
 
 _TEXT, _WHOLE, _BOOL = r'"[^"\\\x00-\x1f]*"', r"(?:0|-?[1-9]\d{0,14})", r"(?:true|false)"
@@ -21,12 +23,14 @@ _SCALAR = f"(?:{_TEXT}|{_WHOLE}|{_BOOL})"
 _FREE = rf"\{{(?:{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\])(?:,{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\]))*)?\}}"
 _INSTANT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 _FORM: dict[str, Any] = {
-    "act": r'"[CRUDE]"', "agents": [{"org": _TEXT, "req": _BOOL, "role": _TEXT, "who": _TEXT}], "approval": f"(?P<approval>{_FREE})",
+    "act": r'"[CRUDE]"', "agents": [{"method": _TEXT, "org": _TEXT, "req": _BOOL, "role": _TEXT, "who": _TEXT}],
+    "approval": f"(?P<approval>{_FREE})",
     "ctx": {"correlation": _TEXT, "request": _TEXT, "trace": _TEXT}, "detail": f"(?P<detail>{_FREE})",
     "entities": [{"digest": _TEXT, "id": _TEXT, "type": _TEXT, "ver": _TEXT}], "id": _TEXT, "n": f"(?P<n>{_WHOLE})",
-    "out": "(?:0|4|8|12)", "pou": _TEXT, "prev": _TEXT,
+    "orgs": [_TEXT], "out": "(?:0|4|8|12)", "policy": {"bundle": _TEXT, "decision": _TEXT, "rules": [_TEXT]}, "pou": _TEXT, "prev": _TEXT,
     "src": {"instance": _TEXT, "node": _TEXT, "org": _TEXT, "service": f"\"(?P<service>{_TEXT[1:-1]})\"", "ver": _TEXT}, "sub": _TEXT,
-    "t": f"\"(?P<t>{_INSTANT})\"", "tr": f"\"(?P<tr>{_INSTANT})\"", "type": {"code": _TEXT, "system": _TEXT}, "v": "1", "why": _TEXT,
+    "t": f"\"(?P<t>{_INSTANT})\"", "tr": f"\"(?P<tr>{_INSTANT})\"",
+    "type": {"code": _TEXT, "subcode": _TEXT, "subsystem": _TEXT, "system": _TEXT}, "v": str(VERSION), "why": _TEXT,
 }  # fmt: skip
 FIELDS = frozenset(_FORM)
 

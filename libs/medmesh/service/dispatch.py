@@ -23,7 +23,7 @@ from medmesh.bus.declarations import Consumer
 from medmesh.bus.port import Delivery
 from medmesh.contracts.message import Command, Envelope, Message, OperationFinished, decode
 from medmesh.errors import Problem
-from medmesh.security.roles import require
+from medmesh.security.roles import Decision, allow, denial
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
 from medmesh.service.emission import Emission
@@ -105,16 +105,23 @@ def must_be_accounted(context: Context, records: int) -> None:
         raise TypeError(f"{context.service}: the handler of {context.cause.data.TYPE} left no audit record and did not say `unchanged`")
 
 
-def authorise(message: Envelope[Any], trust: TrustBundle, action: str | None) -> Actor | None:
-    """The verified actor, allowed to do `action`. Raises `Problem`; a None action leaves the check to the handler's own secret."""
+def identify(message: Envelope[Any], trust: TrustBundle, action: str | None) -> tuple[Actor | None, Decision | None]:
+    """The verified actor and what the role table says to `action`; a None action leaves the check to the handler's own secret.
+
+    Raises `Problem` for a token that is missing or not believed.
+    """
     if message.actor is None:
         if action is None:
-            return None
+            return None, None
         raise Problem("actor.missing", type=message.type)
     actor = verify_actor(message.actor, trust, at=message.time)
-    if action is not None:
-        require(actor, action, message.time)
-    return actor
+    return actor, None if action is None else allow(actor, action, message.time)
+
+
+def require(actor: Actor | None, decision: Decision | None, action: str | None) -> None:
+    """Raises `Problem` (`access.denied`, `security.step_up`) unless it was allowed."""
+    if actor is not None and decision is not None and not decision.allowed:
+        raise denial(decision, actor, str(action))
 
 
 @dataclass
@@ -218,7 +225,10 @@ class Dispatcher:
         trace = current_traceparent() or message.traceparent
         context = Context(self.consumer.service, message, None, message.actor, trace, delivery.body)
         try:
-            context = replace(context, actor=self._actor(message))
+            actor, decision = self._identify(message)
+            # Before the refusal, so that its record says who was refused, and by which rule.
+            context = replace(context, actor=actor, decision=decision)
+            self.admit(message, actor, decision)
             if self.consumer.slow:
                 return await self._slow(message, context)
             async with self.database.unit(context, self.ports) as uow:
@@ -237,12 +247,16 @@ class Dispatcher:
             await self._refuse(message, context, problem)
             return "refused"
 
-    def _actor(self, message: Envelope[Any]) -> Actor | None:
+    def _identify(self, message: Envelope[Any]) -> tuple[Actor | None, Decision | None]:
         if isinstance(message.data, Command):
-            actor = authorise(message, self.trust(), message.data.ACTION)
+            return identify(message, self.trust(), message.data.ACTION)
+        return None, None
+
+    def admit(self, message: Envelope[Any], actor: Actor | None, decision: Decision | None) -> None:
+        """Raises `Problem` for a command that is not allowed, or whose record could not reach the log now."""
+        if isinstance(message.data, Command):
+            require(actor, decision, message.data.ACTION)
             self.emission.check(message.data.ACTION)
-            return actor
-        return None
 
     async def _slow(self, message: Envelope[Any], context: Context) -> str:
         work: Work[Any] = Work(self.database, context, self.ports, self.consumer.durable, message.id)
@@ -339,8 +353,9 @@ class _Batcher:
                     continue
                 left.discard(message.id)  # it may be here twice
                 dispatcher._age.observe(max(0.0, (uow.now - message.time).total_seconds()))
-                actor = dispatcher._actor(message)
-                uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body)
+                actor, decision = dispatcher._identify(message)
+                dispatcher.admit(message, actor, decision)
+                uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body, decision)
                 before = uow.accounted
                 result = await dispatcher.consumer.handler(message, uow)
                 if isinstance(message.data, Command):

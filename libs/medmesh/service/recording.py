@@ -5,34 +5,43 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from medmesh.ledger.record import record_bytes
+from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
+from medmesh.ledger.record import VERSION, record_bytes
+from medmesh.security.roles import policy_digest
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, Recorder
 
-_KINDS = {"C": "create", "R": "read", "U": "update", "D": "delete", "E": "execute"}
+UNKNOWN = "unknown"
+"""The organisation of a name that nobody has: whoever tries it belongs to none."""
+PLATFORM = "platform"
+"""The compartment of what is about nobody's data in particular."""
 
 
-def recorder(*, service: str, instance: str, organisation: str, version: str) -> Recorder:
-    """The recorder of one emitter."""
-    source = {"service": service, "instance": instance, "node": "", "org": organisation, "ver": version}
+def recorder(*, service: str, instance: str, organisation: str, version: str, node: bool = False) -> Recorder:
+    """The recorder of one emitter. It raises `ValueError` for a verb or a purpose outside `medmesh.auditing.vocabulary`."""
+    source = {"service": service, "instance": instance, "node": instance if node else "", "org": organisation, "ver": version}
 
     def record(entry: AuditEntry, context: Context, record_id: str, n: int, previous: str) -> bytes:
+        if entry.verb not in VERBS or (entry.purpose and entry.purpose not in PURPOSES):
+            raise ValueError(f"the audit vocabulary has no verb {entry.verb} with the purpose {entry.purpose or 'of its own'}")
         now = datetime.now(UTC)
         occurred = context.cause.time if context.cause is not None else now
         document: dict[str, Any] = {
-            "v": 1,
+            "v": VERSION,
             "id": record_id,
             "t": _instant(occurred),
             "tr": _instant(now),
             "src": source,
-            "type": {"system": "http://terminology.hl7.org/CodeSystem/audit-event-type", "code": "rest"},
+            "type": coding(entry.verb),
             "sub": entry.verb,
             "act": entry.action,
             "out": entry.outcome,
             "why": entry.why,
             "agents": [_agent(context.actor, service)],
-            "pou": entry.purpose,
+            "pou": entry.purpose or VERBS[entry.verb].purpose,
             "entities": [{"type": e.kind, "id": e.id, "ver": e.version, "digest": e.digest} for e in entry.entities],
+            "orgs": _compartments(entry, context.actor, organisation if node else ""),
+            "policy": _policy(context),
             "approval": dict(entry.approval or {}),
             "ctx": {
                 "trace": (context.traceparent or "--").split("-")[1],
@@ -50,8 +59,28 @@ def recorder(*, service: str, instance: str, organisation: str, version: str) ->
 
 def _agent(actor: Actor | None, service: str) -> dict[str, Any]:
     if actor is None:
-        return {"who": f"service:{service}", "role": "110150", "org": "", "req": False}
-    return {"who": f"{actor.kind}:{actor.id}", "role": ",".join(sorted(actor.roles)), "org": actor.organisation, "req": True}
+        return {"who": f"service:{service}", "role": "110150", "org": "", "req": False, "method": ""}
+    who = {"who": f"{actor.kind}:{actor.id}", "role": ",".join(sorted(actor.roles)), "org": actor.organisation, "req": True}
+    return {**who, "method": actor.method}
+
+
+def _compartments(entry: AuditEntry, actor: Actor | None, own: str) -> list[str]:
+    """Whose data a record is about. What a node records is its hospital's alone, whoever else is named in it."""
+    if own:
+        return [own]
+    found = {*entry.hospitals, *(entity.id for entity in entry.entities if entity.kind == "hospital")}
+    if actor is not None and actor.kind != "service":
+        found.add(actor.organisation)
+    named = found - {PLATFORM, UNKNOWN}
+    return sorted(named) or [PLATFORM]
+
+
+def _policy(context: Context) -> dict[str, Any]:
+    """`internal` is what nobody asked for: a timer, a start, a fact of another service."""
+    decided = context.decision
+    if decided is None:
+        return {"decision": "internal", "rules": [], "bundle": policy_digest()}
+    return {"decision": "permit" if decided.allowed else "deny", "rules": [decided.rule], "bundle": policy_digest()}
 
 
 def _instant(moment: datetime) -> str:

@@ -22,9 +22,10 @@ from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal,
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
+from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
-from medmesh.service.dispatch import Dispatcher, authorise, must_be_accounted
+from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
 from medmesh.service.emission import Emission
 from medmesh.service.listener import listen
 from medmesh.service.recording import recorder
@@ -65,9 +66,9 @@ class Runtime:
         """The signed token of this service."""
         return service_token(self.identity, self.spec.name)
 
-    def context(self, *, actor: Actor | None = None, token: str | None = None) -> Context:
+    def context(self, *, actor: Actor | None = None, token: str | None = None, decision: Decision | None = None) -> Context:
         """The context of a transaction that no message caused: a timer, a start, an HTTP request."""
-        return Context(self.spec.name, None, actor, token or self.token(), current_traceparent())
+        return Context(self.spec.name, None, actor, token or self.token(), current_traceparent(), decision=decision)
 
     @asynccontextmanager
     async def unit(self, context: Context | None = None) -> AsyncIterator[UnitOfWork[Any]]:
@@ -148,12 +149,14 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
     async def answer(body: bytes) -> bytes:
         query: Envelope[Any] | None = None
         actor: Actor | None = None
+        decision: Decision | None = None
         try:
             query = decode(body, declared.query)
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
-                actor = authorise(query, runtime.trust(), declared.query.ACTION)
+                actor, decision = identify(query, runtime.trust(), declared.query.ACTION)
+                require(actor, decision, declared.query.ACTION)
                 runtime.emission.check(declared.query.ACTION)
-                context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent())
+                context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     result = await declared.handler(query, uow)
                     if isinstance(query.data, Exchange):
@@ -167,7 +170,7 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
             counters["refused"].inc()
             try:
                 if query is not None:
-                    await _record_refusal(runtime, query, actor, problem)
+                    await _record_refusal(runtime, query, actor, decision, problem)
             except Exception as error:
                 # Nothing was done and nothing is told: a refusal that cannot be recorded is no answer yet.
                 log("query.failed", level=40, error=error, query=name)
@@ -187,12 +190,12 @@ def _problem(problem: Problem) -> bytes:
     return b"!" + json.dumps(problem.document(), ensure_ascii=False).encode()
 
 
-async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor | None, problem: Problem) -> None:
+async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor | None, decision: Decision | None, problem: Problem) -> None:
     """Refused access, and secrets that did not fit: what was asked for is recorded although nothing was done."""
     denied = problem.code in ("access.denied", "security.step_up")
     if not denied and not isinstance(query.data, Exchange):
         return
-    context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent())
+    context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
     asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]
     async with runtime.database.unit(context, runtime.ports) as uow:
         if denied:

@@ -49,6 +49,9 @@ class AuditEntry:
     entities: Sequence[Entity] = ()
     approval: Mapping[str, str] | None = None
     purpose: str = ""
+    """HL7 v3 PurposeOfUse, where it is not the verb's own."""
+    hospitals: Sequence[str] = ()
+    """Whose data it is about, beside the actor's hospital and those among `entities`: they may read the record."""
     detail: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
@@ -58,6 +61,18 @@ class Actor(Protocol):
     @property
     def text(self) -> str:
         """For example `person:wang@platform`."""
+
+
+class Decision(Protocol):
+    """Whether it was allowed, and the rule that said so; `medmesh.security.roles.Decision` in production."""
+
+    @property
+    def allowed(self) -> bool:
+        """The decision."""
+
+    @property
+    def rule(self) -> str:
+        """For example `role:researcher`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,8 @@ class Context:
     traceparent: str | None = None
     raw: bytes | None = None
     """The bytes of `cause` as they were published."""
+    decision: Decision | None = None
+    """What the role table said of it; None for what nobody asked for: a timer, a start."""
 
 
 Recorder = Callable[[AuditEntry, Context, str, int, str], bytes]

@@ -64,7 +64,7 @@ async def create_project(command: Envelope[CreateProject], work: Work[Ports]) ->
             Entity("project", wanted.project),
             Entity("dataset", wanted.dataset, version=str(wanted.version), digest=wanted.content.sha256),
         )
-        uow.audit(AuditEntry("annotation.create", "C", entities=entities, purpose=wanted.purpose, detail={"items": len(found)}))
+        uow.audit(AuditEntry("annotation.create", "C", entities=entities, detail={"items": len(found)}))
 
 
 @HANDLERS.on(SubmitLabel)
@@ -139,7 +139,7 @@ async def export_labels(command: Envelope[ExportLabels], work: Work[Ports]) -> N
         await uow.execute(insert(exports).values(**values, created_at=uow.now))
         uow.emit(LabelsExported(project=project.project, version=version, labels=labels, accepted=len(accepted)))
         entities = (Entity("project", project.project), Entity("labels", project.project, version=str(version), digest=labels.sha256))
-        uow.audit(AuditEntry("annotation.export", "E", entities=entities, purpose=project.purpose, detail={"accepted": len(accepted)}))
+        uow.audit(AuditEntry("annotation.export", "E", entities=entities, detail={"accepted": len(accepted)}))
 
 
 async def _accepted(uow: UnitOfWork[Ports], project: str) -> list[tuple[str, dict[str, Any], str]]:

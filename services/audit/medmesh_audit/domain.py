@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
 from medmesh.contracts.audit import AuditRecord
 from medmesh.errors import Problem
-from medmesh.ledger.leaf import SALT_BYTES, Leaf, commitment
-from medmesh.ledger.record import read_record
+from medmesh.ledger.leaf import SALT_BYTES, Leaf, commitment, decode
+from medmesh.ledger.record import VERSION, read_record
+from medmesh.ledger.tree import leaf_hash
+from medmesh.security.tokens import Actor
+from medmesh.service.recording import PLATFORM
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +45,21 @@ def admit(record: AuditRecord, emitter: str, salt: bytes | None = None) -> Entry
     if document["id"] != record.id or document["n"] != record.n or document["src"].get("service") != emitter:
         raise Problem("audit.emitter", emitter=emitter)
     salt = salt or os.urandom(SALT_BYTES)
-    compartment = next((str(agent.get("org", "")) for agent in document["agents"]), "")
-    leaf = Leaf(document["tr"][:13], emitter, record.n, compartment, commitment(salt, body))
+    orgs = compartments(document, emitter)
+    verb = VERBS.get(document["sub"])
+    if document["v"] != VERSION or verb is None or document["type"] != coding(document["sub"]) or document["pou"] not in PURPOSES:
+        raise Problem("audit.vocabulary", verb=str(document["sub"]), version=VERSION)
+    leaf = Leaf(document["tr"][:13], emitter, record.n, ",".join(orgs), commitment(salt, body), verb.retention)
     return Entry(record.id, emitter, record.n, body, salt, leaf.encode(), document)
+
+
+def compartments(document: dict[str, Any], emitter: str) -> list[str]:
+    """Whose data a record is about: sorted, at least one. Raises `Problem`: a hospital's node speaks of its own hospital only."""
+    orgs = document["orgs"]
+    named = isinstance(orgs, list) and orgs == sorted(set(orgs)) and all(isinstance(org, str) and _NAME.fullmatch(org) for org in orgs)
+    if not named or not orgs or (emitter.startswith("edge:") and orgs != [emitter.removeprefix("edge:")]):
+        raise Problem("audit.compartment", emitter=emitter)
+    return list(orgs)
 
 
 def facts(seq: int, document: dict[str, Any]) -> dict[str, Any]:
@@ -49,13 +68,34 @@ def facts(seq: int, document: dict[str, Any]) -> dict[str, Any]:
     return {
         "seq": seq,
         "t": datetime.fromisoformat(document["t"]),
+        "recorded": datetime.fromisoformat(document["tr"]),
         "verb": document["sub"],
         "outcome": document["out"],
         "who": str(agent.get("who", "")),
         "org": str(agent.get("org", "")),
         "service": document["src"]["service"],
+        "id": document["id"],
+        "type": document["type"]["code"],
+        "purpose": document["pou"],
+        "correlation": str(document["ctx"].get("correlation", "")),
+        "orgs": list(document["orgs"]),
         "entities": [f"{entity['type']}:{entity['id']}" for entity in document["entities"]],
     }
+
+
+def whole(row: Any) -> bool:
+    """Whether a row of `entries` is what was logged: leaf and hash fit, and the body is the one the leaf commits to."""
+    try:
+        read_record(row.body)
+        return leaf_hash(row.leaf) == row.hash and decode(row.leaf).commit == commitment(row.salt, row.body)
+    except Problem:
+        return False
+
+
+def scope(actor: Actor) -> str | None:
+    """The one organisation whose records somebody sees; None, everything, is for the platform's auditors alone."""
+    everything = actor.kind == "person" and actor.organisation == PLATFORM
+    return None if everything else actor.organisation
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,14 @@ EDGE = "edge"
 MOST = 512
 
 
-def receiver(runtime: Runtime, sequencer: Sequencer, subject_emitter: str) -> Callable[[bytes], Awaitable[bytes]]:
-    """The answer to batches on one emitter's subject. Hospitals' come through the gateway and carry their own token."""
+def receiver(
+    runtime: Runtime, sequencer: Sequencer, subject_emitter: str, refused: Callable[[str, str], None]
+) -> Callable[[bytes], Awaitable[bytes]]:
+    """The answer to batches on one emitter's subject. Hospitals' come through the gateway and carry their own token.
+    `refused` is told the emitter and the code of every batch that is not taken."""
 
     async def receive(body: bytes) -> bytes:
+        emitter = subject_emitter
         try:
             batch = AuditBatch.model_validate_json(body, extra="ignore")
             if not 1 <= len(batch.records) <= MOST:
@@ -32,12 +36,13 @@ def receiver(runtime: Runtime, sequencer: Sequencer, subject_emitter: str) -> Ca
             return Receipts(receipts=tuple(receipts)).model_dump_json().encode()
         except ValidationError:
             problem = Problem("audit.batch", most=MOST)
-        except Problem as refused:
-            problem = refused
+        except Problem as reason:
+            problem = reason
         except Exception as error:
             log("audit.append_failed", level=40, error=error)
             problem = Problem("audit.retry")
         log("audit.refused", level=30, emitter=subject_emitter, code=problem.code)
+        refused(emitter, problem.code)
         return Receipts(problem=problem.document()).model_dump_json().encode()
 
     return receive

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
 
 if TYPE_CHECKING:
+    from medmesh.security.tokens import TrustBundle
+    from medmesh.service.runtime import Runtime
+    from medmesh.store.objects.open import Stores
+    from medmesh_audit.anomalies import Anomalies
     from medmesh_audit.sequencer import Sequencer
     from medmesh_audit.settings import Settings
     from medmesh_audit.witnesses import Witnesses
@@ -21,4 +26,13 @@ class Ports:
 
     settings: Settings
     sequencer: Sequencer
+    runtime: Runtime
+    stores: Stores
+    anomalies: Anomalies
     witnesses: Witnesses
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    """An export was approved."""
+
+    def trust(self) -> TrustBundle:
+        """Whose signatures are believed."""
+        return self.runtime.trust()

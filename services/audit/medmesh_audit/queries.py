@@ -1,26 +1,22 @@
-"""What auditors ask: records by who, what and when, proofs, tiles, bodies."""
+"""What the log itself answers: checkpoints, tiles, entry bundles, proofs, coverage."""
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal, select, tuple_, type_coerce, union_all
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, literal, select, tuple_, union_all
 
+from medmesh.contracts.audit import Evidence
 from medmesh.errors import Problem
 from medmesh.ledger import proof
 from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
-from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof
+from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof, root
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.domain import Shown
-from medmesh_audit.tables import checkpoints, emitters, entries, facts, tiles
-
-PAGE = 500
+from medmesh_audit.tables import checkpoints, emitters, entries, tiles
 
 
 async def checkpoint(uow: UnitOfWork[Any], size: int | None = None) -> Any:
@@ -86,19 +82,19 @@ async def _prove(uow: UnitOfWork[Any], size: int, ask: Callable[[Node], list[byt
     return ask(tile.nodes(lambda level, number, width: found[level, number, width], size))
 
 
-async def record_proof(uow: UnitOfWork[Any], seq: int, newest: Shown) -> dict[str, Any]:
-    """Everything needed to verify one record offline: leaf, salt, body and `.tlog-proof` under the checkpoint `newest`."""
-    row = await uow.first(select(entries).where(entries.c.seq == seq)) if 0 <= seq < newest.size else None
-    if row is None:
-        raise Problem("request.not_found", kind="record", id=str(seq))
-    path = await _prove(uow, newest.size, lambda node: inclusion_proof(node, seq, newest.size))
-    return {
-        "seq": seq,
-        "leaf": base64.b64encode(row.leaf).decode(),
-        **body_document(row.salt, row.body),
-        "proof": proof.encode(seq, path, newest.note),
-        "witnesses": newest.state,
-    }
+async def evidence(uow: UnitOfWork[Any], row: Any, newest: Shown) -> Evidence:
+    """Everything needed to verify one row of `entries` offline: leaf, salt, body and `.tlog-proof` under the checkpoint `newest`."""
+    if row.seq >= newest.size:
+        raise Problem("request.not_found", kind="audit record", id=str(row.seq))
+    path = await _prove(uow, newest.size, lambda node: inclusion_proof(node, row.seq, newest.size))
+    opened = body_document(row.salt, row.body)
+    made = proof.encode(row.seq, path, newest.note)
+    return Evidence(seq=row.seq, leaf=base64.b64encode(row.leaf).decode(), **opened, proof=made, witnesses=newest.state)
+
+
+async def root_of(uow: UnitOfWork[Any], size: int) -> bytes:
+    """The root of the first `size` entries as the stored tiles and hashes make it. Raises when they are not all there."""
+    return (await _prove(uow, size, lambda node: [root(node, size)]))[0]
 
 
 async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
@@ -106,41 +102,18 @@ async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
     return await _prove(uow, new, lambda node: consistency_proof(node, old, new))
 
 
-async def search(
-    uow: UnitOfWork[Any],
-    *,
-    entity: str | None,
-    who: str | None,
-    verb: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    org: str | None,
-    after: int,
-    limit: int,
-) -> dict[str, Any]:
-    """Records that match, oldest first; go on with `after` = the last `seq`."""
-    wanted = select(facts, entries.c.body).join(entries, entries.c.seq == facts.c.seq).where(facts.c.seq > after)
-    if entity:
-        wanted = wanted.where(type_coerce(facts.c.entities, JSONB).contains([entity]))
-    if who:
-        wanted = wanted.where(facts.c.who == who)
-    if verb:
-        wanted = wanted.where(facts.c.verb.startswith(verb[:-1]) if verb.endswith("*") else facts.c.verb == verb)
-    if since:
-        wanted = wanted.where(facts.c.t >= since)
-    if until:
-        wanted = wanted.where(facts.c.t < until)
-    if org is not None:
-        wanted = wanted.where(facts.c.org == org)
-    rows = await uow.all(wanted.order_by(facts.c.seq).limit(max(1, min(limit, PAGE))))
-    return {"records": [{"seq": row.seq, "record": json.loads(row.body)} for row in rows], "next": rows[-1].seq if rows else None}
-
-
-async def bodies(uow: UnitOfWork[Any], first: int, limit: int) -> list[dict[str, Any]]:
-    """Salt and body of a range of records."""
-    wanted = select(entries.c.seq, entries.c.salt, entries.c.body).where(entries.c.seq >= first)
-    rows = await uow.all(wanted.order_by(entries.c.seq).limit(max(1, min(limit, PAGE))))
-    return [{"seq": row.seq, **body_document(row.salt, row.body)} for row in rows]
+async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
+    """`tile/<level>/<number>` or `tile/entries/<number>`, as C2SP tlog-tiles names them. Raises `Problem`."""
+    kind, _, rest = path.partition("/")
+    level, *parts = rest.split("/")
+    try:
+        number, width = tile.parse(parts)
+        chosen = int(level) if level != "entries" else -1
+        if kind != "tile" or not -1 <= chosen < 8:
+            raise ValueError
+    except ValueError:
+        raise Problem("request.not_found", kind="file of the log", id=path) from None
+    return await entry_bundle(uow, number, width) if chosen < 0 else await tile_bytes(uow, chosen, number, width)
 
 
 async def coverage(uow: UnitOfWork[Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.dialects.postgresql import insert
 
-from medmesh.contracts.audit import CheckpointPublished, record_subject
+from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, record_subject
 from medmesh.ledger import note
 from medmesh.security.keys import Identity
 from medmesh.service.http import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
+from medmesh.store.objects.open import stores
+from medmesh.telemetry import metrics
+from medmesh_audit import exports, handlers
+from medmesh_audit.anomalies import Anomalies
 from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
 from medmesh_audit.ports import HANDLERS, Ports
@@ -28,6 +33,8 @@ from medmesh_audit.witnesses import Witnesses
 if TYPE_CHECKING:
     from medmesh.store.objects.sealed import SealedStore
 
+DECLARING = (exports, handlers)
+
 
 @asynccontextmanager
 async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
@@ -40,9 +47,18 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         """Records are taken where they can be written, and nowhere else."""
         async with AsyncExitStack() as stack:
             for emitter in (*runtime.trust().services, EDGE):
-                intake = await runtime.bus.serve(record_subject(emitter), receiver(runtime, sequencer, emitter), queue="audit")
+                receive = receiver(runtime, sequencer, emitter, refused)
+                intake = await runtime.bus.serve(record_subject(emitter), receive, queue="audit")
                 stack.push_async_callback(intake.stop)
             yield
+
+    anomalies = Anomalies(runtime)
+
+    def refused(emitter: str, code: str) -> None:
+        """A batch was not taken: a gap or a rewritten number is an anomaly."""
+        metrics.AUDIT_REFUSED.labels(code).inc()
+        if code in ("audit.gap", "audit.rewritten"):
+            anomalies.report("emitter_gap", emitter)
 
     vkey = note.verifier_key(settings.origin, key.public_key())
     sealed = await _sealed(settings)
@@ -51,6 +67,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         return await newest_sealed(sealed, vkey) if sealed else None
 
     sequencer = Sequencer(runtime, settings.origin, key, intakes, promised)
+    metrics.AUDIT_CHECKPOINT_AGE.set_function(lambda: time.monotonic() - sequencer.published)
     runtime.checks["log"] = sequencer.ready
     async with runtime.unit() as uow:
         await uow.execute(insert(state).values(one=1, size=0).on_conflict_do_nothing())
@@ -69,20 +86,24 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     witnesses.start(settings.witness_seconds)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(witnesses.close)
+        opened = await stack.enter_async_context(stores(settings.objects))
+        ports = Ports(settings, sequencer, runtime, opened, anomalies, witnesses)
+        runtime.background(anomalies.run, "anomalies", every=settings.anomaly_seconds)
+        runtime.background(lambda: exports.work(ports), "exports")
         if sealed:
             stack.callback(sealed.close)
             sealer = Sealer(runtime, sealed)
             runtime.background(lambda: _leading(sequencer, sealer.run), "sealer", every=settings.seal_seconds)
             runtime.background(lambda: _leading(sequencer, sealer.inspect), "inspector", every=settings.inspect_seconds)
         door = serve(
-            Observed(application(runtime), "audit", runtime.ready),
+            Observed(application(runtime, ports), "audit", runtime.ready),
             host=settings.host,
             port=settings.port,
             certificate=settings.tls_certificate,
             key=settings.tls_key,
         )
         await stack.enter_async_context(door)
-        yield Ports(settings, sequencer, witnesses)
+        yield ports
 
 
 async def _sealed(settings: Settings) -> SealedStore | None:
@@ -107,7 +128,7 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(CheckpointPublished,),
+    emits=(AlertRaised, CheckpointPublished, ExportFinished),
     extra_subscriptions=("medmesh.audit.*.record.v1",),
     http=True,
 )

@@ -16,6 +16,10 @@ class Settings(ServiceSettings):
     """NKEY seed of the key that signs checkpoints; it opens nothing else."""
     origin: str = "medmesh/log"
     """The log's name, first line of every checkpoint; each deployment has its own."""
+    anomaly_seconds: float = Field(default=5.0, gt=0)
+    """How often the log's tail is looked through for anomalies."""
+    export_poll_seconds: float = Field(default=30.0, gt=0)
+    """How often approved exports are looked for when nobody tells of one."""
     witness_policy: Path | None = None
     """A c2sp.org/tlog-policy file: this log's key, the witnesses with their addresses, the quorum. Nobody is asked without one."""
     witness_ca: Path | None = None

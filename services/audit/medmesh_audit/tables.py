@@ -36,13 +36,24 @@ facts = Table(
     METADATA,
     Column("seq", Counter, primary_key=True, autoincrement=False),
     Column("t", Timestamp, nullable=False),
+    Column("recorded", Timestamp, nullable=False),
     Column("verb", String(80), nullable=False),
     Column("outcome", Integer, nullable=False),
     Column("who", Text, nullable=False),
     Column("org", String(80), nullable=False),
     Column("service", String(80), nullable=False),
+    Column("id", String(36), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("correlation", Text, nullable=False),
+    Column("orgs", Json, nullable=False),
     Column("entities", Json, nullable=False),
 )
+Index("ix_facts_id", facts.c.id)
+Index("ix_facts_t", facts.c.t)
+Index("ix_facts_who", facts.c.who)
+Index("ix_facts_correlation", facts.c.correlation)
+Index("ix_facts_orgs", facts.c.orgs, postgresql_using="gin")
 Index("ix_facts_verb", facts.c.verb)
 Index("ix_facts_entities", facts.c.entities, postgresql_using="gin")
 
@@ -66,6 +77,41 @@ checkpoints = Table(
     Column("note", Text, nullable=False),
     Column("at", Timestamp, nullable=False),
     info=APPEND_ONLY,
+)
+
+exports = Table(
+    "exports",
+    METADATA,
+    Column("export", String(36), primary_key=True),
+    Column("requester", Text, nullable=False),
+    Column("scope", String(80), nullable=False),
+    Column("format", String(16), nullable=False),
+    Column("filters", Json, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("approval", String(64), nullable=False),
+    Column("size", Counter, nullable=False),
+    Column("done", Counter, nullable=False),
+    Column("object", Json),
+    Column("code", String(80), nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("finished_at", Timestamp),
+    CheckConstraint("state IN ('waiting', 'approved', 'ready', 'refused', 'failed')", name="state"),
+    comment="`digest` is what approvers sign; `scope` the one organisation it may hold, empty for all; `size` the log's at the approval",
+)
+
+alerts = Table(
+    "alerts",
+    METADATA,
+    Column("alert", String(36), primary_key=True),
+    Column("rule", String(40), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("window", Counter, nullable=False),
+    Column("seq", Counter),
+    Column("trace", String(32), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    UniqueConstraint("rule", "subject", "window"),
+    comment="what was raised: one alert a rule, a subject and a window of time",
 )
 
 cosignatures = Table(

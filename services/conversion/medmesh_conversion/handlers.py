@@ -120,7 +120,8 @@ async def _finish(
                 )
             )
             entities = _entities(wanted, source, package, artefact.sha256)
-            uow.audit(AuditEntry("model.convert", "C", entities=entities, detail={"target": wanted.target, "opset": made.report["opset"]}))
+            detail = {"target": wanted.target, "opset": made.report["opset"], "parity": f"{made.report['max_abs_diff']:.3e}"}
+            uow.audit(AuditEntry("model.convert", "C", entities=entities, detail=detail))
         else:
             uow.unchanged()
     return made.report

@@ -118,7 +118,7 @@ async def ingest(site: Site, folder: Path, dataset: str, *, progress: Callable[[
             row = row.on_conflict_do_nothing()
         await uow.execute(row)
         detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total()}
-        uow.audit(AuditEntry("edge.ingest", "C", entities=(Entity("dataset", dataset),), detail=detail))
+        uow.audit(AuditEntry("edge.ingest", "C", entities=(Entity("dataset", f"{site.settings.hospital}/{dataset}"),), detail=detail))
     return outcome
 
 

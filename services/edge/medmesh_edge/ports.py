@@ -83,7 +83,11 @@ async def site(folder: Path) -> AsyncIterator[Site]:
     database = Database.sqlite(
         layout.database,
         recorder=recorder(
-            service=f"edge:{settings.hospital}", instance=settings.node, organisation=settings.hospital, version=version("medmesh")
+            service=f"edge:{settings.hospital}",
+            instance=settings.node,
+            organisation=settings.hospital,
+            version=version("medmesh"),
+            node=True,
         ),
     )
     try:

@@ -174,11 +174,13 @@ class Rounds:
         weights.check_finite(out)
         ref = await self.site.objects.put_file(out, file_digest(out)[0])
         out.unlink(missing_ok=True)
+        sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
             values = {"state": "trained", "update": ref.model_dump(), "samples": count, "metrics": {"loss": float(result["loss"])}}
             await uow.execute(update(tasks).where(_key(event)).values(values))
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
-            uow.audit(AuditEntry("federation.train", "E", entities=about, detail={"round": event.round, "steps": event.steps}))
+            used = (Entity("dataset", name) for name in sources)
+            uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail={"round": event.round, "steps": event.steps}))
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
 
     async def _evaluate(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:

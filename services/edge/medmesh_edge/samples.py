@@ -29,6 +29,13 @@ async def count(site: Site, schema: DataSchema) -> int:
         return int((await uow.execute(select(func.count()).select_from(items).where(_wanted(schema, False)))).scalar_one())
 
 
+async def sources(site: Site, schema: DataSchema) -> list[str]:
+    """The data sets that samples for training come from, as audit names them."""
+    async with site.unit() as uow:
+        found = await uow.all(select(items.c.dataset).where(_wanted(schema, False)).distinct().order_by(items.c.dataset))
+    return [f"{site.settings.hospital}/{row.dataset}" for row in found]
+
+
 async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[Any]:
     """The matching items in a fixed order."""
     async with site.unit() as uow:

@@ -36,7 +36,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import file_digest
-from medmesh.store.unit import AuditEntry, UnitOfWork
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
 from medmesh_federation.domain import (
     OPEN_STATES,
@@ -54,7 +54,7 @@ from medmesh_federation.domain import (
     next_step,
     round_seed,
 )
-from medmesh_federation.handlers import entity, local
+from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
@@ -200,7 +200,15 @@ class Coordinator:
         failed = step.to is State.FAILED
         detail = {"to": step.to.value}
         uow.audit(
-            AuditEntry("federation.move", "U", outcome=8 if failed else 0, why=step.failure or "", entities=(entity(row),), detail=detail)
+            AuditEntry(
+                "federation.move",
+                "U",
+                outcome=8 if failed else 0,
+                why=step.failure or "",
+                entities=(entity(row),),
+                hospitals=invited(row),
+                detail=detail,
+            )
         )
         log("federation.moved", federation=row.federation, to=step.to.value)
 
@@ -229,7 +237,8 @@ class Coordinator:
             where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
             await uow.execute(update(participants).where(where).values(state="accepted", reason=""))
             uow.emit(ParticipantRejoined(federation=row.federation, hospital=hospital, round=step.number))
-            uow.audit(AuditEntry("federation.rejoin", "U", entities=(entity(row),), detail={"hospital": hospital, "round": step.number}))
+            about = (entity(row), Entity("hospital", hospital))
+            uow.audit(AuditEntry("federation.rejoin", "U", entities=about, detail={"round": step.number}))
         values = {
             "federation": row.federation,
             "round": step.number,
@@ -287,8 +296,9 @@ class Coordinator:
                     federation=row.federation, hospital=hospital, round=situation.round.number, reason=reason, hospitals=told
                 )
             )
-            detail: dict[str, str | int | bool] = {"hospital": hospital, "round": situation.round.number}
-            uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=(entity(row),), detail=detail))
+            about = (entity(row), Entity("hospital", hospital))
+            detail = {"round": situation.round.number}
+            uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=about, detail=detail))
             log("federation.participant.dropped", level=30, federation=row.federation, hospital=hospital, reason=reason)
 
     async def _void(self, uow: UnitOfWork[Any], row: Any, situation: Situation) -> None:
@@ -300,7 +310,8 @@ class Coordinator:
             federation=row.federation, round=current.number, attempt=current.attempt, hospitals=tuple(sorted(current.assigned))
         )
         uow.emit(event)
-        uow.audit(AuditEntry("federation.void", "U", outcome=4, entities=(entity(row),), detail={"round": current.number}))
+        detail = {"round": current.number}
+        uow.audit(AuditEntry("federation.void", "U", outcome=4, entities=(entity(row),), hospitals=invited(row), detail=detail))
 
     async def _close_round(self, uow: UnitOfWork[Any], row: Any, current: Round, **values: Any) -> None:
         where = (rounds.c.federation == row.federation) & (rounds.c.round == current.number) & (rounds.c.attempt == current.attempt)
@@ -341,7 +352,7 @@ class Coordinator:
             )
         )
         detail: dict[str, str | int | bool] = {"round": current.number, "parties": len(parties), "model": model.sha256, "chain": chain}
-        uow.audit(AuditEntry("federation.round", "E", entities=(entity(row),), detail=detail))
+        uow.audit(AuditEntry("federation.round", "E", entities=(entity(row),), hospitals=invited(row), detail=detail))
         log("federation.round.committed", federation=row.federation, round=current.number, parties=len(parties))
 
     async def _store_behind(self) -> None:

@@ -45,6 +45,11 @@ def entity(row: Any) -> Entity:
     return Entity("federation", row.federation, digest=row.plan_hash)
 
 
+def invited(row: Any) -> tuple[str, ...]:
+    """Whose data a federation is about: every hospital of its plan reads what the platform recorded of it."""
+    return tuple(row.plan["participants"])
+
+
 async def local(ports: Ports, ref: ObjectRef) -> Path:
     """An object as a file on this machine: where it lies, or a copy."""
     store = await ports.stores.holding(ref.sha256)
@@ -95,7 +100,8 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
         FederationInvited(federation=federation, plan=plan, plan_hash=hash_, package=wanted.package, hospitals=tuple(plan.participants))
     )
     about = (Entity("federation", federation, digest=hash_), Entity("package", manifest.package.name, digest=package.digest))
-    uow.audit(AuditEntry("federation.create", "C", entities=about, detail={"hospitals": len(plan.participants), "rounds": plan.rounds}))
+    detail: dict[str, str | int | bool] = {"hospitals": len(plan.participants), "rounds": plan.rounds}
+    uow.audit(AuditEntry("federation.create", "C", entities=about, hospitals=plan.participants, detail=detail))
     uow.on_commit(ports.wake.set)
     return {"federation": federation, "plan_hash": hash_}
 
@@ -167,7 +173,7 @@ async def withdrawn(event: Envelope[ApprovalRevoked | ApprovalExpired], uow: Uni
         await uow.spend_approval(said.approval)  # the grant may still be on its way, and then comes too late
     elif row.approval == said.approval:
         await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=None))
-        uow.audit(AuditEntry("federation.unapproved", "U", entities=(entity(row),), approval={"id": said.approval}))
+        uow.audit(AuditEntry("federation.unapproved", "U", entities=(entity(row),), hospitals=invited(row), approval={"id": said.approval}))
 
 
 @HANDLERS.on(ApprovalGranted)
@@ -186,7 +192,7 @@ async def approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> 
     await uow.spend_approval(found.id)
     await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=found.id))
     evidence = {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers)}
-    uow.audit(AuditEntry("federation.approved", "E", entities=(entity(row),), approval=evidence))
+    uow.audit(AuditEntry("federation.approved", "E", entities=(entity(row),), hospitals=invited(row), approval=evidence))
     uow.on_commit(uow.ports.wake.set)
 
 
@@ -201,9 +207,8 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
         raise Problem("federation.closed", federation=row.federation, state=row.state)
     where = federations.c.federation == row.federation
     await uow.execute(update(federations).where(where).values(state=State.CANCELLED.value, failure="federation.cancelled"))
-    invited = tuple(Plan.model_validate(row.plan).participants)
-    uow.emit(FederationFailed(federation=row.federation, code="federation.cancelled", hospitals=invited))
-    uow.audit(AuditEntry("federation.cancel", "U", entities=(entity(row),)))
+    uow.emit(FederationFailed(federation=row.federation, code="federation.cancelled", hospitals=invited(row)))
+    uow.audit(AuditEntry("federation.cancel", "U", entities=(entity(row),), hospitals=invited(row)))
     return {"state": State.CANCELLED.value}
 
 

@@ -100,7 +100,7 @@ class Door:
         if action is None or (decision := allow(actor, action, datetime.now(UTC))).allowed:
             return
         problem = denial(decision, actor, action)
-        async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
+        async with self._runtime.unit(self._runtime.context(actor=actor, decision=decision)) as uow:
             uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
         raise problem
 

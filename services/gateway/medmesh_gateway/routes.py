@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medmesh.contracts import annotation, conversion, federation, governance, inference, ingestion, registry, training
+from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, registry, training
 from medmesh.contracts.message import Message
 
 ACTION, OPEN, OWN_SESSION = "x-medmesh-action", "open", "own session"
@@ -56,6 +56,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
     Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
+    # Audit: a hospital's own records with proofs; exports that somebody else approves.
+    Route("GET", "/v1/audit/events", audit.SearchEvents),
+    Route("GET", "/v1/audit/events/{event}/proof", audit.ProveEvent),
+    Route("GET", "/v1/audit/bodies", audit.ListBodies),
+    Route("GET", "/v1/audit/log", audit.ReadLog),
+    Route("POST", "/v1/audit/exports", audit.RequestExport),
+    Route("GET", "/v1/audit/exports/{export}", audit.GetExport),
     # Data.
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),

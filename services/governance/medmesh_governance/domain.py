@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from medmesh.errors import Problem
 
-APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol"})
+APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol", "audit.export"})
 """What needs a second person. Further actions come here first."""
 
 

@@ -82,7 +82,10 @@ async def _register(
     entities = [Entity("model", model, str(version), weights.sha256), Entity("package", package.sha256, digest=package.sha256)]
     if federation is not None:
         entities.append(Entity("federation", federation, digest=lineage.plan_hash or ""))
-    uow.audit(AuditEntry("model.register", "C", entities=entities))
+    if lineage.job is not None:
+        entities.append(Entity("job", lineage.job))
+    entities += [Entity("dataset", name) for name in lineage.datasets]
+    uow.audit(AuditEntry("model.register", "C", entities=entities, hospitals=lineage.hospitals))
     return version
 
 

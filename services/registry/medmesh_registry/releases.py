@@ -58,7 +58,8 @@ async def prepare_release(command: Envelope[PrepareRelease], uow: UnitOfWork[Por
             "created_at": uow.now,
         }
         await uow.execute(insert(releases).values(values))
-        uow.audit(AuditEntry("model.prepare-release", "C", entities=_entities(release, digest, wanted.model, wanted.version)))
+        entities = _entities(release, digest, wanted.model, wanted.version)
+        uow.audit(AuditEntry("model.prepare-release", "C", entities=entities, hospitals=manifest.hospitals))
     else:
         uow.unchanged()
     return {"release": release, "digest": digest, "manifest": json.loads(body)}
@@ -120,7 +121,8 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     )
     spent = {"id": approval.id, "requester": approval.requester, "approvers": ", ".join(approval.approvers), "digest": approval.digest}
     entities = _entities(row.release, row.digest, row.model, row.version)
-    uow.audit(AuditEntry("model.release", "E", entities=entities, approval=spent, detail={"version": row.version}))
+    named = tuple(row.hospitals)
+    uow.audit(AuditEntry("model.release", "E", entities=entities, approval=spent, hospitals=named, detail={"version": row.version}))
 
 
 @HANDLERS.on(ApprovalRefused, ApprovalRevoked, ApprovalExpired, durable="release-refused")
@@ -139,7 +141,7 @@ async def release_refused(event: Envelope[ApprovalRefused | ApprovalRevoked | Ap
     if (await uow.execute(update(releases).where(still_open).values(state=ReleaseState.REFUSED.value))).rowcount:
         refused = {"id": said.approval, "digest": said.digest}
         entities = _entities(row.release, row.digest, row.model, row.version)
-        uow.audit(AuditEntry("model.release", "E", 4, "registry.release_refused", entities, approval=refused))
+        uow.audit(AuditEntry("model.release", "E", 4, "registry.release_refused", entities, approval=refused, hospitals=row.hospitals))
 
 
 @HANDLERS.on(ReportInstall, concurrency=1)
@@ -180,7 +182,8 @@ async def withdraw_model(command: Envelope[WithdrawModel], uow: UnitOfWork[Ports
         await change(uow, wanted.model, wanted.version, state=VersionState.WITHDRAWN.value, notes=notes)
         uow.emit(ModelWithdrawn(hospitals=tuple(sorted(told)), model=wanted.model, version=wanted.version, reason=wanted.reason))
         entity = Entity("model", wanted.model, str(wanted.version), version.weights["sha256"])
-        uow.audit(AuditEntry("model.withdraw", "U", entities=(entity,), detail={"hospitals": len(told)}))
+        detail = {"hospitals": len(told)}
+        uow.audit(AuditEntry("model.withdraw", "U", entities=(entity,), hospitals=sorted(told), detail=detail))
     else:
         uow.unchanged()
     return {"model": wanted.model, "version": wanted.version, "state": VersionState.WITHDRAWN.value}

@@ -111,7 +111,7 @@ def test_a_log_that_logged_nonsense_is_told(tmp_path: Any, body: dict[str, Any] 
 
 def test_what_is_no_leaf_is_told(tmp_path: Any) -> None:
     content = [entry(seq) for seq in range(8)]
-    content[3] = type(content[3])(content[3].leaf.replace(b'"v":1', b'"v":2'), content[3].salt, content[3].body)
+    content[3] = type(content[3])(content[3].leaf.replace(b'"v":2', b'"v":3'), content[3].salt, content[3].body)
     report = Ledger(tmp_path, write(tmp_path, content)).verify()
     assert ("leaf", "ledger.foreign_leaf", 3) in [(fault.check, fault.problem.code, fault.seq) for fault in report.faults]
     escaped = Leaf("2026-11-01T00", 'a"b', 1, "省医院", "0" * 64)

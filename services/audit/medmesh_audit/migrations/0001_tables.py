@@ -14,6 +14,18 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.create_table('alerts',
+    sa.Column('alert', sa.String(length=36), nullable=False),
+    sa.Column('rule', sa.String(length=40), nullable=False),
+    sa.Column('subject', sa.Text(), nullable=False),
+    sa.Column('window', types.Counter, nullable=False),
+    sa.Column('seq', types.Counter, nullable=True),
+    sa.Column('trace', sa.String(length=32), nullable=False),
+    sa.Column('at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('alert', name=op.f('pk_alerts')),
+    sa.UniqueConstraint('rule', 'subject', 'window', name=op.f('uq_alerts_rule_subject_window')),
+    comment='what was raised: one alert a rule, a subject and a window of time'
+    )
     op.create_table('approvals_spent',
     sa.Column('id', sa.String(length=64), nullable=False),
     sa.Column('at', types.Timestamp(), nullable=False),
@@ -75,19 +87,49 @@ def upgrade() -> None:
     sa.UniqueConstraint('emitter', 'n', name=op.f('uq_entries_emitter_n')),
     comment="the log's leaves with the salt and body of each record"
     )
+    op.create_table('exports',
+    sa.Column('export', sa.String(length=36), nullable=False),
+    sa.Column('requester', sa.Text(), nullable=False),
+    sa.Column('scope', sa.String(length=80), nullable=False),
+    sa.Column('format', sa.String(length=16), nullable=False),
+    sa.Column('filters', types.Json, nullable=False),
+    sa.Column('digest', sa.String(length=64), nullable=False),
+    sa.Column('state', sa.String(length=16), nullable=False),
+    sa.Column('approval', sa.String(length=64), nullable=False),
+    sa.Column('size', types.Counter, nullable=False),
+    sa.Column('done', types.Counter, nullable=False),
+    sa.Column('object', types.Json, nullable=True),
+    sa.Column('code', sa.String(length=80), nullable=False),
+    sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.Column('finished_at', types.Timestamp(), nullable=True),
+    sa.CheckConstraint("state IN ('waiting', 'approved', 'ready', 'refused', 'failed')", name=op.f('ck_exports_state')),
+    sa.PrimaryKeyConstraint('export', name=op.f('pk_exports')),
+    comment="`digest` is what approvers sign; `scope` the one organisation it may hold, empty for all; `size` the log's at the approval"
+    )
     op.create_table('facts',
     sa.Column('seq', types.Counter, autoincrement=False, nullable=False),
     sa.Column('t', types.Timestamp(), nullable=False),
+    sa.Column('recorded', types.Timestamp(), nullable=False),
     sa.Column('verb', sa.String(length=80), nullable=False),
     sa.Column('outcome', sa.Integer(), nullable=False),
     sa.Column('who', sa.Text(), nullable=False),
     sa.Column('org', sa.String(length=80), nullable=False),
     sa.Column('service', sa.String(length=80), nullable=False),
+    sa.Column('id', sa.String(length=36), nullable=False),
+    sa.Column('type', sa.String(length=16), nullable=False),
+    sa.Column('purpose', sa.String(length=16), nullable=False),
+    sa.Column('correlation', sa.Text(), nullable=False),
+    sa.Column('orgs', types.Json, nullable=False),
     sa.Column('entities', types.Json, nullable=False),
     sa.PrimaryKeyConstraint('seq', name=op.f('pk_facts'))
     )
+    op.create_index('ix_facts_correlation', 'facts', ['correlation'], unique=False)
     op.create_index('ix_facts_entities', 'facts', ['entities'], unique=False, postgresql_using='gin')
+    op.create_index('ix_facts_id', 'facts', ['id'], unique=False)
+    op.create_index('ix_facts_orgs', 'facts', ['orgs'], unique=False, postgresql_using='gin')
+    op.create_index('ix_facts_t', 'facts', ['t'], unique=False)
     op.create_index('ix_facts_verb', 'facts', ['verb'], unique=False)
+    op.create_index('ix_facts_who', 'facts', ['who'], unique=False)
     op.create_table('inbox',
     sa.Column('consumer', sa.String(length=64), nullable=False),
     sa.Column('event_id', sa.String(length=64), nullable=False),

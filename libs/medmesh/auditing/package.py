@@ -1,0 +1,88 @@
+"""An export on an auditor's machine: opened safely, verified offline, complete by the emitters' counters."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from medmesh.errors import Problem
+from medmesh.ledger import leaf as leaves
+from medmesh.ledger import tiles
+from medmesh.ledger.report import Report
+from medmesh.ledger.tree import leaf_hash, verify_inclusion
+
+MOST_BYTES = 64 * 2**30
+INSTRUCTIONS = """\
+Audit export of the log {origin} with {size} entries.  日志 {origin} 的审计导出，日志共 {size} 条。
+
+  bodies.jsonl      each exported record with salt, leaf and inclusion proof      导出的每条记录及其盐值、叶节点与包含证明
+  checkpoint        what the log's key signed (C2SP signed note)                  日志密钥签名的检查点
+  tile/, entries    the whole tree and every entry's header                       完整的树与每条记录的头部
+  emitters.json     each emitter's counter: no number may be missing              各发送方计数：不得缺号
+  request.json      what was asked for, its digest, and the approval              申请内容、摘要与审批
+  policy, vkeys     C2SP tlog-policy and the verifier key, for comparison only    验证策略与公钥（仅供核对）
+
+Take the verifier key from the paper you were given at installation, not from this file.
+验证公钥请以安装时交付的纸质文件为准，切勿取自本文件。
+
+  medmesh audit verify export --key 'KEY' export.zip
+
+It ends with 0: whole; 1: altered; 2: not readable.   返回 0 完整；1 被篡改；2 无法读取。
+Without this program: unpack it, and give the folder to any verifier of C2SP tlog-tiles.
+不使用本程序亦可：解压后交由任意支持 C2SP tlog-tiles 的验证工具。
+"""
+
+
+def unpack(file: Path, target: Path) -> Path:
+    """The files of an export below `target`. Raises `Problem` for a file that is no export or would write elsewhere."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if sum(info.file_size for info in archive.infolist()) > MOST_BYTES:
+                raise ValueError
+            for info in archive.infolist():
+                if not (target / info.filename).resolve().is_relative_to(target.resolve()) or info.is_dir():
+                    raise ValueError
+            archive.extractall(target)
+    except (OSError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError):
+        raise Problem("audit.export_unreadable", file=file.name) from None
+    return target
+
+
+def counters(folder: Path, size: int) -> dict[str, dict[str, int]]:
+    """Of each emitter, by the headers of all entries: its first and last number and how many entries; a gap would show here."""
+    found: dict[str, dict[str, int]] = {}
+    for number in range((size + tiles.WIDTH - 1) // tiles.WIDTH):
+        width = min(tiles.WIDTH, size - number * tiles.WIDTH)
+        for entry in tiles.unbundle((folder / tiles.path("entries", number, width)).read_bytes()):
+            leaf = leaves.decode(entry)
+            one = found.setdefault(leaf.emitter, {"first": leaf.n, "last": leaf.n, "entries": 0})
+            one["last"] = leaf.n
+            one["entries"] += 1
+    return found
+
+
+def check(folder: Path, report: Report) -> None:
+    """Add to the report of an unpacked export, verified as a copy of the log, what is its own: each record's proof, and the counters."""
+    if not report.verified:
+        return
+    root = bytes.fromhex(report.root)
+    for text in (folder / "bodies.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        try:
+            leaf = base64.b64decode(line["leaf"], validate=True)
+            path = [base64.b64decode(p, validate=True) for p in line["proof"]]
+            whole = verify_inclusion(leaf_hash(leaf), line["seq"], report.size, path, root)
+        except (KeyError, TypeError, binascii.Error):
+            whole = False
+        if not whole:
+            report.fault("proof", Problem("ledger.not_included", seq=line["seq"], size=report.size))
+    try:
+        said: Any = json.loads((folder / "emitters.json").read_bytes())
+    except (OSError, ValueError):
+        said = None
+    if said != counters(folder, report.size):
+        report.fault("emitters", Problem("audit.export_counters"))

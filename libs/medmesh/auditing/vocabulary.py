@@ -1,0 +1,176 @@
+"""One table of verbs: what each of our actions is called in DICOM and FHIR, what it is for, and how long its record is kept.
+
+Codes: DICOM PS3.16 CID 400 (audit event id) and CID 401 (audit event type code), as IHE BALP uses them; `rest` with the FHIR
+interaction where DICOM has no word. Purposes: HL7 v3 PurposeOfUse. A verb that is not here cannot be recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DCM = "http://dicom.nema.org/resources/ontology/DCM"
+AUDIT_EVENT_TYPE = "http://terminology.hl7.org/CodeSystem/audit-event-type"
+INTERACTION = "http://hl7.org/fhir/restful-interaction"
+PURPOSE = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
+
+CODES: dict[str, tuple[str, str, str]] = {
+    "110100": (DCM, "Application Activity", "应用活动"),
+    "110101": (DCM, "Audit Log Used", "审计日志使用"),
+    "110106": (DCM, "Export", "导出"),
+    "110107": (DCM, "Import", "导入"),
+    "110112": (DCM, "Query", "查询"),
+    "110113": (DCM, "Security Alert", "安全告警"),
+    "110114": (DCM, "User Authentication", "用户鉴别"),
+    "rest": (AUDIT_EVENT_TYPE, "RESTful Operation", "业务操作"),
+}
+"""Event id -> (code system, English, Chinese)."""
+
+SUBCODES: dict[str, tuple[str, str]] = {
+    "110122": (DCM, "Login"),
+    "110123": (DCM, "Logout"),
+    "110126": (DCM, "Node Authentication"),
+    "110129": (DCM, "Security Configuration"),
+    "110131": (DCM, "Software Configuration"),
+    "110132": (DCM, "Use of Restricted Function"),
+    "110135": (DCM, "Object Security Attributes Changed"),
+    "110137": (DCM, "User Security Attributes Changed"),
+    "create": (INTERACTION, "create"),
+    "read": (INTERACTION, "read"),
+    "search": (INTERACTION, "search"),
+    "update": (INTERACTION, "update"),
+    "operation": (INTERACTION, "operation"),
+}
+"""Event type code -> (code system, English)."""
+
+PURPOSES: dict[str, tuple[str, str]] = {
+    "TREAT": ("treatment", "诊疗"),
+    "HRESCH": ("healthcare research", "医学研究"),
+    "HOPERAT": ("healthcare operations", "业务运营"),
+    "HSYSADMIN": ("health system administration", "系统管理"),
+    "HCOMPL": ("health compliance", "合规审计"),
+    "HQUALIMP": ("health quality improvement", "质量改进"),
+}
+"""HL7 v3 PurposeOfUse -> (English, Chinese)."""
+
+RETENTION_DAYS: dict[str, int] = {"security": 1095, "clinical": 2190, "operations": 180}
+"""Class -> days a body is kept at least; 180 is what the Cybersecurity Law asks for, 2190 HIPAA's six years."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """`code` of `CODES`, `sub` of `SUBCODES`, `purpose` of `PURPOSES` unless the action names another, `retention` class."""
+
+    code: str
+    sub: str
+    purpose: str
+    retention: str
+    zh: str
+
+
+_RESEARCH, _OPERATE, _ADMIN, _COMPLY = "HRESCH", "HOPERAT", "HSYSADMIN", "HCOMPL"
+_SECURITY, _CLINICAL, _OPERATIONS = "security", "clinical", "operations"
+
+VERBS: dict[str, Verb] = {
+    "access.denied": Verb("110113", "110132", _ADMIN, _SECURITY, "访问被拒绝"),
+    "annotation.create": Verb("rest", "create", _RESEARCH, _CLINICAL, "创建标注项目"),
+    "annotation.export": Verb("110106", "operation", _RESEARCH, _CLINICAL, "导出标注"),
+    "annotation.label": Verb("rest", "update", _RESEARCH, _CLINICAL, "标注"),
+    "annotation.review": Verb("rest", "update", "HQUALIMP", _CLINICAL, "复核标注"),
+    "approval.decide": Verb("110113", "110135", _COMPLY, _SECURITY, "审批"),
+    "approval.expire": Verb("110113", "110135", _COMPLY, _SECURITY, "审批过期"),
+    "approval.request": Verb("110113", "110135", _COMPLY, _SECURITY, "申请审批"),
+    "approval.revoke": Verb("110113", "110135", _COMPLY, _SECURITY, "撤销审批"),
+    "audit.alarm.ddl": Verb("110113", "110129", _COMPLY, _SECURITY, "日志库结构变更告警"),
+    "audit.alarm.inconsistent": Verb("110113", "110132", _COMPLY, _SECURITY, "日志与检查点不一致告警"),
+    "audit.alarm.rewritten": Verb("110113", "110132", _COMPLY, _SECURITY, "记录被改写告警"),
+    "audit.alarm.seal_altered": Verb("110113", "110132", _COMPLY, _SECURITY, "封存分段被改告警"),
+    "audit.alarm.sealed_twice": Verb("110113", "110132", _COMPLY, _SECURITY, "重复封存告警"),
+    "audit.alarm.weakened": Verb("110113", "110129", _COMPLY, _SECURITY, "日志表保护被削弱告警"),
+    "audit.alert": Verb("110113", "110132", _COMPLY, _SECURITY, "安全告警"),
+    "audit.copy": Verb("110101", "read", _COMPLY, _SECURITY, "复制日志"),
+    "audit.download": Verb("110106", "read", _COMPLY, _SECURITY, "下载审计导出"),
+    "audit.evidence": Verb("110101", "read", _COMPLY, _SECURITY, "查看等保证据"),
+    "audit.export": Verb("110106", "operation", _COMPLY, _SECURITY, "导出审计日志"),
+    "audit.lineage": Verb("110101", "search", _COMPLY, _SECURITY, "查询追溯关系"),
+    "audit.prove": Verb("110101", "read", _COMPLY, _SECURITY, "获取审计证明"),
+    "audit.read": Verb("110101", "read", _COMPLY, _SECURITY, "读取审计记录"),
+    "audit.search": Verb("110101", "search", _COMPLY, _SECURITY, "查询审计日志"),
+    "audit.witness_refused": Verb("110113", "110132", _COMPLY, _SECURITY, "见证方拒签"),
+    "catalogue.publish": Verb("rest", "update", _RESEARCH, _OPERATIONS, "发布数据目录"),
+    "dataset.create": Verb("110107", "create", _RESEARCH, _CLINICAL, "创建数据集版本"),
+    "edge.ingest": Verb("110107", "create", _RESEARCH, _CLINICAL, "院内数据导入"),
+    "federation.approved": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦获批"),
+    "federation.cancel": Verb("rest", "update", _RESEARCH, _SECURITY, "取消联邦"),
+    "federation.consent": Verb("110113", "110135", _RESEARCH, _SECURITY, "医院对联邦表态"),
+    "federation.create": Verb("rest", "create", _RESEARCH, _SECURITY, "创建联邦"),
+    "federation.drop": Verb("rest", "update", _RESEARCH, _SECURITY, "参与方掉线"),
+    "federation.evaluate": Verb("110100", "operation", _RESEARCH, _CLINICAL, "院内评估"),
+    "federation.evaluation": Verb("110107", "create", _RESEARCH, _CLINICAL, "收到评估结果"),
+    "federation.failure": Verb("rest", "create", _RESEARCH, _SECURITY, "参与方报告失败"),
+    "federation.invitation": Verb("rest", "create", _RESEARCH, _SECURITY, "收到联邦邀请"),
+    "federation.move": Verb("rest", "update", _RESEARCH, _SECURITY, "联邦状态变更"),
+    "federation.rejoin": Verb("rest", "update", _RESEARCH, _SECURITY, "参与方重新加入"),
+    "federation.respond": Verb("rest", "update", _RESEARCH, _SECURITY, "收到医院答复"),
+    "federation.round": Verb("110100", "operation", _RESEARCH, _CLINICAL, "联邦训练轮次"),
+    "federation.submit": Verb("rest", "create", _RESEARCH, _CLINICAL, "提交轮次结果"),
+    "federation.train": Verb("110100", "operation", _RESEARCH, _CLINICAL, "院内训练"),
+    "federation.unapproved": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦审批被撤销"),
+    "federation.update": Verb("110107", "create", _RESEARCH, _CLINICAL, "收到模型更新"),
+    "federation.upload": Verb("110106", "create", _RESEARCH, _CLINICAL, "模型更新出院"),
+    "federation.void": Verb("rest", "update", _RESEARCH, _SECURITY, "轮次作废"),
+    "governance.activate-user": Verb("110113", "110137", _ADMIN, _SECURITY, "激活账户被拒"),
+    "governance.bootstrap": Verb("110113", "110137", _ADMIN, _SECURITY, "创建首位安全管理员"),
+    "governance.change-password": Verb("110113", "110137", _ADMIN, _SECURITY, "修改口令被拒"),
+    "governance.close-session": Verb("110114", "110123", _ADMIN, _SECURITY, "退出登录被拒"),
+    "governance.confirm-second-factor": Verb("110113", "110137", _ADMIN, _SECURITY, "确认第二因素被拒"),
+    "governance.end-session": Verb("110114", "110123", _ADMIN, _SECURITY, "结束会话被拒"),
+    "governance.enrol": Verb("110113", "110126", _ADMIN, _SECURITY, "节点注册被拒"),
+    "governance.enrol-second-factor": Verb("110113", "110137", _ADMIN, _SECURITY, "登记第二因素被拒"),
+    "governance.open-session": Verb("110114", "110122", _ADMIN, _SECURITY, "登录被拒"),
+    "governance.open-system-session": Verb("110114", "110122", _ADMIN, _SECURITY, "系统登录被拒"),
+    "governance.renew-certificate": Verb("110113", "110126", _ADMIN, _SECURITY, "证书续期被拒"),
+    "governance.step-up": Verb("110114", "110122", _ADMIN, _SECURITY, "二次验证被拒"),
+    "hospital.enrol": Verb("110113", "110126", _ADMIN, _SECURITY, "医院节点申请注册"),
+    "hospital.register": Verb("110113", "110129", _ADMIN, _SECURITY, "登记医院"),
+    "hospital.revoke": Verb("110113", "110126", _ADMIN, _SECURITY, "吊销医院证书被拒"),
+    "inference.infer": Verb("110100", "operation", "TREAT", _CLINICAL, "模型推理"),
+    "model.artefact": Verb("rest", "update", _RESEARCH, _CLINICAL, "登记模型制品"),
+    "model.convert": Verb("110100", "operation", _RESEARCH, _CLINICAL, "模型转换"),
+    "model.install": Verb("110100", "110131", _OPERATE, _CLINICAL, "安装模型"),
+    "model.prepare-release": Verb("rest", "create", _OPERATE, _CLINICAL, "准备发布模型"),
+    "model.register": Verb("rest", "create", _RESEARCH, _CLINICAL, "登记模型版本"),
+    "model.reject": Verb("110113", "110131", _OPERATE, _CLINICAL, "拒绝加载模型"),
+    "model.release": Verb("110113", "110135", _OPERATE, _CLINICAL, "发布模型"),
+    "model.remove": Verb("110100", "110131", _OPERATE, _CLINICAL, "移除模型"),
+    "model.serve": Verb("110100", "110131", _OPERATE, _CLINICAL, "模型上线"),
+    "model.withdraw": Verb("110113", "110135", _OPERATE, _CLINICAL, "撤回模型"),
+    "node.enrolled": Verb("110113", "110126", _ADMIN, _SECURITY, "医院节点注册完成"),
+    "node.renew": Verb("110113", "110126", _ADMIN, _SECURITY, "节点证书续期"),
+    "node.revoke": Verb("110113", "110126", _ADMIN, _SECURITY, "吊销节点证书"),
+    "package.approve": Verb("110113", "110131", _RESEARCH, _SECURITY, "批准训练代码"),
+    "password.change": Verb("110113", "110137", _ADMIN, _SECURITY, "修改口令"),
+    "request.replayed": Verb("110113", "110126", _ADMIN, _SECURITY, "重放请求"),
+    "second_factor.confirm": Verb("110113", "110137", _ADMIN, _SECURITY, "确认第二因素"),
+    "second_factor.enrol": Verb("110113", "110137", _ADMIN, _SECURITY, "登记第二因素"),
+    "session.close": Verb("110114", "110123", _ADMIN, _SECURITY, "退出登录"),
+    "session.end": Verb("110114", "110123", _ADMIN, _SECURITY, "结束会话"),
+    "session.open": Verb("110114", "110122", _ADMIN, _SECURITY, "登录"),
+    "session.step_up": Verb("110114", "110122", _ADMIN, _SECURITY, "二次验证"),
+    "system.register": Verb("110113", "110137", _ADMIN, _SECURITY, "登记医院系统"),
+    "training.cancel": Verb("rest", "update", _RESEARCH, _CLINICAL, "取消训练"),
+    "training.fail": Verb("110100", "operation", _RESEARCH, _CLINICAL, "训练失败"),
+    "training.finish": Verb("110100", "operation", _RESEARCH, _CLINICAL, "训练完成"),
+    "training.submit": Verb("rest", "create", _RESEARCH, _CLINICAL, "提交训练"),
+    "user.activate": Verb("110113", "110137", _ADMIN, _SECURITY, "激活账户"),
+    "user.create": Verb("110113", "110137", _ADMIN, _SECURITY, "创建账户"),
+    "user.locked": Verb("110113", "110137", _ADMIN, _SECURITY, "账户锁定"),
+    "user.manage": Verb("110113", "110137", _ADMIN, _SECURITY, "变更账户"),
+    "user.recover": Verb("110113", "110137", _ADMIN, _SECURITY, "恢复账户"),
+    "user.unlock": Verb("110113", "110137", _ADMIN, _SECURITY, "解锁账户"),
+}
+
+
+def coding(verb: str) -> dict[str, str]:
+    """The record's `type`: event id and event type code with their systems. Raises `KeyError` for a verb nobody declared."""
+    found = VERBS[verb]
+    return {"system": CODES[found.code][0], "code": found.code, "subsystem": SUBCODES[found.sub][0], "subcode": found.sub}

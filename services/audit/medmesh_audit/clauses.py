@@ -1,0 +1,375 @@
+"""The clauses of GB/T 22239-2019 8.1.4, 8.1.5 and 8.1.10.6, and what decides each.
+
+A judgement takes `evidence.Facts` and answers (state, English, Chinese). `met` and `part` come out of facts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medmesh_audit.evidence import Facts
+
+Judgement = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """`links` are verbs or codes whose newest record is shown, `routes` further places to look."""
+
+    number: str
+    zh: str
+    en: str
+    judge: Callable[[Facts], Judgement]
+    links: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+
+
+def procedural(en: str, zh: str) -> Callable[[Facts], Judgement]:
+    """Software cannot show it; who shows what is said."""
+    return lambda facts: ("procedural", f"procedural: {en}", f"制度：{zh}")
+
+
+def absent(en: str, zh: str) -> Callable[[Facts], Judgement]:
+    """The platform does not do it."""
+    return lambda facts: ("not_met", en, zh)
+
+
+def decided(shown: bool, en: str, zh: str, *, best: str = "met", otherwise: tuple[str, str] = ("", "")) -> Judgement:
+    """`best` when it is shown, else not met."""
+    return (best, en, zh) if shown else ("not_met", otherwise[0] or f"not shown: {en}", otherwise[1] or f"未能证明：{zh}")
+
+
+def intact(f: Facts) -> bool:
+    """The log verifies now: signature, root, every body of the sample, no gap, nothing missing."""
+    return f.signature and f.rooted and f.bodies and not f.gaps and f.stored == f.size > 0
+
+
+def encrypted(f: Facts) -> Judgement:
+    plain = ", ".join(f.plain)
+    return decided(
+        not f.plain,
+        "TLS 1.2 or later on every connection of this service outside loopback",
+        "本服务除本机回环外的所有连接均为 TLS 1.2 以上",
+        otherwise=(f"without TLS: {plain}", f"未加密连接：{plain}"),
+    )
+
+
+def identity(f: Facts) -> Judgement:
+    changes = f.verbs.get("password.change", 0)
+    en = f"{f.accounts} accounts in the log, each name once; weak passwords are refused; {changes} changes of passwords"
+    zh = f"日志中共 {f.accounts} 个账户，标识唯一；弱口令被拒绝；口令更换 {changes} 次"
+    return decided(f.accounts > 0 and not f.doubled and f.weak_refused, en, zh, best="met" if changes else "part")
+
+
+def lockout(f: Facts) -> Judgement:
+    locked, failed = f.refused.get("governance.locked", 0), f.refused.get("governance.sign_in_refused", 0)
+    en = f"{failed} refused sign-ins and {locked} refusals of locked accounts among the newest records; time-outs are not in the log"
+    zh = f"最近记录中有 {failed} 次登录失败、{locked} 次因锁定被拒；超时退出未记入日志"
+    return decided(locked > 0 and failed > 0, en, zh, best="part")
+
+
+def factors(f: Facts) -> Judgement:
+    single = sum(n for method, n in f.factors.items() if "+" not in method and method != "private_key_jwt")
+    total = sum(f.factors.values())
+    en, zh = (
+        f"{total - single} of {total} sign-ins in 90 days with two factors or a private key",
+        f"90 天内 {total} 次登录中 {total - single} 次采用双因素或私钥",
+    )
+    return decided(total > 0 and single == 0, en, zh)
+
+
+def accounts(f: Facts) -> Judgement:
+    return decided(f.accounts > 0, f"{f.accounts} accounts with their roles in the log", f"日志记录了 {f.accounts} 个账户及其角色")
+
+
+def defaults(f: Facts) -> Judgement:
+    en = f"{f.bootstraps} account by the one-time token, {f.nameless} accounts made by nobody; no account comes with the software"
+    zh = f"一次性令牌创建 {f.bootstraps} 个账户，无来源账户 {f.nameless} 个；软件不含默认账户"
+    return decided(f.bootstraps == 1 and f.nameless == 0, en, zh)
+
+
+def disabled(f: Facts) -> Judgement:
+    n = f.refused.get("governance.disabled", 0)
+    en, zh = (
+        f"{n} sign-ins of disabled accounts were refused; which are shared is procedural",
+        f"{n} 次停用账户登录被拒；共享账户排查属制度",
+    )
+    return decided(n > 0, en, zh, best="part", otherwise=("no disabled account was refused yet", "尚无停用账户被拒的记录"))
+
+
+def separation(f: Facts) -> Judgement:
+    en = f"the running rules refuse every pair of the three administrators; {f.administrators} accounts were made with two"
+    zh = f"运行中的规则拒绝三类管理员角色两两兼任；兼任账户 {f.administrators} 个"
+    return decided(f.exclusive and f.administrators == 0, en, zh)
+
+
+def one_policy(f: Facts) -> Judgement:
+    en = f"every one of the newest {f.sample} records was decided by the role table {f.bundle[:16]}…; refusals are recorded"
+    zh = f"最近 {f.sample} 条记录均由权限表 {f.bundle[:16]}… 判定；拒绝均有记录"
+    other = len(f.bundles - {f.bundle})
+    return decided(
+        f.sample > 0 and f.bundles == {f.bundle}, en, zh, otherwise=(f"{other} other role tables are in use", f"存在 {other} 个其他权限表")
+    )
+
+
+def granularity(f: Facts) -> Judgement:
+    names = ", ".join(f.foreign) or "-"
+    en = f"subjects are persons, services and nodes; the database role sees no other service's schema ({names}) and is no superuser"
+    zh = f"主体为人员、服务与节点；数据库角色不可见其他服务的模式（{names}），且非超级用户"
+    return decided(not f.foreign and not f.superuser, en, zh)
+
+
+def covered(f: Facts) -> Judgement:
+    silent = sorted(f.expected - f.emitting)
+    if f.gaps or not f.emitting:
+        return "not_met", f"gaps: {', '.join(f.gaps) or 'no records'}", f"缺号：{', '.join(f.gaps) or '无记录'}"
+    if silent:
+        return "part", f"no record yet from: {', '.join(silent)}", f"尚无记录的服务：{', '.join(silent)}"
+    return "met", f"all {len(f.expected)} services emit, without a gap", f"全部 {len(f.expected)} 个服务均有记录且无缺号"
+
+
+def contents(f: Facts) -> Judgement:
+    en = f"time, user, kind, outcome in each of the newest {f.sample} records"
+    return decided(f.fields, en, f"最近 {f.sample} 条记录均含时间、用户、类型、结果")
+
+
+def protected(f: Facts) -> Judgement:
+    rights = ", ".join(f.writable)
+    en = f"signature, root and {f.sample} bodies verify; the service's role cannot change rows. Backups: procedural"
+    zh = f"签名、根哈希及 {f.sample} 条正文验证通过；服务角色无权改写。备份属制度"
+    other = (
+        f"the log verifies: {intact(f)}; the role may {rights or 'not change rows'}",
+        f"日志验证：{intact(f)}；角色权限：{rights or '不可改写'}",
+    )
+    return decided(intact(f) and not f.writable, en, zh, best="part", otherwise=other)
+
+
+def validated(f: Facts) -> Judgement:
+    return decided(f.strict, "unknown fields and impossible values are refused at this moment", "此刻对未知字段与非法取值均予拒绝")
+
+
+def watched(f: Facts) -> Judgement:
+    n = f.verbs.get("audit.alert", 0) + sum(count for code, count in f.refused.items() if code.startswith("alert."))
+    return decided(
+        f.watched, f"the watcher looked within the last minute; {n} alerts in the newest records", f"监视器一分钟内运行过；最近告警 {n} 条"
+    )
+
+
+def stored_whole(f: Facts) -> Judgement:
+    en, zh = (
+        "audit data: signature, root and bodies verify now. Other data: objects by their hash",
+        "审计数据：签名、根哈希与正文此刻验证通过；其他数据以哈希命名",
+    )
+    return decided(intact(f), en, zh, best="part", otherwise=("the log does not verify", "日志验证不通过"))
+
+
+def necessary(f: Facts) -> Judgement:
+    en = f"{f.identifiers} identity or telephone numbers in the newest {f.sample} records"
+    return decided(f.sample > 0 and f.identifiers == 0, en, f"最近 {f.sample} 条记录中身份证号或手机号 {f.identifiers} 个")
+
+
+def lawful(f: Facts) -> Judgement:
+    en = f"a purpose of use in each of the newest {f.sample} records; unauthorised access is denied and recorded"
+    return decided(f.purposes, en, f"最近 {f.sample} 条记录均含使用目的；越权访问被拒并记录")
+
+
+def administered(role: str, en: str, zh: str) -> Callable[[Facts], Judgement]:
+    """Everything an administrator changes leaves a record."""
+
+    def judge(f: Facts) -> Judgement:
+        if role not in f.silent_actions:
+            return "not_met", "not looked at", "未检查"
+        silent = ", ".join(f.silent_actions[role])
+        if silent:
+            return "part", f"not recorded when it succeeds: {silent}", f"成功时未记录：{silent}"
+        return "met", f"every action of the {en} that changes something is recorded", f"{zh}的每项变更操作均有记录"
+
+    return judge
+
+
+def audited_audit(f: Facts) -> Judgement:
+    silent = ", ".join(f.silent_actions.get("audit_administrator", ("?",)))
+    read = sum(f.verbs.get(verb, 0) for verb in ("audit.search", "audit.read", "audit.copy", "audit.prove"))
+    return decided(not silent and read > 0, f"reading the log is recorded: {read} times so far", f"读取日志均有记录：迄今 {read} 次")
+
+
+def kept(f: Facts) -> Judgement:
+    en = f"all {f.size} records are stored; bodies are kept {f.retention} days at least"
+    zh = f"全部 {f.size} 条记录均在；正文至少留存 {f.retention} 天"
+    other = (
+        f"{f.stored} of {f.size} records are stored, kept {f.retention} days",
+        f"{f.size} 条中现存 {f.stored} 条，留存 {f.retention} 天",
+    )
+    return decided(f.stored == f.size > 0 and f.retention >= 180, en, zh, otherwise=other)
+
+
+def collected(f: Facts) -> Judgement:
+    state, en, zh = kept(f)
+    hospitals = sum(name.startswith("edge:") for name in f.emitting)
+    if state == "met" and not hospitals:
+        return "part", f"{en}; no hospital's node has handed records in yet", f"{zh}；尚无医院节点上报"
+    return state, f"{en}; {hospitals} hospitals' nodes hand theirs in", f"{zh}；{hospitals} 家医院节点上报"
+
+
+def changed(f: Facts) -> Judgement:
+    if f.approved + f.unapproved == 0:
+        return "not_met", "nothing was executed yet that needs an approval", "尚无需审批的操作被执行"
+    en = f"{f.approved} privileged actions, each with its approval, in a log that verifies; {f.unapproved} without"
+    zh = f"{f.approved} 项特权操作均附审批，且日志不可更改；无审批 {f.unapproved} 项"
+    return decided(f.unapproved == 0 and intact(f), en, zh)
+
+
+CLAUSES: tuple[Clause, ...] = (
+    Clause(
+        "8.1.4.1 a)", "身份标识唯一，鉴别信息有复杂度并定期更换", "unique identity, complexity, periodic change", identity, ("user.create",)
+    ),
+    Clause(
+        "8.1.4.1 b)",
+        "登录失败处理、锁定、超时退出",
+        "failed sign-ins, lock, time-out",
+        lockout,
+        ("governance.locked", "governance.sign_in_refused"),
+    ),
+    Clause("8.1.4.1 c)", "远程管理防窃听", "remote management cannot be overheard", encrypted),
+    Clause("8.1.4.1 d)", "两种或以上组合鉴别", "two factors, one of them cryptographic", factors, ("session.open",)),
+    Clause("8.1.4.2 a)", "分配账户和权限", "accounts and rights are given", accounts, ("user.create",)),
+    Clause("8.1.4.2 b)", "无默认账户与默认口令", "no default accounts", defaults, ("governance.bootstrap",)),
+    Clause(
+        "8.1.4.2 c)",
+        "停用多余、过期、共享账户",
+        "expired accounts are disabled",
+        disabled,
+        ("governance.disabled",),
+    ),
+    Clause("8.1.4.2 d)", "最小权限，管理权限分离", "least privilege, divided administrators", separation),
+    Clause("8.1.4.2 e)", "授权主体配置访问控制策略", "policy is set by whom it is given to", one_policy, ("access.denied",)),
+    Clause("8.1.4.2 f)", "主体到用户或进程级，客体到文件或表级", "subjects are users, objects tables", granularity),
+    Clause("8.1.4.2 g)", "安全标记与强制控制", "security labels", absent("there are no security labels", "尚无安全标记")),
+    Clause("8.1.4.3 a)", "审计覆盖每个用户和重要行为", "audit covers every user and event", covered, (), ("/v1/coverage",)),
+    Clause("8.1.4.3 b)", "记录含时间、用户、类型、结果", "time, user, kind, outcome", contents),
+    Clause("8.1.4.3 c)", "保护审计记录并定期备份", "records are protected and backed up", protected, (), ("/log/checkpoint",)),
+    Clause(
+        "8.1.4.3 d)",
+        "保护审计进程",
+        "the audit process is protected",
+        procedural("rights on the host and in the cluster", "主机与集群权限"),
+    ),
+    Clause("8.1.4.4 a)", "最小安装", "minimal installation", procedural("the image's list of packages", "镜像软件清单")),
+    Clause(
+        "8.1.4.4 b)",
+        "关闭不需要的服务和端口",
+        "no needless ports",
+        procedural("network policies in k8s/base/network.yaml", "k8s/base/network.yaml 网络策略"),
+    ),
+    Clause(
+        "8.1.4.4 c)",
+        "限制管理终端地址",
+        "addresses of administrators are limited",
+        absent("no list of addresses for administrators", "尚无管理终端地址限制"),
+    ),
+    Clause("8.1.4.4 d)", "数据有效性检验", "input is validated", validated),
+    Clause(
+        "8.1.4.4 e)",
+        "漏洞发现与修补",
+        "vulnerabilities are found and mended",
+        procedural("scans and patches by the operator", "由运营方扫描与修补"),
+    ),
+    Clause("8.1.4.4 f)", "检测入侵并报警", "intrusion is detected and alarmed", watched, ("audit.alert",)),
+    Clause(
+        "8.1.4.5",
+        "恶意代码防范",
+        "malicious code",
+        procedural("anti-virus of the hosts; uploads hold no executable formats", "主机防病毒；上传内容不含可执行格式"),
+    ),
+    Clause("8.1.4.6", "可信验证", "trusted verification", absent("programs are not verified at their start", "启动时未做程序完整性验证")),
+    Clause("8.1.4.7 a)", "传输完整性", "integrity in transit", encrypted),
+    Clause("8.1.4.7 b)", "存储完整性", "integrity at rest", stored_whole, (), ("/log/checkpoint",)),
+    Clause("8.1.4.8 a)", "传输保密性", "confidentiality in transit", encrypted),
+    Clause("8.1.4.8 b)", "存储保密性", "confidentiality at rest", absent("no encryption at rest by the platform", "平台尚无存储加密")),
+    Clause(
+        "8.1.4.9 a)",
+        "本地数据备份与恢复",
+        "local backup and restore",
+        procedural("backups and restore drills of the operator", "运营方备份与恢复演练"),
+    ),
+    Clause(
+        "8.1.4.9 b)",
+        "异地实时备份",
+        "remote backup",
+        procedural("replication of PostgreSQL and S3 by the operator", "运营方数据库与对象存储异地复制"),
+    ),
+    Clause("8.1.4.9 c)", "热冗余", "hot standby", procedural("k8s/overlays/ha", "k8s/overlays/ha 部署")),
+    Clause(
+        "8.1.4.10 a)",
+        "鉴别信息空间清除",
+        "credentials are wiped",
+        procedural("hosts without swap and core dumps", "主机禁用交换与内存转储"),
+    ),
+    Clause("8.1.4.10 b)", "敏感数据空间清除", "sensitive data are wiped", procedural("wiping of disks by the operator", "运营方磁盘清除")),
+    Clause("8.1.4.11 a)", "仅采集必需的个人信息", "only what is needed", necessary),
+    Clause("8.1.4.11 b)", "禁止未授权访问和非法使用", "no unauthorised use", lawful, ("access.denied",)),
+    Clause(
+        "8.1.5.1 a)",
+        "系统管理员鉴别且操作被审计",
+        "system administrators are audited",
+        administered("system_administrator", "system administrator", "系统管理员"),
+    ),
+    Clause(
+        "8.1.5.1 b)",
+        "由系统管理员管理资源与启停",
+        "system administrators manage resources",
+        procedural("the operator's command line", "运营方命令行"),
+    ),
+    Clause("8.1.5.2 a)", "审计管理员鉴别且操作被审计", "audit administrators are audited", audited_audit, ("audit.search", "audit.read")),
+    Clause("8.1.5.2 b)", "按策略存储、管理、查询审计记录", "records are stored, managed, queried by policy", kept),
+    Clause(
+        "8.1.5.3 a)",
+        "安全管理员鉴别且操作被审计",
+        "security administrators are audited",
+        administered("security_administrator", "security administrator", "安全管理员"),
+    ),
+    Clause(
+        "8.1.5.3 b)",
+        "统一安全标记、授权、可信验证策略",
+        "labels and policies are set centrally",
+        absent("there are no security labels", "尚无安全标记"),
+    ),
+    Clause("8.1.5.4 a)", "特定管理区域", "a management zone", procedural("network zones of the operator", "运营方网络分区")),
+    Clause("8.1.5.4 b)", "安全的信息传输路径", "safe paths", encrypted),
+    Clause(
+        "8.1.5.4 c)",
+        "集中监测运行状况",
+        "central monitoring",
+        procedural("Prometheus and its rules in compose/observe and k8s/monitoring", "compose/observe 与 k8s/monitoring 监测"),
+    ),
+    Clause("8.1.5.4 d)", "审计数据集中收集，留存合规", "audit data are collected centrally and kept", collected, (), ("/v1/coverage",)),
+    Clause(
+        "8.1.5.4 e)",
+        "策略、恶意代码、补丁集中管理",
+        "policies and patches are managed centrally",
+        procedural("updates by the operator", "运营方统一升级"),
+    ),
+    Clause("8.1.5.4 f)", "安全事件识别、报警、分析", "events are recognised and alarmed", watched, ("audit.alert",)),
+    Clause(
+        "8.1.10.6 变更性运维",
+        "变更经审批，保留不可更改的审计日志",
+        "changes are approved, the log is unalterable",
+        changed,
+        ("model.release", "federation.approved"),
+    ),
+    Clause(
+        "8.1.10.6 运维工具",
+        "运维工具经审批，日志不可更改，用后删除敏感数据",
+        "tools are approved and cleaned",
+        procedural("the operator's tools", "运营方运维工具管理"),
+    ),
+    Clause(
+        "8.1.10.6 远程运维",
+        "远程运维经审批，日志不可更改，用后关闭",
+        "remote operation is approved and closed",
+        procedural("the operator's remote access", "运营方远程接入管理"),
+    ),
+)

@@ -1,0 +1,55 @@
+"""Who stands at the auditors' door, and what they may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Depends, Request
+
+from medmesh.errors import Problem
+from medmesh.security.roles import Decision, allow, denial
+from medmesh.security.tokens import Actor, verify_actor
+from medmesh.service.runtime import Runtime
+from medmesh.store.unit import AuditEntry, Context
+from medmesh_audit.domain import scope
+
+AUDIENCE = "audit"
+OPEN = {"x-medmesh-action": "open"}
+"""Said by a route that anybody may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody whom the role table lets in for one action."""
+
+    actor: Actor
+    decision: Decision
+    context: Context
+
+    @property
+    def scope(self) -> str | None:
+        """The one organisation whose records they see; None for all."""
+        return scope(self.actor)
+
+
+def may(runtime: Runtime, action: str) -> Any:
+    """A FastAPI dependency: the visitor, or a refusal that is recorded."""
+
+    async def check(request: Request) -> Visitor:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise Problem("actor.missing", type="audit")
+        actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
+        decision = allow(actor, action, datetime.now(UTC))
+        context = runtime.context(actor=actor, decision=decision)
+        if not decision.allowed:
+            problem = denial(decision, actor, action)
+            async with runtime.unit(context) as uow:
+                uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
+            raise problem
+        return Visitor(actor, decision, context)
+
+    check.action = action  # type: ignore[attr-defined]  # read by the matrix of roles and routes
+    return Depends(check)

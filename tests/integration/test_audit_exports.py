@@ -1,0 +1,195 @@
+"""Exports: nothing without an approval of exactly this request, and a file that proves itself offline."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tests.architecture.sources import ROOT
+from tests.integration.test_audit_door import about, door, log
+from tests.world import World, small_world
+
+from medmesh.auditing.package import check, unpack
+from medmesh.cli.audit import audit
+from medmesh.client.audit import fetch_export
+from medmesh.contracts.audit import ExportFinished, RequestExport
+from medmesh.contracts.governance import ApprovalGranted
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.ledger.copies import Folder
+from medmesh.ledger.policy import demanding
+from medmesh.ledger.verify import Wanted, verify_log
+from medmesh.security import approvals
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    async with small_world(servers, private, ports) as made:
+        yield made
+
+
+async def requested(world: World, format: str = "jsonl", **given: Any) -> dict[str, Any]:
+    done = await world.p.send(RequestExport.model_validate({"format": format, "filter": given}), world.p.person("qian", "auditor"))
+    assert done.succeeded, done.problem
+    assert done.result
+    return done.result
+
+
+async def granted(world: World, made: dict[str, Any], *, digest: str = "", approval: str = "approval-1") -> None:
+    token = world.p.approval("audit.export", made["export"], digest or made["digest"], approval=approval)
+    event = ApprovalGranted(approval=approval, action="audit.export", target=made["export"], digest=made["digest"], token=token)
+    await world.p.publish(event, source="governance")
+
+
+async def finished(world: World, made: dict[str, Any]) -> ExportFinished:
+    return (await world.p.wait(ExportFinished, lambda found: found.data.export == made["export"])).data
+
+
+def verified(key: str, file: Path) -> int:
+    """What `medmesh audit verify` ends with."""
+    return int(CliRunner().invoke(audit, ["verify", "export", "--key", key, str(file)], standalone_mode=False).return_value)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "fhir", "dicom", "ocsf", "csv"])
+async def test_every_format_verifies_offline_and_holds_what_was_asked_for(world: World, private: Path, format: str) -> None:
+    await log(world, *(about("renji", f"d{n}") for n in range(300)), about("ruijin", "ct"))
+    made = await requested(world, format, org="renji", verb="catalogue.publish")
+    await granted(world, made)
+    assert (await finished(world, made)).records == 300
+    key = world.p.runtimes["audit"].ports.sequencer.vkey
+    async with door(world) as auditor:
+        fetched = await fetch_export(auditor, made["export"], private / "export.zip", seconds=20)
+    assert fetched.media_type == "application/zip"
+    folder = unpack(private / "export.zip", private / "export")
+    report = verify_log(Folder(folder), Wanted(demanding(key), partial=True))
+    check(folder, report)
+    assert report.faults == []
+    assert report.bodies == 300
+    assert json.loads((folder / "request.json").read_bytes())["digest"] == approvals.request_digest(made["request"])
+    assert json.loads((folder / "emitters.json").read_bytes())["governance"]["entries"] == 301
+    assert key in (folder / "vkeys").read_text()
+    assert "请以安装时交付的纸质文件为准" in (folder / "verify.txt").read_text()
+    if format == "csv":
+        rows = list(csv.DictReader(io.StringIO((folder / "records.csv").read_text(encoding="utf-8-sig"))))
+        assert {row["操作"] for row in rows} == {"发布数据目录"}
+        assert len(rows) == 300
+    elif format == "dicom":
+        assert len(list((folder / "dicom").glob("*.xml"))) == 300
+    elif format != "jsonl":
+        lines = (folder / f"records.{format}.ndjson").read_text().splitlines()
+        assert len(lines) == 300
+        assert all(json.loads(line) for line in lines)
+    assert not any(b"ruijin/ct" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    # The program that shares no code with ours agrees.
+    arguments = [sys.executable, "-I", str(ROOT / "libs/medmesh/demo/checker.py"), "verify-log", "--log", str(folder), "--key", key]
+    other = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, check=False)
+    assert other.returncode == 0, other.stdout
+
+
+async def test_an_altered_export_is_found_whichever_part_was_touched(world: World, private: Path) -> None:
+    await log(world, *(about("renji", f"d{n}") for n in range(3)))
+    made = await requested(world, org="renji")
+    await granted(world, made)
+    await finished(world, made)
+    key = world.p.runtimes["audit"].ports.sequencer.vkey
+    async with door(world) as auditor:
+        await fetch_export(auditor, made["export"], private / "export.zip", seconds=20)
+
+    def verdict(name: str, change: Any) -> int:
+        with zipfile.ZipFile(private / "export.zip") as source, zipfile.ZipFile(private / "altered.zip", "w") as target:
+            for info in source.infolist():
+                content = source.read(info)
+                target.writestr(info.filename, change(content) if info.filename.startswith(name) else content)
+        return verified(key, private / "altered.zip")
+
+    def turned(field: str) -> Any:
+        def change(content: bytes) -> bytes:
+            lines = [json.loads(line) for line in content.splitlines()]
+            value = lines[1][field]
+            first = value[0] if field == "proof" else value
+            other = ("B" if first[4] == "A" else "A").join((first[:4], first[5:]))
+            lines[1][field] = [other, *value[1:]] if field == "proof" else other
+            return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+        return change
+
+    assert verdict("nothing", bytes) == 0
+    for field in ("body", "salt", "leaf", "proof"):
+        assert verdict("bodies.jsonl", turned(field)) == 1, field
+    assert verdict("checkpoint", lambda content: content.replace(b"\n", b"\n1", 1)) == 1
+    assert verdict("tile/0", lambda content: content[:-1] + bytes([content[-1] ^ 1])) == 1
+    assert verdict("tile/entries", lambda content: content[:-1] + bytes([content[-1] ^ 1])) == 1
+    assert verdict("emitters.json", lambda content: content.replace(b'"entries":', b'"entries":1')) == 1
+    (private / "cut.zip").write_bytes((private / "export.zip").read_bytes()[:200])
+    assert verified(key, private / "cut.zip") == 2
+    with zipfile.ZipFile(private / "slip.zip", "w") as target:
+        target.writestr("../outside", b"x")
+    assert verified(key, private / "slip.zip") == 2
+    assert not (private.parent / "outside").exists()
+
+
+async def test_without_an_approval_of_exactly_this_request_nothing_is_built(world: World, private: Path) -> None:
+    await log(world, about("renji", "mri"))
+    made, other = await requested(world, org="renji"), await requested(world, org="ruijin")
+    await granted(world, made, digest=other["digest"])  # of another request
+    await granted(world, {**other, "export": made["export"]}, approval="approval-2")
+    async with door(world) as auditor:
+        with pytest.raises(Problem) as caught:
+            await fetch_export(auditor, made["export"], private / "export.zip", seconds=1)
+        assert caught.value.code == "audit.export_pending"
+        await granted(world, made, approval="approval-3")
+        await finished(world, made)
+        await fetch_export(auditor, made["export"], private / "export.zip", seconds=5)
+    # The same approval opens nothing else, and a second one does not open it again.
+    again = await requested(world, org="renji")
+    await granted(world, again, approval="approval-3")
+    await granted(world, made, approval="approval-4")
+    await log(world, service="audit")
+    async with door(world) as auditor:
+        assert (await auditor.request("GET", f"/v1/exports/{again['export']}"))["state"] == "waiting"
+        records = [event["record"] for event in (await auditor.request("GET", "/v1/events", query={"verb": "audit.export"}))["events"]]
+    spent = [record["approval"]["id"] for record in records if record["approval"]]
+    assert spent == ["approval-3"]
+
+
+async def test_only_who_asked_fetches_it_and_an_organisations_auditor_gets_no_more_than_they_may_see(world: World, private: Path) -> None:
+    from medmesh.security.tokens import Actor, person_token
+
+    await log(world, about("renji", "mri"), about("ruijin", "ct"))
+    ma = person_token(
+        world.p.identities["governance"], Actor("person", "ma", "ruijin", frozenset(("auditor",)), "pwd+otp", datetime.now(UTC))
+    )
+    done = await world.p.send(RequestExport(format="jsonl"), ma)
+    assert done.result
+    await granted(world, done.result)
+    await finished(world, done.result)
+    export = done.result["export"]
+    async with door(world, "ma", "ruijin") as auditor:
+        await fetch_export(auditor, export, private / "export.zip", seconds=5)
+    folder = unpack(private / "export.zip", private / "export")
+    lines = [json.loads(line) for line in (folder / "bodies.jsonl").read_text().splitlines()]
+    import base64
+
+    assert lines
+    assert all("ruijin" in json.loads(base64.b64decode(line["body"]))["orgs"] for line in lines)
+    async with door(world, "zhou", "renji") as other:
+        with pytest.raises(Problem) as caught:
+            await other.request("GET", f"/v1/exports/{export}")
+        assert caught.value.code == "request.not_found"
+    async with door(world) as qian:
+        assert (await qian.request("GET", f"/v1/exports/{export}"))["state"] == "ready"
+        with pytest.raises(Problem) as caught:
+            await qian.raw("GET", f"/v1/exports/{export}/content")
+        assert caught.value.code == "request.not_found"

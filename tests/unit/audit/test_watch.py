@@ -1,0 +1,84 @@
+"""The watcher's rules: each finds its anomaly once, and leaves what is usual alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.unit.auditing.records import made
+
+from medmesh.security.roles import Decision
+from medmesh.store.unit import AuditEntry, Entity
+from medmesh_audit import anomalies as watch
+from medmesh_audit.anomalies import Seen
+
+START = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
+
+
+def seen(seq: int, entry: AuditEntry, seconds: float = 0.0, *, late: float = 0.0, decision: Decision | None = None, **changed: Any) -> Seen:
+    recorded = START + timedelta(seconds=seconds)
+    record = made(entry, decision=decision) | {"tr": recorded.strftime("%Y-%m-%dT%H:%M:%S.%fZ")} | changed
+    return Seen(seq, recorded + timedelta(seconds=late), record)
+
+
+def failed(seq: int, seconds: float, user: str = "li") -> Seen:
+    return seen(seq, AuditEntry("session.open", "E", 4, "governance.sign_in_refused", (Entity("user", user),)), seconds)
+
+
+def test_five_failures_of_one_account_in_five_minutes() -> None:
+    (found,) = watch.failures([failed(n, 60 * n) for n in range(5)])
+    assert (found.rule, found.about, found.seq) == ("auth_failures", "user:li", 4)
+    assert watch.failures([failed(n, 76 * n) for n in range(5)]) == []
+    assert watch.failures([failed(n, 1, f"user{n}") for n in range(9)]) == []
+    opened = [seen(n, AuditEntry("session.open", "E", entities=(Entity("user", "li"),)), n) for n in range(9)]
+    assert watch.failures(opened) == []
+
+
+def test_ten_refusals_of_the_role_table() -> None:
+    denied = AuditEntry("access.denied", "E", 8)
+    tail = [seen(n, denied, n, decision=Decision(False, "default")) for n in range(10)]
+    assert [found.rule for found in watch.denials(tail)] == ["access_denied"]
+    assert watch.denials(tail[:9]) == []
+
+
+def test_a_record_from_the_future_and_not_one_from_a_spool() -> None:
+    entry = AuditEntry("training.finish", "C")
+    assert [found.about for found in watch.skew([seen(1, entry, late=-2.5)])] == ["federation"]
+    assert watch.skew([seen(1, entry, late=-1.5), seen(2, entry, late=86_400)]) == []
+
+
+def test_another_role_table() -> None:
+    entry = AuditEntry("training.finish", "C")
+    other = {"policy": {"decision": "internal", "rules": [], "bundle": "ff" * 32}}
+    known: dict[str, str] = {}
+    assert watch.policy([seen(1, entry)], known) == []
+    (found,) = watch.policy([seen(2, entry), seen(3, entry, **other), seen(4, entry, **other)], known)
+    assert (found.rule, found.about, found.seq) == ("policy_changed", "federation", 3)
+    assert watch.policy([seen(5, entry, **other)], known) == []
+
+
+def test_more_exports_than_three_times_the_usual() -> None:
+    copies = [seen(n, AuditEntry("audit.copy", "R"), n) for n in range(40)]
+    assert watch.volume(copies[:20], []) == []
+    (found,) = watch.volume(copies, [])
+    assert (found.rule, found.about, found.seq) == ("export_volume", "person:li", 20)
+    assert watch.volume(copies, [15]) == []
+
+
+def test_a_witness_that_refuses() -> None:
+    refused = AuditEntry(
+        "audit.witness_refused", "E", 12, "ledger.quorum", (Entity("witness", "renji.example/w"), Entity("checkpoint", "9"))
+    )
+    (found,) = watch.split([seen(3, refused), seen(4, AuditEntry("audit.copy", "R"))])
+    assert (found.rule, found.about, found.seq) == ("split_view", "witness:renji.example/w", 3)
+
+
+def test_an_alarm_of_the_service_itself() -> None:
+    alarm = AuditEntry("audit.alarm.ddl", "E", 8, "audit.ddl")
+    assert [found.about for found in watch.alarms([seen(3, alarm), seen(4, AuditEntry("audit.copy", "R"))])] == ["audit.alarm.ddl"]
+
+
+def test_every_rule_has_a_severity() -> None:
+    rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
+    rules |= {"log_alarm", "record_altered", "split_view"}
+    assert set(watch.SEVERITY) == rules
