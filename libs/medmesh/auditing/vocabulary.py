@@ -163,9 +163,12 @@ VERBS: dict[str, Verb] = {
     "training.submit": Verb("rest", "create", _RESEARCH, _CLINICAL, "提交训练"),
     "user.activate": Verb("110113", "110137", _ADMIN, _SECURITY, "激活账户"),
     "user.create": Verb("110113", "110137", _ADMIN, _SECURITY, "创建账户"),
+    "user.disable": Verb("110113", "110137", _ADMIN, _SECURITY, "停用账户"),
+    "user.enable": Verb("110113", "110137", _ADMIN, _SECURITY, "启用账户"),
     "user.locked": Verb("110113", "110137", _ADMIN, _SECURITY, "账户锁定"),
     "user.manage": Verb("110113", "110137", _ADMIN, _SECURITY, "变更账户"),
     "user.recover": Verb("110113", "110137", _ADMIN, _SECURITY, "恢复账户"),
+    "user.roles": Verb("110113", "110137", _ADMIN, _SECURITY, "变更角色"),
     "user.unlock": Verb("110113", "110137", _ADMIN, _SECURITY, "解锁账户"),
 }
 

@@ -132,7 +132,7 @@ async def change_roles(command: Envelope[ChangeRoles], uow: UnitOfWork[Ports]) -
     roles = sorted(check_roles(command.data.roles))
     row = _person(await _other(uow, command.data.name))
     detail = {"before": ",".join(row.roles), "after": ",".join(roles)}
-    await _change(uow, row, "user.roles", detail, roles=roles)
+    await change_account(uow, row, "user.roles", detail, roles=roles)
 
 
 @HANDLERS.on(DisableUser)
@@ -140,7 +140,7 @@ async def disable_user(command: Envelope[DisableUser], uow: UnitOfWork[Ports]) -
     """Close an account; closing a closed one changes nothing."""
     row = await _other(uow, command.data.name)
     if row.disabled_at is None:
-        await _change(uow, row, "user.disable", {"reason": command.data.reason}, disabled_at=uow.now)
+        await change_account(uow, row, "user.disable", {"reason": command.data.reason}, disabled_at=uow.now)
     else:
         uow.unchanged()
 
@@ -150,7 +150,7 @@ async def enable_user(command: Envelope[EnableUser], uow: UnitOfWork[Ports]) -> 
     """Open it again; it counts as used from now on, or the idle rule would close it at once."""
     row = await _other(uow, command.data.name)
     if row.disabled_at is not None:
-        await _change(uow, row, "user.enable", {}, disabled_at=None, signed_in_at=uow.now)
+        await change_account(uow, row, "user.enable", {}, disabled_at=None, signed_in_at=uow.now)
     else:
         uow.unchanged()
 
@@ -171,7 +171,7 @@ async def disable_idle(uow: UnitOfWork[Ports]) -> None:
     keep = next((row.name for row in rows if "security_administrator" in row.roles), "")
     for row in rows:
         if row.name != keep and idle(row.signed_in_at or row.created_at, uow.ports.settings.idle_days, uow.now):
-            await _change(uow, row, "user.disable", {"reason": "idle"}, disabled_at=uow.now)
+            await change_account(uow, row, "user.disable", {"reason": "idle"}, disabled_at=uow.now)
 
 
 async def _other(uow: UnitOfWork[Ports], name: str) -> Any:
@@ -191,7 +191,7 @@ def _person(row: Any) -> Any:
     return row
 
 
-async def _change(uow: UnitOfWork[Ports], row: Any, verb: str, detail: dict[str, Any], **values: Any) -> None:
+async def change_account(uow: UnitOfWork[Ports], row: Any, verb: str, detail: dict[str, Any], **values: Any) -> None:
     """Change what somebody may do: it counts from now on, so the sessions end."""
     await uow.execute(update(users).where(users.c.name == row.name).values(values))
     await end_all(uow, row.name)
