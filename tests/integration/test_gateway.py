@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import func, select
 from tests.world import PASSWORD, World, small_world
 
 from medmesh.client import Gateway, download, upload
@@ -21,6 +22,7 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.authority import node_request
+from medmesh_audit.tables import facts
 
 
 @pytest.fixture
@@ -208,6 +210,12 @@ async def test_a_hospital_reads_its_own_inbox_in_order_and_goes_on_after_its_cur
         assert [cursor for cursor, _ in await asyncio.wait_for(waiting, 5)] == [7]
 
 
+async def recorded(world: World, verb: str) -> int:
+    """How many records of a verb the log holds."""
+    async with world.p.runtimes["audit"].unit() as uow:
+        return int((await uow.execute(select(func.count()).select_from(facts).where(facts.c.verb == verb))).scalar_one())
+
+
 async def test_a_request_of_a_node_needs_its_certificate_its_signature_and_is_good_once(world: World) -> None:
     async with world.node("renji") as renji:
         credentials = renji.credentials
@@ -217,6 +225,9 @@ async def test_a_request_of_a_node_needs_its_certificate_its_signature_and_is_go
         assert first.json()["code"] == "request.invalid"
         again = await renji._http.post("/v1/federations/f/answer", content=b"{}", headers=headers)
         assert again.json()["code"] == "security.request_replayed"
+        async with asyncio.timeout(15):
+            while not await recorded(world, "request.replayed"):
+                await asyncio.sleep(0.1)
         altered = await renji._http.post("/v1/federations/f/answer", content=b'{"accept":true}', headers=headers)
         assert altered.json()["code"] == "security.request_unsigned"
         world.p.hospital("huashan")
