@@ -59,6 +59,26 @@ def _show(document: Any) -> None:
     show(document)
 
 
+FILTERS = (
+    click.option("--actor", help="For example person:li"),
+    click.option("--org", help="Whose data it is about."),
+    click.option("--patient", help="A patient's pseudonym."),
+    click.option("--entity", help="KIND:ID, for example model:mri-cnn"),
+    click.option("--verb", help="A verb, or the beginning of one with *"),
+    click.option("--type", help="DICOM event id such as 110114, or rest"),
+    click.option("--outcome", type=click.Choice(["0", "4", "8", "12"])),
+    click.option("--purpose", help="HL7 v3 PurposeOfUse such as HRESCH"),
+    click.option("--correlation", help="Everything that came of one request."),
+)
+
+
+def narrowed(command: Callable[..., int]) -> Callable[..., int]:
+    """A command that takes what a search and an export can be narrowed by, in this order."""
+    for option in reversed(FILTERS):
+        command = option(command)
+    return command
+
+
 @click.group()
 def audit() -> None:
     """The log of every sensitive action.  审计日志。"""
@@ -68,15 +88,7 @@ def audit() -> None:
 @AUDIT
 @click.option("--from", "from", metavar="TIME", help="Not before this instant (ISO 8601).")
 @click.option("--to", metavar="TIME", help="Before this instant.")
-@click.option("--actor", help="For example person:li")
-@click.option("--org", help="Whose data it is about.")
-@click.option("--patient", help="A patient's pseudonym.")
-@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
-@click.option("--verb", help="A verb, or the beginning of one with *")
-@click.option("--type", help="DICOM event id such as 110114, or rest")
-@click.option("--outcome", type=click.Choice(["0", "4", "8", "12"]))
-@click.option("--purpose", help="HL7 v3 PurposeOfUse such as HRESCH")
-@click.option("--correlation", help="Everything that came of one request.")
+@narrowed
 @click.option("--cursor", help="`next` of the page before.")
 @click.option("--limit", default=100, show_default=True)
 def search(url: str, **filters: Any) -> int:
@@ -119,15 +131,7 @@ def export(url: str, folder: Path) -> int:
 @click.option("--format", "kind", type=click.Choice(["jsonl", "fhir", "dicom", "ocsf", "csv"]), default="jsonl", show_default=True)
 @click.option("--from", "since", metavar="TIME", help="Not before this instant (ISO 8601).")
 @click.option("--to", "until", metavar="TIME", help="Before this instant.")
-@click.option("--actor", help="For example person:li")
-@click.option("--org", help="Whose data it is about.")
-@click.option("--patient", help="A patient's pseudonym.")
-@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
-@click.option("--verb", help="A verb, or the beginning of one with *")
-@click.option("--type", help="DICOM event id such as 110114, or rest")
-@click.option("--outcome", type=click.Choice(["0", "4", "8", "12"]))
-@click.option("--purpose", help="HL7 v3 PurposeOfUse such as HRESCH")
-@click.option("--correlation", help="Everything that came of one request.")
+@narrowed
 def request_export(kind: str, **filters: Any) -> int:
     """Ask for an export; somebody else approves exactly this request.  申请导出。"""
     from medmesh.cli.session import with_gateway
