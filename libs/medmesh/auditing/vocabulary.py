@@ -134,6 +134,7 @@ VERBS: dict[str, Verb] = {
     "hospital.register": Verb("110113", "110129", _ADMIN, _SECURITY, "登记医院"),
     "hospital.revoke": Verb("110113", "110126", _ADMIN, _SECURITY, "吊销医院证书被拒"),
     "inference.infer": Verb("110100", "operation", "TREAT", _CLINICAL, "模型推理"),
+    "key.register": Verb("110113", "110137", _ADMIN, _SECURITY, "登记签名公钥"),
     "model.artefact": Verb("rest", "update", _RESEARCH, _CLINICAL, "登记模型制品"),
     "model.convert": Verb("110100", "operation", _RESEARCH, _CLINICAL, "模型转换"),
     "model.install": Verb("110100", "110131", _OPERATE, _CLINICAL, "安装模型"),

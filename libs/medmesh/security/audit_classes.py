@@ -27,6 +27,8 @@ CLASSES: dict[str, AuditClass] = {
     "approval.request": "privileged",
     "approval.decide": "privileged",
     "approval.list": "reading",
+    "key.register": "privileged",
+    "key.list": "reading",
     "dataset.create": "clinical",
     "dataset.read": "reading",
     "catalogue.publish": "clinical",

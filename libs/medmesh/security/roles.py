@@ -31,6 +31,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "approval.request": ("security_administrator", "researcher", "auditor", "audit_administrator"),
     "approval.decide": ("approver", "security_administrator"),
     "approval.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
+    "key.register": PERSON_ROLES,
+    "key.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
     "dataset.create": ("researcher",),
     "dataset.read": ("researcher", "annotator", "reviewer"),
     "catalogue.publish": ("hospital",),

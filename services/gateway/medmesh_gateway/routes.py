@@ -56,6 +56,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
     Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
+    Route("POST", "/v1/keys", governance.RegisterKey),
+    Route("GET", "/v1/keys", governance.ListKeys),
     # Audit: a hospital's own records with proofs; exports that somebody else approves.
     Route("GET", "/v1/audit/events", audit.SearchEvents),
     Route("GET", "/v1/audit/events/{event}/proof", audit.ProveEvent),

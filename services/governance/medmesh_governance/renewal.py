@@ -47,13 +47,14 @@ async def renew_certificate(query: Envelope[RenewCertificate], uow: UnitOfWork[P
         uow.unchanged()
         return state_of(known, uow)
     enrolment = new_id()
-    approval = old.approval if good else await ask_for_approval(uow, hospital, node, enrolment, digest)
+    approval = old.approval if good else await ask_for_approval(uow, hospital, node, enrolment, digest, old.organisation_key)
     values: dict[str, Any] = {
         "enrolment": enrolment,
         "hospital": hospital,
         "node": node,
         "csr_pem": wanted.csr_pem,
         "csr_digest": digest,
+        "organisation_key": old.organisation_key,
         "approval": approval,
         "replaces": serial,
         "state": "pending",
@@ -63,7 +64,7 @@ async def renew_certificate(query: Envelope[RenewCertificate], uow: UnitOfWork[P
     entities = (Entity("hospital", hospital), Entity("enrolment", enrolment, digest=digest))
     uow.audit(AuditEntry("node.renew", "C", entities=entities, detail={"expired": not good}))
     if good:
-        await issue_certificate(uow, enrolment)
+        await issue_certificate(uow, enrolment, {"id": approval, "renews": serial})
     made = await uow.first(select(enrolments).where(enrolments.c.enrolment == enrolment))
     return state_of(made, uow)
 

@@ -23,12 +23,12 @@ from medmesh.security.authority import Authority
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions, systems
+from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions, signatures, systems
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, handlers)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, signatures, handlers)
 """The modules whose handlers this service runs."""
 
 
@@ -51,6 +51,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         authority=Authority.load(settings.authority),
         seal=Seal.load(settings.seal_key),
         trust=runtime.trust,
+        roster=runtime.roster,
         bootstrap_hash=token.read_text().strip() if token and token.exists() else None,
     )
     runtime.ports = ports
