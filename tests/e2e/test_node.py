@@ -99,8 +99,9 @@ async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: st
         return [a for a in found if a["action"] == "hospital.enrol"]
 
     for approval in await until(open_one):
-        await approver.command("POST", f"/v1/approvals/{approval['approval']}/decision", {"approve": True})
+        await world.decide(approver, approval["approval"])
     await enrolling
+    world.roster(folder)
     return folder
 
 
@@ -129,7 +130,7 @@ async def federation(world: World, researcher: Gateway, approver: Gateway, hospi
     )
     body = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
     asked = await researcher.command("POST", "/v1/approvals", body)
-    await approver.command("POST", f"/v1/approvals/{asked['approval']}/decision", {"approve": True})
+    await world.decide(approver, asked["approval"])
     return made
 
 

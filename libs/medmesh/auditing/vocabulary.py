@@ -151,6 +151,8 @@ VERBS: dict[str, Verb] = {
     "package.approve": Verb("110113", "110131", _RESEARCH, _SECURITY, "批准训练代码"),
     "password.change": Verb("110113", "110137", _ADMIN, _SECURITY, "修改口令"),
     "request.replayed": Verb("110113", "110126", _ADMIN, _SECURITY, "重放请求"),
+    "roster.pin": Verb("110113", "110129", _COMPLY, _SECURITY, "固定签名名册"),
+    "roster.update": Verb("110113", "110129", _COMPLY, _SECURITY, "更新签名名册"),
     "second_factor.confirm": Verb("110113", "110137", _ADMIN, _SECURITY, "确认第二因素"),
     "second_factor.enrol": Verb("110113", "110137", _ADMIN, _SECURITY, "登记第二因素"),
     "session.close": Verb("110114", "110123", _ADMIN, _SECURITY, "退出登录"),

@@ -5,42 +5,25 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
-import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.edge_roster import own_key, own_roster, tell_key
+from medmesh.cli.edge_site import FOLDER, on_site
 from medmesh.cli.session import show
 from medmesh.errors import Problem
-
-T = TypeVar("T")
-
-FOLDER = click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=lambda: Path(os.environ.get("MEDMESH_EDGE", Path.home() / "medmesh-edge")),
-    show_default="$MEDMESH_EDGE or ~/medmesh-edge",
-    help="The node's folder.  节点目录。",
-)
-
-
-def on_site(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Run `work` with the opened folder."""
-    from medmesh_edge.ports import site
-
-    async def run() -> T:
-        async with site(folder.absolute()) as opened:
-            return await work(opened)
-
-    return asyncio.run(run())
 
 
 @click.group()
 def edge() -> None:
     """The hospital's node: data stay here.  医院边缘节点：数据不出院。"""
+
+
+edge.add_command(own_key)
+edge.add_command(own_roster)
 
 
 @edge.command()
@@ -80,16 +63,56 @@ def renew(folder: Path, wait: float) -> int:
 @click.option("--proxy", metavar="URL", help="HTTP proxy for everything that goes out.")
 @click.option("--port", default=0, help="Port of the local page; 0 takes a free one.")
 @click.option("--wait", default=86_400.0, show_default=True, help="Seconds to wait for approval.")
-def enrol(folder: Path, gateway: str, ca: Path, hospital: str, node: str, code: str, proxy: str | None, port: int, wait: float) -> int:
-    """Enrol this node: key and request are made here, a second person approves at the platform.  注册节点。"""
+@click.option("--roster", metavar="DIGITS|FILE", help="The roster's fingerprint, as read to you, or its file. Later: edge roster.")
+@click.option("--organisation-key", type=click.Path(exists=True, path_type=Path), help="The hospital's, for a further node.")
+def enrol(
+    folder: Path,
+    gateway: str,
+    ca: Path,
+    hospital: str,
+    node: str,
+    code: str,
+    proxy: str | None,
+    port: int,
+    wait: float,
+    roster: str | None,
+    organisation_key: Path | None,
+) -> int:
+    """Enrol this node: keys and request are made here, a second person approves at the platform.  注册节点。
+
+    Two keys are made: the node's, for its certificate, which renews; and the hospital's own, which signs what it accepts. Read the
+    fingerprint of the second to the keepers of the roster.
+    """
+    from medmesh.security import signing
     from medmesh_edge.enrolment import ca_fingerprint, enrol
-    from medmesh_edge.settings import Settings
+    from medmesh_edge.settings import Layout, Settings
+
+    layout = Layout(folder.absolute())
+    if organisation_key is not None and not layout.organisation_key.exists():
+        signing.save(layout.organisation_key, signing.load(organisation_key), None)
+    handed = Path(roster) if roster and len(roster) < 200 and Path(roster).is_file() else None
 
     pem = ca.read_bytes()
     click.echo(say(f"CA fingerprint {ca_fingerprint(pem)}: compare it by telephone", f"CA 指纹 {ca_fingerprint(pem)}：请电话核对"))
     settings = Settings(hospital=hospital, node=node, gateway=gateway, proxy=proxy, port=port)
     states = {"pending": say("waiting for approval…", "等待审批……"), "enrolled": say("enrolled", "注册完成")}
-    asyncio.run(enrol(folder.absolute(), settings, pem, code, say=lambda state: click.echo(states.get(state, state)), seconds=wait))
+    asyncio.run(
+        enrol(
+            folder.absolute(),
+            settings,
+            pem,
+            code,
+            pin=None if handed else roster,
+            roster=handed.read_bytes() if handed else None,
+            say=lambda state: click.echo(states.get(state, state)),
+            seconds=wait,
+        )
+    )
+    tell_key(layout.organisation_key)
+    if roster is None:
+        click.secho(
+            say("No roster is pinned yet: medmesh edge roster --pin DIGITS", "尚未固定名册：medmesh edge roster --pin 数字"), fg="yellow"
+        )
     return 0
 
 

@@ -55,7 +55,9 @@ class Approval:
         }
 
 
-def decided(signed: str, roster: Roster, *, approval: str, action: str, target: str, digest: str, requester: str, seen: datetime) -> tuple[str, Decision]:
+def decided(
+    signed: str, roster: Roster, *, approval: str, action: str, target: str, digest: str, requester: str, seen: datetime
+) -> tuple[str, Decision]:
     """Who of the roster signed what, when it is about exactly this request. Raises `Problem` (`roster.*`, `statement.*`)."""
     who, found = roster.person(signed, Decision, seen, APPROVERS)
     wanted = {"approval": approval, "action": action, "target": target, "digest": digest, "requester": requester}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.port import ObjectStore
@@ -50,5 +51,6 @@ class Ports:
     stores: Stores
     models: ObjectStore
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]
     leases: Leases = field(default_factory=Leases)
     wake: asyncio.Event = field(default_factory=asyncio.Event)

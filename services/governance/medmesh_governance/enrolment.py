@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +35,7 @@ from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh_governance.domain import ApprovalState
 from medmesh_governance.ports import HANDLERS, Ports
+from medmesh_governance.signatures import evidence
 from medmesh_governance.tables import approvals, enrolments, hospitals
 
 PROTOCOL = 1
@@ -156,8 +156,8 @@ def state_of(row: Any, uow: UnitOfWork[Ports]) -> EnrolmentState:
     return EnrolmentState(enrolment=row.enrolment, state=row.state, approval=row.approval, certificate_pem=row.certificate_pem, trust=trust)
 
 
-async def issue_certificate(uow: UnitOfWork[Ports], enrolment: str, approval: Mapping[str, str]) -> None:
-    """The approval was granted, or an older one still holds: sign the request. `approval` is what the record says of it."""
+async def issue_certificate(uow: UnitOfWork[Ports], enrolment: str) -> None:
+    """The approval was granted, or the one of the former certificate still holds: sign the request."""
     row = await uow.first(select(enrolments).where(enrolments.c.enrolment == enrolment).with_for_update())
     if row is None or row.state != "pending":
         return
@@ -172,8 +172,11 @@ async def issue_certificate(uow: UnitOfWork[Ports], enrolment: str, approval: Ma
     await uow.execute(update(enrolments).where(enrolments.c.enrolment == enrolment).values(values))
     uow.emit(NodeEnrolled(hospital=row.hospital, node=row.node, fingerprint=values["fingerprint"], expires=certificate.not_valid_after_utc))
     about = (Entity("node", row.node, digest=fingerprint(certificate)), Entity("hospital", row.hospital), Entity("enrolment", enrolment))
-    detail: dict[str, str | int | bool] = {"organisation_key": row.organisation_key, "request": row.csr_digest}
-    uow.audit(AuditEntry("node.enrolled", "C", entities=about, approval=approval, detail=detail))
+    approval = await uow.first(select(approvals).where(approvals.c.approval == row.approval))
+    assert approval is not None
+    # The record holds all that the approval's digest is made from, so that an auditor computes it and checks what was signed.
+    detail: dict[str, str | int | bool] = {"organisation_key": row.organisation_key, "request": approval.summary["request"]}
+    uow.audit(AuditEntry("node.enrolled", "C", entities=about, approval=await evidence(uow, approval), detail=detail))
 
 
 async def refuse_enrolment(uow: UnitOfWork[Ports], enrolment: str) -> None:

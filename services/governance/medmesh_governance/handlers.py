@@ -174,9 +174,9 @@ async def _grant(uow: UnitOfWork[Ports], row: Any) -> None:
     if row.action == "hospital.enrol":
         # Governance executes this one itself: the approval is spent in the same transaction that decides it.
         ports = uow.ports
-        found = tokens.verify(token, ports.identity.public, ports.roster(), action=row.action, digest=row.digest, at=uow.now)
+        tokens.verify(token, ports.identity.public, ports.roster(), action=row.action, digest=row.digest, at=uow.now)
         await uow.spend_approval(row.approval)
-        await issue_certificate(uow, row.target, found.evidence())
+        await issue_certificate(uow, row.target)
         await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=ApprovalState.EXECUTED.value))
     uow.emit(ApprovalGranted(approval=row.approval, action=row.action, target=row.target, digest=row.digest, token=token))
 

@@ -64,7 +64,7 @@ async def renew_certificate(query: Envelope[RenewCertificate], uow: UnitOfWork[P
     entities = (Entity("hospital", hospital), Entity("enrolment", enrolment, digest=digest))
     uow.audit(AuditEntry("node.renew", "C", entities=entities, detail={"expired": not good}))
     if good:
-        await issue_certificate(uow, enrolment, {"id": approval, "renews": serial})
+        await issue_certificate(uow, enrolment)
     made = await uow.first(select(enrolments).where(enrolments.c.enrolment == enrolment))
     return state_of(made, uow)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.serving.repository import Repository
 from medmesh.store.objects.port import ObjectStore
@@ -22,6 +23,7 @@ class Ports:
     repository: Repository
     kept: ObjectStore
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]
     incoming: Path
     """A folder for files on their way into the repository."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from medmesh.bus.declarations import Handlers
 from medmesh.security.keys import Identity
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.store.objects.open import Stores
 from medmesh_registry.settings import Settings
@@ -22,3 +23,4 @@ class Ports:
     release: Identity
     stores: Stores
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]
