@@ -24,6 +24,7 @@ from medmesh.ledger.policy import Policy, demanding, parse_policy
 from medmesh.ledger.proof import read_evidence, verify_evidence
 from medmesh.ledger.report import INCOMPLETE, TAMPERED, WHOLE, Report
 from medmesh.ledger.verify import TOLERANCE, Wanted, verify_log
+from medmesh.security.roster import Roster, believe, notes_of
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _UNREADABLE = ("ledger.key", "ledger.policy", "ledger.proof_form", "ledger.no_copy", "ledger.unreachable", "audit.export_unreadable")
@@ -38,8 +39,15 @@ def key_of(text: str) -> str:
     return str(json.loads(content)["log_key"]) if content.startswith("{") else content
 
 
-def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...]) -> Policy:
-    """What is demanded: a policy file, or the log's key and every witness that is named."""
+def roster_of(file: Path | None, pin: str | None) -> Roster | None:
+    """The newest version in a roster file, verified from its first on, or from the one with the fingerprint `pin`."""
+    return believe(notes_of(file.read_bytes()), pin).roster if file is not None else None
+
+
+def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...], roster: Roster | None) -> Policy:
+    """What is demanded: a policy file, the log's key and every witness that is named, or else what the roster says."""
+    if roster is not None and key is None and policy is None and not witnesses:
+        return roster.log_policy()
     if policy is not None:
         if key is not None or witnesses:
             raise click.UsageError(say("--policy names log and witnesses itself", "--policy 已包含日志与见证方，无需另行指定"))
@@ -48,7 +56,7 @@ def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...]) 
             raise Problem("ledger.policy", line=1, reason="it names no log")
         return found
     if key is None:
-        raise click.UsageError(say("--key or --policy is needed", "需要 --key 或 --policy"))
+        raise click.UsageError(say("--roster, --key or --policy is needed", "需要 --roster、--key 或 --policy"))
     return demanding(key_of(key), *witnesses)
 
 
@@ -60,11 +68,22 @@ def trusting(command: Callable[..., int]) -> Callable[..., int]:
     @click.option(
         "--witness", "witnesses", multiple=True, metavar="VKEY", help="A witness that must have cosigned; may be repeated.  见证方公钥。"
     )
+    @click.option("--roster", "roster_file", type=FILE, help="Whose own signatures count; approvals are held against it.  签名名册。")
+    @click.option("--pin", metavar="DIGITS", help="With --roster: the fingerprint that was read to you.  名册指纹。")
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     @functools.wraps(command)
-    def run(key: str | None, policy: Path | None, witnesses: tuple[str, ...], as_json: bool, **rest: Any) -> int:
+    def run(
+        key: str | None,
+        policy: Path | None,
+        witnesses: tuple[str, ...],
+        roster_file: Path | None,
+        pin: str | None,
+        as_json: bool,
+        **rest: Any,
+    ) -> int:
         try:
-            return command(policy=policy_of(key, policy, witnesses), as_json=as_json, **rest)
+            roster = roster_of(roster_file, pin)
+            return command(policy=policy_of(key, policy, witnesses, roster), roster=roster, as_json=as_json, **rest)
         except Problem as problem:
             code = INCOMPLETE if problem.code in _UNREADABLE else TAMPERED
             if as_json:
@@ -94,9 +113,15 @@ def verify() -> None:
 @verify.command()
 @trusting
 @click.argument("file", type=FILE)
-def proof(policy: Policy, as_json: bool, file: Path) -> int:
+def proof(policy: Policy, roster: Roster | None, as_json: bool, file: Path) -> int:
     """One record with its proof: FILE is what `medmesh audit prove` wrote.  验证单条记录。"""
-    record, found = verify_evidence(read_evidence(file.read_bytes()), policy)
+    evidence = read_evidence(file.read_bytes())
+    record, found = verify_evidence(evidence, policy)
+    if (signatures := _signatures(roster, partial=True)) is not None:
+        report = Report()
+        signatures.inspect(report, evidence.proof.index, evidence.body)
+        if report.faults:
+            raise report.faults[0].problem
     document = {"verified": True, "code": WHOLE, "size": found.checkpoint.size, "witnesses": dict(found.witnesses), "record": record}
     click.echo(json.dumps(document if as_json else record, ensure_ascii=False, indent=1))
     if not as_json:
@@ -114,10 +139,20 @@ def proof(policy: Policy, as_json: bool, file: Path) -> int:
 @click.option("--hash-only", is_flag=True, help="Hashes only: records are not read.  仅验证哈希。")
 @click.argument("copy", type=click.Path(exists=True, path_type=Path))
 def export(
-    policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, tree_only: bool, partial: bool, hash_only: bool, copy: Path
+    policy: Policy,
+    roster: Roster | None,
+    as_json: bool,
+    kept: Path | None,
+    keep: Path | None,
+    tree_only: bool,
+    partial: bool,
+    hash_only: bool,
+    copy: Path,
 ) -> int:
     """COPY of the log: a folder, or the ZIP of an approved export.  验证日志副本或导出文件。"""
-    wanted = Wanted(policy, bodies=not tree_only, partial=partial or copy.is_file(), parse=not hash_only, kept=_read(kept))
+    partial = partial or copy.is_file()
+    signatures = _signatures(roster, partial=partial)
+    wanted = _wanted(policy, signatures, bodies=not tree_only, partial=partial, parse=not hash_only, kept=_read(kept))
     if copy.is_dir():
         return _judge(Folder(copy), wanted, as_json=as_json, keep=keep)
     from medmesh.auditing.package import check, unpack
@@ -138,6 +173,7 @@ def export(
 @click.argument("url")
 def log(
     policy: Policy,
+    roster: Roster | None,
     as_json: bool,
     kept: Path | None,
     keep: Path | None,
@@ -148,7 +184,8 @@ def log(
     url: str,
 ) -> int:
     """The log that is served at URL (https://…/log): every tile, entry and record is fetched and hashed.  验证在线日志。"""
-    wanted = Wanted(policy, bodies=not tree_only, kept=_read(kept), resume=kept is not None and not again)
+    resume = kept is not None and not again
+    wanted = _wanted(policy, _signatures(roster, partial=resume), bodies=not tree_only, kept=_read(kept), resume=resume)
     return _judge(_served(url, ca, token), wanted, as_json=as_json, keep=keep)
 
 
@@ -157,9 +194,9 @@ def log(
 @KEPT
 @KEEP
 @click.argument("dsn", envvar="MEDMESH_AUDIT_DSN")
-def db(policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, dsn: str) -> int:
+def db(policy: Policy, roster: Roster | None, as_json: bool, kept: Path | None, keep: Path | None, dsn: str) -> int:
     """The log as it lies in PostgreSQL at DSN: records, leaves, tiles and every checkpoint.  验证数据库中的日志。"""
-    return _judge(_database(dsn), Wanted(policy, kept=_read(kept)), as_json=as_json, keep=keep)
+    return _judge(_database(dsn), _wanted(policy, _signatures(roster), kept=_read(kept)), as_json=as_json, keep=keep)
 
 
 @verify.command()
@@ -168,7 +205,7 @@ def db(policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, dsn:
 @click.option("--ca", type=FILE, help="For a URL: the authority of the server's certificate.")
 @click.option("--token", type=FILE, help="For a URL: a bearer token.")
 @click.argument("source")
-def gaps(policy: Policy, as_json: bool, tolerance: int, ca: Path | None, token: Path | None, source: str) -> int:
+def gaps(policy: Policy, roster: Roster | None, as_json: bool, tolerance: int, ca: Path | None, token: Path | None, source: str) -> int:
     """What each emitter counted, and entries whose dates run back, in a folder, a served log or a database.  完整性与倒签检查。"""
     folder = Path(source)
     copy = Folder(folder) if folder.is_dir() else _served(source, ca, token) if source.startswith("http") else _database(source)
@@ -184,6 +221,18 @@ def gaps(policy: Policy, as_json: bool, tolerance: int, ca: Path | None, token: 
         click.secho(say(en, zh).format(name=name, **counted), fg="red" if counted["gaps"] else None)
     _show(report)
     return code
+
+
+def _signatures(roster: Roster | None, *, partial: bool = False) -> Any:
+    if roster is None:
+        return None
+    from medmesh.auditing.signatures import Signatures
+
+    return Signatures(roster, whole=not partial)
+
+
+def _wanted(policy: Policy, signatures: Any, **how: Any) -> Wanted:
+    return Wanted(policy, inspect=signatures.inspect if signatures is not None else None, **how)
 
 
 def _judge(copy: Copy, wanted: Wanted, *, as_json: bool, keep: Path | None, further: Callable[[Report], None] = lambda report: None) -> int:

@@ -33,7 +33,8 @@ class Wanted:
     beyond their hash; `ours`: whether entries are leaves of an audit log, rather than anything in a tree.
 
     `kept`: a checkpoint from an earlier verification, which the log must still contain; with `resume` what it vouches for is not read
-    again. `tolerance`: seconds a clock may run back before an entry counts as back-dated.
+    again. `tolerance`: seconds a clock may run back before an entry counts as back-dated. `inspect` is shown every record that is what its
+    leaf says, and notes what it finds in the report.
     """
 
     policy: Policy
@@ -44,6 +45,7 @@ class Wanted:
     kept: str | bytes | None = None
     resume: bool = False
     tolerance: int = TOLERANCE
+    inspect: Callable[[Report, int, bytes], None] | None = None
 
 
 def verify_log(copy: Copy, wanted: Wanted, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
@@ -266,6 +268,7 @@ class _Run:
 
     def _records(self, begin: int, entries: Sequence[bytes], bodies: Sequence[Body | None]) -> None:
         sha, counters, parse, report = hashlib.sha256, self.counters, self.wanted.parse, self.report
+        inspect = self.wanted.inspect
         match = leaves.LAYOUT.fullmatch
         for seq, entry, body in zip(range(begin, begin + len(entries)), entries, bodies, strict=True):
             found = match(entry)
@@ -303,6 +306,8 @@ class _Run:
             if its != n or service.encode() != emitter or tr[:13].encode() != hour:
                 field = "n" if its != n else "src.service" if service.encode() != emitter else "tr"
                 report.fault("body", Problem("ledger.body_contradicts", seq=seq, field=field))
+            if inspect is not None:
+                inspect(report, seq, body[2])
 
     def _no_body(self, seq: int) -> None:
         self.report.without_body += 1

@@ -48,6 +48,7 @@ class Approval:
         """As it stands in an audit record: everything with which anybody may check it against the roster, for ever."""
         return {
             "id": self.id,
+            "target": self.target,
             "requester": self.requester,
             "approvers": ",".join(self.approvers),
             "digest": self.digest,

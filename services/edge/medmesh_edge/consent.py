@@ -26,8 +26,11 @@ async def approve(site: Site, federation: str, by: str) -> str:
         if row is None:
             raise Problem("request.not_found", kind="federation", id=federation)
         package = str(row.package["sha256"])
+        # Before the roster has the hospital's key its signature counts nowhere: say so now, not when somebody verifies.
+        if not site.roster().has_hospital((key := site.organisation()).vkey):
+            raise Problem("edge.not_rostered")
         said = CodeApproval(made=uow.now, package=package, hospital=site.settings.hospital, by=by[:80])
-        signed = statements.sign(said, site.organisation())
+        signed = statements.sign(said, key)
         values = {"package": package, "by": by[:80], "statement": signed, "at": uow.now}
         await uow.execute(upsert(approved).values(values).on_conflict_do_nothing())
         about = (Entity("package", package[:16], digest=package), Entity("federation", federation, digest=row.plan_hash))

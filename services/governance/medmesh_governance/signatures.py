@@ -12,7 +12,6 @@ from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
 from medmesh.ledger.note import parse_key
 from medmesh.security import approvals as tokens
-from medmesh.security import statements
 from medmesh.security.signing import key_fingerprint
 from medmesh.security.tokens import LEEWAY
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -44,8 +43,7 @@ async def signed_approvals(uow: UnitOfWork[Ports], approval: str) -> tuple[str, 
 async def evidence(uow: UnitOfWork[Ports], row: Any) -> dict[str, str]:
     """What the record of something governance executes itself says of its approval (a row of `approvals`)."""
     signed = await signed_approvals(uow, row.approval)
-    packed = ",".join(map(statements.pack, signed))
-    return {"id": row.approval, "requester": row.requester, "digest": row.digest, "statements": packed}
+    return tokens.Approval(row.approval, row.action, row.target, row.digest, row.requester, (), signed).evidence()
 
 
 @HANDLERS.on(RegisterKey)
