@@ -14,6 +14,7 @@ from medmesh.cli import language, say
 from medmesh.cli.edge_roster import own_key, own_roster, tell_key
 from medmesh.cli.edge_site import FOLDER, on_site
 from medmesh.cli.session import show
+from medmesh.embedded import files
 from medmesh.errors import Problem
 
 
@@ -296,21 +297,24 @@ def export_own(folder: Path, copy: Path) -> int:
 @FOLDER
 @click.argument("copy", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def verify_own(folder: Path, copy: Path) -> int:
-    """Verify COPY with the key this node was enrolled with: nothing altered, and nothing about this hospital withheld.  验证。
+    """Verify COPY by the pinned roster: nothing altered, forked or forged, and nothing about this hospital withheld.  验证。
 
-    Ends with 0 when it is whole, 1 when something was altered or withheld, 2 when it cannot be read.
+    The roster says which log and which witnesses; what is verified is kept, and the next copy must contain it. Ends with 0 when it is
+    whole, 1 when something was altered or withheld, 2 when it cannot be read.
     """
+    from medmesh.auditing.signatures import Signatures
     from medmesh.client.audit import withheld
     from medmesh.ledger.copies import Folder
-    from medmesh.ledger.policy import demanding
     from medmesh.ledger.verify import Wanted, verify_log
 
-    async def work(site: Any) -> tuple[str, str]:
-        return site.trust().log_key, site.settings.hospital
+    async def work(site: Any) -> tuple[Any, str, Path]:
+        return site.roster(), site.settings.hospital, site.layout.checkpoint
 
-    key, hospital = on_site(folder, work)
+    roster, hospital, seen = on_site(folder, work)
+    kept = seen.read_bytes() if seen.exists() else None
+    signatures = Signatures(roster, whole=False)
     try:
-        report = verify_log(Folder(copy), Wanted(demanding(key), partial=True))
+        report = verify_log(Folder(copy), Wanted(roster.log_policy(), partial=True, kept=kept, inspect=signatures.inspect))
         if report.verified and (missing := withheld(copy, hospital)):
             report.fault("withheld", Problem("audit.withheld", seq=missing[0], records=len(missing), hospital=hospital))
     except (Problem, OSError, ValueError) as error:
@@ -321,6 +325,7 @@ def verify_own(folder: Path, copy: Path) -> int:
     if report.verified:
         shown = f"whole, unaltered, nothing withheld: {report.bodies} of {report.size} records are about this hospital"
         click.secho(say(shown, f"完整、未被篡改、无隐瞒：{report.size} 条记录中 {report.bodies} 条涉及本院"), fg="green")
+        files.write(seen, report.note.decode())
     return report.code
 
 

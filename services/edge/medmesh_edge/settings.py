@@ -73,6 +73,8 @@ class Layout:
         self.trust = folder / "trust.json"
         self.roster = folder / "roster.json"
         """From the pinned version on."""
+        self.checkpoint = folder / "log.checkpoint"
+        """The platform's log as it was verified here last: it must still contain that."""
         self.policy = folder / "policy.toml"
         self.database = folder / "store.db"
         self.objects = folder / "objects"
