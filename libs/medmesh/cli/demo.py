@@ -64,7 +64,7 @@ def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
         click.echo(f"  {line}")
     click.echo()
     for name in ("rounds", "hospital_rejoined", "coordinator_resumed", "parity_max_abs_diff", "released_model", "edge_installs",
-                 "audit_entries", "audit_verified", "tamper_detected", "canary_hits", "seconds"):  # fmt: skip
+                 "audit_entries", "audit_verified", "own_signatures_verified", "tamper_detected", "canary_hits", "seconds"):  # fmt: skip
         click.echo(f"  {name:<22}{summary[name]}")
     click.echo(f"\n  {page}")
     if keep:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import suppress
 
+from medmesh.auditing.signatures import Signatures
 from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
@@ -14,7 +15,6 @@ from medmesh.demo.processes import checker
 from medmesh.demo.stage import Stage
 from medmesh.errors import Problem
 from medmesh.ledger.copies import Folder
-from medmesh.ledger.policy import demanding
 from medmesh.ledger.proof import read_evidence, verify_evidence
 from medmesh.ledger.verify import Wanted, verify_log
 
@@ -38,7 +38,9 @@ async def audit(stage: Stage, federation: str) -> None:
             record = entry["record"]
             who.setdefault(record["sub"], set()).add(record["agents"][0]["who"] + "@" + record["src"]["service"])
         evidence = await door.request("GET", f"/v1/events/{found['events'][0]['seq']}/proof")
-        log = Wanted(demanding(stage.log_key))
+        roster = stage.keepers.roster
+        signatures = Signatures(roster)
+        log = Wanted(roster.log_policy(), inspect=signatures.inspect)
         record, _ = verify_evidence(read_evidence(json.dumps(evidence)), log.policy)
         stage.proof = {"who": {verb: sorted(names) for verb, names in who.items()}, "evidence": evidence, "record": record}
         await export_log(at_the_door(door), stage.folder / "log")
@@ -47,6 +49,7 @@ async def audit(stage: Stage, federation: str) -> None:
         stage.summary |= {
             "audit_entries": report.size,
             "audit_verified": report.verified and code == 0 and ours["bodies"] == report.size,
+            "own_signatures_verified": signatures.checked,
         }
         stage.happened("log verified offline", entries=report.size)
         # One stored record is altered behind everybody's back, by somebody who owns the database.
@@ -55,7 +58,7 @@ async def audit(stage: Stage, federation: str) -> None:
             await export_log(at_the_door(door), stage.folder / "log-altered")
         finally:
             await restore_record(stage.data, altered)
-    again = await asyncio.to_thread(verify_log, Folder(stage.folder / "log-altered"), log)
+    again = await asyncio.to_thread(verify_log, Folder(stage.folder / "log-altered"), Wanted(roster.log_policy()))
     code, _ = await checker("verify-log", "--log", str(stage.folder / "log-altered"), "--key", stage.log_key, codes=(0, 1))
     named = [fault.seq for fault in again.faults]
     stage.summary["tamper_detected"] = not again.verified and code == 1 and altered.seq in named
