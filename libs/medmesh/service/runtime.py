@@ -26,6 +26,7 @@ from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
 from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
+from medmesh.service.doorstep import Doorstep
 from medmesh.service.emission import Emission
 from medmesh.service.listener import listen
 from medmesh.service.recording import recorder
@@ -58,6 +59,7 @@ class Runtime:
         self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
+        self.doorstep = Doorstep(self.unit)
         self.ports: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self.checks: dict[str, Callable[[], Awaitable[None]]] = {"bus": bus.ready, "database": database.ready}
@@ -262,6 +264,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
         stack.push_async_callback(runtime.audits.stop)
         stack.push_async_callback(runtime.cancel_background)
         runtime.background(runtime._prune, "housekeeping", every=15)
+        runtime.background(runtime.doorstep.tell, "doorstep", every=5)
         runtime.ports = await stack.enter_async_context(spec.open(runtime))
 
         taken: list[Subscription] = []

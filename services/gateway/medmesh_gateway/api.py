@@ -48,7 +48,7 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
             tags=[route.message.owner() if not issubclass(route.message, Signal) else "federation"],
             openapi_extra=_openapi(route, shared),
         )
-    objects.mount(app, ports)
+    objects.mount(app, runtime, ports)
     hospitals.mount(app, runtime, ports)
     _mount_operations(app, runtime, ports)
     app.openapi()["components"]["schemas"].update(shared)  # kept by the application from here on
