@@ -80,8 +80,8 @@ class Mutants:
         for item in session.items:
             self.left.clear()
             started = time.perf_counter()
-            if not passes(item):
-                print(f"fails as it is  {item.nodeid}", flush=True)
+            if why := failure(item):
+                print(f"fails as it is  {item.nodeid}: {why}", flush=True)
                 continue
             for found in self.left:
                 tests[found].append((time.perf_counter() - started, item))
@@ -89,7 +89,7 @@ class Mutants:
         unreached = sorted(set(places()) - {found[0] for found in tests}) if whole else []
         for number, (found, with_it) in enumerate(sorted(tests.items(), key=lambda pair: pair[0]), 1):
             self.gone = found
-            missed = next((item for _, item in sorted(with_it, key=lambda pair: pair[0]) if not passes(item)), None)
+            missed = next((item for _, item in sorted(with_it, key=lambda pair: pair[0]) if failure(item)), None)
             said = f"missed by {missed.name}" if missed else "NOT MISSED"
             print(f"{number}/{len(tests)}  {' < '.join(found)}  {said}", flush=True)
             self.survivors += missed is None
@@ -101,11 +101,12 @@ class Mutants:
         print(f"{self.survivors} of {len(tests) + len(unreached)} records could go without a test that fails", flush=True)
 
 
-def passes(item: pytest.Item) -> bool:
-    """Run one test; what the session has set up stays up."""
+def failure(item: pytest.Item) -> str:
+    """Run one test, and say why it fails; what the session has set up stays up."""
+    item.session._setupstate.teardown_exact(item.parent)  # what an earlier test's file had set up
     item._initrequest()  # type: ignore[attr-defined]  # as at its collection: the fixtures of an earlier run are gone
     reports = runtestprotocol(item, log=False, nextitem=item.parent)  # type: ignore[arg-type]
-    return not any(report.failed for report in reports)
+    return next((f"{report.when}: {report.longreprtext.splitlines()[-1]}" for report in reports if report.failed), "")
 
 
 def main(names: list[str]) -> int:

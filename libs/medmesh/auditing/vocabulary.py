@@ -100,6 +100,8 @@ VERBS: dict[str, Verb] = {
     "audit.witness_refused": Verb("110113", "110132", _COMPLY, _SECURITY, "见证方拒签"),
     "catalogue.publish": Verb("rest", "update", _RESEARCH, _OPERATIONS, "发布数据目录"),
     "dataset.create": Verb("110107", "create", _RESEARCH, _CLINICAL, "创建数据集版本"),
+    "dead.read": Verb("110100", "read", _ADMIN, _SECURITY, "查看死信内容"),
+    "dead.replay": Verb("110100", "operation", _ADMIN, _SECURITY, "重放死信"),
     "edge.ingest": Verb("110107", "create", _RESEARCH, _CLINICAL, "院内数据导入"),
     "federation.approved": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦获批"),
     "federation.cancel": Verb("rest", "update", _RESEARCH, _SECURITY, "取消联邦"),

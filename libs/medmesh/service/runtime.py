@@ -35,7 +35,7 @@ from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
 from medmesh.service.trust import Follower, Trust
 from medmesh.store.database import Database
-from medmesh.store.unit import AuditEntry, Context, UnitOfWork
+from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh.tasks import end
 from medmesh.telemetry import current_traceparent, log, metrics, span
 
@@ -198,7 +198,7 @@ async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor |
     if not denied and not isinstance(query.data, Exchange):
         return
     context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
-    asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]
+    asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]  # a command's refusal is named by its action, too
     async with runtime.database.unit(context, runtime.ports) as uow:
         if denied:
             uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": asked}))
@@ -220,6 +220,8 @@ def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> 
     """Every service answers for its own dead letters."""
 
     async def list_letters(query: Any, uow: UnitOfWork[Any]) -> DeadLetters:
+        if query.data.event:  # with its body, which is read by a person
+            uow.audit(AuditEntry("dead.read", "R", entities=(Entity("message", query.data.event),)))
         return await dead.listed(query.data, uow)
 
     async def replay(query: Any, uow: UnitOfWork[Any]) -> Replayed:
@@ -231,6 +233,9 @@ def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> 
         await dispatcher.single(found)
         if found.handled:
             await dead.forget(runtime.database, runtime.spec.name, wanted.consumer, wanted.event)
+        about = (Entity("message", wanted.event),)
+        outcome, why = (0, "") if found.handled else (4, "bus.poison")
+        uow.audit(AuditEntry("dead.replay", "E", outcome, why, about, detail={"consumer": wanted.consumer}))
         return Replayed(replayed=found.handled)
 
     return [Responder(runtime.spec.name, ListDeadLetters, list_letters), Responder(runtime.spec.name, ReplayDeadLetter, replay)]
