@@ -72,6 +72,7 @@ _SECURITY, _CLINICAL, _OPERATIONS = "security", "clinical", "operations"
 
 VERBS: dict[str, Verb] = {
     "access.denied": Verb("110113", "110132", _ADMIN, _SECURITY, "访问被拒绝"),
+    "access.unproven": Verb("110114", "110122", _ADMIN, _SECURITY, "身份未证实，访问被拒绝"),
     "annotation.create": Verb("rest", "create", _RESEARCH, _CLINICAL, "创建标注项目"),
     "annotation.export": Verb("110106", "operation", _RESEARCH, _CLINICAL, "导出标注"),
     "annotation.label": Verb("rest", "update", _RESEARCH, _CLINICAL, "标注"),
@@ -88,6 +89,7 @@ VERBS: dict[str, Verb] = {
     "audit.alarm.weakened": Verb("110113", "110129", _COMPLY, _SECURITY, "日志表保护被削弱告警"),
     "audit.alert": Verb("110113", "110132", _COMPLY, _SECURITY, "安全告警"),
     "audit.copy": Verb("110101", "read", _COMPLY, _SECURITY, "复制日志"),
+    "audit.coverage": Verb("110101", "read", _COMPLY, _SECURITY, "查看日志覆盖情况"),
     "audit.download": Verb("110106", "read", _COMPLY, _SECURITY, "下载审计导出"),
     "audit.evidence": Verb("110101", "read", _COMPLY, _SECURITY, "查看等保证据"),
     "audit.export": Verb("110106", "operation", _COMPLY, _SECURITY, "导出审计日志"),
@@ -99,6 +101,8 @@ VERBS: dict[str, Verb] = {
     "audit.witness_refused": Verb("110113", "110132", _COMPLY, _SECURITY, "见证方拒签"),
     "catalogue.publish": Verb("rest", "update", _RESEARCH, _OPERATIONS, "发布数据目录"),
     "dataset.create": Verb("110107", "create", _RESEARCH, _CLINICAL, "创建数据集版本"),
+    "dead.read": Verb("110100", "read", _ADMIN, _SECURITY, "查看死信内容"),
+    "dead.replay": Verb("110100", "operation", _ADMIN, _SECURITY, "重放死信"),
     "edge.ingest": Verb("110107", "create", _RESEARCH, _CLINICAL, "院内数据导入"),
     "federation.approved": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦获批"),
     "federation.cancel": Verb("rest", "update", _RESEARCH, _SECURITY, "取消联邦"),
@@ -148,6 +152,8 @@ VERBS: dict[str, Verb] = {
     "node.enrolled": Verb("110113", "110126", _ADMIN, _SECURITY, "医院节点注册完成"),
     "node.renew": Verb("110113", "110126", _ADMIN, _SECURITY, "节点证书续期"),
     "node.revoke": Verb("110113", "110126", _ADMIN, _SECURITY, "吊销节点证书"),
+    "object.read": Verb("110106", "read", _RESEARCH, _CLINICAL, "读取对象"),
+    "object.write": Verb("110107", "create", _RESEARCH, _CLINICAL, "存入对象"),
     "package.approve": Verb("110113", "110131", _RESEARCH, _SECURITY, "批准训练代码"),
     "password.change": Verb("110113", "110137", _ADMIN, _SECURITY, "修改口令"),
     "request.replayed": Verb("110113", "110126", _ADMIN, _SECURITY, "重放请求"),
