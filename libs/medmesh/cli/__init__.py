@@ -28,6 +28,7 @@ GROUPS = {
     "user": "medmesh.cli.people",
     "hospital": "medmesh.cli.people",
     "approval": "medmesh.cli.people",
+    "emergency": "medmesh.cli.emergency",
     "federation": "medmesh.cli.work",
     "model": "medmesh.cli.work",
     "package": "medmesh.cli.package",

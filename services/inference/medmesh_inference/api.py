@@ -31,7 +31,7 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
             raise Problem("actor.missing", type=ACTION)
         who = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
         require(who, ACTION, datetime.now(UTC))
-        runtime.emission.check(ACTION)
+        runtime.emission.check(ACTION, emergency=who.emergency is not None)
         return who
 
     async def record(who: Actor, served: Served, inputs: int) -> None:
