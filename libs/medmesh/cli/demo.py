@@ -41,7 +41,8 @@ def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
     """Four hospitals that keep their data train one model together: enrolment, de-identification, a federation in which one hospital
     and the coordinator are killed, conversion, release, inference, audit, and a scan that nothing leaked.  完整演示。"""
     from medmesh.demo.report import failures, table, write
-    from medmesh.demo.story import Story
+    from medmesh.demo.stage import Stage
+    from medmesh.demo.story import tell as whole_story
 
     folder, report = _place(folder, report)
     began = time.monotonic()
@@ -49,15 +50,15 @@ def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
     def tell(en: str, zh: str) -> None:
         click.echo(f"{time.monotonic() - began:6.1f} s  {say(en, zh)}")
 
-    story = Story(folder.absolute(), tell, images=images, seed=seed)
+    stage = Stage(folder.absolute(), tell, images=images, seed=seed)
     try:
-        summary = asyncio.run(story.tell())
+        summary = asyncio.run(whole_story(stage))
     except BaseException:
         from medmesh.embedded.run import stop
 
-        asyncio.run(stop(story.data))
+        asyncio.run(stop(stage.data))
         raise
-    page = write(story, report)
+    page = write(stage, report)
     click.echo()
     for line in table(summary):
         click.echo(f"  {line}")
@@ -70,7 +71,7 @@ def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
         from medmesh.cli import main
 
         try:
-            main(["up", "--data", str(story.data)])
+            main(["up", "--data", str(stage.data)])
         except SystemExit:
             pass
     wrong = failures(summary)
