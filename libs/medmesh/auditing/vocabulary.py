@@ -100,6 +100,7 @@ VERBS: dict[str, Verb] = {
     "audit.search": Verb("110101", "search", _COMPLY, _SECURITY, "查询审计日志"),
     "audit.witness_refused": Verb("110113", "110132", _COMPLY, _SECURITY, "见证方拒签"),
     "catalogue.publish": Verb("rest", "update", _RESEARCH, _OPERATIONS, "发布数据目录"),
+    "dataset.release": Verb("110113", "110135", _RESEARCH, _SECURITY, "发布数据集版本"),
     "dataset.create": Verb("110107", "create", _RESEARCH, _CLINICAL, "创建数据集版本"),
     "edge.ingest": Verb("110107", "create", _RESEARCH, _CLINICAL, "院内数据导入"),
     "emergency.end": Verb("110113", "110138", "BTG", _SECURITY, "结束紧急访问"),

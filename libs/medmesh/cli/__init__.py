@@ -31,6 +31,8 @@ GROUPS = {
     "emergency": "medmesh.cli.emergency",
     "federation": "medmesh.cli.work",
     "model": "medmesh.cli.work",
+    "dataset": "medmesh.cli.data",
+    "annotation": "medmesh.cli.data",
     "package": "medmesh.cli.package",
     "demo": "medmesh.cli.demo",
     "develop": "medmesh.cli.develop",

@@ -81,6 +81,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/annotation/{project}/labels", annotation.SubmitLabel),
     Route("POST", "/v1/annotation/{project}/reviews", annotation.ReviewLabel),
     Route("POST", "/v1/annotation/{project}/exports", annotation.ExportLabels),
+    Route("GET", "/v1/annotation/{project}/exports/{version}", annotation.GetLabelExport),
     # Training.
     Route("POST", "/v1/jobs", training.SubmitJob),
     Route("GET", "/v1/jobs/{job}", training.GetJob),

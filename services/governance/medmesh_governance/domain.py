@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from medmesh.errors import Problem
 
-APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol", "audit.export"})
+APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol", "audit.export", "dataset.release", "annotation.export"})
 """What needs a second person. Further actions come here first."""
 
 
