@@ -98,6 +98,7 @@ VERBS: dict[str, Verb] = {
     "audit.prove": Verb("110101", "read", _COMPLY, _SECURITY, "获取审计证明"),
     "audit.read": Verb("110101", "read", _COMPLY, _SECURITY, "读取审计记录"),
     "audit.search": Verb("110101", "search", _COMPLY, _SECURITY, "查询审计日志"),
+    "audit.witness_policy": Verb("110113", "110129", _COMPLY, _SECURITY, "更换见证策略"),
     "audit.witness_refused": Verb("110113", "110132", _COMPLY, _SECURITY, "见证方拒签"),
     "catalogue.publish": Verb("rest", "update", _RESEARCH, _OPERATIONS, "发布数据目录"),
     "dataset.release": Verb("110113", "110135", _RESEARCH, _SECURITY, "发布数据集版本"),

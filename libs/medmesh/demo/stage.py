@@ -13,7 +13,7 @@ from typing import Any
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import FederationView
 from medmesh.demo import source
-from medmesh.demo.processes import NodeProcess
+from medmesh.demo.processes import Process
 from medmesh.errors import Problem
 
 PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
@@ -38,7 +38,11 @@ class Stage:
     """Seconds that the intake of all hospitals took: how fast this machine is today."""
     timeline: list[dict[str, Any]] = field(default_factory=list)
     people: dict[str, Gateway] = field(default_factory=dict)
-    nodes: dict[str, NodeProcess] = field(default_factory=dict)
+    nodes: dict[str, Process] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    """What else runs beside the platform."""
+    witnesses: dict[str, str] = field(default_factory=dict)
+    """Where each answers."""
     view: FederationView | None = None
     proof: dict[str, Any] = field(default_factory=dict)
     canaries: source.Canaries = field(init=False)
@@ -52,6 +56,11 @@ class Stage:
     def data(self) -> Path:
         """The platform's folder."""
         return self.folder / "platform"
+
+    @property
+    def policy(self) -> Path:
+        """What the auditor demands of the log: its key, and witnesses (C2SP tlog-policy)."""
+        return self.folder / "witnesses.policy"
 
     def happened(self, what: str, **more: Any) -> None:
         """Put something on the timeline."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,7 @@ from medmesh.telemetry import current_traceparent, log, metrics, span
 R = TypeVar("R", bound=Record)
 
 KEEP_DAYS = 30
+_LONGEST_PAUSE = 10.0
 
 
 class Runtime:
@@ -96,15 +98,17 @@ class Runtime:
         async def keep() -> None:
             failures = 0
             while True:
+                began = time.monotonic()
                 try:
                     await run()
                     failures = 0
                 except asyncio.CancelledError:
                     raise
                 except Exception as error:
-                    failures += 1
+                    # One that went well for long does not pay for what ended it a month ago.
+                    failures = 1 if time.monotonic() - began > _LONGEST_PAUSE else failures + 1
                     log("background.failed", level=40, error=error, task=name, failures=failures)
-                    await asyncio.sleep(min(0.2 * 2**failures, 10))
+                    await asyncio.sleep(min(0.2 * 2**failures, _LONGEST_PAUSE))
                 if every is None and failures == 0:
                     return
                 await asyncio.sleep(every or 0)
@@ -250,6 +254,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
+        await database.waited()
         if bus is None:
             bus = await NatsBus.connect(settings.nats_url, name=spec.name, seed=settings.identity)
             stack.push_async_callback(bus.close)
