@@ -161,7 +161,7 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
                 actor, decision = identify(query, runtime.trust(), declared.query.ACTION)
                 require(actor, decision, declared.query.ACTION)
-                runtime.emission.check(declared.query.ACTION)
+                runtime.emission.check(declared.query.ACTION, emergency=actor is not None and actor.emergency is not None)
                 context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     result = await declared.handler(query, uow)

@@ -34,7 +34,7 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
         decision = allow(who, ACTION, datetime.now(UTC))
         if not decision.allowed:
             await runtime.doorstep.denied(runtime.context(actor=who, decision=decision), who, ACTION, decision)
-        runtime.emission.check(ACTION)
+        runtime.emission.check(ACTION, emergency=who.emergency is not None)
         return who
 
     def decided(who: Actor) -> Context:
