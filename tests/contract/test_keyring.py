@@ -40,7 +40,7 @@ def keys(request: pytest.FixtureRequest, made: FileKeys, private: Path) -> Itera
         yield open_keys(where)
 
 
-class keeper:  # noqa: N801 - used as a context
+class keeper:
     """A keeper in its own process."""
 
     def __init__(self, folder: Path, socket: Path, *labels: str) -> None:
