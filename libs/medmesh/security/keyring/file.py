@@ -9,10 +9,9 @@ import base64
 import os
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
-
 from medmesh.errors import Problem
 from medmesh.security import suites
+from medmesh.security.keyring.memory import MemoryKey
 from medmesh.security.keyring.port import Kind, Wrapped, valid
 from medmesh.security.keys import read_secret, write_secret
 
@@ -52,23 +51,14 @@ class FileKeys:
     def wrap(self, label: str, secret: bytes, bound: bytes) -> str:
         version = self._newest(label, "wrap")
         suite, key = self._read(label, version, "wrap")
-        nonce = os.urandom(suites.NONCE)
-        shape = Wrapped(suite.name, label, version, b"")
-        sealed = nonce + suite.aead(key).encrypt(nonce, secret, shape.associated(bound))
-        return str(Wrapped(suite.name, label, version, sealed))
+        return MemoryKey(label, suite.name, key, version).wrap(label, secret, bound)
 
     def unwrap(self, label: str, wrapped: str, bound: bytes) -> bytes:
         found = Wrapped.parse(wrapped)
         if found.label != valid(label):
             raise Problem("keyring.refused", label=label)
         suite, key = self._read(label, found.version, "wrap")
-        if suite.name != found.suite:
-            raise Problem("keyring.refused", label=label)
-        nonce, sealed = found.sealed[: suites.NONCE], found.sealed[suites.NONCE :]
-        try:
-            return suite.aead(key).decrypt(nonce, sealed, found.associated(bound))
-        except (InvalidTag, ValueError):
-            raise Problem("keyring.refused", label=label) from None
+        return MemoryKey(label, suite.name, key, found.version).unwrap(label, wrapped, bound)
 
     def sign(self, label: str, data: bytes) -> str:
         suite, key = self._read(label, self._newest(label, "sign"), "sign")

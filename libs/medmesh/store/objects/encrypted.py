@@ -46,7 +46,7 @@ class EncryptedStore:
 
     async def size(self, sha256: str) -> int | None:
         header = await asyncio.to_thread(self._header, sha256)
-        return header.bytes if header else None
+        return header.size if header else None
 
     async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         pieces = await asyncio.to_thread(self.open, sha256, start, end)
@@ -78,8 +78,8 @@ class EncryptedStore:
             if found is None:
                 raise Problem("objects.missing", sha256=sha256)
             header, rest = found
-            stop = header.bytes if end is None else min(end, header.bytes)
-            if start >= stop and header.bytes:
+            stop = header.size if end is None else min(end, header.size)
+            if start >= stop and header.size:
                 return iter(())
             first, last = start // header.piece, max(1, -(-stop // header.piece))
             begin, over = first * (header.piece + TAG), min(last * (header.piece + TAG), header.sealed_bytes)
@@ -159,7 +159,7 @@ class EncryptedStore:
         newest, moved = self.wrapping.keys.versions(self.wrapping.label)[-1], 0
         for done, sha256 in enumerate(self.objects(), start=1):
             found = self._find(sha256)
-            if found is not None and Wrapped.parse(found[0].wrapped).version != newest:
+            if found is not None and (held := self._holder(found[0])) is not None and held != newest:
                 line = found[0].rewrapped(self.wrapping).line() + found[1]
                 self.blobs.put(_key(sha256), io.BytesIO(line), len(line))
                 moved += 1
@@ -172,9 +172,15 @@ class EncryptedStore:
         for sha256 in self.objects():
             header = self._header(sha256)
             if header is not None:
-                version = Wrapped.parse(header.wrapped).version
-                found[version] = found.get(version, 0) + 1
+                version = self._holder(header)
+                if version is not None:
+                    found[version] = found.get(version, 0) + 1
         return found
+
+    def _holder(self, header: Header) -> int | None:
+        """The version of our key that an object waits for; None when it is under somebody else's."""
+        wrapped = Wrapped.parse(header.wrapped)
+        return wrapped.version if wrapped.label == self.wrapping.label else None
 
 
 class _Hashed:

@@ -44,7 +44,7 @@ class Header:
 
     sha256: str
     suite: str
-    bytes: int
+    size: int
     piece: int
     body: str
     """Empty when the body follows the header in the same blob."""
@@ -53,11 +53,11 @@ class Header:
     @property
     def bound(self) -> bytes:
         """What the wrapping of the DEK vouches for: everything but itself."""
-        return json.dumps([self.sha256, self.suite, self.bytes, self.piece, self.body], separators=(",", ":")).encode()
+        return json.dumps([self.sha256, self.suite, self.size, self.piece, self.body], separators=(",", ":")).encode()
 
     def line(self) -> bytes:
         """As it is stored."""
-        document = {"v": 1, "suite": self.suite, "bytes": self.bytes, "piece": self.piece, "body": self.body, "key": self.wrapped}
+        document = {"v": 1, "suite": self.suite, "bytes": self.size, "piece": self.piece, "body": self.body, "key": self.wrapped}
         return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
@@ -66,7 +66,7 @@ class Header:
         try:
             found = json.loads(line)
             made = cls(sha256, str(found["suite"]), int(found["bytes"]), int(found["piece"]), str(found["body"]), str(found["key"]))
-            if found["v"] != 1 or made.bytes < 0 or not 0 < made.piece <= 8 * 2**20:
+            if found["v"] != 1 or made.size < 0 or not 0 < made.piece <= 8 * 2**20:
                 raise ValueError
         except (ValueError, KeyError, TypeError):
             raise Problem("objects.damaged", sha256=sha256) from None
@@ -75,12 +75,12 @@ class Header:
     @property
     def pieces(self) -> int:
         """How many there are; an empty object has one."""
-        return max(1, -(-self.bytes // self.piece))
+        return max(1, -(-self.size // self.piece))
 
     @property
     def sealed_bytes(self) -> int:
         """Length of the body."""
-        return self.bytes + self.pieces * suites.TAG
+        return self.size + self.pieces * suites.TAG
 
     def opened(self, wrapping: Wrapping) -> suites.Aead:
         """The cipher under the DEK. Raises `Problem`."""
@@ -111,7 +111,7 @@ def _associated(header: Header) -> bytes:
 
 def seal_pieces(header: Header, cipher: suites.Aead, source: Source) -> Iterator[bytes]:
     """The pieces of a body, from plain bytes. Raises `Problem` (`objects.digest`) when there are not as many as the header says."""
-    associated, left = _associated(header), header.bytes
+    associated, left = _associated(header), header.size
     for place in range(header.pieces):
         wanted = min(header.piece, left)
         plain = _exactly(source, wanted)
@@ -128,7 +128,7 @@ def open_pieces(header: Header, cipher: suites.Aead, sealed: Iterator[bytes], fi
     try:
         for place in range(first, header.pieces if last is None else last):
             is_last = place == header.pieces - 1
-            plain_bytes = header.bytes - place * header.piece if is_last else header.piece
+            plain_bytes = header.size - place * header.piece if is_last else header.piece
             try:
                 plain = cipher.decrypt(_nonce(place, is_last), source.read(plain_bytes + suites.TAG), associated)
             except (InvalidTag, ValueError):
