@@ -22,7 +22,8 @@ import psutil
 from medmesh.client import Authenticator, Gateway, sign_in
 from medmesh.client.approvals import decide
 from medmesh.demo.keeping import Keepers
-from medmesh.demo.processes import NodeProcess, medmesh
+from medmesh.demo.processes import medmesh
+from medmesh.demo.processes import node as node_process
 from medmesh.embedded import run as runs
 from medmesh.embedded.memory import pss
 from medmesh.embedded.testing import servers
@@ -165,7 +166,7 @@ async def _edge(data: Path, folder: Path, note: Callable[[str, float], None]) ->
                 await asyncio.sleep(0.2)
         await decide(approver, found[0]["approval"], wu)
         await enrolling
-    node = NodeProcess("bench", folder)
+    node = node_process("bench", folder)
     node.start()
     try:
         await asyncio.sleep(SETTLE_EDGE)

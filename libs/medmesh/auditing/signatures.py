@@ -75,6 +75,8 @@ class Signatures:
         return len(signed)
 
     def _released(self, record: Record) -> int:
+        if record["act"] != "E":
+            return 0
         release = _entity(record, "release")
         return self._approval(record, "model.release", release["id"], release["digest"])
 
@@ -83,6 +85,21 @@ class Signatures:
             return 0
         export = _entity(record, "export")
         return self._approval(record, "audit.export", export["id"], export["digest"])
+
+    def _versioned(self, record: Record, kind: str) -> int:
+        """Of one version of something, whose digest the approvers signed."""
+        if record["act"] != "E":
+            return 0
+        about, said = _entity(record, kind), record["approval"]
+        if said["target"] != f"{about['id']}/{about['ver']}":
+            raise Problem("statement.other", what="target")
+        return self._approval(record, record["sub"], said["target"], said["digest"])
+
+    def _dataset_released(self, record: Record) -> int:
+        return self._versioned(record, "dataset")
+
+    def _labels_exported(self, record: Record) -> int:
+        return self._versioned(record, "labels")
 
     def _enrolled(self, record: Record) -> int:
         hospital, node = _entity(record, "hospital")["id"], _entity(record, "node")["id"]
@@ -156,6 +173,8 @@ _CHECKS: dict[str, Callable[[Signatures, Record], int]] = {
     "approval.decide": Signatures._decided,
     "model.release": Signatures._released,
     "audit.export": Signatures._exported,
+    "dataset.release": Signatures._dataset_released,
+    "annotation.export": Signatures._labels_exported,
     "node.enrolled": Signatures._enrolled,
     "federation.approved": Signatures._federation_approved,
     "federation.respond": Signatures._responded,

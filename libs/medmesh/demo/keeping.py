@@ -44,5 +44,10 @@ class Keepers:
         """The hospitals of these nodes, each of which read the fingerprint of its own key."""
         self.add(*(signing.public_of(folder / "secrets" / "organisation.key") for folder in folders))
 
+    def watched(self, policy: str) -> None:
+        """A version that demands these witnesses of the log."""
+        self._book = self._book.edited(datetime.now(UTC), policy=policy).signed(self._key)
+        self._install()
+
     def _install(self) -> None:
         files.write(self._target, self._book.believed().document(), 0o644)

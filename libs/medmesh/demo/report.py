@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,29 @@ if TYPE_CHECKING:
     from medmesh.demo.stage import Stage
 
 
+KEPT = (
+    "hospital_rejoined",
+    "coordinator_resumed",
+    "audit_verified",
+    "own_signatures_verified",
+    "export_verified",
+    "hospital_view_verified",
+    "fork_refused",
+    "tamper_detected",
+)
+"""Promises that are simply kept or not."""
+
+
 def write(stage: Stage, folder: Path) -> Path:
     """Write the report; answers the page."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(stage.summary, indent=1, ensure_ascii=False))
     if stage.proof:
         (folder / "evidence.json").write_text(json.dumps(stage.proof["evidence"], indent=1))
+        (folder / "lineage.json").write_text(json.dumps(stage.proof["lineage"], indent=1, ensure_ascii=False))
+        (folder / "mlps.html").write_text(stage.proof["mlps"], encoding="utf-8")
+        shutil.copyfile(stage.folder / "export.zip", folder / "export.zip")
+        shutil.copyfile(stage.policy, folder / "witnesses.policy")
     page = folder / "index.html"
     page.write_text(_render(stage), encoding="utf-8")
     return page
@@ -138,17 +156,22 @@ img{max-width:100%}pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12
 <h2>The plan, as the hospitals read it · 医院所见方案</h2><pre>{{ plan }}</pre>
 <h2>Who did what to the federation, from the audit log</h2><table><tr><th>action<th>by</tr>
 {% for verb, names in who.items() %}<tr><td>{{ verb }}<td>{{ names|join(', ') }}</tr>{% endfor %}</table>
-<h2>One record with its proof</h2><p>Verify it with nothing but the log's key <code>{{ key }}</code>:
-<code>medmesh audit verify proof --key KEY evidence.json</code></p><pre>{{ record }}</pre><pre>{{ proof }}</pre></html>"""
+<h2>Where the model comes from (YY/T 1833.4) · 追溯</h2><table><tr><th>part<th>question<th>records</tr>
+{% for part, name, count in lineage %}<tr><td>{{ part }}<td>{{ name }}<td>{{ count }}</tr>{% endfor %}</table>
+<p>All of it: <a href="lineage.json">lineage.json</a>. MLPS Level 3, clause by clause: <a href="mlps.html">mlps.html</a>
+({% for state, number in s.mlps.items() %}{{ state }} {{ number }}{{ ", " if not loop.last }}{% endfor %}).</p>
+<h2>Verify it yourself</h2><p>The log's key is <code>{{ key }}</code>; <a href="witnesses.policy">witnesses.policy</a> demands two of three
+witnesses beside it. No network and no account is needed:</p>
+<pre>medmesh audit verify export --policy witnesses.policy export.zip
+medmesh audit verify proof --policy witnesses.policy evidence.json</pre>
+<h2>One record with its proof</h2><pre>{{ record }}</pre><pre>{{ proof }}</pre></html>"""
 
 
 def _render(stage: Stage) -> str:
     s = stage.summary
     names = ("Accuracy per round", "Accuracy by hospital", "Loss per round", "Bytes moved", "Timeline")
     draws = ((_rounds(stage), 2.8), (_accuracy(stage), 2.8), (_loss(stage), 2.8), (_bytes(stage), 2.4), (_timeline(stage), 4.2))
-    checks = [
-        (name, bool(s[name]), str(s[name])) for name in ("hospital_rejoined", "coordinator_resumed", "audit_verified", "tamper_detected")
-    ]
+    checks = [(name, bool(s[name]), str(s[name])) for name in KEPT]
     checks += [
         ("parity_max_abs_diff", s["parity_max_abs_diff"] < 1e-3, f"{s['parity_max_abs_diff']:.2e}"),
         ("edge_installs", s["edge_installs"] == len(s["hospitals"]), str(s["edge_installs"])),
@@ -163,6 +186,7 @@ def _render(stage: Stage) -> str:
         plan="\n".join([*explain(stage.view.plan, "zh"), "", *explain(stage.view.plan, "en")]),
         who=stage.proof["who"],
         record=json.dumps(stage.proof["record"], indent=1, ensure_ascii=False),
+        lineage=[(part["en"], cell["en"], cell["count"]) for part in stage.proof["lineage"]["parts"] for cell in part["cells"]],
         proof=stage.proof["evidence"]["proof"],
         key=stage.log_key,
     )
@@ -185,7 +209,7 @@ def table(summary: dict[str, Any]) -> list[str]:
 
 def failures(summary: dict[str, Any]) -> list[str]:
     """What did not come out as promised; the demonstration fails when there is anything."""
-    wanted = {name: summary.get(name) for name in ("hospital_rejoined", "coordinator_resumed", "audit_verified", "tamper_detected")}
+    wanted = {name: summary.get(name) for name in KEPT}
     wrong = [name for name, value in wanted.items() if value is not True]
     local = sum(h["local_acc"] for h in summary["hospitals"]) / len(summary["hospitals"])
     if summary["hospitals"][0]["federated_acc"] <= local:

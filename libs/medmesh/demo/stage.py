@@ -15,7 +15,7 @@ from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import FederationView
 from medmesh.demo import source
 from medmesh.demo.keeping import Keepers
-from medmesh.demo.processes import NodeProcess
+from medmesh.demo.processes import Process
 from medmesh.errors import Problem
 from medmesh.security.signing import Signer
 
@@ -41,7 +41,11 @@ class Stage:
     """Seconds that the intake of all hospitals took: how fast this machine is today."""
     timeline: list[dict[str, Any]] = field(default_factory=list)
     people: dict[str, Gateway] = field(default_factory=dict)
-    nodes: dict[str, NodeProcess] = field(default_factory=dict)
+    nodes: dict[str, Process] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    """What else runs beside the platform."""
+    witnesses: dict[str, str] = field(default_factory=dict)
+    """Where each answers."""
     view: FederationView | None = None
     proof: dict[str, Any] = field(default_factory=dict)
     canaries: source.Canaries = field(init=False)
@@ -58,6 +62,11 @@ class Stage:
     def data(self) -> Path:
         """The platform's folder."""
         return self.folder / "platform"
+
+    @property
+    def policy(self) -> Path:
+        """What the auditor demands of the log: its key, and witnesses (C2SP tlog-policy)."""
+        return self.folder / "witnesses.policy"
 
     def happened(self, what: str, **more: Any) -> None:
         """Put something on the timeline."""

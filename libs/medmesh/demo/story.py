@@ -6,7 +6,7 @@ import shutil
 import time
 from typing import Any
 
-from medmesh.demo.chapters import auditing, delivering, joining, pooled, scanning, training
+from medmesh.demo.chapters import auditing, delivering, joining, pooled, scanning, training, witnessing
 from medmesh.demo.stage import Stage
 
 
@@ -19,14 +19,15 @@ async def tell(stage: Stage) -> dict[str, Any]:
         slices = await joining.prepare(stage)
         await joining.up(stage)
         await joining.enrol(stage)
+        await witnessing.watch(stage)
         await joining.ingest(stage)
         federation = await training.federate(stage)
         await delivering.release(stage, slices)
         await pooled.pooled(stage, slices)
         await auditing.audit(stage, federation)
     finally:
-        for node in stage.nodes.values():
-            node.stop()
+        for process in (*stage.nodes.values(), *stage.processes):
+            process.stop()
     await scanning.scan(stage)
     stage.summary["seconds"] = round(time.monotonic() - stage.began, 1)
     return stage.summary

@@ -12,6 +12,7 @@ from functools import cache
 
 from medmesh.canonical import digest
 from medmesh.errors import Problem
+from medmesh.security import emergency
 from medmesh.security.tokens import Actor
 
 ADMINISTRATORS = ("system_administrator", "security_administrator", "audit_administrator")
@@ -33,6 +34,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "approval.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
     "key.register": PERSON_ROLES,
     "key.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
+    "emergency.open": ("clinician",),
+    "emergency.end": ("clinician", "security_administrator"),
+    "emergency.list": ("clinician", "approver", "security_administrator", "audit_administrator", "auditor"),
+    "emergency.review": ("approver", "security_administrator"),
     "dataset.create": ("researcher",),
     "dataset.read": ("researcher", "annotator", "reviewer"),
     "catalogue.publish": ("hospital",),
@@ -73,6 +78,7 @@ STEP_UP = frozenset(
         "annotation.export",
         "approval.decide",
         "audit.export",
+        "emergency.review",
         "hospital.register",
         "hospital.revoke",
         "system.register",
@@ -100,7 +106,8 @@ class Decision:
 @cache
 def policy_digest() -> str:
     """SHA-256 over everything that decides."""
-    return digest({"table": TABLE, "step_up": sorted(STEP_UP), "services": sorted(_SERVICES_MAY)})
+    rules = {"table": TABLE, "step_up": sorted(STEP_UP), "services": sorted(_SERVICES_MAY), "emergency": sorted(emergency.ACTIONS)}
+    return digest(rules)
 
 
 def allow(actor: Actor, action: str, at: datetime | None = None) -> Decision:
@@ -113,6 +120,8 @@ def allow(actor: Actor, action: str, at: datetime | None = None) -> Decision:
             return Decision(True, f"role:{role}", policy_digest())
     if actor.kind == "service" and action in _SERVICES_MAY:
         return Decision(True, "service", policy_digest())
+    if emergency.permits(actor.emergency, action, at):
+        return Decision(True, "emergency", policy_digest())
     return Decision(False, "default", policy_digest())
 
 

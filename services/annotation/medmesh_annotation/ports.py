@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.roster import Roster
+from medmesh.security.tokens import TrustBundle
 from medmesh.store.objects.open import Stores
 from medmesh_annotation.settings import Settings
 
@@ -17,3 +20,5 @@ class Ports:
 
     settings: Settings
     stores: Stores
+    trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]

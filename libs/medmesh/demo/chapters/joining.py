@@ -10,7 +10,8 @@ from typing import Any
 from medmesh.client.gateway import Gateway
 from medmesh.client.people import Authenticator, sign_in
 from medmesh.demo import source
-from medmesh.demo.processes import NodeProcess, checker, medmesh
+from medmesh.demo.keeping import Keepers
+from medmesh.demo.processes import Process, checker, medmesh, node
 from medmesh.demo.stage import PASSWORD, ROUNDS, Stage
 from medmesh.embedded.run import running
 
@@ -58,7 +59,7 @@ async def enrol(stage: Stage) -> None:
         folder = stage.folder / "hospitals" / name
         folder.mkdir(parents=True)
         folder.chmod(0o700)
-        stage.nodes[name] = NodeProcess(name, folder)
+        stage.nodes[name] = node(name, folder)
         arguments = ("--folder", str(folder), "--gateway", stage.urls["gateway"], "--ca", str(stage.ca), "--hospital", name)
         handed = ("--code", made["code"], "--roster", stage.keepers.pin)
         enrolling.append(asyncio.create_task(medmesh("edge", "enrol", *arguments, *handed, "--wait", "120")))
@@ -72,23 +73,23 @@ async def ingest(stage: Stage) -> None:
     stage.say("each node takes in its own DICOM files, de-identified", "各节点导入本院 DICOM 并去标识化")
     room = asyncio.Semaphore(2)
 
-    async def one(node: NodeProcess) -> dict[str, Any]:
+    async def one(hospital: Process) -> dict[str, Any]:
         async with room:
-            pacs = str(stage.folder / "pacs" / node.name)
-            arguments = ("--folder", str(node.folder), pacs, "--dataset", "brain-mri", "--json")
+            pacs = str(stage.folder / "pacs" / hospital.name)
+            arguments = ("--folder", str(hospital.folder), pacs, "--dataset", "brain-mri", "--json")
             found: dict[str, Any] = json.loads(await medmesh("edge", "ingest", *arguments))
-            await medmesh("edge", "publish", "--folder", str(node.folder), "brain-mri")
+            await medmesh("edge", "publish", "--folder", str(hospital.folder), "brain-mri")
             return found
 
     began = time.monotonic()
-    outcomes = await asyncio.gather(*(one(node) for node in stage.nodes.values()))
+    outcomes = await asyncio.gather(*(one(hospital) for hospital in stage.nodes.values()))
     stage.pace = time.monotonic() - began
     stage.summary["hospitals"] = [
         {"name": name, "samples": outcome["stored"], "rejected": sum(outcome["rejected"].values())}
         for name, outcome in zip(stage.nodes, outcomes, strict=True)
     ]
-    for node in stage.nodes.values():
-        node.start()
+    for hospital in stage.nodes.values():
+        hospital.start()
 
     async def published() -> bool:
         catalogue = await stage.people["li"].request("GET", "/v1/catalogue")

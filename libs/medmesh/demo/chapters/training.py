@@ -12,7 +12,7 @@ from typing import Any
 
 from medmesh.client.federation import create_federation
 from medmesh.contracts.federation import FederationView
-from medmesh.demo.processes import NodeProcess, medmesh
+from medmesh.demo.processes import Process, medmesh
 from medmesh.demo.stage import BATCH, LEASE, MODEL, PACKAGE, RATE, ROUNDS, STEPS, Stage
 from medmesh.embedded.run import running
 from medmesh.errors import Problem
@@ -41,11 +41,11 @@ async def federate(stage: Stage) -> str:
     )
     federation = str(made["federation"])
 
-    async def invited(node: NodeProcess) -> bool:
+    async def invited(node: Process) -> bool:
         known = json.loads(await medmesh("edge", "federations", "--folder", str(node.folder)))
         return any(entry["federation"] == federation for entry in known)
 
-    async def answer(node: NodeProcess) -> None:
+    async def answer(node: Process) -> None:
         await stage.until(f"the invitation at {node.name}", partial(invited, node))
         await medmesh("edge", "show", "--folder", str(node.folder), federation)
         await medmesh("edge", "approve", "--folder", str(node.folder), federation)
