@@ -56,7 +56,7 @@ def own_roster(folder: Path, pin: str | None, file: Path | None) -> int:
                 await rosters.hand_over(site, file.read_bytes())
             else:
                 notes = notes_of(file.read_bytes()) if file is not None else await rosters.served(gateway)
-                await rosters.record(site, rosters.pin(site.layout, notes, pin), "roster.pin")
+                await rosters.record(site, rosters.pin(site.layout, notes, pin), pinned=True)
         return RosterFile(site.layout.roster).chain()
 
     found = on_site(folder, work)

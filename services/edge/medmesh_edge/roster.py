@@ -64,16 +64,16 @@ async def refresh(site: Site, gateway: Gateway) -> bool:
         raise
     if found is None:
         return False
-    await record(site, found, "roster.update")
+    await record(site, found)
     log("edge.roster.updated", version=found.roster.version)
     return True
 
 
-async def record(site: Site, found: Believed, verb: str) -> None:
+async def record(site: Site, found: Believed, *, pinned: bool = False) -> None:
     """That the hospital goes by this version from now on."""
     async with site.unit() as uow:
         about = (Entity("roster", found.roster.platform, version=str(found.roster.version)),)
-        uow.audit(AuditEntry(verb, "U", entities=about, detail={"fingerprint": found.present}))
+        uow.audit(AuditEntry("roster.pin" if pinned else "roster.update", "U", entities=about, detail={"fingerprint": found.present}))
     site.changed.set()
 
 
@@ -81,7 +81,7 @@ async def hand_over(site: Site, content: bytes) -> Believed | None:
     """Newer versions in a file that came by another way than the platform. Raises `Problem`."""
     found = take(site.layout, notes_of(content))
     if found is not None:
-        await record(site, found, "roster.update")
+        await record(site, found)
     return found
 
 
