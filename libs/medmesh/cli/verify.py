@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,10 +24,20 @@ from medmesh.ledger.policy import Policy, demanding, parse_policy
 from medmesh.ledger.proof import read_evidence, verify_evidence
 from medmesh.ledger.report import INCOMPLETE, TAMPERED, WHOLE, Report
 from medmesh.ledger.verify import TOLERANCE, Wanted, verify_log
-from medmesh.security.roster import Roster, believe, notes_of
+
+if TYPE_CHECKING:
+    from medmesh.security.roster import Roster
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_UNREADABLE = ("ledger.key", "ledger.policy", "ledger.proof_form", "ledger.no_copy", "ledger.unreachable", "audit.export_unreadable")
+_UNREADABLE = (
+    "roster.form",
+    "ledger.key",
+    "ledger.policy",
+    "ledger.proof_form",
+    "ledger.no_copy",
+    "ledger.unreachable",
+    "audit.export_unreadable",
+)
 
 
 def key_of(text: str) -> str:
@@ -41,6 +51,8 @@ def key_of(text: str) -> str:
 
 def roster_of(file: Path | None, pin: str | None) -> Roster | None:
     """The newest version in a roster file, verified from its first on, or from the one with the fingerprint `pin`."""
+    from medmesh.security.roster import believe, notes_of  # with fewer libraries where no roster is asked for
+
     return believe(notes_of(file.read_bytes()), pin).roster if file is not None else None
 
 
