@@ -82,8 +82,8 @@ def _roster(opened: Site) -> Finding:
     except Problem as problem:
         return Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}")
     if not roster.has_hospital(opened.organisation().vkey):
-        problem = Problem("edge.not_rostered")
-        return Finding(1, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}")
+        missing = Problem("edge.not_rostered")
+        return Finding(1, str(missing), f"{missing.detail('zh')} {missing.hint('zh')}")
     days = (roster.expires - datetime.now(UTC)).days
     en = f"the roster's version {roster.version} has this hospital's key and counts for {days} more days"
     return Finding(1 if days < 30 else 0, en, f"名册第 {roster.version} 版含本院密钥，剩余有效期 {days} 天")
