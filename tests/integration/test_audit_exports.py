@@ -98,6 +98,37 @@ async def test_every_format_verifies_offline_and_holds_what_was_asked_for(world:
     assert other.returncode == 0, other.stdout
 
 
+@pytest.mark.parametrize("format", ["fhir", "dicom", "ocsf", "csv"])
+async def test_what_people_read_is_held_against_the_evidence(world: World, private: Path, format: str) -> None:
+    """The table is altered and the evidence is not: whoever reads the table only would be deceived."""
+    await log(world, *(about("renji", f"d{n}") for n in range(3)))
+    made = await requested(world, format, org="renji")
+    await granted(world, made)
+    await finished(world, made)
+    key = world.p.runtimes["audit"].ports.sequencer.vkey
+    async with door(world) as auditor:
+        await fetch_export(auditor, made["export"], private / "export.zip", seconds=20)
+    folder = unpack(private / "export.zip", private / "export")
+    assert verified(key, folder) == 0  # unpacked it verifies as well
+    readable = sorted((folder / "dicom").iterdir())[1] if format == "dicom" else next(folder.glob("records.*"))
+    before = readable.read_bytes()
+    middle = len(before) // 2
+    altered = (before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :], before + before[-40:], before[:-1], b"")
+    for content in altered:
+        readable.write_bytes(content)
+        assert verified(key, folder) == 1
+    # The evidence is whole, but another version wrote the table: nothing is proven about it, nobody is accused.
+    asked = json.loads((folder / "request.json").read_bytes())
+    (folder / "request.json").write_text(json.dumps(asked | {"written_by": "9.9"}))
+    assert verified(key, folder) == 2
+    readable.write_bytes(before)
+    assert verified(key, folder) == 0
+    if format == "dicom":
+        (folder / "dicom" / "000000000999.xml").write_bytes(before)
+        (folder / "request.json").write_text(json.dumps(asked))
+        assert verified(key, folder) == 1
+
+
 async def test_an_altered_export_is_found_whichever_part_was_touched(world: World, private: Path) -> None:
     await log(world, *(about("renji", f"d{n}") for n in range(3)))
     made = await requested(world, org="renji")
@@ -132,6 +163,7 @@ async def test_an_altered_export_is_found_whichever_part_was_touched(world: Worl
     assert verdict("tile/0", lambda content: content[:-1] + bytes([content[-1] ^ 1])) == 1
     assert verdict("tile/entries", lambda content: content[:-1] + bytes([content[-1] ^ 1])) == 1
     assert verdict("emitters.json", lambda content: content.replace(b'"entries":', b'"entries":1')) == 1
+    assert verdict("request.json", lambda content: content.replace(b"renji", b"ruijin")) == 1
     (private / "cut.zip").write_bytes((private / "export.zip").read_bytes()[:200])
     assert verified(key, private / "cut.zip") == 2
     with zipfile.ZipFile(private / "slip.zip", "w") as target:

@@ -6,9 +6,12 @@ import base64
 import binascii
 import json
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from medmesh.auditing import formats
+from medmesh.canonical import digest
 from medmesh.errors import Problem
 from medmesh.ledger import leaf as leaves
 from medmesh.ledger import tiles
@@ -44,7 +47,7 @@ def unpack(file: Path, target: Path) -> Path:
             if sum(info.file_size for info in archive.infolist()) > MOST_BYTES:
                 raise ValueError
             for info in archive.infolist():
-                if not (target / info.filename).resolve().is_relative_to(target.resolve()) or info.is_dir():
+                if not (target / info.filename).resolve().is_relative_to(target.resolve()):
                     raise ValueError
             archive.extractall(target)
     except (OSError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError):
@@ -86,3 +89,31 @@ def check(folder: Path, report: Report) -> None:
         said = None
     if said != counters(folder, report.size):
         report.fault("emitters", Problem("audit.export_counters"))
+    _readable(folder, report)
+
+
+def _readable(folder: Path, report: Report) -> None:
+    """Hold the table or the messages that people read against the evidence."""
+    try:
+        asked = json.loads((folder / "request.json").read_bytes())
+        written_by, same = asked["written_by"], digest(asked["request"]) == asked["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        report.fault("request", Problem("audit.export_unreadable", file="request.json"), incomplete=True)
+        return
+    if not same:
+        report.fault("request", Problem("audit.export_request"))
+    with (folder / "bodies.jsonl").open(encoding="utf-8") as evidence:
+        records = ((line["seq"], json.loads(base64.b64decode(line["body"]))) for line in map(json.loads, evidence))
+        altered = formats.differs(folder, records)
+    if altered is None:
+        return
+    if written_by != version("medmesh"):
+        # Another version may spell a record otherwise; that is nobody's fault, and proves nothing either.
+        report.fault("readable", Problem("audit.export_version", theirs=str(written_by), ours=version("medmesh")), incomplete=True)
+    else:
+        report.fault("readable", altered)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an unpacked export, not a copy of the log."""
+    return (folder / "request.json").is_file()
