@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.aics import environment
 from tests.architecture.sources import ROOT
 from tests.integration.test_audit_door import about, door, log
 from tests.world import World, small_world
@@ -96,6 +99,45 @@ async def test_every_format_verifies_offline_and_holds_what_was_asked_for(world:
     arguments = [sys.executable, "-I", str(ROOT / "libs/medmesh/demo/checker.py"), "verify-log", "--log", str(folder), "--key", key]
     other = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, check=False)
     assert other.returncode == 0, other.stdout
+
+
+@pytest.mark.slow
+async def test_somebody_with_the_export_and_the_key_verifies_it_without_anything_of_ours(world: World, private: Path) -> None:
+    """The page for strangers, as it stands there: its commands and its script, with a program we did not write."""
+    python = environment()
+    await log(world, *(about("renji", f"d{n}") for n in range(300)))
+    made = await requested(world, "csv", org="renji")
+    await granted(world, made)
+    await finished(world, made)
+    async with door(world) as auditor:
+        await fetch_export(auditor, made["export"], private / "export.zip", seconds=20)
+    (private / "key.txt").write_text(world.p.runtimes["audit"].ports.sequencer.vkey + "\n")
+    page = (ROOT / "docs/security/elsewhere.md").read_text(encoding="utf-8")
+    commands, script = re.search(r"```sh\n(.*?)```", page, re.DOTALL), re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert commands is not None
+    assert script is not None
+    here: Any = {"cwd": private, "env": {"PATH": f"{python.parent}:/usr/bin:/bin"}, "capture_output": True, "text": True, "check": False}
+    said = await asyncio.to_thread(subprocess.run, ["/bin/sh", "-ec", commands[1]], **here)
+    assert (said.returncode, json.loads(said.stdout)["ok"]) == (0, True), said.stderr
+
+    async def run() -> Any:
+        return await asyncio.to_thread(subprocess.run, [python, "-I", "-c", script[1]], **here)
+
+    read = await run()
+    assert read.returncode == 0, read.stderr
+    records = [line.split(" ", 1) for line in read.stdout.splitlines()]
+    assert sum(json.loads(body)["sub"] == "catalogue.publish" for _, body in records) == 300
+    evidence = private / "export" / "bodies.jsonl"
+    whole = evidence.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    altered = base64.b64encode(base64.b64decode(lines[7]["body"]).replace(b'"out":0', b'"out":8')).decode()
+    evidence.write_text("".join(json.dumps(line | ({"body": altered} if n == 7 else {})) + "\n" for n, line in enumerate(lines)))
+    assert "is not the one that was logged" in (await run()).stderr
+    evidence.write_text(whole)
+    headers = next((private / "export" / "tile" / "entries").rglob("*"))
+    headers = headers if headers.is_file() else next(path for path in headers.rglob("*") if path.is_file())
+    headers.write_bytes(headers.read_bytes().replace(b'"c":"renji"', b'"c":"reNji"', 1))
+    assert (await run()).returncode != 0
 
 
 @pytest.mark.parametrize("format", ["fhir", "dicom", "ocsf", "csv"])

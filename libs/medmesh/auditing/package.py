@@ -35,8 +35,9 @@ Take the verifier key from the paper you were given at installation, not from th
   medmesh audit verify export --key 'KEY' export.zip
 
 It ends with 0: whole; 1: altered; 2: not readable.   返回 0 完整；1 被篡改；2 无法读取。
-Without this program: unpack it, and give the folder to any verifier of C2SP tlog-tiles.
-不使用本程序亦可：解压后交由任意支持 C2SP tlog-tiles 的验证工具。
+Without this program: unpack it, and give the folder to any verifier of C2SP tlog-tiles; a record is the one that was logged
+when SHA-256(salt || body) is the `commit` of its leaf. docs/security/elsewhere.md shows both.
+不使用本程序亦可：解压后交由任意支持 C2SP tlog-tiles 的验证工具；SHA-256(盐值‖记录) 等于叶节点的 commit 即为原记录。
 """
 
 
