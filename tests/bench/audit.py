@@ -27,6 +27,7 @@ from sqlalchemy.engine import make_url
 
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import StreamSpec
+from medmesh.bus.topology import consumers, streams
 from medmesh.contracts.audit import AuditBatch, Receipts, record_subject
 from medmesh.embedded.testing import RunningServers, servers
 from medmesh.ledger import note, proof
@@ -137,11 +138,15 @@ async def service(up: RunningServers, folder: Path, database: str) -> AsyncItera
             "state": private,
             "log_key": private / "log.nk",
             "log_level": "error",
+            "objects": {"folder": private / "objects", "spool": private / "spool"},
         }
     )
     (private / "audit.json").write_text(settings.model_dump_json(exclude_none=True))
     bus = await NatsBus.connect(up.nats_url, name="bench-driver")
-    await bus.ensure_stream(StreamSpec("EVENTS", ("medmesh.evt.>",)))
+    for stream in (*streams([SERVICE]), StreamSpec("EVENTS", ("medmesh.evt.>",))):
+        await bus.ensure_stream(stream)
+    for consumer in consumers([SERVICE]):
+        await bus.ensure_consumer(consumer)
     command = (sys.executable, "-P", "-m", "medmesh.service", "audit", "--settings", str(private / "audit.json"))
     process = await asyncio.create_subprocess_exec(*command)
     bench = Bench(up, private, bus)
@@ -289,13 +294,14 @@ async def proofs(bench: Bench) -> list[Measure]:
     database = Database.postgres(url.render_as_string(hide_password=False))
     order, taken, floor = list(wanted), list[float](), list[float]()
     dice.shuffle(order)
+    upper = queries.Upper()
     key = note.verifier_key("medmesh/log", Identity.load(bench.folder / "log.nk").private_key.public_key())
     for seq in order:
         began = perf_counter()
         async with database.unit(Context("audit")) as uow:
             row = await uow.first(select(entries).where(entries.c.seq == seq))
             newest = await queries.checkpoint(uow)
-            evidence = await queries.evidence(uow, row, Shown(newest.size, newest.note, UNWITNESSED))
+            evidence = await queries.evidence(uow, row, Shown(newest.size, newest.note, UNWITNESSED, newest.root), upper)
         taken.append(perf_counter() - began)
         assert proof.verify(evidence.proof, base64.b64decode(evidence.leaf), key).size == edge.size
         began = perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from binascii import a2b_base64, b2a_base64
+from binascii import a2b_base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ class Copy(Protocol):
         """Let go of connections."""
 
 
+_PADDING, _LAST_OF_ONE, _LAST_OF_TWO = ord("="), frozenset(b"AQgw"), frozenset(b"AEIMQUYcgkosw048")
 _SALT, _BETWEEN, _END = 24, b'", "body": "', b'"}\n'
 
 
@@ -82,10 +83,9 @@ def read_lines(file: Path, first: int) -> Iterator[Body]:
 
 
 def _decoded(text: bytes) -> bytes:
-    data = a2b_base64(text)
-    # Canonical: nothing was passed over, and the last letters spell the last bytes and no stray bits.
-    last = len(data) % 3
-    if len(text) != (len(data) + 2) // 3 * 4 or (last and b2a_base64(data[-last:], newline=False) != text[-4:]):
+    data = a2b_base64(text, strict_mode=True)
+    # Canonical: nothing was passed over, and the last letter before the padding spells no stray bits.
+    if len(text) & 3 or (text[-1:] == b"=" and (text[-3] not in _LAST_OF_ONE if text[-2] == _PADDING else text[-2] not in _LAST_OF_TWO)):
         raise ValueError("not canonical base64")
     return data
 

@@ -43,7 +43,7 @@ async def prove(uow: UnitOfWork[Any], ports: Ports, event: str, within: str | No
     """One record with its proof."""
     row = await search.entry(uow, event, within)
     looked(uow, "audit.prove", row.seq)
-    return await queries.evidence(uow, row, await ports.witnesses.newest(uow, covering=row.seq))
+    return await queries.evidence(uow, row, await ports.witnesses.newest(uow, covering=row.seq), ports.upper)
 
 
 async def copy(uow: UnitOfWork[Any], within: str | None, first: int, limit: int) -> Bodies:

@@ -49,7 +49,6 @@ facts = Table(
     Column("orgs", Json, nullable=False),
     Column("entities", Json, nullable=False),
 )
-Index("ix_facts_id", facts.c.id)
 Index("ix_facts_t", facts.c.t)
 Index("ix_facts_who", facts.c.who)
 Index("ix_facts_correlation", facts.c.correlation)
