@@ -58,6 +58,7 @@ _TOGETHER = {
     "bootstrap_token": "secrets/bootstrap.sha256",
     "release_key.nk": "secrets/release.nk",
     "log_key.nk": "secrets/log.nk",
+    "sm_key.json": "secrets/log.sm2.json",
     "project.key": "secrets/ingestion.key",
     "seal.key": "secrets/{owner}.seal",
     "settings.json": "settings/{owner}.json",

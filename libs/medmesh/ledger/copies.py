@@ -11,6 +11,7 @@ from typing import Protocol
 
 from medmesh.errors import Problem
 from medmesh.ledger import tiles
+from medmesh.ledger.second import PREFIX, Stored
 
 Body = tuple[int, bytes, bytes]
 """(seq, salt, body); a line that cannot be read has the seq -1."""
@@ -36,6 +37,9 @@ class Copy(Protocol):
 
     def bodies(self, first: int, size: int) -> Iterator[Body] | None:
         """Salts and bodies from a record on, ascending; None when the copy holds none at all. A log that is in use stops at `size`."""
+
+    def second(self) -> Stored | None:
+        """The second tree over the same entries, where there may be one."""
 
     def history(self) -> Iterator[Signed]:
         """Every checkpoint that is kept, ascending, where there are more than one."""
@@ -116,6 +120,10 @@ class Folder:
         """See `Copy`."""
         file = self.folder / "bodies.jsonl"
         return read_lines(file, first) if file.exists() else None
+
+    def second(self) -> Stored | None:
+        """See `Copy`."""
+        return Folder(self.folder / PREFIX) if (self.folder / PREFIX / "checkpoint").exists() else None
 
     def history(self) -> Iterator[Signed]:
         """See `Copy`."""

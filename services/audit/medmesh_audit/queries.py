@@ -148,6 +148,12 @@ async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
 
 async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
     """`tile/<level>/<number>` or `tile/entries/<number>`, as C2SP tlog-tiles names them. Raises `Problem`."""
+    level, number, width = parse(path)
+    return await entry_bundle(uow, number, width) if level < 0 else await tile_bytes(uow, level, number, width)
+
+
+def parse(path: str) -> Tile:
+    """(level, number, width) of such a path, the level -1 for entries. Raises `Problem`."""
     kind, _, rest = path.partition("/")
     level, *parts = rest.split("/")
     try:
@@ -157,7 +163,7 @@ async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
             raise ValueError
     except ValueError:
         raise Problem("request.not_found", kind="file of the log", id=path) from None
-    return await entry_bundle(uow, number, width) if chosen < 0 else await tile_bytes(uow, chosen, number, width)
+    return chosen, number, width
 
 
 async def coverage(uow: UnitOfWork[Any]) -> list[dict[str, Any]]:

@@ -113,6 +113,29 @@ alerts = Table(
     comment="what was raised: one alert a rule, a subject and a window of time",
 )
 
+# The second tree (SM3, SM2) over the same entries, where there is one.
+sm_tiles = Table(
+    "sm_tiles",
+    METADATA,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("number", Counter, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    CheckConstraint("length(hashes) = 8192 AND length(root) = 32", name="full"),
+    info=APPEND_ONLY,
+    comment="full tiles of the second tree, as `tiles`",
+)
+
+sm_checkpoints = Table(
+    "sm_checkpoints",
+    METADATA,
+    Column("size", Counter, primary_key=True, autoincrement=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    info=APPEND_ONLY,
+)
+
 cosignatures = Table(
     "cosignatures",
     METADATA,
