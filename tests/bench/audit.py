@@ -30,7 +30,7 @@ from medmesh.bus.port import StreamSpec
 from medmesh.bus.topology import consumers, streams
 from medmesh.contracts.audit import AuditBatch, Receipts, record_subject
 from medmesh.embedded.testing import RunningServers, servers
-from medmesh.ledger import note, proof
+from medmesh.ledger import note, proof, sm
 from medmesh.ledger.edge import Edge
 from medmesh.ledger.leaf import Leaf, commitment
 from medmesh.ledger.tree import leaf_hash
@@ -114,11 +114,13 @@ async def _measure(names: Sequence[str]) -> list[Measure]:
                     print(f"{name} ...", file=sys.stderr, flush=True)
                     async with service(up, folder, f"bench_{name[6:]}") as bench:
                         measures += await case(bench)
+            if not names or "audit.append64_sm" in names:
+                measures += await second_tree(up, folder)
     return measures
 
 
 @asynccontextmanager
-async def service(up: RunningServers, folder: Path, database: str) -> AsyncIterator[Bench]:
+async def service(up: RunningServers, folder: Path, database: str, **further: object) -> AsyncIterator[Bench]:
     """The audit service in a process of its own, on an empty database."""
     private = folder / database
     private.mkdir(mode=0o700)
@@ -138,6 +140,7 @@ async def service(up: RunningServers, folder: Path, database: str) -> AsyncItera
             "state": private,
             "log_key": private / "log.nk",
             "log_level": "error",
+            **further,
             "objects": {"folder": private / "objects", "spool": private / "spool"},
         }
     )
@@ -222,6 +225,30 @@ async def append64(bench: Bench) -> list[Measure]:
         Measure("audit.append64_p99", taken.p99, "ms", taken.floor_p99, "a chain in SQL", peer_p99, 50),
         Measure("audit.append64_commit", taken.inside, "records/s"),
     ]
+
+
+async def second_tree(up: RunningServers, folder: Path) -> list[Measure]:
+    """`append64` with the second tree (SM3, SM2) until that has followed to the last record, and without it, in turn."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    key = folder / "sm2.json"
+    sm.write_key(key, "medmesh/log")
+    for turn in range(REPEATS):
+        for second in (False, True):
+            database = f"bench_sm_{turn}_{int(second)}"
+            further = {"sm_keys": [key], "sm_seconds": 0.2} if second else {}
+            async with service(up, folder, database, **further) as bench:
+                await _load(bench, CALLERS, 20, 1)
+                sql = await asyncpg.connect(make_url(up.postgres_url).set(database=database).render_as_string(hide_password=False))
+                began = perf_counter()
+                await _load(bench, CALLERS, 2 * EACH, 1)
+                if second:
+                    behind = "SELECT (SELECT size FROM audit.state) > coalesce((SELECT max(size) FROM audit.sm_checkpoints), 0)"
+                    while await sql.fetchval(behind):
+                        await asyncio.sleep(0.01)
+                rates[second].append(CALLERS * 2 * EACH / (perf_counter() - began))
+                await sql.close()
+    one, both = statistics.median(rates[False]), statistics.median(rates[True])
+    return [Measure("audit.append64_sm", both, "records/s", one, goal=0.75 * one, better="more")]
 
 
 async def batch100(bench: Bench) -> list[Measure]:

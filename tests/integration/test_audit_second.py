@@ -150,6 +150,7 @@ def test_a_key_of_another_log_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "medmesh.ledger.sm", None)
+    monkeypatch.delattr("medmesh.ledger.sm")
     with pytest.raises(Problem) as refused:
         load_keys([tmp_path / "key.json"], ORIGIN)
     assert refused.value.code == "ledger.sm_missing"
