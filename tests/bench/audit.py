@@ -35,6 +35,7 @@ from medmesh.ledger.edge import Edge
 from medmesh.ledger.leaf import Leaf, commitment
 from medmesh.ledger.tree import leaf_hash
 from medmesh.security.authority import Authority
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity
 from medmesh.security.tokens import TrustBundle
 from medmesh.store.database import Database
@@ -141,7 +142,7 @@ async def service(up: RunningServers, folder: Path, database: str, **further: ob
             "log_key": private / "log.nk",
             "log_level": "error",
             **further,
-            "objects": {"folder": private / "objects", "spool": private / "spool"},
+            "objects": {"folder": private / "objects", "spool": private / "spool", "keys": str(private / "kek")},
         }
     )
     (private / "audit.json").write_text(settings.model_dump_json(exclude_none=True))
@@ -166,6 +167,7 @@ def _prepare_keys(private: Path) -> None:
     audit = Identity.ensure(private / "audit.nk")
     release = Identity.ensure(private / "release.nk")
     Identity.ensure(private / "log.nk")
+    FileKeys(private / "kek").ensure("objects")
     (private / "ca").mkdir()
     services = {"audit": audit.public, **dict.fromkeys(EMITTERS, audit.public)}
     ca = Authority.ensure(private / "ca").certificate_pem
