@@ -89,6 +89,7 @@ VERBS: dict[str, Verb] = {
     "audit.alarm.rewritten": Verb("110113", "110132", _COMPLY, _SECURITY, "记录被改写告警"),
     "audit.alarm.seal_altered": Verb("110113", "110132", _COMPLY, _SECURITY, "封存分段被改告警"),
     "audit.alarm.sealed_twice": Verb("110113", "110132", _COMPLY, _SECURITY, "重复封存告警"),
+    "audit.alarm.second": Verb("110113", "110132", _COMPLY, _SECURITY, "第二棵树与条目不一致告警"),
     "audit.alarm.weakened": Verb("110113", "110129", _COMPLY, _SECURITY, "日志表保护被削弱告警"),
     "audit.alert": Verb("110113", "110132", _COMPLY, _SECURITY, "安全告警"),
     "audit.copy": Verb("110101", "read", _COMPLY, _SECURITY, "复制日志"),

@@ -64,6 +64,8 @@ class TrustBundle:
     """NKEY public key of the registry's release key."""
     log_key: str = ""
     """Verifier key of the audit log (C2SP signed note vkey)."""
+    sm_log_key: str = ""
+    """That of its second tree (SM3, SM2), where there is one."""
     ca_pem: str = ""
     revoked: list[str] = field(default_factory=list)
     """Serial numbers (hexadecimal) of revoked node certificates."""
