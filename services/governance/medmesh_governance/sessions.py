@@ -75,7 +75,10 @@ async def shows_factor(uow: UnitOfWork[Ports], row: Any, code: str, password: st
     """Whether somebody shows the second factor in an open session: a code, or the password where the connection shows the certificate
     to which the session belongs. Raises `Problem` when there is none."""
     if row.certificate is not None and not code:
-        return verify_password(row.password_hash, password)
+        fits = verify_password(row.password_hash, password)
+        if fits:
+            await uow.execute(update(users).where(users.c.name == row.name).values(failures=0))
+        return fits
     if row.factor is None:
         raise Problem("governance.no_second_factor")
     return await spend_code(uow, row, code)
