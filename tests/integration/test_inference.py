@@ -118,7 +118,9 @@ async def test_only_who_may_infer_gets_an_answer(inference: Inference) -> None:
     auditor = await inference.infer(headers=inference.bearer("auditor"))
     assert (auditor.status_code, auditor.json()["code"]) == (403, "access.denied")
     assert (await inference.http.get("/v2/health/ready")).status_code == 200
-    assert not [r for r in await inference.p.audited("inference") if r["sub"] == "inference.infer"]
+    records = [(r["agents"][0]["who"], r["sub"], r["why"]) for r in await inference.p.audited("inference")]
+    nobody = [("service:inference", "access.unproven", code) for code in ("actor.missing", "security.token_audience")]
+    assert records[-3:] == [*nobody, ("person:chen", "access.denied", "access.denied")]
 
 
 async def test_a_newer_release_takes_over_and_an_older_one_does_not(inference: Inference) -> None:
@@ -141,9 +143,9 @@ async def test_whatever_does_not_verify_is_rejected_and_what_was_served_stays(in
     assert await inference.rejected(released(missing, release="c")) == "objects.missing"
     assert await inference.rejected(released(await inference.model(3, bias=float("nan")), release="d")) == "serving.unhealthy"
     altered = await inference.model(4)
-    place = inference.p.folder / "objects" / "kept" / altered.onnx.sha256[:2] / altered.onnx.sha256
-    place.write_bytes(graph(seed=9).SerializeToString())
-    assert await inference.rejected(released(altered, release="e")) == "objects.digest"
+    (good_place, place) = (inference.p.folder / "objects" / "kept" / o.sha256[:2] / f"{o.sha256}.key" for o in (good.onnx, altered.onnx))
+    place.write_bytes(good_place.read_bytes())
+    assert await inference.rejected(released(altered, release="e")) == "keyring.refused", "another model under its name"
 
     assert (await inference.infer()).json()["model_version"] == "1"
     records = [r for r in await inference.p.audited("inference") if r["sub"] == "model.reject"]
@@ -152,7 +154,7 @@ async def test_whatever_does_not_verify_is_rejected_and_what_was_served_stays(in
         "serving.approval",
         "objects.missing",
         "serving.unhealthy",
-        "objects.digest",
+        "keyring.refused",
     ]
     assert {r["out"] for r in records} == {8}
 
@@ -212,7 +214,8 @@ async def test_an_answer_of_a_version_that_was_withdrawn_meanwhile_does_not_leav
     repository._served[MODEL] = Repository(kept).active(MODEL)  # as on an instance that has not heard of it
     answer = await inference.infer()
     assert (answer.status_code, answer.json()["code"]) == (410, "serving.withdrawn")
-    assert not [r for r in await inference.p.audited("inference") if r["sub"] == "inference.infer"]
+    records = [r for r in await inference.p.audited("inference") if r["sub"] == "inference.infer"]
+    assert [(r["out"], r["why"]) for r in records] == [(4, "serving.withdrawn")], "a refusal and no answer"
 
 
 async def test_no_value_of_an_image_reaches_an_audit_record(inference: Inference) -> None:
