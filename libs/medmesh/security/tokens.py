@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
 from medmesh.security.authority import hospital_of, verify_node
+from medmesh.security.emergency import Emergency
 from medmesh.security.keys import Identity, public_key
 
 Kind = Literal["person", "service", "hospital", "system"]
@@ -43,6 +44,8 @@ class Actor:
     """How a person signed in: `pwd`, or `pwd+otp` with a second factor (RFC 8176)."""
     strong_at: datetime | None = None
     """When a person last showed the second factor (RFC 9470 `auth_time`)."""
+    emergency: Emergency | None = None
+    """The emergency access this person has open in this session."""
 
     @property
     def text(self) -> str:
@@ -97,6 +100,8 @@ def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE
     extra: dict[str, Any] = {"knd": actor.kind, "org": actor.organisation, "rol": sorted(actor.roles), "mth": actor.method}
     if actor.strong_at is not None:
         extra["stp"] = int(actor.strong_at.timestamp())
+    if (open_now := actor.emergency) is not None:
+        extra["emg"] = {"id": open_now.id, "org": open_now.organisation, "exp": open_now.until.timestamp()}
     claims = _claims("service:governance", actor.id, audience, minutes, extra, now)
     return jwt.encode(claims, governance.private_key, algorithm="EdDSA", headers={"kid": governance.public})
 
@@ -171,7 +176,12 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     if kind == "service":
         roles = frozenset(("service", f"service:{claims['sub']}"))
     strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong)  # type: ignore[arg-type]
+    emergency = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong, emergency)  # type: ignore[arg-type]
+
+
+def _emergency(claim: dict[str, Any]) -> Emergency:
+    return Emergency(str(claim["id"]), str(claim["org"]), datetime.fromtimestamp(claim["exp"], UTC))
 
 
 def _node_certificate(header: dict[str, Any], trust: TrustBundle, at: datetime) -> x509.Certificate:

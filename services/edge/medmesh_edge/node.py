@@ -15,6 +15,7 @@ from medmesh.embedded import files
 from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
 from medmesh.security.residue import lock_down, wipe
+from medmesh.service.doorstep import Doorstep
 from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples
@@ -34,6 +35,7 @@ class Node:
         self.gateway = gateway
         self.repository = Repository(site.layout.models)
         self.rounds = Rounds(site, gateway)
+        self.doorstep = Doorstep(site.anonymous)
         self.connected = False
         self.last_problem: Problem | None = None
         self._bells: list[asyncio.Event] = []
@@ -46,6 +48,7 @@ class Node:
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
             ("certificate", self._certificate),
+            ("doorstep", self._doorstep),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]
         try:
@@ -66,6 +69,10 @@ class Node:
 
     async def _certificate(self) -> bool:
         await renewal.renew(self.site, self.gateway, datetime.now(UTC))
+        return False
+
+    async def _doorstep(self) -> bool:
+        await self.doorstep.tell()
         return False
 
     async def _ring(self) -> None:

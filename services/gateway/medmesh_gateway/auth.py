@@ -21,7 +21,7 @@ from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint, hospital_of
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
-from medmesh.security.roles import STEP_UP, allow, denial
+from medmesh.security.roles import STEP_UP, allow
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
@@ -42,7 +42,11 @@ class Door:
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     async def actor(self, request: Request, body_sha256: str, action: str | None = None) -> tuple[Actor, str]:
-        """(actor, token) of a request. Raises `Problem`."""
+        """(actor, token) of a request. Raises `Problem`; that nobody was proven is recorded."""
+        async with self._runtime.doorstep.proving(request):
+            return await self._actor(request, body_sha256, action)
+
+    async def _actor(self, request: Request, body_sha256: str, action: str | None) -> tuple[Actor, str]:
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and credential:
             if action in STEP_UP:
@@ -99,10 +103,7 @@ class Door:
         """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
         if action is None or (decision := allow(actor, action, datetime.now(UTC))).allowed:
             return
-        problem = denial(decision, actor, action)
-        async with self._runtime.unit(self._runtime.context(actor=actor, decision=decision)) as uow:
-            uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
-        raise problem
+        await self._runtime.doorstep.denied(self._runtime.context(actor=actor, decision=decision), actor, action, decision)
 
     async def prune(self) -> None:
         """Forget nonces nobody can use any more."""
@@ -121,6 +122,7 @@ class Barred:
         shown = client_certificate(scope) if scope["type"] == "http" else None
         if shown is not None and revoked(self._runtime, shown):
             problem = Problem("security.certificate_revoked", hospital=hospital_of(shown)[0])
+            await self._runtime.doorstep.unproven(Request(scope), problem)
             tongue = language(Request(scope))
             await problem_response(problem, tongue, {"Connection": "close"})(scope, receive, send)
             return

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from fastapi import FastAPI, Request
 
 from medmesh.errors import Problem
-from medmesh.security.roles import require
+from medmesh.security.roles import allow
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
-from medmesh.serving.app import router
+from medmesh.serving.app import about, router
 from medmesh.serving.repository import Repository, Served
-from medmesh.store.unit import AuditEntry, Entity
+from medmesh.store.unit import AuditEntry, Context
 from medmesh_inference import queries
 
 AUDIENCE = "inference"
@@ -25,14 +25,20 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
     app = FastAPI(title="medmesh inference", version="1", docs_url=None, redoc_url=None)
     handle_errors(app)
 
-    def authorise(request: Request) -> Actor:
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not token:
-            raise Problem("actor.missing", type=ACTION)
-        who = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
-        require(who, ACTION, datetime.now(UTC))
-        runtime.emission.check(ACTION)
+    async def authorise(request: Request) -> Actor:
+        async with runtime.doorstep.proving(request):
+            kind, _, token = request.headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not token:
+                raise Problem("actor.missing", type=ACTION)
+            who = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
+        decision = allow(who, ACTION, datetime.now(UTC))
+        if not decision.allowed:
+            await runtime.doorstep.denied(runtime.context(actor=who, decision=decision), who, ACTION, decision)
+        runtime.emission.check(ACTION, emergency=who.emergency is not None)
         return who
+
+    def decided(who: Actor) -> Context:
+        return runtime.context(actor=who, decision=allow(who, ACTION, datetime.now(UTC)))
 
     async def record(who: Actor, served: Served, inputs: int) -> None:
         """Who asked which model for how many answers: no pixels, and no findings.
@@ -40,11 +46,14 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
         A version that was withdrawn meanwhile answers nobody, also where another instance heard of it first.
         """
         manifest = served.manifest
-        model = Entity("model", manifest.model, version=str(manifest.version), digest=manifest.onnx.sha256)
-        async with runtime.unit(runtime.context(actor=who)) as uow:
+        async with runtime.unit(decided(who)) as uow:
             if await queries.is_withdrawn(uow, manifest.model, manifest.version):
                 raise Problem("serving.withdrawn", model=manifest.model, version=manifest.version)
-            uow.audit(AuditEntry(ACTION, "E", entities=(model,), detail={"inputs": inputs}))
+            uow.audit(AuditEntry(ACTION, "E", entities=about(served), detail={"inputs": inputs}))
 
-    app.include_router(router(repository, authorise, record))
+    async def refused(who: Actor, served: Served | None, problem: Problem) -> None:
+        async with runtime.unit(decided(who)) as uow:
+            uow.audit(AuditEntry(ACTION, "E", outcome=4, why=problem.code, entities=about(served)))
+
+    app.include_router(router(repository, authorise, record, refused))
     return app

@@ -97,6 +97,8 @@ async def _create(
         "labels": labels,
         "rejected": rejected,
         "created_at": uow.now,
+        "maker": uow.actor.text,
+        "organisation": uow.actor.organisation,
     }
     await uow.execute(insert(versions).values(values))
     refused = sum(rejected.values())
