@@ -30,7 +30,6 @@ class Signatures:
         self._roster, self._whole = roster, whole
         self._approved: set[tuple[str, str]] = set()
         self._accepted: set[tuple[str, str]] = set()
-        self.checked = 0
 
     def inspect(self, report: Report, seq: int, body: bytes) -> None:
         """Note a fault when the record needs a signature and has none that counts."""
@@ -41,7 +40,7 @@ class Signatures:
         if check is None or record["out"] != 0:
             return
         try:
-            self.checked += check(self, record)
+            report.signatures += check(self, record)
         except Problem as problem:
             report.fault("signature", Problem("audit.unsigned", seq=seq, verb=record["sub"], reason=problem.detail()))
         except (KeyError, IndexError, ValueError, TypeError):

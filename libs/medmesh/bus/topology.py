@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from medmesh.bus.declarations import Handlers
 from medmesh.bus.port import ConsumerSpec, StreamSpec, TopologyBus
 from medmesh.contracts.audit import record_subject
-from medmesh.contracts.governance import ListRevocations, NodeRevoked
+from medmesh.contracts.governance import CertificateRevoked, ListRevocations, NodeRevoked
 from medmesh.contracts.message import Event, Query
 
 
@@ -50,8 +50,8 @@ class Permissions:
 
 
 EVERY_SERVICE_ASKS: tuple[type[Query], ...] = (ListRevocations,)
-EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (NodeRevoked,)
-"""Everybody keeps the list of revoked nodes (`medmesh.service.trust`); what is heard is a hint, and comes past the stream."""
+EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (NodeRevoked, CertificateRevoked)
+"""Everybody keeps the list of revoked certificates (`medmesh.service.trust`); what is heard is a hint, and comes past the stream."""
 
 OPERATOR = "operator"
 TOPOLOGY = "topology"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from medmesh.cli import say
-from medmesh.cli.edge_site import FOLDER, on_site
+from medmesh.cli.on_site import FOLDER, on_site
 from medmesh.errors import Problem
 
 

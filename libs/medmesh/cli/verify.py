@@ -56,6 +56,15 @@ def roster_of(file: Path | None, pin: str | None) -> Roster | None:
     return believe(notes_of(file.read_bytes()), pin).roster if file is not None else None
 
 
+def sm_key_of(text: str) -> str:
+    """A key of the second tree, or the one in a trust bundle or a file."""
+    path = Path(text)
+    if len(text) > 300 or not path.is_file():
+        return text
+    content = path.read_text().strip()
+    return str(json.loads(content)["sm_log_key"]) if content.startswith("{") else content
+
+
 def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...], roster: Roster | None) -> Policy:
     """What is demanded: a policy file, the log's key and every witness that is named, or else what the roster says."""
     if roster is not None and key is None and policy is None and not witnesses:
@@ -112,6 +121,7 @@ def trusting(command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+SM = click.option("--sm-key", "sm_keys", multiple=True, help="A key that signed the second tree (SM3, SM2), or a file.  第二棵树公钥。")
 KEPT = click.option("--from", "kept", type=FILE, help="A checkpoint kept from an earlier verification.  此前保存的检查点。")
 KEEP = click.option("--keep", type=click.Path(path_type=Path), help="When all is whole, keep the checkpoint here for --from.  保存检查点。")
 TREE = click.option("--tree-only", is_flag=True, help="Without the records themselves.  仅验证哈希树。")
@@ -144,6 +154,7 @@ def proof(policy: Policy, roster: Roster | None, as_json: bool, file: Path) -> i
 
 @verify.command()
 @trusting
+@SM
 @KEPT
 @KEEP
 @TREE
@@ -154,6 +165,7 @@ def export(
     policy: Policy,
     roster: Roster | None,
     as_json: bool,
+    sm_keys: tuple[str, ...],
     kept: Path | None,
     keep: Path | None,
     tree_only: bool,
@@ -161,14 +173,16 @@ def export(
     hash_only: bool,
     copy: Path,
 ) -> int:
-    """COPY of the log: a folder, or the ZIP of an approved export.  验证日志副本或导出文件。"""
-    partial = partial or copy.is_file()
-    signatures = _signatures(roster, partial=partial)
-    wanted = _wanted(policy, signatures, bodies=not tree_only, partial=partial, parse=not hash_only, kept=_read(kept))
-    if copy.is_dir():
-        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep)
-    from medmesh.auditing.package import check, unpack
+    """COPY of the log: a folder, or an approved export (ZIP, or unpacked).  验证日志副本或导出文件。"""
+    from medmesh.auditing.package import check, is_export, unpack
 
+    approved = copy.is_file() or is_export(copy)
+    partial = partial or approved
+    how = {"bodies": not tree_only, "partial": partial, "parse": not hash_only, "kept": _read(kept)}
+    wanted = _wanted(policy, _signatures(roster, partial=partial), sm_keys, **how)
+    if copy.is_dir():
+        further = (lambda report: check(copy, report)) if approved else (lambda report: None)
+        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep, further=further)
     with tempfile.TemporaryDirectory(dir=copy.absolute().parent) as opened:
         folder = unpack(copy, Path(opened))
         return _judge(Folder(folder), wanted, as_json=as_json, keep=keep, further=lambda report: check(folder, report))
@@ -176,6 +190,7 @@ def export(
 
 @verify.command()
 @trusting
+@SM
 @KEPT
 @KEEP
 @TREE
@@ -187,6 +202,7 @@ def log(
     policy: Policy,
     roster: Roster | None,
     as_json: bool,
+    sm_keys: tuple[str, ...],
     kept: Path | None,
     keep: Path | None,
     tree_only: bool,
@@ -197,18 +213,23 @@ def log(
 ) -> int:
     """The log that is served at URL (https://…/log): every tile, entry and record is fetched and hashed.  验证在线日志。"""
     resume = kept is not None and not again
-    wanted = _wanted(policy, _signatures(roster, partial=resume), bodies=not tree_only, kept=_read(kept), resume=resume)
+    signatures = _signatures(roster, partial=resume)
+    wanted = _wanted(policy, signatures, sm_keys, bodies=not tree_only, kept=_read(kept), resume=resume)
     return _judge(_served(url, ca, token), wanted, as_json=as_json, keep=keep)
 
 
 @verify.command()
 @trusting
+@SM
 @KEPT
 @KEEP
 @click.argument("dsn", envvar="MEDMESH_AUDIT_DSN")
-def db(policy: Policy, roster: Roster | None, as_json: bool, kept: Path | None, keep: Path | None, dsn: str) -> int:
+def db(
+    policy: Policy, roster: Roster | None, as_json: bool, sm_keys: tuple[str, ...], kept: Path | None, keep: Path | None, dsn: str
+) -> int:
     """The log as it lies in PostgreSQL at DSN: records, leaves, tiles and every checkpoint.  验证数据库中的日志。"""
-    return _judge(_database(dsn), _wanted(policy, _signatures(roster), kept=_read(kept)), as_json=as_json, keep=keep)
+    wanted = _wanted(policy, _signatures(roster), sm_keys, kept=_read(kept))
+    return _judge(_database(dsn), wanted, as_json=as_json, keep=keep)
 
 
 @verify.command()
@@ -243,8 +264,9 @@ def _signatures(roster: Roster | None, *, partial: bool = False) -> Any:
     return Signatures(roster, whole=not partial)
 
 
-def _wanted(policy: Policy, signatures: Any, **how: Any) -> Wanted:
-    return Wanted(policy, inspect=signatures.inspect if signatures is not None else None, **how)
+def _wanted(policy: Policy, signatures: Any, sm_keys: tuple[str, ...], **how: Any) -> Wanted:
+    inspect = signatures.inspect if signatures is not None else None
+    return Wanted(policy, inspect=inspect, second=tuple(map(sm_key_of, sm_keys)), **how)
 
 
 def _judge(copy: Copy, wanted: Wanted, *, as_json: bool, keep: Path | None, further: Callable[[Report], None] = lambda report: None) -> int:
@@ -274,7 +296,10 @@ def _show(report: Report) -> None:
         return
     since = say(f", {report.start} of them vouched for by the kept checkpoint", f"，其中前 {report.start} 条由保存的检查点担保")
     whole = say(f"whole and unaltered: {report.size} records", f"完整且未被篡改：{report.size} 条记录")
-    click.secho(whole + (since if report.start else "") + _seen(report.witnesses), fg="green")
+    own = say(f"; {report.signatures} signatures of own keys", f"；{report.signatures} 个本人或机构签名")
+    click.secho(whole + (since if report.start else "") + (own if report.signatures else "") + _seen(report.witnesses), fg="green")
+    if report.second:
+        click.secho(say("SM3 tree: {size} of them, whole", "SM3 树：其中 {size} 条，完整").format(**report.second), fg="green")
 
 
 def _seen(witnesses: Any) -> str:

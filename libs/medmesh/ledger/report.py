@@ -42,11 +42,15 @@ class Report:
     root: str = ""
     note: bytes = b""
     """The signed checkpoint everything was compared with, to be kept for the next time."""
+    second: dict[str, Any] = field(default_factory=dict)
+    """Origin, size and root of the second tree, where there is one that was looked at."""
     start: int = 0
     """Records before this were not looked at again: a checkpoint kept from an earlier verification vouches for them."""
     leaves: int = 0
     bodies: int = 0
     without_body: int = 0
+    signatures: int = 0
+    """How many signatures of people's and hospitals' own keys were verified, where a roster was given."""
     witnesses: dict[str, int] = field(default_factory=dict)
     emitters: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -89,10 +93,12 @@ class Report:
             "origin": self.origin,
             "size": self.size,
             "root": self.root,
+            "second": self.second,
             "start": self.start,
             "leaves": self.leaves,
             "bodies": self.bodies,
             "without_body": self.without_body,
+            "signatures": self.signatures,
             "witnesses": self.witnesses,
             "emitters": self.emitters,
             "first": self.first,

@@ -46,6 +46,8 @@ class Actor:
     """When a person last showed the second factor (RFC 9470 `auth_time`)."""
     emergency: Emergency | None = None
     """The emergency access this person has open in this session."""
+    certificate: str = ""
+    """SHA-256 of the client certificate the session belongs to (RFC 8705 `x5t#S256`, in hexadecimal)."""
 
     @property
     def text(self) -> str:
@@ -64,6 +66,8 @@ class TrustBundle:
     """NKEY public key of the registry's release key."""
     log_key: str = ""
     """Verifier key of the audit log (C2SP signed note vkey)."""
+    sm_log_key: str = ""
+    """That of its second tree (SM3, SM2), where there is one."""
     ca_pem: str = ""
     revoked: list[str] = field(default_factory=list)
     """Serial numbers (hexadecimal) of revoked node certificates."""
@@ -100,6 +104,8 @@ def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE
     extra: dict[str, Any] = {"knd": actor.kind, "org": actor.organisation, "rol": sorted(actor.roles), "mth": actor.method}
     if actor.strong_at is not None:
         extra["stp"] = int(actor.strong_at.timestamp())
+    if actor.certificate:
+        extra["cnf"] = {"x5t#S256": actor.certificate}
     if (open_now := actor.emergency) is not None:
         extra["emg"] = {"id": open_now.id, "org": open_now.organisation, "exp": open_now.until.timestamp()}
     claims = _claims("service:governance", actor.id, audience, minutes, extra, now)
@@ -176,8 +182,9 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     if kind == "service":
         roles = frozenset(("service", f"service:{claims['sub']}"))
     strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
+    shown = str(claims.get("cnf", {}).get("x5t#S256", "")) if kind == "person" else ""
     emergency = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong, emergency)  # type: ignore[arg-type]
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong, emergency, shown)  # type: ignore[arg-type]
 
 
 def _emergency(claim: dict[str, Any]) -> Emergency:

@@ -32,11 +32,12 @@ from medmesh.security.codes import code_hash, new_code, same
 from medmesh.security.passwords import check_policy
 from medmesh.security.roles import check_roles
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_governance.certificates import revoke
 from medmesh_governance.credentials import set_password
 from medmesh_governance.domain import idle
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.sessions import as_person, end_all
-from medmesh_governance.tables import users
+from medmesh_governance.tables import certificates, users
 
 
 @HANDLERS.answers(Bootstrap)
@@ -119,6 +120,7 @@ async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> 
     values: dict[str, Any] = {"activation_hash": code_hash(code), "activation_expires": expires, "password_hash": None}
     if wanted.second_factor:
         values |= {"factor": None, "factor_new": None}
+        await revoke(uow, wanted.name, reason="recovered")
     await uow.execute(update(users).where(users.c.name == wanted.name).values(values))
     await end_all(uow, wanted.name)
     entities = (Entity("user", wanted.name),)
@@ -203,6 +205,9 @@ async def change_account(uow: UnitOfWork[Ports], row: Any, verb: str, detail: di
 @HANDLERS.answers(ListUsers)
 async def list_users(query: Envelope[ListUsers], uow: UnitOfWork[Ports]) -> Users:
     """Every account, without secrets."""
+    counted = select(certificates.c.name, func.max(certificates.c.expires_at).label("until")).group_by(certificates.c.name)
+    counted = counted.where(certificates.c.revoked_at.is_(None), certificates.c.expires_at > uow.now)
+    until = {r.name: r.until for r in await uow.all(counted)}
     views = (
         UserView(
             name=r.name,
@@ -215,6 +220,7 @@ async def list_users(query: Envelope[ListUsers], uow: UnitOfWork[Ports]) -> User
             disabled=r.disabled_at is not None,
             locked_until=r.locked_until if r.locked_until and r.locked_until > uow.now else None,
             signed_in=r.signed_in_at,
+            certificate_until=until.get(r.name),
         )
         for r in await uow.all(select(users).order_by(users.c.name))
     )

@@ -1,4 +1,4 @@
-"""What the commands of `medmesh edge` share: the node's folder, opened."""
+"""What every command of a hospital's node begins with: its folder, opened."""
 
 from __future__ import annotations
 
