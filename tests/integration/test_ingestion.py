@@ -539,12 +539,10 @@ async def test_a_version_is_its_makers_alone_until_somebody_else_agreed_to_exact
     assert await seen_by(p, "zhao", "researcher") == 1, "the newest that was released"
     assert await seen_by(p, "zhao", "researcher", version=2) == 0
     (record,) = [r for r in await p.audited("ingestion") if r["sub"] == "dataset.release"]
-    assert record["approval"] == {
-        "id": "a-1",
-        "requester": "person:maker@platform",
-        "approvers": "person:checker@platform",
-        "digest": digest,
-    }
+    wanted = {"id": "a-1", "target": "brain/1", "requester": "person:maker@platform", "approvers": "person:checker@platform", "digest": digest}
+    signed = unpack(record["approval"].pop("statements"))
+    assert record["approval"] == wanted
+    assert approvers_of([signed], p.rosters.present(), **_about(wanted), seen=datetime.now(UTC)) == (wanted["approvers"],)
     assert (record["type"]["code"], record["type"]["subcode"]) == ("110113", "110135")
     with pytest.raises(IntegrityError, match="released_with_approval"):
         async with p.runtimes["ingestion"].unit() as uow:
