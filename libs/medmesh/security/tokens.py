@@ -25,6 +25,7 @@ from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
 from medmesh.security.authority import hospital_of, verify_node
 from medmesh.security.keys import Identity, public_key
+from medmesh.security.labels import EVERYTHING, NOTHING, Label, level, of_hospital
 
 Kind = Literal["person", "service", "hospital", "system"]
 LEEWAY = timedelta(seconds=60)
@@ -43,6 +44,8 @@ class Actor:
     """How a person signed in: `pwd`, or `pwd+otp` with a second factor (RFC 8176)."""
     strong_at: datetime | None = None
     """When a person last showed the second factor (RFC 9470 `auth_time`)."""
+    clearance: Label = NOTHING
+    """What they may read: of people and systems as the security administrator set it, of services and hospitals by rule."""
 
     @property
     def text(self) -> str:
@@ -95,6 +98,7 @@ def _claims(issuer: str, subject: str, audience: str, minutes: float, extra: dic
 def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE, minutes: float = 10, now: datetime | None = None) -> str:
     """A person's token, or that of a hospital's system, signed by governance."""
     extra: dict[str, Any] = {"knd": actor.kind, "org": actor.organisation, "rol": sorted(actor.roles), "mth": actor.method}
+    extra |= {"lvl": actor.clearance.level.text, "cmp": sorted(actor.clearance.compartments)}
     if actor.strong_at is not None:
         extra["stp"] = int(actor.strong_at.timestamp())
     claims = _claims("service:governance", actor.id, audience, minutes, extra, now)
@@ -171,7 +175,17 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     if kind == "service":
         roles = frozenset(("service", f"service:{claims['sub']}"))
     strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong)  # type: ignore[arg-type]
+    clearance = _clearance(kind, claims)
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong, clearance)  # type: ignore[arg-type]
+
+
+def _clearance(kind: str, claims: dict[str, Any]) -> Label:
+    """A token that says nothing of it clears for nothing."""
+    if kind == "service":
+        return EVERYTHING
+    if kind == "hospital":
+        return of_hospital(str(claims["sub"]))
+    return Label(level(str(claims.get("lvl", NOTHING.level.text))), frozenset(map(str, claims.get("cmp", ()))))
 
 
 def _node_certificate(header: dict[str, Any], trust: TrustBundle, at: datetime) -> x509.Certificate:

@@ -26,6 +26,8 @@ from medmesh.serving.onnxruntime_session import PLATFORM
 from medmesh.serving.repository import LABEL, PROBABILITIES, Repository, Served
 
 MAX_BODY_BYTES = 32 * 2**20
+Admit = Callable[[Actor, Served], Awaitable[None]]
+"""(who, which model): called before anything of the model is told or used."""
 Record = Callable[[Actor, Served, int], Awaitable[None]]
 """(who, with which model, how many samples): called before the answer leaves; what it raises is the answer."""
 
@@ -52,14 +54,19 @@ class _Route(APIRoute):
         return answer
 
 
-def router(repository: Repository, authorise: Callable[[Request], Actor], record: Record) -> APIRouter:
-    """The routes. `authorise` raises a `Problem` for whoever may not infer; health answers anybody."""
+def router(repository: Repository, authorise: Callable[[Request], Actor], admit: Admit, record: Record) -> APIRouter:
+    """The routes. `authorise` raises a `Problem` for whoever may not infer, `admit` for whom this model is not; health answers anybody."""
     routes = APIRouter(prefix="/v2", route_class=_Route)
 
     async def allowed(request: Request) -> Actor:
         return authorise(request)
 
     caller = Depends(allowed)
+
+    async def chosen(request: Request, who: Actor) -> Served:
+        served = _served(repository, request)
+        await admit(who, served)
+        return served
 
     @routes.get("")
     async def server(who: Actor = caller) -> protocol.ServerMetadata:
@@ -76,18 +83,18 @@ def router(repository: Repository, authorise: Callable[[Request], Actor], record
     @routes.get("/models/{model}")
     @routes.get("/models/{model}/versions/{version}")
     async def metadata(request: Request, who: Actor = caller) -> protocol.ModelMetadata:
-        return describe(_served(repository, request))
+        return describe(await chosen(request, who))
 
     @routes.get("/models/{model}/ready")
     @routes.get("/models/{model}/versions/{version}/ready")
     async def model_ready(request: Request, who: Actor = caller) -> dict[str, Any]:
-        return {"name": _served(repository, request).manifest.model, "ready": True}
+        return {"name": (await chosen(request, who)).manifest.model, "ready": True}
 
     @routes.post("/models/{model}/infer", response_model=protocol.InferResponse)
     @routes.post("/models/{model}/versions/{version}/infer", response_model=protocol.InferResponse)
     async def infer(request: Request, who: Actor = caller) -> Response:
         # Taken once: a version that becomes active meanwhile is for the next request.
-        served = _served(repository, request)
+        served = await chosen(request, who)
         if "inference-header-content-length" in request.headers:
             raise protocol.wrong("binary tensors are not taken here, only JSON")
         wanted, array = await asyncio.to_thread(_read, await _body(request), served)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medmesh.bus.declarations import Handlers
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_annotation.settings import Settings
 
-HANDLERS = Handlers("annotation")
+HANDLERS = labelled(Handlers("annotation"), "project")
 
 
 @dataclass(frozen=True, slots=True)

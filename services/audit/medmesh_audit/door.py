@@ -9,10 +9,12 @@ from typing import Any
 from fastapi import Depends, Request
 
 from medmesh.errors import Problem
-from medmesh.security.roles import Decision, allow, denial
+from medmesh.security.access import decide, denial
+from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, verify_actor
+from medmesh.service.guard import refusal
 from medmesh.service.runtime import Runtime
-from medmesh.store.unit import AuditEntry, Context
+from medmesh.store.unit import Context
 from medmesh_audit.domain import scope
 
 AUDIENCE = "audit"
@@ -42,12 +44,12 @@ def may(runtime: Runtime, action: str) -> Any:
         if kind.lower() != "bearer" or not token:
             raise Problem("actor.missing", type="audit")
         actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
-        decision = allow(actor, action, datetime.now(UTC))
+        decision = decide(actor, action, datetime.now(UTC), rules=runtime.policies.rules)
         context = runtime.context(actor=actor, decision=decision)
         if not decision.allowed:
             problem = denial(decision, actor, action)
             async with runtime.unit(context) as uow:
-                uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
+                uow.audit(refusal(decision, problem.code, action))
             raise problem
         return Visitor(actor, decision, context)
 

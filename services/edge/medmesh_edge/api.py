@@ -34,6 +34,9 @@ def application(node: Node) -> Any:
             raise Problem("actor.missing", type=request.url.path)
         return node.site.actor
 
+    async def admit(_who: Actor, _served: Any) -> None:
+        """What is installed here was released to this hospital: its own people may use it."""
+
     async def record(who: Actor, served: Any, inputs: int) -> None:
         manifest = served.manifest
         async with node.site.unit(who) as uow:
@@ -41,7 +44,7 @@ def application(node: Node) -> Any:
             uow.audit(AuditEntry("inference.infer", "E", entities=about, detail={"inputs": inputs}))
         node.site.changed.set()
 
-    app.include_router(router(node.repository, authorise, record))
+    app.include_router(router(node.repository, authorise, admit, record))
 
     @app.get("/", response_class=HTMLResponse)
     async def page(request: Request) -> str:

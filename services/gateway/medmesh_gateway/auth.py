@@ -17,12 +17,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medmesh.contracts.governance import ActorToken, ResolveSession
 from medmesh.errors import Problem
+from medmesh.security.access import decide, denial
 from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint, hospital_of
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
-from medmesh.security.roles import STEP_UP, allow, denial
+from medmesh.security.roles import STEP_UP
 from medmesh.security.tokens import Actor, verify_actor
+from medmesh.service.guard import refusal
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry
@@ -96,12 +98,14 @@ class Door:
             raise Problem("security.request_replayed")
 
     async def permit(self, actor: Actor, action: str | None) -> None:
-        """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
-        if action is None or (decision := allow(actor, action, datetime.now(UTC))).allowed:
+        """Raise unless it is allowed as far as can be said before the object is known; the refusal is recorded. The owner of the message
+        decides again."""
+        rules = self._runtime.policies.rules
+        if action is None or (decision := decide(actor, action, datetime.now(UTC), rules=rules)).allowed:
             return
         problem = denial(decision, actor, action)
         async with self._runtime.unit(self._runtime.context(actor=actor, decision=decision)) as uow:
-            uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
+            uow.audit(refusal(decision, problem.code, action))
         raise problem
 
     async def prune(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, registry, training
+from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, labels, registry, training
 from medmesh.contracts.message import Message
 
 ACTION, OPEN, OWN_SESSION = "x-medmesh-action", "open", "own session"
@@ -44,6 +44,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/users", governance.CreateUser),
     Route("GET", "/v1/users", governance.ListUsers),
     Route("POST", "/v1/users/{name}/roles", governance.ChangeRoles),
+    Route("POST", "/v1/users/{name}/clearance", governance.SetClearance),
     Route("POST", "/v1/users/{name}/disabling", governance.DisableUser),
     Route("POST", "/v1/users/{name}/enabling", governance.EnableUser),
     Route("POST", "/v1/users/{name}/unlocking", governance.UnlockUser),
@@ -56,6 +57,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
     Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
+    # Security labels and the site's policy.
+    Route("POST", "/v1/labels", labels.ChangeLabel),
+    Route("GET", "/v1/policy", governance.GetPolicy),
+    Route("POST", "/v1/policy", governance.ProposePolicy),
     # Audit: a hospital's own records with proofs; exports that somebody else approves.
     Route("GET", "/v1/audit/events", audit.SearchEvents),
     Route("GET", "/v1/audit/events/{event}/proof", audit.ProveEvent),

@@ -16,6 +16,7 @@ from medmesh.contracts.governance import (
     HospitalRegistered,
     NodeEnrolled,
     NodeRevoked,
+    PolicyChanged,
     UserChanged,
     UserCreated,
 )
@@ -23,12 +24,12 @@ from medmesh.security.authority import Authority
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions, systems
+from medmesh_governance import credentials, enrolment, handlers, people, policies, renewal, sessions, systems
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, handlers)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers)
 """The modules whose handlers this service runs."""
 
 
@@ -72,6 +73,7 @@ SERVICE = ServiceSpec(
         HospitalRegistered,
         NodeEnrolled,
         NodeRevoked,
+        PolicyChanged,
         ApprovalRequested,
         ApprovalGranted,
         ApprovalRefused,

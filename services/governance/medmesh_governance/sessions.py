@@ -24,6 +24,7 @@ from medmesh.contracts.message import Envelope, new_id
 from medmesh.errors import Problem
 from medmesh.security import totp
 from medmesh.security.codes import bearer_hash, new_bearer
+from medmesh.security.labels import Label, level
 from medmesh.security.passwords import verify_password
 from medmesh.security.tokens import AUDIENCE, Actor, person_token
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
@@ -165,7 +166,8 @@ async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports
     row = await live(uow, query.data.session)
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(used_at=uow.now))
     method = "pkjwt" if row.kind == "system" else "pwd+otp" if row.strong_at else "pwd"
-    actor = Actor(row.kind, row.name, row.organisation, frozenset(row.roles), method, row.strong_at)
+    clearance = Label(level(row.clearance), frozenset(row.compartments))
+    actor = Actor(row.kind, row.name, row.organisation, frozenset(row.roles), method, row.strong_at, clearance)
     token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=TOKEN_MINUTES, now=uow.now)
     return ActorToken(token=token, expires=uow.now + timedelta(minutes=TOKEN_MINUTES))
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_ingestion.settings import Settings
 
-HANDLERS = Handlers("ingestion")
+HANDLERS = labelled(Handlers("ingestion"), "dataset", "descriptor")
 
 
 @dataclass(frozen=True, slots=True)
