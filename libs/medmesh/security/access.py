@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property, lru_cache
 from importlib import resources
-from string import Formatter
 from typing import Any
 
 import cedarpy
 
 from medmesh.canonical import digest
-from medmesh.errors import Problem, catalogue
+from medmesh.errors import Problem
 from medmesh.security import roles
 from medmesh.security.labels import INTERNAL, Label
 from medmesh.security.roles import Decision
@@ -55,7 +54,7 @@ class Object:
     @property
     def unknown(self) -> Problem:
         """What is told of it when it is not there, or not for the asker."""
-        return Problem(HIDDEN, kind=_WORDS.get(self.kind, self.kind), id=self.id)
+        return Problem("request.not_found", kind=_WORDS.get(self.kind, self.kind), id=self.id)
 
 
 NO_OBJECT = Object("platform", "platform")
@@ -222,14 +221,22 @@ def _override(actor: Actor, action: str, at: datetime, thing: Object, refused: D
 
 
 def denial(decision: Decision, actor: Actor, action: str, thing: Object = NO_OBJECT) -> Problem:
-    """What somebody is told who may not."""
-    if not decision.problem:
-        return roles.denial(decision, actor, action)
-    if decision.problem == HIDDEN:
-        return thing.unknown
-    known = {"actor": actor.text, "action": action, "requester": thing.maker, "approval": thing.id, "kind": thing.kind, "id": thing.id}
-    wanted = {name for _, name, _, _ in Formatter().parse(catalogue()[decision.problem].en) if name}
-    return Problem(decision.problem, **{name: known[name] for name in wanted})
+    """What somebody is told who may not: the code that the rule names (`@problem`), in words of this object."""
+    match decision.problem:
+        case "":
+            return roles.denial(decision, actor, action)
+        case "request.not_found":
+            return thing.unknown
+        case "security.approval_maker":
+            return Problem("security.approval_maker", requester=thing.maker)
+        case "governance.not_yours":
+            return Problem("governance.not_yours", approval=thing.id)
+        case "governance.yourself":
+            return Problem("governance.yourself")
+        case "annotation.own_label":
+            return Problem("annotation.own_label")
+        case _:
+            return Problem("access.denied", actor=actor.text, action=action)
 
 
 def require(actor: Actor, action: str, at: datetime, thing: Object = NO_OBJECT, rules: Rules = BUILT_IN) -> Decision:

@@ -12,6 +12,8 @@ from medmesh.contracts.message import Message
 
 ACTION, OPEN, OWN_SESSION = "x-medmesh-action", "open", "own session"
 """Every route says in its OpenAPI entry which action it is; the matrix of roles and routes is generated from that."""
+OBJECTS = "x-medmesh-objects"
+"""And which kinds of objects it is about: access to each is decided by label and object rule as well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -47,13 +48,14 @@ async def request_approval(command: Envelope[RequestApproval], uow: UnitOfWork[P
     """Open an approval for one exact request; the same request of the same person while one is open answers that one."""
     if command.data.action not in APPROVABLE:
         raise Problem("governance.not_approvable", action=command.data.action, known=", ".join(sorted(APPROVABLE)))
-    return {"approval": await submit(uow, command.data)}
+    said = command.data
+    return {"approval": await submit(uow, said.action, said.target, said.digest, said.summary)}
 
 
-async def submit(uow: UnitOfWork[Ports], wanted: RequestApproval) -> str:
+async def submit(uow: UnitOfWork[Ports], action: str, target: str, digest: str, summary: Mapping[str, str]) -> str:
     """The approval, opened unless it is open."""
     requester = uow.actor.text
-    same = (approvals.c.action == wanted.action) & (approvals.c.target == wanted.target) & (approvals.c.digest == wanted.digest)
+    same = (approvals.c.action == action) & (approvals.c.target == target) & (approvals.c.digest == digest)
     still_open = (approvals.c.state == ApprovalState.OPEN) & (approvals.c.expires_at > uow.now) & (approvals.c.requester == requester)
     if (known := await uow.first(select(approvals.c.approval).where(same, still_open))) is not None:
         uow.unchanged()
@@ -61,23 +63,19 @@ async def submit(uow: UnitOfWork[Ports], wanted: RequestApproval) -> str:
     approval = new_id()
     values = {
         "approval": approval,
-        "action": wanted.action,
-        "target": wanted.target,
-        "digest": wanted.digest,
+        "action": action,
+        "target": target,
+        "digest": digest,
         "requester": requester,
-        "summary": dict(wanted.summary),
+        "summary": dict(summary),
         "state": ApprovalState.OPEN.value,
         "needed": uow.ports.settings.approvals_needed,
         "created_at": uow.now,
         "expires_at": uow.now + timedelta(hours=uow.ports.settings.approval_hours),
     }
     await uow.execute(insert(approvals).values(values))
-    uow.emit(ApprovalRequested(approval=approval, action=wanted.action, target=wanted.target, digest=wanted.digest, requester=requester))
-    uow.audit(
-        AuditEntry(
-            "approval.request", "C", entities=(Entity("approval", approval, digest=wanted.digest),), detail={"action": wanted.action}
-        )
-    )
+    uow.emit(ApprovalRequested(approval=approval, action=action, target=target, digest=digest, requester=requester))
+    uow.audit(AuditEntry("approval.request", "C", entities=(Entity("approval", approval, digest=digest),), detail={"action": action}))
     return approval
 
 
@@ -86,9 +84,8 @@ async def propose_policy(command: Envelope[ProposePolicy], uow: UnitOfWork[Ports
     """Check the text against the schema, keep it, and ask for the approval of exactly it."""
     digest = await policies.keep(uow, command.data.text)
     summary = {"reason": command.data.reason, "policies": policies.summary(command.data.text)}
-    wanted = RequestApproval(action=policies.ACTION, target=policies.TARGET, digest=digest, summary=summary)
     uow.audit(AuditEntry("policy.propose", "C", entities=(Entity("policy", policies.TARGET, digest=digest),)))
-    return {"approval": await submit(uow, wanted), "digest": digest}
+    return {"approval": await submit(uow, policies.ACTION, policies.TARGET, digest, summary), "digest": digest}
 
 
 @HANDLERS.on(DecideApproval, concurrency=1)
