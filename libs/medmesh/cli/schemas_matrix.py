@@ -31,7 +31,8 @@ class Cells:
 
 
 def routes(application: Any) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """(method, path, action, kinds of objects) of every route of a FastAPI application. Raises `LookupError` where one does not say its action."""
+    """(method, path, action, kinds of objects) of every route of a FastAPI application. Raises `LookupError` where one does not say its
+    action."""
     from fastapi.routing import APIRoute
 
     for route in application.routes:
@@ -66,9 +67,11 @@ def document(applications: Mapping[str, Any]) -> str:
         "recorded · `open` a secret in the body is the key, or there is nothing to hide · `own session` what somebody does with the own",
         "session and secrets. `/health/*` and `/metrics` are open to whoever reaches the port.",
         "",
-        "Where objects are named, the cell is the second of three questions. Before it stands the object's security label: whoever is not",
-        "cleared for its level and for each of its compartments is answered as if it were not there, whatever their roles. After it stand the",
-        "object rules below, and those of the site. A route that lists objects shows those that all three let through.",
+        "Where objects are named, the cell is the second of three questions. Before it stands the object's security label: whoever is",
+        "not cleared for its level and for each of its compartments is answered as if it were not there, whatever their roles. After",
+        "it stand the object rules below, and those of the site. A route that lists objects shows those that all three let through.",
+        "Each such route is tried with a clearance too low, a foreign compartment and from a foreign organisation by",
+        "`tests/integration/test_matrix_objects.py`.",
         "",
         "| object rule (`security/policies/objects.cedar`) | what is told when it forbids |",
         "|---|---|",

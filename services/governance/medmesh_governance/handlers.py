@@ -23,6 +23,7 @@ from medmesh.contracts.governance import (
     RequestApproval,
     RevokeApproval,
 )
+from medmesh.contracts.labels import LabelChanged
 from medmesh.contracts.message import Envelope, new_id
 from medmesh.contracts.registry import ModelReleased
 from medmesh.errors import Problem
@@ -148,6 +149,12 @@ async def federation_started(event: Envelope[FederationStarted], uow: UnitOfWork
 async def model_released(event: Envelope[ModelReleased], uow: UnitOfWork[Ports]) -> None:
     """The release that was approved is out."""
     await _executed(uow, "model.release", event.data.release)
+
+
+@HANDLERS.on(LabelChanged)
+async def label_changed(event: Envelope[LabelChanged], uow: UnitOfWork[Ports]) -> None:
+    """The label that was approved is on the object."""
+    await _executed(uow, "label.change", f"{event.data.kind}/{event.data.id}")
 
 
 async def _executed(uow: UnitOfWork[Ports], action: str, target: str) -> None:
