@@ -315,13 +315,10 @@ async def large_log(sql: asyncpg.Connection, folder: Path, size: int, kept: Sequ
     await sql.execute("ALTER TABLE audit.entries DISABLE TRIGGER USER; ALTER TABLE audit.tiles DISABLE TRIGGER USER")
     rows = {seq: _entry(seq) for seq in (*kept, *range(size // 256 * 256, size))}
     edge, tiles, now = Edge(), [], datetime.now(UTC)
-    numbers = iter(range(size))
     for block in range(0, size, 256):
         noise = os.urandom(256 * 32)
-        for place in range(min(256, size - block)):
-            seq = next(numbers)
-            leaf = leaf_hash(rows[seq][4]) if seq in rows else noise[place * 32 : place * 32 + 32]
-            tiles += edge.append(leaf)
+        places = range(min(256, size - block))
+        tiles += edge.add([leaf_hash(rows[seq][4]) if (seq := block + p) in rows else noise[p * 32 : p * 32 + 32] for p in places])
         if len(tiles) >= 2000:
             await _put_tiles(sql, tiles)
             tiles = []

@@ -20,7 +20,8 @@ from time import perf_counter
 import psutil
 
 from medmesh.client import Authenticator, Gateway, sign_in
-from medmesh.demo.processes import NodeProcess, medmesh
+from medmesh.demo.processes import medmesh
+from medmesh.demo.processes import node as node_process
 from medmesh.embedded import run as runs
 from medmesh.embedded.memory import pss
 from medmesh.embedded.testing import servers
@@ -160,7 +161,7 @@ async def _edge(data: Path, folder: Path, note: Callable[[str, float], None]) ->
                 await asyncio.sleep(0.2)
         await approver.command("POST", f"/v1/approvals/{found[0]['approval']}/decision", {"approve": True})
         await enrolling
-    node = NodeProcess("bench", folder)
+    node = node_process("bench", folder)
     node.start()
     try:
         await asyncio.sleep(SETTLE_EDGE)

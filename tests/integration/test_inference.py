@@ -118,7 +118,9 @@ async def test_only_who_may_infer_gets_an_answer(inference: Inference) -> None:
     auditor = await inference.infer(headers=inference.bearer("auditor"))
     assert (auditor.status_code, auditor.json()["code"]) == (403, "access.denied")
     assert (await inference.http.get("/v2/health/ready")).status_code == 200
-    assert not [r for r in await inference.p.audited("inference") if r["sub"] == "inference.infer"]
+    records = [(r["agents"][0]["who"], r["sub"], r["why"]) for r in await inference.p.audited("inference")]
+    nobody = [("service:inference", "access.unproven", code) for code in ("actor.missing", "security.token_audience")]
+    assert records[-3:] == [*nobody, ("person:chen", "access.denied", "access.denied")]
 
 
 async def test_a_newer_release_takes_over_and_an_older_one_does_not(inference: Inference) -> None:
@@ -212,7 +214,8 @@ async def test_an_answer_of_a_version_that_was_withdrawn_meanwhile_does_not_leav
     repository._served[MODEL] = Repository(kept).active(MODEL)  # as on an instance that has not heard of it
     answer = await inference.infer()
     assert (answer.status_code, answer.json()["code"]) == (410, "serving.withdrawn")
-    assert not [r for r in await inference.p.audited("inference") if r["sub"] == "inference.infer"]
+    records = [r for r in await inference.p.audited("inference") if r["sub"] == "inference.infer"]
+    assert [(r["out"], r["why"]) for r in records] == [(4, "serving.withdrawn")], "a refusal and no answer"
 
 
 async def test_no_value_of_an_image_reaches_an_audit_record(inference: Inference) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,10 @@ class Hospital:
 
 
 @asynccontextmanager
-async def witnessed(servers: RunningServers, folder: Path, ports: Ports) -> AsyncIterator[tuple[World, Policy, dict[str, Hospital]]]:
-    """A platform whose log wants two of three witnesses."""
+async def witnessed(
+    servers: RunningServers, folder: Path, ports: Ports, first: Callable[[dict[str, Hospital]], Awaitable[None]] | None = None
+) -> AsyncIterator[tuple[World, Policy, dict[str, Hospital]]]:
+    """A platform whose log wants two of three witnesses; `first` happens to them before the log shows itself."""
     vkey = note.verifier_key(ORIGIN, Identity.ensure(folder / "keys" / "log.nk").private_key.public_key())
     names = ("renji", "huashan", "regulator")
     hospitals = {
@@ -78,6 +80,8 @@ async def witnessed(servers: RunningServers, folder: Path, ports: Ports) -> Asyn
     file.write_text("\n".join([*lines, "group enough 2 " + " ".join(names), "quorum enough", ""]))
     own = {"witness_policy": file, "witness_seconds": 0.05, "witness_timeout_seconds": 2, "witness_patience_seconds": 1.0}
     try:
+        if first is not None:
+            await first(hospitals)
         async with small_world(servers, folder, ports, settings={"audit": own}) as world:
             yield world, parse_policy(file.read_bytes()), hospitals
     finally:
@@ -181,9 +185,51 @@ def _verify(copy: Any, policy: Policy, **wanted: Any) -> Report:
         copy.close()
 
 
-async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: RunningServers, private: Path, ports: Ports) -> None:
+async def test_witnesses_join_a_running_log_and_are_not_lost_by_accident(servers: RunningServers, private: Path, ports: Ports) -> None:
+    """The policy is a file that the service follows; what cannot be used, or is gone, leaves the policy of before."""
     async with witnessed(servers, private, ports) as (world, policy, hospitals):
-        # Somebody with the log's key showed renji a log of 10,000 records before, which this one is not.
+        file = private / "policy.txt"
+        three = file.read_text()
+        asking = world.p.runtimes["audit"].ports.witnesses
+        admin = await world.admin()
+        auditor = await world.user(admin, "qian", "auditor")
+        token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
+        async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
+            fourth = Hospital(create(private / "witness-late", "tongji/witness", [str(policy.logs[0])], port=ports.take("late")[0]))
+            for one in (*hospitals.values(), fourth):
+                one.start()
+            try:
+                for unusable in ("", "quorum nobody\n", three.replace("medmesh/log+", "other/log+")):
+                    file.write_text(unusable)
+                    await asyncio.sleep(1.2)
+                    assert asking.text == three
+                line = f"witness tongji {fourth.site.vkey} http://127.0.0.1:{fourth.site.port}\n"
+                file.write_text(
+                    three.replace("group enough 2", f"{line}group all 2 tongji enough\ngroup enough 2").replace(
+                        "quorum enough", "quorum all"
+                    )
+                )
+                # A group may name only what stands before it.
+                await asyncio.sleep(1.2)
+                assert asking.text == three
+                four = three.replace("quorum enough", f"{line}group with-tongji all tongji enough\nquorum with-tongji")
+                file.write_text(four)
+
+                async def taken() -> Any:
+                    answer = await door.raw("GET", "/log/checkpoint")
+                    seen = asking.text == four and answer.headers["Medmesh-Witnesses"] == "witnessed"
+                    return answer.text if seen else None
+
+                assert "tongji" in parse_policy(four.encode()).verify(await until(taken)).witnesses
+                found = (await door.request("GET", "/v1/events", query={"verb": "audit.witness_policy"}))["events"]
+                assert [entry["record"]["detail"]["witnesses"] for entry in found] == [3, 4]
+            finally:
+                fourth.stop()
+
+
+async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: RunningServers, private: Path, ports: Ports) -> None:
+    async def another(hospitals: dict[str, Hospital]) -> None:
+        """Somebody with the log's key shows renji a log of 10,000 records, which this one is not."""
         key = Identity.load(private / "keys" / "log.nk").private_key
         forged = note.Checkpoint(ORIGIN, 10_000, b"f" * 32)
         hospitals["renji"].start()
@@ -191,6 +237,8 @@ async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: Ru
         async with httpx.AsyncClient(trust_env=False) as http:
             body = f"old 0\n\n{note.sign(forged.text(), ORIGIN, key)}".encode()
             assert (await http.post(f"http://127.0.0.1:{hospitals['renji'].site.port}/add-checkpoint", content=body)).status_code == 200
+
+    async with witnessed(servers, private, ports, another) as (world, policy, hospitals):
         admin = await world.admin()
         auditor = await world.user(admin, "qian", "auditor")
         token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]

@@ -40,8 +40,9 @@ def _place(folder: Path, report: Path) -> tuple[Path, Path]:
 def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
     """Four hospitals that keep their data train one model together: enrolment, de-identification, a federation in which one hospital
     and the coordinator are killed, conversion, release, inference, audit, and a scan that nothing leaked.  完整演示。"""
-    from medmesh.demo.report import failures, table, write
-    from medmesh.demo.story import Story
+    from medmesh.demo.report import KEPT, failures, table, write
+    from medmesh.demo.stage import Stage
+    from medmesh.demo.story import tell as whole_story
 
     folder, report = _place(folder, report)
     began = time.monotonic()
@@ -49,28 +50,27 @@ def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
     def tell(en: str, zh: str) -> None:
         click.echo(f"{time.monotonic() - began:6.1f} s  {say(en, zh)}")
 
-    story = Story(folder.absolute(), tell, images=images, seed=seed)
+    stage = Stage(folder.absolute(), tell, images=images, seed=seed)
     try:
-        summary = asyncio.run(story.tell())
+        summary = asyncio.run(whole_story(stage))
     except BaseException:
         from medmesh.embedded.run import stop
 
-        asyncio.run(stop(story.data))
+        asyncio.run(stop(stage.data))
         raise
-    page = write(story, report)
+    page = write(stage, report)
     click.echo()
     for line in table(summary):
         click.echo(f"  {line}")
     click.echo()
-    for name in ("rounds", "hospital_rejoined", "coordinator_resumed", "parity_max_abs_diff", "released_model", "edge_installs",
-                 "audit_entries", "audit_verified", "tamper_detected", "canary_hits", "seconds"):  # fmt: skip
-        click.echo(f"  {name:<22}{summary[name]}")
+    for name in ("rounds", "parity_max_abs_diff", "released_model", "edge_installs", "audit_entries", *KEPT, "canary_hits", "seconds"):
+        click.echo(f"  {name:<24}{summary[name]}")
     click.echo(f"\n  {page}")
     if keep:
         from medmesh.cli import main
 
         try:
-            main(["up", "--data", str(story.data)])
+            main(["up", "--data", str(stage.data)])
         except SystemExit:
             pass
     wrong = failures(summary)

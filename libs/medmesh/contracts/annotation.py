@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from medmesh.contracts.labels import SecurityLabel
-from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record, Sha256
 
 
 class CreateProject(Command):
@@ -52,13 +52,37 @@ class ReviewLabel(Command):
 
 
 class ExportLabels(Command):
-    """Freeze the accepted labels as a version. Result: `{"version", "labels"}`."""
+    """Freeze the accepted labels as a version, and ask for leave to take it out. Result: `{"target", "digest", "version", "accepted",
+    "state"}`; once a second person approved `annotation.export` on this target and digest, `GetLabelExport` tells where the labels are."""
 
     TYPE: ClassVar[str] = "annotation.export-labels.v1"
     ACTION: ClassVar[str] = "annotation.export"
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
+
+
+class LabelExport(Record):
+    """`labels` is there once the export was approved."""
+
+    project: str
+    version: int
+    accepted: int
+    digest: Sha256
+    state: str
+    labels: ObjectRef | None = None
+
+
+class GetLabelExport(Query):
+    """How an export stands, for who asked for it."""
+
+    TYPE: ClassVar[str] = "annotation.get-label-export.v1"
+    ACTION: ClassVar[str | None] = "annotation.label"
+    Reply: ClassVar[type[Record]] = LabelExport
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
+
+    project: Identifier
+    version: int
 
 
 class ProjectCreated(Event):
@@ -71,6 +95,8 @@ class ProjectCreated(Event):
 
 
 class LabelsExported(Event):
+    """A second person let these labels out."""
+
     TYPE: ClassVar[str] = "annotation.labels.exported.v1"
 
     project: Identifier

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from medmesh.contracts.labels import SecurityLabel
-from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record, Sha256
 
 SMALL_CELL = 5
 """A count below this is published as None: few enough people that a count could point at one of them."""
@@ -64,6 +64,17 @@ class DatasetVersionCreated(Event):
     labels: dict[str, int]
 
 
+class DatasetReleased(Event):
+    """A version may be used by others than its maker from now on."""
+
+    TYPE: ClassVar[str] = "ingestion.dataset.released.v1"
+
+    dataset: Identifier
+    version: int
+    content: ObjectRef
+    approval: str
+
+
 class DescriptorPublished(Event):
     TYPE: ClassVar[str] = "ingestion.descriptor.published.v1"
 
@@ -96,10 +107,14 @@ class DatasetView(Record):
     labels: dict[str, int]
     rejected: dict[str, int] = Field(default_factory=dict)
     label: SecurityLabel | None = None
+    maker: str = ""
+    released: bool = False
+    release_digest: Sha256 | None = None
+    """What an approval of `dataset.release` on `dataset/version` is bound to."""
 
 
 class GetDataset(Query):
-    """One version, or the newest when `version` is 0."""
+    """One version, or the newest when `version` is 0; one that was not released is its maker's alone."""
 
     TYPE: ClassVar[str] = "ingestion.get-dataset.v1"
     ACTION: ClassVar[str | None] = "dataset.read"

@@ -122,8 +122,9 @@ class Query(Message):
 
 
 class Exchange(Query):
-    """An exchange of credentials (opening a session, redeeming a code): it changes state and travels as a query all the same, because
-    a secret may stand in no stream and in no outbox. Like a command it leaves an audit record or changes nothing."""
+    """An exchange of credentials (opening a session, redeeming a code), or an operator's act on one service: it changes state and
+    travels as a query all the same, because a secret may stand in no stream and in no outbox, and an operator waits at the bus itself.
+    Like a command it leaves an audit record or changes nothing."""
 
 
 class Signal(Message):

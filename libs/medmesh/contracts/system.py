@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import ClassVar
 
-from medmesh.contracts.message import Query, Record
+from medmesh.contracts.message import Exchange, Query, Record
 
 
 class DeadLetter(Record):
@@ -44,8 +44,8 @@ class Replayed(Record):
     replayed: bool
 
 
-class ReplayDeadLetter(Query):
-    """Handle a dead letter once more; it leaves the table when its handler succeeds."""
+class ReplayDeadLetter(Exchange):
+    """Handle a dead letter once more; it leaves the table when its handler succeeds. An exchange: it leaves an audit record."""
 
     TYPE: ClassVar[str] = "*.replay-dead-letter.v1"
     ACTION: ClassVar[str | None] = "dead.replay"

@@ -42,19 +42,20 @@ async def checker(*arguments: str, codes: tuple[int, ...] = (0,)) -> tuple[int, 
 
 
 @dataclass
-class NodeProcess:
-    """A running edge node."""
+class Process:
+    """A process that runs beside the platform, as somebody at a hospital or a regulator would start it."""
 
     name: str
     folder: Path
+    arguments: tuple[str, ...]
+    log: str
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Run it."""
-        log = (self.folder / "node.log").open("ab")
-        argv = (*MEDMESH, "edge", "run", "--folder", str(self.folder))
-        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        log.close()
+        with (self.folder / self.log).open("ab") as log:
+            argv = (*MEDMESH, *self.arguments)
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -73,3 +74,8 @@ class NodeProcess:
                 self.process.kill()
                 self.process.wait()
         self.process = None
+
+
+def node(name: str, folder: Path) -> Process:
+    """An edge node."""
+    return Process(name, folder, ("edge", "run", "--folder", str(folder)), "node.log")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,33 @@ from jinja2 import Environment
 from medmesh.federated.plan import explain
 
 if TYPE_CHECKING:
-    from medmesh.demo.story import Story
+    from medmesh.demo.stage import Stage
 
 
-def write(story: Story, folder: Path) -> Path:
+KEPT = (
+    "hospital_rejoined",
+    "coordinator_resumed",
+    "audit_verified",
+    "export_verified",
+    "hospital_view_verified",
+    "fork_refused",
+    "tamper_detected",
+)
+"""Promises that are simply kept or not."""
+
+
+def write(stage: Stage, folder: Path) -> Path:
     """Write the report; answers the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(story.summary, indent=1, ensure_ascii=False))
-    if story.proof:
-        (folder / "evidence.json").write_text(json.dumps(story.proof["evidence"], indent=1))
+    (folder / "summary.json").write_text(json.dumps(stage.summary, indent=1, ensure_ascii=False))
+    if stage.proof:
+        (folder / "evidence.json").write_text(json.dumps(stage.proof["evidence"], indent=1))
+        (folder / "lineage.json").write_text(json.dumps(stage.proof["lineage"], indent=1, ensure_ascii=False))
+        (folder / "mlps.html").write_text(stage.proof["mlps"], encoding="utf-8")
+        shutil.copyfile(stage.folder / "export.zip", folder / "export.zip")
+        shutil.copyfile(stage.policy, folder / "witnesses.policy")
     page = folder / "index.html"
-    page.write_text(_render(story), encoding="utf-8")
+    page.write_text(_render(stage), encoding="utf-8")
     return page
 
 
@@ -41,15 +58,15 @@ def _figure(draw: Any, height: float = 2.8) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _accuracy(story: Story) -> Any:
+def _accuracy(stage: Stage) -> Any:
     def draw(axes: Any) -> None:
-        hospitals = story.summary["hospitals"]
+        hospitals = stage.summary["hospitals"]
         for place, hospital in enumerate(hospitals):
             for offset, name, colour in ((-0.15, "local", "#888"), (0.15, "federated", "#06c")):
                 value, (low, high) = hospital[f"{name}_acc"], hospital[f"{name}_interval"]
                 label = name if place == 0 else None
                 axes.errorbar(place + offset, value, [[value - low], [high - value]], fmt="o", color=colour, capsize=4, label=label)
-        axes.axhline(story.summary["pooled_acc"], color="#0a0", linestyle="--", label="pooled reference")
+        axes.axhline(stage.summary["pooled_acc"], color="#0a0", linestyle="--", label="pooled reference")
         axes.set_xticks(range(len(hospitals)), [h["name"] for h in hospitals])
         axes.set_ylabel("balanced accuracy")
         axes.legend(loc="lower right")
@@ -57,13 +74,13 @@ def _accuracy(story: Story) -> Any:
     return draw
 
 
-def _rounds(story: Story) -> Any:
+def _rounds(stage: Stage) -> Any:
     def draw(axes: Any) -> None:
-        found = story.summary["round_acc"]
+        found = stage.summary["round_acc"]
         axes.plot(range(1, len(found) + 1), found, marker="o", color="#06c", label="federated, after each round")
-        local = [h["local_acc"] for h in story.summary["hospitals"]]
+        local = [h["local_acc"] for h in stage.summary["hospitals"]]
         axes.axhspan(min(local), max(local), color="#888", alpha=0.25, label="alone, least to best hospital")
-        axes.axhline(story.summary["pooled_acc"], color="#0a0", linestyle="--", label="pooled reference")
+        axes.axhline(stage.summary["pooled_acc"], color="#0a0", linestyle="--", label="pooled reference")
         axes.set_xlabel("round")
         axes.set_ylabel("balanced accuracy")
         axes.legend(loc="lower right")
@@ -71,13 +88,13 @@ def _rounds(story: Story) -> Any:
     return draw
 
 
-def _loss(story: Story) -> Any:
+def _loss(stage: Stage) -> Any:
     def draw(axes: Any) -> None:
-        assert story.view is not None
-        for name in story.nodes:
+        assert stage.view is not None
+        for name in stage.nodes:
             points = [
                 (r.round, a.metrics["loss"])
-                for r in story.view.rounds
+                for r in stage.view.rounds
                 for a in r.answers
                 if r.kind == "train" and a.hospital == name and not a.late and "loss" in a.metrics
             ]
@@ -89,10 +106,10 @@ def _loss(story: Story) -> Any:
     return draw
 
 
-def _bytes(story: Story) -> Any:
+def _bytes(stage: Stage) -> Any:
     def draw(axes: Any) -> None:
-        assert story.view is not None
-        rounds = [r for r in story.view.rounds if r.state == "committed"]
+        assert stage.view is not None
+        rounds = [r for r in stage.view.rounds if r.state == "committed"]
         up = [sum(a.bytes for a in r.answers) / 2**20 for r in rounds]
         down = [r.base.bytes * len(r.answers) / 2**20 for r in rounds]
         axes.bar([r.round - 0.2 for r in rounds], up, 0.4, label="from hospitals")
@@ -104,15 +121,15 @@ def _bytes(story: Story) -> Any:
     return draw
 
 
-def _timeline(story: Story) -> Any:
+def _timeline(stage: Stage) -> Any:
     def draw(axes: Any) -> None:
-        shown = [entry for entry in story.timeline if not entry["what"].startswith("round")]
+        shown = [entry for entry in stage.timeline if not entry["what"].startswith("round")]
         for place, entry in enumerate(shown):
             axes.plot(entry["seconds"], place, "o", color="#c00" if "killed" in entry["what"] else "#06c")
             axes.annotate(f" {entry['what']}", (entry["seconds"], place), va="center", fontsize=8)
         axes.set_yticks([])
         axes.invert_yaxis()
-        axes.set_xlim(0, story.timeline[-1]["seconds"] * 1.35)
+        axes.set_xlim(0, stage.timeline[-1]["seconds"] * 1.35)
         axes.set_xlabel("seconds")
 
     return draw
@@ -138,33 +155,39 @@ img{max-width:100%}pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12
 <h2>The plan, as the hospitals read it · 医院所见方案</h2><pre>{{ plan }}</pre>
 <h2>Who did what to the federation, from the audit log</h2><table><tr><th>action<th>by</tr>
 {% for verb, names in who.items() %}<tr><td>{{ verb }}<td>{{ names|join(', ') }}</tr>{% endfor %}</table>
-<h2>One record with its proof</h2><p>Verify it with nothing but the log's key <code>{{ key }}</code>:
-<code>medmesh audit verify proof --key KEY evidence.json</code></p><pre>{{ record }}</pre><pre>{{ proof }}</pre></html>"""
+<h2>Where the model comes from (YY/T 1833.4) · 追溯</h2><table><tr><th>part<th>question<th>records</tr>
+{% for part, name, count in lineage %}<tr><td>{{ part }}<td>{{ name }}<td>{{ count }}</tr>{% endfor %}</table>
+<p>All of it: <a href="lineage.json">lineage.json</a>. MLPS Level 3, clause by clause: <a href="mlps.html">mlps.html</a>
+({% for state, number in s.mlps.items() %}{{ state }} {{ number }}{{ ", " if not loop.last }}{% endfor %}).</p>
+<h2>Verify it yourself</h2><p>The log's key is <code>{{ key }}</code>; <a href="witnesses.policy">witnesses.policy</a> demands two of three
+witnesses beside it. No network and no account is needed:</p>
+<pre>medmesh audit verify export --policy witnesses.policy export.zip
+medmesh audit verify proof --policy witnesses.policy evidence.json</pre>
+<h2>One record with its proof</h2><pre>{{ record }}</pre><pre>{{ proof }}</pre></html>"""
 
 
-def _render(story: Story) -> str:
-    s = story.summary
+def _render(stage: Stage) -> str:
+    s = stage.summary
     names = ("Accuracy per round", "Accuracy by hospital", "Loss per round", "Bytes moved", "Timeline")
-    draws = ((_rounds(story), 2.8), (_accuracy(story), 2.8), (_loss(story), 2.8), (_bytes(story), 2.4), (_timeline(story), 4.2))
-    checks = [
-        (name, bool(s[name]), str(s[name])) for name in ("hospital_rejoined", "coordinator_resumed", "audit_verified", "tamper_detected")
-    ]
+    draws = ((_rounds(stage), 2.8), (_accuracy(stage), 2.8), (_loss(stage), 2.8), (_bytes(stage), 2.4), (_timeline(stage), 4.2))
+    checks = [(name, bool(s[name]), str(s[name])) for name in KEPT]
     checks += [
         ("parity_max_abs_diff", s["parity_max_abs_diff"] < 1e-3, f"{s['parity_max_abs_diff']:.2e}"),
         ("edge_installs", s["edge_installs"] == len(s["hospitals"]), str(s["edge_installs"])),
         ("canary_hits", s["canary_hits"] == 0, f"{s['canary_hits']} of {s['canaries']} ({s['bytes_scanned'] / 2**20:.0f} MiB scanned)"),
     ]
-    assert story.view is not None
+    assert stage.view is not None
     page = Environment(autoescape=True).from_string(_PAGE)
     return page.render(
         s=s,
         images=[(name, _figure(draw, height)) for name, (draw, height) in zip(names, draws, strict=True)],
         checks=checks,
-        plan="\n".join([*explain(story.view.plan, "zh"), "", *explain(story.view.plan, "en")]),
-        who=story.proof["who"],
-        record=json.dumps(story.proof["record"], indent=1, ensure_ascii=False),
-        proof=story.proof["evidence"]["proof"],
-        key=story.log_key,
+        plan="\n".join([*explain(stage.view.plan, "zh"), "", *explain(stage.view.plan, "en")]),
+        who=stage.proof["who"],
+        record=json.dumps(stage.proof["record"], indent=1, ensure_ascii=False),
+        lineage=[(part["en"], cell["en"], cell["count"]) for part in stage.proof["lineage"]["parts"] for cell in part["cells"]],
+        proof=stage.proof["evidence"]["proof"],
+        key=stage.log_key,
     )
 
 
@@ -185,7 +208,7 @@ def table(summary: dict[str, Any]) -> list[str]:
 
 def failures(summary: dict[str, Any]) -> list[str]:
     """What did not come out as promised; the demonstration fails when there is anything."""
-    wanted = {name: summary.get(name) for name in ("hospital_rejoined", "coordinator_resumed", "audit_verified", "tamper_detected")}
+    wanted = {name: summary.get(name) for name in KEPT}
     wrong = [name for name, value in wanted.items() if value is not True]
     local = sum(h["local_acc"] for h in summary["hospitals"]) / len(summary["hospitals"])
     if summary["hospitals"][0]["federated_acc"] <= local:

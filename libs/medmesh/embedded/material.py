@@ -129,6 +129,7 @@ def settings(layout: Layout, spec: ServiceSpec, database: str, values: dict[str,
         "release_key": lambda: private("release_key.nk"),
         "log_key": lambda: private("log_key.nk"),
         "origin": lambda: ORIGIN,
+        "witness_policy": lambda: layout.public("witnesses.policy"),  # whoever wants witnesses writes it; there is none at first
         "client_ca": lambda: layout.public("ca.pem"),
     }
     decided |= {name: make() for name, make in special.items() if name in spec.settings.model_fields}

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from medmesh.errors import Problem
 from medmesh.ledger import tree
-from medmesh.ledger.frontier import Frontier
+from medmesh.ledger.edge import Edge
 from medmesh.ledger.note import Checkpoint, decode64, open_note, parse_checkpoint, signature_line, valid_name
 
 SUFFIX = "-sm3"
@@ -45,9 +45,9 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return _SM3(b"\1" + left + right).digest()
 
 
-def frontier() -> Frontier:
+def edge() -> Edge:
     """The right edge of an SM3 tree; tiles have the same layout."""
-    return Frontier(node_hash, EMPTY)
+    return Edge(node_hash, EMPTY)
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:

@@ -19,7 +19,7 @@ from medmesh.ledger import note, tiles
 from medmesh.ledger.clocks import Counters
 from medmesh.ledger.copies import Body, Copy, Signed
 from medmesh.ledger.differ import differs
-from medmesh.ledger.frontier import Frontier
+from medmesh.ledger.edge import Edge, split
 from medmesh.ledger.policy import Policy
 from medmesh.ledger.record import outline
 from medmesh.ledger.report import Report
@@ -71,7 +71,7 @@ def _no_search_for_cycles() -> Iterator[None]:
 class _Run:
     def __init__(self, copy: Copy, wanted: Wanted) -> None:
         self.copy, self.wanted, self.report = copy, wanted, Report()
-        self.edge = Frontier()
+        self.edge = Edge()
         self.kept: note.Checkpoint | None = None
         self.root_known = True
         self.wrong_leaf: tuple[int, str] | None = None
@@ -124,13 +124,13 @@ class _Run:
             return self.copy.tile(level, number, tiles.width_at(size, level, number))[: width * tiles.HASH]
 
         try:
-            self.edge = Frontier.of_tiles(read, kept.size)
+            self.edge = Edge.resume(kept.size, read)
         except (LookupError, ValueError) as error:
             self.report.fault("tile", Problem("ledger.missing_part", part=str(error)), incomplete=True)
             return
         if self.edge.root() != kept.root:
             self.report.fault("kept", Problem("ledger.not_an_extension", kept=kept.size))
-            self.edge = Frontier()
+            self.edge = Edge()
             return
         self.report.start = self.report.leaves = kept.size
         self.counters.resumed()
@@ -209,16 +209,17 @@ class _Run:
             if self.edge.root(hashes[: self.kept.size - first]) != self.kept.root:
                 self.report.fault("kept", Problem("ledger.not_an_extension", kept=self.kept.size))
             self.kept = None
-        for level, number, full in self.edge.add(hashes):
+        for level, number, full, _ in self.edge.add(hashes):
             if level:
                 self._compare(level, number, full)
 
-    def _compare(self, level: int, number: int, hashes: Sequence[bytes]) -> None:
-        stored = self._stored(level, number, len(hashes))
-        if stored is not None and stored != b"".join(hashes):
-            place = next((i for i, h in enumerate(hashes) if stored[i * 32 : i * 32 + 32] != h), 0)
+    def _compare(self, level: int, number: int, hashes: bytes) -> None:
+        width = len(hashes) // tiles.HASH
+        stored = self._stored(level, number, width)
+        if stored is not None and stored != hashes:
+            place = next((i for i, h in enumerate(split(hashes)) if stored[i * 32 : i * 32 + 32] != h), 0)
             seq = (number * tiles.WIDTH + place) << (8 * level)
-            self.report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=tiles.path(level, number, len(hashes))))
+            self.report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=tiles.path(level, number, width)))
 
     def _check_signed(self, signed: Signed, more: list[bytes]) -> None:
         """A checkpoint of the past that the copy still holds."""

@@ -19,13 +19,17 @@ import cedarpy
 
 from medmesh.canonical import digest
 from medmesh.errors import Problem
-from medmesh.security import roles
-from medmesh.security.labels import INTERNAL, Label
+from medmesh.security import emergency, roles
+from medmesh.security.labels import INTERNAL, PLATFORM, Label
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor
 
 HIDDEN = "request.not_found"
 """What somebody is told of an object they may not know of: the same as of one that is not there."""
+EVERYBODY = "*"
+"""Among the organisations that see an object: every one."""
+EMERGENCY = "emergency"
+ORGANISATION = "object.organisation"
 MAX_SITE_BYTES = 32 * 1024
 MENDING = frozenset({"policy.read", "policy.propose", "approval.decide", "approval.list", "object.describe", "revocation.list"})
 """Actions that no policy of a site reaches: a policy that forbids too much must not forbid to mend it."""
@@ -81,8 +85,8 @@ class Rules:
         """Policy id to the code that is told when it forbids."""
         return {one["id"]: one.get("problem", "access.denied") for one in policies_of(built_in() + "\n" + self.site)}
 
-    def ask(self, principal: str, action: str, resource: str) -> tuple[bool, str]:
-        """(allowed, id of the rule that said so). Both sides are JSON of one Cedar entity, so that a decision can be remembered."""
+    def ask(self, principal: str, action: str, resource: str) -> tuple[bool, tuple[str, ...]]:
+        """(allowed, ids of the rules that said so). Both sides are JSON of one Cedar entity, so that a decision can be remembered."""
         return _ask(self, principal, action, resource)
 
     def __hash__(self) -> int:
@@ -156,15 +160,15 @@ BUILT_IN = Rules()
 
 
 @lru_cache(maxsize=_DECISIONS)
-def _ask(rules: Rules, principal: str, action: str, resource: str) -> tuple[bool, str]:
+def _ask(rules: Rules, principal: str, action: str, resource: str) -> tuple[bool, tuple[str, ...]]:
     who, what = json.loads(principal), json.loads(resource)
     request = {"principal": who["uid"], "action": {"type": "Action", "id": action}, "resource": what["uid"], "context": {}}
     result = cedarpy.is_authorized(request, rules._policies, f"[{principal},{resource}]")
     diagnostics = result.diagnostics
     names = [diagnostics.id_annotations_by_reason.get(reason, reason) for reason in diagnostics.reasons]
     if diagnostics.errors:  # a forbid that could not be evaluated forbids: Cedar itself would pass over it
-        return False, "object.error"
-    return result.allowed, sorted(names)[0] if names else "object.default"
+        return False, ("object.error",)
+    return result.allowed, tuple(sorted(names)) or ("object.default",)
 
 
 @lru_cache(maxsize=_DECISIONS)
@@ -197,27 +201,40 @@ def _resource(thing: Object) -> str:
 
 
 def decide(actor: Actor, action: str, at: datetime, thing: Object = NO_OBJECT, rules: Rules = BUILT_IN) -> Decision:
-    """Whether `actor` may do `action` with `thing` at the time `at`: label, role table, object rule. Every refusal passes `_override`."""
-    passed: tuple[str, ...] = ()
+    """Whether `actor` may do `action` with `thing` at the time `at`: label, role table, object rule.
+
+    An emergency access opens what `_opened` says against a label, the role table and the rule of organisations, and against nothing else;
+    `emergency` is then the rule that decided.
+    """
+    opened, passed, overridden = _opened(actor, action, at, thing), list[str](), False
     if thing.labelled:
-        if not actor.clearance.dominates(thing.label):
-            return _override(actor, action, at, thing, Decision(False, "label", rules.digest, problem=HIDDEN))
-        passed = (f"label:{thing.label.text}",)
+        cleared = actor.clearance.dominates(thing.label)
+        if not cleared and not opened:
+            return Decision(False, "label", rules.digest, problem=HIDDEN)
+        overridden |= not cleared
+        passed.append(f"label:{thing.label.text}" if cleared else "label")
     found = roles.allow(actor, action, at)
-    if not found.allowed:
-        return _override(actor, action, at, thing, Decision(False, found.rule, rules.digest, passed))
-    passed = (*passed, found.rule)
+    overridden |= found.allowed and found.rule == EMERGENCY
+    if not found.allowed or (found.rule == EMERGENCY and not opened):
+        return Decision(False, "default" if found.allowed else found.rule, rules.digest, tuple(passed))
+    passed.append(found.rule)
     asked = BUILT_IN if action in MENDING else rules
-    allowed, rule = asked.ask(_principal(actor), action, _resource(thing))
-    if allowed:
-        return Decision(True, rule, rules.digest, passed)
-    return _override(actor, action, at, thing, Decision(False, rule, rules.digest, passed, rules.problems.get(rule, "access.denied")))
+    allowed, names = asked.ask(_principal(actor), action, _resource(thing))
+    if not allowed and not (opened and names == (ORGANISATION,)):
+        return Decision(False, names[0], rules.digest, tuple(passed), rules.problems.get(names[0], "access.denied"))
+    overridden |= not allowed
+    if overridden:
+        return Decision(True, EMERGENCY, rules.digest, tuple(one for one in (*passed, *names) if one != EMERGENCY))
+    return Decision(True, names[0], rules.digest, tuple(passed))
 
 
-def _override(actor: Actor, action: str, at: datetime, thing: Object, refused: Decision) -> Decision:
-    """The one place where a refusal may become an allowance, under a rule of its own. Nothing overrides anything yet: an emergency
-    (break-glass) that the actor's token proves comes here, for its own short table of actions."""
-    return refused
+def _opened(actor: Actor, action: str, at: datetime, thing: Object) -> bool:
+    """Whether an emergency access of this person opens the action here: on what is of its organisation and of no other, and before the
+    object is known."""
+    if not thing.labelled:
+        return emergency.permits(actor.emergency, action, at)
+    whose = {thing.owner, *thing.label.compartments} - {PLATFORM}
+    return len(whose) == 1 and emergency.covers(actor.emergency, action, at, *whose)
 
 
 def denial(decision: Decision, actor: Actor, action: str, thing: Object = NO_OBJECT) -> Problem:

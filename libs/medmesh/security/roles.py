@@ -12,6 +12,7 @@ from functools import cache
 
 from medmesh.canonical import digest
 from medmesh.errors import Problem
+from medmesh.security import emergency
 from medmesh.security.tokens import Actor
 
 ADMINISTRATORS = ("system_administrator", "security_administrator", "audit_administrator")
@@ -36,6 +37,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "approval.request": ("security_administrator", "researcher", "auditor", "audit_administrator"),
     "approval.decide": ("approver", "security_administrator"),
     "approval.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
+    "emergency.open": ("clinician",),
+    "emergency.end": ("clinician", "security_administrator"),
+    "emergency.list": ("clinician", "approver", "security_administrator", "audit_administrator", "auditor"),
+    "emergency.review": ("approver", "security_administrator"),
     "dataset.create": ("researcher",),
     "dataset.read": ("researcher", "annotator", "reviewer"),
     "catalogue.publish": ("hospital",),
@@ -77,6 +82,7 @@ STEP_UP = frozenset(
         "approval.decide",
         "audit.export",
         "clearance.set",
+        "emergency.review",
         "hospital.register",
         "hospital.revoke",
         "label.change",
@@ -117,7 +123,8 @@ class Decision:
 @cache
 def policy_digest() -> str:
     """SHA-256 over the role table; `access.Rules.digest` goes over all that decides."""
-    return digest({"table": TABLE, "step_up": sorted(STEP_UP), "services": sorted(_SERVICES_MAY)})
+    rules = {"table": TABLE, "step_up": sorted(STEP_UP), "services": sorted(_SERVICES_MAY), "emergency": sorted(emergency.ACTIONS)}
+    return digest(rules)
 
 
 def allow(actor: Actor, action: str, at: datetime | None = None) -> Decision:
@@ -131,6 +138,8 @@ def allow(actor: Actor, action: str, at: datetime | None = None) -> Decision:
             return Decision(True, f"role:{role}", policy_digest())
     if actor.kind == "service" and action in _SERVICES_MAY:
         return Decision(True, "service", policy_digest())
+    if emergency.permits(actor.emergency, action, at):
+        return Decision(True, "emergency", policy_digest())
     return Decision(False, "default", policy_digest())
 
 

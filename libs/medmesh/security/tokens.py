@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
 from medmesh.security.authority import hospital_of, verify_node
+from medmesh.security.emergency import Emergency
 from medmesh.security.keys import Identity, public_key
 from medmesh.security.labels import EVERYTHING, NOTHING, Label, level, of_hospital
 
@@ -44,6 +45,8 @@ class Actor:
     """How a person signed in: `pwd`, or `pwd+otp` with a second factor (RFC 8176)."""
     strong_at: datetime | None = None
     """When a person last showed the second factor (RFC 9470 `auth_time`)."""
+    emergency: Emergency | None = None
+    """The emergency access this person has open in this session."""
     clearance: Label = NOTHING
     """What they may read: of people and systems as the security administrator set it, of services and hospitals by rule."""
 
@@ -101,6 +104,8 @@ def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE
     extra |= {"lvl": actor.clearance.level.text, "cmp": sorted(actor.clearance.compartments)}
     if actor.strong_at is not None:
         extra["stp"] = int(actor.strong_at.timestamp())
+    if (open_now := actor.emergency) is not None:
+        extra["emg"] = {"id": open_now.id, "org": open_now.organisation, "exp": open_now.until.timestamp()}
     claims = _claims("service:governance", actor.id, audience, minutes, extra, now)
     return jwt.encode(claims, governance.private_key, algorithm="EdDSA", headers={"kid": governance.public})
 
@@ -175,8 +180,9 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     if kind == "service":
         roles = frozenset(("service", f"service:{claims['sub']}"))
     strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
-    clearance = _clearance(kind, claims)
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong, clearance)  # type: ignore[arg-type]
+    opened = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
+    method, clearance = str(claims.get("mth", "")), _clearance(kind, claims)
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, clearance)  # type: ignore[arg-type]
 
 
 def _clearance(kind: str, claims: dict[str, Any]) -> Label:
@@ -186,6 +192,10 @@ def _clearance(kind: str, claims: dict[str, Any]) -> Label:
     if kind == "hospital":
         return of_hospital(str(claims["sub"]))
     return Label(level(str(claims.get("lvl", NOTHING.level.text))), frozenset(map(str, claims.get("cmp", ()))))
+
+
+def _emergency(claim: dict[str, Any]) -> Emergency:
+    return Emergency(str(claim["id"]), str(claim["org"]), datetime.fromtimestamp(claim["exp"], UTC))
 
 
 def _node_certificate(header: dict[str, Any], trust: TrustBundle, at: datetime) -> x509.Certificate:

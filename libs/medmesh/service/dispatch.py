@@ -278,7 +278,7 @@ class Dispatcher:
         """Raises `Problem` for a command that is not allowed, or whose record could not reach the log now."""
         if isinstance(message.data, Command):
             require(actor, decision, message.data.ACTION)
-            self.emission.check(message.data.ACTION)
+            self.emission.check(message.data.ACTION, emergency=actor is not None and actor.emergency is not None)
 
     async def _slow(self, message: Envelope[Any], context: Context) -> str:
         async with self.database.unit(context, self.ports) as uow:

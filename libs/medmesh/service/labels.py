@@ -14,13 +14,13 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.bus.declarations import Handlers
 from medmesh.canonical import digest
-from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.labels import ChangeLabel, DescribeObject, LabelAnswer, LabelChanged, ObjectView, SecurityLabel
 from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
-from medmesh.security import approvals
 from medmesh.security.access import Object
 from medmesh.security.labels import INTERNAL, Label, join, level, no_lower_than, of_hospital, read
+from medmesh.service.approved import evidence, spend
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 
@@ -58,6 +58,12 @@ def labelled(handlers: Handlers, *kinds: str) -> Handlers:
     async def label_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Any]) -> None:
         """A second person approved exactly this change."""
         await _approved(event.data, uow)
+
+    @handlers.on(ApprovalRevoked, durable="label-withdrawn")
+    async def label_withdrawn(event: Envelope[ApprovalRevoked], uow: UnitOfWork[Any]) -> None:
+        """Taken back: a grant that is still on its way comes too late."""
+        if event.data.action == ACTION:
+            await uow.withhold_approval(event.data.approval)
 
     return handlers
 
@@ -212,15 +218,11 @@ async def _approved(grant: ApprovalGranted, uow: UnitOfWork[Any]) -> None:
     row = await uow.first(select(CHANGES).where(pending).with_for_update())
     if row is None or f"{row.kind}/{row.id}" != grant.target:
         return  # another service's object
-    found = approvals.verify(grant.token, uow.access.trust().governance, action=ACTION, digest=row.digest, at=uow.now)
-    if found.target != grant.target:
-        raise Problem("security.approval_other", action=ACTION)
-    await uow.spend_approval(found.id)
+    found = await spend(uow, grant, uow.access.trust(), target=grant.target, digest=row.digest, maker=row.requester)
     await uow.execute(update(CHANGES).where(CHANGES.c.digest == row.digest).values(state="done"))
     before = (await several(uow, row.kind, [row.id]))[row.id]
     label = Label(level(row.level), frozenset(row.compartments))
-    evidence = {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers), "digest": found.digest}
-    await _set(uow, before, label, {}, evidence)
+    await _set(uow, before, label, {}, evidence(found))
 
 
 async def _set(uow: UnitOfWork[Any], before: Object, label: Label, detail: dict[str, str], approval: dict[str, str] | None = None) -> None:

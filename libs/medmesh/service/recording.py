@@ -10,7 +10,7 @@ from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
 from medmesh.ledger.record import VERSION, record_bytes
 from medmesh.security.access import HIDDEN, policy_digest
 from medmesh.security.tokens import Actor
-from medmesh.store.unit import AuditEntry, Context, Recorder
+from medmesh.store.unit import AuditEntry, Context, Entity, Recorder
 
 UNKNOWN = "unknown"
 """The organisation of a name that nobody has: whoever tries it belongs to none."""
@@ -42,11 +42,11 @@ def recorder(
             "out": entry.outcome,
             "why": entry.why,
             "agents": [_agent(context.actor, service)],
-            "pou": entry.purpose or VERBS[entry.verb].purpose,
-            "entities": [{"type": e.kind, "id": e.id, "ver": e.version, "digest": e.digest} for e in entry.entities],
+            "pou": _purpose(entry, context.actor),
+            "entities": [{"type": e.kind, "id": e.id, "ver": e.version, "digest": e.digest} for e in _entities(entry, context.actor)],
             "orgs": _compartments(entry, context.actor, organisation if node else ""),
             "policy": _policy(context, (bundle or policy_digest)()),
-            "approval": dict(entry.approval or {}),
+            "approval": _approval(entry, context.actor),
             "ctx": {
                 "trace": (context.traceparent or "--").split("-")[1],
                 "correlation": (context.cause.correlationid or context.cause.id) if context.cause is not None else "",
@@ -68,6 +68,20 @@ def _agent(actor: Actor | None, service: str) -> dict[str, Any]:
     return {**who, "method": actor.method}
 
 
+def _purpose(entry: AuditEntry, actor: Actor | None) -> str:
+    """Whatever is done under an emergency access is done for that."""
+    return "BTG" if actor is not None and actor.emergency else entry.purpose or VERBS[entry.verb].purpose
+
+
+def _entities(entry: AuditEntry, actor: Actor | None) -> tuple[Entity, ...]:
+    """The emergency access is among them, so that whoever reviews it finds everything that was done under it by one search."""
+    return (*entry.entities, Entity("emergency", actor.emergency.id)) if actor is not None and actor.emergency else tuple(entry.entities)
+
+
+def _approval(entry: AuditEntry, actor: Actor | None) -> dict[str, str]:
+    return {**(entry.approval or {}), **({"emergency": actor.emergency.id} if actor is not None and actor.emergency else {})}
+
+
 def _compartments(entry: AuditEntry, actor: Actor | None, own: str) -> list[str]:
     """Whose data a record is about. What a node records is its hospital's alone, whoever else is named in it."""
     if own:
@@ -77,6 +91,7 @@ def _compartments(entry: AuditEntry, actor: Actor | None, own: str) -> list[str]
     found = {*entry.hospitals, *(entity.id for entity in entry.entities if entity.kind == "hospital")}
     if actor is not None and actor.kind != "service":
         found.add(actor.organisation)
+        found |= {actor.emergency.organisation} if actor.emergency else set()
     named = found - {PLATFORM, UNKNOWN}
     return sorted(named) or [PLATFORM]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -28,6 +29,7 @@ from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
 from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
+from medmesh.service.doorstep import Doorstep
 from medmesh.service.emission import Emission
 from medmesh.service.followers import Follower
 from medmesh.service.guard import Guard, Refusal, finished, with_label
@@ -39,13 +41,14 @@ from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
 from medmesh.service.trust import Trust
 from medmesh.store.database import Database
-from medmesh.store.unit import AuditEntry, Context, UnitOfWork
+from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh.tasks import end
 from medmesh.telemetry import current_traceparent, log, metrics, span
 
 R = TypeVar("R", bound=Record)
 
 KEEP_DAYS = 30
+_LONGEST_PAUSE = 10.0
 
 
 class Runtime:
@@ -72,6 +75,7 @@ class Runtime:
         self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
+        self.doorstep = Doorstep(self.unit)
         self.ports: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self.checks: dict[str, Callable[[], Awaitable[None]]] = {"bus": bus.ready, "database": database.ready}
@@ -110,15 +114,17 @@ class Runtime:
         async def keep() -> None:
             failures = 0
             while True:
+                began = time.monotonic()
                 try:
                     await run()
                     failures = 0
                 except asyncio.CancelledError:
                     raise
                 except Exception as error:
-                    failures += 1
+                    # One that went well for long does not pay for what ended it a month ago.
+                    failures = 1 if time.monotonic() - began > _LONGEST_PAUSE else failures + 1
                     log("background.failed", level=40, error=error, task=name, failures=failures)
-                    await asyncio.sleep(min(0.2 * 2**failures, 10))
+                    await asyncio.sleep(min(0.2 * 2**failures, _LONGEST_PAUSE))
                 if every is None and failures == 0:
                     return
                 await asyncio.sleep(every or 0)
@@ -169,7 +175,7 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
                 actor, decision = identify(query, runtime.trust(), declared.query.ACTION, runtime.policies.rules)
                 require(actor, decision, declared.query.ACTION)
-                runtime.emission.check(declared.query.ACTION)
+                runtime.emission.check(declared.query.ACTION, emergency=actor is not None and actor.emergency is not None)
                 context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
                 async with runtime.database.unit(context, runtime.ports) as uow:
                     access = uow.access = runtime.guard.open(actor, declared.query.ACTION, query.time)
@@ -217,7 +223,7 @@ async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor |
     if isinstance(problem, Refusal):
         decision = problem.decision
     context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
-    asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]
+    asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]  # a command's refusal is named by its action, too
     async with runtime.database.unit(context, runtime.ports) as uow:
         if isinstance(problem, Refusal):
             uow.audit(problem.entry)
@@ -241,6 +247,8 @@ def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> 
     """Every service answers for its own dead letters."""
 
     async def list_letters(query: Any, uow: UnitOfWork[Any]) -> DeadLetters:
+        if query.data.event:  # with its body, which is read by a person
+            uow.audit(AuditEntry("dead.read", "R", entities=(Entity("message", query.data.event),)))
         return await dead.listed(query.data, uow)
 
     async def replay(query: Any, uow: UnitOfWork[Any]) -> Replayed:
@@ -252,6 +260,9 @@ def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> 
         await dispatcher.single(found)
         if found.handled:
             await dead.forget(runtime.database, runtime.spec.name, wanted.consumer, wanted.event)
+        about = (Entity("message", wanted.event),)
+        outcome, why = (0, "") if found.handled else (4, "bus.poison")
+        uow.audit(AuditEntry("dead.replay", "E", outcome, why, about, detail={"consumer": wanted.consumer}))
         return Replayed(replayed=found.handled)
 
     return [Responder(runtime.spec.name, ListDeadLetters, list_letters), Responder(runtime.spec.name, ReplayDeadLetter, replay)]
@@ -274,6 +285,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
+        await database.waited()
         if bus is None:
             bus = await NatsBus.connect(settings.nats_url, name=spec.name, seed=settings.identity)
             stack.push_async_callback(bus.close)
@@ -286,6 +298,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
         stack.push_async_callback(runtime.audits.stop)
         stack.push_async_callback(runtime.cancel_background)
         runtime.background(runtime._prune, "housekeeping", every=15)
+        runtime.background(runtime.doorstep.tell, "doorstep", every=5)
         runtime.ports = await stack.enter_async_context(spec.open(runtime))
 
         taken: list[Subscription] = []

@@ -24,12 +24,15 @@ from medmesh.serving import protocol
 from medmesh.serving.batching import MAX_BATCH
 from medmesh.serving.onnxruntime_session import PLATFORM
 from medmesh.serving.repository import LABEL, PROBABILITIES, Repository, Served
+from medmesh.store.unit import Entity
 
 MAX_BODY_BYTES = 32 * 2**20
 Admit = Callable[[Actor, Served], Awaitable[None]]
 """(who, which model): called before anything of the model is told or used."""
 Record = Callable[[Actor, Served, int], Awaitable[None]]
 """(who, with which model, how many samples): called before the answer leaves; what it raises is the answer."""
+Refused = Callable[[Actor, Served | None, Problem], Awaitable[None]]
+"""(who, which model if there is one, why): called before the refusal leaves, for it leaves a record too."""
 
 
 class _Route(APIRoute):
@@ -54,14 +57,13 @@ class _Route(APIRoute):
         return answer
 
 
-def router(repository: Repository, authorise: Callable[[Request], Actor], admit: Admit, record: Record) -> APIRouter:
+def router(
+    repository: Repository, authorise: Callable[[Request], Awaitable[Actor]], admit: Admit, record: Record, refused: Refused
+) -> APIRouter:
     """The routes. `authorise` raises a `Problem` for whoever may not infer, `admit` for whom this model is not; health answers anybody."""
     routes = APIRouter(prefix="/v2", route_class=_Route)
 
-    async def allowed(request: Request) -> Actor:
-        return authorise(request)
-
-    caller = Depends(allowed)
+    caller = Depends(authorise)
 
     async def chosen(request: Request, who: Actor) -> Served:
         served = _served(repository, request)
@@ -93,17 +95,35 @@ def router(repository: Repository, authorise: Callable[[Request], Actor], admit:
     @routes.post("/models/{model}/infer", response_model=protocol.InferResponse)
     @routes.post("/models/{model}/versions/{version}/infer", response_model=protocol.InferResponse)
     async def infer(request: Request, who: Actor = caller) -> Response:
-        # Taken once: a version that becomes active meanwhile is for the next request.
-        served = await chosen(request, who)
-        if "inference-header-content-length" in request.headers:
-            raise protocol.wrong("binary tensors are not taken here, only JSON")
-        wanted, array = await asyncio.to_thread(_read, await _body(request), served)
-        logits = await served.infer(array)
-        answer = await asyncio.to_thread(_answer, served, wanted, logits)
-        await record(who, served, len(array))
+        # Taken once: a version that becomes active meanwhile is for the next request. A refusal of `admit` has its own record.
+        served: Served | None = None
+        try:
+            served = _served(repository, request)
+        except Problem as problem:
+            await refused(who, None, problem)
+            raise
+        await admit(who, served)
+        try:
+            if "inference-header-content-length" in request.headers:
+                raise protocol.wrong("binary tensors are not taken here, only JSON")
+            wanted, array = await asyncio.to_thread(_read, await _body(request), served)
+            logits = await served.infer(array)
+            answer = await asyncio.to_thread(_answer, served, wanted, logits)
+            await record(who, served, len(array))
+        except Problem as problem:
+            await refused(who, served, problem)
+            raise
         return Response(answer, media_type="application/json")
 
     return routes
+
+
+def about(served: Served | None) -> tuple[Entity, ...]:
+    """The model as records name it; nothing of a name that only the caller knows."""
+    if served is None:
+        return ()
+    manifest = served.manifest
+    return (Entity("model", manifest.model, version=str(manifest.version), digest=manifest.onnx.sha256),)
 
 
 def describe(served: Served) -> protocol.ModelMetadata:

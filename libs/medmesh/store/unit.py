@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import CursorResult, Executable, Row, insert
+from sqlalchemy import CursorResult, Executable, Row, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -173,6 +173,12 @@ class UnitOfWork(Generic[Ports]):
             await self.execute(insert(_SPENT).values(id=approval, at=self.now))
         except IntegrityError:
             raise Problem("approval.spent", approval=approval) from None
+
+    async def withhold_approval(self, approval: str) -> None:
+        """It was taken back: should its grant still be on the way, it comes too late. One that was used stays used."""
+        known = await self.first(select(_SPENT.c.id).where(_SPENT.c.id == approval))
+        if known is None:
+            await self.spend_approval(approval)
 
     async def flush(self) -> None:
         """Write messages and audit records; the audit counter's row lock is therefore held for the shortest time."""

@@ -66,8 +66,10 @@ async def item(id_: str, uow: UnitOfWork[Ports]) -> Object | None:
 
 @HANDLERS.knows("content")
 async def content(sha256: str, uow: UnitOfWork[Ports]) -> Object | None:
-    """What an export of labels is: its project's, with that one's label."""
-    row = await uow.first(select(exports.c.project).where(exports.c.labels["sha256"].as_string() == sha256).limit(1))
+    """What an export of labels is that was let out: its project's, with that one's label."""
+    row = await uow.first(
+        select(exports.c.project).where(exports.c.labels["sha256"].as_string() == sha256, exports.c.state == "exported").limit(1)
+    )
     return None if row is None else Object("project", row.project)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from fastapi import Depends, Request
 
 from medmesh.errors import Problem
-from medmesh.security.access import decide, denial
+from medmesh.security.access import decide
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, verify_actor
-from medmesh.service.guard import refusal
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import Context
 from medmesh_audit.domain import scope
@@ -40,17 +39,15 @@ def may(runtime: Runtime, action: str) -> Any:
     """A FastAPI dependency: the visitor, or a refusal that is recorded."""
 
     async def check(request: Request) -> Visitor:
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not token:
-            raise Problem("actor.missing", type="audit")
-        actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
+        async with runtime.doorstep.proving(request):
+            kind, _, token = request.headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not token:
+                raise Problem("actor.missing", type="audit")
+            actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
         decision = decide(actor, action, datetime.now(UTC), rules=runtime.policies.rules)
         context = runtime.context(actor=actor, decision=decision)
         if not decision.allowed:
-            problem = denial(decision, actor, action)
-            async with runtime.unit(context) as uow:
-                uow.audit(refusal(decision, problem.code, action))
-            raise problem
+            await runtime.doorstep.denied(context, actor, action, decision)
         return Visitor(actor, decision, context)
 
     check.action = action  # type: ignore[attr-defined]  # read by the matrix of roles and routes

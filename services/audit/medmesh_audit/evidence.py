@@ -43,7 +43,7 @@ STATES = {
     "procedural": ("procedural", "制度"),
     "not_met": ("not met", "不符合"),
 }
-PRIVILEGED = frozenset({"federation.approved", "model.release", "policy.change"})
+PRIVILEGED = frozenset({"dataset.release", "federation.approved", "model.release", "policy.change"})
 _IDENTIFIERS = re.compile(
     r"(?<![0-9a-fA-F-])(?:[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]|1[3-9]\d{9})(?![0-9a-fA-F-])"
 )

@@ -124,7 +124,7 @@ async def silent(session: Session) -> bool:
 def extended(head: Head, fresh: Sequence[Entry]) -> tuple[Head, list[bytes], list[FullTile]]:
     """The head after these entries, their leaf hashes, and the tiles they complete."""
     edge, hashes = head.edge.copy(), [leaf_hash(entry.leaf) for entry in fresh]
-    done = [tile for leaf in hashes for tile in edge.append(leaf)]
+    done = edge.add(hashes)
     return Head(head.term, edge, {**head.counters, **{entry.emitter: entry.n for entry in fresh}}), hashes, done
 
 

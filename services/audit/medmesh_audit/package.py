@@ -122,9 +122,7 @@ def _about(ports: Ports, row: Any, content: Path, checkpoint: str) -> None:
     (content / "emitters.json").write_bytes(canonical(counters(content, row.size)) + b"\n")
     vkey = ports.sequencer.vkey
     (content / "vkeys").write_text(f"{vkey}\n", encoding="utf-8")
-    demanded = ports.settings.witness_policy
-    policy = demanded.read_text(encoding="utf-8") if demanded is not None else f"log {vkey}\nquorum none\n"
-    (content / "policy").write_text(policy, encoding="utf-8")
+    (content / "policy").write_text(ports.witnesses.text or f"log {vkey}\nquorum none\n", encoding="utf-8")
     (content / "verify.txt").write_text(INSTRUCTIONS.format(origin=checkpoint.split("\n")[0], size=row.size), encoding="utf-8")
 
 

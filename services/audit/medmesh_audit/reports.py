@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from medmesh.contracts.audit import ExportView
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
-from medmesh.service.http import language
+from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh_audit import evidence, exports, lineage, queries
@@ -24,7 +24,8 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     @app.get("/v1/coverage", tags=["reports"])
     async def coverage(who: Visitor = may(runtime, "audit.report")) -> dict[str, Any]:
         """Each emitter, how many records it handed in and when the last."""
-        async with runtime.unit() as uow:
+        async with runtime.unit(who.context) as uow:
+            uow.audit(AuditEntry("audit.coverage", "R"))
             return {"emitters": await queries.coverage(uow)}
 
     @app.get("/v1/lineage/{kind}/{id:path}", tags=["reports"])
@@ -52,14 +53,19 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             return exports.view(await exports.visible(uow, export, who.scope))
 
     @app.get("/v1/exports/{export}/content", tags=["exports"], response_class=StreamingResponse)
-    async def content(export: str, who: Visitor = may(runtime, "audit.export")) -> StreamingResponse:
+    async def content(export: str, request: Request, who: Visitor = may(runtime, "audit.export")) -> Response:
         """The file of an approved export, for who asked for it; fetching it is recorded."""
         async with runtime.unit(who.context) as uow:
             row = await exports.visible(uow, export, who.scope)
-            if row.requester != who.actor.text:
-                raise Problem("request.not_found", kind="export", id=export)
-            if row.object is None:
-                raise Problem("audit.export_pending", export=export, state=row.state)
+        problem: Problem | None = None
+        if row.requester != who.actor.text:
+            problem = Problem("request.not_found", kind="export", id=export)
+        elif row.object is None:
+            problem = Problem("audit.export_pending", export=export, state=row.state)
+        async with runtime.unit(who.context) as uow:
+            if problem is not None:
+                uow.audit(AuditEntry("audit.download", "R", 4, problem.code, (Entity("export", export),)))
+                return problem_response(problem, language(request))
             made = ObjectRef.model_validate(row.object)
             about = (Entity("export", export, digest=row.digest), Entity("object", made.sha256, digest=made.sha256))
             uow.audit(AuditEntry("audit.download", "R", entities=about, hospitals=(row.scope,) if row.scope else ()))

@@ -63,13 +63,10 @@ async def _manifest(store: SealedStore, vkey: str) -> tuple[note.Checkpoint, str
 def _tiles(folder: Path, leaves: list[bytes]) -> None:
     """Full tiles as they were filled, and what the right edge is left with."""
     edge = Edge()
-    for leaf in leaves:
-        for full in edge.append(leaf_hash(leaf)):
-            _put(folder / tile.path(full.level, full.number), full.hashes)
-    for level, hashes in edge.partial.items():
-        if hashes:
-            number = (len(leaves) >> (8 * level)) // tile.WIDTH
-            _put(folder / tile.path(level, number, len(hashes) // tile.HASH), bytes(hashes))
+    for full in edge.add([leaf_hash(leaf) for leaf in leaves]):
+        _put(folder / tile.path(full.level, full.number), full.hashes)
+    for level, number, hashes in edge.partial():
+        _put(folder / tile.path(level, number, len(hashes) // tile.HASH), hashes)
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -75,7 +75,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     await sequencer.settle()
     runtime.background(sequencer.publish, "checkpoint", every=settings.checkpoint_seconds)
     runtime.background(Watch(runtime).look, "watch", every=settings.watch_seconds)
-    witnesses = Witnesses.of(
+    witnesses = Witnesses(
         runtime,
         sequencer.vkey,
         settings.witness_policy,
@@ -83,7 +83,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         patience=settings.witness_patience_seconds,
         ca=settings.witness_ca,
     )
-    witnesses.start(settings.witness_seconds)
+    await witnesses.start(settings.witness_seconds)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(witnesses.close)
         opened = await stack.enter_async_context(stores(settings.objects))

@@ -21,7 +21,8 @@ class Settings(ServiceSettings):
     export_poll_seconds: float = Field(default=30.0, gt=0)
     """How often approved exports are looked for when nobody tells of one."""
     witness_policy: Path | None = None
-    """A c2sp.org/tlog-policy file: this log's key, the witnesses with their addresses, the quorum. Nobody is asked without one."""
+    """A c2sp.org/tlog-policy file: this log's key, the witnesses with their addresses, the quorum. Nobody is asked without one.
+    It is read again when it changes."""
     witness_ca: Path | None = None
     """The authority of the witnesses' certificates, where it is not a public one."""
     witness_seconds: float = Field(default=1.0, gt=0)

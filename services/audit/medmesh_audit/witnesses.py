@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,38 +29,73 @@ WITNESSED, PENDING, UNWITNESSED = "witnessed", "pending", "unwitnessed"
 
 @dataclass
 class Witnesses:
-    """`policy` names witnesses, their addresses and the quorum; None where nobody is asked."""
+    """`policy` names witnesses, their addresses and the quorum; None where nobody is asked. It is the file's, and follows it: hospitals
+    join as witnesses while the log runs.
+    """
 
     runtime: Runtime
-    policy: Policy | None = None
+    vkey: str
+    file: Path | None = None
     timeout: float = 5.0
     patience: float = 60.0
     ca: Path | None = None
+    policy: Policy | None = None
+    text: str = ""
     _known: dict[str, int] = field(default_factory=dict)
+    _asked: set[str] = field(default_factory=set)
     _refusing: set[str] = field(default_factory=set)
     _silent: set[str] = field(default_factory=set)
+    _unusable: str = ""
     _late: bool = False
     _http: httpx.AsyncClient | None = None
 
-    @classmethod
-    def of(cls, runtime: Runtime, vkey: str, file: Path | None, *, timeout: float, patience: float, ca: Path | None) -> Witnesses:
-        """From a tlog-policy file. Raises `Problem` when it is malformed, or not for the log whose key is `vkey`."""
-        policy = parse_policy(file.read_bytes()) if file is not None else None
-        if policy is not None and vkey not in map(str, policy.logs):
-            raise Problem("witness.log_unknown", file=file.name if file else "")
-        return cls(runtime, policy, timeout, patience, ca)
-
-    def start(self, every: float) -> None:
-        """Ask each witness in a task of its own, so that one that is slow keeps nobody waiting but itself."""
-        if self.policy is None:
+    async def start(self, every: float) -> None:
+        """Raises `Problem` when there is a policy and it is malformed, or not for the log whose key is `vkey`."""
+        if self.file is None:
             return
-        for one in self.policy.witnesses.values():
-            if one.url:
-                self.runtime.background(partial(self.ask, one), f"witness {one.name}", every=every)
+        await self._take(self._read(), every)
+        self.runtime.background(lambda: self._follow(every), "witness policy", every=max(every, 1.0))
         self.runtime.background(self.watch, "witnesses", every=every)
 
-    async def ask(self, one: Witness) -> None:
+    def _read(self) -> str:
+        assert self.file is not None
+        return self.file.read_text(encoding="utf-8") if self.file.exists() else ""
+
+    async def _follow(self, every: float) -> None:
+        """Take the policy when it changed. One that cannot be used, or is gone, changes nothing: fewer witnesses are never an accident."""
+        text = self._read()
+        if text in (self.text, self._unusable):
+            return
+        try:
+            if not text:
+                raise Problem("witness.policy_gone", file=self.file.name if self.file else "")
+            await self._take(text, every)
+            self._unusable = ""
+        except Problem as problem:
+            self._unusable = text
+            log("audit.witness_policy_unusable", level=40, code=problem.code)
+
+    async def _take(self, text: str, every: float) -> None:
+        if not text:
+            return
+        policy = parse_policy(text.encode())
+        if self.vkey not in map(str, policy.logs):
+            raise Problem("witness.log_unknown", file=self.file.name if self.file else "")
+        async with self.runtime.unit() as uow:
+            about = (Entity("witness_policy", "log", digest=hashlib.sha256(text.encode()).hexdigest()),)
+            uow.audit(AuditEntry("audit.witness_policy", "U", entities=about, detail={"witnesses": len(policy.witnesses)}))
+        self.policy, self.text = policy, text
+        # Each witness in a task of its own, so that one that is slow keeps nobody waiting but itself.
+        for name, one in policy.witnesses.items():
+            if one.url and name not in self._asked:
+                self._asked.add(name)
+                self.runtime.background(partial(self.ask, name), f"witness {name}", every=every)
+
+    async def ask(self, name: str) -> None:
         """Show the newest checkpoint to a witness that has not seen it."""
+        one = self.policy.witnesses.get(name) if self.policy else None
+        if one is None or not one.url:
+            return
         async with self.runtime.unit() as uow:
             newest = await uow.first(select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1))
         if newest is not None:
@@ -145,12 +181,14 @@ class Witnesses:
 
     async def watch(self) -> None:
         """How long the quorum has not seen the newest checkpoints."""
+        if self.policy is None:
+            return
         async with self.runtime.unit() as uow:
             seconds = await self._waited(uow, (await self._witnessed(uow)) or -1)
         UNWITNESSED_SECONDS.set(seconds)
         late = seconds > self.patience
         if late and not self._late:
-            log("audit.witness_pending", level=40, seconds=int(seconds), wanted=self.policy.demand() if self.policy else "")
+            log("audit.witness_pending", level=40, seconds=int(seconds), wanted=self.policy.demand())
         self._late = late
 
     # --- what is shown -----------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from medmesh.security.codes import same
 from medmesh.security.keys import read_secret
 from medmesh.security.tokens import Actor
 from medmesh.service.http import Observed, handle_errors, language
-from medmesh.serving.app import router
-from medmesh.store.unit import AuditEntry, Entity
+from medmesh.serving.app import about, router
+from medmesh.serving.repository import Served
+from medmesh.store.unit import AuditEntry
 from medmesh_edge.tables import federations, items, releases, requests, tasks
 
 if TYPE_CHECKING:
@@ -28,23 +29,27 @@ def application(node: Node) -> Any:
     handle_errors(app)
     token = read_secret(node.site.layout.local_token).decode().strip()
 
-    def authorise(request: Request) -> Actor:
+    async def authorise(request: Request) -> Actor:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not same(given, token):
-            raise Problem("actor.missing", type=request.url.path)
+        async with node.doorstep.proving(request):
+            if kind.lower() != "bearer" or not same(given, token):
+                raise Problem("actor.missing", type=request.url.path)
         return node.site.actor
 
-    async def admit(_who: Actor, _served: Any) -> None:
+    async def admit(_who: Actor, _served: Served) -> None:
         """What is installed here was released to this hospital: its own people may use it."""
 
-    async def record(who: Actor, served: Any, inputs: int) -> None:
-        manifest = served.manifest
+    async def record(who: Actor, served: Served, inputs: int) -> None:
         async with node.site.unit(who) as uow:
-            about = (Entity("model", manifest.model, version=str(manifest.version), digest=manifest.onnx.sha256),)
-            uow.audit(AuditEntry("inference.infer", "E", entities=about, detail={"inputs": inputs}))
+            uow.audit(AuditEntry("inference.infer", "E", entities=about(served), detail={"inputs": inputs}))
         node.site.changed.set()
 
-    app.include_router(router(node.repository, authorise, admit, record))
+    async def refused(who: Actor, served: Served | None, problem: Problem) -> None:
+        async with node.site.unit(who) as uow:
+            uow.audit(AuditEntry("inference.infer", "E", outcome=4, why=problem.code, entities=about(served)))
+        node.site.changed.set()
+
+    app.include_router(router(node.repository, authorise, admit, record, refused))
 
     @app.get("/", response_class=HTMLResponse)
     async def page(request: Request) -> str:

@@ -14,6 +14,7 @@ from medmesh.client.gateway import Gateway
 from medmesh.embedded import files
 from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
+from medmesh.service.doorstep import Doorstep
 from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, inbox, models, outgoing, renewal
@@ -33,6 +34,7 @@ class Node:
         self.gateway = gateway
         self.repository = Repository(site.layout.models)
         self.rounds = Rounds(site, gateway)
+        self.doorstep = Doorstep(site.anonymous)
         self.connected = False
         self.last_problem: Problem | None = None
         self._bells: list[asyncio.Event] = []
@@ -45,6 +47,7 @@ class Node:
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
             ("certificate", self._certificate),
+            ("doorstep", self._doorstep),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]
         try:
@@ -65,6 +68,10 @@ class Node:
 
     async def _certificate(self) -> bool:
         await renewal.renew(self.site, self.gateway, datetime.now(UTC))
+        return False
+
+    async def _doorstep(self) -> bool:
+        await self.doorstep.tell()
         return False
 
     async def _ring(self) -> None:

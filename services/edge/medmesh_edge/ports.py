@@ -48,6 +48,12 @@ class Site:
         async with self.database.unit(Context(self.emitter, None, actor or self.actor)) as uow:
             yield uow
 
+    @asynccontextmanager
+    async def anonymous(self) -> AsyncIterator[UnitOfWork[None]]:
+        """The same on nobody's behalf."""
+        async with self.database.unit(Context(self.emitter)) as uow:
+            yield uow
+
     def policy(self) -> policy.Policy:
         """As it stands now. Raises `Problem`."""
         return policy.read(self.layout.policy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.contracts.governance import ActorToken, CloseSession, Done, ResolveSession
-from medmesh.contracts.message import Command, Message, Query, Signal
+from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
 from medmesh.service.http import handle_errors, language, problem_response
@@ -48,7 +48,7 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
             tags=[route.message.owner() if not issubclass(route.message, Signal) else "federation"],
             openapi_extra=_openapi(route, shared),
         )
-    objects.mount(app, ports)
+    objects.mount(app, runtime, ports)
     hospitals.mount(app, runtime, ports)
     _mount_operations(app, runtime, ports)
     app.openapi()["components"]["schemas"].update(shared)  # kept by the application from here on
@@ -136,9 +136,11 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
         if action is not None:
             actor, token = await ports.door.actor(request, body_digest(body), action)
             await ports.door.permit(actor, action)
-        message = _message(route, request, body, actor)
+        async with runtime.doorstep.proving(request):
+            message = _message(route, request, body, actor)
         if isinstance(message, Query):
-            answer = await runtime.ask(message, message.Reply, token=token)
+            async with nullcontext() if isinstance(message, Exchange) else runtime.doorstep.proving(request):  # owners record exchanges
+                answer = await runtime.ask(message, message.Reply, token=token)
             if SESSION in route.message.model_fields:
                 ports.door.forget(bearer(request))  # what it may do has just changed
             return Response(answer.model_dump_json(), media_type="application/json")
@@ -245,15 +247,17 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     @app.post("/v1/tokens/{audience}", tags=["governance"], openapi_extra={ACTION: OWN_SESSION})
     async def token(audience: str, request: Request) -> ActorToken:
         """Exchange the session for a short-lived token for the audit or the inference service."""
-        session = bearer(request)
-        if audience not in ("audit", "inference"):
-            raise Problem("request.not_found", kind="audience", id=audience)
-        return await runtime.ask(ResolveSession(session=session, audience=audience), ActorToken)
+        async with runtime.doorstep.proving(request):
+            session = bearer(request)
+            if audience not in ("audit", "inference"):
+                raise Problem("request.not_found", kind="audience", id=audience)
+            return await runtime.ask(ResolveSession(session=session, audience=audience), ActorToken)
 
     @app.delete("/v1/sessions", tags=["governance"], status_code=204, openapi_extra={ACTION: OWN_SESSION})
     async def sign_out(request: Request) -> None:
         """Sign out."""
-        session = bearer(request)
+        async with runtime.doorstep.proving(request):
+            session = bearer(request)
         await runtime.ask(CloseSession(session=session), Done)
         door.forget(session)
 

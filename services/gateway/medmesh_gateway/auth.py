@@ -17,14 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medmesh.contracts.governance import ActorToken, ResolveSession
 from medmesh.errors import Problem
-from medmesh.security.access import decide, denial
+from medmesh.security.access import decide
 from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint, hospital_of
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
 from medmesh.security.roles import STEP_UP
 from medmesh.security.tokens import Actor, verify_actor
-from medmesh.service.guard import refusal
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry
@@ -44,7 +43,11 @@ class Door:
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     async def actor(self, request: Request, body_sha256: str, action: str | None = None) -> tuple[Actor, str]:
-        """(actor, token) of a request. Raises `Problem`."""
+        """(actor, token) of a request. Raises `Problem`; that nobody was proven is recorded."""
+        async with self._runtime.doorstep.proving(request):
+            return await self._actor(request, body_sha256, action)
+
+    async def _actor(self, request: Request, body_sha256: str, action: str | None) -> tuple[Actor, str]:
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and credential:
             if action in STEP_UP:
@@ -103,10 +106,7 @@ class Door:
         rules = self._runtime.policies.rules
         if action is None or (decision := decide(actor, action, datetime.now(UTC), rules=rules)).allowed:
             return
-        problem = denial(decision, actor, action)
-        async with self._runtime.unit(self._runtime.context(actor=actor, decision=decision)) as uow:
-            uow.audit(refusal(decision, problem.code, action))
-        raise problem
+        await self._runtime.doorstep.denied(self._runtime.context(actor=actor, decision=decision), actor, action, decision)
 
     async def prune(self) -> None:
         """Forget nonces nobody can use any more."""
@@ -125,6 +125,7 @@ class Barred:
         shown = client_certificate(scope) if scope["type"] == "http" else None
         if shown is not None and revoked(self._runtime, shown):
             problem = Problem("security.certificate_revoked", hospital=hospital_of(shown)[0])
+            await self._runtime.doorstep.unproven(Request(scope), problem)
             tongue = language(Request(scope))
             await problem_response(problem, tongue, {"Connection": "close"})(scope, receive, send)
             return

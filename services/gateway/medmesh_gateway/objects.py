@@ -5,26 +5,38 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from datetime import UTC, datetime
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 from medmesh.errors import Problem
+from medmesh.security.roles import allow
 from medmesh.security.tokens import Actor
+from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK, ObjectStore
+from medmesh.store.unit import AuditEntry, Entity
 from medmesh_gateway.auth import body_digest
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION
 
 
-def mount(app: FastAPI, ports: Ports) -> None:
+def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     """Add the routes."""
     door = ports.door
 
     async def enter(request: Request, action: str, digest: str = "") -> Actor:
         actor, _ = await door.actor(request, digest or body_digest(b""))
         await door.permit(actor, action)
+        runtime.emission.check(action)
         return actor
+
+    async def record(actor: Actor, action: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
+        """That bytes come or go."""
+        about = (Entity("object", sha256, digest=sha256),)
+        outcome, why = (4, problem.code) if problem else (0, "")
+        async with runtime.unit(runtime.context(actor=actor, decision=allow(actor, action, datetime.now(UTC)))) as uow:
+            uow.audit(AuditEntry(action, kind, outcome, why, about, detail=detail))
 
     @app.head("/v1/uploads/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.write"})
     async def progress(sha256: str, request: Request) -> Response:
@@ -44,14 +56,19 @@ def mount(app: FastAPI, ports: Ports) -> None:
         actor = await enter(request, "object.write", digest)
         reached = await ports.uploads.append(actor.text, _name(sha256), offset, total, piece, digest)
         if reached == total:
-            await ports.uploads.finish(actor.text, sha256, _target(ports, actor))
+            await record(actor, "object.write", "C", sha256, bytes=total)  # before: whoever is killed between leaves no unknown object
+            try:
+                await ports.uploads.finish(actor.text, sha256, _target(ports, actor))
+            except Problem as problem:
+                await record(actor, "object.write", "C", sha256, problem, bytes=total)
+                raise
         headers = {"Upload-Offset": str(reached), "Upload-Complete": "?1" if reached == total else "?0"}
         return Response(status_code=201 if reached == total else 204, headers=headers)
 
     @app.get("/v1/objects/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.read"})
     async def download(sha256: str, request: Request) -> Response:
         """The bytes; with `Range: bytes=a-b` a part of them."""
-        await enter(request, "object.read")
+        actor = await enter(request, "object.read")
         store = await ports.stores.holding(_name(sha256))
         size = await store.size(sha256) or 0
         start, end = _range(request, size)
@@ -59,6 +76,7 @@ def mount(app: FastAPI, ports: Ports) -> None:
         partial = (start, end) != (0, size)
         if partial:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        await record(actor, "object.read", "R", sha256, start=start, end=end)
         body = store.read(sha256, start, end)
         return StreamingResponse(body, status_code=206 if partial else 200, headers=headers, media_type="application/octet-stream")
 

@@ -63,6 +63,12 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/labels", labels.ChangeLabel),
     Route("GET", "/v1/policy", governance.GetPolicy),
     Route("POST", "/v1/policy", governance.ProposePolicy),
+    # Emergency access.
+    Route("POST", "/v1/emergencies", governance.OpenEmergency),
+    Route("GET", "/v1/emergencies", governance.ListEmergencies),
+    Route("POST", "/v1/emergencies/{emergency}/end", governance.EndEmergency),
+    Route("POST", "/v1/emergencies/{emergency}/review", governance.ReviewEmergency),
+    Route("POST", "/v1/users/{name}/emergency", governance.RestoreEmergency),
     # Audit: a hospital's own records with proofs; exports that somebody else approves.
     Route("GET", "/v1/audit/events", audit.SearchEvents),
     Route("GET", "/v1/audit/events/{event}/proof", audit.ProveEvent),
@@ -82,6 +88,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/annotation/{project}/labels", annotation.SubmitLabel),
     Route("POST", "/v1/annotation/{project}/reviews", annotation.ReviewLabel),
     Route("POST", "/v1/annotation/{project}/exports", annotation.ExportLabels),
+    Route("GET", "/v1/annotation/{project}/exports/{version}", annotation.GetLabelExport),
     # Training.
     Route("POST", "/v1/jobs", training.SubmitJob),
     Route("GET", "/v1/jobs/{job}", training.GetJob),

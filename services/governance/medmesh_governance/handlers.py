@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import Select, insert, select, update
 
+from medmesh.contracts.annotation import LabelsExported
+from medmesh.contracts.audit import ExportFinished
 from medmesh.contracts.federation import FederationStarted
 from medmesh.contracts.governance import (
     ApprovalExpired,
@@ -23,6 +25,7 @@ from medmesh.contracts.governance import (
     RequestApproval,
     RevokeApproval,
 )
+from medmesh.contracts.ingestion import DatasetReleased
 from medmesh.contracts.labels import LabelChanged
 from medmesh.contracts.message import Envelope, new_id
 from medmesh.contracts.registry import ModelReleased
@@ -149,6 +152,25 @@ async def federation_started(event: Envelope[FederationStarted], uow: UnitOfWork
 async def model_released(event: Envelope[ModelReleased], uow: UnitOfWork[Ports]) -> None:
     """The release that was approved is out."""
     await _executed(uow, "model.release", event.data.release)
+
+
+@HANDLERS.on(DatasetReleased)
+async def dataset_released(event: Envelope[DatasetReleased], uow: UnitOfWork[Ports]) -> None:
+    """The version that was approved is released."""
+    await _executed(uow, "dataset.release", f"{event.data.dataset}/{event.data.version}")
+
+
+@HANDLERS.on(LabelsExported)
+async def labels_exported(event: Envelope[LabelsExported], uow: UnitOfWork[Ports]) -> None:
+    """The labels that were approved are out."""
+    await _executed(uow, "annotation.export", f"{event.data.project}/{event.data.version}")
+
+
+@HANDLERS.on(ExportFinished)
+async def export_finished(event: Envelope[ExportFinished], uow: UnitOfWork[Ports]) -> None:
+    """The export of the log that was approved is built; one that failed ends with its time."""
+    if not event.data.code:
+        await _executed(uow, "audit.export", event.data.export)
 
 
 @HANDLERS.on(LabelChanged)

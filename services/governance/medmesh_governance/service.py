@@ -13,6 +13,10 @@ from medmesh.contracts.governance import (
     ApprovalRefused,
     ApprovalRequested,
     ApprovalRevoked,
+    EmergencyEnded,
+    EmergencyOpened,
+    EmergencyOverdue,
+    EmergencyReviewed,
     HospitalRegistered,
     NodeEnrolled,
     NodeRevoked,
@@ -24,12 +28,12 @@ from medmesh.security.authority import Authority
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import credentials, enrolment, handlers, people, policies, renewal, sessions, systems
+from medmesh_governance import credentials, emergencies, enrolment, handlers, people, policies, renewal, sessions, systems
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers, emergencies)
 """The modules whose handlers this service runs."""
 
 
@@ -56,6 +60,12 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     )
     runtime.ports = ports
     runtime.background(housekeeping, "accounts", every=300)
+
+    async def emergency_watch() -> None:
+        async with runtime.unit() as uow:
+            await emergencies.watch(uow)
+
+    runtime.background(emergency_watch, "emergencies", every=15)
     yield ports
 
 
@@ -79,5 +89,9 @@ SERVICE = ServiceSpec(
         ApprovalRefused,
         ApprovalRevoked,
         ApprovalExpired,
+        EmergencyOpened,
+        EmergencyEnded,
+        EmergencyOverdue,
+        EmergencyReviewed,
     ),
 )

@@ -24,15 +24,18 @@ from medmesh.contracts.message import Envelope, new_id
 from medmesh.errors import Problem
 from medmesh.security import totp
 from medmesh.security.codes import bearer_hash, new_bearer
+from medmesh.security.emergency import Emergency
 from medmesh.security.labels import Label, level
 from medmesh.security.passwords import verify_password
 from medmesh.security.tokens import AUDIENCE, Actor, person_token
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
-from medmesh_governance.domain import due, idle, locked_until
+from medmesh_governance.domain import EmergencyState, due, idle, locked_until
 from medmesh_governance.ports import HANDLERS, Ports
-from medmesh_governance.tables import sessions, users
+from medmesh_governance.tables import emergencies, sessions, users
 
 TOKEN_MINUTES = 10
+EMERGENCY_TOKEN_MINUTES = 2
+"""A token that opens more than its roles do dies soon after that was ended."""
 AUDIENCES = (AUDIENCE, "inference", "audit")
 
 
@@ -166,10 +169,19 @@ async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports
     row = await live(uow, query.data.session)
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(used_at=uow.now))
     method = "pkjwt" if row.kind == "system" else "pwd+otp" if row.strong_at else "pwd"
+    emergency = await open_in(uow, row.id)
     clearance = Label(level(row.clearance), frozenset(row.compartments))
-    actor = Actor(row.kind, row.name, row.organisation, frozenset(row.roles), method, row.strong_at, clearance)
-    token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=TOKEN_MINUTES, now=uow.now)
-    return ActorToken(token=token, expires=uow.now + timedelta(minutes=TOKEN_MINUTES))
+    actor = Actor(row.kind, row.name, row.organisation, frozenset(row.roles), method, row.strong_at, emergency, clearance)
+    minutes = EMERGENCY_TOKEN_MINUTES if emergency else TOKEN_MINUTES
+    token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=minutes, now=uow.now)
+    return ActorToken(token=token, expires=uow.now + timedelta(minutes=minutes))
+
+
+async def open_in(uow: UnitOfWork[Ports], session: str) -> Emergency | None:
+    """The emergency access that is open in a session."""
+    mine = (emergencies.c.session == session) & (emergencies.c.state == EmergencyState.OPEN.value)
+    row = await uow.first(select(emergencies).where(mine, emergencies.c.expires_at > uow.now))
+    return Emergency(row.emergency, row.organisation, row.expires_at) if row is not None else None
 
 
 @HANDLERS.answers(CloseSession)

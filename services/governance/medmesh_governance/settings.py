@@ -39,4 +39,8 @@ class Settings(ServiceSettings):
     """How long a node's certificate is good; it renews itself after two thirds."""
     dark_days: int = Field(default=90, ge=0)
     """How long after its end a certificate may still be renewed, with a second person's approval."""
+    emergency_minutes: int = Field(default=60, ge=1, le=60)
+    """How long an emergency access lasts at most."""
+    emergency_review_hours: int = Field(default=24, ge=1, le=24)
+    """How long after its opening it must have been reviewed."""
     enrolment_hours: int = Field(default=72, ge=1)

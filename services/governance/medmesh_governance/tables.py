@@ -35,6 +35,7 @@ users = Table(
     Column("public_key", Text, comment="a system's, PEM"),
     Column("clearance", String(16), nullable=False, server_default=text("'internal'"), comment="up to which level"),
     Column("compartments", Json, nullable=False, server_default=text("'[]'"), comment="of which organisations; * is every one"),
+    Column("emergency_withdrawn_at", Timestamp, comment="an emergency access was not justified: no other one until it is allowed"),
     # The three administrators exclude each other: held by the database too, whatever a program does.
     CheckConstraint(ONE_ADMINISTRATOR, name="one_administrator"),
 )
@@ -151,3 +152,29 @@ decisions = Table(
     CheckConstraint("approver <> requester", name="maker_is_not_checker"),
     comment="each approver's decision with the signed token it came with",
 )
+
+emergencies = Table(
+    "emergencies",
+    METADATA,
+    Column("emergency", String(36), primary_key=True),
+    Column("person", String(63), nullable=False),
+    Column("organisation", String(63), nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("session", String(36), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("opened_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp, nullable=False),
+    Column("ended_at", Timestamp),
+    Column("due_at", Timestamp, nullable=False),
+    Column("reviewer", String(63)),
+    Column("comment", Text, nullable=False, server_default=text("''")),
+    Column("reviewed_at", Timestamp),
+    # Maker is never checker here either, and nothing is judged by nobody: held by the database too, whatever a program does.
+    CheckConstraint("reviewer <> person", name="maker_is_not_reviewer"),
+    CheckConstraint("(state IN ('justified', 'unjustified')) = (reviewer IS NOT NULL AND reviewed_at IS NOT NULL)", name="judged_by_one"),
+    comment="emergency accesses; the notes stand here and nowhere else",
+)
+Index("ix_emergencies_person", emergencies.c.person)
+Index("ix_emergencies_session", emergencies.c.session)
+Index("uq_emergencies_open", emergencies.c.person, unique=True, postgresql_where=text("state = 'open'"))

@@ -12,6 +12,7 @@ from medmesh.canonical import digest
 from medmesh.contracts.ingestion import DatasetVersionCreated, DescriptorPublished, IngestArchive, PublishDescriptor
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.access import EVERYBODY
 from medmesh.security.labels import Label, Level
 from medmesh.service import labels
 from medmesh.service.dispatch import Work
@@ -101,6 +102,8 @@ async def _create(
         "labels": counts,
         "rejected": rejected,
         "created_at": uow.now,
+        "maker": uow.actor.text,
+        "organisation": uow.actor.organisation,
     }
     await uow.execute(insert(versions).values(values))
     refused = sum(rejected.values())
@@ -140,7 +143,7 @@ async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWo
         return answer
     # To publish is to share counts with everybody; a hospital may keep them to its own people instead.
     label = Label(Level.INTERNAL, own(hospital)) if command.data.within else labels.DEFAULT
-    seen = () if command.data.within else ("*",)
+    seen = () if command.data.within else (EVERYBODY,)
     name = f"{hospital}/{wanted.dataset}/{wanted.version}"
     await labels.give(uow, "descriptor", name, label, owner=hospital, organisations=seen, maker=uow.actor.text)
     uow.emit(DescriptorPublished(hospital=hospital, descriptor=wanted))

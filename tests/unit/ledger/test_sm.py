@@ -38,7 +38,7 @@ def naive(leaves: list[bytes]) -> bytes:
 
 
 def root(size: int) -> bytes:
-    edge = sm.frontier()
+    edge = sm.edge()
     for begin in range(0, size, 256):
         edge.add([sm.leaf_hash(leaf) for leaf in LEAVES[begin : min(begin + 256, size)]])
     return edge.root()

@@ -30,14 +30,15 @@ class Door:
         self.folder = folder
         self.repository = Repository(folder / "models")
         self.recorded: list[tuple[str, int, int]] = []
+        self.refusals: list[tuple[str, int | None, str]] = []
         self.fail = False
         self.hidden: set[int] = set()
         application = FastAPI()
         handle_errors(application)
-        application.include_router(serving.router(self.repository, self.authorise, self.admit, self.record))
+        application.include_router(serving.router(self.repository, self.authorise, self.admit, self.record, self.refused))
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://x", headers={"authorization": "yes"})
 
-    def authorise(self, request: Request) -> Actor:
+    async def authorise(self, request: Request) -> Actor:
         if request.headers.get("authorization") != "yes":
             raise Problem("actor.missing", type="inference")
         return WHO
@@ -50,6 +51,9 @@ class Door:
         if self.fail:
             raise Problem("request.failed")
         self.recorded.append((who.text, served.manifest.version, inputs))
+
+    async def refused(self, who: Actor, served: Served | None, problem: Problem) -> None:
+        self.refusals.append((who.text, served.manifest.version if served else None, problem.code))
 
     def install(self, version: int, **options: Any) -> Served:
         path = saved(self.folder, f"{version}.onnx", seed=version, **options)

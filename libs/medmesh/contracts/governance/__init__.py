@@ -2,6 +2,7 @@
 
 from medmesh.contracts.governance.approvals import *  # noqa: F403
 from medmesh.contracts.governance.common import *  # noqa: F403
+from medmesh.contracts.governance.emergencies import *  # noqa: F403
 from medmesh.contracts.governance.hospitals import *  # noqa: F403
 from medmesh.contracts.governance.people import *  # noqa: F403
 from medmesh.contracts.governance.policies import *  # noqa: F403

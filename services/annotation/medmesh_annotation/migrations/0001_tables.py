@@ -107,9 +107,15 @@ def upgrade() -> None:
     sa.Column('labels', types.Json, nullable=False),
     sa.Column('accepted', sa.Integer(), nullable=False),
     sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.Column('requester', sa.String(length=160), nullable=False),
+    sa.Column('digest', sa.String(length=64), nullable=False, comment='what approvers sign'),
+    sa.Column('state', sa.String(length=16), nullable=False, comment='waiting, exported, or closed: refused, revoked or expired'),
+    sa.Column('approval', sa.String(length=64), nullable=True),
+    sa.Column('finished_at', types.Timestamp(), nullable=True),
+    sa.CheckConstraint("(state = 'exported') = (approval IS NOT NULL)", name=op.f('ck_exports_exported_with_approval')),
     sa.ForeignKeyConstraint(['project'], ['projects.project'], name=op.f('fk_exports_project')),
     sa.PrimaryKeyConstraint('project', 'version', name=op.f('pk_exports')),
-    comment='frozen versions; `labels` is the reference of the object'
+    comment='frozen versions; `labels` is the reference of the object, told once it was approved'
     )
     op.create_table('items',
     sa.Column('project', sa.String(length=63), nullable=False),

@@ -117,9 +117,14 @@ def upgrade() -> None:
     sa.Column('labels', types.Json, nullable=False),
     sa.Column('rejected', types.Json, nullable=False),
     sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.Column('maker', sa.String(length=160), nullable=False),
+    sa.Column('organisation', sa.String(length=63), nullable=False),
+    sa.Column('approval', sa.String(length=64), nullable=True, comment='of its release'),
+    sa.Column('released_at', types.Timestamp(), nullable=True),
+    sa.CheckConstraint('(approval IS NULL) = (released_at IS NULL)', name=op.f('ck_versions_released_with_approval')),
     sa.PrimaryKeyConstraint('dataset', 'version', name=op.f('pk_versions')),
     sa.UniqueConstraint('dataset', 'archive', name=op.f('uq_versions_dataset_archive')),
-    comment='immutable; the same archive is never two versions'
+    comment="its content never changes; its maker's alone until it is released; the same archive is never two versions"
     )
 
 

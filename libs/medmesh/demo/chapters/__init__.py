@@ -1,0 +1,1 @@
+"""What happens, one part after the other: functions on the stage."""

@@ -1,0 +1,88 @@
+"""Where the demonstration plays: its folders, people and nodes, and what happened so far."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmesh.client.gateway import Gateway
+from medmesh.contracts.federation import FederationView
+from medmesh.demo import source
+from medmesh.demo.processes import Process
+from medmesh.errors import Problem
+
+PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
+MODEL = "mri-tumour"
+PACKAGE = Path(__file__).parent / "package"
+ROUNDS, STEPS, BATCH, RATE = 8, 36, 32, "0.02"
+LEASE = 6
+Say = Callable[[str, str], None]
+
+
+@dataclass
+class Stage:
+    """What happened, for the report."""
+
+    folder: Path
+    say: Say
+    images: int = 1400
+    seed: int = 7
+    began: float = field(default_factory=time.monotonic)
+    summary: dict[str, Any] = field(default_factory=dict)
+    pace: float = 0.0
+    """Seconds that the intake of all hospitals took: how fast this machine is today."""
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+    people: dict[str, Gateway] = field(default_factory=dict)
+    nodes: dict[str, Process] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    """What else runs beside the platform."""
+    witnesses: dict[str, str] = field(default_factory=dict)
+    """Where each answers."""
+    view: FederationView | None = None
+    proof: dict[str, Any] = field(default_factory=dict)
+    canaries: source.Canaries = field(init=False)
+    choice: dict[str, Any] = field(default_factory=dict)
+    """What the checker drew: whom and when to kill, which record to alter."""
+    urls: dict[str, str] = field(default_factory=dict)
+    ca: Path = field(init=False)
+    log_key: str = ""
+
+    @property
+    def data(self) -> Path:
+        """The platform's folder."""
+        return self.folder / "platform"
+
+    @property
+    def policy(self) -> Path:
+        """What the auditor demands of the log: its key, and witnesses (C2SP tlog-policy)."""
+        return self.folder / "witnesses.policy"
+
+    def happened(self, what: str, **more: Any) -> None:
+        """Put something on the timeline."""
+        self.timeline.append({"seconds": round(time.monotonic() - self.began, 1), "what": what, **more})
+
+    async def until(self, what: str, ready: Callable[[], Awaitable[Any]], seconds: float = 180) -> Any:
+        """Wait for something to become true. Raises `Problem` saying what did not."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(Problem):
+                if found := await ready():
+                    return found
+            await asyncio.sleep(0.25)
+        raise Problem("demo.never", what=what, seconds=int(seconds))
+
+    async def approve(self, action: str, count: int = 1) -> None:
+        """A second person looks at what is open and approves it."""
+
+        async def open_ones() -> list[Any]:
+            found = (await self.people["wu"].request("GET", "/v1/approvals", query={"state": "open"}))["approvals"]
+            mine = [approval for approval in found if approval["action"] == action]
+            return mine if len(mine) >= count else []
+
+        for approval in await self.until(f"{count} open approvals of {action}", open_ones):
+            await self.people["wu"].command("POST", f"/v1/approvals/{approval['approval']}/decision", {"approve": True})

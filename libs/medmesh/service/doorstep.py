@@ -1,0 +1,82 @@
+"""Who is refused at a door by HTTP leaves a record, whoever it was.
+
+Somebody whom the role table refuses is named in a record of every refusal. Of somebody who proves nothing, or whose proof is not
+believed, one record a minute is kept for each address and reason: a log that anybody can fill from outside is no log. How many more
+there were stands in the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from medmesh.errors import Problem
+from medmesh.security.access import denial
+from medmesh.security.roles import Decision
+from medmesh.security.tokens import Actor
+from medmesh.store.unit import AuditEntry, Context, UnitOfWork
+
+EVERY_SECONDS = 60.0
+MOST_PAIRS = 10_000
+"""Addresses and reasons that are told apart within a minute; those beyond count as one."""
+_ELSEWHERE = "many"
+
+
+@dataclass
+class Doorstep:
+    """`unit` opens a transaction of the service with a context, or with its own."""
+
+    unit: Callable[..., AbstractAsyncContextManager[UnitOfWork[Any]]]
+    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(address, code) -> how often since it was recorded last."""
+    _told: float = 0.0
+
+    async def denied(self, context: Context, actor: Actor, action: str, decision: Decision) -> NoReturn:
+        """Record that somebody was refused; raises what they are told."""
+        problem = denial(decision, actor, action)
+        async with self.unit(context) as uow:
+            uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))
+        raise problem
+
+    @asynccontextmanager
+    async def proving(self, request: Request) -> AsyncIterator[None]:
+        """Around finding out who asks: what does not prove it is recorded."""
+        try:
+            yield
+        except Problem as problem:
+            await self.unproven(request, problem)
+            raise
+
+    async def unproven(self, request: Request, problem: Problem) -> None:
+        """Record a request that nobody is known to stand behind, unless one like it was recorded within the minute."""
+        if problem.status not in (401, 403) or problem.code == "security.request_replayed":  # that has a record of its own
+            return
+        address = request.client.host if request.client else ""
+        key = (address, problem.code)
+        if key not in self._counts and len(self._counts) >= MOST_PAIRS:
+            key = (_ELSEWHERE, problem.code)
+        if key in self._counts:
+            self._counts[key] += 1
+            return
+        self._counts[key] = 0
+        await self._record(*key, 1)
+
+    async def tell(self) -> None:
+        """How many more there were; to be called from time to time."""
+        if time.monotonic() - self._told < EVERY_SECONDS:
+            return
+        self._told = time.monotonic()
+        counts, self._counts = self._counts, {}
+        for (address, code), more in counts.items():
+            if more:
+                self._counts[address, code] = 0
+                await self._record(address, code, more)
+
+    async def _record(self, address: str, code: str, times: int) -> None:
+        async with self.unit() as uow:
+            uow.audit(AuditEntry("access.unproven", "E", outcome=8, why=code, detail={"address": address, "times": times}))

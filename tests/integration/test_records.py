@@ -1,0 +1,394 @@
+"""Every route and every handler leaves exactly the audit records it ought to: walked from the declarations, on real servers.
+
+A new route or handler that nobody thought of here fails the first tests. What a message's owner leaves when it fulfils it is held by
+`must_be_accounted` and, record by record, by `make mutation`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.platform import Platform, platform
+from tests.records import Records
+from tests.world import World, small_world
+
+from medmesh.cli.schemas import application
+from medmesh.cli.schemas_example import example
+from medmesh.client import Gateway
+from medmesh.client.credentials import Person
+from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.security.keys import Identity, write_secret
+from medmesh.security.roles import TABLE
+from medmesh.service.spec import services
+from medmesh_edge.node import Node
+from medmesh_edge.ports import site
+from medmesh_edge.settings import Settings
+from medmesh_gateway.routes import ROUTES
+from medmesh_inference.service import SERVICE as INFERENCE
+
+OPEN = "open"
+HASHES = "hashes and headers, the same for everybody"
+OWN: dict[str, dict[str, tuple[str, ...] | str]] = {
+    "gateway": {
+        "HEAD /v1/uploads/{sha256}": "how far an upload came",
+        "PUT /v1/uploads/{sha256}": ("object.write",),
+        "GET /v1/objects/{sha256}": ("object.read",),
+        "GET /v1/inbox": "facts, which are in the log of whoever emitted them",
+        "POST /v1/audit/records": "records are what it carries",
+        "GET /v1/operations/{operation}": "the answer to one's own command",
+        "POST /v1/tokens/{audience}": "the same session at another door, which records what is done there",
+        "DELETE /v1/sessions": ("session.close",),
+        "GET /v1/trust": OPEN,
+    },
+    "audit": {
+        "GET /v1/events": ("audit.search",),
+        "GET /v1/events/{event}": ("audit.read",),
+        "GET /v1/events/{event}/proof": ("audit.prove",),
+        "GET /v1/bodies": ("audit.copy",),
+        "GET /fhir/metadata": OPEN,
+        "GET /fhir/AuditEvent": ("audit.search",),
+        "GET /fhir/AuditEvent/{event}": ("audit.read",),
+        "GET /v1/coverage": ("audit.coverage",),
+        "GET /v1/lineage/{kind}/{id}": ("audit.lineage",),
+        "GET /v1/mlps/evidence": ("audit.evidence",),
+        "GET /v1/exports/{export}": "the state of a request that is recorded itself",
+        "GET /v1/exports/{export}/content": ("audit.download",),
+        "GET /log/checkpoint": HASHES,
+        "GET /log/tile/{rest}": HASHES,
+        "GET /v1/consistency": HASHES,
+    },
+    "inference": {
+        "GET /v2": "what it is",
+        "GET /v2/health/live": OPEN,
+        "GET /v2/health/ready": OPEN,
+        "GET /v2/models/{model}": "what a model takes",
+        "GET /v2/models/{model}/versions/{version}": "what a model takes",
+        "GET /v2/models/{model}/ready": "whether it is there",
+        "GET /v2/models/{model}/versions/{version}/ready": "whether it is there",
+        "POST /v2/models/{model}/infer": ("inference.infer",),
+        "POST /v2/models/{model}/versions/{version}/infer": ("inference.infer",),
+    },
+}
+"""The routes that carry no message to an owner: the records each leaves when it does what it is asked, or why it leaves none."""
+QUIET = {Signal: "a sign of life: kept nowhere", Query: "reading; where a person reads what is somebody's, its owner records it"}
+CARRIED = {f"{route.method} {route.path}": route.message for route in ROUTES}
+
+
+def routes(service: str) -> set[str]:
+    """`METHOD path` of everything a service serves."""
+    paths = application(service).openapi()["paths"]
+    return {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+
+
+def plain(path: str) -> str:
+    """Without a parameter's converter."""
+    return re.sub(r"{(\w+):\w+}", r"{\1}", path)
+
+
+def test_every_route_is_accounted_for() -> None:
+    assert routes("gateway") == OWN["gateway"].keys() | CARRIED.keys()
+    for service in ("audit", "inference"):
+        assert {plain(route) for route in routes(service)} == OWN[service].keys()
+    changing = {"POST", "PUT", "DELETE", "PATCH"}
+    unrecorded = {f"{s} {r}" for s, rows in OWN.items() for r, left in rows.items() if isinstance(left, str) and r.split()[0] in changing}
+    assert unrecorded == {"gateway POST /v1/audit/records", "gateway POST /v1/tokens/{audience}"}
+    for route, message in CARRIED.items():
+        assert issubclass(message, (Command, Exchange, *QUIET)), route
+
+
+# --- The doors -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    (port,) = ports.take("inference")
+    async with small_world(servers, private, ports, INFERENCE, settings={"inference": {"port": port}}) as made:
+        yield made
+
+
+class Doors:
+    """Who may do everything there is at each door, and what the last request left."""
+
+    def __init__(self, world: World, urls: dict[str, str], bearers: dict[str, str], auditor: Gateway) -> None:
+        self.world, self.urls, self.bearers, self.auditor = world, urls, bearers, auditor
+        self.records = Records(world.p)
+        self.http = httpx.AsyncClient(verify=str(world.ca) and _context(world.ca), timeout=30)
+
+    async def ask(self, service: str, method: str, target: str, bearer: str | None = "", **options: Any) -> httpx.Response:
+        headers = dict(options.pop("headers", {}))
+        if bearer is not None:
+            headers["authorization"] = f"Bearer {bearer or self.bearers[service]}"
+        return await self.http.request(method, self.urls[service] + target, headers=headers, **options)
+
+    async def left(self, service: str, method: str, target: str, **options: Any) -> list[tuple[str, str, int, str]]:
+        """(service, verb, outcome, why) of the records one request left."""
+        await self.records.new()
+        await self.ask(service, method, target, **options)
+        return await self.records.said()
+
+
+def _context(ca: Path) -> Any:
+    import ssl
+
+    return ssl.create_default_context(cafile=str(ca))
+
+
+@pytest.fixture
+async def doors(world: World) -> AsyncIterator[Doors]:
+    admin = await world.admin()
+    auditor = await world.user(admin, "qian", "auditor")
+    li = await world.user(admin, "li", "researcher", "clinician")
+    assert isinstance(li.credentials, Person)
+    tokens = [(await who.request("POST", f"/v1/tokens/{door}"))["token"] for who, door in ((auditor, "audit"), (li, "inference"))]
+    bearers = {"gateway": li.credentials.session, "audit": tokens[0], "inference": tokens[1]}
+    port = world.p.runtimes["inference"].settings.port
+    made = Doors(world, {"gateway": world.url, "audit": world.audit, "inference": f"http://127.0.0.1:{port}"}, bearers, auditor)
+    async with made.http:
+        yield made
+
+
+def target(route: str) -> str:
+    """A route with something in it that is well formed and does not exist."""
+    values = {"sha256": "0" * 64, "version": "1", "kind": "model", "rest": "0/000", "audience": "audit"}
+    path = re.sub(r"{(\w+)(?::\w+)?}", lambda found: values.get(found.group(1), "none"), route.split()[1])
+    return path + ("?offset=0&total=1" if route.startswith("PUT") else "")
+
+
+async def test_a_stranger_at_any_route_leaves_one_record_and_a_second_one_adds_none(doors: Doors) -> None:
+    """The document says which routes are open; a session that is none is no better than nothing."""
+    for service, rows in {**OWN, "carried": {}}.items():
+        door = "gateway" if service == "carried" else service
+        step = doors.world.p.runtimes[door].doorstep
+        for route in rows or [r for r, m in CARRIED.items() if getattr(m, "ACTION", "federation.submit") is not None]:
+            for bearer, code in (
+                (None, "actor.missing"),
+                ("x" * 43, "governance.session_over" if door == "gateway" else "security.token_malformed"),
+            ):
+                step._counts.clear()
+                left = await doors.left(door, route.split()[0], target(route), bearer=bearer)
+                closing = route == "DELETE /v1/sessions" and bearer  # closing what is closed is no mistake
+                expected = [] if rows.get(route) == OPEN or closing else [(door, "access.unproven", 8, code)]
+                assert left == expected, (door, route, bearer)
+                assert await doors.left(door, route.split()[0], target(route), bearer=bearer) == [], (
+                    "an address and a reason: once a minute"
+                )
+
+
+async def test_what_strangers_did_within_a_minute_is_counted(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medmesh.service.doorstep.EVERY_SECONDS", 0.0)
+    step = doors.world.p.runtimes["gateway"].doorstep
+    step._counts.clear()
+    await doors.records.new()
+    for _ in range(4):
+        await doors.ask("gateway", "GET", "/v1/users", bearer=None)
+    await step.tell()
+    found = [r["detail"] for r in await doors.records.new() if r["sub"] == "access.unproven"]
+    assert sorted(found, key=lambda d: d["times"]) == [{"address": "127.0.0.1", "times": 1}, {"address": "127.0.0.1", "times": 3}]
+
+
+async def test_the_routes_without_an_owner_leave_exactly_their_records(doors: Doors) -> None:
+    """Every one of them, asked for something there is."""
+    data = b"a data set"
+    sha256 = hashlib.sha256(data).hexdigest()
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    export = (await doors.auditor.command("POST", "/v1/audit/exports", {"format": "jsonl"}))["export"]
+    infer = {"json": {"inputs": []}}
+    asked: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+        "gateway": {
+            "HEAD /v1/uploads/{sha256}": (f"/v1/uploads/{sha256}", {}),
+            "PUT /v1/uploads/{sha256}": (
+                f"/v1/uploads/{sha256}?offset=0&total={len(data)}",
+                {"content": data, "headers": {"content-digest": f"sha-256=:{digest}:"}},
+            ),
+            "GET /v1/objects/{sha256}": (f"/v1/objects/{sha256}", {}),
+        },
+        "audit": {"GET /v1/lineage/{kind}/{id}": ("/v1/lineage/model/none", {})},
+        "inference": {},
+    }
+    refused = {  # there is nothing of the kind here: the refusal is what is recorded
+        "POST /v2/models/{model}/infer": (4, "serving.not_served"),
+        "POST /v2/models/{model}/versions/{version}/infer": (4, "serving.not_served"),
+        "GET /v1/exports/{export}/content": (4, "audit.export_pending"),
+    }
+    values = {"event": "0", "export": export, "rest": "0/000.p/1", "audience": "audit", "operation": "none"}
+    for service, rows in OWN.items():
+        for route, leaves in rows.items():
+            if route in ("GET /v1/inbox", "POST /v1/audit/records", "DELETE /v1/sessions"):
+                continue  # a hospital's, below; and the session is needed until the end
+            method, path = route.split()
+            default = re.sub(r"{(\w+)}", lambda found: values.get(found.group(1), "none"), path)
+            where, options = asked[service].get(route, (default + ("?old=0&new=1" if path == "/v1/consistency" else ""), {}))
+            left = await doors.left(
+                service, method, where, **({**infer, **options} if service == "inference" and method == "POST" else options)
+            )
+            outcome = refused.get(route, (0, ""))
+            assert left == ([] if isinstance(leaves, str) else [(service, verb, *outcome) for verb in leaves]), route
+    assert await doors.left("gateway", "DELETE", "/v1/sessions") == [("governance", "session.close", 0, "")]
+    node = doors.world.node("renji")
+    await doors.records.new()
+    await node.request("GET", "/v1/inbox")
+    assert await doors.records.said() == []
+    await node.close()
+
+
+async def test_an_object_that_is_not_what_it_is_called_leaves_its_refusal_too(doors: Doors) -> None:
+    data = b"something else"
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    where = f"/v1/uploads/{'1' * 64}?offset=0&total={len(data)}"
+    left = await doors.left("gateway", "PUT", where, content=data, headers={"content-digest": f"sha-256=:{digest}:"})
+    assert left == [("gateway", "object.write", 0, ""), ("gateway", "object.write", 4, "objects.digest")]
+
+
+async def test_somebody_without_the_role_leaves_one_refusal_at_inference(doors: Doors) -> None:
+    """The gateway's and the auditors' doors: `test_matrix.py`, cell by cell."""
+    admin = doors.world.authenticators and await doors.world.sign_in("sun")
+    zhao = await doors.world.user(admin, "zhao", "annotator")
+    token = (await zhao.request("POST", "/v1/tokens/inference"))["token"]
+    for route, leaves in OWN["inference"].items():
+        left = await doors.left("inference", route.split()[0], target(route), bearer=token)
+        assert left == ([] if leaves == OPEN else [("inference", "access.denied", 8, "access.denied")]), route
+
+
+async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) -> None:
+    from medmesh_edge.api import application as page
+
+    folder = private / "node"
+    (folder / "secrets").mkdir(parents=True, mode=0o700)
+    Settings(hospital="renji", node="node-1", gateway="https://127.0.0.1:1").save(folder)
+    write_secret(folder / "secrets" / "local.token", b"local-secret")
+    async with site(folder) as opened, Gateway("https://127.0.0.1:1") as nowhere:
+        node = Node(opened, nowhere)
+        made = page(node)
+        served = {f"{m.upper()} {p}" for p, methods in made._app.openapi()["paths"].items() for m in methods}
+        assert served == OWN["inference"].keys() | {"GET /", "GET /v1/status"}, "nobody's secrets on the page: it is open"
+
+        async def records() -> list[tuple[str, str, int, str]]:
+            rows = [json.loads(body) for _, _, body in await opened.database.unreceipted(1000)]
+            return [(r["agents"][0]["who"], r["sub"], r["out"], r["why"]) for r in rows]
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://node") as http:
+            before = 0
+            for route, leaves in OWN["inference"].items():
+                for headers, expected in (
+                    ({}, ("service:edge:renji", "access.unproven", 8, "actor.missing")),
+                    ({"authorization": "Bearer wrong"}, ("service:edge:renji", "access.unproven", 8, "actor.missing")),
+                    ({"authorization": "Bearer local-secret"}, ("hospital:renji", "inference.infer", 4, "serving.not_served")),
+                ):
+                    node.doorstep._counts.clear()
+                    await http.request(route.split()[0], target(route), headers=headers, json={})
+                    silent = leaves == OPEN or (isinstance(leaves, str) and "secret" in str(headers))
+                    now = await records()
+                    assert now[before:] == ([] if silent else [expected]), route
+                    before = len(now)
+
+
+# --- The handlers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def everybody(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[Platform]:
+    """All services, and no log: what each leaves stays with it."""
+    for name in ("log", "release"):
+        Identity.ensure(private / "keys" / f"{name}.nk")
+    (private / "ca").mkdir()
+    write_secret(private / "seal", b"s" * 32)
+    from medmesh.security.authority import Authority
+
+    Authority.ensure(private / "ca")
+    settings: dict[str, dict[str, Any]] = {
+        "governance": {"authority": private / "ca", "seal_key": private / "seal"},
+        "gateway": {"client_ca": private / "ca" / "ca.pem"},
+        "audit": {"log_key": private / "keys" / "log.nk"},
+        "registry": {"release_key": private / "keys" / "release.nk"},
+        "ingestion": {"key": private / "keys" / "ingestion.key"},
+    }
+    async with platform(servers, private, *services().values(), settings=settings) as p:
+        yield p
+
+
+HANDLED: list[tuple[str, type[Message]]] = [
+    (name, message)
+    for name, spec in services().items()
+    for message in (
+        *(m for consumer in spec.handlers.consumers for m in consumer.messages if issubclass(m, Command)),
+        *(responder.query for responder in spec.handlers.responders),
+    )
+]
+
+
+def sample(message: type[Message]) -> Any:
+    return message.model_validate_json(json.dumps(example(message.model_json_schema())))
+
+
+async def outcome(p: Platform, message: Command | Query, token: str | None) -> str:
+    """The code it is refused with, "" when it is fulfilled."""
+    if isinstance(message, Command):
+        done = await p.send(message, token or "")
+        return "" if done.succeeded else str((done.problem or {})["code"])
+    try:
+        await p.ask(message, type(message).Reply, token)
+    except Problem as problem:
+        return problem.code
+    return ""
+
+
+async def walk(p: Platform, check: Callable[[Records, str, Any], Awaitable[str]]) -> None:
+    records = Records(p)
+    assert len(HANDLED) > 50
+    wrong = []
+    for service, message in HANDLED:
+        await records.new()
+        if said := await check(records, service, sample(message)):
+            wrong.append((message.__name__, said))
+    assert wrong == []
+
+
+async def test_every_handler_records_who_may_not(everybody: Platform) -> None:
+    """Somebody without a role, at every message there is: one refusal, of the service that was asked, and its rule."""
+    nobody = everybody.person("mallory")
+
+    async def check(records: Records, service: str, message: Any) -> str:
+        if message.ACTION is None:
+            return ""  # a secret decides, below
+        code = await outcome(everybody, message, nobody)
+        found = [
+            (r["src"]["service"], r["sub"], r["out"] > 0, r["why"], r["policy"]["decision"], r["agents"][0]["who"])
+            for r in await records.new()
+            if r["src"]["service"] == service
+        ]
+        verb = message.ACTION if isinstance(message, Command) else "access.denied"
+        expected = [(service, verb, True, "access.denied", "deny", "person:mallory")]
+        return "" if (code, found) == ("access.denied", expected) else f"{code} {found}"
+
+    await walk(everybody, check)
+
+
+async def test_every_handler_records_a_refusal_or_an_effect_exactly_once(everybody: Platform) -> None:
+    """Somebody who may, with an example that names nothing there is: a command or an exchange leaves its refusal, or its effect."""
+
+    async def check(records: Records, service: str, message: Any) -> str:
+        roles = TABLE.get(message.ACTION or "", ())
+        if roles and not {"hospital"} & set(roles):
+            token: str | None = everybody.person("li", roles[0])
+        else:
+            token = everybody.hospital("hospital-a")
+        code = await outcome(everybody, message, None if message.ACTION is None else token)
+        found = [(r["sub"], r["out"], r["why"]) for r in await records.new() if r["src"]["service"] == service and r["ctx"]["request"]]
+        if not isinstance(message, Command | Exchange):
+            return "" if all(why in ("", "access.denied") for _, _, why in found) and len(found) <= 1 else f"{code} {found}"
+        if code:
+            return "" if len(found) == 1 and found[0][1] > 0 and found[0][2] == code else f"{code} {found}"
+        return "" if found == [] or all(out == 0 for _, out, _ in found) else f"{code} {found}"
+
+    await walk(everybody, check)

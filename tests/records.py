@@ -1,0 +1,35 @@
+"""What a step of a test leaves in the audit log: every record, of whichever service, on its way or there already."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import select
+
+from medmesh_audit.tables import entries
+from tests.platform import Platform
+
+
+class Records:
+    """Reads what is new since it was asked last."""
+
+    def __init__(self, p: Platform) -> None:
+        self.p = p
+        self._known: set[str] = set()
+
+    async def new(self) -> list[dict[str, Any]]:
+        """In no order. A record is committed before the answer that it is about, so nothing needs to be waited for."""
+        found: dict[str, dict[str, Any]] = {}
+        for runtime in self.p.runtimes.values():
+            found |= {id_: json.loads(body) for _, id_, body in await runtime.database.unreceipted(100_000)}
+        if "audit" in self.p.runtimes:  # after the others: a record moves from there to here
+            async with self.p.runtimes["audit"].unit() as uow:
+                found |= {row.id: json.loads(row.body) for row in await uow.all(select(entries.c.id, entries.c.body))}
+        fresh = [record for id_, record in found.items() if id_ not in self._known]
+        self._known |= found.keys()
+        return fresh
+
+    async def said(self) -> list[tuple[str, str, int, str]]:
+        """(service, verb, outcome, why) of what is new, sorted."""
+        return sorted((r["src"]["service"], r["sub"], r["out"], r["why"]) for r in await self.new())
