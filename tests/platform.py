@@ -67,7 +67,7 @@ class Platform:
     def person(self, name: str, *roles: str, organisation: str = "platform", clearance: Label | None = None) -> str:
         """The token of a person with these roles who has just shown the second factor, cleared as a new account is."""
         cleared = clearance or Label(Level.INTERNAL, own(organisation))
-        actor = Actor("person", name, organisation, frozenset(roles), "pwd+otp", datetime.now(UTC), cleared)
+        actor = Actor("person", name, organisation, frozenset(roles), "pwd+otp", datetime.now(UTC), clearance=cleared)
         return person_token(self.identities["governance"], actor)
 
     def service(self, name: str) -> str:

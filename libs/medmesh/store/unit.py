@@ -71,6 +71,10 @@ class Decision(Protocol):
         """The decision."""
 
     @property
+    def rule(self) -> str:
+        """The one that decided, for example `role:researcher`."""
+
+    @property
     def rules(self) -> tuple[str, ...]:
         """Every rule that was asked, for example `role:researcher`."""
 

@@ -307,7 +307,7 @@ def _mandatory_access(rules: Rules) -> bool:
     for level in list(Level)[1:]:
         thing = Object("dataset", "probe", Label(level, frozenset({"probe"})), True, "probe", frozenset({"probe"}), "person:probe@probe")
         for clearance in (Label(Level(level - 1), frozenset({"probe"})), Label(Level.CORE)):
-            actor = Actor("person", "probe", "probe", everything, "", now, clearance)
+            actor = Actor("person", "probe", "probe", everything, "", now, clearance=clearance)
             if any(decide(actor, action, now, thing, rules).allowed for action in TABLE):
                 return False
     return True

@@ -17,7 +17,8 @@ from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.tables import policies, policy_texts
 
-ACTION, TARGET = "policy.change", "site-policy"
+ACTION = "policy.change"
+TARGET = "site-policy"
 
 
 def text_digest(text: str) -> str:

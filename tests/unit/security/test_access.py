@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from medmesh.errors import Problem
 from medmesh.security import access, roles
 from medmesh.security.access import BUILT_IN, MENDING, Object, Rules, check_site, decide, denial
+from medmesh.security.emergency import Emergency
 from medmesh.security.labels import EVERYTHING, INTERNAL, Label, Level
 from medmesh.security.tokens import Actor
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
-WANG = Actor("person", "wang", "platform", frozenset({"researcher", "reviewer", "approver", "security_administrator"}), "", NOW, INTERNAL)
+WANG = Actor(
+    "person", "wang", "platform", frozenset({"researcher", "reviewer", "approver", "security_administrator"}), "", NOW, clearance=INTERNAL
+)
 DATASET = Object("dataset", "chest", INTERNAL, True, "platform", frozenset({"platform"}), "person:li@platform")
 RENJI = Label(Level.INTERNAL, frozenset({"renji"}))
 SITE = """
@@ -56,7 +59,7 @@ def test_what_is_hidden_is_told_like_what_is_not_there() -> None:
 @settings(max_examples=50)
 def test_an_action_nobody_knows_is_denied_to_everybody(action: str, kind: str) -> None:
     all_roles = frozenset(role for allowed in roles.TABLE.values() for role in allowed)
-    actor = Actor(kind, "x", "platform", all_roles, "", NOW, EVERYTHING)  # type: ignore[arg-type]
+    actor = Actor(kind, "x", "platform", all_roles, "", NOW, clearance=EVERYTHING)  # type: ignore[arg-type]
     assert not decide(actor, action, NOW, DATASET).allowed
     assert not decide(actor, action, NOW).allowed
 
@@ -121,7 +124,7 @@ def test_a_policy_that_forbids_everything_does_not_forbid_to_mend_it() -> None:
     check_site(text)
     rules = Rules(text)
     for action in roles.TABLE:
-        actor = Actor("person", "x", "platform", frozenset(roles.TABLE[action]), "", NOW, INTERNAL)
+        actor = Actor("person", "x", "platform", frozenset(roles.TABLE[action]), "", NOW, clearance=INTERNAL)
         if roles.TABLE[action]:
             assert decide(actor, action, NOW, rules=rules).allowed == (action in MENDING), action
 
@@ -154,3 +157,39 @@ def test_what_does_not_fit_is_refused_in_the_validators_words(text: str, words: 
         check_site(text)
     assert caught.value.code == "access.policy_invalid"
     assert words in caught.value.params["reason"]
+
+
+EMERGENCY = Emergency("em-1", "renji", NOW + timedelta(minutes=30))
+CHEN = Actor("person", "chen", "xiehe", frozenset({"clinician"}), "", NOW, EMERGENCY, INTERNAL)
+OF_RENJI = Object("dataset", "chest", Label(Level.SENSITIVE, frozenset({"renji"})), True, "renji", frozenset({"renji"}))
+
+
+def test_an_emergency_opens_its_organisations_objects_past_label_role_and_organisation() -> None:
+    decision = decide(CHEN, "dataset.read", NOW, OF_RENJI)
+    assert (decision.allowed, decision.rule) == (True, "emergency")
+    assert decision.before == ("label", "object.organisation"), "the record says what it overrode"
+    assert not decide(CHEN, "dataset.create", NOW, OF_RENJI).allowed, "not what it does not open"
+    assert not decide(CHEN, "dataset.read", NOW + timedelta(minutes=30), OF_RENJI).allowed, "not after its end"
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        replace(OF_RENJI, owner="huashan", label=Label(Level.PUBLIC)),
+        replace(OF_RENJI, label=Label(Level.PUBLIC, frozenset({"huashan"}))),
+        replace(OF_RENJI, label=Label(Level.PUBLIC, frozenset({"renji", "huashan"}))),
+        replace(OF_RENJI, owner="platform", label=Label(Level.PUBLIC)),
+    ],
+)
+def test_an_emergency_opens_nothing_of_anybody_else(thing: Object) -> None:
+    assert not decide(CHEN, "dataset.read", NOW, thing).allowed
+
+
+def test_an_emergency_is_not_above_the_sites_policy() -> None:
+    rules = Rules('@id("site.none") forbid (principal, action == Action::"dataset.read", resource);')
+    assert not decide(CHEN, "dataset.read", NOW, OF_RENJI, rules).allowed
+
+
+def test_who_may_anyway_does_it_without_the_emergency() -> None:
+    mine = replace(WANG, emergency=replace(EMERGENCY, organisation="platform"))
+    assert decide(mine, "dataset.read", NOW, DATASET).rule == "object.permit"
