@@ -29,6 +29,7 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.embedded.testing import servers as embedded_servers
 from medmesh.security import approvals
 from medmesh.security.authority import Authority, new_key, node_request
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity
 from medmesh.security.labels import Label, Level, own
 from medmesh.security.tokens import Actor, TrustBundle, hospital_token, person_token, service_token
@@ -181,7 +182,8 @@ async def platform(
         await bus.ensure_stream(StreamSpec("EVENTS", ("medmesh.evt.>",)))
         for consumer in consumers(specs):
             await bus.ensure_consumer(consumer)
-        objects = ObjectSettings(folder=folder / "objects", spool=folder / "spool")
+        objects = ObjectSettings(folder=folder / "objects", spool=folder / "spool", keys=str(folder / "kek"))
+        FileKeys(folder / "kek").ensure("objects")
         opened = await stack.enter_async_context(stores(objects))
         p = Platform(folder, bus, identities, authority, trust, opened)
         watcher = ConsumerSpec(stream="EVENTS", durable="test-watcher", subjects=("medmesh.evt.>",))

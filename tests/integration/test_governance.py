@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,7 +47,7 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security import approvals, totp
 from medmesh.security.authority import hospital_of, new_key, node_request
-from medmesh.security.keys import write_secret
+from medmesh.security.keyring.file import FileKeys
 from medmesh_governance.handlers import expire
 from medmesh_governance.service import SERVICE
 from medmesh_governance.tables import approvals as approvals_table
@@ -61,8 +60,8 @@ PASSWORD = "Correct-Horse-7-Battery"
 async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
     token = private / "bootstrap"
     token.write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
-    write_secret(private / "seal", os.urandom(32))
-    extra = {"authority": private / "ca", "bootstrap_token": token, "seal_key": private / "seal"}
+    FileKeys(private / "seal").ensure("seal")
+    extra = {"authority": private / "ca", "bootstrap_token": token, "seal_keys": str(private / "seal")}
     async with platform(servers, private, SERVICE, settings={"governance": extra}) as made:
         yield made
 

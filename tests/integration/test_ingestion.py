@@ -46,6 +46,7 @@ from medmesh.imaging import reading
 from medmesh.security.emergency import Emergency
 from medmesh.security.tokens import Actor, person_token
 from medmesh.service.runtime import running
+from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.port import load
 from medmesh.store.tables import service_metadata
 from medmesh_ingestion.archive import Limits, unpack
@@ -148,7 +149,9 @@ async def items(p: Platform, content: ObjectRef) -> list[dict[str, Any]]:
 
 
 def kept(p: Platform) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (p.folder / "objects" / "kept").rglob("*") if path.is_file()}
+    store = p.stores.kept
+    assert isinstance(store, EncryptedStore)
+    return {sha256: b"".join(store.open(sha256)) for sha256 in store.objects()}
 
 
 def leaks(datas: list[bytes]) -> set[str]:

@@ -22,9 +22,12 @@ from medmesh.embedded.layout import Layout
 from medmesh.embedded.nats import NatsUser
 from medmesh.ledger.note import verifier_key
 from medmesh.security.authority import Authority, key_pem, load_key, new_key
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity, write_secret
+from medmesh.security.sealing import LABEL as SEAL
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.spec import ServiceSpec, services
+from medmesh.store.objects.open import LABEL as OBJECTS
 
 ORIGIN = "medmesh/log"
 _RENEW = timedelta(days=60)
@@ -59,9 +62,10 @@ def prepare(layout: Layout, names: Callable[[str], Sequence[str]]) -> Prepared:
 
     identities = {name: Identity.ensure(place(name, "identity.nk")) for name in (*specs, TOPOLOGY, OPERATOR)}
     release, log_key = Identity.ensure(place("registry", "release_key.nk")), Identity.ensure(place("audit", "log_key.nk"))
-    for path in (place("ingestion", "project.key"), place("governance", "seal.key")):
-        if not path.exists():
-            write_secret(path, os.urandom(32))
+    if not (pseudonyms := place("ingestion", "project.key")).exists():
+        write_secret(pseudonyms, os.urandom(32))
+    for label in (OBJECTS, SEAL):
+        FileKeys(files.folder(place("", label))).ensure(label)
     authority = Authority.ensure(place("governance", "ca.key").parent)
     for name, spec in specs.items():
         if spec.http:
@@ -125,7 +129,7 @@ def settings(layout: Layout, spec: ServiceSpec, database: str, values: dict[str,
         "authority": lambda: private("ca.key").parent,
         "bootstrap_token": lambda: private("bootstrap_token"),
         "key": lambda: private("project.key"),
-        "seal_key": lambda: private("seal.key"),
+        "seal_keys": lambda: str(private(SEAL)),
         "release_key": lambda: private("release_key.nk"),
         "log_key": lambda: private("log_key.nk"),
         "origin": lambda: ORIGIN,

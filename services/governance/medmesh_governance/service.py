@@ -25,6 +25,7 @@ from medmesh.contracts.governance import (
     UserCreated,
 )
 from medmesh.security.authority import Authority
+from medmesh.security.keyring.port import open_keys
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
@@ -49,12 +50,13 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             await systems.prune(uow)
             await handlers.expire(uow)
             await people.disable_idle(uow)
+            await credentials.reseal(uow)
 
     ports = Ports(
         settings=settings,
         identity=runtime.identity,
         authority=Authority.load(settings.authority),
-        seal=Seal.load(settings.seal_key),
+        seal=Seal(open_keys(settings.seal_keys)),
         trust=runtime.trust,
         bootstrap_hash=token.read_text().strip() if token and token.exists() else None,
     )

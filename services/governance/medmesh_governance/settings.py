@@ -17,8 +17,8 @@ class Settings(ServiceSettings):
     """Folder of the certification authority (`ca.key`, `ca.pem`)."""
     bootstrap_token: Path | None = None
     """File with the SHA-256 of the one-time token that creates the first security administrator."""
-    seal_key: Path
-    """File with the 32 bytes that encrypt the secrets of authenticators."""
+    seal_keys: str
+    """Who keeps the key that encrypts the secrets of authenticators: a folder of key files, or `unix:` and a keeper's socket."""
     second_factor_roles: tuple[str, ...] = (*ADMINISTRATORS, "approver", "auditor")
     """Who has one of these roles cannot do anything without a second factor."""
     grace_minutes: int = Field(default=15, ge=1)
