@@ -142,7 +142,7 @@ async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWo
         uow.unchanged()
         return answer
     # To publish is to share counts with everybody; a hospital may keep them to its own people instead.
-    label = Label(Level.INTERNAL, own(hospital)) if command.data.within else labels.DEFAULT
+    label = Label(Level.INTERNAL, frozenset({hospital})) if command.data.within else labels.DEFAULT
     seen = () if command.data.within else (EVERYBODY,)
     name = f"{hospital}/{wanted.dataset}/{wanted.version}"
     await labels.give(uow, "descriptor", name, label, owner=hospital, organisations=seen, maker=uow.actor.text)
