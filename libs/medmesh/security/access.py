@@ -20,7 +20,7 @@ import cedarpy
 from medmesh.canonical import digest
 from medmesh.errors import Problem
 from medmesh.security import emergency, roles
-from medmesh.security.labels import INTERNAL, PLATFORM, Label
+from medmesh.security.labels import INTERNAL, Label
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor
 
@@ -229,12 +229,13 @@ def decide(actor: Actor, action: str, at: datetime, thing: Object = NO_OBJECT, r
 
 
 def _opened(actor: Actor, action: str, at: datetime, thing: Object) -> bool:
-    """Whether an emergency access of this person opens the action here: on what is of its organisation and of no other, and before the
-    object is known."""
-    if not thing.labelled:
+    """Whether an emergency access of this person opens the action here: on what its organisation may see and is in no other's compartment;
+    and before the object is known."""
+    if not thing.labelled or actor.emergency is None:
         return emergency.permits(actor.emergency, action, at)
-    whose = {thing.owner, *thing.label.compartments} - {PLATFORM}
-    return len(whose) == 1 and emergency.covers(actor.emergency, action, at, *whose)
+    whose = actor.emergency.organisation
+    seen = bool(thing.organisations & {whose, EVERYBODY}) and thing.label.compartments <= {whose}
+    return seen and emergency.covers(actor.emergency, action, at, whose)
 
 
 def denial(decision: Decision, actor: Actor, action: str, thing: Object = NO_OBJECT) -> Problem:

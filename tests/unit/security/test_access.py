@@ -175,10 +175,9 @@ def test_an_emergency_opens_its_organisations_objects_past_label_role_and_organi
 @pytest.mark.parametrize(
     "thing",
     [
-        replace(OF_RENJI, owner="huashan", label=Label(Level.PUBLIC)),
+        replace(OF_RENJI, organisations=frozenset({"huashan"}), label=Label(Level.PUBLIC)),
         replace(OF_RENJI, label=Label(Level.PUBLIC, frozenset({"huashan"}))),
         replace(OF_RENJI, label=Label(Level.PUBLIC, frozenset({"renji", "huashan"}))),
-        replace(OF_RENJI, owner="platform", label=Label(Level.PUBLIC)),
     ],
 )
 def test_an_emergency_opens_nothing_of_anybody_else(thing: Object) -> None:
