@@ -18,6 +18,8 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.access import BUILT_IN, Rules
+from medmesh.security.labels import Label, Level
+from medmesh.service.labels import give
 from medmesh.service.policies import Policies
 from medmesh_ingestion.service import SERVICE as INGESTION
 
@@ -54,6 +56,12 @@ async def code(call: Awaitable[Any]) -> str:
     except Problem as problem:
         return problem.code
     return ""
+
+
+async def problem(person: Gateway, path: str) -> Problem:
+    with pytest.raises(Problem) as caught:
+        await person.request("GET", path)
+    return caught.value
 
 
 async def until(check: Callable[[], Awaitable[bool]]) -> None:
@@ -121,10 +129,18 @@ async def test_what_people_see_follows_their_clearance_and_the_label_and_lowerin
     await until(executed)
 
     # What an assessor reads now (GB/T 22239-2019 8.1.4.2 g, 8.1.5.3 b).
+    assert (await clauses(world, auditor))["8.1.4.2 g)"] == "not_met", "nobody asked for a labelled object by its name yet"
+    async with world.p.runtimes["ingestion"].unit() as uow:
+        await give(uow, "dataset", "secret", Label(Level.CORE), owner="renji")
+    hidden, absent = await problem(of_renji, "/v1/datasets/secret"), await problem(of_renji, "/v1/datasets/nothing")
+    assert hidden.document() | {"params": {}, "title": ""} == absent.document() | {"params": {}, "title": ""}
+
+    async def shown() -> bool:
+        return (await clauses(world, auditor))["8.1.4.2 g)"] == "met"
+
+    await until(shown)
     states = await clauses(world, auditor)
-    assert states["8.1.4.2 g)"] == "part", "nobody was refused a named object yet"
-    assert states["8.1.5.3 b)"] == "part"
-    assert states["8.1.4.2 e)"] == "met"
+    assert (states["8.1.5.3 b)"], states["8.1.4.2 e)"]) == ("part", "met")
 
 
 async def _is(call: Awaitable[Any], wanted: Any) -> bool:
