@@ -116,12 +116,14 @@ def proof(policy: Policy, as_json: bool, file: Path) -> int:
 def export(
     policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, tree_only: bool, partial: bool, hash_only: bool, copy: Path
 ) -> int:
-    """COPY of the log: a folder, or the ZIP of an approved export.  验证日志副本或导出文件。"""
-    wanted = Wanted(policy, bodies=not tree_only, partial=partial or copy.is_file(), parse=not hash_only, kept=_read(kept))
-    if copy.is_dir():
-        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep)
-    from medmesh.auditing.package import check, unpack
+    """COPY of the log: a folder, or an approved export (ZIP, or unpacked).  验证日志副本或导出文件。"""
+    from medmesh.auditing.package import check, is_export, unpack
 
+    approved = copy.is_file() or is_export(copy)
+    wanted = Wanted(policy, bodies=not tree_only, partial=partial or approved, parse=not hash_only, kept=_read(kept))
+    if copy.is_dir():
+        further = (lambda report: check(copy, report)) if approved else (lambda report: None)
+        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep, further=further)
     with tempfile.TemporaryDirectory(dir=copy.absolute().parent) as opened:
         folder = unpack(copy, Path(opened))
         return _judge(Folder(folder), wanted, as_json=as_json, keep=keep, further=lambda report: check(folder, report))
