@@ -94,6 +94,19 @@ class Signatures:
             raise Problem("statement.other", what="target")
         return self._approval(record, record["sub"], said["target"], said["digest"])
 
+    def _lowered(self, record: Record) -> int:
+        """A label that was raised needed nobody."""
+        if not record["detail"].get("lowered"):
+            return 0
+        about, said = record["entities"][0], record["approval"]
+        if said["target"] != "/".join(filter(None, (about["type"], about["id"], about["ver"]))):
+            raise Problem("statement.other", what="target")
+        return self._approval(record, "label.change", said["target"], said["digest"])
+
+    def _policy_changed(self, record: Record) -> int:
+        policy = _entity(record, "policy")
+        return self._approval(record, "policy.change", policy["id"], policy["digest"])
+
     def _dataset_released(self, record: Record) -> int:
         return self._versioned(record, "dataset")
 
@@ -174,6 +187,8 @@ _CHECKS: dict[str, Callable[[Signatures, Record], int]] = {
     "audit.export": Signatures._exported,
     "dataset.release": Signatures._dataset_released,
     "annotation.export": Signatures._labels_exported,
+    "label.change": Signatures._lowered,
+    "policy.change": Signatures._policy_changed,
     "node.enrolled": Signatures._enrolled,
     "federation.approved": Signatures._federation_approved,
     "federation.respond": Signatures._responded,

@@ -99,6 +99,22 @@ def roles(name: str, roles: tuple[str, ...]) -> int:
 
 @user.command()
 @click.argument("name")
+@click.argument("level", type=click.Choice(["public", "internal", "sensitive", "core"]))
+@click.option("--of", "compartments", multiple=True, help="An organisation whose compartment they may read; '*' for every one.")
+def clearance(name: str, level: str, compartments: tuple[str, ...]) -> int:
+    """Clear NAME up to LEVEL, for exactly the organisations named.  设置安全许可级别。
+
+    A new account is cleared for `internal` and for its own organisation. What the person had open ends. Nobody sets their own.
+
+    \b
+    medmesh user clearance wang sensitive --of renji --of xiehe
+    """
+    body = {"clearance": {"level": level, "compartments": compartments}}
+    return _manage(name, "clearance", body, say(f"{name}: clearance set", f"{name}：许可级别已设置"))
+
+
+@user.command()
+@click.argument("name")
 @click.option("--reason", default="")
 def disable(name: str, reason: str) -> int:
     """Close the account of NAME.  停用账户。"""

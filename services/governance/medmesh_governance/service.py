@@ -21,6 +21,7 @@ from medmesh.contracts.governance import (
     HospitalRegistered,
     NodeEnrolled,
     NodeRevoked,
+    PolicyChanged,
     UserChanged,
     UserCreated,
 )
@@ -29,12 +30,24 @@ from medmesh.security.keyring.port import open_keys
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import certificates, credentials, emergencies, enrolment, handlers, people, renewal, sessions, signatures, systems
+from medmesh_governance import (
+    certificates,
+    credentials,
+    emergencies,
+    enrolment,
+    handlers,
+    people,
+    policies,
+    renewal,
+    sessions,
+    signatures,
+    systems,
+)
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, signatures, handlers, emergencies, certificates)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, signatures, handlers, emergencies, certificates)
 """The modules whose handlers this service runs."""
 
 
@@ -86,6 +99,7 @@ SERVICE = ServiceSpec(
         HospitalRegistered,
         NodeEnrolled,
         NodeRevoked,
+        PolicyChanged,
         ApprovalRequested,
         ApprovalGranted,
         ApprovalRefused,

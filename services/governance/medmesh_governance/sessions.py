@@ -27,6 +27,7 @@ from medmesh.errors import Problem
 from medmesh.security import totp
 from medmesh.security.codes import bearer_hash, new_bearer
 from medmesh.security.emergency import Emergency
+from medmesh.security.labels import Label, level
 from medmesh.security.passwords import verify_password
 from medmesh.security.tokens import AUDIENCE, Actor, person_token
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
@@ -203,7 +204,9 @@ async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(used_at=uow.now))
     method = "pkjwt" if row.kind == "system" else "pwd+swk" if row.certificate else "pwd+otp" if row.strong_at else "pwd"
     emergency = await open_in(uow, row.id)
-    actor = Actor(row.kind, row.name, row.organisation, frozenset(row.roles), method, row.strong_at, emergency, row.certificate or "")
+    clearance, shown = Label(level(row.clearance), frozenset(row.compartments)), row.certificate or ""
+    roles = frozenset(row.roles)
+    actor = Actor(row.kind, row.name, row.organisation, roles, method, row.strong_at, emergency, shown, clearance)
     minutes = EMERGENCY_TOKEN_MINUTES if emergency else TOKEN_MINUTES
     token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=minutes, now=uow.now)
     return ActorToken(token=token, expires=uow.now + timedelta(minutes=minutes))

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from medmesh.cli import language, say
-from medmesh.cli.edge_escrow import escrow
-from medmesh.cli.edge_patients import forget, forget_approve, forgettings, trace
-from medmesh.cli.edge_roster import own_key, own_roster, tell_key
-from medmesh.cli.on_site import FOLDER, on_site
+from medmesh.cli.edge.escrow import escrow
+from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
+from medmesh.cli.edge.roster import own_key, own_roster, tell_key
+from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
 from medmesh.embedded import files
 from medmesh.errors import Problem
