@@ -42,8 +42,9 @@ async def signed_approvals(uow: UnitOfWork[Ports], approval: str) -> tuple[str, 
 
 async def evidence(uow: UnitOfWork[Ports], row: Any) -> dict[str, str]:
     """What the record of something governance executes itself says of its approval (a row of `approvals`)."""
-    signed = await signed_approvals(uow, row.approval)
-    return tokens.Approval(row.approval, row.action, row.target, row.digest, row.requester, (), signed).evidence()
+    wanted = select(decisions.c.approver).where(decisions.c.approval == row.approval, decisions.c.approve).order_by(decisions.c.approver)
+    approvers, signed = tuple(one.approver for one in await uow.all(wanted)), await signed_approvals(uow, row.approval)
+    return tokens.Approval(row.approval, row.action, row.target, row.digest, row.requester, approvers, signed).evidence()
 
 
 @HANDLERS.on(RegisterKey)
