@@ -24,6 +24,7 @@ from medmesh.cli.schemas import application
 from medmesh.cli.schemas_example import example
 from medmesh.client import Gateway
 from medmesh.client.credentials import Person
+from medmesh.contracts.labels import OWNERS, ChangeLabel, DescribeObject
 from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -327,8 +328,14 @@ HANDLED: list[tuple[str, type[Message]]] = [
 ]
 
 
-def sample(message: type[Message]) -> Any:
-    return message.model_validate_json(json.dumps(example(message.model_json_schema())))
+def sample(message: type[Message], service: str) -> Any:
+    """An example; of what every service is asked, one that this service is."""
+    found = example(message.model_json_schema())
+    if message is DescribeObject:
+        found["service"] = service
+    if message is ChangeLabel:
+        found["kind"] = next(kind for kind, owners in OWNERS.items() if owners[0] == service)
+    return message.model_validate_json(json.dumps(found))
 
 
 async def outcome(p: Platform, message: Command | Query, token: str | None) -> str:
@@ -349,7 +356,7 @@ async def walk(p: Platform, check: Callable[[Records, str, Any], Awaitable[str]]
     wrong = []
     for service, message in HANDLED:
         await records.new()
-        if said := await check(records, service, sample(message)):
+        if said := await check(records, service, sample(message, service)):
             wrong.append((message.__name__, said))
     assert wrong == []
 
