@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from medmesh.bus.declarations import Handlers
 from medmesh.bus.port import ConsumerSpec, StreamSpec, TopologyBus
 from medmesh.contracts.audit import record_subject
-from medmesh.contracts.governance import GetPolicy, ListRevocations, NodeRevoked, PolicyChanged
+from medmesh.contracts.governance import CertificateRevoked, GetPolicy, ListRevocations, NodeRevoked, PolicyChanged
 from medmesh.contracts.labels import DescribeObject
 from medmesh.contracts.message import Event, Query
 
@@ -51,10 +51,10 @@ class Permissions:
 
 
 EVERY_SERVICE_ASKS: tuple[type[Query], ...] = (ListRevocations, GetPolicy, DescribeObject)
-REVOCATIONS_HEARD: type[Event] = NodeRevoked
-POLICY_HEARD: type[Event] = PolicyChanged
-EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (REVOCATIONS_HEARD, POLICY_HEARD)
-"""Everybody keeps the list of revoked nodes and the site's policy (`medmesh.service.followers`); what is heard is a hint, and comes past
+REVOCATIONS_HEARD: tuple[type[Event], ...] = (NodeRevoked, CertificateRevoked)
+POLICY_HEARD: tuple[type[Event], ...] = (PolicyChanged,)
+EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (*REVOCATIONS_HEARD, *POLICY_HEARD)
+"""Everybody keeps the list of revoked certificates and the site's policy (`service.followers`); what is heard is a hint, and comes past
 the stream."""
 
 OPERATOR = "operator"

@@ -144,6 +144,32 @@ def recover(name: str, second_factor: bool) -> int:
     return 0
 
 
+@user.command()
+@click.argument("name")
+@click.option("--csr", required=True, type=click.Path(exists=True, path_type=Path), help="The signing request NAME handed over.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the certificate there.")
+def certificate(name: str, csr: Path, out: Path | None) -> int:
+    """A client certificate for NAME's signing request.  签发个人证书。"""
+    body = {"csr_pem": csr.read_text()}
+    made = with_gateway(lambda gateway: gateway.request("POST", f"/v1/users/{name}/certificates", body))
+    if out is None:
+        click.echo(made["certificate_pem"], nl=False)
+    else:
+        out.write_text(made["certificate_pem"])
+    return 0
+
+
+@user.command(name="revoke-certificate")
+@click.argument("name")
+@click.option("--fingerprint", help="Only this one; all of NAME's by default.")
+@click.option("--reason", required=True)
+def revoke_certificate(name: str, fingerprint: str | None, reason: str) -> int:
+    """Believe NAME's client certificates no longer, anywhere, within a minute.  吊销个人证书。"""
+    body = {"fingerprint": fingerprint, "reason": reason}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/users/{name}/certificates/revocation", body)))
+    return 0
+
+
 def _manage(name: str, what: str, body: dict[str, Any], done: str) -> int:
     with_gateway(lambda gateway: gateway.command("POST", f"/v1/users/{name}/{what}", body))
     click.echo(done)

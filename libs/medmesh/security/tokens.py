@@ -47,6 +47,8 @@ class Actor:
     """When a person last showed the second factor (RFC 9470 `auth_time`)."""
     emergency: Emergency | None = None
     """The emergency access this person has open in this session."""
+    certificate: str = ""
+    """SHA-256 of the client certificate the session belongs to (RFC 8705 `x5t#S256`, in hexadecimal)."""
     clearance: Label = NOTHING
     """What they may read: of people and systems as the security administrator set it, of services and hospitals by rule."""
 
@@ -67,6 +69,8 @@ class TrustBundle:
     """NKEY public key of the registry's release key."""
     log_key: str = ""
     """Verifier key of the audit log (C2SP signed note vkey)."""
+    sm_log_key: str = ""
+    """That of its second tree (SM3, SM2), where there is one."""
     ca_pem: str = ""
     revoked: list[str] = field(default_factory=list)
     """Serial numbers (hexadecimal) of revoked node certificates."""
@@ -104,6 +108,8 @@ def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE
     extra |= {"lvl": actor.clearance.level.text, "cmp": sorted(actor.clearance.compartments)}
     if actor.strong_at is not None:
         extra["stp"] = int(actor.strong_at.timestamp())
+    if actor.certificate:
+        extra["cnf"] = {"x5t#S256": actor.certificate}
     if (open_now := actor.emergency) is not None:
         extra["emg"] = {"id": open_now.id, "org": open_now.organisation, "exp": open_now.until.timestamp()}
     claims = _claims("service:governance", actor.id, audience, minutes, extra, now)
@@ -180,9 +186,10 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     if kind == "service":
         roles = frozenset(("service", f"service:{claims['sub']}"))
     strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
+    shown = str(claims.get("cnf", {}).get("x5t#S256", "")) if kind == "person" else ""
     opened = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
     method, clearance = str(claims.get("mth", "")), _clearance(kind, claims)
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, clearance)  # type: ignore[arg-type]
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, shown, clearance)  # type: ignore[arg-type]
 
 
 def _clearance(kind: str, claims: dict[str, Any]) -> Label:

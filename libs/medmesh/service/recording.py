@@ -65,7 +65,7 @@ def _agent(actor: Actor | None, service: str) -> dict[str, Any]:
     if actor is None:
         return {"who": f"service:{service}", "role": "110150", "org": "", "req": False, "method": ""}
     who = {"who": f"{actor.kind}:{actor.id}", "role": ",".join(sorted(actor.roles)), "org": actor.organisation, "req": True}
-    return {**who, "method": actor.method}
+    return {**who, "method": f"{actor.method} sha256:{actor.certificate}" if actor.certificate else actor.method}
 
 
 def _purpose(entry: AuditEntry, actor: Actor | None) -> str:

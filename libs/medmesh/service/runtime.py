@@ -319,7 +319,8 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
             (Follower("policy", lambda: policies.renew(runtime.ask)), POLICY_HEARD),
         )
         for follower, heard in follows:
-            taken.append(await bus.listen(heard.subject(), follower.heard))
+            for event in heard:
+                taken.append(await bus.listen(event.subject(), follower.heard))
             runtime.background(follower.run, "follower")
         for dispatcher in dispatchers.values():
             consumer = dispatcher.consumer

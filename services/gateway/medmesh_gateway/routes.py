@@ -38,6 +38,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/password", governance.ChangePassword),
     Route("POST", "/v1/second-factor", governance.EnrolSecondFactor),
     Route("POST", "/v1/second-factor/confirmation", governance.ConfirmSecondFactor),
+    Route("POST", "/v1/certificates", governance.RequestCertificate),
     # A node's own enrolment.
     Route("POST", "/v1/enrolments", governance.Enrol),
     Route("POST", "/v1/enrolments/renewal", governance.RenewCertificate),
@@ -68,6 +69,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/emergencies", governance.ListEmergencies),
     Route("POST", "/v1/emergencies/{emergency}/end", governance.EndEmergency),
     Route("POST", "/v1/emergencies/{emergency}/review", governance.ReviewEmergency),
+    Route("POST", "/v1/users/{name}/certificates", governance.IssueCertificate),
+    Route("POST", "/v1/users/{name}/certificates/revocation", governance.RevokeCertificate),
     Route("POST", "/v1/users/{name}/emergency", governance.RestoreEmergency),
     # Audit: a hospital's own records with proofs; exports that somebody else approves.
     Route("GET", "/v1/audit/events", audit.SearchEvents),

@@ -35,11 +35,12 @@ from medmesh.security.labels import own
 from medmesh.security.passwords import check_policy
 from medmesh.security.roles import check_roles
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_governance.certificates import revoke
 from medmesh_governance.credentials import set_password
 from medmesh_governance.domain import idle
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.sessions import as_person, end_all
-from medmesh_governance.tables import users
+from medmesh_governance.tables import certificates, users
 
 
 @HANDLERS.answers(Bootstrap)
@@ -123,6 +124,7 @@ async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> 
     values: dict[str, Any] = {"activation_hash": code_hash(code), "activation_expires": expires, "password_hash": None}
     if wanted.second_factor:
         values |= {"factor": None, "factor_new": None}
+        await revoke(uow, wanted.name, reason="recovered")
     await uow.execute(update(users).where(users.c.name == wanted.name).values(values))
     await end_all(uow, wanted.name)
     entities = (Entity("user", wanted.name),)
@@ -218,6 +220,9 @@ async def change_account(uow: UnitOfWork[Ports], row: Any, verb: str, detail: di
 @HANDLERS.answers(ListUsers)
 async def list_users(query: Envelope[ListUsers], uow: UnitOfWork[Ports]) -> Users:
     """Every account, without secrets."""
+    counted = select(certificates.c.name, func.max(certificates.c.expires_at).label("until")).group_by(certificates.c.name)
+    counted = counted.where(certificates.c.revoked_at.is_(None), certificates.c.expires_at > uow.now)
+    until = {r.name: r.until for r in await uow.all(counted)}
     views = (
         UserView(
             name=r.name,
@@ -230,6 +235,7 @@ async def list_users(query: Envelope[ListUsers], uow: UnitOfWork[Ports]) -> User
             disabled=r.disabled_at is not None,
             locked_until=r.locked_until if r.locked_until and r.locked_until > uow.now else None,
             signed_in=r.signed_in_at,
+            certificate_until=until.get(r.name),
             clearance=Clearance(level=r.clearance, compartments=tuple(r.compartments)),
         )
         for r in await uow.all(select(users).order_by(users.c.name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, text
+from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, text
 
 from medmesh.security.roles import ADMINISTRATORS
 from medmesh.store.tables import service_metadata
@@ -66,6 +66,7 @@ sessions = Table(
     Column("name", String(63), nullable=False),
     Column("must", Json, nullable=False, comment="what has to be done first; until then it does nothing else"),
     Column("strong_at", Timestamp, comment="when the second factor was last shown"),
+    Column("certificate", String(64), comment="SHA-256 of the client certificate it belongs to: without it the bearer opens nothing"),
     Column("opened_at", Timestamp, nullable=False),
     Column("used_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp, nullable=False),
@@ -178,3 +179,20 @@ emergencies = Table(
 Index("ix_emergencies_person", emergencies.c.person)
 Index("ix_emergencies_session", emergencies.c.session)
 Index("uq_emergencies_open", emergencies.c.person, unique=True, postgresql_where=text("state = 'open'"))
+
+certificates = Table(
+    "certificates",
+    METADATA,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("serial", String(64), nullable=False, unique=True),
+    Column("key_digest", String(64), nullable=False, comment="of the public key: one is certified once"),
+    Column("certificate_pem", Text, nullable=False),
+    Column("issued_by", String(160), nullable=False),
+    Column("issued_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp, nullable=False),
+    Column("revoked_at", Timestamp),
+    UniqueConstraint("key_digest"),
+    comment="client certificates of people",
+)
+Index("ix_certificates_name", certificates.c.name)

@@ -73,6 +73,8 @@ class UserView(Record):
     disabled: bool = False
     locked_until: datetime | None = None
     signed_in: datetime | None = None
+    certificate_until: datetime | None = None
+    """Until when the last of their client certificates is good."""
     clearance: Clearance | None = None
 
 
