@@ -29,6 +29,7 @@ from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity, write_secret
 from medmesh.security.roles import TABLE
 from medmesh.service.spec import services
@@ -303,12 +304,12 @@ async def everybody(servers: RunningServers, private: Path, ports: Ports) -> Asy
     for name in ("log", "release"):
         Identity.ensure(private / "keys" / f"{name}.nk")
     (private / "ca").mkdir()
-    write_secret(private / "seal", b"s" * 32)
+    FileKeys(private / "seal").ensure("seal")
     from medmesh.security.authority import Authority
 
     Authority.ensure(private / "ca")
     settings: dict[str, dict[str, Any]] = {
-        "governance": {"authority": private / "ca", "seal_key": private / "seal"},
+        "governance": {"authority": private / "ca", "seal_keys": str(private / "seal")},
         "gateway": {"client_ca": private / "ca" / "ca.pem"},
         "audit": {"log_key": private / "keys" / "log.nk"},
         "registry": {"release_key": private / "keys" / "release.nk"},
