@@ -62,7 +62,7 @@ def read_record(body: bytes) -> dict[str, Any]:
     """The document in canonical bytes. Raises `Problem` (`ledger.record`) for anything that is not its own canonical form."""
     try:
         document = read(body)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Problem("ledger.record", reason=str(error)) from None
     if not isinstance(document, dict):
         raise Problem("ledger.record", reason="not an object")

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, literal, select, tuple_, union_all
 
 from medmesh.contracts.audit import Evidence
 from medmesh.errors import Problem
-from medmesh.ledger import proof
+from medmesh.ledger import note, proof
 from medmesh.ledger import tiles as tile
 from medmesh.ledger.leaf import body_document
 from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof, root
@@ -108,7 +108,7 @@ async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
     level, *parts = rest.split("/")
     try:
         number, width = tile.parse(parts)
-        chosen = int(level) if level != "entries" else -1
+        chosen = note.decimal(level) if level != "entries" else -1
         if kind != "tile" or not -1 <= chosen < 8:
             raise ValueError
     except ValueError:
