@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from medmesh.ledger import note, tiles
 from medmesh.ledger.copies import Folder
 from medmesh.ledger.cosignature import cosign, witness_key
-from medmesh.ledger.frontier import Frontier
+from medmesh.ledger.edge import Edge
 from medmesh.ledger.policy import Policy, demanding
 from medmesh.ledger.report import Report
 from medmesh.ledger.verify import Wanted, verify_log
@@ -83,7 +83,7 @@ def entries(count: int, first: int = 0) -> Iterator[Entry]:
 
 def write(folder: Path, content: Any, *, key: Ed25519PrivateKey = KEY, witnesses: bool = True) -> note.Checkpoint:
     """A copy of the log of these entries, hashed, signed and cosigned; answers what was signed."""
-    edge, size = Frontier(), 0
+    edge, size = Edge(), 0
     folder.mkdir(parents=True, exist_ok=True)
     bundle: list[Entry] = []
     with (folder / "bodies.jsonl").open("wb") as bodies:
@@ -91,8 +91,8 @@ def write(folder: Path, content: Any, *, key: Ed25519PrivateKey = KEY, witnesses
         def flush() -> None:
             place(tiles.path("entries", (size - 1) // 256, len(bundle)), tiles.bundle([e.leaf for e in bundle]))
             bodies.writelines(b'{"seq": %d, %s' % (size - len(bundle) + i, e.line) for i, e in enumerate(bundle))
-            for level, number, hashes in edge.add([hashlib.sha256(b"\0" + e.leaf).digest() for e in bundle]):
-                place(tiles.path(level, number), b"".join(hashes))
+            for level, number, hashes, _ in edge.add([hashlib.sha256(b"\0" + e.leaf).digest() for e in bundle]):
+                place(tiles.path(level, number), hashes)
             bundle.clear()
 
         def place(path: str, data: bytes) -> None:
@@ -108,7 +108,7 @@ def write(folder: Path, content: Any, *, key: Ed25519PrivateKey = KEY, witnesses
         if bundle:
             flush()
         for level, number, hashes in edge.partial():
-            place(tiles.path(level, number, len(hashes)), b"".join(hashes))
+            place(tiles.path(level, number, len(hashes) // tiles.HASH), hashes)
     checkpoint = note.Checkpoint(ORIGIN, size, edge.root())
     (folder / "checkpoint").write_text(signed(checkpoint, key=key, witnesses=witnesses))
     return checkpoint

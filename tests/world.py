@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from medmesh.client.credentials import Node, Person
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.security.authority import Authority, key_pem
-from medmesh.security.keys import Identity, write_secret
+from medmesh.security.keyring.file import FileKeys
+from medmesh.security.keys import Identity
 from medmesh.service.spec import ServiceSpec
 from medmesh_audit.service import SERVICE as AUDIT
 from medmesh_gateway.service import SERVICE as GATEWAY
@@ -50,8 +50,8 @@ class World:
         await self.anybody.request("POST", "/v1/bootstrap", {"token": TOKEN, "name": "sun", "display_name": "S", "password": PASSWORD})
         return await self.sign_in("sun")
 
-    async def user(self, admin: Gateway, name: str, *roles: str) -> Gateway:
-        body = {"name": name, "display_name": name, "organisation": "platform", "roles": roles}
+    async def user(self, admin: Gateway, name: str, *roles: str, organisation: str = "platform") -> Gateway:
+        body = {"name": name, "display_name": name, "organisation": organisation, "roles": roles}
         made = await admin.request("POST", "/v1/users", body)
         await self.anybody.request("POST", "/v1/activations", {"name": name, "code": made["code"], "password": PASSWORD})
         return await self.sign_in(name)
@@ -76,7 +76,7 @@ async def small_world(
     """See the module."""
     (folder / "bootstrap").write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
     (folder / "ca").mkdir()
-    write_secret(folder / "seal", os.urandom(32))
+    FileKeys(folder / "seal").ensure("seal")
     authority = Authority.ensure(folder / "ca")
     for name, content in zip(("server.pem", "server.key"), authority.issue_server(["127.0.0.1"]), strict=True):
         (folder / name).write_bytes(content)
@@ -85,7 +85,7 @@ async def small_world(
     gateway, audit = ports.take("gateway", "audit")
     tls = {"tls_certificate": folder / "server.pem", "tls_key": folder / "server.key"}
     needed: dict[str, dict[str, Any]] = {
-        "governance": {"authority": folder / "ca", "bootstrap_token": folder / "bootstrap", "seal_key": folder / "seal"},
+        "governance": {"authority": folder / "ca", "bootstrap_token": folder / "bootstrap", "seal_keys": str(folder / "seal")},
         "gateway": {"client_ca": folder / "ca" / "ca.pem", "port": gateway, **tls},
         "audit": {"log_key": folder / "keys" / "log.nk", "port": audit, **tls},
         "registry": {"release_key": folder / "keys" / "release.nk"},

@@ -17,7 +17,7 @@ from time import perf_counter
 
 from medmesh.ledger import tiles
 from medmesh.ledger.copies import read_line
-from medmesh.ledger.frontier import Frontier
+from medmesh.ledger.edge import Edge
 from medmesh.ledger.proof import believe, encode, parse
 from medmesh.ledger.tree import inclusion_proof, leaf_hash, verify_inclusion
 from tests import ledgers
@@ -115,10 +115,10 @@ async def rebuild() -> list[Measure]:
     leaves = [hashlib.sha256(number.to_bytes(8, "big")).digest() for number in range(1 << 16)]
 
     def ours() -> None:
-        edge, written = Frontier(), 0
+        edge, written = Edge(), 0
         for begin in range(0, REBUILT, tiles.WIDTH):
             at = begin % len(leaves)
-            written += sum(len(b"".join(hashes)) for _, _, hashes in edge.add(leaves[at : at + min(tiles.WIDTH, REBUILT - begin)]))
+            written += sum(len(full.hashes) for full in edge.add(leaves[at : at + min(tiles.WIDTH, REBUILT - begin)]))
         assert written >= REBUILT // tiles.WIDTH * tiles.WIDTH * tiles.HASH and len(edge.root()) == tiles.HASH
 
     def hashes() -> None:

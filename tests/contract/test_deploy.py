@@ -145,7 +145,9 @@ async def test_every_service_runs_under_compose(service: str) -> None:
     assert said["depends_on"]["setup"]["condition"] == "service_completed_successfully"
     # It sees its own secrets and what is public, and can change neither.
     mine = {(m["volume"]["subpath"], m["target"], m["read_only"]) for m in said["volumes"] if m["source"] == "medmesh"}
-    assert mine == {("trust", "/srv/medmesh/trust", True), (service, folder, True)}
+    domains = {"governance": ["authority", "seal"], "audit": ["log"], "registry": ["release"], "ingestion": ["pseudonyms"]}.get(service, [])
+    domains += [] if service == "governance" else ["objects"]
+    assert mine == {(name, f"/srv/medmesh/{name}", True) for name in ("trust", service, *domains)}
     environment = said["environment"]
     fields = {name.removeprefix("MEDMESH_").lower() for name in environment if name.startswith("MEDMESH_")}
     assert fields <= ServiceSettings.model_fields.keys()

@@ -157,7 +157,10 @@ def test_every_service_runs_on_kubernetes(service: str, overlay: str) -> None:
     (container,) = pod["containers"]
     assert container["args"] == [service, "--settings", "/etc/medmesh/settings/settings.json"]
     assert "command" not in container
-    assert {v["name"]: v for v in pod["volumes"]}["secret"]["secret"]["secretName"] == f"medmesh-{service}"
+    sources = {v["name"]: v for v in pod["volumes"]}["secret"]["projected"]["sources"]
+    domains = {"governance": ["authority", "seal"], "audit": ["log"], "registry": ["release"], "ingestion": ["pseudonyms"]}.get(service, [])
+    domains += [] if service == "governance" else ["objects"]
+    assert [source["secret"]["name"] for source in sources] == [f"medmesh-{name}" for name in (service, *domains)]
     assert pod["serviceAccountName"] == service
     (port,) = container["ports"]
     assert [p["port"] for p in offered["ports"]] == [port["containerPort"]]

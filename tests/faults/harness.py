@@ -149,7 +149,6 @@ class Stage:
         left: dict[str, Any] = {}
 
         async def quiet() -> bool:
-            left.clear()
             left.update(outbox=await self.everywhere("outbox"), audit=await self.everywhere("audit_outbox"), bus=await self.consumers())
             return not any(left.values())
 

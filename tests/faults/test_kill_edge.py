@@ -65,10 +65,11 @@ async def test_intake_goes_on_where_it_was_killed(stage: Stage, tmp_path: Path) 
     assert node.rows("PRAGMA integrity_check") == [("ok",)]
     assert node.rows("SELECT count(*), count(DISTINCT item), count(DISTINCT object) FROM items") == [(EVENTS, EVENTS, EVENTS)]
     assert node.rows("SELECT label, count(*) FROM items GROUP BY 1") == [("none", EVENTS // 2), ("tumour", EVENTS // 2)]
-    objects = [node.folder / "objects" / digest[:2] / digest for (digest,) in node.rows("SELECT object FROM items")]
+    objects = [node.folder / "objects" / digest[:2] / f"{digest}.key" for (digest,) in node.rows("SELECT object FROM items")]
     assert all(path.stat().st_size > 0 for path in objects)
     # Only the run that came to its end says that it took something in.
-    assert node.number("SELECT count(*) FROM audit_outbox") == 1
+    assert node.number("SELECT count(*) FROM audit_outbox WHERE CAST(body AS TEXT) LIKE '%\"edge.ingest\"%'") == 1
+    assert node.number("SELECT count(*) FROM items WHERE patient NOT IN (SELECT patient FROM patients)") == 0
 
 
 async def test_what_a_node_tells_arrives_once(stage: Stage, tmp_path: Path) -> None:

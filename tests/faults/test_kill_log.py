@@ -73,11 +73,12 @@ class Emitter:
 
 async def kill(stage: Stage, dice: random.Random) -> list[str]:
     """`kill -9`, one after the other; now and then before the last one is quite back."""
-    made = []
-    for number in range(DEATHS):
-        victim = VICTIMS[number % len(VICTIMS)]
-        process = await until(_alive(stage, victim), 60, 0.01)
+    made: list[str] = []
+    while len(made) < DEATHS:
+        victim = VICTIMS[len(made) % len(VICTIMS)]
         await asyncio.sleep(dice.uniform(0.1, 1.5))
+        process = await until(_alive(stage, victim), 60, 0.01)
+        # One that ended by itself in this very moment, for want of a server that was killed before, was not killed by us.
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
             made.append(victim)

@@ -19,8 +19,10 @@ from medmesh.canonical import canonical
 from medmesh.contracts.annotation import (
     CreateProject,
     ExportLabels,
+    GetLabelExport,
     GetProject,
     Item,
+    LabelExport,
     LabelsExported,
     NextItem,
     ProjectCreated,
@@ -28,12 +30,14 @@ from medmesh.contracts.annotation import (
     ReviewLabel,
     SubmitLabel,
 )
+from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.message import Command, ObjectRef, OperationFinished, new_id
+from medmesh.contracts.system import DeadLetters, ListDeadLetters
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.store.objects.port import load
 from medmesh_annotation.service import SERVICE
-from medmesh_annotation.tables import items, readings
+from medmesh_annotation.tables import exports, items, readings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -88,8 +92,23 @@ class Work:
         return await self.do(ReviewLabel(project=self.project, item=item, accept=accept, comment=comment), who, *roles)
 
     async def export(self) -> dict[str, Any]:
-        done = await self.send(ExportLabels(project=self.project), "zhao", "researcher")
+        done = await self.send(ExportLabels(project=self.project), "maker", "researcher")
         return done.result or {}
+
+    async def approve(self, export: dict[str, Any], id: str, **changed: Any) -> None:
+        """A grant as governance sends it."""
+        values = {"action": "annotation.export", "target": export["target"], "digest": export["digest"], **changed}
+        token = self.p.approval(values["action"], values["target"], values["digest"], approval=id)
+        await self.p.publish(ApprovalGranted(approval=id, token=token, **values))
+
+    async def standing(self, version: int, who: str = "maker") -> LabelExport:
+        return await self.p.ask(GetLabelExport(project=self.project, version=version), LabelExport, self.p.person(who, "researcher"))
+
+    async def exported_as(self, version: int) -> LabelExport:
+        async with asyncio.timeout(20):
+            while (found := await self.standing(version)).state == "waiting":
+                await asyncio.sleep(0.02)
+        return found
 
     async def states(self) -> dict[str, int]:
         view = await self.p.ask(GetProject(project=self.project), ProjectView, self.p.person("wang", "annotator"))
@@ -230,7 +249,8 @@ async def test_the_reader_never_reviews_their_own_label(w: Work) -> None:
     item = await w.label("wang")
     assert await w.review("wang", item, roles=("annotator", "reviewer")) == "annotation.own_label"
     refused = (await w.p.audited("annotation"))[-1]
-    assert (refused["sub"], refused["out"], refused["why"]) == ("annotation.review", 4, "annotation.own_label")
+    assert (refused["sub"], refused["out"], refused["why"]) == ("access.denied", 8, "annotation.own_label")
+    assert refused["policy"]["rules"][-1] == "object.reviewer-is-not-reader"
     assert await w.review("li", item, roles=("annotator",)) == "access.denied"
     assert await w.review("li", item) == "accepted"
     assert await w.review("li", item) == "accepted", "the same again is harmless"
@@ -266,27 +286,115 @@ async def test_what_is_sent_back_returns_to_its_reader_alone_and_the_first_readi
     assert "左下肺叶" not in json.dumps(await w.p.audited("annotation"), ensure_ascii=False), "free text stays out of the log"
 
 
-async def test_an_export_freezes_what_is_accepted_and_only_that(w: Work) -> None:
+async def accepted(w: Work, count: int = 2) -> list[str]:
+    """A project with one more item than were read and accepted."""
+    await w.create(count + 1)
+    read = [await w.label("wang", label) for label in ("normal", "pneumonia", "normal")[:count]]
+    for item in read:
+        assert await w.review("li", item) == "accepted"
+    return read
+
+
+async def test_an_export_freezes_what_is_accepted_and_leaves_only_after_somebody_else_agreed(w: Work) -> None:
     await w.create(3)
     read = [await w.label("wang", label) for label in ("normal", "pneumonia", "normal")]
-    assert await w.do(ExportLabels(project=w.project), "zhao", "researcher") == "annotation.nothing_accepted"
+    assert await w.do(ExportLabels(project=w.project), "maker", "researcher") == "annotation.nothing_accepted"
     for item in read[:2]:
         assert await w.review("li", item) == "accepted"
     first, *others = await asyncio.gather(*(w.export() for _ in range(4)))
     assert others == [first] * 3, "nothing new: the same version"
-    ref = ObjectRef.model_validate(first["labels"])
+    assert (first["version"], first["accepted"], first["state"]) == (1, 2, "waiting")
+    waiting = await w.standing(1)
+    assert (waiting.state, waiting.labels) == ("waiting", None), "nobody is told where it is"
+    assert w.exported() == []
+    await w.approve(first, f"{w.project}-1")
+    ref = (await w.exported_as(1)).labels
+    assert ref is not None
     data = await load(w.p.stores.kept, ref)
     document = json.loads(data)
     assert data == canonical(document)
     assert {k: document[k] for k in ("dataset", "version", "classes")} == {"dataset": "cxr", "version": 1, "classes": list(CLASSES)}
     assert [(i["item"], i["label"], i["object"]["bytes"]) for i in document["items"]] == [("i-000", "normal", 0), ("i-001", "pneumonia", 1)]
     assert b"wang" not in data
+    with pytest.raises(Problem) as caught:
+        await w.standing(1, who="zhao")
+    assert caught.value.code == "request.not_found"
 
     assert await w.review("li", read[2]) == "accepted"
     second = await w.export()
-    assert (first["version"], second["version"]) == (1, 2)
+    assert (second["version"], second["accepted"]) == (2, 3)
+    await w.approve(second, f"{w.project}-2")
+    again = (await w.exported_as(2)).labels
+    assert again is not None
     assert await load(w.p.stores.kept, ref) == data, "the first stays what it was"
-    assert [(e.version, e.accepted) for e in w.exported()] == [(1, 2), (2, 3)]
-    assert w.exported()[0].labels == ref
+    assert [(e.version, e.accepted, e.labels) for e in w.exported()] == [(1, 2, ref), (2, 3, again)]
     records = await w.audited("annotation.export")
-    assert [r["entities"][1]["digest"] for r in records] == [ref.sha256, second["labels"]["sha256"]]
+    assert [(r["act"], r["approval"].get("id", "")) for r in records] == [
+        ("C", ""),
+        ("E", f"{w.project}-1"),
+        ("C", ""),
+        ("E", f"{w.project}-2"),
+    ]
+    assert {r["entities"][1]["digest"] for r in records} == {ref.sha256, again.sha256}
+
+
+async def dead(w: Work, approval: str) -> str:
+    """The code under which a grant was given up."""
+    async with asyncio.timeout(20):
+        while True:
+            letters = await w.p.ask(ListDeadLetters(service="annotation"), DeadLetters, w.p.service("operator"))
+            for letter in letters.letters:
+                if letter.event == approval:
+                    return letter.code
+            await asyncio.sleep(0.05)
+
+
+async def test_a_grant_of_other_bytes_of_another_maker_expired_or_used_lets_nothing_out(w: Work) -> None:
+    await accepted(w)
+    export = await w.export()
+    p, target, digest = w.p, export["target"], export["digest"]
+
+    async def given(approval: str, token: str, **changed: Any) -> str:
+        values = {"action": "annotation.export", "target": target, "digest": digest, **changed}
+        return await dead(w, await p.publish(ApprovalGranted(approval=approval, token=token, **values)))
+
+    def token(approval: str, **changed: Any) -> str:
+        values = {"action": "annotation.export", "target": target, "digest": digest, "minutes": 60, **changed}
+        return p.approval(approval=approval, **values)
+
+    a = w.project
+    assert await given(f"{a}-1", token(f"{a}-1", digest="f" * 64)) == "security.approval_other"
+    assert await given(f"{a}-2", token(f"{a}-2", target=f"{a}/7")) == "security.approval_other"
+    assert await given(f"{a}-3", token(f"{a}-3", action="model.release")) == "security.approval_other"
+    assert await given(f"{a}-4", token(f"{a}-4", minutes=-10)) == "security.approval_expired"
+    assert await given(f"{a}-5", token(f"{a}-5"), target=f"{a}/7") == "request.not_found"
+    theirs = (await w.send(ExportLabels(project=w.project), "zhao", "researcher")).result or {}
+    other = token(f"{a}-6", target=theirs["target"], digest=theirs["digest"])
+    assert await given(f"{a}-6", other, target=theirs["target"], digest=theirs["digest"]) == "security.approval_other", (
+        "maker's, not zhao's"
+    )
+    assert (await w.standing(1)).state == "waiting"
+    good = token(f"{a}-7")
+    await p.publish(ApprovalGranted(approval=f"{a}-7", action="annotation.export", target=target, digest=digest, token=good))
+    assert (await w.exported_as(1)).state == "exported"
+    assert await given(f"{a}-7", good) == "approval.spent"
+    assert len(w.exported()) == 1
+
+
+async def test_what_was_taken_back_or_refused_never_leaves_and_a_new_request_is_a_new_version(w: Work) -> None:
+    await accepted(w)
+    export = await w.export()
+    about = {"action": "annotation.export", "target": export["target"], "digest": export["digest"]}
+    await w.p.publish(ApprovalRevoked(approval=f"{w.project}-other", **{**about, "digest": "f" * 64}))
+    await w.p.publish(ApprovalRevoked(approval=f"{w.project}-1", **about))
+    assert (await w.exported_as(1)).state == "closed"
+    token = w.p.approval("annotation.export", export["target"], export["digest"], approval=f"{w.project}-1")
+    late = await w.p.publish(ApprovalGranted(approval=f"{w.project}-1", token=token, **about))
+    assert await dead(w, late) == "approval.spent", "its grant was on the way"
+    again = await w.export()
+    assert (again["version"], again["state"]) == (2, "waiting")
+    assert again["digest"] != export["digest"], "an approval of the one is none of the other"
+    assert w.exported() == []
+    with pytest.raises(IntegrityError, match="exported_with_approval"):
+        async with w.p.runtimes["annotation"].unit() as uow:
+            await uow.execute(update(exports).where(exports.c.project == w.project).values(state="exported"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from medmesh.contracts.audit import AuditBatch, Receipt, Receipts, record_subjec
 from medmesh.contracts.governance import ApprovalRequested, RequestApproval
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.security.keys import write_secret
+from medmesh.security.keyring.file import FileKeys
 from medmesh.service.http import problem_response
 from medmesh_governance.service import SERVICE as GOVERNANCE
 
@@ -37,8 +36,8 @@ def wish(n: int) -> RequestApproval:
 async def test_privileged_commands_are_refused_until_the_log_is_back(servers: RunningServers, private: Path) -> None:
     (private / "ca").mkdir(exist_ok=True)
     (private / "bootstrap").write_text("0" * 64)
-    write_secret(private / "seal", os.urandom(32))
-    keys = {"authority": private / "ca", "bootstrap_token": private / "bootstrap", "seal_key": private / "seal"}
+    FileKeys(private / "seal").ensure("seal")
+    keys = {"authority": private / "ca", "bootstrap_token": private / "bootstrap", "seal_keys": str(private / "seal")}
     async with platform(servers, private, GOVERNANCE, settings={"governance": {"audit_lag_seconds": 1.5, **keys}}) as p:
         li = p.person("li", "researcher")
         first = await p.send(wish(1), li)

@@ -29,7 +29,7 @@ from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
 from medmesh.serving.onnxruntime_session import Session
 from medmesh.store.objects.directory import DirectoryStore
-from medmesh.store.objects.port import file_digest
+from medmesh.store.objects.port import fetch, file_digest
 from medmesh_conversion.domain import Parity, Thresholds, compare, told, verdict
 from medmesh_conversion.handlers import Attempt, attempt
 from medmesh_conversion.ports import Ports
@@ -374,10 +374,8 @@ async def test_a_torch_model_converts_once_and_answers_as_the_model_does(registr
     assert made.preprocess == {"size": 64, "channels": 1, "scale": "0..1"}
     assert made.classes == ("none", "tumour")
     assert made.max_abs_diff == report["max_abs_diff"]
-    stored = p.stores.kept
-    assert isinstance(stored, DirectoryStore)
     x = np.random.default_rng(99).integers(0, 256, (7, 1, 64, 64), dtype=np.uint8)
-    answered = Session(stored.path(made.artefact.sha256), sha256=made.artefact.sha256).run(float_input(x))
+    answered = Session(await fetch(p.stores.kept, made.artefact, p.folder / "made.onnx"), sha256=made.artefact.sha256).run(float_input(x))
     np.testing.assert_allclose(answered, _model(demo_weights, x), atol=1e-4)
 
     (record,) = [r for r in await p.audited("conversion") if r["sub"] == "model.convert"]
@@ -387,7 +385,7 @@ async def test_a_torch_model_converts_once_and_answers_as_the_model_does(registr
     assert {made.source.sha256, made.artefact.sha256, package.digest} <= digests
 
     # Without the package nothing can be converted: what answers now is the report that was kept.
-    await stored.delete(package.digest)
+    await p.stores.kept.delete(package.digest)
     again = await registry.convert("mri")
     assert again.succeeded, again.problem
     assert again.result == report

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,8 @@ import pytest
 from sqlalchemy import update
 from tests.platform import Platform, platform
 
+from medmesh.contracts.annotation import LabelsExported
+from medmesh.contracts.audit import ExportFinished
 from medmesh.contracts.federation import FederationStarted
 from medmesh.contracts.governance import (
     ActivateUser,
@@ -40,11 +41,13 @@ from medmesh.contracts.governance import (
     SecondFactorSecret,
     SessionOpened,
 )
+from medmesh.contracts.ingestion import DatasetReleased
+from medmesh.contracts.message import Event, ObjectRef
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security import approvals, totp
 from medmesh.security.authority import fingerprint, hospital_of, new_key, node_request
-from medmesh.security.keys import write_secret
+from medmesh.security.keyring.file import FileKeys
 from medmesh_governance.handlers import expire
 from medmesh_governance.service import SERVICE
 from medmesh_governance.tables import approvals as approvals_table
@@ -57,8 +60,8 @@ PASSWORD = "Correct-Horse-7-Battery"
 async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
     token = private / "bootstrap"
     token.write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
-    write_secret(private / "seal", os.urandom(32))
-    extra = {"authority": private / "ca", "bootstrap_token": token, "seal_key": private / "seal"}
+    FileKeys(private / "seal").ensure("seal")
+    extra = {"authority": private / "ca", "bootstrap_token": token, "seal_keys": str(private / "seal")}
     async with platform(servers, private, SERVICE, settings={"governance": extra}) as made:
         yield made
 
@@ -210,6 +213,27 @@ async def test_an_approval_is_executed_when_its_owner_says_so_and_is_no_longer_t
     assert await _state(p, waiting) == "open", "what nobody granted was not executed by anybody's word"
     refused = await p.send(RevokeApproval(approval=approval), maker)
     assert (refused.problem or {})["params"]["state"] == "executed"
+
+
+async def test_whoever_executes_an_approved_action_says_so_in_its_own_fact(p: Platform) -> None:
+    labels = ObjectRef(sha256="3" * 64, bytes=1)
+    facts: list[tuple[str, str, Event, str]] = [
+        ("dataset.release", "brain/2", DatasetReleased(dataset="brain", version=2, content=labels, approval="x"), "ingestion"),
+        ("annotation.export", "cxr/1", LabelsExported(project="cxr", version=1, labels=labels, accepted=2), "annotation"),
+        ("audit.export", "e-1", ExportFinished(export="e-1", format="jsonl", records=1, object=labels, code=""), "audit"),
+        ("audit.export", "e-2", ExportFinished(export="e-2", format="jsonl", records=0, object=None, code="audit.x"), "audit"),
+    ]
+    maker, made = p.person("li", "researcher"), []
+    for action, target, _, _ in facts:
+        done = await p.send(RequestApproval(action=action, target=target, digest="4" * 64), maker)
+        made.append((done.result or {})["approval"])
+    async with p.runtimes["governance"].unit() as uow:
+        await uow.execute(update(approvals_table).where(approvals_table.c.approval.in_(made)).values(state="granted"))
+    for _, _, fact, source in facts:
+        await p.publish(fact, source=source)
+    async with asyncio.timeout(20):
+        while [await _state(p, approval) for approval in made] != ["executed"] * 3 + ["granted"]:
+            await asyncio.sleep(0.02)
 
 
 async def test_what_was_not_executed_in_time_has_expired_before_and_after_the_sweep(p: Platform) -> None:

@@ -143,9 +143,9 @@ async def test_whatever_does_not_verify_is_rejected_and_what_was_served_stays(in
     assert await inference.rejected(released(missing, release="c")) == "objects.missing"
     assert await inference.rejected(released(await inference.model(3, bias=float("nan")), release="d")) == "serving.unhealthy"
     altered = await inference.model(4)
-    place = inference.p.folder / "objects" / "kept" / altered.onnx.sha256[:2] / altered.onnx.sha256
-    place.write_bytes(graph(seed=9).SerializeToString())
-    assert await inference.rejected(released(altered, release="e")) == "objects.digest"
+    (good_place, place) = (inference.p.folder / "objects" / "kept" / o.sha256[:2] / f"{o.sha256}.key" for o in (good.onnx, altered.onnx))
+    place.write_bytes(good_place.read_bytes())
+    assert await inference.rejected(released(altered, release="e")) == "keyring.refused", "another model under its name"
 
     assert (await inference.infer()).json()["model_version"] == "1"
     records = [r for r in await inference.p.audited("inference") if r["sub"] == "model.reject"]
@@ -154,7 +154,7 @@ async def test_whatever_does_not_verify_is_rejected_and_what_was_served_stays(in
         "serving.approval",
         "objects.missing",
         "serving.unhealthy",
-        "objects.digest",
+        "keyring.refused",
     ]
     assert {r["out"] for r in records} == {8}
 

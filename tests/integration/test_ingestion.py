@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ import pydicom
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from tests.platform import Platform, platform
 
+from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.ingestion import (
     Catalogue,
+    DatasetReleased,
     DatasetVersionCreated,
     DatasetView,
     Descriptor,
@@ -34,13 +39,19 @@ from medmesh.contracts.ingestion import (
     PublishDescriptor,
 )
 from medmesh.contracts.message import ObjectRef, OperationFinished, new_id
+from medmesh.contracts.system import DeadLetters, ListDeadLetters
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.imaging import reading
+from medmesh.security.emergency import Emergency
+from medmesh.security.tokens import Actor, person_token
 from medmesh.service.runtime import running
+from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.port import load
+from medmesh.store.tables import service_metadata
 from medmesh_ingestion.archive import Limits, unpack
 from medmesh_ingestion.service import SERVICE, project_key
+from medmesh_ingestion.tables import versions
 
 REAL = Path(pydicom.__file__).parent / "data" / "test_files"
 CANARIES = ("Canaryname", "Zebedee", "金丝雀", "CANARY-PID-7781", "CANARYACC42", "1.2.826.4444.7", "canary-file-name", "19530917")
@@ -138,7 +149,9 @@ async def items(p: Platform, content: ObjectRef) -> list[dict[str, Any]]:
 
 
 def kept(p: Platform) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (p.folder / "objects" / "kept").rglob("*") if path.is_file()}
+    store = p.stores.kept
+    assert isinstance(store, EncryptedStore)
+    return {sha256: b"".join(store.open(sha256)) for sha256 in store.objects()}
 
 
 def leaks(datas: list[bytes]) -> set[str]:
@@ -189,8 +202,9 @@ async def test_an_archive_becomes_a_version_in_which_nobody_can_be_recognised(p:
 
 async def test_the_same_archive_is_the_same_version_and_the_same_images_are_the_same_items(p: Platform) -> None:
     files = {"a.dcm": canary(1), "b.dcm": canary(2)}
-    first = await ingest(p, zipped(files))
-    again = await ingest(p, zipped(files))
+    archive = zipped(files)  # once: it holds the second it was made in
+    first = await ingest(p, archive)
+    again = await ingest(p, archive)
     assert first.result == again.result == {"dataset": "brain", "version": 1}
     assert zipped(files) not in kept(p).values(), "an archive uploaded again is erased again"
     packed = await ingest(p, tarred({f"./other/{name}": data for name, data in files.items()}, "w:gz"))
@@ -471,3 +485,123 @@ def test_the_service_starts_without_the_learning_frameworks() -> None:
     script = f"import sys, medmesh_ingestion.service; print(sorted(set(sys.modules) & set({heavy})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+async def ingested(p: Platform, who: str = "maker", organisation: str = "platform", dataset: str = "brain") -> DatasetView:
+    """A version that somebody made."""
+    actor = Actor("person", who, organisation, frozenset(("researcher",)), "pwd+otp", datetime.now(UTC))
+    ref = await p.stores.kept.put(zipped({"a.dcm": canary(len(p.seen) + 1)}))
+    done = await p.send(IngestArchive(dataset=dataset, archive=ref), person_token(p.identities["governance"], actor))
+    version = (done.result or {})["version"]
+    return await p.ask(GetDataset(dataset=dataset, version=version), DatasetView, p.service("training"))
+
+
+async def seen_by(p: Platform, who: str, *roles: str, version: int = 0, emergency: Emergency | None = None, dataset: str = "brain") -> int:
+    """The version somebody gets; 0 when there is none for them."""
+    actor = Actor("person", who, "platform", frozenset(roles), "pwd+otp", datetime.now(UTC), emergency=emergency)
+    token = person_token(p.identities["governance"], actor)
+    try:
+        return (await p.ask(GetDataset(dataset=dataset, version=version), DatasetView, token)).version
+    except Problem as problem:
+        if problem.code not in ("request.not_found", "access.denied"):
+            raise
+        return 0
+
+
+async def given(p: Platform, approval: str, token: str, target: str, digest: str) -> str:
+    """Send a grant; the event's id."""
+    return await p.publish(ApprovalGranted(approval=approval, action="dataset.release", target=target, digest=digest, token=token))
+
+
+async def dead(p: Platform, event: str) -> str:
+    """The code under which it was given up."""
+    async with asyncio.timeout(20):
+        while True:
+            for letter in (await p.ask(ListDeadLetters(service="ingestion"), DeadLetters, p.service("operator"))).letters:
+                if letter.event == event:
+                    return letter.code
+            await asyncio.sleep(0.05)
+
+
+async def test_a_version_is_its_makers_alone_until_somebody_else_agreed_to_exactly_it(p: Platform) -> None:
+    first = await ingested(p)
+    digest = str(first.release_digest)
+    assert (first.maker, first.released) == ("person:maker@platform", False)
+    assert await seen_by(p, "maker", "researcher") == 1
+    for role in ("researcher", "annotator", "reviewer"):
+        assert await seen_by(p, "zhao", role) == 0
+    await given(p, "a-1", p.approval("dataset.release", "brain/1", digest, approval="a-1"), "brain/1", digest)
+    released = (await p.wait(DatasetReleased)).data
+    assert (released.dataset, released.version, released.content, released.approval) == ("brain", 1, first.content, "a-1")
+    assert await seen_by(p, "zhao", "annotator") == 1
+    second = await ingested(p)
+    assert second.version == 2
+    assert await seen_by(p, "maker", "researcher") == 2
+    assert await seen_by(p, "zhao", "researcher") == 1, "the newest that was released"
+    assert await seen_by(p, "zhao", "researcher", version=2) == 0
+    (record,) = [r for r in await p.audited("ingestion") if r["sub"] == "dataset.release"]
+    assert record["approval"] == {
+        "id": "a-1",
+        "requester": "person:maker@platform",
+        "approvers": "person:checker@platform",
+        "digest": digest,
+    }
+    assert (record["type"]["code"], record["type"]["subcode"]) == ("110113", "110135")
+    with pytest.raises(IntegrityError, match="released_with_approval"):
+        async with p.runtimes["ingestion"].unit() as uow:
+            await uow.execute(update(versions).values(released_at=uow.now).where(versions.c.version == 2))
+
+
+async def test_a_grant_of_another_version_another_maker_expired_revoked_or_used_releases_nothing(p: Platform) -> None:
+    mine, theirs = await ingested(p), await ingested(p, "li")
+    digest, other = str(mine.release_digest), str(theirs.release_digest)
+    assert digest != other
+    for approval, token, target, code in (
+        ("a-1", p.approval("dataset.release", "brain/1", other, approval="a-1"), "brain/1", "security.approval_other"),
+        ("a-2", p.approval("dataset.release", "brain/2", digest, approval="a-2"), "brain/1", "security.approval_other"),
+        ("a-3", p.approval("dataset.release", "brain/2", other, approval="a-3"), "brain/2", "security.approval_other"),
+        ("a-4", p.approval("model.release", "brain/1", digest, approval="a-4"), "brain/1", "security.approval_other"),
+        ("a-5", p.approval("dataset.release", "brain/1", digest, approval="a-5", minutes=-10), "brain/1", "security.approval_expired"),
+        ("a-6", p.approval("dataset.release", "brain/9", digest, approval="a-6"), "brain/9", "request.not_found"),
+        ("a-7", p.approval("dataset.release", "brain/x", digest, approval="a-7"), "brain/x", "request.not_found"),
+        ("a-8", "nonsense", "brain/1", "security.approval_signature"),
+    ):
+        assert await dead(p, await given(p, approval, token, target, digest)) == code, approval
+    await p.publish(ApprovalRevoked(approval="a-9", action="dataset.release", target="brain/1", digest=digest))
+    late = p.approval("dataset.release", "brain/1", digest, approval="a-9")
+    async with asyncio.timeout(20):
+        while await spent(p) != {"a-9"}:
+            await asyncio.sleep(0.02)
+    assert await dead(p, await given(p, "a-9", late, "brain/1", digest)) == "approval.spent"
+    assert p.emitted(DatasetReleased) == []
+    good = p.approval("dataset.release", "brain/1", digest, approval="a-10")
+    await given(p, "a-10", good, "brain/1", digest)
+    await p.wait(DatasetReleased)
+    assert await dead(p, await given(p, "a-10", good, "brain/1", digest)) == "approval.spent"
+    again = p.approval("dataset.release", "brain/1", digest, approval="a-11")
+    assert await dead(p, await given(p, "a-11", again, "brain/1", digest)) == "ingestion.released"
+    await p.publish(ApprovalRevoked(approval="a-10", action="dataset.release", target="brain/1", digest=digest))
+    assert await seen_by(p, "zhao", "researcher") == 1, "what was released stays released"
+
+
+async def spent(p: Platform) -> set[str]:
+    async with p.runtimes["ingestion"].unit() as uow:
+        return {row.id for row in await uow.all(select(service_metadata().tables["approvals_spent"]))}
+
+
+async def test_an_emergency_access_opens_what_is_its_organisations_and_nothing_else(p: Platform) -> None:
+    await ingested(p, "maker", "renji")
+    await ingested(p, "li", "ruijin", "heart")
+    hour = datetime.now(UTC) + timedelta(hours=1)
+    here, over = Emergency("e", "renji", hour), Emergency("e", "renji", datetime.now(UTC) - timedelta(seconds=1))
+    assert await seen_by(p, "chen", "clinician") == 0
+    assert await seen_by(p, "chen", "clinician", emergency=here) == 1, "also what was not released yet"
+    assert await seen_by(p, "chen", "clinician", emergency=over) == 0
+    assert await seen_by(p, "chen", "clinician", emergency=here, dataset="heart") == 0
+    assert await seen_by(p, "zhao", "researcher", emergency=here) == 1
+    counts = Descriptor(dataset="ct", version=1, modality="CT", samples=9, patients=9, labels={})
+    for hospital in ("renji", "ruijin"):
+        assert (await p.send(PublishDescriptor(descriptor=counts), p.hospital(hospital))).succeeded
+    actor = Actor("person", "chen", "platform", frozenset(("clinician",)), "pwd+otp", emergency=here)
+    listed = await p.ask(ListDescriptors(), Catalogue, person_token(p.identities["governance"], actor))
+    assert [entry.hospital for entry in listed.descriptors] == ["renji"]

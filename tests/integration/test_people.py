@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from medmesh.contracts.message import Query
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security import totp
-from medmesh.security.keys import write_secret
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.tokens import verify_actor
 from medmesh_governance.people import disable_idle
 from medmesh_governance.service import SERVICE
@@ -32,8 +31,8 @@ PASSWORD = "Correct-Horse-7-Battery"
 @pytest.fixture
 async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
     (private / "bootstrap").write_text(hashlib.sha256(b"token").hexdigest())
-    write_secret(private / "seal", os.urandom(32))
-    extra = {"authority": private / "ca", "bootstrap_token": private / "bootstrap", "seal_key": private / "seal"}
+    FileKeys(private / "seal").ensure("seal")
+    extra = {"authority": private / "ca", "bootstrap_token": private / "bootstrap", "seal_keys": str(private / "seal")}
     async with platform(servers, private, SERVICE, settings={"governance": extra}) as made:
         yield made
 
@@ -263,7 +262,8 @@ async def test_who_lost_password_and_authenticator_gets_in_again_by_a_code_and_n
     assert await refused(p, activate) == "security.password_used"
     assert await refused(p, activate.model_copy(update={"password": "Quite-Another-8-Battery"})) == ""
     assert (await opened(p, "wu", "Quite-Another-8-Battery")).must == ("second_factor",)
-    assert await refused(p, g.RecoverUser(name="sun"), admin) == "request.not_found"
+    assert await refused(p, g.RecoverUser(name="nobody"), admin) == "request.not_found"
+    assert await refused(p, g.RecoverUser(name="sun"), admin) == "governance.yourself"
     assert await refused(p, g.RecoverUser(name="wu"), p.person("wu", "security_administrator")) == "governance.yourself"
 
 

@@ -30,6 +30,7 @@ from medmesh.bus.port import StreamSpec
 from medmesh.bus.topology import apply, streams
 from medmesh.cli.setup import setup
 from medmesh.embedded import apart, binaries, probe
+from medmesh.embedded.layout import DOMAINS
 from medmesh.embedded.ports import HOST, Ports
 from medmesh.embedded.process import Command
 from medmesh.embedded.supervisor import Supervisor
@@ -42,6 +43,13 @@ from medmesh.store.objects.s3 import S3Store
 from medmesh.store.objects.sealed import SealedStore
 
 ROOT = Path(__file__).parents[2]
+HOLDS = {
+    "governance": ("authority", "seal"),
+    "audit": ("log",),
+    "registry": ("release",),
+    "ingestion": ("pseudonyms",),
+}
+"""The domains of keys a service works for; all but governance also open objects."""
 DERIVED = {"settings.json", "authorization.conf", "trust.json"}
 
 
@@ -85,10 +93,10 @@ def test_only_what_is_public_can_be_read_by_others(made: Path) -> None:
         "trust/trust.json": 0o644,
     }
     folders = {path for path in modes if (made / path).is_dir()} - {"trust"}
-    assert folders == {*services(), "topology", "operator", "nats", "postgres", "seaweedfs"}
+    assert folders == {*services(), *DOMAINS.values(), "topology", "operator", "nats", "postgres", "seaweedfs"}
     assert {modes[path] for path in folders} == {0o700}
     private = {path: mode for path, mode in modes.items() if "/" in path and not path.startswith("trust/")}
-    assert {path for path, mode in private.items() if mode != 0o600} <= {"governance/ca.pem"}
+    assert {path for path, mode in private.items() if mode != 0o600} <= {"authority/ca.pem"}
 
 
 def test_each_part_gets_its_own_and_no_other(made: Path) -> None:
@@ -97,17 +105,22 @@ def test_each_part_gets_its_own_and_no_other(made: Path) -> None:
     found.pop("seaweedfs/s3.json")
     assert len(set(found.values())) == len(found)
     extra = {
-        "governance": {"ca.key", "bootstrap_token", "seal.key"},
-        "audit": {"log_key.nk"},
-        "registry": {"release_key.nk"},
-        "ingestion": {"project.key"},
+        "governance": {"bootstrap_token"},
+        "authority": {"ca.key"},
+        "log": {"log_key.nk"},
+        "release": {"release_key.nk"},
+        "pseudonyms": {"project.key"},
+        "objects": {"objects.1.wrap"},
+        "seal": {"seal.1.wrap"},
     }
+    for domain in DOMAINS.values():
+        assert {path.name for path in (made / domain).iterdir()} - {"ca.pem"} == extra[domain]
     for name, spec in services().items():
         mine = {"identity.nk", "database_password", "settings.json", *extra.get(name, ())}
         mine |= set() if name == "governance" else {"s3.json"}
         mine |= {"tls.crt", "tls.key"} if spec.http else set()
         assert {path.name for path in (made / name).iterdir()} - {"ca.pem"} == mine
-    assert len(found["ingestion/project.key"]) == 32
+    assert len(found["pseudonyms/project.key"]) == 32
 
 
 @pytest.mark.parametrize("name", sorted(services()))
@@ -117,14 +130,16 @@ def test_a_service_accepts_its_settings_and_finds_what_they_name(made: Path, nam
         field: value for field, value in settings.model_dump().items() if isinstance(value, Path) and field not in {"state", "telemetry"}
     }
     assert {field for field, path in files.items() if not path.exists()} == set()
-    assert all(path.is_relative_to(made / name) or path.is_relative_to(made / "trust") for path in files.values())
+    mine = {made / where for where in (name, "trust", *HOLDS.get(name, ()))}
+    assert all(any(path.is_relative_to(folder) for folder in mine) for path in files.values())
     assert settings.database_url == f"postgresql://medmesh_{name}@postgres:5432/medmesh?ssl=verify-full"
     if settings.objects.s3_url:
         assert settings.objects.s3_credentials == made / name / "s3.json"
+        assert settings.objects.keys == str(made / "objects")
     # On Kubernetes the same files lie elsewhere.
     document = json.loads((ROOT / "k8s" / "base" / "settings" / f"{name}.json").read_text())
     for path in re.findall(r"/run/medmesh/([\w.]+)", json.dumps(document)):
-        assert (made / name / path).is_file(), path
+        assert any((made / where / path).is_file() for where in (name, *HOLDS.get(name, ()))), path
 
 
 def test_certificates_name_their_servers_and_the_platform(made: Path) -> None:
@@ -160,7 +175,7 @@ def test_certificates_follow_names_and_time_and_their_keys_stay(made: Path, tmp_
     folder = shutil.copytree(made, tmp_path / "again")
     before = contents(folder, DERIVED)
     key = load_key(folder / "nats" / "tls.key")
-    ending, _ = Authority.load(folder / "governance").issue_server(["nats", "localhost"], days=10, key=key)
+    ending, _ = Authority.load(folder / "authority").issue_server(["nats", "localhost"], days=10, key=key)
     (folder / "nats" / "tls.crt").write_bytes(ending)
     assert run("--files-only", "--folder", folder, "--server-name", "second.example").exit_code == 0
     changed = {path for path, data in contents(folder, DERIVED).items() if before[path] != data}

@@ -5,37 +5,17 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
-import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.edge_escrow import escrow
+from medmesh.cli.edge_patients import forget, forget_approve, forgettings, trace
+from medmesh.cli.on_site import FOLDER, on_site
 from medmesh.cli.session import show
 from medmesh.errors import Problem
-
-T = TypeVar("T")
-
-FOLDER = click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=lambda: Path(os.environ.get("MEDMESH_EDGE", Path.home() / "medmesh-edge")),
-    show_default="$MEDMESH_EDGE or ~/medmesh-edge",
-    help="The node's folder.  节点目录。",
-)
-
-
-def on_site(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Run `work` with the opened folder."""
-    from medmesh_edge.ports import site
-
-    async def run() -> T:
-        async with site(folder.absolute()) as opened:
-            return await work(opened)
-
-    return asyncio.run(run())
 
 
 @click.group()
@@ -351,3 +331,7 @@ def doctor(folder: Path) -> int:
         click.echo(say(finding.en, finding.zh))
         worst = max(worst, finding.level)
     return 1 if worst == 2 else 0
+
+
+for command in (forget, forget_approve, forgettings, trace, escrow):
+    edge.add_command(command)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from medmesh.contracts.message import Command, Event, Identifier, ObjectRef, Query, Record
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record, Sha256
 
 
 class CreateProject(Command):
@@ -12,6 +13,12 @@ class CreateProject(Command):
 
     TYPE: ClassVar[str] = "annotation.create-project.v1"
     ACTION: ClassVar[str] = "annotation.create"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (
+        Names("project", "{project}", new=True),
+        Names("dataset", "{dataset}", "dataset.read"),
+        Names("content", "{content.sha256}", "dataset.read"),
+    )
+    MAKES: ClassVar[str] = "project"
 
     project: Identifier
     dataset: Identifier
@@ -24,6 +31,7 @@ class CreateProject(Command):
 class SubmitLabel(Command):
     TYPE: ClassVar[str] = "annotation.submit-label.v1"
     ACTION: ClassVar[str] = "annotation.label"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
     item: str
@@ -35,6 +43,7 @@ class ReviewLabel(Command):
 
     TYPE: ClassVar[str] = "annotation.review-label.v1"
     ACTION: ClassVar[str] = "annotation.review"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"), Names("item", "{project}/{item}"))
 
     project: Identifier
     item: str
@@ -43,12 +52,37 @@ class ReviewLabel(Command):
 
 
 class ExportLabels(Command):
-    """Freeze the accepted labels as a version. Result: `{"version", "labels"}`."""
+    """Freeze the accepted labels as a version, and ask for leave to take it out. Result: `{"target", "digest", "version", "accepted",
+    "state"}`; once a second person approved `annotation.export` on this target and digest, `GetLabelExport` tells where the labels are."""
 
     TYPE: ClassVar[str] = "annotation.export-labels.v1"
     ACTION: ClassVar[str] = "annotation.export"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
+
+
+class LabelExport(Record):
+    """`labels` is there once the export was approved."""
+
+    project: str
+    version: int
+    accepted: int
+    digest: Sha256
+    state: str
+    labels: ObjectRef | None = None
+
+
+class GetLabelExport(Query):
+    """How an export stands, for who asked for it."""
+
+    TYPE: ClassVar[str] = "annotation.get-label-export.v1"
+    ACTION: ClassVar[str | None] = "annotation.label"
+    Reply: ClassVar[type[Record]] = LabelExport
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
+
+    project: Identifier
+    version: int
 
 
 class ProjectCreated(Event):
@@ -61,6 +95,8 @@ class ProjectCreated(Event):
 
 
 class LabelsExported(Event):
+    """A second person let these labels out."""
+
     TYPE: ClassVar[str] = "annotation.labels.exported.v1"
 
     project: Identifier
@@ -86,6 +122,7 @@ class NextItem(Query):
     TYPE: ClassVar[str] = "annotation.next-item.v1"
     ACTION: ClassVar[str | None] = "annotation.label"
     Reply: ClassVar[type[Record]] = Item
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
 
@@ -96,11 +133,13 @@ class ProjectView(Record):
     version: int
     classes: tuple[str, ...]
     states: dict[str, int]
+    label: SecurityLabel | None = None
 
 
 class GetProject(Query):
     TYPE: ClassVar[str] = "annotation.get-project.v1"
     ACTION: ClassVar[str | None] = "annotation.label"
     Reply: ClassVar[type[Record]] = ProjectView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier

@@ -20,6 +20,7 @@ from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.service.settings import ObjectSettings
 from medmesh.service.spec import services
+from medmesh.store.objects.open import LABEL as OBJECTS
 
 WITHOUT_OBJECTS = frozenset({"governance"})
 """Services that store no bytes, and get no keys to S3."""
@@ -113,7 +114,8 @@ def _settings(prepared: Prepared, name: str, where: Servers) -> None:
     values: dict[str, Any] = {"nats_url": where.nats, "port": 8443 if spec.http else 8080}
     if name not in WITHOUT_OBJECTS:
         keys = prepared.layout.private(name, "s3.json")
-        values["objects"] = ObjectSettings(s3_url=where.s3, s3_credentials=keys, spool=where.spool).model_dump(mode="json")
+        kek = str(prepared.layout.private(name, OBJECTS))
+        values["objects"] = ObjectSettings(s3_url=where.s3, s3_credentials=keys, spool=where.spool, keys=kek).model_dump(mode="json")
     material.settings(prepared.layout, spec, where.database, values)
 
 

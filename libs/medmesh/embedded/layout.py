@@ -21,9 +21,23 @@ class Layout(Protocol):
         """A file that everybody may read: `ca.pem` or `trust.json`."""
 
 
+DOMAINS = {
+    "ca.key": "authority",
+    "log_key.nk": "log",
+    "sm_key.json": "log",
+    "release_key.nk": "release",
+    "project.key": "pseudonyms",
+    "objects": "objects",
+    "seal": "seal",
+}
+"""Keys whose holders must not be one: each lies in a folder of its domain, which has its own backup (`medmesh vault export`) and is
+given to one service. Whoever has the certification authority cannot write the log, whoever has stored objects cannot open them, and
+whoever has images cannot follow a pseudonym back. `objects` and `seal` are folders of a key provider."""
+
+
 @dataclass(frozen=True, slots=True)
 class Together:
-    """One machine, one account: all secrets in one folder."""
+    """One machine, one account: secrets in one folder, those of a domain in one of their own below it."""
 
     folder: Path
 
@@ -41,7 +55,8 @@ class Apart:
     folder: Path
 
     def private(self, owner: str, what: str) -> Path:
-        return self.folder / owner / what
+        domain = DOMAINS.get(what, owner)
+        return self.folder / domain if what == domain else self.folder / domain / what
 
     def public(self, what: str) -> Path:
         return self.folder / "trust" / what
@@ -56,10 +71,12 @@ _TOGETHER = {
     "ca.key": "secrets/authority/ca.key",
     "bootstrap_code": "secrets/bootstrap.token",
     "bootstrap_token": "secrets/bootstrap.sha256",
-    "release_key.nk": "secrets/release.nk",
-    "log_key.nk": "secrets/log.nk",
-    "project.key": "secrets/ingestion.key",
-    "seal.key": "secrets/{owner}.seal",
+    "release_key.nk": "secrets/release/release.nk",
+    "log_key.nk": "secrets/log/log.nk",
+    "sm_key.json": "secrets/log/log.sm2.json",
+    "project.key": "secrets/pseudonyms/project.key",
+    "objects": "secrets/objects",
+    "seal": "secrets/seal",
     "settings.json": "settings/{owner}.json",
     "state": "state/{owner}",
 }

@@ -30,6 +30,7 @@ from medmesh.embedded.supervisor import Supervisor
 from medmesh.errors import Problem
 from medmesh.service.settings import ObjectSettings
 from medmesh.service.spec import ServiceSpec
+from medmesh.store.objects.open import LABEL as OBJECTS
 from medmesh.telemetry.logs import log
 
 Progress = Callable[[dict[str, Any]], None]
@@ -104,7 +105,9 @@ async def run(folder: Path, progress: Progress, external: External | None = None
             install.schemas(postgres, password, prepared.specs.values(), prepared.passwords),
         )
         progress({"step": "topology"})
-        objects = ObjectSettings(s3_url=s3, s3_credentials=keys, spool=folder / "spool").model_dump(mode="json")
+        objects = ObjectSettings(
+            s3_url=s3, s3_credentials=keys, spool=folder / "spool", keys=str(prepared.layout.private("", OBJECTS))
+        ).model_dump(mode="json")
         common = {"nats_url": nats, "objects": objects, "telemetry": folder / "telemetry", "host": external.host}
         processes = []
         for spec in prepared.specs.values():

@@ -23,6 +23,7 @@ from medmesh.errors import Problem
 from medmesh.telemetry.logs import log
 
 _FIRST_DELAY, _LONGEST_DELAY, _HEALTHY_AFTER = 0.2, 10.0, 30.0
+_LONGEST_AFTER_READY = 1.0
 _ATTEMPTS = 3
 _LOG_BYTES, _LOG_CHECK_SECONDS = 16 * 2**20, 10.0
 
@@ -128,6 +129,7 @@ class _Child:
         self._process: asyncio.subprocess.Process | Born | None = None
         self._task: asyncio.Task[None] | None = None
         self._restarts = 0
+        self._was_ready = False
 
     def begin(self) -> None:
         self._task = asyncio.create_task(self._keep())
@@ -142,7 +144,7 @@ class _Child:
             await self._task
 
     async def _keep(self) -> None:
-        clock, delay = asyncio.get_running_loop().time, _FIRST_DELAY
+        clock, delay = asyncio.get_running_loop().time, 0.0
         while not self._stopping.is_set():
             began = clock()
             try:
@@ -164,10 +166,8 @@ class _Child:
                 Problem("embedded.start_failed", server=self.server.name, reason=f"{reason}: {last_line(self.log)}", log=self.log)
             ):
                 return
-            if clock() - began > _HEALTHY_AFTER:
-                delay = _FIRST_DELAY
+            delay = pause(delay, was_ready=self._was_ready, lived=clock() - began)
             await _either(self._stopping.wait(), asyncio.sleep(delay))
-            delay = min(delay * 2, _LONGEST_DELAY)
         self._fail(asyncio.CancelledError())
 
     def _fail(self, error: BaseException) -> bool:
@@ -179,6 +179,7 @@ class _Child:
 
     async def _live(self) -> str:
         """One life, from start to end; answers how it ended."""
+        self._was_ready = False
         command = await asyncio.to_thread(self.server.command)
         with open(self.log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
             process = await (self._nursery.spawn(command, output.fileno()) if command.nursery else _execute(command, output))
@@ -199,6 +200,7 @@ class _Child:
                 return f"not ready after {self._ready_seconds:g} s"
             if ready.done() and not died.done():
                 ready.result()
+                self._was_ready = True
                 log("server.ready", server=self.server.name, pid=process.pid)
                 if not self.first_ready.done():
                     self.first_ready.set_result(None)
@@ -237,6 +239,16 @@ async def _finish(process: asyncio.subprocess.Process | Born, command: Command) 
         except TimeoutError:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+
+def pause(before: float, *, was_ready: bool, lived: float) -> float:
+    """Seconds until the next start, after the pause `before` the last one (0: there was none).
+
+    One that was ready can start: waiting long mends nothing, and everybody else waits for it. One that never was is given time.
+    """
+    if before == 0 or lived > _HEALTHY_AFTER:
+        return _FIRST_DELAY
+    return min(before * 2, _LONGEST_AFTER_READY if was_ready else _LONGEST_DELAY)
 
 
 def rotate(file: Path, limit: int) -> None:

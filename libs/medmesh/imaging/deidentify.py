@@ -73,13 +73,18 @@ def deidentify(dataset: Dataset, key: bytes, *, dates: Dates = "remove") -> Deid
     for keyword in ("SOPClassUID", "SOPInstanceUID"):
         if not result.get(keyword):
             raise Problem("imaging.unreadable", reason=f"{keyword} is missing")
-    pseudonym = _mac(key, "patient", patient).hex()[:20].translate(_LETTERS)
-    result.PatientID = result.PatientName = pseudonym
+    name = pseudonym(patient, key)
+    result.PatientID = result.PatientName = name
     _declare(result, dates)
     result.file_meta = FileMetaDataset()
     result.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     result.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
-    return Deidentified(result, pseudonym, str(result.SOPInstanceUID), cleaner.actions)
+    return Deidentified(result, name, str(result.SOPInstanceUID), cleaner.actions)
+
+
+def pseudonym(patient: str, key: bytes) -> str:
+    """Who a patient ID becomes under the project's key."""
+    return _mac(key, "patient", patient.strip()).hex()[:20].translate(_LETTERS)
 
 
 class _Cleaner:

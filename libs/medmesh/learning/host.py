@@ -17,6 +17,7 @@ from medmesh.errors import Problem
 from medmesh.learning import isolation
 from medmesh.learning.package import Package
 from medmesh.learning.protocol import MAX_FRAME, parse_frame
+from medmesh.security.residue import wipe
 
 Progress = Callable[[int, int, float], None]
 
@@ -129,7 +130,7 @@ async def worker(
     account: str | None = None,
 ) -> AsyncIterator[Worker]:
     """A worker with `package` opened. `folder` is made fresh and removed at the end; `python` is the framework's interpreter."""
-    shutil.rmtree(folder, ignore_errors=True)
+    await asyncio.to_thread(wipe, folder)
     folder.mkdir(parents=True, mode=0o700)
     code = package.unpack(folder / "package")
     # Where medmesh itself lies: an editable install is outside the interpreter's own folders.
@@ -154,4 +155,4 @@ async def worker(
         transport = getattr(process, "_transport", None)
         if transport is not None:
             transport.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        await asyncio.to_thread(wipe, folder)

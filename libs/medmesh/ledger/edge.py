@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from medmesh.ledger.tiles import HASH, WIDTH
-from medmesh.ledger.tree import EMPTY, fold, node_hash
+from medmesh.ledger.tiles import HASH, WIDTH, Tiles
+from medmesh.ledger.tree import EMPTY, Pair, fold, node_hash
 
 _HEIGHT = 8
 
@@ -27,58 +25,88 @@ def split(hashes: bytes) -> list[bytes]:
     return [hashes[i : i + HASH] for i in range(0, len(hashes), HASH)]
 
 
-@dataclass
 class Edge:
-    """`peaks` are the roots of the perfect subtrees by their height, `partial` the tile that is being filled on each tile level."""
+    """At most 255 hashes a level: those of the tile that is not full yet. `pair` and `empty` are those of the tree's hash function."""
 
-    size: int = 0
-    peaks: dict[int, bytes] = field(default_factory=dict)
-    partial: dict[int, bytearray] = field(default_factory=dict)
+    def __init__(self, pair: Pair = node_hash, empty: bytes = EMPTY) -> None:
+        self._pair, self._empty = pair, empty
+        self._rows: list[list[bytes]] = [[]]
+        self._full: list[int] = [0]
+        self._above: list[bytes] | None = []
 
     @classmethod
-    def resume(cls, size: int, partial: Callable[[int, int, int], bytes]) -> Edge:
-        """The edge of a tree of `size` leaves; `partial(level, number, width)` answers its unfinished tiles."""
-        edge = cls(size)
-        level = 0
+    def resume(cls, size: int, read: Tiles, pair: Pair = node_hash, empty: bytes = EMPTY) -> Edge:
+        """The edge of a tree of `size` leaves; `read(level, number, width)` answers its unfinished tiles. Nothing is checked: compare
+        `root`. Raises `ValueError` for a short tile."""
+        edge, level = cls(pair, empty), 0
         while count := size >> (_HEIGHT * level):
             number, width = divmod(count, WIDTH)
-            hashes = partial(level, number, width) if width else b""
-            if len(hashes) != width * HASH:
-                raise ValueError(f"the tile {level}/{number} is not {width} wide")
-            edge.partial[level] = bytearray(hashes)
-            place, parts = 0, split(hashes)
-            for height in reversed(range(_HEIGHT)):
-                if width >> height & 1:
-                    edge.peaks[_HEIGHT * level + height] = fold(parts[place : place + (1 << height)])
-                    place += 1 << height
+            tile = read(level, number, width) if width else b""
+            if len(tile) != width * HASH:
+                raise ValueError(f"the tile {level}/{number} has {len(tile)} bytes instead of {width * HASH}")
+            edge._row(level)
+            edge._rows[level], edge._full[level] = split(tile), number
             level += 1
+        edge._above = None
         return edge
 
     def copy(self) -> Edge:
         """One to go on with while this one stays."""
-        return deepcopy(self)
+        made = Edge(self._pair, self._empty)
+        made._rows, made._full, made._above = [[*row] for row in self._rows], [*self._full], self._above
+        return made
 
-    def append(self, leaf: bytes) -> Iterator[FullTile]:
-        """Add a leaf hash; answers the tiles it completes, from the bottom up. Run it to its end."""
-        index, height, node = self.size, 0, leaf
-        self.size += 1
-        while True:
-            level, inside = divmod(height, _HEIGHT)
-            if not inside:
-                if level:
-                    done = bytes(self.partial[level - 1])
-                    self.partial[level - 1] = bytearray()
-                    yield FullTile(level - 1, index >> (_HEIGHT * level), done, node)
-                self.partial.setdefault(level, bytearray()).extend(node)
-            if not index >> height & 1:
-                break
-            node = node_hash(self.peaks.pop(height), node)
-            height += 1
-        self.peaks[height] = node
+    @property
+    def size(self) -> int:
+        """How many leaves."""
+        return self._full[0] * WIDTH + len(self._rows[0])
 
-    def root(self) -> bytes:
-        """The root over all leaves (RFC 6962 §2.1)."""
-        top: bytes | None = None
-        for height in sorted(self.peaks):
-            top = self.peaks[height] if top is None else node_hash(self.peaks[height], top)
-        return top or EMPTY
+    def add(self, hashes: Sequence[bytes]) -> list[FullTile]:
+        """Append leaf hashes; answers the tiles that became full, from the bottom up."""
+        done: list[FullTile] = []
+        begin = 0
+        while begin < len(hashes):
+            end = begin + WIDTH - len(self._rows[0])
+            self._rows[0] += hashes[begin:end]
+            begin, level = end, 0
+            while len(self._rows[level]) == WIDTH:
+                row = self._rows[level]
+                done.append(FullTile(level, self._full[level], b"".join(row), fold(row, self._pair)))
+                self._rows[level], self._full[level] = [], self._full[level] + 1
+                level += 1
+                self._row(level).append(done[-1].root)
+                self._above = None
+        return done
+
+    def partial(self) -> Iterator[tuple[int, int, bytes]]:
+        """The tiles (level, number, hashes) that are not full."""
+        for level, row in enumerate(self._rows):
+            if row:
+                yield level, self._full[level], b"".join(row)
+
+    def root(self, more: Sequence[bytes] = ()) -> bytes:
+        """The root (RFC 6962 §2.1), or what it were with `more` leaf hashes, which must not fill the tile."""
+        row = [*self._rows[0], *more]
+        top = fold(row, self._pair) if row else None
+        if self._above is None:
+            self._above = [peak for level in self._rows[1:] for peak in _peaks(level, self._pair)]
+        # What lies to the right is narrower, and RFC 6962 carries it up like an odd node.
+        for peak in self._above:
+            top = peak if top is None else self._pair(peak, top)
+        return self._empty if top is None else top
+
+    def _row(self, level: int) -> list[bytes]:
+        if level == len(self._rows):
+            self._rows.append([])
+            self._full.append(0)
+        return self._rows[level]
+
+
+def _peaks(row: Sequence[bytes], pair: Pair) -> list[bytes]:
+    """The roots of the perfect subtrees of a row, the narrowest (and so the last) first."""
+    found, end = [], len(row)
+    while end:
+        width = end & -end
+        found.append(fold(row[end - width : end], pair))
+        end -= width
+    return found

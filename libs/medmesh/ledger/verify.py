@@ -19,10 +19,11 @@ from medmesh.ledger import note, tiles
 from medmesh.ledger.clocks import Counters
 from medmesh.ledger.copies import Body, Copy, Signed
 from medmesh.ledger.differ import differs
-from medmesh.ledger.frontier import Frontier
+from medmesh.ledger.edge import Edge, split
 from medmesh.ledger.policy import Policy
 from medmesh.ledger.record import outline
 from medmesh.ledger.report import Report
+from medmesh.ledger.second import Second, second
 
 TOLERANCE = 900
 
@@ -44,6 +45,8 @@ class Wanted:
     kept: str | bytes | None = None
     resume: bool = False
     tolerance: int = TOLERANCE
+    second: tuple[str, ...] = ()
+    """Keys of the second tree: one of them must have signed it. Without any it is compared with its entries where there is one."""
 
 
 def verify_log(copy: Copy, wanted: Wanted, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
@@ -71,7 +74,7 @@ def _no_search_for_cycles() -> Iterator[None]:
 class _Run:
     def __init__(self, copy: Copy, wanted: Wanted) -> None:
         self.copy, self.wanted, self.report = copy, wanted, Report()
-        self.edge = Frontier()
+        self.edge = Edge()
         self.kept: note.Checkpoint | None = None
         self.root_known = True
         self.wrong_leaf: tuple[int, str] | None = None
@@ -79,6 +82,7 @@ class _Run:
         self.incoming: Iterator[Body] | None = None
         self.last_body = -1
         self.signed: Signed | None = None
+        self.second: Second | None = None
 
     # --- before ------------------------------------------------------------------------------------------------------
 
@@ -112,6 +116,7 @@ class _Run:
         self.incoming = self.copy.bodies(self.report.start, self.checkpoint.size) if self.wanted.bodies else None
         self.history = self.copy.history()
         self._next_signed()
+        self.second = second(self.copy.second(), self.wanted.second, self.report, self.checkpoint.size, self.report.start)
         if self.wanted.bodies and self.incoming is None and self.checkpoint.size:
             self.report.fault("missing", Problem("ledger.no_bodies"), incomplete=not self.copy.removed_is_tampering)
         return True
@@ -124,13 +129,13 @@ class _Run:
             return self.copy.tile(level, number, tiles.width_at(size, level, number))[: width * tiles.HASH]
 
         try:
-            self.edge = Frontier.of_tiles(read, kept.size)
+            self.edge = Edge.resume(kept.size, read)
         except (LookupError, ValueError) as error:
             self.report.fault("tile", Problem("ledger.missing_part", part=str(error)), incomplete=True)
             return
         if self.edge.root() != kept.root:
             self.report.fault("kept", Problem("ledger.not_an_extension", kept=kept.size))
-            self.edge = Frontier()
+            self.edge = Edge()
             return
         self.report.start = self.report.leaves = kept.size
         self.counters.resumed()
@@ -152,6 +157,8 @@ class _Run:
             else:
                 hashes = [sha(b"\0" + entry).digest() for entry in entries]
                 self._leaves(begin, hashes, stored)
+                if self.second is not None:
+                    self.second.see(begin, entries)
                 self._grow(begin, hashes[skip:])
                 if self.wanted.ours:
                     self._records(begin + skip, entries[skip:], bodies)
@@ -186,6 +193,8 @@ class _Run:
     def _blind(self, begin: int, skip: int, stored: bytes | None, width: int) -> None:
         """Go on with the stored hashes where entries cannot be read: the rest is still compared with the root."""
         self.counters.interrupted()
+        if self.second is not None:
+            self.second.blind()
         if stored is not None and len(stored) == width * tiles.HASH:
             self._grow(begin, [stored[i : i + tiles.HASH] for i in range(0, len(stored), tiles.HASH)][skip:])
         else:
@@ -209,16 +218,17 @@ class _Run:
             if self.edge.root(hashes[: self.kept.size - first]) != self.kept.root:
                 self.report.fault("kept", Problem("ledger.not_an_extension", kept=self.kept.size))
             self.kept = None
-        for level, number, full in self.edge.add(hashes):
+        for level, number, full, _ in self.edge.add(hashes):
             if level:
                 self._compare(level, number, full)
 
-    def _compare(self, level: int, number: int, hashes: Sequence[bytes]) -> None:
-        stored = self._stored(level, number, len(hashes))
-        if stored is not None and stored != b"".join(hashes):
-            place = next((i for i, h in enumerate(hashes) if stored[i * 32 : i * 32 + 32] != h), 0)
+    def _compare(self, level: int, number: int, hashes: bytes) -> None:
+        width = len(hashes) // tiles.HASH
+        stored = self._stored(level, number, width)
+        if stored is not None and stored != hashes:
+            place = next((i for i, h in enumerate(split(hashes)) if stored[i * 32 : i * 32 + 32] != h), 0)
             seq = (number * tiles.WIDTH + place) << (8 * level)
-            self.report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=tiles.path(level, number, len(hashes))))
+            self.report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=tiles.path(level, number, width)))
 
     def _check_signed(self, signed: Signed, more: list[bytes]) -> None:
         """A checkpoint of the past that the copy still holds."""
@@ -332,6 +342,8 @@ class _Run:
                 report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=file))
             else:
                 report.fault("leaf", Problem("ledger.leaf_altered", seq=seq, file=file))
+        if self.second is not None:
+            self.second.end()
         if self.root_known and not whole:
             report.fault("root", Problem("ledger.root", size=size))
         for seq, _, _ in self.incoming or ():

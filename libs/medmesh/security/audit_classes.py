@@ -1,19 +1,21 @@
 """What happens to an action when the audit log is away: one class for every action, and the unknown ones are privileged.
 
-The three classes of the behaviour when the log cannot be reached (docs/security/audit.md):
+The classes of the behaviour when the log cannot be reached (docs/security/audit.md):
 
 - `privileged`: fails closed as soon as this service's own records wait too long for their receipts. Who may do what, what leaves,
   what is released or started.
 - `clinical`: goes on: its record is durable beside its effect before the answer goes out. Fails closed only at the quota of waiting
   records. A patient's result is never withheld because a central service is down, and stopping something is always possible.
 - `reading`: goes on.
+- `emergency`: goes on beyond the quota too, as does what is clinical under an emergency access: it is recorded beside its effect,
+  and when even that is not possible it is not done.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-AuditClass = Literal["privileged", "clinical", "reading"]
+AuditClass = Literal["privileged", "clinical", "reading", "emergency"]
 
 CLASSES: dict[str, AuditClass] = {
     "user.create": "privileged",
@@ -24,9 +26,18 @@ CLASSES: dict[str, AuditClass] = {
     "hospital.list": "reading",
     "hospital.revoke": "clinical",
     "revocation.list": "reading",
+    "clearance.set": "privileged",
+    "label.change": "privileged",
+    "object.describe": "reading",
+    "policy.read": "reading",
+    "policy.propose": "privileged",
     "approval.request": "privileged",
     "approval.decide": "privileged",
     "approval.list": "reading",
+    "emergency.open": "emergency",
+    "emergency.end": "emergency",
+    "emergency.list": "reading",
+    "emergency.review": "clinical",
     "dataset.create": "clinical",
     "dataset.read": "reading",
     "catalogue.publish": "clinical",

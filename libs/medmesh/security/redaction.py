@@ -24,3 +24,18 @@ def redact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
     return value
+
+
+_IDENTIFYING = re.compile(
+    r"(?:\d[\s./:_-]{0,2}){5,}\d"  # six digits, however spaced: numbers of people, cards and telephones, dates of birth
+    r"|\d{1,2}\s*月\s*\d{1,2}\s*日|@"
+    r"|(?<![A-Za-z])(?:mr|mrs|ms|miss|dr)\.?\s+[A-Z]"
+    r"|姓名|名叫|身份证|病案号|住院号|门诊号|床号|先生|女士|小姐|同志|\bMRN\b",
+    re.IGNORECASE,
+)
+
+
+def identifying(text: str) -> str:
+    """What in a free text looks as if it told who somebody is; empty when nothing does. A name alone cannot be told from a word."""
+    found = _IDENTIFYING.search(text)
+    return found.group(0) if found else ""

@@ -1,45 +1,37 @@
-"""Secrets a service must be able to read again, such as those of authenticators, encrypted in its tables (AES-256-GCM).
+"""Secrets a service must be able to read again, such as those of authenticators, encrypted in its tables.
 
-The key is a file of that service, never in the database: a copy of the tables opens nothing. What a secret belongs to is
-bound to it, so that rows cannot be swapped.
+The key lies with a key provider, never in the database: a copy of the tables opens nothing. What a secret belongs to is bound to it,
+so that rows cannot be swapped. What is stored names the key's version: after a new one, rows are brought under it one by one.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from medmesh.errors import Problem
-from medmesh.security.keys import read_secret
+from medmesh.security.keyring.port import KeyProvider, Wrapped
 
-_NONCE = 12
+LABEL = "seal"
 
 
 class Seal:
-    """A key of 32 bytes."""
+    """Closes and opens with one label of a provider."""
 
-    def __init__(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
-
-    @classmethod
-    def load(cls, path: Path) -> Seal:
-        """The key in a file 0600. Raises `Problem`."""
-        key = read_secret(path)
-        if len(key) != 32:
-            raise Problem("security.key_unreadable", file=path.name, reason="not 32 bytes")
-        return cls(key)
+    def __init__(self, keys: KeyProvider, label: str = LABEL) -> None:
+        self._keys = keys
+        self._label = label
 
     def close(self, secret: bytes, owner: str) -> bytes:
-        """Nonce and ciphertext; `owner` says whose it is, and is needed to open it."""
-        nonce = os.urandom(_NONCE)
-        return nonce + self._cipher.encrypt(nonce, secret, owner.encode())
+        """What is stored; `owner` says whose it is, and is needed to open it."""
+        return self._keys.wrap(self._label, secret, owner.encode()).encode()
 
     def open(self, sealed: bytes, owner: str) -> bytes:
         """The secret. Raises `Problem` when it was altered or is somebody else's."""
         try:
-            return self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], owner.encode())
-        except (InvalidTag, ValueError):
+            return self._keys.unwrap(self._label, sealed.decode(errors="replace"), owner.encode())
+        except Problem as problem:
+            if problem.code != "keyring.refused":
+                raise
             raise Problem("security.sealed_unreadable", owner=owner) from None
+
+    def is_old(self, sealed: bytes) -> bool:
+        """Whether it lies under a version that is not the newest."""
+        return Wrapped.parse(sealed.decode(errors="replace")).version != self._keys.versions(self._label)[-1]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from medmesh.errors import Problem
+from medmesh.security.residue import lock_down
 from medmesh.service.runtime import run
 from medmesh.service.spec import service
 
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("name", help="the service, e.g. federation")
     parser.add_argument("--settings", type=Path, required=True, help="its settings file (JSON)")
     arguments = parser.parse_args()
+    lock_down()
     try:
         spec = service(arguments.name)
         settings = spec.settings.load(arguments.settings)

@@ -35,14 +35,16 @@ class Emission:
         """Share of the quota."""
         return max(self.waiting_bytes / self.quota_bytes, self.lag(now) / self.quota_seconds)
 
-    def check(self, action: str | None, now: datetime | None = None) -> None:
-        """Before an action is done. Raises `Problem`: `audit.behind` for a privileged one, `audit.full` for any at the quota."""
+    def check(self, action: str | None, now: datetime | None = None, *, emergency: bool = False) -> None:
+        """Before an action is done. Raises `Problem`: `audit.behind` for a privileged one, `audit.full` for any at the quota, but for
+        emergency access and what is clinical under one (`emergency`)."""
         if self.oldest is None:
             return
         kind, lag = audit_class(action), self.lag(now)
         if kind == "privileged" and lag >= self.privileged_seconds:
             raise Problem("audit.behind", action=action or "", seconds=math.floor(lag), retry=30)
-        if kind != "reading" and self.used(now) >= 1:
+        spared = kind in ("reading", "emergency") or (kind == "clinical" and emergency)
+        if not spared and self.used(now) >= 1:
             raise Problem("audit.full", action=action or "", retry=60)
 
     def measured(self, oldest: datetime | None, waiting_bytes: int) -> None:

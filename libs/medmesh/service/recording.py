@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
 from medmesh.ledger.record import VERSION, record_bytes
-from medmesh.security.roles import policy_digest
+from medmesh.security.access import HIDDEN, policy_digest
 from medmesh.security.tokens import Actor
-from medmesh.store.unit import AuditEntry, Context, Recorder
+from medmesh.store.unit import AuditEntry, Context, Entity, Recorder
 
 UNKNOWN = "unknown"
 """The organisation of a name that nobody has: whoever tries it belongs to none."""
@@ -17,8 +18,11 @@ PLATFORM = "platform"
 """The compartment of what is about nobody's data in particular."""
 
 
-def recorder(*, service: str, instance: str, organisation: str, version: str, node: bool = False) -> Recorder:
-    """The recorder of one emitter. It raises `ValueError` for a verb or a purpose outside `medmesh.auditing.vocabulary`."""
+def recorder(
+    *, service: str, instance: str, organisation: str, version: str, node: bool = False, bundle: Callable[[], str] | None = None
+) -> Recorder:
+    """The recorder of one emitter; `bundle` is the digest of the rules it decides by. It raises `ValueError` for a verb or a purpose
+    outside `medmesh.auditing.vocabulary`."""
     source = {"service": service, "instance": instance, "node": instance if node else "", "org": organisation, "ver": version}
 
     def record(entry: AuditEntry, context: Context, record_id: str, n: int, previous: str) -> bytes:
@@ -38,11 +42,11 @@ def recorder(*, service: str, instance: str, organisation: str, version: str, no
             "out": entry.outcome,
             "why": entry.why,
             "agents": [_agent(context.actor, service)],
-            "pou": entry.purpose or VERBS[entry.verb].purpose,
-            "entities": [{"type": e.kind, "id": e.id, "ver": e.version, "digest": e.digest} for e in entry.entities],
+            "pou": _purpose(entry, context.actor),
+            "entities": [{"type": e.kind, "id": e.id, "ver": e.version, "digest": e.digest} for e in _entities(entry, context.actor)],
             "orgs": _compartments(entry, context.actor, organisation if node else ""),
-            "policy": _policy(context),
-            "approval": dict(entry.approval or {}),
+            "policy": _policy(context, (bundle or policy_digest)()),
+            "approval": _approval(entry, context.actor),
             "ctx": {
                 "trace": (context.traceparent or "--").split("-")[1],
                 "correlation": (context.cause.correlationid or context.cause.id) if context.cause is not None else "",
@@ -61,26 +65,43 @@ def _agent(actor: Actor | None, service: str) -> dict[str, Any]:
     if actor is None:
         return {"who": f"service:{service}", "role": "110150", "org": "", "req": False, "method": ""}
     who = {"who": f"{actor.kind}:{actor.id}", "role": ",".join(sorted(actor.roles)), "org": actor.organisation, "req": True}
-    return {**who, "method": actor.method}
+    return {**who, "method": f"{actor.method} sha256:{actor.certificate}" if actor.certificate else actor.method}
+
+
+def _purpose(entry: AuditEntry, actor: Actor | None) -> str:
+    """Whatever is done under an emergency access is done for that."""
+    return "BTG" if actor is not None and actor.emergency else entry.purpose or VERBS[entry.verb].purpose
+
+
+def _entities(entry: AuditEntry, actor: Actor | None) -> tuple[Entity, ...]:
+    """The emergency access is among them, so that whoever reviews it finds everything that was done under it by one search."""
+    return (*entry.entities, Entity("emergency", actor.emergency.id)) if actor is not None and actor.emergency else tuple(entry.entities)
+
+
+def _approval(entry: AuditEntry, actor: Actor | None) -> dict[str, str]:
+    return {**(entry.approval or {}), **({"emergency": actor.emergency.id} if actor is not None and actor.emergency else {})}
 
 
 def _compartments(entry: AuditEntry, actor: Actor | None, own: str) -> list[str]:
     """Whose data a record is about. What a node records is its hospital's alone, whoever else is named in it."""
     if own:
         return [own]
+    if entry.verb == "access.denied" and entry.why == HIDDEN:
+        return [PLATFORM]  # it tells that the object exists: nothing for the organisation that may not know
     found = {*entry.hospitals, *(entity.id for entity in entry.entities if entity.kind == "hospital")}
     if actor is not None and actor.kind != "service":
         found.add(actor.organisation)
+        found |= {actor.emergency.organisation} if actor.emergency else set()
     named = found - {PLATFORM, UNKNOWN}
     return sorted(named) or [PLATFORM]
 
 
-def _policy(context: Context) -> dict[str, Any]:
+def _policy(context: Context, bundle: str) -> dict[str, Any]:
     """`internal` is what nobody asked for: a timer, a start, a fact of another service."""
     decided = context.decision
     if decided is None:
-        return {"decision": "internal", "rules": [], "bundle": policy_digest()}
-    return {"decision": "permit" if decided.allowed else "deny", "rules": [decided.rule], "bundle": policy_digest()}
+        return {"decision": "internal", "rules": [], "bundle": bundle}
+    return {"decision": "permit" if decided.allowed else "deny", "rules": list(decided.rules), "bundle": decided.policy or bundle}
 
 
 def _instant(moment: datetime) -> str:

@@ -23,6 +23,12 @@ class ObjectSettings(BaseModel):
     """JSON file with `access_key` and `secret_key`, 0600."""
     folder: Path | None = None
     spool: Path | None = None
+    keys: str = ""
+    """Who keeps the key that wraps those of kept objects: a folder of key files, or `unix:` and the socket of a keeper."""
+    suite: str = "intl-1"
+    """With which new objects are encrypted."""
+    suites: tuple[str, ...] = ("intl-1", "sm-1")
+    """Which are accepted when one is read."""
 
 
 class ServiceSettings(BaseModel):

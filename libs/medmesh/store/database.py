@@ -16,6 +16,7 @@ from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.tables import service_metadata
 from medmesh.store.unit import AuditEntry, Context, Recorder, UnitOfWork
 from medmesh.tasks import uninterrupted
+from medmesh.telemetry import log
 
 _TABLES = service_metadata().tables
 
@@ -64,6 +65,22 @@ class Database:
         """Raise unless the database answers."""
         async with self.engine.connect() as sql:
             await sql.execute(text("SELECT 1"))
+
+    async def waited(self) -> None:
+        """Return once the database answers: a service that starts while its server restarts waits, as it does later on. Raises what
+        waiting does not mend, such as a wrong password."""
+        from medmesh.store.postgres import is_transient
+
+        pause = 0.05
+        while True:
+            try:
+                return await self.ready()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log("database.awaited", level=30, error=error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
 
     async def _journal(self, sql: AsyncConnection) -> Journal:
         if self.engine.dialect.name == "sqlite":

@@ -91,7 +91,7 @@ def engine(path: Path) -> AsyncEngine:
 
     @event.listens_for(made.sync_engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     return made

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import CursorResult, Executable, Row, insert
+from sqlalchemy import CursorResult, Executable, Row, insert, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -75,7 +75,15 @@ class Decision(Protocol):
 
     @property
     def rule(self) -> str:
-        """For example `role:researcher`."""
+        """The one that decided, for example `role:researcher`."""
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Every rule that was asked, for example `role:researcher`."""
+
+    @property
+    def policy(self) -> str:
+        """The digest of the rules as they stood; empty where whoever decided did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ class Context:
     raw: bytes | None = None
     """The bytes of `cause` as they were published."""
     decision: Decision | None = None
-    """What the role table said of it; None for what nobody asked for: a timer, a start."""
+    """What was decided of it; None for what nobody asked for: a timer, a start."""
 
 
 Recorder = Callable[[AuditEntry, Context, str, int, str], bytes]
@@ -113,6 +121,10 @@ class UnitOfWork(Generic[Ports]):
         self._messages: list[Outgoing] = []
         self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
+        self.access: Any = None
+        """What the runtime found when it let the message in (`medmesh.service.guard.Access`); None for what no message caused."""
+        self.same = False
+        """Whether the handler said `unchanged`."""
         self.accounted = 0
         """How many audit records were told, or things said to be `unchanged`: a command that succeeds has at least one."""
 
@@ -161,6 +173,7 @@ class UnitOfWork(Generic[Ports]):
 
     def unchanged(self) -> None:
         """Say that what was asked for was so already: the command succeeds and leaves no second record of one action."""
+        self.same = True
         self.accounted += 1
 
     def on_commit(self, call: Callable[[], None]) -> None:
@@ -173,6 +186,12 @@ class UnitOfWork(Generic[Ports]):
             await self.execute(insert(_SPENT).values(id=approval, at=self.now))
         except IntegrityError:
             raise Problem("approval.spent", approval=approval) from None
+
+    async def withhold_approval(self, approval: str) -> None:
+        """It was taken back: should its grant still be on the way, it comes too late. One that was used stays used."""
+        known = await self.first(select(_SPENT.c.id).where(_SPENT.c.id == approval))
+        if known is None:
+            await self.spend_approval(approval)
 
     async def flush(self) -> None:
         """Write messages and audit records; the audit counter's row lock is therefore held for the shortest time."""

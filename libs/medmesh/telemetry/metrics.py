@@ -38,6 +38,7 @@ WITNESS_REFUSING = Gauge(
 )
 UNWITNESSED_SECONDS = Gauge("medmesh_audit_unwitnessed_seconds", "Age of the oldest checkpoint the quorum has not seen", registry=REGISTRY)
 AUDIT_ALARMS = Counter("medmesh_audit_alarms", "What must not happen to the log", ["kind"], registry=REGISTRY)
+EMERGENCIES = Gauge("medmesh_emergency_accesses", "Emergency accesses nobody has reviewed", ["state"], registry=REGISTRY)
 DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
 HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)
 HTTP_SECONDS = Histogram("medmesh_http_seconds", "Request by route", ["service", "route"], buckets=_QUICK, registry=REGISTRY)

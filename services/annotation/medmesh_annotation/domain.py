@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints, ValidationError
 
-from medmesh.canonical import canonical
+from medmesh.canonical import canonical, digest
 from medmesh.contracts.message import ObjectRef, Record
 from medmesh.errors import Problem
 
@@ -73,6 +73,11 @@ def labels_document(
             "items": [{"item": item, "object": dict(ref), "label": label} for item, ref, label in sorted(accepted, key=lambda a: a[0])],
         }
     )
+
+
+def export_digest(project: str, version: int, labels: str) -> str:
+    """What the approval of an export is bound to: this version, and every label in it; it does not tell the object's name."""
+    return digest({"project": project, "version": version, "labels": labels})
 
 
 def check_project(version: int, purpose: str) -> None:

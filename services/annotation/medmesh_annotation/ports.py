@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.tokens import TrustBundle
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_annotation.settings import Settings
 
-HANDLERS = Handlers("annotation")
+HANDLERS = labelled(Handlers("annotation"), "project")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +20,4 @@ class Ports:
 
     settings: Settings
     stores: Stores
+    trust: Callable[[], TrustBundle]

@@ -11,12 +11,12 @@ from medmesh.contracts.annotation import LabelsExported, ProjectCreated
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
-from medmesh_annotation import handlers, queries
+from medmesh_annotation import exports, handlers, queries
 from medmesh_annotation.ports import HANDLERS, Ports
 from medmesh_annotation.settings import Settings
 from medmesh_annotation.tables import METADATA
 
-DECLARING = (handlers, queries)
+DECLARING = (handlers, exports, queries)
 """The modules whose handlers this service runs."""
 
 
@@ -25,7 +25,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """The stores: contents are read from the kept one, exports written to it."""
     settings = cast(Settings, runtime.settings)
     async with stores(settings.objects) as opened:
-        yield Ports(settings, opened)
+        yield Ports(settings, opened, runtime.trust)
 
 
 SERVICE = ServiceSpec(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, CheckConstraint, Column, ForeignKey, ForeignKeyConstraint, Index, Integer, String, Table, Text, text
 
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Json, Timestamp
 
-METADATA = service_metadata()
+METADATA = add_label_tables(service_metadata())
 
 projects = Table(
     "projects",
@@ -69,5 +69,12 @@ exports = Table(
     Column("labels", Json, nullable=False),
     Column("accepted", Integer, nullable=False),
     Column("created_at", Timestamp, nullable=False),
-    comment="frozen versions; `labels` is the reference of the object",
+    Column("requester", String(160), nullable=False),
+    Column("digest", String(64), nullable=False, comment="what approvers sign"),
+    Column("state", String(16), nullable=False, comment="waiting, exported, or closed: refused, revoked or expired"),
+    Column("approval", String(64)),
+    Column("finished_at", Timestamp),
+    # Nothing leaves without an approval: held by the database too, whatever a program does.
+    CheckConstraint("(state = 'exported') = (approval IS NOT NULL)", name="exported_with_approval"),
+    comment="frozen versions; `labels` is the reference of the object, told once it was approved",
 )

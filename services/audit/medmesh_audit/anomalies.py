@@ -38,6 +38,8 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
     "access_denied": "warning",
     "clock_skew": "warning",
+    "emergency": "warning",
+    "emergency_overdue": "critical",
     "emitter_gap": "critical",
     "export_volume": "warning",
     "heartbeat": "warning",
@@ -133,6 +135,18 @@ def alarms(tail: Iterable[Seen]) -> list[Anomaly]:
     return [_anomaly("log_alarm", seen.record["sub"], seen) for seen in tail if seen.record["sub"].startswith("audit.alarm.")]
 
 
+def emergencies(tail: Iterable[Seen]) -> list[Anomaly]:
+    """Somebody broke the glass, or nobody looked into it in time."""
+    rules = {"emergency.open": "emergency", "emergency.overdue": "emergency_overdue"}
+    return [
+        _anomaly(rules[seen.record["sub"]], f"emergency:{e['id']}", seen)
+        for seen in tail
+        # One that was refused opened nothing.
+        if seen.record["sub"] in rules and seen.record["out"] != 4
+        for e in seen.record["entities"][:1]
+    ]
+
+
 def volume(tail: Sequence[Seen], hourly: Sequence[int]) -> list[Anomaly]:
     """More exports of one actor in an hour than three times what is usual (the 99th percentile of earlier hours)."""
     usual = sorted(hourly)[min(len(hourly) - 1, int(len(hourly) * 0.99))] if hourly else 0
@@ -205,6 +219,7 @@ class Anomalies:
         self._cursor = (rows[-1].seq if rows else top) + 1
         altered = [Anomaly("record_altered", f"record:{row.seq}", 0, row.seq) for row in rows if not whole(row)]
         found = [*altered, *failures(tail), *denials(tail), *skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh)]
+        found += emergencies(fresh)
         found += volume(await self._exports(uow), await self._hours(uow))
         return [*found, *await self._root(uow)]
 

@@ -145,3 +145,4 @@ class Shown:
     size: int
     note: str
     state: str
+    root: bytes

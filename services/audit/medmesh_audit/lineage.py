@@ -40,7 +40,7 @@ PARTS = {
 }
 CELLS = (
     Cell("development", "plan", "Plan and its approval", "研发方案与审批", ("federation.create", "federation.approved", "training.submit")),
-    Cell("development", "data", "Data sets", "数据集", ("dataset.create", "catalogue.publish", "edge.ingest")),
+    Cell("development", "data", "Data sets", "数据集", ("dataset.create", "dataset.release", "catalogue.publish", "edge.ingest")),
     Cell("development", "labels", "Annotation", "数据标注", ("annotation.create", "annotation.export")),
     Cell("development", "hospitals", "Hospitals and their consent", "参与机构及其同意", ("federation.respond", "federation.consent")),
     Cell("development", "code", "Training code by its hash", "训练代码（哈希）", ("package.approve",)),

@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.contracts import federation as fed
+from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, Event, decode
 from medmesh.contracts.plan import plan_hash
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
@@ -148,6 +149,19 @@ async def _withdrawn(event: Envelope[ModelWithdrawn], uow: UnitOfWork[Any]) -> N
     await uow.execute(update(releases).where(where).values(state="withdrawn"))
 
 
+async def _emergency(event: Envelope[Any], uow: UnitOfWork[Any]) -> None:
+    """Somebody has, or had, emergency access to this hospital's data at the platform: said here too, and recorded for its own auditors."""
+    said = event.data
+    kind = type(said).__name__.removeprefix("Emergency").lower()
+    log(f"edge.emergency_{kind}", level=50, emergency=said.emergency)
+    detail: dict[str, str | int | bool] = {"state": kind}
+    if isinstance(said, EmergencyOpened):
+        detail |= {"reason": said.reason, "person": said.person, "expires": said.expires.isoformat()}
+    elif isinstance(said, EmergencyReviewed):
+        detail["justified"] = said.justified
+    uow.audit(AuditEntry("emergency.heard", "E", entities=(Entity("emergency", said.emergency),), detail=detail))
+
+
 _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.FederationInvited, _invited),
     (fed.FederationStarted, _started),
@@ -159,5 +173,9 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.FederationFailed, _failed),
     (ModelReleased, _released),
     (ModelWithdrawn, _withdrawn),
+    (EmergencyOpened, _emergency),
+    (EmergencyEnded, _emergency),
+    (EmergencyOverdue, _emergency),
+    (EmergencyReviewed, _emergency),
 )
 HANDLERS: dict[str, tuple[type[Event], Handler]] = {message.subject(): (message, handler) for message, handler in _TABLE}

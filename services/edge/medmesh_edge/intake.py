@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity
+from medmesh_edge import patients
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items
 
@@ -146,9 +147,16 @@ def _each(batch: list[Path], key: bytes, outcome: Outcome) -> Iterator[tuple[str
 async def _store(
     site: Site, dataset: str, prepared: list[tuple[str, Prepared]], labels: dict[str, Label], key: bytes, outcome: Outcome
 ) -> None:
-    """Objects first, rows after: a row never names bytes that are not there."""
-    refs = {entry.item: await site.objects.put(entry.data, "application/dicom") for _, entry in prepared}
+    """Keys first, then objects, then rows: a row never names bytes that are not there, or that nobody can open."""
+    if not prepared:
+        return
     async with site.unit() as uow:
+        keys = await patients.ensure(uow, site, {entry.patient for _, entry in prepared})
+    refs = {e.item: await patients.images(site, keys[e.patient]).put(e.data, "application/dicom") for _, e in prepared}
+    async with site.unit() as uow:
+        if set(keys) - set(await patients.known(uow, site, keys)):
+            raise Problem("edge.patient_forgotten")
+        stored: set[str] = set()
         known = {row.item for row in await uow.all(select(items.c.item).where(items.c.item.in_(list(refs))))}
         for name, entry in prepared:
             label = labels.get(name)
@@ -170,4 +178,8 @@ async def _store(
                 outcome.known += 1
             else:
                 outcome.stored += 1
+                stored.add(entry.patient)
             known.add(entry.item)
+        about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"),)
+        for record in patients.about_patients(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
+            uow.audit(record)

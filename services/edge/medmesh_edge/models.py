@@ -18,9 +18,10 @@ from medmesh.serving.release import verify_release
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge.patients import about_patients, known
 from medmesh_edge.ports import Site
 from medmesh_edge.samples import image
-from medmesh_edge.tables import items, releases, results
+from medmesh_edge.tables import items, patients, releases, results
 
 if TYPE_CHECKING:
     from medmesh.serving.repository import Repository
@@ -72,7 +73,7 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
     manifest = served.manifest
     size, channels = int(manifest.preprocess["size"]), int(manifest.preprocess.get("channels", 1))
     async with site.unit() as uow:
-        wanted = select(items).order_by(items.c.item)
+        wanted = select(items, patients.c.key).join(patients, items.c.patient == patients.c.patient).order_by(items.c.item)
         rows = await uow.all(wanted if held_out is None else wanted.where(items.c.held_out == held_out))
     made: list[dict[str, Any]] = []
     for start in range(0, len(rows), BATCH):
@@ -95,11 +96,14 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
             await uow.execute(row.on_conflict_do_update(index_elements=["item", "model", "version"], set_=changed))
         about = (Entity("model", model, version=str(manifest.version), digest=manifest.onnx.sha256),)
         uow.audit(AuditEntry("inference.infer", "E", entities=about, detail={"inputs": len(made)}))
+        keys = await known(uow, site, {row.patient for row in rows})
+        for record in about_patients(site, "patient.infer", "E", keys, about):
+            uow.audit(record)
     return made
 
 
 def _images(site: Site, part: Sequence[Any], size: int, channels: int) -> np.ndarray:
-    return np.stack([image(site, row.object, size, channels) for row in part])
+    return np.stack([image(site, row, size, channels) for row in part])
 
 
 def _labelled(part: Sequence[Any], logits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:

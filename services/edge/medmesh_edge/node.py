@@ -14,10 +14,11 @@ from medmesh.client.gateway import Gateway
 from medmesh.embedded import files
 from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
+from medmesh.security.residue import lock_down, wipe
 from medmesh.service.doorstep import Doorstep
 from medmesh.tasks import end
 from medmesh.telemetry import log
-from medmesh_edge import consent, inbox, models, outgoing, renewal
+from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples
 from medmesh_edge.ports import Site, site
 from medmesh_edge.rounds import Rounds
 
@@ -150,6 +151,10 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
     async with AsyncExitStack() as stack:
         stack.callback(lock.close)
         opened = await stack.enter_async_context(site(folder))
+        # What a kill left in the clear, or half forgotten.
+        await asyncio.to_thread(wipe, opened.layout.work)
+        await asyncio.to_thread(samples.forget_arrays, opened)
+        await forgetting.finish(opened)
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway)
         settings = opened.settings
@@ -166,6 +171,7 @@ async def run(folder: Path, host: str | None = None, port: int | None = None) ->
     """Run until SIGTERM or SIGINT."""
     import signal
 
+    lock_down()
     telemetry.start("edge", folder=folder / "telemetry")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

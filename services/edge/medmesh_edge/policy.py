@@ -12,6 +12,9 @@ hours = "00:00-24:00"                 # training only between these local times
 
 [models]
 install = true
+
+[patients]
+forget_second_person = true           # forgetting a patient waits for a second person of this hospital
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ hours = "00:00-24:00"     # 允许训练的本地时间 local time at which trai
 
 [models]
 install = true            # 自动安装已验证的模型 install releases that verify
+
+[patients]
+forget_second_person = true   # 遗忘患者须本院第二人批准 forgetting a patient waits for a second person
 """
 
 
@@ -57,6 +63,7 @@ class Policy:
     max_rounds: int = 0
     hours: tuple[int, int] = (0, 1440)
     install: bool = False
+    forget_second_person: bool = True
 
 
 _LISTS = ("initiators", "packages", "algorithms", "modalities")
@@ -68,6 +75,10 @@ def read(path: Path) -> Policy:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         federation, models = dict(document.pop("federation", {})), dict(document.pop("models", {}))
+        patients = dict(document.pop("patients", {}))
+        second = patients.pop("forget_second_person", True)
+        if patients or not isinstance(second, bool):
+            raise ValueError("[patients] has forget_second_person = true or false and nothing else")
         if document:
             raise ValueError(f"unknown table {sorted(document)[0]}")
         values = _federation(federation)
@@ -78,7 +89,7 @@ def read(path: Path) -> Policy:
         raise Problem("policy.invalid", reason=error.strerror or "unreadable") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise Problem("policy.invalid", reason=str(error)) from None
-    return Policy(**values, install=install)
+    return Policy(**values, install=install, forget_second_person=second)
 
 
 def _federation(given: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,16 @@ from medmesh.client.credentials import Node as NodeCredentials
 from medmesh.client.gateway import Gateway
 from medmesh.errors import Problem
 from medmesh.security.authority import load_key
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.tokens import Actor, TrustBundle
 from medmesh.service.recording import recorder
 from medmesh.store.database import Database
-from medmesh.store.objects.directory import DirectoryStore
+from medmesh.store.objects.directory import DirectoryBlobs
+from medmesh.store.objects.encrypted import EncryptedStore
+from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.unit import Context, UnitOfWork
 from medmesh_edge import policy
+from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.settings import Layout, Settings
 from medmesh_edge.tables import METADATA
 
@@ -33,7 +37,8 @@ class Site:
     layout: Layout
     settings: Settings
     database: Database
-    objects: DirectoryStore
+    objects: EncryptedStore
+    keys: FileKeys
     actor: Actor
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -99,6 +104,8 @@ async def site(folder: Path) -> AsyncIterator[Site]:
     try:
         await database.create(METADATA)
         actor = Actor("hospital", settings.hospital, settings.hospital, frozenset(("hospital",)))
-        yield Site(layout, settings, database, DirectoryStore(layout.objects, durable=True), actor)
+        keys = FileKeys(layout.keys).ensure(HOSPITAL)
+        objects = EncryptedStore(DirectoryBlobs(layout.objects), Wrapping(keys, HOSPITAL))
+        yield Site(layout, settings, database, objects, keys, actor)
     finally:
         await database.close()

@@ -24,12 +24,14 @@ from medmesh.errors import Problem
 from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
-from medmesh.store.objects.port import file_digest
+from medmesh.security.residue import wipe
+from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
 from medmesh_edge import samples
 from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import in_hours
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations, tasks
@@ -46,11 +48,15 @@ class Rounds:
     _stack: AsyncExitStack | None = None
     _worker: Worker | None = None
     _package: str = ""
+    _generation: int = 0
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
 
     async def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do. Raises transient problems."""
+        if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
+            await self.close()  # a patient was forgotten: the worker's arrays may still show the images
+            self._generation = generation
         async with self.site.unit() as uow:
             row = await uow.first(select(tasks).where(tasks.c.state == "trained").order_by(tasks.c.at).limit(1))
             if row is None:
@@ -133,6 +139,7 @@ class Rounds:
         stack, self._stack, self._worker = self._stack, None, None
         if stack is not None:
             await stack.aclose()
+            await asyncio.to_thread(samples.forget_arrays, self.site)
 
     async def _rest(self) -> None:
         """A worker that nobody needed for a while gives its memory back."""
@@ -203,7 +210,12 @@ class Rounds:
     async def _send(self, row: Any, event: RoundOpened) -> None:
         """Upload what was trained, then say so."""
         ref = ObjectRef.model_validate(row.update)
-        await upload(self.gateway, self.site.objects.path(ref.sha256))
+        copy = self.site.layout.work / "outgoing" / ref.sha256
+        copy.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        try:
+            await upload(self.gateway, await fetch(self.site.objects, ref, copy))
+        finally:
+            await asyncio.to_thread(wipe, copy)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
             body = {

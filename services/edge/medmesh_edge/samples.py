@@ -15,8 +15,10 @@ from sqlalchemy import func, select
 from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
 from medmesh.contracts.plan import DataSchema
 from medmesh.learning import weights
+from medmesh.security.residue import wipe
+from medmesh_edge.patients import images, opened
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import datasets, items
+from medmesh_edge.tables import datasets, items, patients
 
 
 def _wanted(schema: DataSchema, held_out: bool) -> Any:
@@ -39,15 +41,18 @@ async def sources(site: Site, schema: DataSchema) -> list[str]:
 async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[Any]:
     """The matching items in a fixed order."""
     async with site.unit() as uow:
-        return await uow.all(select(items.c.item, items.c.object, items.c.label).where(_wanted(schema, held_out)).order_by(items.c.item))
+        columns = (items.c.item, items.c.object, items.c.label, items.c.patient, patients.c.key)
+        joined = select(*columns).join(patients, items.c.patient == patients.c.patient)
+        return await uow.all(joined.where(_wanted(schema, held_out)).order_by(items.c.item))
 
 
-def image(site: Site, sha256: str, size: int, channels: int) -> np.ndarray:
+def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:
     """uint8 [channels, size, size] of one stored object: what is trained on and what is inferred on are made here alike."""
     from medmesh.imaging.preprocess import Preprocess
     from medmesh.imaging.reading import pixels, read
 
-    made = Preprocess(size=size, channels=channels).apply(pixels(read(site.objects.path(sha256).read_bytes())))
+    data = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
+    made = Preprocess(size=size, channels=channels).apply(pixels(read(data)))
     return np.rint(made * 255).astype(np.uint8)
 
 
@@ -65,11 +70,17 @@ async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Pa
 def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
     x = np.zeros((len(found), schema.channels, schema.image_size, schema.image_size), dtype=np.uint8)
     for place, row in enumerate(found):
-        x[place] = image(site, row.object, schema.image_size, schema.channels)
+        x[place] = image(site, row, schema.image_size, schema.channels)
     y = np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
     temporary = path.with_suffix(".new")
     weights.save({"x": x, "y": y}, temporary)
     temporary.replace(path)
+
+
+def forget_arrays(site: Site) -> None:
+    """Wipe arrays made of images: they lie in the clear while somebody trains on them, and no longer."""
+    for path in site.layout.cache.glob("*.safetensors") if site.layout.cache.exists() else ():
+        wipe(path)
 
 
 def _hidden(number: int) -> int | None:

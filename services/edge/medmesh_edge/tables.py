@@ -23,6 +23,29 @@ items = Table(
     comment="de-identified objects by their new SOP instance UID's hash; `patient` is a pseudonym",
 )
 
+patients = Table(
+    "patients",
+    METADATA,
+    Column("patient", String(64), primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="a patient's key, wrapped by the hospital's; the row goes, and with it what lies under the key",
+)
+
+forgettings = Table(
+    "forgettings",
+    METADATA,
+    Column("request", String(36), primary_key=True),
+    Column("patient", String(64)),
+    Column("reason", String(16), nullable=False),
+    Column("asked_by", String(80), nullable=False),
+    Column("approved_by", String(80), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("objects", Json, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="asked -> erasing -> erased -> done; `patient` only while it is asked",
+)
+
 datasets = Table(
     "datasets",
     METADATA,

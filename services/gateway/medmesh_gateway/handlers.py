@@ -14,6 +14,7 @@ from medmesh.contracts.federation import (
     RoundStored,
     RoundVoided,
 )
+from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, HospitalEvent, OperationFinished
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
 from medmesh.store.unit import UnitOfWork
@@ -32,6 +33,10 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
     FederationFailed,
     ModelReleased,
     ModelWithdrawn,
+    EmergencyOpened,
+    EmergencyEnded,
+    EmergencyOverdue,
+    EmergencyReviewed,
 )
 """Every fact that hospitals get. A test holds this list against the contracts."""
 

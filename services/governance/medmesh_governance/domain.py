@@ -9,7 +9,18 @@ from enum import StrEnum
 
 from medmesh.errors import Problem
 
-APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol", "audit.export"})
+APPROVABLE = frozenset(
+    {
+        "annotation.export",
+        "audit.export",
+        "dataset.release",
+        "federation.start",
+        "hospital.enrol",
+        "label.change",
+        "model.release",
+        "policy.change",
+    }
+)
 """What needs a second person. Further actions come here first."""
 
 
@@ -53,11 +64,10 @@ class Vote:
     approve: bool
 
 
-def decide(requester: str, needed: int, votes: Iterable[Vote], new: Vote) -> ApprovalState:
-    """The state after `new`: one refusal refuses, `needed` different approvers grant. Raises `Problem`."""
+def decide(needed: int, votes: Iterable[Vote], new: Vote) -> ApprovalState:
+    """The state after `new`: one refusal refuses, `needed` different approvers grant. That the maker is no checker is an object rule
+    (`object.maker-is-not-checker`), and a CHECK of the database. Raises `Problem`."""
     votes = list(votes)
-    if new.approver == requester:
-        raise Problem("security.approval_maker", requester=requester)
     if any(vote.approver == new.approver for vote in votes):
         raise Problem("governance.already_decided", approver=new.approver)
     if not new.approve:
@@ -87,3 +97,59 @@ def due(
     if not has_factor and set(roles) & set(factor_roles):
         found.append("second_factor")
     return tuple(found)
+
+
+class EmergencyState(StrEnum):
+    """Where an emergency access stands: open, ended and waiting for its review, too long without one, or judged."""
+
+    OPEN = "open"
+    ENDED = "ended"
+    OVERDUE = "overdue"
+    JUSTIFIED = "justified"
+    UNJUSTIFIED = "unjustified"
+
+
+EMERGENCY_NEXT: dict[EmergencyState, frozenset[EmergencyState]] = {
+    # Open, it may be stopped by a review, but not be found good: what is still to come was not seen by the reviewer.
+    EmergencyState.OPEN: frozenset({EmergencyState.ENDED, EmergencyState.UNJUSTIFIED}),
+    EmergencyState.ENDED: frozenset({EmergencyState.OVERDUE, EmergencyState.JUSTIFIED, EmergencyState.UNJUSTIFIED}),
+    EmergencyState.OVERDUE: frozenset({EmergencyState.JUSTIFIED, EmergencyState.UNJUSTIFIED}),
+    EmergencyState.JUSTIFIED: frozenset(),
+    EmergencyState.UNJUSTIFIED: frozenset(),
+}
+"""From a state to those it may become; a judgement stands."""
+
+
+def emergency_stands(state: str, expires: datetime, due: datetime, now: datetime) -> EmergencyState:
+    """The state at a moment, also before anybody wrote it down: at `expires` it is over, at `due` its review is overdue."""
+    found = EmergencyState(state)
+    if found is EmergencyState.OPEN and now >= expires:
+        found = EmergencyState.ENDED
+    if found is EmergencyState.ENDED and now >= due:
+        found = EmergencyState.OVERDUE
+    return found
+
+
+def move_emergency(emergency: str, present: EmergencyState, wanted: EmergencyState) -> EmergencyState:
+    """`wanted`, when it may follow. Raises `Problem` (`governance.emergency_state`)."""
+    if wanted not in EMERGENCY_NEXT[present]:
+        raise Problem("governance.emergency_state", emergency=emergency, state=present.value)
+    return wanted
+
+
+def judge(emergency: str, person: str, present: EmergencyState, reviewer: str, justified: bool) -> EmergencyState:
+    """The state after a review. Nobody reviews their own. Raises `Problem`."""
+    if reviewer == person:
+        raise Problem("governance.emergency_maker", person=person)
+    return move_emergency(emergency, present, EmergencyState.JUSTIFIED if justified else EmergencyState.UNJUSTIFIED)
+
+
+def may_open_emergency(person: str, withdrawn: bool, standing: Iterable[EmergencyState]) -> None:
+    """Raise a `Problem` when somebody's earlier ones forbid a new one: one not justified, one whose review is overdue, one open."""
+    states = set(standing)
+    if withdrawn:
+        raise Problem("governance.emergency_withdrawn", person=person)
+    if EmergencyState.OVERDUE in states:
+        raise Problem("governance.emergency_overdue", person=person)
+    if EmergencyState.OPEN in states:
+        raise Problem("governance.emergency_open", person=person)

@@ -13,22 +13,29 @@ from medmesh.contracts.governance import (
     ApprovalRefused,
     ApprovalRequested,
     ApprovalRevoked,
+    CertificateRevoked,
+    EmergencyEnded,
+    EmergencyOpened,
+    EmergencyOverdue,
+    EmergencyReviewed,
     HospitalRegistered,
     NodeEnrolled,
     NodeRevoked,
+    PolicyChanged,
     UserChanged,
     UserCreated,
 )
 from medmesh.security.authority import Authority
+from medmesh.security.keyring.port import open_keys
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import credentials, enrolment, handlers, people, renewal, sessions, systems
+from medmesh_governance import certificates, credentials, emergencies, enrolment, handlers, people, policies, renewal, sessions, systems
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, handlers)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers, emergencies, certificates)
 """The modules whose handlers this service runs."""
 
 
@@ -44,17 +51,24 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             await systems.prune(uow)
             await handlers.expire(uow)
             await people.disable_idle(uow)
+            await credentials.reseal(uow)
 
     ports = Ports(
         settings=settings,
         identity=runtime.identity,
         authority=Authority.load(settings.authority),
-        seal=Seal.load(settings.seal_key),
+        seal=Seal(open_keys(settings.seal_keys)),
         trust=runtime.trust,
         bootstrap_hash=token.read_text().strip() if token and token.exists() else None,
     )
     runtime.ports = ports
     runtime.background(housekeeping, "accounts", every=300)
+
+    async def emergency_watch() -> None:
+        async with runtime.unit() as uow:
+            await emergencies.watch(uow)
+
+    runtime.background(emergency_watch, "emergencies", every=15)
     yield ports
 
 
@@ -72,10 +86,16 @@ SERVICE = ServiceSpec(
         HospitalRegistered,
         NodeEnrolled,
         NodeRevoked,
+        PolicyChanged,
         ApprovalRequested,
         ApprovalGranted,
         ApprovalRefused,
         ApprovalRevoked,
         ApprovalExpired,
+        CertificateRevoked,
+        EmergencyOpened,
+        EmergencyEnded,
+        EmergencyOverdue,
+        EmergencyReviewed,
     ),
 )

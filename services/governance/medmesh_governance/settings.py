@@ -17,8 +17,8 @@ class Settings(ServiceSettings):
     """Folder of the certification authority (`ca.key`, `ca.pem`)."""
     bootstrap_token: Path | None = None
     """File with the SHA-256 of the one-time token that creates the first security administrator."""
-    seal_key: Path
-    """File with the 32 bytes that encrypt the secrets of authenticators."""
+    seal_keys: str
+    """Who keeps the key that encrypts the secrets of authenticators: a folder of key files, or `unix:` and a keeper's socket."""
     second_factor_roles: tuple[str, ...] = (*ADMINISTRATORS, "approver", "auditor")
     """Who has one of these roles cannot do anything without a second factor."""
     grace_minutes: int = Field(default=15, ge=1)
@@ -35,8 +35,14 @@ class Settings(ServiceSettings):
     lock_minutes: int = Field(default=30, ge=1)
     approvals_needed: int = Field(default=1, ge=1)
     approval_hours: int = Field(default=24, ge=1)
+    certificate_days: int = Field(default=30, ge=1, le=90)
+    """How long a person's client certificate is good."""
     node_days: int = Field(default=90, ge=1)
     """How long a node's certificate is good; it renews itself after two thirds."""
     dark_days: int = Field(default=90, ge=0)
     """How long after its end a certificate may still be renewed, with a second person's approval."""
+    emergency_minutes: int = Field(default=60, ge=1, le=60)
+    """How long an emergency access lasts at most."""
+    emergency_review_hours: int = Field(default=24, ge=1, le=24)
+    """How long after its opening it must have been reviewed."""
     enrolment_hours: int = Field(default=72, ge=1)

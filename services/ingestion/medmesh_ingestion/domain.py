@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from medmesh.canonical import canonical
+from medmesh.canonical import canonical, digest
 from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
@@ -96,6 +96,11 @@ def content(samples: Iterable[Sample]) -> bytes:
 def label_counts(samples: Iterable[Sample]) -> dict[str, int]:
     """How many samples have each label; those without one are not counted."""
     return dict(sorted(Counter(sample.label for sample in samples if sample.label is not None).items()))
+
+
+def release_digest(dataset: str, version: int, content: str) -> str:
+    """What the approval of a version's release is bound to: this version, and every sample in it."""
+    return digest({"dataset": dataset, "version": version, "content": content})
 
 
 def reasons(rejected: Mapping[str, int]) -> str:

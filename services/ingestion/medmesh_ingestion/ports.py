@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.tokens import TrustBundle
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_ingestion.settings import Settings
 
-HANDLERS = Handlers("ingestion")
+HANDLERS = labelled(Handlers("ingestion"), "dataset", "descriptor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +24,4 @@ class Ports:
     key: bytes = field(repr=False)
     folder: Path
     """Private; holds originals while they are being cleaned."""
+    trust: Callable[[], TrustBundle]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, false, or_, select, true
 
 from medmesh.contracts.ingestion import Catalogue, DatasetView, Descriptor, DescriptorEntry, GetDataset, ListDescriptors
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.access import Object
 from medmesh.store.unit import UnitOfWork
+from medmesh_ingestion.domain import release_digest
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.tables import descriptors, versions
 
@@ -16,17 +18,28 @@ _MOST = 500
 
 @HANDLERS.answers(ListDescriptors)
 async def list_descriptors(_query: Envelope[ListDescriptors], uow: UnitOfWork[Ports]) -> Catalogue:
-    """The last 500, newest first."""
-    rows = await uow.all(select(descriptors).order_by(descriptors.c.published_at.desc(), descriptors.c.version.desc()).limit(_MOST))
-    entries = (DescriptorEntry(hospital=row.hospital, descriptor=Descriptor.model_validate(row.descriptor)) for row in rows)
+    """The last 500 that the asker may see, newest first."""
+    wanted = select(descriptors).order_by(descriptors.c.published_at.desc(), descriptors.c.version.desc())
+    rows = await uow.access.visible(uow, "descriptor", wanted, lambda row: f"{row.hospital}/{row.dataset}/{row.version}", _MOST)
+    entries = (
+        DescriptorEntry(hospital=row.hospital, descriptor=Descriptor.model_validate(row.descriptor), label=thing.label.record)
+        for row, thing in rows
+    )
     return Catalogue(descriptors=tuple(entries))
+
+
+@HANDLERS.knows("content")
+async def content(sha256: str, uow: UnitOfWork[Ports]) -> Object | None:
+    """What a content document is: a version of a data set, with that one's label."""
+    row = await uow.first(select(versions.c.dataset).where(versions.c.content["sha256"].as_string() == sha256).limit(1))
+    return None if row is None else Object("dataset", row.dataset)
 
 
 @HANDLERS.answers(GetDataset)
 async def get_dataset(query: Envelope[GetDataset], uow: UnitOfWork[Ports]) -> DatasetView:
-    """One version; 0 is the newest."""
+    """One version; 0 is the newest of those the actor may see."""
     wanted = query.data
-    found = select(versions).where(versions.c.dataset == wanted.dataset)
+    found = select(versions).where(versions.c.dataset == wanted.dataset, _seen(uow))
     if wanted.version:
         # The column has 32 bits; no version has a larger number.
         found = found.where(versions.c.version == max(-1, min(wanted.version, 2**31 - 1)))
@@ -40,4 +53,19 @@ async def get_dataset(query: Envelope[GetDataset], uow: UnitOfWork[Ports]) -> Da
         samples=row.samples,
         labels=row.labels,
         rejected=row.rejected,
+        maker=row.maker,
+        released=row.released_at is not None,
+        release_digest=release_digest(row.dataset, row.version, row.content["sha256"]),
     )
+
+
+def _seen(uow: UnitOfWork[Ports]) -> ColumnElement[bool]:
+    """Services see every version, people what was released and their own; an emergency access opens its organisation's, whatever else
+    its person may see, and nothing of others to who may see nothing."""
+    actor, decision = uow.actor, uow.context.decision
+    if actor.kind == "service":
+        return true()
+    theirs = versions.c.organisation == actor.emergency.organisation if actor.emergency else false()
+    if decision is not None and decision.rule == "emergency":
+        return theirs
+    return or_(versions.c.released_at.is_not(None), versions.c.maker == actor.text, theirs)

@@ -10,18 +10,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
-from medmesh.contracts.ingestion import DatasetVersionCreated, DescriptorPublished
+from medmesh.contracts.ingestion import DatasetReleased, DatasetVersionCreated, DescriptorPublished
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret, write_secret
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
-from medmesh_ingestion import handlers, queries
+from medmesh_ingestion import handlers, queries, releases
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.settings import Settings
 from medmesh_ingestion.tables import METADATA
 
-DECLARING = (handlers, queries)
+DECLARING = (handlers, queries, releases)
 """The modules whose handlers this service runs."""
 
 _KEY_BYTES = 32
@@ -47,7 +47,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
     async with stores(settings.objects) as opened:
-        yield Ports(settings=settings, stores=opened, key=project_key(settings.key), folder=folder)
+        yield Ports(settings=settings, stores=opened, key=project_key(settings.key), folder=folder, trust=runtime.trust)
 
 
 SERVICE = ServiceSpec(
@@ -58,5 +58,5 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(DatasetVersionCreated, DescriptorPublished),
+    emits=(DatasetVersionCreated, DatasetReleased, DescriptorPublished),
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Index, Integer, String, Table, UniqueConstraint
+from sqlalchemy import CheckConstraint, Column, Index, Integer, String, Table, UniqueConstraint
 
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Json, Timestamp
 
-METADATA = service_metadata()
+METADATA = add_label_tables(service_metadata())
 
 datasets = Table(
     "datasets",
@@ -29,8 +29,14 @@ versions = Table(
     Column("labels", Json, nullable=False),
     Column("rejected", Json, nullable=False),
     Column("created_at", Timestamp, nullable=False),
+    Column("maker", String(160), nullable=False),
+    Column("organisation", String(63), nullable=False),
+    Column("approval", String(64), comment="of its release"),
+    Column("released_at", Timestamp),
     UniqueConstraint("dataset", "archive"),
-    comment="immutable; the same archive is never two versions",
+    # Not released without an approval: held by the database too, whatever a program does.
+    CheckConstraint("(approval IS NULL) = (released_at IS NULL)", name="released_with_approval"),
+    comment="its content never changes; its maker's alone until it is released; the same archive is never two versions",
 )
 
 descriptors = Table(

@@ -78,7 +78,18 @@ def test_an_alarm_of_the_service_itself() -> None:
     assert [found.about for found in watch.alarms([seen(3, alarm), seen(4, AuditEntry("audit.copy", "R"))])] == ["audit.alarm.ddl"]
 
 
+def test_an_emergency_access_that_was_opened_or_forgotten() -> None:
+    about = (Entity("emergency", "e-1"), Entity("user", "chen"))
+    opened, late = AuditEntry("emergency.open", "E", entities=about), AuditEntry("emergency.overdue", "E", 8, "x", about)
+    wrong = AuditEntry("emergency.open", "E", 4, "governance.code_wrong")
+    found = watch.emergencies([seen(1, opened), seen(2, wrong), seen(3, AuditEntry("emergency.end", "E", entities=about)), seen(4, late)])
+    assert [(anomaly.rule, anomaly.about, anomaly.seq) for anomaly in found] == [
+        ("emergency", "emergency:e-1", 1),
+        ("emergency_overdue", "emergency:e-1", 4),
+    ]
+
+
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
-    rules |= {"log_alarm", "record_altered", "split_view"}
+    rules |= {"log_alarm", "record_altered", "split_view", "emergency", "emergency_overdue"}
     assert set(watch.SEVERITY) == rules

@@ -17,7 +17,8 @@ NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 def test_every_action_has_a_class_and_no_class_is_of_nothing() -> None:
     assert set(CLASSES) == set(TABLE)
-    assert set(CLASSES.values()) == {"privileged", "clinical", "reading"}
+    assert set(CLASSES.values()) == {"privileged", "clinical", "reading", "emergency"}
+    assert {action for action in TABLE if CLASSES[action] == "emergency"} == {"emergency.open", "emergency.end"}
     for action in ("user.create", "approval.decide", "annotation.export", "federation.create", "model.release"):
         assert CLASSES[action] == "privileged", action
     assert CLASSES["inference.infer"] == "clinical"

@@ -10,7 +10,7 @@ import pytest
 
 from medmesh.errors import Problem
 from medmesh.security import totp
-from medmesh.security.keys import write_secret
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.sealing import Seal
 
 # RFC 6238 appendix B with erratum 2866: seeds of 20, 32 and 64 bytes.
@@ -60,8 +60,8 @@ def test_an_authenticator_reads_the_address() -> None:
 
 
 def test_a_sealed_secret_opens_only_for_its_owner_and_unaltered(private: Path) -> None:
-    write_secret(private / "key", bytes(range(32)))
-    seal = Seal.load(private / "key")
+    keys = FileKeys(private / "keys").ensure("seal")
+    seal = Seal(keys)
     sealed = seal.close(SECRET, "li")
     assert SECRET not in sealed
     assert seal.open(sealed, "li") == SECRET
@@ -71,4 +71,9 @@ def test_a_sealed_secret_opens_only_for_its_owner_and_unaltered(private: Path) -
             seal.open(content, owner)
         assert caught.value.code == "security.sealed_unreadable"
     with pytest.raises(Problem):
-        Seal(bytes(32)).open(sealed, "li")
+        Seal(FileKeys(private / "others").ensure("seal")).open(sealed, "li")
+    assert not seal.is_old(sealed)
+    keys.create("seal", "wrap", "sm-1")
+    assert seal.is_old(sealed)
+    assert seal.open(seal.close(seal.open(sealed, "li"), "li"), "li") == SECRET
+    assert not seal.is_old(seal.close(SECRET, "li"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from medmesh.client.audit import at_the_door, export_log, fetch_export
@@ -24,15 +25,14 @@ from medmesh.ledger.verify import Wanted, verify_log
 async def audit(stage: Stage, federation: str) -> None:
     stage.say("an auditor asks who did what, and verifies offline", "审计员查询并离线验证")
     wanted = Wanted(parse_policy(stage.policy.read_bytes()))
-    token = (await stage.people["qian"].request("POST", "/v1/tokens/audit"))["token"]
-    async with Gateway(stage.urls["audit"], ca=stage.ca, credentials=Person(token)) as door:
+    async with _door(stage) as door:
         await _settled(stage, door)
         await _ask(stage, door, federation, wanted)
         await export_log(at_the_door(door), stage.folder / "log")
         size, verified = await _verify(stage, stage.folder / "log", wanted)
         stage.summary |= {"audit_entries": size, "audit_verified": verified == []}
         stage.happened("log verified offline", entries=size)
-        stage.summary["export_verified"] = await _export(stage, door)
+        stage.summary["export_verified"] = await _export(stage)
         stage.summary["hospital_view_verified"] = await _own_view(stage, "xiehe")
         stage.summary["fork_refused"] = await witnessing.fork(stage, size)
         stage.happened("another history, signed with the log's own key, refused by every witness")
@@ -40,6 +40,14 @@ async def audit(stage: Stage, federation: str) -> None:
     _, faults = await _verify(stage, stage.folder / "log-altered", wanted)
     stage.summary["tamper_detected"] = altered in faults
     stage.happened("altered record found", seq=altered)
+
+
+@asynccontextmanager
+async def _door(stage: Stage) -> AsyncIterator[Gateway]:
+    """The auditors' door, for the auditor."""
+    token = (await stage.people["qian"].request("POST", "/v1/tokens/audit"))["token"]
+    async with Gateway(stage.urls["audit"], ca=stage.ca, credentials=Person(token)) as door:
+        yield door
 
 
 async def _settled(stage: Stage, door: Gateway) -> None:
@@ -86,7 +94,7 @@ async def _verify(stage: Stage, copy: Path, wanted: Wanted) -> tuple[int, list[i
     return report.size, [fault.seq for fault in report.faults if code == 1 and not report.verified]
 
 
-async def _export(stage: Stage, door: Gateway) -> bool:
+async def _export(stage: Stage) -> bool:
     """The auditor asks for everything as a table with Chinese headings; a second person approves exactly that; it verifies offline."""
     stage.say("an export is asked for, approved by somebody else, and verified offline", "申请导出审计日志，经他人审批后离线验证")
     qian = stage.people["qian"]
@@ -95,7 +103,8 @@ async def _export(stage: Stage, door: Gateway) -> bool:
     await qian.command("POST", "/v1/approvals", asked)
     await stage.approve("audit.export")
     file = stage.folder / "export.zip"
-    await fetch_export(door, made["export"], file)
+    async with _door(stage) as door:  # the second factor was shown just now, for the request
+        await fetch_export(door, made["export"], file)
     answer = json.loads(await medmesh("audit", "verify", "export", "--policy", str(stage.policy), "--json", str(file)))
     stage.happened("export verified offline")
     return bool(answer["verified"])

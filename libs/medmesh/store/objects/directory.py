@@ -1,4 +1,4 @@
-"""Objects in a folder: the scratch spool of services on one machine, and the store of an edge node."""
+"""Bytes in a folder: plain objects for the scratch spool of services on one machine, and named ones below a store that encrypts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
+from medmesh.store.objects.blobs import Blob, Source
 from medmesh.store.objects.port import CHUNK, file_digest
 
 
@@ -104,6 +106,62 @@ class DirectoryStore:
 
     async def ready(self) -> None:
         self.folder.stat()
+
+
+class DirectoryBlobs:
+    """See `medmesh.store.objects.blobs.Blobs`: durable before a put returns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def get(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes] | None:
+        try:
+            file = (self.folder / name).open("rb")
+        except FileNotFoundError:
+            return None
+        return _pieces(file, start, end)
+
+    def put(self, name: str, source: Source, length: int) -> None:
+        target = self.folder / name
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                while piece := source.read(CHUNK):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            raise _full(error) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    def names(self, prefix: str = "") -> Iterator[Blob]:
+        for folder in sorted(self.folder.iterdir()):
+            for path in folder.iterdir():
+                if not path.name.startswith(".") and (name := f"{folder.name}/{path.name}").startswith(prefix):
+                    found = path.stat()
+                    yield Blob(name, found.st_size, found.st_mtime)
+
+    def ready(self) -> None:
+        self.folder.stat()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _pieces(file: BinaryIO, start: int, end: int | None) -> Iterator[bytes]:
+    with file:
+        file.seek(start)
+        left = (1 << 62) if end is None else end - start
+        while left > 0 and (piece := file.read(min(CHUNK, left))):
+            left -= len(piece)
+            yield piece
 
 
 def _full(error: OSError) -> Exception:

@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import urllib3
@@ -18,42 +18,98 @@ from minio.error import S3Error
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
+from medmesh.store.objects.blobs import Blob, Source
 from medmesh.store.objects.port import CHUNK, file_digest
 
+_GONE = ("NoSuchKey", "NoSuchObject", "NotFound")
 
-class S3Store:
-    """See `medmesh.store.objects.port.ObjectStore`; one bucket a durability class."""
+
+class S3Blobs:
+    """See `medmesh.store.objects.blobs.Blobs`: one bucket."""
 
     def __init__(self, url: str, bucket: str, *, access_key: str, secret_key: str) -> None:
         where = urlsplit(url)
-        pool = urllib3.PoolManager(
+        self._pool = urllib3.PoolManager(
             maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=urllib3.Retry(total=4, backoff_factor=0.2)
         )
-        self._client = Minio(
-            where.netloc, access_key=access_key, secret_key=secret_key, secure=where.scheme == "https", region="us-east-1", http_client=pool
+        self.client = Minio(
+            where.netloc,
+            access_key=access_key,
+            secret_key=secret_key,
+            secure=where.scheme == "https",
+            region="us-east-1",
+            http_client=self._pool,
         )
-        self._bucket = bucket
-        self._pool = pool
+        self.bucket = bucket
+
+    @classmethod
+    async def open(cls, url: str, bucket: str, credentials: Path) -> Self:
+        """Connect with the keys in a file 0600, and make the bucket when it is not there."""
+        pair = json.loads(read_secret(credentials))
+        made = cls(url, bucket, access_key=pair["access_key"], secret_key=pair["secret_key"])
+        await asyncio.to_thread(made._ensure)
+        return made
+
+    def _ensure(self) -> None:
+        try:
+            if not self.client.bucket_exists(self.bucket):
+                self.client.make_bucket(self.bucket)
+        except S3Error as error:
+            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+
+    def get(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes] | None:
+        try:
+            answer = self.client.get_object(self.bucket, name, offset=start, length=0 if end is None else end - start)
+        except S3Error as error:
+            if error.code in _GONE:
+                return None
+            if error.code == "InvalidRange":
+                return iter(())
+            raise
+        return _pieces(answer)
+
+    def put(self, name: str, source: Source, length: int) -> None:
+        self.client.put_object(self.bucket, name, source, length, part_size=CHUNK)
+
+    def delete(self, name: str) -> None:
+        self.client.remove_object(self.bucket, name)
+
+    def names(self, prefix: str = "") -> Iterator[Blob]:
+        for found in self.client.list_objects(self.bucket, prefix=prefix, recursive=True):
+            modified = found.last_modified.timestamp() if found.last_modified else 0.0
+            yield Blob(str(found.object_name), int(found.size or 0), modified)
+
+    def ready(self) -> None:
+        self.client.bucket_exists(self.bucket)
+
+    def close(self) -> None:
+        self._pool.clear()
+
+
+def _pieces(answer: Any) -> Iterator[bytes]:
+    try:
+        while piece := answer.read(CHUNK):
+            yield piece
+    finally:
+        answer.close()
+        answer.release_conn()
+
+
+class S3Store:
+    """See `medmesh.store.objects.port.ObjectStore`: plain bytes, for scratch where services share no folder."""
+
+    def __init__(self, blobs: S3Blobs) -> None:
+        self._client, self._bucket, self._blobs = blobs.client, blobs.bucket, blobs
 
     @classmethod
     async def open(cls, url: str, bucket: str, credentials: Path) -> S3Store:
         """Connect with the keys in a file 0600, and make the bucket when it is not there."""
-        pair = json.loads(read_secret(credentials))
-        store = cls(url, bucket, access_key=pair["access_key"], secret_key=pair["secret_key"])
-        await asyncio.to_thread(store._ensure)
-        return store
+        return cls(await S3Blobs.open(url, bucket, credentials))
 
     def close(self) -> None:
         """Close idle connections."""
-        self._pool.clear()
-
-    def _ensure(self) -> None:
-        try:
-            if not self._client.bucket_exists(self._bucket):
-                self._client.make_bucket(self._bucket)
-        except S3Error as error:
-            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                raise
+        self._blobs.close()
 
     @staticmethod
     def _key(sha256: str) -> str:
@@ -64,7 +120,7 @@ class S3Store:
             try:
                 return int(self._client.stat_object(self._bucket, self._key(sha256)).size or 0)
             except S3Error as error:
-                if error.code in ("NoSuchKey", "NoSuchObject", "NotFound"):
+                if error.code in _GONE:
                     return None
                 raise
 

@@ -1,0 +1,74 @@
+"""`medmesh dataset|annotation`: what may leave only after a second person agreed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from medmesh.cli.session import show, with_gateway
+from medmesh.client.gateway import Gateway
+
+
+@click.group()
+def dataset() -> None:
+    """Data set versions.  数据集。
+
+    A version is its maker's alone until a second person approved its release.
+    """
+
+
+@dataset.command(name="show")
+@click.argument("name")
+@click.option("--version", type=int, default=0, help="The newest you may see by default.")
+def show_dataset(name: str, version: int) -> int:
+    """What a version holds.  查看数据集版本。"""
+    show(with_gateway(lambda gateway: gateway.request("GET", f"/v1/datasets/{name}", query={"version": version})))
+    return 0
+
+
+@dataset.command()
+@click.argument("name")
+@click.argument("version", type=int)
+def release(name: str, version: int) -> int:
+    """Ask for the approval of releasing VERSION, bound to every sample in it.  申请发布数据集版本。"""
+
+    async def run(gateway: Gateway) -> Any:
+        found = await gateway.request("GET", f"/v1/datasets/{name}", query={"version": version})
+        summary = {"samples": str(found["samples"]), "content": found["content"]["sha256"]}
+        wanted = {"action": "dataset.release", "target": f"{name}/{version}", "digest": found["release_digest"], "summary": summary}
+        return await gateway.command("POST", "/v1/approvals", wanted)
+
+    show(with_gateway(run))
+    return 0
+
+
+@click.group()
+def annotation() -> None:
+    """Labels by people.  标注。"""
+
+
+@annotation.command()
+@click.argument("project")
+def export(project: str) -> int:
+    """Freeze the accepted labels of PROJECT and ask for the approval of taking them out.  申请导出标签。"""
+
+    async def run(gateway: Gateway) -> Any:
+        frozen = await gateway.command("POST", f"/v1/annotation/{project}/exports")
+        if frozen["state"] != "waiting":
+            return frozen
+        wanted = {"action": "annotation.export", "target": frozen["target"], "digest": frozen["digest"]}
+        summary = {"accepted": str(frozen["accepted"])}
+        return {**frozen, **await gateway.command("POST", "/v1/approvals", {**wanted, "summary": summary})}
+
+    show(with_gateway(run))
+    return 0
+
+
+@annotation.command(name="exported")
+@click.argument("project")
+@click.argument("version", type=int)
+def exported(project: str, version: int) -> int:
+    """How an export stands; approved, where its labels are.  查看标签导出。"""
+    show(with_gateway(lambda gateway: gateway.request("GET", f"/v1/annotation/{project}/exports/{version}")))
+    return 0

@@ -1,0 +1,45 @@
+"""Nothing of a key is left where others can find it: no core dumps, no memory that others may read, no temporary file after its use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+from pathlib import Path
+
+_PR_SET_DUMPABLE = 4
+_PIECE = 1 << 20
+
+
+def lock_down() -> None:
+    """This process leaves no core dump, and no other of its account may attach to it or read its memory (prctl(2), ptrace(2)).
+
+    Called by every process that reads a key, before it does; it holds for what it forks, until an exec.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def wipe(path: Path) -> None:
+    """Remove a file or a folder, overwriting what lies in it. Links are removed, not followed; what is gone already is fine."""
+    if path.is_symlink() or path.is_file():
+        _wipe_file(path)
+    elif path.is_dir():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                _wipe_file(Path(folder, name))
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _wipe_file(path: Path) -> None:
+    try:
+        # Another name of the same bytes is somebody else's business: then only this name goes.
+        if not path.is_symlink() and path.stat().st_nlink == 1:
+            left = path.stat().st_size
+            with path.open("r+b", buffering=0) as file:
+                while left > 0:
+                    left -= file.write(bytes(min(left, _PIECE)))
+    except OSError:  # not ours to write, or already gone: what matters is that it goes
+        pass
+    path.unlink(missing_ok=True)

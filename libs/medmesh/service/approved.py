@@ -1,0 +1,39 @@
+"""Executing what was approved: verified offline and spent in the transaction that acts; one way for every service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medmesh.contracts.governance import ApprovalGranted
+from medmesh.errors import Problem
+from medmesh.security import approvals
+from medmesh.security.approvals import Approval
+from medmesh.security.tokens import TrustBundle
+from medmesh.store.unit import UnitOfWork
+
+
+def target_of(name: str, version: int) -> str:
+    """How an approval names one version of something."""
+    return f"{name}/{version}"
+
+
+def read_target(target: str, kind: str) -> tuple[str, int]:
+    """(name, version) of a target. Raises `Problem`; no version has a number of more than 32 bits."""
+    name, _, version = target.rpartition("/")
+    if not version.isascii() or not version.isdecimal() or not 0 < int(version[:12]) < 2**31:
+        raise Problem("request.not_found", kind=kind, id=target[:128])
+    return name, int(version)
+
+
+async def spend(uow: UnitOfWork[Any], grant: ApprovalGranted, trust: TrustBundle, *, target: str, digest: str, maker: str) -> Approval:
+    """The approval of exactly this target and digest, asked for by its maker, and used up. Raises `Problem`, and has changed nothing."""
+    found = approvals.verify(grant.token, trust.governance, action=grant.action, digest=digest, at=uow.now)
+    if found.target != target or found.requester != maker:
+        raise Problem("security.approval_other", action=grant.action)
+    await uow.spend_approval(found.id)
+    return found
+
+
+def evidence(found: Approval) -> dict[str, str]:
+    """As it stands in the audit record of what was done."""
+    return {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers), "digest": found.digest}
