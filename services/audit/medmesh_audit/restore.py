@@ -15,7 +15,7 @@ from medmesh.ledger.edge import Edge
 from medmesh.ledger.second import PREFIX
 from medmesh.ledger.tree import leaf_hash
 from medmesh.store.objects.sealed import SealedStore
-from medmesh_audit.sealing import bundle_key
+from medmesh_audit.sealing import HEADERS, Sealer, bundle_key
 
 
 async def restore(store: SealedStore, vkey: str, folder: Path) -> int:
@@ -28,6 +28,9 @@ async def restore(store: SealedStore, vkey: str, folder: Path) -> int:
     for number in range((newest.size + tile.WIDTH - 1) // tile.WIDTH):
         width = min(tile.WIDTH, newest.size - number * tile.WIDTH)
         key = bundle_key(number, width)
+        headers = Sealer.key(HEADERS, tile.WIDTH, number)  # what is left of one whose bodies were pruned
+        if headers in segments:
+            key = headers
         if key not in segments:
             raise Problem("objects.missing", sha256=key)
         lines += (await store.read(key, segments[key])).splitlines()
@@ -38,7 +41,7 @@ async def restore(store: SealedStore, vkey: str, folder: Path) -> int:
         part = leaves[number * tile.WIDTH : (number + 1) * tile.WIDTH]
         _put(folder / tile.path("entries", number, len(part)), tile.bundle(part))
     await _second(store, segments, newest.size, leaves, folder)
-    bodies = (json.dumps({name: entry[name] for name in ("seq", "salt", "body")}) for entry in entries)
+    bodies = (json.dumps({name: entry[name] for name in ("seq", "salt", "body")}) for entry in entries if "body" in entry)
     _put(folder / "bodies.jsonl", "".join(f"{line}\n" for line in bodies).encode())
     _put(folder / "checkpoint", text.encode())
     return newest.size

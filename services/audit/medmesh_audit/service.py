@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.dialects.postgresql import insert
 
-from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, record_subject
+from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, LogChanged, record_subject
 from medmesh.ledger import note
 from medmesh.security.keys import Identity
 from medmesh.service.http import Observed, serve
@@ -19,7 +19,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
 from medmesh.telemetry import metrics
-from medmesh_audit import exports, handlers
+from medmesh_audit import exports, handlers, pruning, retention
 from medmesh_audit.anomalies import Anomalies
 from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
@@ -35,7 +35,7 @@ from medmesh_audit.witnesses import Witnesses
 if TYPE_CHECKING:
     from medmesh.store.objects.sealed import SealedStore
 
-DECLARING = (exports, handlers)
+DECLARING = (exports, handlers, retention)
 
 
 @asynccontextmanager
@@ -100,6 +100,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         if sealed:
             stack.callback(sealed.close)
             sealer = Sealer(runtime, sealed)
+            runtime.background(lambda: pruning.work(ports, sealer, lambda: sequencer.leading), "pruning")
             runtime.background(lambda: _leading(sequencer, sealer.run), "sealer", every=settings.seal_seconds)
             runtime.background(lambda: _leading(sequencer, sealer.inspect), "inspector", every=settings.inspect_seconds)
         door = serve(
@@ -135,7 +136,7 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(AlertRaised, CheckpointPublished, ExportFinished),
+    emits=(AlertRaised, CheckpointPublished, ExportFinished, LogChanged),
     extra_subscriptions=("medmesh.audit.*.record.v1",),
     http=True,
 )

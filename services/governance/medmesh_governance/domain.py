@@ -9,7 +9,18 @@ from enum import StrEnum
 
 from medmesh.errors import Problem
 
-APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol", "audit.export", "dataset.release", "annotation.export"})
+APPROVABLE = frozenset(
+    {
+        "federation.start",
+        "model.release",
+        "hospital.enrol",
+        "audit.export",
+        "dataset.release",
+        "annotation.export",
+        "log.prune",
+        "retention.change",
+    }
+)
 """What needs a second person. Further actions come here first."""
 
 

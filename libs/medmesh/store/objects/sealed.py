@@ -113,6 +113,28 @@ class SealedStore:
             answer.close()
             answer.release_conn()
 
+    async def unlocked(self, key: str, version: str) -> None:
+        """Raise `Problem` (`objects.locked`) while the store may not let a version go; one that has gone is unlocked."""
+        await asyncio.to_thread(self._unlocked, key, version)
+
+    def _unlocked(self, key: str, version: str) -> None:
+        try:
+            found = self._client.get_object_retention(self._bucket, key, version_id=version)
+        except S3Error as error:
+            if error.code in _GONE:
+                return
+            raise
+        if found is not None and found.retain_until_date > datetime.now(UTC):
+            raise Problem("objects.locked", key=key, until=found.retain_until_date.date().isoformat())
+
+    async def remove(self, key: str, version: str) -> None:
+        """Let a version go whose time is over. Raises `Problem` (`objects.locked`)."""
+        await asyncio.to_thread(self._remove, key, version)
+
+    def _remove(self, key: str, version: str) -> None:
+        self._unlocked(key, version)
+        self._client.remove_object(self._bucket, key, version_id=version)
+
     async def versions(self, prefix: str = "") -> list[Version]:
         """Every version of every name that begins so, in the order of names."""
         return await asyncio.to_thread(lambda: list(self._versions(prefix)))
