@@ -57,6 +57,7 @@ class Sealer:
     store: SealedStore
     _fresh: dict[str, str] = field(default_factory=dict)
     _odd: set[str] = field(default_factory=set)
+    _refused: bool = False
 
     async def run(self) -> None:
         """Seal what the newest checkpoint covers, then the checkpoint."""
@@ -139,7 +140,14 @@ class Sealer:
     async def seal(self, kind: str, level: int, number: int, data: bytes) -> None:
         """Put something in its place, and note where."""
         key = self.key(kind, level, number)
-        version = await self.store.put(key, data)
+        try:
+            version = await self.store.put(key, data)
+        except Problem as problem:
+            if problem.code in ("objects.refused", "objects.unlocked") and not self._refused:
+                self._refused = True
+                await alarm(self.runtime, "seal_refused", key=key, reason=problem.code)
+            raise
+        self._refused = False
         async with self.runtime.unit() as uow:
             digest = hashlib.sha256(data).hexdigest()
             await uow.execute(insert(seals).values(kind=kind, level=level, number=number, version=version, sha256=digest, at=uow.now))

@@ -21,6 +21,8 @@ class Settings(ServiceSettings):
     """Key files of the second tree (SM3, SM2), the current one first; all of them sign. Needs `medmesh[sm]`. No second tree without one."""
     sm_seconds: float = Field(default=1.0, gt=0)
     """How often the second tree follows the first."""
+    heartbeat_seconds: float = Field(default=60.0, gt=0)
+    """How often the log records that it lives; one that is missed is an alert."""
     anomaly_seconds: float = Field(default=5.0, gt=0)
     """How often the log's tail is looked through for anomalies."""
     export_poll_seconds: float = Field(default=30.0, gt=0)

@@ -91,7 +91,10 @@ class SealedStore:
                     raise Problem("objects.sealed", key=key)
                 return version.id
         until = datetime.now(UTC).replace(microsecond=0) + self._retain
-        done = self._client.put_object(self._bucket, key, io.BytesIO(data), len(data), retention=Retention(COMPLIANCE, until))
+        try:
+            done = self._client.put_object(self._bucket, key, io.BytesIO(data), len(data), retention=Retention(COMPLIANCE, until))
+        except S3Error as error:
+            raise Problem("objects.refused", key=key, reason=error.code) from None
         if not done.version_id:
             raise Problem("objects.unlocked", bucket=self._bucket)
         return done.version_id
