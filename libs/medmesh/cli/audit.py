@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.restore import restore
 from medmesh.cli.verify import verify
 from medmesh.errors import Problem
 
@@ -254,4 +255,5 @@ def lift(hold: str) -> int:
     return _asked(f"/v1/audit/holds/{hold}/lift", {}, "retention.change")
 
 
+audit.add_command(restore)
 audit.add_command(verify)
