@@ -132,15 +132,16 @@ def export(url: str, folder: Path) -> int:
 @click.option("--format", "kind", type=click.Choice(["jsonl", "fhir", "dicom", "ocsf", "csv"]), default="jsonl", show_default=True)
 @click.option("--from", "since", metavar="TIME", help="Not before this instant (ISO 8601).")
 @click.option("--to", "until", metavar="TIME", help="Before this instant.")
+@click.option("--complete", is_flag=True, help="Open what does not fit too, where nothing else proves it: nothing can be left out unseen.")
 @narrowed
-def request_export(kind: str, **filters: Any) -> int:
+def request_export(kind: str, complete: bool, **filters: Any) -> int:
     """Ask for an export; somebody else approves exactly this request.  申请导出。"""
     from medmesh.cli.session import with_gateway
 
     given = {name: value for name, value in filters.items() if value is not None}
 
     async def work(gateway: Gateway) -> Any:
-        made = await gateway.command("POST", "/v1/audit/exports", {"format": kind, "filter": given})
+        made = await gateway.command("POST", "/v1/audit/exports", {"format": kind, "filter": given, "complete": complete})
         body = {"action": "audit.export", "target": made["export"], "digest": made["digest"], "summary": {"format": kind, **given}}
         asked = await gateway.command("POST", "/v1/approvals", body)
         return {**made, "approval": asked["approval"]}

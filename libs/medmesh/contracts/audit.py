@@ -175,6 +175,8 @@ class RequestExport(Command):
 
     format: ExportFormat
     filter: EventFilter = EventFilter()
+    complete: bool = False
+    """Also open what does not fit, where headers alone do not prove that it does not: nothing that fits can be left out unseen."""
 
 
 class ExportView(Record):

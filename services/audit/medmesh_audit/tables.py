@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, func
+from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, false, func
 
 from medmesh.store.guard import APPEND_ONLY, add_watch_table, emptied
 from medmesh.store.tables import service_metadata
@@ -86,6 +86,7 @@ exports = Table(
     Column("scope", String(80), nullable=False),
     Column("format", String(16), nullable=False),
     Column("filters", Json, nullable=False),
+    Column("complete", Boolean, nullable=False, server_default=false()),
     Column("digest", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("approval", String(64), nullable=False),

@@ -1,4 +1,4 @@
-"""How long bodies are kept."""
+"""How long bodies are kept; exports that prove they are complete."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,6 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.add_column('exports', sa.Column('complete', sa.Boolean(), server_default=sa.text('false'), nullable=False))
     op.create_table('changes',
     sa.Column('change', sa.String(length=36), nullable=False),
     sa.Column('action', sa.String(length=40), nullable=False),
