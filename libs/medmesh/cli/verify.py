@@ -135,14 +135,14 @@ def export(
     hash_only: bool,
     copy: Path,
 ) -> int:
-    """COPY of the log: a folder, or the ZIP of an approved export.  验证日志副本或导出文件。"""
-    wanted = Wanted(
-        policy, not tree_only, partial or copy.is_file(), not hash_only, kept=_read(kept), second=tuple(map(sm_key_of, sm_keys))
-    )
-    if copy.is_dir():
-        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep)
-    from medmesh.auditing.package import check, unpack
+    """COPY of the log: a folder, or an approved export (ZIP, or unpacked).  验证日志副本或导出文件。"""
+    from medmesh.auditing.package import check, is_export, unpack
 
+    approved = copy.is_file() or is_export(copy)
+    wanted = Wanted(policy, not tree_only, partial or approved, not hash_only, kept=_read(kept), second=tuple(map(sm_key_of, sm_keys)))
+    if copy.is_dir():
+        further = (lambda report: check(copy, report)) if approved else (lambda report: None)
+        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep, further=further)
     with tempfile.TemporaryDirectory(dir=copy.absolute().parent) as opened:
         folder = unpack(copy, Path(opened))
         return _judge(Folder(folder), wanted, as_json=as_json, keep=keep, further=lambda report: check(folder, report))

@@ -11,13 +11,15 @@ from medmesh.errors import Problem
 
 APPROVABLE = frozenset(
     {
-        "federation.start",
-        "model.release",
-        "hospital.enrol",
+        "annotation.export",
         "audit.export",
         "dataset.release",
-        "annotation.export",
+        "federation.start",
+        "hospital.enrol",
+        "label.change",
         "log.prune",
+        "model.release",
+        "policy.change",
         "retention.change",
     }
 )
@@ -64,11 +66,10 @@ class Vote:
     approve: bool
 
 
-def decide(requester: str, needed: int, votes: Iterable[Vote], new: Vote) -> ApprovalState:
-    """The state after `new`: one refusal refuses, `needed` different approvers grant. Raises `Problem`."""
+def decide(needed: int, votes: Iterable[Vote], new: Vote) -> ApprovalState:
+    """The state after `new`: one refusal refuses, `needed` different approvers grant. That the maker is no checker is an object rule
+    (`object.maker-is-not-checker`), and a CHECK of the database. Raises `Problem`."""
     votes = list(votes)
-    if new.approver == requester:
-        raise Problem("security.approval_maker", requester=requester)
     if any(vote.approver == new.approver for vote in votes):
         raise Problem("governance.already_decided", approver=new.approver)
     if not new.approve:
