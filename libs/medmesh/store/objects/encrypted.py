@@ -61,6 +61,10 @@ class EncryptedStore:
         await asyncio.to_thread(self._store, io.BytesIO(data), len(data), sha256)
         return ObjectRef(sha256=sha256, bytes=len(data), media_type=media_type)
 
+    def put_now(self, data: bytes, sha256: str) -> None:
+        """Store bytes under their digest, for code in threads."""
+        self._store(io.BytesIO(data), len(data), sha256)
+
     async def delete(self, sha256: str) -> None:
         await asyncio.to_thread(self.remove, sha256)
 
