@@ -12,6 +12,7 @@ from medmesh.canonical import digest
 from medmesh.contracts.ingestion import DatasetVersionCreated, DescriptorPublished, IngestArchive, PublishDescriptor
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.residue import wipe
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import fetch
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -57,7 +58,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
         settings = ports.settings
         limits = Limits(settings.max_files, settings.max_bytes, settings.max_ratio)
         files = await asyncio.to_thread(unpack, archive, folder / "files", limits)
-        archive.unlink()
+        wipe(archive)
         intended = await asyncio.to_thread(holds_images, files)
         try:
             kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
