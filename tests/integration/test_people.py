@@ -262,7 +262,8 @@ async def test_who_lost_password_and_authenticator_gets_in_again_by_a_code_and_n
     assert await refused(p, activate) == "security.password_used"
     assert await refused(p, activate.model_copy(update={"password": "Quite-Another-8-Battery"})) == ""
     assert (await opened(p, "wu", "Quite-Another-8-Battery")).must == ("second_factor",)
-    assert await refused(p, g.RecoverUser(name="sun"), admin) == "request.not_found"
+    assert await refused(p, g.RecoverUser(name="nobody"), admin) == "request.not_found"
+    assert await refused(p, g.RecoverUser(name="sun"), admin) == "governance.yourself"
     assert await refused(p, g.RecoverUser(name="wu"), p.person("wu", "security_administrator")) == "governance.yourself"
 
 

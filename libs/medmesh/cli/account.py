@@ -10,7 +10,8 @@ import click
 
 from medmesh.cli import language, say
 from medmesh.cli.platform import DATA
-from medmesh.cli.session import ask_code, forget, save, show, with_gateway
+from medmesh.cli.session import ask_code, ask_password, certificates, forget, identity, load, save, show, with_gateway
+from medmesh.client import people
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
 from medmesh.errors import Problem
@@ -44,12 +45,14 @@ CA = click.option("--ca", type=click.Path(exists=True, path_type=Path), help="Th
 def login(data: Path, gateway: str | None, ca: Path | None, name: str, password: str, code: str | None) -> int:
     """Sign in as NAME; the session is kept for this account.  登录。
 
-    What is due first is asked for: a new password when the old one expired, a second factor when a role needs one.
+    What is due first is asked for: a new password when the old one expired, a second factor when a role needs one. A certificate of
+    NAME on this machine (medmesh account certificate) is shown instead of a code.
     """
     url, authority = where(data, gateway, ca)
+    shown = identity(name)
 
     async def run() -> str:
-        async with Gateway(url, ca=authority, language=language()) as client:
+        async with Gateway(url, ca=authority, identity=shown, language=language()) as client:
             body: dict[str, Any] = {"name": name, "password": password, "code": code}
             try:
                 opened = await client.request("POST", "/v1/sessions", body)
@@ -66,7 +69,7 @@ def login(data: Path, gateway: str | None, ca: Path | None, name: str, password:
                 await _second_factor(person, None)
             return str(opened["session"])
 
-    save(url, authority, asyncio.run(run()))
+    save(url, authority, asyncio.run(run()), name, certificate=shown is not None)
     click.echo(say(f"signed in as {name}", f"已登录：{name}"))
     return 0
 
@@ -100,6 +103,57 @@ def second_factor(code: str | None) -> int:
     """Set up an authenticator, or a new one.  设置双因素认证。"""
     with_gateway(lambda gateway: _second_factor(gateway, code))
     click.echo(say("set up; signing in needs its code from now on", "已启用；今后登录需输入动态口令"))
+    return 0
+
+
+@account.group()
+def certificate() -> None:
+    """A client certificate instead of an authenticator.  个人证书。
+
+    Its key is made on this machine and never leaves it. From the first one on you sign in with password and certificate, and each
+    session works on connections that show it alone.
+    """
+
+
+@certificate.command(name="request")
+@click.option("--code", help="Of your authenticator, where you have one.")
+@click.option("--new", is_flag=True, help="With a new key: the old one's certificate was revoked or is over.")
+@click.option("--offline", metavar="NAME", help="Only print the signing request of NAME, for the security administrator.")
+def request_certificate(code: str | None, new: bool, offline: str | None) -> int:
+    """Make a key and get its certificate; again renews it.  申请个人证书。
+
+    Not signed in: give the printed request to the security administrator (medmesh user certificate NAME --csr FILE), and install what
+    comes back with medmesh account certificate install.
+    """
+    name = offline or load()["name"]
+    if new:
+        (certificates() / f"{name}.key").unlink(missing_ok=True)
+    if offline:
+        click.echo(people.signing_request(name, certificates()), nl=False)
+        return 0
+    bound = bool(load().get("certificate"))
+
+    async def run(gateway: Gateway) -> None:
+        try:
+            shown = {"password": await ask_password()} if bound else {"code": code or ""}
+            await people.request_certificate(gateway, name, certificates(), **shown)
+        except Problem as problem:
+            if problem.code != "governance.code_wrong" or code or bound:
+                raise
+            await people.request_certificate(gateway, name, certificates(), code=await ask_code())
+
+    with_gateway(run)
+    click.echo(say(f"installed; sign in with it: medmesh login {name}", f"已安装，请使用证书登录：medmesh login {name}"))
+    return 0
+
+
+@certificate.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+def install(name: str, file: Path) -> int:
+    """Install the certificate that the security administrator issued for NAME's request.  安装个人证书。"""
+    people.install_certificate(name, certificates(), file.read_text())
+    click.echo(say("installed", "已安装"))
     return 0
 
 

@@ -98,6 +98,22 @@ def roles(name: str, roles: tuple[str, ...]) -> int:
 
 @user.command()
 @click.argument("name")
+@click.argument("level", type=click.Choice(["public", "internal", "sensitive", "core"]))
+@click.option("--of", "compartments", multiple=True, help="An organisation whose compartment they may read; '*' for every one.")
+def clearance(name: str, level: str, compartments: tuple[str, ...]) -> int:
+    """Clear NAME up to LEVEL, for exactly the organisations named.  设置安全许可级别。
+
+    A new account is cleared for `internal` and for its own organisation. What the person had open ends. Nobody sets their own.
+
+    \b
+    medmesh user clearance wang sensitive --of renji --of xiehe
+    """
+    body = {"clearance": {"level": level, "compartments": compartments}}
+    return _manage(name, "clearance", body, say(f"{name}: clearance set", f"{name}：许可级别已设置"))
+
+
+@user.command()
+@click.argument("name")
 @click.option("--reason", default="")
 def disable(name: str, reason: str) -> int:
     """Close the account of NAME.  停用账户。"""
@@ -125,6 +141,32 @@ def recover(name: str, second_factor: bool) -> int:
     """A new activation code for NAME, who lost the password.  账户恢复。"""
     body = {"second_factor": second_factor}
     show(with_gateway(lambda gateway: gateway.request("POST", f"/v1/users/{name}/recovery", body)))
+    return 0
+
+
+@user.command()
+@click.argument("name")
+@click.option("--csr", required=True, type=click.Path(exists=True, path_type=Path), help="The signing request NAME handed over.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the certificate there.")
+def certificate(name: str, csr: Path, out: Path | None) -> int:
+    """A client certificate for NAME's signing request.  签发个人证书。"""
+    body = {"csr_pem": csr.read_text()}
+    made = with_gateway(lambda gateway: gateway.request("POST", f"/v1/users/{name}/certificates", body))
+    if out is None:
+        click.echo(made["certificate_pem"], nl=False)
+    else:
+        out.write_text(made["certificate_pem"])
+    return 0
+
+
+@user.command(name="revoke-certificate")
+@click.argument("name")
+@click.option("--fingerprint", help="Only this one; all of NAME's by default.")
+@click.option("--reason", required=True)
+def revoke_certificate(name: str, fingerprint: str | None, reason: str) -> int:
+    """Believe NAME's client certificates no longer, anywhere, within a minute.  吊销个人证书。"""
+    body = {"fingerprint": fingerprint, "reason": reason}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/users/{name}/certificates/revocation", body)))
     return 0
 
 

@@ -6,8 +6,11 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+
+from cryptography import x509
 
 from medmesh.cli import language, say
 from medmesh.client.credentials import Person
@@ -24,10 +27,25 @@ def place() -> Path:
     return Path(os.environ.get("MEDMESH_SESSION", Path.home() / ".config" / "medmesh" / "session.json"))
 
 
-def save(url: str, ca: Path, session: str) -> None:
-    """Remember a session."""
+def save(url: str, ca: Path, session: str, name: str, *, certificate: bool = False) -> None:
+    """Remember a session, and whether it belongs to the certificate of its person on this machine."""
     place().parent.mkdir(parents=True, exist_ok=True)
-    files.write(place(), json.dumps({"url": url, "ca": str(ca.absolute()), "session": session}))
+    kept = {"url": url, "ca": str(ca.absolute()), "session": session, "name": name, "certificate": name if certificate else ""}
+    files.write(place(), json.dumps(kept))
+
+
+def certificates() -> Path:
+    """Where the keys and certificates of this account's people lie, 0700."""
+    return place().parent / "certificates"
+
+
+def identity(name: str) -> tuple[Path, Path] | None:
+    """(certificate, key) of a person on this machine; None when there is none, or it is over."""
+    files_ = certificates() / f"{name}.pem", certificates() / f"{name}.key"
+    if not name or not all(file.exists() for file in files_):
+        return None
+    until = x509.load_pem_x509_certificate(files_[0].read_bytes()).not_valid_after_utc
+    return files_ if until > datetime.now(UTC) else None
 
 
 def forget() -> None:
@@ -50,13 +68,21 @@ async def ask_code() -> str:
     return str(click.prompt(say("code of your authenticator", "动态口令"), err=True))
 
 
+async def ask_password() -> str:
+    """The password again, in a session of a certificate."""
+    import click
+
+    return str(click.prompt(say("your password", "口令"), hide_input=True, err=True))
+
+
 def with_gateway(work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the signed-in person."""
 
     async def run() -> T:
         found = load()
-        person = Person(found["session"], ask_code)
-        async with Gateway(found["url"], ca=Path(found["ca"]), credentials=person, language=language()) as gateway:
+        shown = identity(found.get("certificate", ""))
+        person = Person(found["session"], ask_password, "password") if shown else Person(found["session"], ask_code)
+        async with Gateway(found["url"], ca=Path(found["ca"]), identity=shown, credentials=person, language=language()) as gateway:
             return await work(gateway)
 
     return asyncio.run(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -33,10 +33,12 @@ class Anonymous:
 
 @dataclass(frozen=True)
 class Person:
-    """A session; `second_factor` gets a code when one is needed in the middle of something."""
+    """A session; `second_factor` gets a code when one is needed in the middle of something, or the password (`shows`) in a session of
+    a client certificate."""
 
     session: str = field(repr=False)
     second_factor: Callable[[], Awaitable[str]] | None = None
+    shows: Literal["code", "password"] = "code"
 
     def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
         """The bearer."""

@@ -118,7 +118,7 @@ class Gateway:
             ask = getattr(self.credentials, "second_factor", None)
             if problem.code != "security.step_up" or ask is None:
                 raise
-        shown = json.dumps({"code": await ask()}).encode()
+        shown = json.dumps({getattr(self.credentials, "shows", "code"): await ask()}).encode()
         await self._insist("POST", "/v1/sessions/step-up", shown, None, {"Content-Type": "application/json"})
         return await self._insist(method, path, body, query, headers)
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
 
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
+from medmesh.embedded import files
 from medmesh.errors import Problem
 from medmesh.security import totp
 from medmesh.security.assertions import PrivateKey, sign
+from medmesh.security.authority import key_pem, load_key, new_key, person_of, person_request
+from medmesh.security.keys import write_secret
 
 
 @dataclass
@@ -56,3 +62,45 @@ async def sign_in(gateway: Gateway, name: str, password: str, authenticator: Aut
             raise Problem("governance.second_factor_due")
         await enrol(person, authenticator)
     return person
+
+
+async def request_certificate(gateway: Gateway, name: str, folder: Path, *, code: str = "", password: str = "") -> tuple[Path, Path]:
+    """A client certificate for who is signed in: (certificate, key) files in `folder`. The key is made here and stays here; interrupted,
+    the same call goes on with it. Raises `Problem`."""
+    body = {"csr_pem": signing_request(name, folder), "code": code, "password": password}
+    made = await gateway.request("POST", "/v1/certificates", body)
+    return install_certificate(name, folder, made["certificate_pem"])
+
+
+def signing_request(name: str, folder: Path) -> str:
+    """The request for a certificate of the key in `folder`, which is made when there is none."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = folder / f"{name}.key"
+    if not key.exists():
+        write_secret(key, key_pem(new_key()))
+    return person_request(load_key(key), name)
+
+
+def install_certificate(name: str, folder: Path, pem: str) -> tuple[Path, Path]:
+    """Keep a certificate beside its key. Raises `Problem` for one of another key or another person."""
+    key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
+    try:
+        found = x509.load_pem_x509_certificate(pem.encode())
+    except ValueError:
+        raise Problem("client.certificate_foreign", name=name) from None
+    if not key.exists() or found.public_key() != load_key(key).public_key() or person_of(found) != name:
+        raise Problem("client.certificate_foreign", name=name)
+    files.write(certificate, pem)
+    return certificate, key
+
+
+async def sign_in_by_certificate(gateway: Gateway, name: str, password: str) -> Gateway:
+    """A client of this person on the connections of `gateway`, which shows their certificate. Raises `Problem`."""
+    answer = await gateway.request("POST", "/v1/sessions", {"name": name, "password": password})
+    if "password" in answer["must"]:
+        raise Problem("governance.password_due")
+
+    async def again() -> str:
+        return password
+
+    return gateway.acting_as(Person(answer["session"], again, "password"))

@@ -18,6 +18,8 @@ from medmesh.errors import Problem
 from medmesh.security.keys import read_secret, write_secret
 
 _URN = "urn:medmesh:hospital:{}:node:{}"
+_PERSON = "urn:medmesh:person:{}"
+_PEOPLE = "medmesh people"
 _SKEW = timedelta(minutes=5)
 
 
@@ -125,6 +127,18 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
+    def sign_person(self, csr_pem: str, name: str, *, days: float = 30, now: datetime | None = None) -> x509.Certificate:
+        """A person's client certificate from their request. It names a person and no node, so that neither is ever taken for the other;
+        what the request says of itself is ignored."""
+        public = read_request(csr_pem).public_key()
+        assert isinstance(public, ec.EllipticCurvePublicKey)
+        return (
+            self._leaf(_name(name, _PEOPLE), public, days, now)
+            .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_PERSON.format(name))]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
     def _leaf(self, subject: x509.Name, public: ec.EllipticCurvePublicKey, days: float, now: datetime | None) -> x509.CertificateBuilder:
         authority = self._key.public_key()
         return (
@@ -162,6 +176,11 @@ def node_request(key: ec.EllipticCurvePrivateKey, hospital: str, node: str) -> s
     return request.public_bytes(Encoding.PEM).decode()
 
 
+def person_request(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    """A person's certificate signing request (PKCS#10 PEM)."""
+    return node_request(key, _PEOPLE, name)
+
+
 def read_request(csr_pem: str) -> x509.CertificateSigningRequest:
     """A request that is signed by its own P-256 key. Raises `Problem`."""
     try:
@@ -176,13 +195,34 @@ def read_request(csr_pem: str) -> x509.CertificateSigningRequest:
     return request
 
 
-def hospital_of(certificate: x509.Certificate) -> tuple[str, str]:
-    """(hospital, node) a node certificate names. Raises `Problem`."""
+def subject_of(certificate: x509.Certificate) -> str:
+    """Whom a certificate is of, for people: a hospital or a person. Empty when it names neither."""
+    for urn in _urns(certificate):
+        parts = urn.split(":")
+        if len(parts) >= 4 and parts[:2] == ["urn", "medmesh"]:
+            return parts[3]
+    return ""
+
+
+def _urns(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        raise Problem("security.certificate_foreign") from None
-    for urn in names.get_values_for_type(x509.UniformResourceIdentifier):
+        return []
+    return list(names.get_values_for_type(x509.UniformResourceIdentifier))
+
+
+def person_of(certificate: x509.Certificate) -> str:
+    """The person a client certificate names. Raises `Problem`."""
+    for urn in _urns(certificate):
+        if urn.startswith(_PERSON.format("")):
+            return urn.removeprefix(_PERSON.format(""))
+    raise Problem("security.certificate_foreign")
+
+
+def hospital_of(certificate: x509.Certificate) -> tuple[str, str]:
+    """(hospital, node) a node certificate names. Raises `Problem`."""
+    for urn in _urns(certificate):
         parts = urn.split(":")
         if len(parts) == 6 and parts[:3] == ["urn", "medmesh", "hospital"] and parts[4] == "node":
             return parts[3], parts[5]

@@ -181,5 +181,5 @@ async def _store(
                 stored.add(entry.patient)
             known.add(entry.item)
         about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"),)
-        for record in patients.entries(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
+        for record in patients.about_patients(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
             uow.audit(record)

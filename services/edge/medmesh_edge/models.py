@@ -18,7 +18,7 @@ from medmesh.serving.release import verify_release
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
-from medmesh_edge.patients import entries, known
+from medmesh_edge.patients import about_patients, known
 from medmesh_edge.ports import Site
 from medmesh_edge.samples import image
 from medmesh_edge.tables import items, patients, releases, results
@@ -97,7 +97,7 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
         about = (Entity("model", model, version=str(manifest.version), digest=manifest.onnx.sha256),)
         uow.audit(AuditEntry("inference.infer", "E", entities=about, detail={"inputs": len(made)}))
         keys = await known(uow, site, {row.patient for row in rows})
-        for record in entries(site, "patient.infer", "E", keys, about):
+        for record in about_patients(site, "patient.infer", "E", keys, about):
             uow.audit(record)
     return made
 

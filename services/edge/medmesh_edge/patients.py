@@ -76,7 +76,7 @@ def entity(site: Site, pseudonym: str, key: MemoryKey) -> Entity:
     return Entity(PATIENT, f"{found.suite}:{base64.b64encode(found.sealed).decode()}")
 
 
-def entries(site: Site, verb: str, action: str, keys: Mapping[str, MemoryKey], about: Iterable[Entity]) -> Iterator[AuditEntry]:
+def about_patients(site: Site, verb: str, action: str, keys: Mapping[str, MemoryKey], about: Iterable[Entity]) -> Iterator[AuditEntry]:
     """Records that name these patients beside `about`."""
     pseudonyms, common = sorted(keys), tuple(about)
     for start in range(0, len(pseudonyms), PER_RECORD):

@@ -22,15 +22,15 @@ from medmesh.service.http import handle_errors, language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
 from medmesh_gateway import hospitals, objects
-from medmesh_gateway.auth import Door, body_digest
+from medmesh_gateway.auth import Door, body_digest, shown_with
 from medmesh_gateway.ports import Ports
-from medmesh_gateway.routes import ACTION, OPEN, OWN_SESSION, ROUTES, Route
+from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route
 from medmesh_gateway.tables import operations
 
 MAX_BODY = 256 * 1024
 MAX_WAIT = 60.0
-SESSION = "session"
-"""The field of a message that is filled with the request's own bearer."""
+SESSION, CERTIFICATE = "session", "certificate"
+"""The fields of a message that are filled with the request's own bearer, and with what its connection showed; never from the body."""
 
 
 def application(runtime: Runtime, ports: Ports) -> FastAPI:
@@ -60,11 +60,13 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
     schema = route.message.model_json_schema(ref_template="#/components/schemas/{model}")
     shared |= schema.pop("$defs", {})
     in_path = set(re.findall(r"{(\w+)}", route.path))
-    fields = {name: field for name, field in schema.get("properties", {}).items() if name != SESSION}
+    fields = {name: field for name, field in schema.get("properties", {}).items() if name not in (SESSION, CERTIFICATE)}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": fields.get(name, {"type": "string"})} for name in sorted(in_path)
     ]
-    said = {ACTION: _action(route) or (OWN_SESSION if SESSION in route.message.model_fields else OPEN)}
+    said: dict[str, Any] = {ACTION: _action(route) or (OWN_SESSION if SESSION in route.message.model_fields else OPEN)}
+    if about := sorted({names.kind for names in route.message.OBJECTS} | ({route.message.LISTS} - {""})):
+        said[OBJECTS] = about
     if route.method == "GET":
         parameters += [
             {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
@@ -111,6 +113,8 @@ def _message(route: Route, request: Request, body: bytes, actor: Actor | None) -
         values["hospital"] = actor.id
     if SESSION in route.message.model_fields:
         values[SESSION] = bearer(request)
+    if CERTIFICATE in route.message.model_fields:
+        values[CERTIFICATE] = shown_with(request)
     try:
         # JSON mode, because a path or query parameter is text: "3" is a version, and dates are ISO 8601.
         return route.message.model_validate_json(json.dumps(values))
@@ -249,7 +253,7 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             session = bearer(request)
             if audience not in ("audit", "inference"):
                 raise Problem("request.not_found", kind="audience", id=audience)
-            return await runtime.ask(ResolveSession(session=session, audience=audience), ActorToken)
+            return await runtime.ask(ResolveSession(session=session, audience=audience, certificate=shown_with(request)), ActorToken)
 
     @app.delete("/v1/sessions", tags=["governance"], status_code=204, openapi_extra={ACTION: OWN_SESSION})
     async def sign_out(request: Request) -> None:

@@ -17,11 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medmesh.contracts.governance import ActorToken, ResolveSession
 from medmesh.errors import Problem
+from medmesh.security.access import decide
 from medmesh.security.asgi_tls import client_certificate
-from medmesh.security.authority import fingerprint, hospital_of
+from medmesh.security.authority import fingerprint, subject_of
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
-from medmesh.security.roles import STEP_UP, allow
+from medmesh.security.roles import STEP_UP
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
@@ -39,7 +40,7 @@ class Door:
     def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
         self._settings = settings
-        self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._sessions: OrderedDict[str, tuple[str, float, str | None]] = OrderedDict()
 
     async def actor(self, request: Request, body_sha256: str, action: str | None = None) -> tuple[Actor, str]:
         """(actor, token) of a request. Raises `Problem`; that nobody was proven is recorded."""
@@ -51,20 +52,20 @@ class Door:
         if scheme.lower() == "bearer" and credential:
             if action in STEP_UP:
                 self.forget(credential)  # the second factor may have been shown a moment ago, at another gateway
-            token = await self.exchange(credential)
+            token = await self.exchange(credential, shown_with(request))
             return verify_actor(token, self._runtime.trust(), datetime.now(UTC)), token
         if scheme.lower() == NODE and credential:
             return await self._node(request, credential, body_sha256), credential
         raise Problem("actor.missing", type=request.url.path)
 
-    async def exchange(self, session: str) -> str:
-        """The actor token of a session."""
+    async def exchange(self, session: str, certificate: str | None) -> str:
+        """The actor token of a session, which may belong to the certificate that is shown with it."""
         key = bearer_hash(session)
         known = self._sessions.get(key)
-        if known and known[1] > time.monotonic():
+        if known and known[1] > time.monotonic() and known[2] == certificate:
             return known[0]
-        answer = await self._runtime.ask(ResolveSession(session=session), ActorToken)
-        self._sessions[key] = (answer.token, time.monotonic() + self._settings.session_cache_seconds)
+        answer = await self._runtime.ask(ResolveSession(session=session, certificate=certificate), ActorToken)
+        self._sessions[key] = (answer.token, time.monotonic() + self._settings.session_cache_seconds, certificate)
         while len(self._sessions) > _MOST_SESSIONS:
             self._sessions.popitem(last=False)
         return answer.token
@@ -100,8 +101,10 @@ class Door:
             raise Problem("security.request_replayed")
 
     async def permit(self, actor: Actor, action: str | None) -> None:
-        """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
-        if action is None or (decision := allow(actor, action, datetime.now(UTC))).allowed:
+        """Raise unless it is allowed as far as can be said before the object is known; the refusal is recorded. The owner of the message
+        decides again."""
+        rules = self._runtime.policies.rules
+        if action is None or (decision := decide(actor, action, datetime.now(UTC), rules=rules)).allowed:
             return
         await self._runtime.doorstep.denied(self._runtime.context(actor=actor, decision=decision), actor, action, decision)
 
@@ -121,7 +124,7 @@ class Barred:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         shown = client_certificate(scope) if scope["type"] == "http" else None
         if shown is not None and revoked(self._runtime, shown):
-            problem = Problem("security.certificate_revoked", hospital=hospital_of(shown)[0])
+            problem = Problem("security.certificate_revoked", hospital=subject_of(shown))
             await self._runtime.doorstep.unproven(Request(scope), problem)
             tongue = language(Request(scope))
             await problem_response(problem, tongue, {"Connection": "close"})(scope, receive, send)
@@ -130,8 +133,14 @@ class Barred:
 
 
 def revoked(runtime: Runtime, certificate: x509.Certificate) -> bool:
-    """Whether a node's certificate is believed no longer."""
+    """Whether a certificate, a node's or a person's, is believed no longer."""
     return f"{certificate.serial_number:x}" in runtime.trust().revoked
+
+
+def shown_with(request: Request) -> str | None:
+    """SHA-256 of the client certificate the connection was proven with."""
+    shown = client_certificate(request.scope)
+    return fingerprint(shown) if shown is not None else None
 
 
 def certificate_of(token: str) -> x509.Certificate:

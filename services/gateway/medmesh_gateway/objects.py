@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 from medmesh.errors import Problem
-from medmesh.security.roles import allow
+from medmesh.security.access import decide
 from medmesh.security.tokens import Actor
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK, ObjectStore
@@ -31,12 +31,14 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         runtime.emission.check(action)
         return actor
 
-    async def record(actor: Actor, action: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
+    async def moved(actor: Actor, verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
         """That bytes come or go."""
         about = (Entity("object", sha256, digest=sha256),)
         outcome, why = (4, problem.code) if problem else (0, "")
-        async with runtime.unit(runtime.context(actor=actor, decision=allow(actor, action, datetime.now(UTC)))) as uow:
-            uow.audit(AuditEntry(action, kind, outcome, why, about, detail=detail))
+        async with runtime.unit(
+            runtime.context(actor=actor, decision=decide(actor, verb, datetime.now(UTC), rules=runtime.policies.rules))
+        ) as uow:
+            uow.audit(AuditEntry(verb, kind, outcome, why, about, detail=detail))
 
     @app.head("/v1/uploads/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.write"})
     async def progress(sha256: str, request: Request) -> Response:
@@ -56,11 +58,11 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         actor = await enter(request, "object.write", digest)
         reached = await ports.uploads.append(actor.text, _name(sha256), offset, total, piece, digest)
         if reached == total:
-            await record(actor, "object.write", "C", sha256, bytes=total)  # before: whoever is killed between leaves no unknown object
+            await moved(actor, "object.write", "C", sha256, bytes=total)  # before: whoever is killed between leaves no unknown object
             try:
                 await ports.uploads.finish(actor.text, sha256, _target(ports, actor))
             except Problem as problem:
-                await record(actor, "object.write", "C", sha256, problem, bytes=total)
+                await moved(actor, "object.write", "C", sha256, problem, bytes=total)
                 raise
         headers = {"Upload-Offset": str(reached), "Upload-Complete": "?1" if reached == total else "?0"}
         return Response(status_code=201 if reached == total else 204, headers=headers)
@@ -76,7 +78,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         partial = (start, end) != (0, size)
         if partial:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        await record(actor, "object.read", "R", sha256, start=start, end=end)
+        await moved(actor, "object.read", "R", sha256, start=start, end=end)
         body = store.read(sha256, start, end)
         return StreamingResponse(body, status_code=206 if partial else 200, headers=headers, media_type="application/octet-stream")
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, registry, training
+from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, labels, registry, training
 from medmesh.contracts.message import Message
 
 ACTION, OPEN, OWN_SESSION = "x-medmesh-action", "open", "own session"
 """Every route says in its OpenAPI entry which action it is; the matrix of roles and routes is generated from that."""
+OBJECTS = "x-medmesh-objects"
+"""And which kinds of objects it is about: access to each is decided by label and object rule as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/password", governance.ChangePassword),
     Route("POST", "/v1/second-factor", governance.EnrolSecondFactor),
     Route("POST", "/v1/second-factor/confirmation", governance.ConfirmSecondFactor),
+    Route("POST", "/v1/certificates", governance.RequestCertificate),
     # A node's own enrolment.
     Route("POST", "/v1/enrolments", governance.Enrol),
     Route("POST", "/v1/enrolments/renewal", governance.RenewCertificate),
@@ -44,6 +47,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/users", governance.CreateUser),
     Route("GET", "/v1/users", governance.ListUsers),
     Route("POST", "/v1/users/{name}/roles", governance.ChangeRoles),
+    Route("POST", "/v1/users/{name}/clearance", governance.SetClearance),
     Route("POST", "/v1/users/{name}/disabling", governance.DisableUser),
     Route("POST", "/v1/users/{name}/enabling", governance.EnableUser),
     Route("POST", "/v1/users/{name}/unlocking", governance.UnlockUser),
@@ -56,11 +60,17 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
     Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
+    # Security labels and the site's policy.
+    Route("POST", "/v1/labels", labels.ChangeLabel),
+    Route("GET", "/v1/policy", governance.GetPolicy),
+    Route("POST", "/v1/policy", governance.ProposePolicy),
     # Emergency access.
     Route("POST", "/v1/emergencies", governance.OpenEmergency),
     Route("GET", "/v1/emergencies", governance.ListEmergencies),
     Route("POST", "/v1/emergencies/{emergency}/end", governance.EndEmergency),
     Route("POST", "/v1/emergencies/{emergency}/review", governance.ReviewEmergency),
+    Route("POST", "/v1/users/{name}/certificates", governance.IssueCertificate),
+    Route("POST", "/v1/users/{name}/certificates/revocation", governance.RevokeCertificate),
     Route("POST", "/v1/users/{name}/emergency", governance.RestoreEmergency),
     # Audit: a hospital's own records with proofs; exports that somebody else approves.
     Route("GET", "/v1/audit/events", audit.SearchEvents),

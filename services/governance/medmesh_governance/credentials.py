@@ -36,7 +36,7 @@ async def set_password(uow: UnitOfWork[Ports], name: str, password: str, **value
 async def change_password(query: Envelope[ChangePassword], uow: UnitOfWork[Ports]) -> Done | Problem:
     """The old one is asked for again: a session left open is no way to the account."""
     wanted = query.data
-    row = await live(uow, wanted.session, limited=True)
+    row = await live(uow, wanted, limited=True)
     if problem := locked(uow, row, "password.change"):
         return problem
     if not verify_password(row.password_hash, wanted.old):
@@ -48,14 +48,20 @@ async def change_password(query: Envelope[ChangePassword], uow: UnitOfWork[Ports
     return Done()
 
 
+def just_signed_in(uow: UnitOfWork[Ports], row: Any) -> None:
+    """Raise a `Problem` in a session that was opened a while ago: left open, it is no way to a second factor of one's own."""
+    if row.opened_at + timedelta(minutes=uow.ports.settings.grace_minutes) < uow.now:
+        raise Problem("governance.sign_in_again", minutes=uow.ports.settings.grace_minutes)
+
+
 @HANDLERS.answers(EnrolSecondFactor)
 async def enrol_second_factor(query: Envelope[EnrolSecondFactor], uow: UnitOfWork[Ports]) -> SecondFactorSecret | Problem:
     """A new secret, shown this once. Who has a factor shows it first, who has none has just signed in: a session that was left
     open is no way to make a factor of one's own. Nothing changes until the new one is confirmed."""
-    row = await live(uow, query.data.session, limited=True)
-    if row.factor is None and row.opened_at + timedelta(minutes=uow.ports.settings.grace_minutes) < uow.now:
-        raise Problem("governance.sign_in_again", minutes=uow.ports.settings.grace_minutes)
-    if row.factor is not None:
+    row = await live(uow, query.data, limited=True)
+    if row.factor is None:
+        just_signed_in(uow, row)
+    else:
         if problem := locked(uow, row, "second_factor.enrol"):
             return problem
         if not await spend_code(uow, row, query.data.code or ""):
@@ -69,7 +75,7 @@ async def enrol_second_factor(query: Envelope[EnrolSecondFactor], uow: UnitOfWor
 @HANDLERS.answers(ConfirmSecondFactor)
 async def confirm_second_factor(query: Envelope[ConfirmSecondFactor], uow: UnitOfWork[Ports]) -> Done | Problem:
     """From here on signing in needs it, and every other session, which never showed it, ends."""
-    row = await live(uow, query.data.session, limited=True)
+    row = await live(uow, query.data, limited=True)
     if row.factor_new is None:
         raise Problem("governance.no_second_factor")
     if problem := locked(uow, row, "second_factor.confirm"):

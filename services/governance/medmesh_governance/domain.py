@@ -9,7 +9,18 @@ from enum import StrEnum
 
 from medmesh.errors import Problem
 
-APPROVABLE = frozenset({"federation.start", "model.release", "hospital.enrol", "audit.export", "dataset.release", "annotation.export"})
+APPROVABLE = frozenset(
+    {
+        "annotation.export",
+        "audit.export",
+        "dataset.release",
+        "federation.start",
+        "hospital.enrol",
+        "label.change",
+        "model.release",
+        "policy.change",
+    }
+)
 """What needs a second person. Further actions come here first."""
 
 
@@ -53,11 +64,10 @@ class Vote:
     approve: bool
 
 
-def decide(requester: str, needed: int, votes: Iterable[Vote], new: Vote) -> ApprovalState:
-    """The state after `new`: one refusal refuses, `needed` different approvers grant. Raises `Problem`."""
+def decide(needed: int, votes: Iterable[Vote], new: Vote) -> ApprovalState:
+    """The state after `new`: one refusal refuses, `needed` different approvers grant. That the maker is no checker is an object rule
+    (`object.maker-is-not-checker`), and a CHECK of the database. Raises `Problem`."""
     votes = list(votes)
-    if new.approver == requester:
-        raise Problem("security.approval_maker", requester=requester)
     if any(vote.approver == new.approver for vote in votes):
         raise Problem("governance.already_decided", approver=new.approver)
     if not new.approve:

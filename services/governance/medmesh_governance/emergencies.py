@@ -28,7 +28,7 @@ from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, metrics
 from medmesh_governance.domain import EmergencyState, emergency_stands, judge, may_open_emergency, move_emergency
 from medmesh_governance.ports import HANDLERS, Ports
-from medmesh_governance.sessions import end_all, failed, live, locked, spend_code
+from medmesh_governance.sessions import end_all, failed, live, locked, shows_factor
 from medmesh_governance.tables import emergencies, hospitals, sessions, users
 
 PLATFORM = "platform"
@@ -40,7 +40,7 @@ UNSETTLED = (EmergencyState.OPEN.value, EmergencyState.ENDED.value)
 async def open_emergency(query: Envelope[OpenEmergency], uow: UnitOfWork[Ports]) -> EmergencyView | Problem:
     """At once, for who shows the second factor now; the others are told by the event, the alarm and the log."""
     wanted, settings, asked = query.data, uow.ports.settings, uow.context
-    row = await live(uow, wanted.session)
+    row = await live(uow, wanted)
     if row.name != asked.actor.id:
         raise Problem("governance.session_over")
     uow.context = asked  # the record keeps the roles and the rule that allowed it
@@ -57,9 +57,7 @@ async def open_emergency(query: Envelope[OpenEmergency], uow: UnitOfWork[Ports])
         known = await uow.first(select(hospitals.c.hospital).where(hospitals.c.hospital == wanted.organisation))
         if known is None:
             raise Problem("request.not_found", kind="hospital", id=wanted.organisation)
-    if row.factor is None:
-        raise Problem("governance.no_second_factor")
-    if not await spend_code(uow, row, wanted.code):
+    if not await shows_factor(uow, row, wanted.code, wanted.password):
         return await failed(uow, row, "emergency.open", Problem("governance.code_wrong"))
     values: dict[str, Any] = {
         "emergency": new_id(),

@@ -18,7 +18,7 @@ from medmesh.security.renewal import check, check_age
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_governance.enrolment import as_hospital, ask_for_approval, issue_certificate, state_of
 from medmesh_governance.ports import HANDLERS, Ports
-from medmesh_governance.tables import enrolments
+from medmesh_governance.tables import certificates, enrolments
 
 
 @HANDLERS.answers(RenewCertificate)
@@ -93,5 +93,8 @@ async def revoke_node(command: Envelope[RevokeNode], uow: UnitOfWork[Ports]) -> 
 async def list_revocations(query: Envelope[ListRevocations], uow: UnitOfWork[Ports]) -> Revocations:
     """Those that would still be good, and a day more for clocks that are wrong."""
     still = enrolments.c.expires_at > uow.now - timedelta(days=1)
-    rows = await uow.all(select(enrolments.c.serial).where(enrolments.c.revoked, still).order_by(enrolments.c.serial))
-    return Revocations(serials=tuple(row.serial for row in rows))
+    nodes = select(enrolments.c.serial).where(enrolments.c.revoked, still)
+    people = select(certificates.c.serial).where(
+        certificates.c.revoked_at.is_not(None), certificates.c.expires_at > uow.now - timedelta(days=1)
+    )
+    return Revocations(serials=tuple(sorted(row.serial for row in await uow.all(nodes.union(people)))))

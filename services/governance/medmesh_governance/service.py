@@ -13,6 +13,7 @@ from medmesh.contracts.governance import (
     ApprovalRefused,
     ApprovalRequested,
     ApprovalRevoked,
+    CertificateRevoked,
     EmergencyEnded,
     EmergencyOpened,
     EmergencyOverdue,
@@ -20,6 +21,7 @@ from medmesh.contracts.governance import (
     HospitalRegistered,
     NodeEnrolled,
     NodeRevoked,
+    PolicyChanged,
     UserChanged,
     UserCreated,
 )
@@ -28,12 +30,12 @@ from medmesh.security.keyring.port import open_keys
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import credentials, emergencies, enrolment, handlers, people, renewal, sessions, systems
+from medmesh_governance import certificates, credentials, emergencies, enrolment, handlers, people, policies, renewal, sessions, systems
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, handlers, emergencies)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers, emergencies, certificates)
 """The modules whose handlers this service runs."""
 
 
@@ -84,11 +86,13 @@ SERVICE = ServiceSpec(
         HospitalRegistered,
         NodeEnrolled,
         NodeRevoked,
+        PolicyChanged,
         ApprovalRequested,
         ApprovalGranted,
         ApprovalRefused,
         ApprovalRevoked,
         ApprovalExpired,
+        CertificateRevoked,
         EmergencyOpened,
         EmergencyEnded,
         EmergencyOverdue,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from medmesh.contracts.governance import (
     Done,
     EndSession,
     ListSessions,
+    OfSession,
     OpenSession,
     ResolveSession,
     SessionOpened,
@@ -25,12 +27,13 @@ from medmesh.errors import Problem
 from medmesh.security import totp
 from medmesh.security.codes import bearer_hash, new_bearer
 from medmesh.security.emergency import Emergency
+from medmesh.security.labels import Label, level
 from medmesh.security.passwords import verify_password
 from medmesh.security.tokens import AUDIENCE, Actor, person_token
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh_governance.domain import EmergencyState, due, idle, locked_until
 from medmesh_governance.ports import HANDLERS, Ports
-from medmesh_governance.tables import emergencies, sessions, users
+from medmesh_governance.tables import certificates, emergencies, sessions, users
 
 TOKEN_MINUTES = 10
 EMERGENCY_TOKEN_MINUTES = 2
@@ -50,20 +53,36 @@ def as_person(uow: UnitOfWork[Ports], name: str, organisation: str = "platform")
     uow.context = Context(uow.context.service, uow.context.cause, actor, None, uow.context.traceparent)
 
 
-async def live(uow: UnitOfWork[Ports], session: str, *, limited: bool = False) -> Any:
-    """The row of an open session with its person, locked. Raises `Problem` when it is over, or when something is due first
-    (not with `limited`: for what does that very thing)."""
+async def live(uow: UnitOfWork[Ports], shown: OfSession, *, limited: bool = False) -> Any:
+    """The row of an open session with its person, locked. Raises `Problem` when it is over, when it belongs to a client certificate
+    that was not shown, or when something is due first (not with `limited`: for what does that very thing)."""
     wanted = select(sessions, *(c for c in users.c if c.name not in ("name",))).join(users, users.c.name == sessions.c.name)
-    row = await uow.first(wanted.where(sessions.c.hash == bearer_hash(session)).with_for_update())
+    row = await uow.first(wanted.where(sessions.c.hash == bearer_hash(shown.session)).with_for_update())
     minutes = uow.ports.settings.session_idle_minutes
     if row is None or row.disabled_at is not None or row.expires_at < uow.now or row.used_at + timedelta(minutes=minutes) < uow.now:
         raise Problem("governance.session_over")
+    if row.certificate is not None and row.certificate != shown.certificate:
+        acting(uow, row)
+        raise Problem("governance.certificate_session")
     if row.must and not limited:
         raise Problem("governance.password_due") if "password" in row.must else Problem("governance.second_factor_due")
     if limited and row.kind != "person":
         raise Problem("governance.no_person", name=row.name)
     acting(uow, row)
     return row
+
+
+async def shows_factor(uow: UnitOfWork[Ports], row: Any, code: str, password: str) -> bool:
+    """Whether somebody shows the second factor in an open session: a code, or the password where the connection shows the certificate
+    to which the session belongs. Raises `Problem` when there is none."""
+    if row.certificate is not None and not code:
+        fits = verify_password(row.password_hash, password)
+        if fits:
+            await uow.execute(update(users).where(users.c.name == row.name).values(failures=0))
+        return fits
+    if row.factor is None:
+        raise Problem("governance.no_second_factor")
+    return await spend_code(uow, row, code)
 
 
 async def failed(uow: UnitOfWork[Ports], row: Any, verb: str, problem: Problem) -> Problem:
@@ -113,27 +132,39 @@ async def open_session(query: Envelope[OpenSession], uow: UnitOfWork[Ports]) -> 
     if row.disabled_at is not None or idle(row.signed_in_at or row.created_at, settings.idle_days, uow.now):
         uow.audit(AuditEntry("session.open", "E", outcome=8, why="governance.disabled"))
         return Problem("governance.disabled")
-    if row.factor is not None and not wanted.code:
+    theirs = await good(uow, row.name)
+    shown = next((one for one in theirs if one.fingerprint == wanted.certificate), None)
+    if theirs and wanted.certificate is None:
+        uow.audit(AuditEntry("session.open", "E", outcome=4, why="governance.certificate_wanted"))
+        return Problem("governance.certificate_wanted")
+    if shown is None and wanted.certificate is not None:
+        return await failed(uow, row, "session.open", Problem("governance.certificate_wrong"))
+    if shown is None and row.factor is not None and not wanted.code:
         uow.audit(AuditEntry("session.open", "E", outcome=4, why="governance.code_needed"))
         return Problem("governance.code_needed")
-    if row.factor is not None and not await spend_code(uow, row, wanted.code or ""):
+    if shown is None and row.factor is not None and not await spend_code(uow, row, wanted.code or ""):
         return await failed(uow, row, "session.open", Problem("governance.code_wrong"))
-    must = due(row.roles, row.factor is not None, row.password_at, settings.second_factor_roles, settings.password_days, uow.now)
+    strong = shown is not None or row.factor is not None
+    must = due(row.roles, strong, row.password_at, settings.second_factor_roles, settings.password_days, uow.now)
     bearer = new_bearer()
     expires = uow.now + (timedelta(minutes=settings.grace_minutes) if must else timedelta(hours=settings.session_hours))
+    if shown is not None:
+        expires = min(expires, shown.expires_at)
     values = {
         "hash": bearer_hash(bearer),
         "id": new_id(),
         "name": row.name,
         "must": list(must),
-        "strong_at": uow.now if row.factor is not None else None,
+        "strong_at": uow.now if strong else None,
+        "certificate": shown.fingerprint if shown is not None else None,
         "opened_at": uow.now,
         "used_at": uow.now,
         "expires_at": expires,
     }
     await uow.execute(insert(sessions).values(values))
     await uow.execute(update(users).where(users.c.name == row.name).values(failures=0, locked_until=None, signed_in_at=uow.now))
-    uow.audit(AuditEntry("session.open", "E", detail={"second_factor": row.factor is not None, "must": ",".join(must)}))
+    how = {"method": "pwd+swk", "certificate": shown.fingerprint} if shown is not None else {}
+    uow.audit(AuditEntry("session.open", "E", detail={"second_factor": strong, "must": ",".join(must), **how}))
     return SessionOpened(session=bearer, expires=expires, roles=tuple(row.roles), must=must)
 
 
@@ -148,12 +179,10 @@ async def fulfilled(uow: UnitOfWork[Ports], row: Any, what: str, **values: Any) 
 @HANDLERS.answers(StepUp)
 async def step_up(query: Envelope[StepUp], uow: UnitOfWork[Ports]) -> Done | Problem:
     """Show the second factor again."""
-    row = await live(uow, query.data.session)
-    if row.factor is None:
-        raise Problem("governance.no_second_factor")
+    row = await live(uow, query.data)
     if problem := locked(uow, row, "session.step_up"):
         return problem
-    if not await spend_code(uow, row, query.data.code):
+    if not await shows_factor(uow, row, query.data.code, query.data.password):
         return await failed(uow, row, "session.step_up", Problem("governance.code_wrong"))
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(strong_at=uow.now, used_at=uow.now))
     uow.audit(AuditEntry("session.step_up", "E"))
@@ -161,15 +190,23 @@ async def step_up(query: Envelope[StepUp], uow: UnitOfWork[Ports]) -> Done | Pro
 
 
 @HANDLERS.answers(ResolveSession)
-async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports]) -> ActorToken:
+async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports]) -> ActorToken | Problem:
     """Exchange a session for an actor token; using it keeps it from going idle."""
     if query.data.audience not in AUDIENCES:
         raise Problem("request.invalid", reason=f"audience is one of {', '.join(AUDIENCES)}")
-    row = await live(uow, query.data.session)
+    try:
+        row = await live(uow, query.data)
+    except Problem as problem:
+        if problem.code == "governance.certificate_session":  # somebody has the bearer, and not the key
+            uow.audit(AuditEntry("session.foreign", "E", outcome=8, why=problem.code))
+            return problem
+        raise
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(used_at=uow.now))
-    method = "pkjwt" if row.kind == "system" else "pwd+otp" if row.strong_at else "pwd"
+    method = "pkjwt" if row.kind == "system" else "pwd+swk" if row.certificate else "pwd+otp" if row.strong_at else "pwd"
     emergency = await open_in(uow, row.id)
-    actor = Actor(row.kind, row.name, row.organisation, frozenset(row.roles), method, row.strong_at, emergency)
+    clearance, shown = Label(level(row.clearance), frozenset(row.compartments)), row.certificate or ""
+    roles = frozenset(row.roles)
+    actor = Actor(row.kind, row.name, row.organisation, roles, method, row.strong_at, emergency, shown, clearance)
     minutes = EMERGENCY_TOKEN_MINUTES if emergency else TOKEN_MINUTES
     token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=minutes, now=uow.now)
     return ActorToken(token=token, expires=uow.now + timedelta(minutes=minutes))
@@ -199,7 +236,7 @@ async def close_session(query: Envelope[CloseSession], uow: UnitOfWork[Ports]) -
 @HANDLERS.answers(ListSessions)
 async def list_sessions(query: Envelope[ListSessions], uow: UnitOfWork[Ports]) -> Sessions:
     """One's own, newest first."""
-    mine = await live(uow, query.data.session)
+    mine = await live(uow, query.data)
     open_ones = (sessions.c.name == mine.name) & (sessions.c.expires_at > uow.now)
     idle_since = uow.now - timedelta(minutes=uow.ports.settings.session_idle_minutes)
     rows = await uow.all(select(sessions).where(open_ones, sessions.c.used_at > idle_since).order_by(sessions.c.opened_at.desc()))
@@ -213,12 +250,18 @@ async def list_sessions(query: Envelope[ListSessions], uow: UnitOfWork[Ports]) -
 @HANDLERS.answers(EndSession)
 async def end_session(query: Envelope[EndSession], uow: UnitOfWork[Ports]) -> Done:
     """End one of one's own, for example that of a machine that was lost."""
-    mine = await live(uow, query.data.session)
+    mine = await live(uow, query.data)
     gone = await uow.execute(delete(sessions).where(sessions.c.id == query.data.id, sessions.c.name == mine.name).returning(sessions.c.id))
     if gone.first() is None:
         raise Problem("request.not_found", kind="session", id=query.data.id)
     uow.audit(AuditEntry("session.end", "D", entities=(Entity("session", query.data.id),)))
     return Done()
+
+
+async def good(uow: UnitOfWork[Ports], name: str) -> Sequence[Any]:
+    """A person's client certificates that count now."""
+    theirs = (certificates.c.name == name) & certificates.c.revoked_at.is_(None) & (certificates.c.expires_at > uow.now)
+    return await uow.all(select(certificates).where(theirs))
 
 
 async def end_all(uow: UnitOfWork[Ports], name: str, *, but: str = "") -> None:

@@ -35,6 +35,8 @@ class Settings(ServiceSettings):
     lock_minutes: int = Field(default=30, ge=1)
     approvals_needed: int = Field(default=1, ge=1)
     approval_hours: int = Field(default=24, ge=1)
+    certificate_days: int = Field(default=30, ge=1, le=90)
+    """How long a person's client certificate is good."""
     node_days: int = Field(default=90, ge=1)
     """How long a node's certificate is good; it renews itself after two thirds."""
     dark_days: int = Field(default=90, ge=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, text
+from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, text
 
 from medmesh.security.roles import ADMINISTRATORS
 from medmesh.store.tables import service_metadata
@@ -33,6 +33,8 @@ users = Table(
     Column("factor_new", LargeBinary, comment="the one that was shown and not confirmed yet, sealed"),
     Column("factor_step", Counter, nullable=False, server_default=text("0"), comment="last step used: a code counts once"),
     Column("public_key", Text, comment="a system's, PEM"),
+    Column("clearance", String(16), nullable=False, server_default=text("'internal'"), comment="up to which level"),
+    Column("compartments", Json, nullable=False, server_default=text("'[]'"), comment="of which organisations; * is every one"),
     Column("emergency_withdrawn_at", Timestamp, comment="an emergency access was not justified: no other one until it is allowed"),
     # The three administrators exclude each other: held by the database too, whatever a program does.
     CheckConstraint(ONE_ADMINISTRATOR, name="one_administrator"),
@@ -64,12 +66,32 @@ sessions = Table(
     Column("name", String(63), nullable=False),
     Column("must", Json, nullable=False, comment="what has to be done first; until then it does nothing else"),
     Column("strong_at", Timestamp, comment="when the second factor was last shown"),
+    Column("certificate", String(64), comment="SHA-256 of the client certificate it belongs to: without it the bearer opens nothing"),
     Column("opened_at", Timestamp, nullable=False),
     Column("used_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp, nullable=False),
     comment="only hashes of bearers: a copy of this table opens nothing",
 )
 Index("ix_sessions_name", sessions.c.name)
+
+policy_texts = Table(
+    "policy_texts",
+    METADATA,
+    Column("digest", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="every text that was ever proposed as the site's policy",
+)
+
+policies = Table(
+    "policies",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("approval", String(36), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="which of them were in force, in order; the last one is",
+)
 
 hospitals = Table(
     "hospitals",
@@ -157,3 +179,20 @@ emergencies = Table(
 Index("ix_emergencies_person", emergencies.c.person)
 Index("ix_emergencies_session", emergencies.c.session)
 Index("uq_emergencies_open", emergencies.c.person, unique=True, postgresql_where=text("state = 'open'"))
+
+certificates = Table(
+    "certificates",
+    METADATA,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("serial", String(64), nullable=False, unique=True),
+    Column("key_digest", String(64), nullable=False, comment="of the public key: one is certified once"),
+    Column("certificate_pem", Text, nullable=False),
+    Column("issued_by", String(160), nullable=False),
+    Column("issued_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp, nullable=False),
+    Column("revoked_at", Timestamp),
+    UniqueConstraint("key_digest"),
+    comment="client certificates of people",
+)
+Index("ix_certificates_name", certificates.c.name)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from medmesh.contracts.message import Record
+from medmesh.contracts.message import Record, Sha256
 
 
 class Done(Record):
@@ -18,3 +18,10 @@ class OneTimeCode(Record):
 
     code: str = Field(repr=False)
     expires: datetime
+
+
+class OfSession(Record):
+    """A person's own session, as the gateway fills it in: the bearer, and the SHA-256 of the client certificate that was shown with it."""
+
+    session: str = Field(repr=False)
+    certificate: Sha256 | None = None

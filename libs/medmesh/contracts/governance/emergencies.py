@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from medmesh.contracts.governance.common import OfSession
 from medmesh.contracts.message import Command, Exchange, HospitalEvent, Identifier, Query, Record
 
 EmergencyReason = Literal["resuscitation", "deterioration", "transfer", "mass_casualty", "system_failure"]
@@ -34,19 +35,19 @@ class Emergencies(Record):
     emergencies: tuple[EmergencyView, ...]
 
 
-class OpenEmergency(Exchange):
+class OpenEmergency(Exchange, OfSession):
     """Open an emergency access to one organisation, for this session: a reason of the list, a note without identifiers, and the
-    second factor now. The same again answers the one that is open."""
+    second factor now (in a session of a client certificate the password). The same again answers the one that is open."""
 
     TYPE: ClassVar[str] = "governance.open-emergency.v1"
     ACTION: ClassVar[str | None] = "emergency.open"
     Reply: ClassVar[type[Record]] = EmergencyView
 
-    session: str = Field(repr=False)
     organisation: Identifier
     reason: EmergencyReason
     note: str = Field(max_length=200)
-    code: str = Field(repr=False)
+    code: str = Field(default="", repr=False)
+    password: str = Field(default="", repr=False)
     minutes: int = Field(default=60, ge=1, le=60)
 
 

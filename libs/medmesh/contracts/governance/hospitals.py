@@ -95,7 +95,7 @@ class ListHospitals(Query):
 
 
 class Revocations(Record):
-    """Serial numbers (hexadecimal) of node certificates that were revoked and have not expired anyway."""
+    """Serial numbers (hexadecimal) of certificates, of nodes and people, that were revoked and have not expired anyway."""
 
     serials: tuple[str, ...]
 

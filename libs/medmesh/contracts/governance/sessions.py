@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.governance.common import Done
-from medmesh.contracts.message import Exchange, Identifier, Query, Record
+from medmesh.contracts.governance.common import Done, OfSession
+from medmesh.contracts.message import Exchange, Identifier, Query, Record, Sha256
 
 
 class SessionOpened(Record):
@@ -24,7 +24,8 @@ class SessionOpened(Record):
 
 
 class OpenSession(Exchange):
-    """Sign in; `code` is the second factor's, for who has one."""
+    """Sign in; `code` is the second factor's, for who has one. Who has a client certificate shows it instead: `certificate` is its
+    SHA-256, which the gateway fills in from the connection."""
 
     TYPE: ClassVar[str] = "governance.open-session.v1"
     ACTION: ClassVar[str | None] = None
@@ -33,6 +34,7 @@ class OpenSession(Exchange):
     name: Identifier
     password: str = Field(repr=False)
     code: str | None = Field(default=None, repr=False)
+    certificate: Sha256 | None = None
 
 
 class ActorToken(Record):
@@ -42,14 +44,13 @@ class ActorToken(Record):
     expires: datetime
 
 
-class ResolveSession(Query):
+class ResolveSession(Query, OfSession):
     """Exchange a session for an actor token. The gateway asks for audience `medmesh`; people may ask for `inference` or `audit`."""
 
     TYPE: ClassVar[str] = "governance.resolve-session.v1"
     ACTION: ClassVar[str | None] = None
     Reply: ClassVar[type[Record]] = ActorToken
 
-    session: str = Field(repr=False)
     audience: str = "medmesh"
 
 
@@ -70,47 +71,45 @@ class SecondFactorSecret(Record):
     uri: str = Field(repr=False)
 
 
-class EnrolSecondFactor(Exchange):
+class EnrolSecondFactor(Exchange, OfSession):
     """Make a new second factor for oneself; it counts once a code of it was confirmed. `code` is one of the former, where there is one."""
 
     TYPE: ClassVar[str] = "governance.enrol-second-factor.v1"
     ACTION: ClassVar[str | None] = None
     Reply: ClassVar[type[Record]] = SecondFactorSecret
 
-    session: str = Field(repr=False)
     code: str | None = Field(default=None, repr=False)
 
 
-class ConfirmSecondFactor(Exchange):
+class ConfirmSecondFactor(Exchange, OfSession):
     """Show that the authenticator works; from here on signing in needs it."""
 
     TYPE: ClassVar[str] = "governance.confirm-second-factor.v1"
     ACTION: ClassVar[str | None] = None
     Reply: ClassVar[type[Record]] = Done
 
-    session: str = Field(repr=False)
     code: str = Field(repr=False)
 
 
-class StepUp(Exchange):
-    """Show the second factor again: what approves, exports or changes rights needs one at most five minutes old."""
+class StepUp(Exchange, OfSession):
+    """Show the second factor again: what approves, exports or changes rights needs one at most five minutes old. In a session of a
+    client certificate, which the connection shows, the password is what is shown again."""
 
     TYPE: ClassVar[str] = "governance.step-up.v1"
     ACTION: ClassVar[str | None] = None
     Reply: ClassVar[type[Record]] = Done
 
-    session: str = Field(repr=False)
-    code: str = Field(repr=False)
+    code: str = Field(default="", repr=False)
+    password: str = Field(default="", repr=False)
 
 
-class ChangePassword(Exchange):
+class ChangePassword(Exchange, OfSession):
     """Change one's own password; every other session of this person ends."""
 
     TYPE: ClassVar[str] = "governance.change-password.v1"
     ACTION: ClassVar[str | None] = None
     Reply: ClassVar[type[Record]] = Done
 
-    session: str = Field(repr=False)
     old: str = Field(repr=False)
     new: str = Field(repr=False)
 
@@ -130,24 +129,21 @@ class Sessions(Record):
     sessions: tuple[SessionView, ...]
 
 
-class ListSessions(Query):
+class ListSessions(Query, OfSession):
     """One's own sessions."""
 
     TYPE: ClassVar[str] = "governance.list-sessions.v1"
     ACTION: ClassVar[str | None] = None
     Reply: ClassVar[type[Record]] = Sessions
 
-    session: str = Field(repr=False)
 
-
-class EndSession(Exchange):
+class EndSession(Exchange, OfSession):
     """End one of one's own sessions, by its id."""
 
     TYPE: ClassVar[str] = "governance.end-session.v1"
     ACTION: ClassVar[str | None] = None
     Reply: ClassVar[type[Record]] = Done
 
-    session: str = Field(repr=False)
     id: str
 
 
