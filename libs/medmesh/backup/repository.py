@@ -66,9 +66,7 @@ class Repository:
 
     def put(self, data: bytes) -> str:
         """Keep a part; one that is there already costs nothing."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        self.store.put_now(data, sha256)
-        return sha256
+        return self.store.put_now(data)
 
     def put_all(self, pieces: Iterable[bytes]) -> list[str]:
         """Keep a stream in parts."""
