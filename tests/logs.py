@@ -24,8 +24,8 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger import note, tiles
 from medmesh.ledger.record import VERSION, record_bytes
+from medmesh.security.access import policy_digest
 from medmesh.security.keys import Identity
-from medmesh.security.roles import policy_digest
 from medmesh.service.runtime import Runtime
 from medmesh_audit import queries, search
 from medmesh_audit.service import SERVICE

@@ -50,8 +50,8 @@ class World:
         await self.anybody.request("POST", "/v1/bootstrap", {"token": TOKEN, "name": "sun", "display_name": "S", "password": PASSWORD})
         return await self.sign_in("sun")
 
-    async def user(self, admin: Gateway, name: str, *roles: str) -> Gateway:
-        body = {"name": name, "display_name": name, "organisation": "platform", "roles": roles}
+    async def user(self, admin: Gateway, name: str, *roles: str, organisation: str = "platform") -> Gateway:
+        body = {"name": name, "display_name": name, "organisation": organisation, "roles": roles}
         made = await admin.request("POST", "/v1/users", body)
         await self.anybody.request("POST", "/v1/activations", {"name": name, "code": made["code"], "password": PASSWORD})
         return await self.sign_in(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.architecture.sources import ROOT, calls, python_files, relative, tree
 from medmesh.bus.topology import EVERY_SERVICE_ASKS, permissions
 from medmesh.cli.schemas import event_schemas
 from medmesh.cli.schemas_flows import file_name, messages
+from medmesh.contracts.labels import OWNERS, ChangeLabel, DescribeObject, LabelChanged
 from medmesh.contracts.message import Command, Event, Exchange, HospitalEvent, Message, OperationFinished, Query, Signal
 from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
 from medmesh.security.roles import PERSON_ROLES, TABLE
@@ -22,8 +24,8 @@ from medmesh_gateway.routes import ROUTES
 SPECS = services()
 MESSAGES = messages()
 BY_NAME = {message.__name__: message for message in MESSAGES}
-OF_EVERY_SERVICE: set[type[Message]] = {ListDeadLetters, ReplayDeadLetter}
-"""Queries that the library answers for every service; asked by the operator."""
+OF_EVERY_SERVICE: set[type[Message]] = {ListDeadLetters, ReplayDeadLetter, DescribeObject, ChangeLabel}
+"""Queries that the library answers for every service that has such things."""
 FOLDERS = sorted(path.name for path in (ROOT / "services").iterdir() if path.is_dir())
 
 
@@ -73,7 +75,7 @@ def test_every_query_has_one_owner() -> None:
 
 
 def test_every_event_comes_from_its_owner() -> None:
-    for event in set(kind(Event)) - {OperationFinished}:
+    for event in set(kind(Event)) - {OperationFinished, LabelChanged}:
         assert [name for name, spec in SPECS.items() if event in spec.emits] == [event.owner()], event.__name__
 
 
@@ -83,7 +85,7 @@ def test_every_signal_is_sent_and_heard() -> None:
 
 
 def test_nobody_waits_for_what_nobody_says() -> None:
-    said = {message for spec in SPECS.values() for message in (*spec.emits, *spec.sends, *spec.signals, OperationFinished)}
+    said = {message for spec in SPECS.values() for message in (*spec.emits, *spec.sends, *spec.signals, OperationFinished, LabelChanged)}
     for spec in SPECS.values():
         listens = heard(spec) | {listener.signal for listener in spec.handlers.listeners}
         assert names(listens - said) == [], spec.name
@@ -95,7 +97,7 @@ def test_a_service_makes_what_it_declares_and_nothing_else(name: str) -> None:
     declared = {*spec.writes, *spec.asks, *spec.signals}
     from_routes = {route.message for route in ROUTES} if name == "gateway" else set()
     assert names(made(f"services/{name}") - declared) == []
-    assert names(declared - {OperationFinished} - made(f"services/{name}") - from_routes) == []
+    assert names(declared - {OperationFinished, LabelChanged} - made(f"services/{name}") - from_routes) == []
 
 
 @pytest.mark.parametrize("message", [*kind(Command), *kind(Query)], ids=file_name)
@@ -157,7 +159,7 @@ def test_a_message_goes_where_its_owner_may_publish(message: type[Message]) -> N
     actual = json.loads(event_schemas_once()[f"{file_name(message)}.json"])["examples"][0]["type"].split(".")
     assert len(wanted) == len(actual)
     assert all(a == b or a == "*" for a, b in zip(wanted, actual, strict=True))
-    if issubclass(message, Event) and message is not OperationFinished:
+    if issubclass(message, Event) and message not in (OperationFinished, LabelChanged):
         assert message.subject() in permissions(SPECS[message.owner()]).publish
 
 
@@ -184,3 +186,39 @@ def test_what_changes_something_and_travels_as_a_query_is_an_exchange() -> None:
     changing = {route.message for route in ROUTES if route.method != "GET" and issubclass(route.message, Query)}
     assert {message.__name__ for message in changing if not issubclass(message, Exchange)} == {"GetEnrolment"}
     assert {route.method for route in ROUTES if issubclass(route.message, Exchange)} <= {"POST", "DELETE"}
+
+
+LABELLED = {kind for spec in SPECS.values() for kind in spec.handlers.labelled}
+
+
+def test_every_labelled_kind_has_an_owner_who_labels_it() -> None:
+    for kind_ in LABELLED:
+        assert kind_ in SPECS[OWNERS[kind_][0]].handlers.labelled, kind_
+    for name, spec in SPECS.items():
+        if spec.handlers.labelled:
+            assert {"object_labels", "label_changes"} <= set(spec.metadata.tables), name
+
+
+@pytest.mark.parametrize("message", [*kind(Command), *kind(Query)], ids=file_name)
+def test_the_objects_a_message_names_can_be_found(message: type[Message]) -> None:
+    """Their kinds are owned by somebody, their fields are there, and what must be allowed is in the role table."""
+    for names_ in message.OBJECTS:
+        assert names_.kind in OWNERS
+        assert not names_.action or names_.action in TABLE
+        for path in re.findall(r"{(\w+)", names_.id):
+            assert path in message.model_fields
+    assert not message.MAKES or message.MAKES in SPECS[message.owner()].handlers.labelled
+    assert not message.LISTS or message.LISTS in SPECS[message.owner()].handlers.labelled
+
+
+NAMING_FIELDS = {"dataset", "project", "job", "federation", "model", "release"}
+"""A field of this name in a command or a query is about an object of this kind."""
+
+
+@pytest.mark.parametrize("message", [*kind(Command), *kind(Query)], ids=file_name)
+def test_no_message_is_about_a_labelled_object_past_the_guard(message: type[Message]) -> None:
+    about = NAMING_FIELDS & set(message.model_fields)
+    if message.owner() == "audit":
+        return  # what the log knows of an object is the auditors' to search, by the organisations in each leaf's header
+    named = {one.kind for one in message.OBJECTS}
+    assert about - named - {message.MAKES} == set()

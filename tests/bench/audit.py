@@ -27,13 +27,15 @@ from sqlalchemy.engine import make_url
 
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import StreamSpec
+from medmesh.bus.topology import consumers, streams
 from medmesh.contracts.audit import AuditBatch, Receipts, record_subject
 from medmesh.embedded.testing import RunningServers, servers
-from medmesh.ledger import note, proof
+from medmesh.ledger import note, proof, sm
 from medmesh.ledger.edge import Edge
 from medmesh.ledger.leaf import Leaf, commitment
 from medmesh.ledger.tree import leaf_hash
 from medmesh.security.authority import Authority
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity
 from medmesh.security.tokens import TrustBundle
 from medmesh.store.database import Database
@@ -113,11 +115,13 @@ async def _measure(names: Sequence[str]) -> list[Measure]:
                     print(f"{name} ...", file=sys.stderr, flush=True)
                     async with service(up, folder, f"bench_{name[6:]}") as bench:
                         measures += await case(bench)
+            if not names or "audit.append64_sm" in names:
+                measures += await second_tree(up, folder)
     return measures
 
 
 @asynccontextmanager
-async def service(up: RunningServers, folder: Path, database: str) -> AsyncIterator[Bench]:
+async def service(up: RunningServers, folder: Path, database: str, **further: object) -> AsyncIterator[Bench]:
     """The audit service in a process of its own, on an empty database."""
     private = folder / database
     private.mkdir(mode=0o700)
@@ -137,11 +141,16 @@ async def service(up: RunningServers, folder: Path, database: str) -> AsyncItera
             "state": private,
             "log_key": private / "log.nk",
             "log_level": "error",
+            **further,
+            "objects": {"folder": private / "objects", "spool": private / "spool", "keys": str(private / "kek")},
         }
     )
     (private / "audit.json").write_text(settings.model_dump_json(exclude_none=True))
     bus = await NatsBus.connect(up.nats_url, name="bench-driver")
-    await bus.ensure_stream(StreamSpec("EVENTS", ("medmesh.evt.>",)))
+    for stream in (*streams([SERVICE]), StreamSpec("EVENTS", ("medmesh.evt.>",))):
+        await bus.ensure_stream(stream)
+    for consumer in consumers([SERVICE]):
+        await bus.ensure_consumer(consumer)
     command = (sys.executable, "-P", "-m", "medmesh.service", "audit", "--settings", str(private / "audit.json"))
     process = await asyncio.create_subprocess_exec(*command)
     bench = Bench(up, private, bus)
@@ -158,6 +167,7 @@ def _prepare_keys(private: Path) -> None:
     audit = Identity.ensure(private / "audit.nk")
     release = Identity.ensure(private / "release.nk")
     Identity.ensure(private / "log.nk")
+    FileKeys(private / "kek").ensure("objects")
     (private / "ca").mkdir()
     services = {"audit": audit.public, **dict.fromkeys(EMITTERS, audit.public)}
     ca = Authority.ensure(private / "ca").certificate_pem
@@ -217,6 +227,30 @@ async def append64(bench: Bench) -> list[Measure]:
         Measure("audit.append64_p99", taken.p99, "ms", taken.floor_p99, "a chain in SQL", peer_p99, 50),
         Measure("audit.append64_commit", taken.inside, "records/s"),
     ]
+
+
+async def second_tree(up: RunningServers, folder: Path) -> list[Measure]:
+    """`append64` with the second tree (SM3, SM2) until that has followed to the last record, and without it, in turn."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    key = folder / "sm2.json"
+    sm.write_key(key, "medmesh/log")
+    for turn in range(REPEATS):
+        for second in (False, True):
+            database = f"bench_sm_{turn}_{int(second)}"
+            further = {"sm_keys": [key], "sm_seconds": 0.2} if second else {}
+            async with service(up, folder, database, **further) as bench:
+                await _load(bench, CALLERS, 20, 1)
+                sql = await asyncpg.connect(make_url(up.postgres_url).set(database=database).render_as_string(hide_password=False))
+                began = perf_counter()
+                await _load(bench, CALLERS, 2 * EACH, 1)
+                if second:
+                    behind = "SELECT (SELECT size FROM audit.state) > coalesce((SELECT max(size) FROM audit.sm_checkpoints), 0)"
+                    while await sql.fetchval(behind):
+                        await asyncio.sleep(0.01)
+                rates[second].append(CALLERS * 2 * EACH / (perf_counter() - began))
+                await sql.close()
+    one, both = statistics.median(rates[False]), statistics.median(rates[True])
+    return [Measure("audit.append64_sm", both, "records/s", one, goal=0.75 * one, better="more")]
 
 
 async def batch100(bench: Bench) -> list[Measure]:
@@ -289,13 +323,14 @@ async def proofs(bench: Bench) -> list[Measure]:
     database = Database.postgres(url.render_as_string(hide_password=False))
     order, taken, floor = list(wanted), list[float](), list[float]()
     dice.shuffle(order)
+    upper = queries.Upper()
     key = note.verifier_key("medmesh/log", Identity.load(bench.folder / "log.nk").private_key.public_key())
     for seq in order:
         began = perf_counter()
         async with database.unit(Context("audit")) as uow:
             row = await uow.first(select(entries).where(entries.c.seq == seq))
             newest = await queries.checkpoint(uow)
-            evidence = await queries.evidence(uow, row, Shown(newest.size, newest.note, UNWITNESSED))
+            evidence = await queries.evidence(uow, row, Shown(newest.size, newest.note, UNWITNESSED, newest.root), upper)
         taken.append(perf_counter() - began)
         assert proof.verify(evidence.proof, base64.b64decode(evidence.leaf), key).size == edge.size
         began = perf_counter()

@@ -15,8 +15,10 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger.copies import Folder
+from medmesh.ledger.note import verifier_key
 from medmesh.ledger.policy import demanding
 from medmesh.ledger.verify import Wanted, verify_log
+from medmesh.security.keys import Identity
 from medmesh_edge import forgetting, intake, patients
 from medmesh_edge.node import Node, running
 
@@ -44,7 +46,9 @@ async def copied(node: Node, folder: Path) -> Path:
 
 
 def whole(node: Node, copy: Path) -> bool:
-    report = verify_log(Folder(copy), Wanted(demanding(node.site.trust().log_key), partial=True))
+    signer = Identity.load(node.site.layout.folder.parent / "keys" / "log.nk").private_key.public_key()
+    key = verifier_key("medmesh/log", signer)
+    report = verify_log(Folder(copy), Wanted(demanding(key), partial=True))
     return bool(report.verified) and not withheld(copy, "xiehe")
 
 

@@ -249,7 +249,8 @@ async def test_the_reader_never_reviews_their_own_label(w: Work) -> None:
     item = await w.label("wang")
     assert await w.review("wang", item, roles=("annotator", "reviewer")) == "annotation.own_label"
     refused = (await w.p.audited("annotation"))[-1]
-    assert (refused["sub"], refused["out"], refused["why"]) == ("annotation.review", 4, "annotation.own_label")
+    assert (refused["sub"], refused["out"], refused["why"]) == ("access.denied", 8, "annotation.own_label")
+    assert refused["policy"]["rules"][-1] == "object.reviewer-is-not-reader"
     assert await w.review("li", item, roles=("annotator",)) == "access.denied"
     assert await w.review("li", item) == "accepted"
     assert await w.review("li", item) == "accepted", "the same again is harmless"

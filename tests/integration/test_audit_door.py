@@ -173,7 +173,7 @@ async def test_reading_the_log_is_itself_logged_with_who_and_what(world: World) 
         for verb in ("audit.search", "audit.read", "audit.prove"):
             (record,) = [e["record"] for e in await found(auditor, verb=verb, actor="person:qian")][:1]
             assert record["policy"]["decision"] == "permit"
-            assert record["policy"]["rules"] == ["role:auditor"]
+            assert record["policy"]["rules"] == ["role:auditor", "object.permit"]
         assert {"type": "descriptor", "id": "renji/mri", "ver": "", "digest": ""} in (await found(auditor, verb="audit.search"))[0][
             "record"
         ]["entities"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.aics import environment
 from tests.architecture.sources import ROOT
 from tests.integration.test_audit_door import about, door, log
 from tests.world import World, small_world
@@ -98,6 +101,76 @@ async def test_every_format_verifies_offline_and_holds_what_was_asked_for(world:
     assert other.returncode == 0, other.stdout
 
 
+@pytest.mark.slow
+async def test_somebody_with_the_export_and_the_key_verifies_it_without_anything_of_ours(world: World, private: Path) -> None:
+    """The page for strangers, as it stands there: its commands and its script, with a program we did not write."""
+    python = environment()
+    await log(world, *(about("renji", f"d{n}") for n in range(300)))
+    made = await requested(world, "csv", org="renji")
+    await granted(world, made)
+    await finished(world, made)
+    async with door(world) as auditor:
+        await fetch_export(auditor, made["export"], private / "export.zip", seconds=20)
+    (private / "key.txt").write_text(world.p.runtimes["audit"].ports.sequencer.vkey + "\n")
+    page = (ROOT / "docs/security/elsewhere.md").read_text(encoding="utf-8")
+    commands, script = re.search(r"```sh\n(.*?)```", page, re.DOTALL), re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert commands is not None
+    assert script is not None
+    here: Any = {"cwd": private, "env": {"PATH": f"{python.parent}:/usr/bin:/bin"}, "capture_output": True, "text": True, "check": False}
+    said = await asyncio.to_thread(subprocess.run, ["/bin/sh", "-ec", commands[1]], **here)
+    assert (said.returncode, json.loads(said.stdout)["ok"]) == (0, True), said.stderr
+
+    async def run() -> Any:
+        return await asyncio.to_thread(subprocess.run, [python, "-I", "-c", script[1]], **here)
+
+    read = await run()
+    assert read.returncode == 0, read.stderr
+    records = [line.split(" ", 1) for line in read.stdout.splitlines()]
+    assert sum(json.loads(body)["sub"] == "catalogue.publish" for _, body in records) == 300
+    evidence = private / "export" / "bodies.jsonl"
+    whole = evidence.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    altered = base64.b64encode(base64.b64decode(lines[7]["body"]).replace(b'"out":0', b'"out":8')).decode()
+    evidence.write_text("".join(json.dumps(line | ({"body": altered} if n == 7 else {})) + "\n" for n, line in enumerate(lines)))
+    assert "is not the one that was logged" in (await run()).stderr
+    evidence.write_text(whole)
+    headers = next((private / "export" / "tile" / "entries").rglob("*"))
+    headers = headers if headers.is_file() else next(path for path in headers.rglob("*") if path.is_file())
+    headers.write_bytes(headers.read_bytes().replace(b'"c":"renji"', b'"c":"reNji"', 1))
+    assert (await run()).returncode != 0
+
+
+@pytest.mark.parametrize("format", ["fhir", "dicom", "ocsf", "csv"])
+async def test_what_people_read_is_held_against_the_evidence(world: World, private: Path, format: str) -> None:
+    """The table is altered and the evidence is not: whoever reads the table only would be deceived."""
+    await log(world, *(about("renji", f"d{n}") for n in range(3)))
+    made = await requested(world, format, org="renji")
+    await granted(world, made)
+    await finished(world, made)
+    key = world.p.runtimes["audit"].ports.sequencer.vkey
+    async with door(world) as auditor:
+        await fetch_export(auditor, made["export"], private / "export.zip", seconds=20)
+    folder = unpack(private / "export.zip", private / "export")
+    assert verified(key, folder) == 0  # unpacked it verifies as well
+    readable = sorted((folder / "dicom").iterdir())[1] if format == "dicom" else next(folder.glob("records.*"))
+    before = readable.read_bytes()
+    middle = len(before) // 2
+    altered = (before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :], before + before[-40:], before[:-1], b"")
+    for content in altered:
+        readable.write_bytes(content)
+        assert verified(key, folder) == 1
+    # The evidence is whole, but another version wrote the table: nothing is proven about it, nobody is accused.
+    asked = json.loads((folder / "request.json").read_bytes())
+    (folder / "request.json").write_text(json.dumps(asked | {"written_by": "9.9"}))
+    assert verified(key, folder) == 2
+    readable.write_bytes(before)
+    assert verified(key, folder) == 0
+    if format == "dicom":
+        (folder / "dicom" / "000000000999.xml").write_bytes(before)
+        (folder / "request.json").write_text(json.dumps(asked))
+        assert verified(key, folder) == 1
+
+
 async def test_an_altered_export_is_found_whichever_part_was_touched(world: World, private: Path) -> None:
     await log(world, *(about("renji", f"d{n}") for n in range(3)))
     made = await requested(world, org="renji")
@@ -132,6 +205,7 @@ async def test_an_altered_export_is_found_whichever_part_was_touched(world: Worl
     assert verdict("tile/0", lambda content: content[:-1] + bytes([content[-1] ^ 1])) == 1
     assert verdict("tile/entries", lambda content: content[:-1] + bytes([content[-1] ^ 1])) == 1
     assert verdict("emitters.json", lambda content: content.replace(b'"entries":', b'"entries":1')) == 1
+    assert verdict("request.json", lambda content: content.replace(b"renji", b"ruijin")) == 1
     (private / "cut.zip").write_bytes((private / "export.zip").read_bytes()[:200])
     assert verified(key, private / "cut.zip") == 2
     with zipfile.ZipFile(private / "slip.zip", "w") as target:

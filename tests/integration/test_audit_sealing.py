@@ -31,7 +31,7 @@ from medmesh_audit.service import SERVICE
 async def sealing(servers: RunningServers, private: Path, unique: str, **settings: Any) -> AsyncIterator[tuple[Platform, SealedStore]]:
     """The log with a sealed store of its own; by itself it seals only when told."""
     private.chmod(0o700)
-    where = ObjectSettings(s3_url=servers.s3_url, s3_credentials=keys(servers, private))
+    where = ObjectSettings(s3_url=servers.s3_url, s3_credentials=keys(servers, private), keys=str(private / "kek"))
     bucket = f"log-{unique}"
     slow = {"seal_seconds": 3600, "inspect_seconds": 3600, **settings}
     async with audit_service(servers, private, objects=where, sealed_bucket=bucket, **slow) as p:

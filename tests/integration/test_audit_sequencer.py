@@ -53,7 +53,7 @@ async def insist(p: Platform, emitter: str, first: int, count: int) -> tuple[int
 async def newest(uow: UnitOfWork[Any]) -> Shown:
     """The newest checkpoint, without witnesses."""
     row = await queries.checkpoint(uow)
-    return Shown(row.size, row.note, "alone")
+    return Shown(row.size, row.note, "alone", row.root)
 
 
 async def whole(p: Platform, folder: Path, runtime: Runtime | None = None) -> int:
@@ -75,7 +75,7 @@ async def test_every_receipt_is_proven_and_numbers_have_no_gap(servers: RunningS
         assert sorted(seqs.values()) == list(range(900))
         async with p.runtimes["audit"].unit() as uow:
             for made in (sent["governance"][0], sent["federation"][150], sent["registry"][299]):
-                evidence = await queries.evidence(uow, await search.entry(uow, made.id, None), await newest(uow))
+                evidence = await queries.evidence(uow, await search.entry(uow, made.id, None), await newest(uow), queries.Upper())
                 assert evidence.seq == seqs[made.id]
                 assert proof.verify(evidence.proof, base64.b64decode(evidence.leaf), vkey(private)).size == 900
                 assert evidence.body == made.body

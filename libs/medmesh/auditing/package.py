@@ -6,9 +6,12 @@ import base64
 import binascii
 import json
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from medmesh.auditing import formats
+from medmesh.canonical import digest
 from medmesh.errors import Problem
 from medmesh.ledger import leaf as leaves
 from medmesh.ledger import tiles
@@ -32,8 +35,9 @@ Take the verifier key from the paper you were given at installation, not from th
   medmesh audit verify export --key 'KEY' export.zip
 
 It ends with 0: whole; 1: altered; 2: not readable.   返回 0 完整；1 被篡改；2 无法读取。
-Without this program: unpack it, and give the folder to any verifier of C2SP tlog-tiles.
-不使用本程序亦可：解压后交由任意支持 C2SP tlog-tiles 的验证工具。
+Without this program: unpack it, and give the folder to any verifier of C2SP tlog-tiles; a record is the one that was logged
+when SHA-256(salt || body) is the `commit` of its leaf. docs/security/elsewhere.md shows both.
+不使用本程序亦可：解压后交由任意支持 C2SP tlog-tiles 的验证工具；SHA-256(盐值‖记录) 等于叶节点的 commit 即为原记录。
 """
 
 
@@ -44,7 +48,7 @@ def unpack(file: Path, target: Path) -> Path:
             if sum(info.file_size for info in archive.infolist()) > MOST_BYTES:
                 raise ValueError
             for info in archive.infolist():
-                if not (target / info.filename).resolve().is_relative_to(target.resolve()) or info.is_dir():
+                if not (target / info.filename).resolve().is_relative_to(target.resolve()):
                     raise ValueError
             archive.extractall(target)
     except (OSError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError):
@@ -86,3 +90,31 @@ def check(folder: Path, report: Report) -> None:
         said = None
     if said != counters(folder, report.size):
         report.fault("emitters", Problem("audit.export_counters"))
+    _readable(folder, report)
+
+
+def _readable(folder: Path, report: Report) -> None:
+    """Hold the table or the messages that people read against the evidence."""
+    try:
+        asked = json.loads((folder / "request.json").read_bytes())
+        written_by, same = asked["written_by"], digest(asked["request"]) == asked["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        report.fault("request", Problem("audit.export_unreadable", file="request.json"), incomplete=True)
+        return
+    if not same:
+        report.fault("request", Problem("audit.export_request"))
+    with (folder / "bodies.jsonl").open(encoding="utf-8") as evidence:
+        records = ((line["seq"], json.loads(base64.b64decode(line["body"]))) for line in map(json.loads, evidence))
+        altered = formats.differs(folder, records)
+    if altered is None:
+        return
+    if written_by != version("medmesh"):
+        # Another version may spell a record otherwise; that is nobody's fault, and proves nothing either.
+        report.fault("readable", Problem("audit.export_version", theirs=str(written_by), ours=version("medmesh")), incomplete=True)
+    else:
+        report.fault("readable", altered)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an unpacked export, not a copy of the log."""
+    return (folder / "request.json").is_file()

@@ -99,6 +99,19 @@ class Handlers:
     consumers: list[Consumer] = field(default_factory=list)
     responders: list[Responder] = field(default_factory=list)
     listeners: list[Listener] = field(default_factory=list)
+    labelled: frozenset[str] = frozenset()
+    """The kinds of objects this service owns that carry a security label (`medmesh.service.labels`)."""
+    facts: dict[str, Callable[..., Awaitable[Any]]] = field(default_factory=dict)
+    """By kind of object: what decides about it beside its label."""
+
+    def knows(self, kind: str) -> Callable[[F], F]:
+        """Declare how objects of a kind are looked up: `(id, uow) -> medmesh.security.access.Object`, or None when there is none."""
+
+        def declare(look: F) -> F:
+            self.facts[kind] = look
+            return look
+
+        return declare
 
     def on(
         self,

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from medmesh.bus.declarations import Handlers
 from medmesh.bus.port import ConsumerSpec, StreamSpec, TopologyBus
 from medmesh.contracts.audit import record_subject
-from medmesh.contracts.governance import CertificateRevoked, ListRevocations, NodeRevoked
+from medmesh.contracts.governance import CertificateRevoked, GetPolicy, ListRevocations, NodeRevoked, PolicyChanged
+from medmesh.contracts.labels import DescribeObject
 from medmesh.contracts.message import Event, Query
 
 
@@ -49,9 +50,12 @@ class Permissions:
     responses: bool
 
 
-EVERY_SERVICE_ASKS: tuple[type[Query], ...] = (ListRevocations,)
-EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (NodeRevoked, CertificateRevoked)
-"""Everybody keeps the list of revoked certificates (`medmesh.service.trust`); what is heard is a hint, and comes past the stream."""
+EVERY_SERVICE_ASKS: tuple[type[Query], ...] = (ListRevocations, GetPolicy, DescribeObject)
+REVOCATIONS_HEARD: tuple[type[Event], ...] = (NodeRevoked, CertificateRevoked)
+POLICY_HEARD: tuple[type[Event], ...] = (PolicyChanged,)
+EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (*REVOCATIONS_HEARD, *POLICY_HEARD)
+"""Everybody keeps the list of revoked certificates and the site's policy (`service.followers`); what is heard is a hint, and comes past
+the stream."""
 
 OPERATOR = "operator"
 TOPOLOGY = "topology"
@@ -88,6 +92,8 @@ def permissions(spec: Declared) -> Permissions:
     publish |= {signal.subject() for signal in spec.signals}
     if spec.commands:
         publish.add(f"medmesh.evt.{spec.name}.operation.finished.v1")
+    if spec.handlers.labelled:
+        publish.add(f"medmesh.evt.{spec.name}.label.changed.v1")
     publish |= {record_subject(emitter) for emitter in (spec.name, *spec.audits_as)}
     subscribe = {f"_INBOX_{spec.name}.>"}
     for consumer in spec.handlers.consumers:

@@ -28,6 +28,8 @@ GROUPS = {
     "user": "medmesh.cli.people",
     "hospital": "medmesh.cli.people",
     "approval": "medmesh.cli.people",
+    "label": "medmesh.cli.access",
+    "policy": "medmesh.cli.access",
     "emergency": "medmesh.cli.emergency",
     "federation": "medmesh.cli.work",
     "model": "medmesh.cli.work",

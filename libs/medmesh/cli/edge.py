@@ -5,38 +5,17 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
-import os
-import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.edge_escrow import escrow
+from medmesh.cli.edge_patients import forget, forget_approve, forgettings, trace
+from medmesh.cli.on_site import FOLDER, on_site
 from medmesh.cli.session import show
 from medmesh.errors import Problem
-
-T = TypeVar("T")
-
-FOLDER = click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=lambda: Path(os.environ.get("MEDMESH_EDGE", Path.home() / "medmesh-edge")),
-    show_default="$MEDMESH_EDGE or ~/medmesh-edge",
-    help="The node's folder.  节点目录。",
-)
-
-
-def on_site(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Run `work` with the opened folder."""
-    from medmesh_edge.ports import site
-
-    async def run() -> T:
-        async with site(folder.absolute()) as opened:
-            return await work(opened)
-
-    return asyncio.run(run())
 
 
 @click.group()
@@ -230,70 +209,6 @@ def classify(folder: Path, model: str, held_out: bool) -> int:
     return 0
 
 
-def asked_patient() -> str:
-    """A patient ID from the terminal or a pipe: on a command line every account of the machine could read it."""
-    if sys.stdin.isatty():
-        return str(click.prompt(say("Patient ID (not shown)", "患者编号（不显示）"), hide_input=True)).strip()
-    return sys.stdin.readline().strip()
-
-
-@edge.command()
-@FOLDER
-@click.option("--reason", required=True, help="withdrawn, requested, expired, mistake or ordered.")
-@click.option("--pseudonym", help="The patient's pseudonym at this hospital, instead of the patient ID that is asked for.")
-def forget(folder: Path, reason: str, pseudonym: str | None) -> int:
-    """Forget one patient: images, results and every link in records become unreadable for ever.  遗忘一名患者。
-
-    Asks for the patient ID, or reads it from a pipe. Unless policy.toml says otherwise a second person must agree, from another account:
-    medmesh edge forget-approve. The audit log stays whole; that a patient was forgotten is recorded in it, and not who.
-    """
-    from medmesh_edge import forgetting
-
-    async def work(site: Any) -> tuple[str, bool]:
-        return await forgetting.ask(site, pseudonym or forgetting.who(site, asked_patient()), reason, getpass.getuser())
-
-    request, done = on_site(folder, work)
-    show({"request": request, "done": done})
-    return 0
-
-
-@edge.command(name="forget-approve")
-@FOLDER
-@click.argument("request")
-def forget_approve(folder: Path, request: str) -> int:
-    """Agree, as a second person, that the patient of REQUEST is forgotten; it is done at once.  批准遗忘。"""
-    from medmesh_edge import forgetting
-
-    on_site(folder, lambda site: forgetting.approve(site, request, getpass.getuser()))
-    click.echo(say("forgotten", "已遗忘"))
-    return 0
-
-
-@edge.command()
-@FOLDER
-def forgettings(folder: Path) -> int:
-    """Requests to forget a patient and what became of them; nobody's name is kept.  遗忘申请。"""
-    from medmesh_edge import forgetting
-
-    show(on_site(folder, forgetting.waiting))
-    return 0
-
-
-@edge.command()
-@FOLDER
-@click.argument("copy", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def trace(folder: Path, copy: Path) -> int:
-    """What the log says of one patient, from a copy made by `medmesh edge audit export`.  查询患者记录。
-
-    Asks for the patient ID. Only this hospital can tell which records are about the patient, and only until the patient is forgotten.
-    """
-    from medmesh_edge import forgetting
-
-    for seq, time, verb in on_site(folder, lambda site: forgetting.trace(site, forgetting.who(site, asked_patient()), copy)):
-        click.echo(f"{seq}  {time}  {verb}")
-    return 0
-
-
 @edge.group(name="audit")
 def own_audit() -> None:
     """What the platform's log holds about this hospital's data.  本院数据的审计记录。"""
@@ -416,3 +331,7 @@ def doctor(folder: Path) -> int:
         click.echo(say(finding.en, finding.zh))
         worst = max(worst, finding.level)
     return 1 if worst == 2 else 0
+
+
+for command in (forget, forget_approve, forgettings, trace, escrow):
+    edge.add_command(command)

@@ -19,7 +19,7 @@ from medmesh.bus.topology import OPERATOR, administrators, permissions
 from medmesh.cli import schemas_asyncapi, schemas_matrix
 from medmesh.cli.schemas_asyncapi import first_line
 from medmesh.cli.schemas_example import example
-from medmesh.cli.schemas_flows import OF_EVERY_SERVICE, Flow, Party, audit_flow, flow, messages, parties
+from medmesh.cli.schemas_flows import DEAD_LETTERS, OF_EVERY_SERVICE, Flow, Party, audit_flow, flow, messages, parties
 from medmesh.contracts.message import Envelope, Event, Message, decode, encode
 from medmesh.service.spec import services
 
@@ -103,10 +103,10 @@ def _envelope(message: type[Message]) -> dict[str, Any]:
 
 
 def _speaker(message: type[Message], data: Mapping[str, Any]) -> str:
-    """Who says it: the owner of a fact; of what is asked or signalled the gateway, and the operator where every service is asked."""
+    """Who says it: the owner of a fact; of what is asked or signalled the gateway, and the operator of dead letters."""
     if issubclass(message, Event):
         return str(data["service"]) if "*" in message.TYPE else message.owner()
-    return OPERATOR if "*" in message.TYPE else "gateway"
+    return OPERATOR if message in DEAD_LETTERS else "gateway"
 
 
 def _plain(name: str, model: type[BaseModel]) -> dict[str, Any]:

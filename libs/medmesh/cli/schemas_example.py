@@ -13,6 +13,7 @@ TIME = "2026-01-05T08:00:00Z"
 _PATTERNS = {
     "^[0-9a-f]{64}$": "5e" * 32,
     "^[a-z0-9][a-z0-9_-]{0,62}$": "example",
+    r"^([a-z0-9][a-z0-9_-]{0,62}|\*)$": "hospital-a",
 }
 """A text for each pattern the contracts use; a new pattern asks for a line here."""
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from medmesh import contracts
 from medmesh.bus.topology import EVERY_SERVICE_ASKS, EVERY_SERVICE_HEARS, OPERATOR
 from medmesh.contracts.audit import AuditBatch, Receipts
+from medmesh.contracts.labels import LabelChanged
 from medmesh.contracts.message import Message, OperationFinished, Query, Signal
 from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
 from medmesh.service.spec import ServiceSpec
@@ -19,7 +20,7 @@ from medmesh.service.spec import ServiceSpec
 AUDIT_RECORD = "audit.record.v1"
 """The name of the one request that is no envelope: records on their way to the log."""
 
-_DEAD_LETTERS: tuple[type[Query], ...] = (ListDeadLetters, ReplayDeadLetter)
+DEAD_LETTERS: tuple[type[Query], ...] = (ListDeadLetters, ReplayDeadLetter)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def file_name(message: type[Message]) -> str:
     return f"{message.KIND}.{message.TYPE}".replace("*", "any")
 
 
-OF_EVERY_SERVICE = frozenset({AUDIT_RECORD, *map(file_name, (*_DEAD_LETTERS, *EVERY_SERVICE_ASKS, *EVERY_SERVICE_HEARS))})
+OF_EVERY_SERVICE = frozenset({AUDIT_RECORD, *map(file_name, (*DEAD_LETTERS, *EVERY_SERVICE_ASKS, *EVERY_SERVICE_HEARS))})
 """What every service does alike, by name."""
 
 
@@ -82,16 +83,17 @@ def audit_flow() -> Flow:
 def parties(specs: Mapping[str, ServiceSpec]) -> list[Party]:
     """Every service, then the operator who looks after dead letters."""
     found = [_party(spec) for spec in specs.values()]
-    return [*found, Party(OPERATOR, "Looks at dead letters and has them handled again.", (), _sorted(map(flow, _DEAD_LETTERS)))]
+    return [*found, Party(OPERATOR, "Looks at dead letters and has them handled again.", (), _sorted(map(flow, DEAD_LETTERS)))]
 
 
 def _party(spec: ServiceSpec) -> Party:
     handlers = spec.handlers
     heard: set[type[Message]] = {message for consumer in handlers.consumers for message in consumer.messages}
     heard |= {responder.query for responder in handlers.responders} | {listener.signal for listener in handlers.listeners}
-    heard |= {*_DEAD_LETTERS, *EVERY_SERVICE_HEARS}
+    heard |= {*DEAD_LETTERS, *EVERY_SERVICE_HEARS}
     said: set[type[Message]] = {*spec.emits, *spec.sends, *spec.asks, *spec.signals, *EVERY_SERVICE_ASKS}
     said |= {OperationFinished} if spec.commands else set()
+    said |= {LabelChanged} if handlers.labelled else set()
     takes_records = any(subject.startswith("medmesh.audit.") for subject in spec.extra_subscriptions)
     receives = [*map(flow, heard), *([audit_flow()] if takes_records else [])]
     return Party(spec.name, spec.purpose, _sorted(receives), _sorted([*map(flow, said), audit_flow()]))

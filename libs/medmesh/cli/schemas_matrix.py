@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from medmesh.security.access import built_in, policies_of
 from medmesh.security.roles import PERSON_ROLES, STEP_UP, TABLE
 
 ACTION = "x-medmesh-action"
 """The OpenAPI extension of a route: the action the role table must allow, or one of the two words below."""
+OBJECTS = "x-medmesh-objects"
+"""The kinds of objects that a route is about."""
 OPEN, OWN_SESSION = "open", "own session"
 """No role opens these: a secret in the body does (or there is nothing to hide), or the caller's own session."""
 ROLES = (*PERSON_ROLES, "hospital", "system")
@@ -23,11 +26,13 @@ class Cells:
     method: str
     path: str
     action: str
+    objects: tuple[str, ...]
     cells: tuple[str, ...]
 
 
-def routes(application: Any) -> Iterator[tuple[str, str, str]]:
-    """(method, path, action) of every route of a FastAPI application. Raises `LookupError` where one does not say its action."""
+def routes(application: Any) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+    """(method, path, action, kinds of objects) of every route of a FastAPI application. Raises `LookupError` where one does not say its
+    action."""
     from fastapi.routing import APIRoute
 
     for route in application.routes:
@@ -39,7 +44,7 @@ def routes(application: Any) -> Iterator[tuple[str, str, str]]:
         if action is None:
             raise LookupError(f"{route.methods} {route.path} does not say which action it is")
         for method in sorted(route.methods or ()):
-            yield method, route.path, action
+            yield method, route.path, action, tuple((route.openapi_extra or {}).get(OBJECTS, ()))
 
 
 def cells(action: str) -> tuple[str, ...]:
@@ -61,12 +66,23 @@ def document(applications: Mapping[str, Any]) -> str:
         "`x` allowed · `s` allowed when the second factor was shown at most five minutes ago · empty refused with `access.denied`, and",
         "recorded · `open` a secret in the body is the key, or there is nothing to hide · `own session` what somebody does with the own",
         "session and secrets. `/health/*` and `/metrics` are open to whoever reaches the port.",
+        "",
+        "Where objects are named, the cell is the second of three questions. Before it stands the object's security label: whoever is",
+        "not cleared for its level and for each of its compartments is answered as if it were not there, whatever their roles. After",
+        "it stand the object rules below, and those of the site. A route that lists objects shows those that all three let through.",
+        "Each such route is tried with a clearance too low, a foreign compartment and from a foreign organisation by",
+        "`tests/integration/test_matrix_objects.py`.",
+        "",
+        "| object rule (`security/policies/objects.cedar`) | what is told when it forbids |",
+        "|---|---|",
+        *(f"| `{one['id']}` | `{one['problem']}` |" for one in policies_of(built_in()) if one["effect"] == "forbid"),
     ]
-    head = ["route", "action", *(role.replace("_administrator", " adm.") for role in ROLES)]
+    head = ["route", "action", "objects", *(role.replace("_administrator", " adm.") for role in ROLES)]
     for name, application in applications.items():
         lines += ["", f"## {name}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for method, path, action in sorted(routes(application), key=lambda row: (row[1], row[0])):
-            lines.append("| " + " | ".join([f"`{method} {path}`", f"`{action}`", *cells(action)]) + " |")
+        for method, path, action, about in sorted(routes(application), key=lambda row: (row[1], row[0])):
+            objects = ", ".join(f"`{kind}`" for kind in about)
+            lines.append("| " + " | ".join([f"`{method} {path}`", f"`{action}`", objects, *cells(action)]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -76,8 +92,9 @@ def read(text: str) -> dict[str, list[Cells]]:
     for line in text.splitlines():
         if line.startswith("## "):
             found[service := line.removeprefix("## ")] = []
-        elif line.startswith("| `"):
-            route, action, *values = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        elif found and line.startswith("| `"):
+            route, action, about, *values = [cell.replace("`", "").strip() for cell in line.strip("|").split("|")]
             method, path = route.split(" ", 1)
-            found[service].append(Cells(method, path, action, tuple(values)))
+            objects = tuple(kind.strip() for kind in about.split(",") if kind.strip())
+            found[service].append(Cells(method, path, action, objects, tuple(values)))
     return found

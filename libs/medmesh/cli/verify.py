@@ -38,6 +38,15 @@ def key_of(text: str) -> str:
     return str(json.loads(content)["log_key"]) if content.startswith("{") else content
 
 
+def sm_key_of(text: str) -> str:
+    """A key of the second tree, or the one in a trust bundle or a file."""
+    path = Path(text)
+    if len(text) > 300 or not path.is_file():
+        return text
+    content = path.read_text().strip()
+    return str(json.loads(content)["sm_log_key"]) if content.startswith("{") else content
+
+
 def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...]) -> Policy:
     """What is demanded: a policy file, or the log's key and every witness that is named."""
     if policy is not None:
@@ -81,6 +90,7 @@ def trusting(command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+SM = click.option("--sm-key", "sm_keys", multiple=True, help="A key that signed the second tree (SM3, SM2), or a file.  第二棵树公钥。")
 KEPT = click.option("--from", "kept", type=FILE, help="A checkpoint kept from an earlier verification.  此前保存的检查点。")
 KEEP = click.option("--keep", type=click.Path(path_type=Path), help="When all is whole, keep the checkpoint here for --from.  保存检查点。")
 TREE = click.option("--tree-only", is_flag=True, help="Without the records themselves.  仅验证哈希树。")
@@ -107,6 +117,7 @@ def proof(policy: Policy, as_json: bool, file: Path) -> int:
 
 @verify.command()
 @trusting
+@SM
 @KEPT
 @KEEP
 @TREE
@@ -114,14 +125,24 @@ def proof(policy: Policy, as_json: bool, file: Path) -> int:
 @click.option("--hash-only", is_flag=True, help="Hashes only: records are not read.  仅验证哈希。")
 @click.argument("copy", type=click.Path(exists=True, path_type=Path))
 def export(
-    policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, tree_only: bool, partial: bool, hash_only: bool, copy: Path
+    policy: Policy,
+    as_json: bool,
+    sm_keys: tuple[str, ...],
+    kept: Path | None,
+    keep: Path | None,
+    tree_only: bool,
+    partial: bool,
+    hash_only: bool,
+    copy: Path,
 ) -> int:
-    """COPY of the log: a folder, or the ZIP of an approved export.  验证日志副本或导出文件。"""
-    wanted = Wanted(policy, bodies=not tree_only, partial=partial or copy.is_file(), parse=not hash_only, kept=_read(kept))
-    if copy.is_dir():
-        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep)
-    from medmesh.auditing.package import check, unpack
+    """COPY of the log: a folder, or an approved export (ZIP, or unpacked).  验证日志副本或导出文件。"""
+    from medmesh.auditing.package import check, is_export, unpack
 
+    approved = copy.is_file() or is_export(copy)
+    wanted = Wanted(policy, not tree_only, partial or approved, not hash_only, kept=_read(kept), second=tuple(map(sm_key_of, sm_keys)))
+    if copy.is_dir():
+        further = (lambda report: check(copy, report)) if approved else (lambda report: None)
+        return _judge(Folder(copy), wanted, as_json=as_json, keep=keep, further=further)
     with tempfile.TemporaryDirectory(dir=copy.absolute().parent) as opened:
         folder = unpack(copy, Path(opened))
         return _judge(Folder(folder), wanted, as_json=as_json, keep=keep, further=lambda report: check(folder, report))
@@ -129,6 +150,7 @@ def export(
 
 @verify.command()
 @trusting
+@SM
 @KEPT
 @KEEP
 @TREE
@@ -139,6 +161,7 @@ def export(
 def log(
     policy: Policy,
     as_json: bool,
+    sm_keys: tuple[str, ...],
     kept: Path | None,
     keep: Path | None,
     tree_only: bool,
@@ -148,18 +171,21 @@ def log(
     url: str,
 ) -> int:
     """The log that is served at URL (https://…/log): every tile, entry and record is fetched and hashed.  验证在线日志。"""
-    wanted = Wanted(policy, bodies=not tree_only, kept=_read(kept), resume=kept is not None and not again)
+    resume = kept is not None and not again
+    wanted = Wanted(policy, bodies=not tree_only, kept=_read(kept), resume=resume, second=tuple(map(sm_key_of, sm_keys)))
     return _judge(_served(url, ca, token), wanted, as_json=as_json, keep=keep)
 
 
 @verify.command()
 @trusting
+@SM
 @KEPT
 @KEEP
 @click.argument("dsn", envvar="MEDMESH_AUDIT_DSN")
-def db(policy: Policy, as_json: bool, kept: Path | None, keep: Path | None, dsn: str) -> int:
+def db(policy: Policy, as_json: bool, sm_keys: tuple[str, ...], kept: Path | None, keep: Path | None, dsn: str) -> int:
     """The log as it lies in PostgreSQL at DSN: records, leaves, tiles and every checkpoint.  验证数据库中的日志。"""
-    return _judge(_database(dsn), Wanted(policy, kept=_read(kept)), as_json=as_json, keep=keep)
+    wanted = Wanted(policy, kept=_read(kept), second=tuple(map(sm_key_of, sm_keys)))
+    return _judge(_database(dsn), wanted, as_json=as_json, keep=keep)
 
 
 @verify.command()
@@ -214,6 +240,8 @@ def _show(report: Report) -> None:
     since = say(f", {report.start} of them vouched for by the kept checkpoint", f"，其中前 {report.start} 条由保存的检查点担保")
     whole = say(f"whole and unaltered: {report.size} records", f"完整且未被篡改：{report.size} 条记录")
     click.secho(whole + (since if report.start else "") + _seen(report.witnesses), fg="green")
+    if report.second:
+        click.secho(say("SM3 tree: {size} of them, whole", "SM3 树：其中 {size} 条，完整").format(**report.second), fg="green")
 
 
 def _seen(witnesses: Any) -> str:

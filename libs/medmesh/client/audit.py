@@ -16,6 +16,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.ledger import note, tiles
 from medmesh.ledger.leaf import decode
+from medmesh.ledger.second import PREFIX
 
 PAGE = 500
 
@@ -54,11 +55,15 @@ def of_a_hospital(gateway: Gateway) -> Source:
 async def export_log(source: Source, folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Copy checkpoint, tiles, entries and the bodies one may read into `folder`; answers how many entries the log has."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Before the first tree's, which it follows: so it is never longer than what is copied.
+    second = await _second(source)
     checkpoint = await source.read("checkpoint")
-    size = note.parse_checkpoint(note.split(checkpoint.decode())[0]).size
+    size = _size(checkpoint)
     wanted = [tiles.path(level, number, width) for level, number, width in tiles.shape(size)]
     full, rest = divmod(size, tiles.WIDTH)
     wanted += [tiles.path("entries", number) for number in range(full)] + ([tiles.path("entries", full, rest)] if rest else [])
+    if second:
+        wanted += [f"{PREFIX}/{tiles.path(*place)}" for place in tiles.shape(_size(second))]
     for where in wanted:
         target = folder / where
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +77,24 @@ async def export_log(source: Source, folder: Path, *, progress: Callable[[int, i
                     file.write(json.dumps(body) + "\n")
             first = page.get("next")
             progress(min(first or size, size), size)
+    if second:
+        (folder / PREFIX / "checkpoint").write_bytes(second)
     (folder / "checkpoint").write_bytes(checkpoint)
     return size
+
+
+def _size(checkpoint: bytes) -> int:
+    return note.parse_checkpoint(note.split(checkpoint.decode())[0]).size
+
+
+async def _second(source: Source) -> bytes:
+    """The second tree's checkpoint; empty where there is no second tree."""
+    try:
+        return await source.read(f"{PREFIX}/checkpoint")
+    except Problem as problem:
+        if problem.code != "request.not_found":
+            raise
+        return b""
 
 
 def withheld(folder: Path, organisation: str) -> list[int]:

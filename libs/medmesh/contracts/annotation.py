@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from medmesh.contracts.message import Command, Event, Identifier, ObjectRef, Query, Record, Sha256
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record, Sha256
 
 
 class CreateProject(Command):
@@ -12,6 +13,12 @@ class CreateProject(Command):
 
     TYPE: ClassVar[str] = "annotation.create-project.v1"
     ACTION: ClassVar[str] = "annotation.create"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (
+        Names("project", "{project}", new=True),
+        Names("dataset", "{dataset}", "dataset.read"),
+        Names("content", "{content.sha256}", "dataset.read"),
+    )
+    MAKES: ClassVar[str] = "project"
 
     project: Identifier
     dataset: Identifier
@@ -24,6 +31,7 @@ class CreateProject(Command):
 class SubmitLabel(Command):
     TYPE: ClassVar[str] = "annotation.submit-label.v1"
     ACTION: ClassVar[str] = "annotation.label"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
     item: str
@@ -35,6 +43,7 @@ class ReviewLabel(Command):
 
     TYPE: ClassVar[str] = "annotation.review-label.v1"
     ACTION: ClassVar[str] = "annotation.review"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"), Names("item", "{project}/{item}"))
 
     project: Identifier
     item: str
@@ -48,6 +57,7 @@ class ExportLabels(Command):
 
     TYPE: ClassVar[str] = "annotation.export-labels.v1"
     ACTION: ClassVar[str] = "annotation.export"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
 
@@ -69,6 +79,7 @@ class GetLabelExport(Query):
     TYPE: ClassVar[str] = "annotation.get-label-export.v1"
     ACTION: ClassVar[str | None] = "annotation.label"
     Reply: ClassVar[type[Record]] = LabelExport
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
     version: int
@@ -111,6 +122,7 @@ class NextItem(Query):
     TYPE: ClassVar[str] = "annotation.next-item.v1"
     ACTION: ClassVar[str | None] = "annotation.label"
     Reply: ClassVar[type[Record]] = Item
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier
 
@@ -121,11 +133,13 @@ class ProjectView(Record):
     version: int
     classes: tuple[str, ...]
     states: dict[str, int]
+    label: SecurityLabel | None = None
 
 
 class GetProject(Query):
     TYPE: ClassVar[str] = "annotation.get-project.v1"
     ACTION: ClassVar[str | None] = "annotation.label"
     Reply: ClassVar[type[Record]] = ProjectView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("project", "{project}"),)
 
     project: Identifier

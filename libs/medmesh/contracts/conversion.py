@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from medmesh.contracts.message import Command, Event, Identifier, ObjectRef
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef
 
 
 class ConvertModel(Command):
@@ -12,6 +12,7 @@ class ConvertModel(Command):
 
     TYPE: ClassVar[str] = "conversion.convert.v1"
     ACTION: ClassVar[str] = "model.convert"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("model", "{model}/{version}"),)
 
     model: Identifier
     version: int

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, HospitalEvent, Identifier, ObjectRef, Query, Record, Sha256, Signal
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Command, Event, HospitalEvent, Identifier, Names, ObjectRef, Query, Record, Sha256, Signal
 from medmesh.contracts.plan import Plan
 
 
@@ -38,19 +39,25 @@ class CandidateModel(Record):
 
 
 class CreateFederation(Command):
-    """Create a federation and invite its participants. Result: `{"federation": id, "plan_hash": sha256}`."""
+    """Create a federation and invite its participants. Result: `{"federation": id, "plan_hash": sha256}`.
+
+    It is `internal`, as is the global model, and seen by the initiator's organisation and the hospitals of its plan; `label` may raise it.
+    """
 
     TYPE: ClassVar[str] = "federation.create.v1"
     ACTION: ClassVar[str] = "federation.create"
+    MAKES: ClassVar[str] = "federation"
 
     plan: Plan
     package: ObjectRef
     initial: ObjectRef
+    label: SecurityLabel | None = None
 
 
 class CancelFederation(Command):
     TYPE: ClassVar[str] = "federation.cancel.v1"
     ACTION: ClassVar[str] = "federation.cancel"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
     reason: str
@@ -64,6 +71,7 @@ class RespondInvitation(Command):
 
     TYPE: ClassVar[str] = "federation.respond.v1"
     ACTION: ClassVar[str] = "federation.respond"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
     plan_hash: Sha256
@@ -77,6 +85,7 @@ class SubmitUpdate(Command):
 
     TYPE: ClassVar[str] = "federation.submit-update.v1"
     ACTION: ClassVar[str] = "federation.submit"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
     round: int
@@ -91,6 +100,7 @@ class SubmitEvaluation(Command):
 
     TYPE: ClassVar[str] = "federation.submit-evaluation.v1"
     ACTION: ClassVar[str] = "federation.submit"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
     round: int
@@ -103,6 +113,7 @@ class ReportFailure(Command):
 
     TYPE: ClassVar[str] = "federation.report-failure.v1"
     ACTION: ClassVar[str] = "federation.submit"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
     round: int
@@ -227,6 +238,9 @@ class FederationCompleted(HospitalEvent):
     model: ObjectRef
     rounds: int
     participants: tuple[Identifier, ...]
+    organisation: str = "platform"
+    """The initiator's."""
+    label: SecurityLabel | None = None
 
 
 class FederationFailed(HospitalEvent):
@@ -308,12 +322,14 @@ class FederationView(Record):
     evaluation: tuple[EvaluationView, ...]
     model: ObjectRef | None
     failure: str | None
+    label: SecurityLabel | None = None
 
 
 class GetFederation(Query):
     TYPE: ClassVar[str] = "federation.get.v1"
     ACTION: ClassVar[str | None] = "federation.read"
     Reply: ClassVar[type[Record]] = FederationView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
 
@@ -325,6 +341,7 @@ class FederationSummary(Record):
     round: int
     rounds: int
     participants: tuple[str, ...]
+    label: SecurityLabel | None = None
 
 
 class FederationList(Record):
@@ -335,3 +352,4 @@ class ListFederations(Query):
     TYPE: ClassVar[str] = "federation.list.v1"
     ACTION: ClassVar[str | None] = "federation.read"
     Reply: ClassVar[type[Record]] = FederationList
+    LISTS: ClassVar[str] = "federation"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Event, Identifier, Query, Record
 
 
@@ -32,6 +33,7 @@ class ServedModel(Record):
     model: str
     version: int
     state: str
+    label: SecurityLabel | None = None
 
 
 class ServedModels(Record):
@@ -42,3 +44,4 @@ class ListServed(Query):
     TYPE: ClassVar[str] = "inference.list-served.v1"
     ACTION: ClassVar[str | None] = "model.read"
     Reply: ClassVar[type[Record]] = ServedModels
+    LISTS: ClassVar[str] = "model"

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, Identifier, ObjectRef, Query, Record, Sha256
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record, Sha256
 
 SMALL_CELL = 5
 """A count below this is published as None: few enough people that a count could point at one of them."""
@@ -26,22 +27,30 @@ class Descriptor(Record):
 
 
 class IngestArchive(Command):
-    """Take an uploaded archive (zip or tar of DICOM or images, labels.csv) into a new version. Result: `{"dataset","version"}`."""
+    """Take an uploaded archive (zip or tar of DICOM or images, labels.csv) into a new version. Result: `{"dataset","version"}`.
+
+    The data set gets at least the label of whoever makes it; `label` may raise it.
+    """
 
     TYPE: ClassVar[str] = "ingestion.ingest-archive.v1"
     ACTION: ClassVar[str] = "dataset.create"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}", new=True),)
+    MAKES: ClassVar[str] = "dataset"
 
     dataset: Identifier
     archive: ObjectRef
+    label: SecurityLabel | None = None
 
 
 class PublishDescriptor(Command):
-    """A hospital publishes what it holds."""
+    """A hospital publishes what it holds: to the whole platform, or with `within` to its own people alone."""
 
     TYPE: ClassVar[str] = "ingestion.publish-descriptor.v1"
     ACTION: ClassVar[str] = "catalogue.publish"
+    MAKES: ClassVar[str] = "descriptor"
 
     descriptor: Descriptor
+    within: bool = False
 
 
 class DatasetVersionCreated(Event):
@@ -76,6 +85,7 @@ class DescriptorPublished(Event):
 class DescriptorEntry(Record):
     hospital: str
     descriptor: Descriptor
+    label: SecurityLabel | None = None
 
 
 class Catalogue(Record):
@@ -86,6 +96,7 @@ class ListDescriptors(Query):
     TYPE: ClassVar[str] = "ingestion.list-descriptors.v1"
     ACTION: ClassVar[str | None] = "catalogue.read"
     Reply: ClassVar[type[Record]] = Catalogue
+    LISTS: ClassVar[str] = "descriptor"
 
 
 class DatasetView(Record):
@@ -95,6 +106,7 @@ class DatasetView(Record):
     samples: int
     labels: dict[str, int]
     rejected: dict[str, int] = Field(default_factory=dict)
+    label: SecurityLabel | None = None
     maker: str = ""
     released: bool = False
     release_digest: Sha256 | None = None
@@ -107,6 +119,7 @@ class GetDataset(Query):
     TYPE: ClassVar[str] = "ingestion.get-dataset.v1"
     ACTION: ClassVar[str | None] = "dataset.read"
     Reply: ClassVar[type[Record]] = DatasetView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
 
     dataset: Identifier
     version: int = 0

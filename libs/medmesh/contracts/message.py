@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -47,11 +48,32 @@ class ObjectRef(Record):
     media_type: str = "application/octet-stream"
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """An object that a message is about: access to it is decided before the handler runs. `id` is a template over the message's fields;
+    a field that is None names nothing, a tuple several.
+
+    `action` is what the actor must be allowed to do with it, where that is not the message's own: reading a source, for example.
+    `new` says that there may be none yet: the message makes it.
+    """
+
+    kind: str
+    id: str
+    action: str = ""
+    new: bool = False
+
+
 class Message(Record):
     """The data of an envelope. `TYPE` is the part of the subject after the kind, e.g. `registry.model.released.v1`."""
 
     KIND: ClassVar[str]
     TYPE: ClassVar[str]
+    OBJECTS: ClassVar[tuple[Names, ...]] = ()
+    """The objects it is about, of commands and queries."""
+    MAKES: ClassVar[str] = ""
+    """The kind of labelled object that a command makes: its handler says which label that gets."""
+    LISTS: ClassVar[str] = ""
+    """The kind of labelled objects that a query lists: its handler takes them through the guard."""
 
     @classmethod
     def subject(cls) -> str:

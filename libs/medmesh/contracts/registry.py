@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, HospitalEvent, Identifier, ObjectRef, Query, Record, Sha256
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Command, Event, HospitalEvent, Identifier, Names, ObjectRef, Query, Record, Sha256
 
 
 class Lineage(Record):
@@ -43,15 +44,24 @@ class Manifest(Record):
 
 
 class RegisterModel(Command):
-    """Register a version by hand (a trained job); federations register their final model themselves."""
+    """Register a version by hand (a trained job); federations register their final model themselves.
+
+    The version gets at least the labels of the job and the data sets of its lineage, and of whoever registers it; `label` may raise it.
+    """
 
     TYPE: ClassVar[str] = "registry.register.v1"
     ACTION: ClassVar[str] = "model.register"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (
+        Names("job", "{lineage.job}", "training.read"),
+        Names("dataset", "{lineage.datasets}", "dataset.read", new=True),
+    )
+    MAKES: ClassVar[str] = "model"
 
     model: Identifier
     weights: ObjectRef
     package: ObjectRef
     lineage: Lineage = Lineage()
+    label: SecurityLabel | None = None
 
 
 class PrepareRelease(Command):
@@ -60,6 +70,8 @@ class PrepareRelease(Command):
 
     TYPE: ClassVar[str] = "registry.prepare-release.v1"
     ACTION: ClassVar[str] = "model.release"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("model", "{model}/{version}"),)
+    MAKES: ClassVar[str] = "release"
 
     model: Identifier
     version: int
@@ -69,6 +81,7 @@ class PrepareRelease(Command):
 class WithdrawModel(Command):
     TYPE: ClassVar[str] = "registry.withdraw.v1"
     ACTION: ClassVar[str] = "model.release"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("model", "{model}/{version}"),)
 
     model: Identifier
     version: int
@@ -80,6 +93,7 @@ class ReportInstall(Command):
 
     TYPE: ClassVar[str] = "registry.report-install.v1"
     ACTION: ClassVar[str] = "model.install"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("release", "{release}"),)
 
     release: str
     installed: bool
@@ -108,6 +122,7 @@ class ModelReleased(HospitalEvent):
     manifest: str
     signature: str
     approval: str
+    label: SecurityLabel | None = None
 
 
 class ModelWithdrawn(HospitalEvent):
@@ -150,12 +165,14 @@ class VersionView(Record):
     lineage: Lineage
     releases: tuple[ReleaseView, ...]
     card: dict[str, Any] = Field(default_factory=dict)
+    label: SecurityLabel | None = None
 
 
 class GetModel(Query):
     TYPE: ClassVar[str] = "registry.get.v1"
     ACTION: ClassVar[str | None] = "model.read"
     Reply: ClassVar[type[Record]] = VersionView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("model", "{model}/{version}"),)
 
     model: Identifier
     version: int
@@ -169,3 +186,4 @@ class ListModels(Query):
     TYPE: ClassVar[str] = "registry.list.v1"
     ACTION: ClassVar[str | None] = "model.read"
     Reply: ClassVar[type[Record]] = ModelList
+    LISTS: ClassVar[str] = "model"

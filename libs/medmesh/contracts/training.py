@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, Identifier, ObjectRef, Query, Record
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record
 
 
 class SubmitJob(Command):
@@ -15,6 +16,11 @@ class SubmitJob(Command):
 
     TYPE: ClassVar[str] = "training.submit-job.v1"
     ACTION: ClassVar[str] = "training.submit"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (
+        Names("dataset", "{dataset}", "dataset.read"),
+        Names("content", "{content.sha256}", "dataset.read"),
+    )
+    MAKES: ClassVar[str] = "job"
 
     package: ObjectRef
     dataset: Identifier
@@ -27,6 +33,7 @@ class SubmitJob(Command):
 class CancelJob(Command):
     TYPE: ClassVar[str] = "training.cancel-job.v1"
     ACTION: ClassVar[str] = "training.submit"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("job", "{job}"),)
 
     job: str
 
@@ -76,11 +83,13 @@ class JobView(Record):
     metrics: dict[str, float]
     failure: str | None
     submitted: datetime
+    label: SecurityLabel | None = None
 
 
 class GetJob(Query):
     TYPE: ClassVar[str] = "training.get-job.v1"
     ACTION: ClassVar[str | None] = "training.read"
     Reply: ClassVar[type[Record]] = JobView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("job", "{job}"),)
 
     job: str

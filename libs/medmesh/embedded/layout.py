@@ -24,6 +24,7 @@ class Layout(Protocol):
 DOMAINS = {
     "ca.key": "authority",
     "log_key.nk": "log",
+    "sm_key.json": "log",
     "release_key.nk": "release",
     "project.key": "pseudonyms",
     "objects": "objects",
@@ -72,6 +73,7 @@ _TOGETHER = {
     "bootstrap_token": "secrets/bootstrap.sha256",
     "release_key.nk": "secrets/release/release.nk",
     "log_key.nk": "secrets/log/log.nk",
+    "sm_key.json": "secrets/log/log.sm2.json",
     "project.key": "secrets/pseudonyms/project.key",
     "objects": "secrets/objects",
     "seal": "secrets/seal",

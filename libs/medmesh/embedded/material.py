@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from medmesh.embedded.nats import NatsUser
 from medmesh.ledger.note import verifier_key
 from medmesh.security.authority import Authority, key_pem, load_key, new_key
 from medmesh.security.keyring.file import FileKeys
-from medmesh.security.keys import Identity, write_secret
+from medmesh.security.keys import Identity, read_secret, write_secret
 from medmesh.security.sealing import LABEL as SEAL
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.spec import ServiceSpec, services
@@ -79,6 +80,7 @@ def prepare(layout: Layout, names: Callable[[str], Sequence[str]]) -> Prepared:
         services={name: identities[name].public for name in (*specs, OPERATOR)},
         release_key=release.public,
         log_key=verifier_key(ORIGIN, log_key.private_key.public_key()),
+        sm_log_key=_second_key(place("audit", "sm_key.json")),
         ca_pem=authority.certificate_pem,
     )
     bundle = layout.public("trust.json")
@@ -88,6 +90,17 @@ def prepare(layout: Layout, names: Callable[[str], Sequence[str]]) -> Prepared:
     files.write(layout.public("ca.pem"), authority.certificate_pem, 0o644)
     passwords = {name: files.password(place(name, "database_password")) for name in specs}
     return Prepared(layout, specs, identities, authority, trust, passwords)
+
+
+def _second_key(file: Path) -> str:
+    """The key of the log's second tree, made where `medmesh[sm]` is installed; empty where it is not."""
+    if find_spec("gmssl_pyx") is None:
+        return ""
+    from medmesh.ledger import sm
+
+    if not file.exists():
+        sm.write_key(file, ORIGIN)
+    return str(sm.read_key(read_secret(file))[0])
 
 
 def certify(authority: Authority, certificate: Path, key: Path, names: Sequence[str]) -> None:
@@ -132,6 +145,7 @@ def settings(layout: Layout, spec: ServiceSpec, database: str, values: dict[str,
         "seal_keys": lambda: str(private(SEAL)),
         "release_key": lambda: private("release_key.nk"),
         "log_key": lambda: private("log_key.nk"),
+        "sm_keys": lambda: [private("sm_key.json")] if private("sm_key.json").exists() else [],
         "origin": lambda: ORIGIN,
         "witness_policy": lambda: layout.public("witnesses.policy"),  # whoever wants witnesses writes it; there is none at first
         "client_ca": lambda: layout.public("ca.pem"),

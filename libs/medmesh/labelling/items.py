@@ -94,12 +94,11 @@ def submit(item: ItemStatus, person: str, label: str, schema: LabelSchema, now: 
 
 
 def review(item: ItemStatus, reviewer: str, accept: bool, comment: str = "") -> ItemStatus:
-    """The item after another person's decision; the same decision of the same reviewer again changes nothing.
+    """The item after another person's decision (that it is another's is the object rule `object.reviewer-is-not-reader`); the same decision
+    of the same reviewer again changes nothing.
 
-    Raises `Problem` (`annotation.own_label`, `annotation.not_labelled`, `annotation.comment`).
+    Raises `Problem` (`annotation.not_labelled`, `annotation.comment`).
     """
-    if item.reader == reviewer:
-        raise Problem("annotation.own_label")
     if len(comment) > MAX_COMMENT or "\x00" in comment:
         raise Problem("annotation.comment", limit=MAX_COMMENT)
     decided = replace(item, state=ItemState.ACCEPTED if accept else ItemState.RETURNED, claim=None, reviewer=reviewer, comment=comment)

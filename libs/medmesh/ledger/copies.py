@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from binascii import a2b_base64, b2a_base64
+from binascii import a2b_base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Protocol
 
 from medmesh.errors import Problem
 from medmesh.ledger import tiles
+from medmesh.ledger.second import PREFIX, Stored
 
 Body = tuple[int, bytes, bytes]
 """(seq, salt, body); a line that cannot be read has the seq -1."""
@@ -37,6 +38,9 @@ class Copy(Protocol):
     def bodies(self, first: int, size: int) -> Iterator[Body] | None:
         """Salts and bodies from a record on, ascending; None when the copy holds none at all. A log that is in use stops at `size`."""
 
+    def second(self) -> Stored | None:
+        """The second tree over the same entries, where there may be one."""
+
     def history(self) -> Iterator[Signed]:
         """Every checkpoint that is kept, ascending, where there are more than one."""
 
@@ -47,6 +51,7 @@ class Copy(Protocol):
         """Let go of connections."""
 
 
+_PADDING, _LAST_OF_ONE, _LAST_OF_TWO = ord("="), frozenset(b"AQgw"), frozenset(b"AEIMQUYcgkosw048")
 _SALT, _BETWEEN, _END = 24, b'", "body": "', b'"}\n'
 
 
@@ -82,10 +87,9 @@ def read_lines(file: Path, first: int) -> Iterator[Body]:
 
 
 def _decoded(text: bytes) -> bytes:
-    data = a2b_base64(text)
-    # Canonical: nothing was passed over, and the last letters spell the last bytes and no stray bits.
-    last = len(data) % 3
-    if len(text) != (len(data) + 2) // 3 * 4 or (last and b2a_base64(data[-last:], newline=False) != text[-4:]):
+    data = a2b_base64(text, strict_mode=True)
+    # Canonical: nothing was passed over, and the last letter before the padding spells no stray bits.
+    if len(text) & 3 or (text[-1:] == b"=" and (text[-3] not in _LAST_OF_ONE if text[-2] == _PADDING else text[-2] not in _LAST_OF_TWO)):
         raise ValueError("not canonical base64")
     return data
 
@@ -116,6 +120,10 @@ class Folder:
         """See `Copy`."""
         file = self.folder / "bodies.jsonl"
         return read_lines(file, first) if file.exists() else None
+
+    def second(self) -> Stored | None:
+        """See `Copy`."""
+        return Folder(self.folder / PREFIX) if (self.folder / PREFIX / "checkpoint").exists() else None
 
     def history(self) -> Iterator[Signed]:
         """See `Copy`."""

@@ -24,6 +24,7 @@ LAYOUT = re.compile(
 )
 """The bytes of a leaf whose texts need no escapes. What matches is canonical; the rest is left to `decode`, eight times slower."""
 
+_PLAIN = re.compile(r"[0-9a-zA-Z:,._-]*").fullmatch
 _COMMIT, _HOUR = re.compile("[0-9a-f]{64}").fullmatch, re.compile(r"\d{4}-\d\d-\d\dT\d\d", re.ASCII).fullmatch
 
 
@@ -41,6 +42,11 @@ class Leaf:
 
     def encode(self) -> bytes:
         """The canonical bytes that are hashed into the tree."""
+        if _PLAIN(f"{self.compartment}{self.emitter}{self.retention}"):  # five times as fast as JSON, and the same bytes
+            return (
+                f'{{"c":"{self.compartment}","commit":"{self.commit}","e":"{self.emitter}","h":"{self.hour}",'
+                f'"k":"{self.retention}","n":{self.n},"v":2}}'
+            ).encode()
         header = {"v": 2, "h": self.hour, "e": self.emitter, "n": self.n, "c": self.compartment, "k": self.retention}
         return spell({**header, "commit": self.commit}).encode()
 

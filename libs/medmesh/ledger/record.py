@@ -9,6 +9,7 @@ emitter's previous record · `n` the emitter's own counter, whose gaps reveal a 
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -18,7 +19,7 @@ from medmesh.errors import Problem
 VERSION = 2
 MAX_BYTES = 16_384
 
-_TEXT, _WHOLE, _BOOL = r'"[^"\\\x00-\x1f]*"', r"(?:0|-?[1-9]\d{0,14})", r"(?:true|false)"
+_TEXT, _WHOLE, _BOOL = r'"[^"\\\x00-\x1f]*+"', r"(?:0|-?[1-9]\d{0,14})", r"(?:true|false)"
 _SCALAR = f"(?:{_TEXT}|{_WHOLE}|{_BOOL})"
 _FREE = rf"\{{(?:{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\])(?:,{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\]))*)?\}}"
 _INSTANT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
@@ -60,6 +61,8 @@ def record_bytes(document: dict[str, Any]) -> bytes:
 
 def read_record(body: bytes) -> dict[str, Any]:
     """The document in canonical bytes. Raises `Problem` (`ledger.record`) for anything that is not its own canonical form."""
+    if _plain(body) is not None:  # nothing in it could be spelled another way: parsing it is enough
+        return dict(json.loads(body))
     try:
         document = read(body)
     except (ValueError, RecursionError) as error:
@@ -77,19 +80,26 @@ def outline(body: bytes) -> tuple[int, str, str, str]:
     One pass of a regular expression made from the form reads and checks a record in a third of the time of parsing and writing it
     again. What it does not match, for instance texts with escapes, goes the long way.
     """
-    try:
-        found = _LAYOUT(body.decode())
-    except UnicodeDecodeError:
-        found = None
-    if found is not None and len(body) <= MAX_BYTES:
-        approval, detail, n, service, t, tr = found.group("approval", "detail", "n", "service", "t", "tr")
-        if (approval == "{}" or _ordered(approval)) and (detail == "{}" or _ordered(detail)):
-            return int(n), service, t, tr
+    if (found := _plain(body)) is not None:
+        _, _, n, service, t, tr = found.groups()
+        return int(n), service, t, tr
     record = read_record(body)
     try:
         return int(record["n"]), str(record["src"]["service"]), str(record["t"]), str(record["tr"])
     except (TypeError, KeyError, ValueError):
         raise Problem("ledger.record", reason="not of the form") from None
+
+
+def _plain(body: bytes) -> re.Match[str] | None:
+    """The match of a record in its form and canonical spelling; None says nothing."""
+    try:
+        found = _LAYOUT(body.decode())
+    except UnicodeDecodeError:
+        return None
+    if found is None or len(body) > MAX_BYTES:
+        return None
+    approval, detail = found.group(1, 2)
+    return found if (approval == "{}" or _ordered(approval)) and (detail == "{}" or _ordered(detail)) else None
 
 
 def _ordered(part: str) -> bool:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from medmesh.errors import Problem
 from medmesh.ledger import tiles
 from medmesh.ledger.copies import Body, Signed, read_line
+from medmesh.ledger.second import PREFIX, Stored
 
 PAGE = 500
 _MOST_BYTES = 64 << 20
@@ -48,6 +49,10 @@ class Served:
     def bodies(self, first: int, size: int) -> Iterator[Body] | None:
         """See `Copy`."""
         return self._pages(first, size) if self.token is not None else None
+
+    def second(self) -> Stored | None:
+        """See `Copy`."""
+        return Served(f"{self.url.rstrip('/')}/{PREFIX}", self.token, self.ca, self.seconds)
 
     def history(self) -> Iterator[Signed]:
         """See `Copy`."""

@@ -42,6 +42,8 @@ class Report:
     root: str = ""
     note: bytes = b""
     """The signed checkpoint everything was compared with, to be kept for the next time."""
+    second: dict[str, Any] = field(default_factory=dict)
+    """Origin, size and root of the second tree, where there is one that was looked at."""
     start: int = 0
     """Records before this were not looked at again: a checkpoint kept from an earlier verification vouches for them."""
     leaves: int = 0
@@ -89,6 +91,7 @@ class Report:
             "origin": self.origin,
             "size": self.size,
             "root": self.root,
+            "second": self.second,
             "start": self.start,
             "leaves": self.leaves,
             "bodies": self.bodies,

@@ -10,8 +10,11 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import gmssl_pyx
 from cryptography.exceptions import InvalidSignature
@@ -21,6 +24,7 @@ from medmesh.errors import Problem
 from medmesh.ledger import tree
 from medmesh.ledger.edge import Edge
 from medmesh.ledger.note import Checkpoint, decode64, open_note, parse_checkpoint, signature_line, valid_name
+from medmesh.ledger.tiles import Tiles
 
 SUFFIX = "-sm3"
 TYPE = b"\xffmedmesh/sm2-sm3/v1"
@@ -48,6 +52,11 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 def edge() -> Edge:
     """The right edge of an SM3 tree; tiles have the same layout."""
     return Edge(node_hash, EMPTY)
+
+
+def resume(size: int, read: Tiles) -> Edge:
+    """As `Edge.resume`."""
+    return Edge.resume(size, read, node_hash, EMPTY)
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
@@ -107,16 +116,37 @@ def parse_key(vkey: str) -> Sm2Key:
     return key
 
 
-def sign(size: int, root: bytes, key: Sm2Key, private: bytes) -> str:
-    """The signed checkpoint of the second tree."""
-    text = Checkpoint(key.name, size, root).text()
-    return f"{text}\n{signature_line(key, gmssl_pyx.sm2_sign(private, key.public, text.encode()))}"
+def sign(size: int, root: bytes, *keys: tuple[Sm2Key, bytes]) -> str:
+    """The signed checkpoint of the second tree, a line of each key: while one takes over from another both sign."""
+    text = Checkpoint(keys[0][0].name, size, root).text()
+    lines = (signature_line(key, gmssl_pyx.sm2_sign(private, key.public, text.encode())) for key, private in keys)
+    return "\n".join([text, "".join(lines)])
 
 
-def verify(note: str | bytes, vkey: str) -> Checkpoint:
-    """The checkpoint in a note that this key signed. Raises `Problem`."""
-    key = parse_key(vkey)
-    found = parse_checkpoint(open_note(note, [key]).text)
-    if found.origin != key.name:
-        raise Problem("ledger.origin", wanted=key.name, got=found.origin)
+def verify(note: str | bytes, vkeys: Sequence[str]) -> Checkpoint:
+    """The checkpoint in a note that one of these keys signed. Raises `Problem`."""
+    keys = [parse_key(vkey) for vkey in vkeys]
+    found = parse_checkpoint(open_note(note, keys).text)
+    if found.origin not in {key.name for key in keys}:
+        raise Problem("ledger.origin", wanted=keys[0].name, got=found.origin)
     return found
+
+
+def write_key(file: Path, origin: str) -> Sm2Key:
+    """Make a key and keep both halves in a new file 0600. Raises `FileExistsError`: a key is made once."""
+    key, private = generate(origin)
+    text = json.dumps({"key": str(key), "private": private.hex()})
+    with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600), encoding="utf-8") as opened:
+        opened.write(text)
+    return key
+
+
+def read_key(content: bytes) -> tuple[Sm2Key, bytes]:
+    """Both halves from such a file. Raises `Problem` (`ledger.key`)."""
+    try:
+        parts = json.loads(content)
+        key, private = parse_key(parts["key"]), bytes.fromhex(parts["private"])
+        key.check("proof", gmssl_pyx.sm2_sign(private, key.public, b"proof"))
+    except (ValueError, KeyError, TypeError, InvalidSignature):
+        raise Problem("ledger.key") from None
+    return key, private

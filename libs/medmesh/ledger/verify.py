@@ -23,6 +23,7 @@ from medmesh.ledger.edge import Edge, split
 from medmesh.ledger.policy import Policy
 from medmesh.ledger.record import outline
 from medmesh.ledger.report import Report
+from medmesh.ledger.second import Second, second
 
 TOLERANCE = 900
 
@@ -44,6 +45,8 @@ class Wanted:
     kept: str | bytes | None = None
     resume: bool = False
     tolerance: int = TOLERANCE
+    second: tuple[str, ...] = ()
+    """Keys of the second tree: one of them must have signed it. Without any it is compared with its entries where there is one."""
 
 
 def verify_log(copy: Copy, wanted: Wanted, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
@@ -79,6 +82,7 @@ class _Run:
         self.incoming: Iterator[Body] | None = None
         self.last_body = -1
         self.signed: Signed | None = None
+        self.second: Second | None = None
 
     # --- before ------------------------------------------------------------------------------------------------------
 
@@ -112,6 +116,7 @@ class _Run:
         self.incoming = self.copy.bodies(self.report.start, self.checkpoint.size) if self.wanted.bodies else None
         self.history = self.copy.history()
         self._next_signed()
+        self.second = second(self.copy.second(), self.wanted.second, self.report, self.checkpoint.size, self.report.start)
         if self.wanted.bodies and self.incoming is None and self.checkpoint.size:
             self.report.fault("missing", Problem("ledger.no_bodies"), incomplete=not self.copy.removed_is_tampering)
         return True
@@ -152,6 +157,8 @@ class _Run:
             else:
                 hashes = [sha(b"\0" + entry).digest() for entry in entries]
                 self._leaves(begin, hashes, stored)
+                if self.second is not None:
+                    self.second.see(begin, entries)
                 self._grow(begin, hashes[skip:])
                 if self.wanted.ours:
                     self._records(begin + skip, entries[skip:], bodies)
@@ -186,6 +193,8 @@ class _Run:
     def _blind(self, begin: int, skip: int, stored: bytes | None, width: int) -> None:
         """Go on with the stored hashes where entries cannot be read: the rest is still compared with the root."""
         self.counters.interrupted()
+        if self.second is not None:
+            self.second.blind()
         if stored is not None and len(stored) == width * tiles.HASH:
             self._grow(begin, [stored[i : i + tiles.HASH] for i in range(0, len(stored), tiles.HASH)][skip:])
         else:
@@ -333,6 +342,8 @@ class _Run:
                 report.fault("tile", Problem("ledger.tile_altered", seq=seq, file=file))
             else:
                 report.fault("leaf", Problem("ledger.leaf_altered", seq=seq, file=file))
+        if self.second is not None:
+            self.second.end()
         if self.root_known and not whole:
             report.fault("root", Problem("ledger.root", size=size))
         for seq, _, _ in self.incoming or ():

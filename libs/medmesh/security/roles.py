@@ -27,6 +27,11 @@ TABLE: dict[str, tuple[str, ...]] = {
     "hospital.register": ("security_administrator",),
     "hospital.revoke": ("security_administrator",),
     "revocation.list": ("security_administrator",),
+    "clearance.set": ("security_administrator",),
+    "label.change": ("security_administrator",),
+    "object.describe": (),
+    "policy.read": ("security_administrator", "system_administrator", "auditor", "audit_administrator"),
+    "policy.propose": ("security_administrator",),
     "system.register": ("security_administrator",),
     "hospital.list": (*_ALL_PEOPLE, "auditor"),
     "approval.request": ("security_administrator", "researcher", "auditor", "audit_administrator"),
@@ -76,9 +81,12 @@ STEP_UP = frozenset(
         "annotation.export",
         "approval.decide",
         "audit.export",
+        "clearance.set",
         "emergency.review",
         "hospital.register",
         "hospital.revoke",
+        "label.change",
+        "policy.propose",
         "system.register",
         "user.create",
         "user.manage",
@@ -88,7 +96,9 @@ STEP_UP = frozenset(
 
 STRONG = timedelta(minutes=5)
 
-_SERVICES_MAY = frozenset({"dataset.read", "federation.read", "model.read", "hospital.list", "revocation.list"})
+_SERVICES_MAY = frozenset(
+    {"dataset.read", "federation.read", "model.read", "hospital.list", "object.describe", "policy.read", "revocation.list"}
+)
 """What any service may ask on its own behalf: it needs it to do its part, and the answer holds no data of patients."""
 
 
@@ -99,17 +109,27 @@ class Decision:
     allowed: bool
     rule: str
     policy: str = ""
+    before: tuple[str, ...] = ()
+    """The rules that were passed before `rule` was asked."""
+    problem: str = ""
+    """The code that is told, where it is not the refusal of the role table."""
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Every rule that was asked, in order."""
+        return (*self.before, self.rule)
 
 
 @cache
 def policy_digest() -> str:
-    """SHA-256 over everything that decides."""
+    """SHA-256 over the role table; `access.Rules.digest` goes over all that decides."""
     rules = {"table": TABLE, "step_up": sorted(STEP_UP), "services": sorted(_SERVICES_MAY), "emergency": sorted(emergency.ACTIONS)}
     return digest(rules)
 
 
 def allow(actor: Actor, action: str, at: datetime | None = None) -> Decision:
-    """Decide at the time `at`, which is the message's, or now; an unknown action is denied."""
+    """What the role table says at the time `at`, which is the message's, or now; an unknown action is denied. `access.decide` asks it
+    between the security label and the object rules."""
     at = at or datetime.now(UTC)
     for role in TABLE.get(action, ()):
         if role in actor.roles:
@@ -128,14 +148,6 @@ def denial(decision: Decision, actor: Actor, action: str) -> Problem:
     if decision.rule == "step-up":
         return Problem("security.step_up", action=action)
     return Problem("access.denied", actor=actor.text, action=action)
-
-
-def require(actor: Actor, action: str, at: datetime) -> Decision:
-    """The decision that allows it. Raises `Problem` (`access.denied`, `security.step_up`)."""
-    decision = allow(actor, action, at)
-    if not decision.allowed:
-        raise denial(decision, actor, action)
-    return decision
 
 
 def check_roles(roles: Iterable[str]) -> frozenset[str]:

@@ -26,6 +26,7 @@ from medmesh.errors import Problem
 from medmesh.security.authority import hospital_of, verify_node
 from medmesh.security.emergency import Emergency
 from medmesh.security.keys import Identity, public_key
+from medmesh.security.labels import EVERYTHING, NOTHING, Label, level, of_hospital
 
 Kind = Literal["person", "service", "hospital", "system"]
 LEEWAY = timedelta(seconds=60)
@@ -48,6 +49,8 @@ class Actor:
     """The emergency access this person has open in this session."""
     certificate: str = ""
     """SHA-256 of the client certificate the session belongs to (RFC 8705 `x5t#S256`, in hexadecimal)."""
+    clearance: Label = NOTHING
+    """What they may read: of people and systems as the security administrator set it, of services and hospitals by rule."""
 
     @property
     def text(self) -> str:
@@ -66,6 +69,8 @@ class TrustBundle:
     """NKEY public key of the registry's release key."""
     log_key: str = ""
     """Verifier key of the audit log (C2SP signed note vkey)."""
+    sm_log_key: str = ""
+    """That of its second tree (SM3, SM2), where there is one."""
     ca_pem: str = ""
     revoked: list[str] = field(default_factory=list)
     """Serial numbers (hexadecimal) of revoked node certificates."""
@@ -100,6 +105,7 @@ def _claims(issuer: str, subject: str, audience: str, minutes: float, extra: dic
 def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE, minutes: float = 10, now: datetime | None = None) -> str:
     """A person's token, or that of a hospital's system, signed by governance."""
     extra: dict[str, Any] = {"knd": actor.kind, "org": actor.organisation, "rol": sorted(actor.roles), "mth": actor.method}
+    extra |= {"lvl": actor.clearance.level.text, "cmp": sorted(actor.clearance.compartments)}
     if actor.strong_at is not None:
         extra["stp"] = int(actor.strong_at.timestamp())
     if actor.certificate:
@@ -181,8 +187,18 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
         roles = frozenset(("service", f"service:{claims['sub']}"))
     strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
     shown = str(claims.get("cnf", {}).get("x5t#S256", "")) if kind == "person" else ""
-    emergency = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, str(claims.get("mth", "")), strong, emergency, shown)  # type: ignore[arg-type]
+    opened = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
+    method, clearance = str(claims.get("mth", "")), _clearance(kind, claims)
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, shown, clearance)  # type: ignore[arg-type]
+
+
+def _clearance(kind: str, claims: dict[str, Any]) -> Label:
+    """A token that says nothing of it clears for nothing."""
+    if kind == "service":
+        return EVERYTHING
+    if kind == "hospital":
+        return of_hospital(str(claims["sub"]))
+    return Label(level(str(claims.get("lvl", NOTHING.level.text))), frozenset(map(str, claims.get("cmp", ()))))
 
 
 def _emergency(claim: dict[str, Any]) -> Emergency:

@@ -23,10 +23,12 @@ from medmesh.bus.declarations import Consumer
 from medmesh.bus.port import Delivery
 from medmesh.contracts.message import Command, Envelope, Message, OperationFinished, decode
 from medmesh.errors import Problem
-from medmesh.security.roles import Decision, allow, denial
+from medmesh.security.access import Rules, decide, denial
+from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.dead import bury
 from medmesh.service.emission import Emission
+from medmesh.service.guard import Access, Guard, Refusal, finished
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
@@ -46,6 +48,8 @@ class Work(Generic[Ports]):
     finished: bool = False
     result: dict[str, Any] | None = field(default=None)
     accounted: int = 0
+    access: Access | None = None
+    same: bool = False
 
     @property
     def actor(self) -> Actor:
@@ -55,14 +59,17 @@ class Work(Generic[Ports]):
 
     def unchanged(self) -> None:
         """As `UnitOfWork.unchanged`, where the message is finished without a transaction of its handler's."""
+        self.same = True
         self.accounted += 1
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[UnitOfWork[Ports]]:
         """A transaction on the way; what it does must be safe to do again."""
         async with self.database.unit(self.context, self.ports) as uow:
+            uow.access = self.access
             yield uow
         self.accounted += uow.accounted
+        self.same |= uow.same
 
     @asynccontextmanager
     async def finish(self) -> AsyncIterator[UnitOfWork[Ports]]:
@@ -70,9 +77,12 @@ class Work(Generic[Ports]):
         async with self.database.unit(self.context, self.ports) as uow:
             if not await uow.journal.remember(self.consumer, self.event_id, uow.now):
                 raise _Duplicate
+            uow.access = self.access
             yield uow
             if isinstance(self.context.cause, Envelope) and isinstance(self.context.cause.data, Command):
                 must_be_accounted(self.context, self.accounted + uow.accounted)
+                if self.access is not None:
+                    finished(self.context.cause.data, self.access, self.same or uow.same)
                 uow.emit(succeeded(self.context, self.result))
         self.finished = True
 
@@ -105,8 +115,9 @@ def must_be_accounted(context: Context, records: int) -> None:
         raise TypeError(f"{context.service}: the handler of {context.cause.data.TYPE} left no audit record and did not say `unchanged`")
 
 
-def identify(message: Envelope[Any], trust: TrustBundle, action: str | None) -> tuple[Actor | None, Decision | None]:
-    """The verified actor and what the role table says to `action`; a None action leaves the check to the handler's own secret.
+def identify(message: Envelope[Any], trust: TrustBundle, action: str | None, rules: Rules) -> tuple[Actor | None, Decision | None]:
+    """The verified actor and what is decided about `action` before it is known what it is about; a None action leaves the check to the
+    handler's own secret.
 
     Raises `Problem` for a token that is missing or not believed.
     """
@@ -115,7 +126,7 @@ def identify(message: Envelope[Any], trust: TrustBundle, action: str | None) -> 
             return None, None
         raise Problem("actor.missing", type=message.type)
     actor = verify_actor(message.actor, trust, at=message.time)
-    return actor, None if action is None else allow(actor, action, message.time)
+    return actor, None if action is None else decide(actor, action, message.time, rules=rules)
 
 
 def require(actor: Actor | None, decision: Decision | None, action: str | None) -> None:
@@ -132,6 +143,7 @@ class Dispatcher:
     database: Database
     trust: Callable[[], TrustBundle]
     ports: Any
+    guard: Guard
     emission: Emission = field(default_factory=Emission)
 
     def __post_init__(self) -> None:
@@ -234,10 +246,12 @@ class Dispatcher:
             async with self.database.unit(context, self.ports) as uow:
                 if not await uow.journal.remember(self.consumer.durable, message.id, uow.now):
                     return "duplicate"
+                access = await self._let_in(message, uow)
                 result = await self.consumer.handler(message, uow)
                 if command:
-                    must_be_accounted(context, uow.accounted)
-                    uow.emit(succeeded(context, result))
+                    must_be_accounted(uow.context, uow.accounted)
+                    finished(message.data, access, uow.same)
+                    uow.emit(succeeded(uow.context, result))
             return "ok"
         except _Duplicate:
             return "duplicate"
@@ -249,8 +263,16 @@ class Dispatcher:
 
     def _identify(self, message: Envelope[Any]) -> tuple[Actor | None, Decision | None]:
         if isinstance(message.data, Command):
-            return identify(message, self.trust(), message.data.ACTION)
+            return identify(message, self.trust(), message.data.ACTION, self.guard.rules())
         return None, None
+
+    async def _let_in(self, message: Envelope[Any], uow: UnitOfWork[Any]) -> Access:
+        """The guard's decision about the objects of a message, in the handler's own transaction. Raises `Refusal`."""
+        access = self.guard.open(uow.actor, getattr(message.data, "ACTION", None), message.time)
+        uow.access = access
+        if (counts := await self.guard.admit(access, message.data, uow)) is not None:
+            uow.context = replace(uow.context, decision=counts)
+        return access
 
     def admit(self, message: Envelope[Any], actor: Actor | None, decision: Decision | None) -> None:
         """Raises `Problem` for a command that is not allowed, or whose record could not reach the log now."""
@@ -259,7 +281,10 @@ class Dispatcher:
             self.emission.check(message.data.ACTION, emergency=actor is not None and actor.emergency is not None)
 
     async def _slow(self, message: Envelope[Any], context: Context) -> str:
-        work: Work[Any] = Work(self.database, context, self.ports, self.consumer.durable, message.id)
+        async with self.database.unit(context, self.ports) as uow:
+            access = await self._let_in(message, uow)
+            context = uow.context
+        work: Work[Any] = Work(self.database, context, self.ports, self.consumer.durable, message.id, access=access)
         work.result = await self.consumer.handler(message, work)
         if not work.finished:
             async with work.finish():
@@ -269,10 +294,13 @@ class Dispatcher:
     async def _refuse(self, message: Envelope[Any], context: Context, problem: Problem) -> None:
         """Answer a command with its problem: nothing of the handler's transaction is left, only the refusal is kept."""
         log("command.refused", type=message.data.TYPE, operation=message.id, code=problem.code)
+        entry = AuditEntry(verb=message.data.ACTION, action="E", outcome=4, why=problem.code)
+        if isinstance(problem, Refusal):
+            entry, context = problem.entry, replace(context, decision=problem.decision)
         async with self.database.unit(context, self.ports) as uow:
             if await uow.journal.remember(self.consumer.durable, message.id, uow.now):
                 uow.emit(refused(context, problem))
-                uow.audit(AuditEntry(verb=message.data.ACTION, action="E", outcome=4, why=problem.code))
+                uow.audit(entry)
 
     async def _give_up(self, delivery: Delivery, message: Envelope[Any] | None, problem: Problem) -> str:
         try:
@@ -356,9 +384,11 @@ class _Batcher:
                 actor, decision = dispatcher._identify(message)
                 dispatcher.admit(message, actor, decision)
                 uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body, decision)
-                before = uow.accounted
+                before, uow.same = uow.accounted, False
+                access = await dispatcher._let_in(message, uow)
                 result = await dispatcher.consumer.handler(message, uow)
                 if isinstance(message.data, Command):
                     must_be_accounted(uow.context, uow.accounted - before)
+                    finished(message.data, access, uow.same)
                     uow.emit(succeeded(uow.context, result))
         return new

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 
 from medmesh.errors import Problem
-from medmesh.security.roles import Decision, denial
+from medmesh.security.access import denial
+from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 
@@ -36,7 +37,7 @@ class Doorstep:
     _told: float = 0.0
 
     async def denied(self, context: Context, actor: Actor, action: str, decision: Decision) -> NoReturn:
-        """Record that the role table refused somebody; raises what they are told."""
+        """Record that somebody was refused; raises what they are told."""
         problem = denial(decision, actor, action)
         async with self.unit(context) as uow:
             uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": action, "rule": decision.rule}))

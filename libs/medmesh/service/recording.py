@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
 from medmesh.ledger.record import VERSION, record_bytes
-from medmesh.security.roles import policy_digest
+from medmesh.security.access import HIDDEN, policy_digest
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, Entity, Recorder
 
@@ -17,8 +18,11 @@ PLATFORM = "platform"
 """The compartment of what is about nobody's data in particular."""
 
 
-def recorder(*, service: str, instance: str, organisation: str, version: str, node: bool = False) -> Recorder:
-    """The recorder of one emitter. It raises `ValueError` for a verb or a purpose outside `medmesh.auditing.vocabulary`."""
+def recorder(
+    *, service: str, instance: str, organisation: str, version: str, node: bool = False, bundle: Callable[[], str] | None = None
+) -> Recorder:
+    """The recorder of one emitter; `bundle` is the digest of the rules it decides by. It raises `ValueError` for a verb or a purpose
+    outside `medmesh.auditing.vocabulary`."""
     source = {"service": service, "instance": instance, "node": instance if node else "", "org": organisation, "ver": version}
 
     def record(entry: AuditEntry, context: Context, record_id: str, n: int, previous: str) -> bytes:
@@ -41,7 +45,7 @@ def recorder(*, service: str, instance: str, organisation: str, version: str, no
             "pou": _purpose(entry, context.actor),
             "entities": [{"type": e.kind, "id": e.id, "ver": e.version, "digest": e.digest} for e in _entities(entry, context.actor)],
             "orgs": _compartments(entry, context.actor, organisation if node else ""),
-            "policy": _policy(context),
+            "policy": _policy(context, (bundle or policy_digest)()),
             "approval": _approval(entry, context.actor),
             "ctx": {
                 "trace": (context.traceparent or "--").split("-")[1],
@@ -82,6 +86,8 @@ def _compartments(entry: AuditEntry, actor: Actor | None, own: str) -> list[str]
     """Whose data a record is about. What a node records is its hospital's alone, whoever else is named in it."""
     if own:
         return [own]
+    if entry.verb == "access.denied" and entry.why == HIDDEN:
+        return [PLATFORM]  # it tells that the object exists: nothing for the organisation that may not know
     found = {*entry.hospitals, *(entity.id for entity in entry.entities if entity.kind == "hospital")}
     if actor is not None and actor.kind != "service":
         found.add(actor.organisation)
@@ -90,12 +96,12 @@ def _compartments(entry: AuditEntry, actor: Actor | None, own: str) -> list[str]
     return sorted(named) or [PLATFORM]
 
 
-def _policy(context: Context) -> dict[str, Any]:
+def _policy(context: Context, bundle: str) -> dict[str, Any]:
     """`internal` is what nobody asked for: a timer, a start, a fact of another service."""
     decided = context.decision
     if decided is None:
-        return {"decision": "internal", "rules": [], "bundle": policy_digest()}
-    return {"decision": "permit" if decided.allowed else "deny", "rules": [decided.rule], "bundle": policy_digest()}
+        return {"decision": "internal", "rules": [], "bundle": bundle}
+    return {"decision": "permit" if decided.allowed else "deny", "rules": list(decided.rules), "bundle": decided.policy or bundle}
 
 
 def _instant(moment: datetime) -> str:

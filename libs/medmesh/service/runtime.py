@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ from medmesh import telemetry
 from medmesh.bus.declarations import Listener, Responder
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import Bus, Subscription
-from medmesh.bus.topology import EVERY_SERVICE_HEARS
+from medmesh.bus.topology import POLICY_HEARD, REVOCATIONS_HEARD
+from medmesh.contracts.labels import ObjectView
 from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal, decode, encode, envelope
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
@@ -29,12 +31,15 @@ from medmesh.service import dead
 from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
 from medmesh.service.doorstep import Doorstep
 from medmesh.service.emission import Emission
+from medmesh.service.followers import Follower
+from medmesh.service.guard import Guard, Refusal, finished, with_label
 from medmesh.service.listener import listen
+from medmesh.service.policies import Policies
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
 from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
-from medmesh.service.trust import Follower, Trust
+from medmesh.service.trust import Trust
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh.tasks import end
@@ -50,7 +55,14 @@ class Runtime:
     """What a service's `open` builds its ports from."""
 
     def __init__(
-        self, spec: ServiceSpec, settings: ServiceSettings, bus: Bus, database: Database, identity: Identity, trust: Trust
+        self,
+        spec: ServiceSpec,
+        settings: ServiceSettings,
+        bus: Bus,
+        database: Database,
+        identity: Identity,
+        trust: Trust,
+        policies: Policies,
     ) -> None:
         self.spec = spec
         self.settings = settings
@@ -58,6 +70,8 @@ class Runtime:
         self.database = database
         self.identity = identity
         self.trust = trust
+        self.policies = policies
+        self.guard = Guard(spec.handlers, lambda: policies.rules, trust, lambda query: self.ask(query, ObjectView))
         self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
@@ -159,18 +173,23 @@ def _responder(runtime: Runtime, declared: Responder) -> Callable[[bytes], Await
         try:
             query = decode(body, declared.query)
             with span(f"answer {name}", parent=query.traceparent, kind=SpanKind.SERVER):
-                actor, decision = identify(query, runtime.trust(), declared.query.ACTION)
+                actor, decision = identify(query, runtime.trust(), declared.query.ACTION, runtime.policies.rules)
                 require(actor, decision, declared.query.ACTION)
                 runtime.emission.check(declared.query.ACTION, emergency=actor is not None and actor.emergency is not None)
                 context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
                 async with runtime.database.unit(context, runtime.ports) as uow:
+                    access = uow.access = runtime.guard.open(actor, declared.query.ACTION, query.time)
+                    if (counts := await runtime.guard.admit(access, query.data, uow)) is not None:
+                        uow.context = replace(context, decision=counts)
                     result = await declared.handler(query, uow)
                     if isinstance(query.data, Exchange):
                         must_be_accounted(context, uow.accounted)
+                    finished(query.data, access, uow.same)
             if isinstance(result, Problem):  # answered, not raised: what the handler wrote stays, its record of the refusal too
                 counters["refused"].inc()
                 return _problem(result)
             counters["ok"].inc()
+            result = with_label(result, access)
             return bytes(result.__pydantic_serializer__.to_json(result))
         except Problem as problem:
             counters["refused"].inc()
@@ -199,12 +218,16 @@ def _problem(problem: Problem) -> bytes:
 async def _record_refusal(runtime: Runtime, query: Envelope[Any], actor: Actor | None, decision: Decision | None, problem: Problem) -> None:
     """Refused access, and secrets that did not fit: what was asked for is recorded although nothing was done."""
     denied = problem.code in ("access.denied", "security.step_up")
-    if not denied and not isinstance(query.data, Exchange):
+    if not denied and not isinstance(query.data, Exchange) and not isinstance(problem, Refusal):
         return
+    if isinstance(problem, Refusal):
+        decision = problem.decision
     context = Context(runtime.spec.name, query, actor, query.actor, current_traceparent(), decision=decision)
     asked = query.data.ACTION or query.data.TYPE.rpartition(".")[0]  # a command's refusal is named by its action, too
     async with runtime.database.unit(context, runtime.ports) as uow:
-        if denied:
+        if isinstance(problem, Refusal):
+            uow.audit(problem.entry)
+        elif denied:
             uow.audit(AuditEntry("access.denied", "E", outcome=8, why=problem.code, detail={"action": asked}))
         else:
             uow.audit(AuditEntry(asked, "E", outcome=4, why=problem.code))
@@ -250,6 +273,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
     """Start a service and stop it when the block ends: first it takes nothing new, then it finishes, then it leaves."""
     identity = Identity.load(settings.identity)
     trust = Trust(settings.trust, settings.state)
+    policies = Policies(settings.state)
     instance = f"{socket.gethostname()}-{os.getpid()}"
     database = Database.postgres(
         settings.database_url,
@@ -257,7 +281,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
         application=f"medmesh-{spec.name}",
         pool_size=settings.pool_size,
         emits=spec.writes,
-        recorder=recorder(service=spec.name, instance=instance, organisation=settings.platform, version=_version()),
+        recorder=recorder(service=spec.name, instance=instance, organisation=settings.platform, version=_version(), bundle=policies.digest),
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
@@ -266,7 +290,7 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
             bus = await NatsBus.connect(settings.nats_url, name=spec.name, seed=settings.identity)
             stack.push_async_callback(bus.close)
             bus.refused = lambda operation, subject: _refused(spec.name, operation, subject)
-        runtime = Runtime(spec, settings, bus, database, identity, trust)
+        runtime = Runtime(spec, settings, bus, database, identity, trust, policies)
         database.on_sent, database.on_audited = runtime.outbox.wake, runtime.audits.wake
         runtime.outbox.start()
         stack.push_async_callback(runtime.outbox.stop)
@@ -283,15 +307,21 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
             await asyncio.gather(*(subscription.stop() for subscription in taken))
 
         stack.push_async_callback(stop_taking)
-        dispatchers = {c.durable: Dispatcher(c, database, trust, runtime.ports, runtime.emission) for c in spec.handlers.consumers}
+        dispatchers = {
+            c.durable: Dispatcher(c, database, trust, runtime.ports, runtime.guard, runtime.emission) for c in spec.handlers.consumers
+        }
         for declared in (*spec.handlers.responders, *_system_responders(runtime, dispatchers)):
             taken.append(await bus.serve(declared.subject, _responder(runtime, declared), queue=spec.name))
         for listener in spec.handlers.listeners:
             taken.append(await bus.listen(listener.signal.subject(), _listener(runtime, listener)))
-        follower = Follower(trust, runtime.ask)
-        for heard in EVERY_SERVICE_HEARS:
-            taken.append(await bus.listen(heard.subject(), follower.heard))
-        runtime.background(follower.run, "trust")
+        follows = (
+            (Follower("trust", lambda: trust.renew(runtime.ask)), REVOCATIONS_HEARD),
+            (Follower("policy", lambda: policies.renew(runtime.ask)), POLICY_HEARD),
+        )
+        for follower, heard in follows:
+            for event in heard:
+                taken.append(await bus.listen(event.subject(), follower.heard))
+            runtime.background(follower.run, "follower")
         for dispatcher in dispatchers.values():
             consumer = dispatcher.consumer
             taken.append(await bus.consume(consumer.spec(), dispatcher.deliver, concurrency=max(consumer.concurrency, consumer.batch)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import MetaData
 
 from medmesh.bus.declarations import Handlers
+from medmesh.contracts.labels import LabelChanged
 from medmesh.contracts.message import Command, Event, Message, OperationFinished, Query, Signal
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class ServiceSpec:
     @property
     def writes(self) -> frozenset[type[Message]]:
         """Every class its units of work may emit."""
-        return frozenset((*self.emits, *self.sends, OperationFinished))
+        of_labels = (LabelChanged,) if self.handlers.labelled else ()
+        return frozenset((*self.emits, *self.sends, OperationFinished, *of_labels))
 
     @property
     def commands(self) -> tuple[type[Command], ...]:

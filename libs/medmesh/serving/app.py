@@ -27,6 +27,8 @@ from medmesh.serving.repository import LABEL, PROBABILITIES, Repository, Served
 from medmesh.store.unit import Entity
 
 MAX_BODY_BYTES = 32 * 2**20
+Admit = Callable[[Actor, Served], Awaitable[None]]
+"""(who, which model): called before anything of the model is told or used."""
 Record = Callable[[Actor, Served, int], Awaitable[None]]
 """(who, with which model, how many samples): called before the answer leaves; what it raises is the answer."""
 Refused = Callable[[Actor, Served | None, Problem], Awaitable[None]]
@@ -55,11 +57,18 @@ class _Route(APIRoute):
         return answer
 
 
-def router(repository: Repository, authorise: Callable[[Request], Awaitable[Actor]], record: Record, refused: Refused) -> APIRouter:
-    """The routes. `authorise` raises a `Problem` for whoever may not infer; health answers anybody."""
+def router(
+    repository: Repository, authorise: Callable[[Request], Awaitable[Actor]], admit: Admit, record: Record, refused: Refused
+) -> APIRouter:
+    """The routes. `authorise` raises a `Problem` for whoever may not infer, `admit` for whom this model is not; health answers anybody."""
     routes = APIRouter(prefix="/v2", route_class=_Route)
 
     caller = Depends(authorise)
+
+    async def chosen(request: Request, who: Actor) -> Served:
+        served = _served(repository, request)
+        await admit(who, served)
+        return served
 
     @routes.get("")
     async def server(who: Actor = caller) -> protocol.ServerMetadata:
@@ -76,20 +85,25 @@ def router(repository: Repository, authorise: Callable[[Request], Awaitable[Acto
     @routes.get("/models/{model}")
     @routes.get("/models/{model}/versions/{version}")
     async def metadata(request: Request, who: Actor = caller) -> protocol.ModelMetadata:
-        return describe(_served(repository, request))
+        return describe(await chosen(request, who))
 
     @routes.get("/models/{model}/ready")
     @routes.get("/models/{model}/versions/{version}/ready")
     async def model_ready(request: Request, who: Actor = caller) -> dict[str, Any]:
-        return {"name": _served(repository, request).manifest.model, "ready": True}
+        return {"name": (await chosen(request, who)).manifest.model, "ready": True}
 
     @routes.post("/models/{model}/infer", response_model=protocol.InferResponse)
     @routes.post("/models/{model}/versions/{version}/infer", response_model=protocol.InferResponse)
     async def infer(request: Request, who: Actor = caller) -> Response:
+        # Taken once: a version that becomes active meanwhile is for the next request. A refusal of `admit` has its own record.
         served: Served | None = None
         try:
-            # Taken once: a version that becomes active meanwhile is for the next request.
             served = _served(repository, request)
+        except Problem as problem:
+            await refused(who, None, problem)
+            raise
+        await admit(who, served)
+        try:
             if "inference-header-content-length" in request.headers:
                 raise protocol.wrong("binary tensors are not taken here, only JSON")
             wanted, array = await asyncio.to_thread(_read, await _body(request), served)

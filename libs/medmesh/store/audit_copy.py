@@ -12,12 +12,20 @@ import asyncpg
 from medmesh.errors import Problem
 from medmesh.ledger import leaf as leaves
 from medmesh.ledger.copies import Body, Signed
+from medmesh.ledger.second import Stored
 from medmesh.ledger.tiles import HASH, WIDTH, path
 from medmesh.ledger.tree import fold
 
 T = TypeVar("T")
 PAGE = 4_096
 _MOST_ODD = 1_000
+
+
+class _Second:
+    removed_is_tampering = True
+
+    def __init__(self, rows: Rows) -> None:
+        self.checkpoint, self.tile = rows.sm_checkpoint, rows.sm_tile
 
 
 class Rows:
@@ -89,6 +97,11 @@ class Rows:
         """See `Copy`."""
         return self._bodies(first)
 
+    def second(self) -> Stored | None:
+        """See `Copy`."""
+        there = self._fetch("SELECT to_regclass('audit.sm_checkpoints') AS there")[0]["there"]
+        return _Second(self) if there and self._fetch("SELECT 1 FROM audit.sm_checkpoints LIMIT 1") else None
+
     def history(self) -> Iterator[Signed]:
         """See `Copy`."""
         last = -1
@@ -124,6 +137,26 @@ class Rows:
             for row in rows:
                 yield row["seq"], row["salt"], row["body"]
             first = rows[-1]["seq"] + 1
+
+    def sm_checkpoint(self) -> bytes:
+        """The newest one of the second tree."""
+        return str(self._fetch("SELECT note FROM audit.sm_checkpoints ORDER BY size DESC LIMIT 1")[0]["note"]).encode()
+
+    def sm_tile(self, level: int, number: int, width: int) -> bytes:
+        """A full one as it is stored; others follow from what lies below, and nothing is stored of the lowest."""
+        rows = self._fetch("SELECT hashes FROM audit.sm_tiles WHERE level = $1 AND number = $2", level, number)
+        if rows:
+            return bytes(rows[0]["hashes"])[: width * HASH]
+        if width == WIDTH:
+            raise LookupError(path(level, number))
+        from medmesh.ledger import sm
+
+        first, end = number * WIDTH, number * WIDTH + width
+        if level == 0:
+            leaves_ = self._fetch("SELECT leaf FROM audit.entries WHERE seq >= $1 AND seq < $2 ORDER BY seq", first, end)
+            return b"".join(sm.leaf_hash(row["leaf"]) for row in leaves_)
+        below = "SELECT root FROM audit.sm_tiles WHERE level = $3 AND number >= $1 AND number < $2 ORDER BY number"
+        return b"".join(row["root"] for row in self._fetch(below, first, end, level - 1))
 
     def _fetch(self, query: str, *values: Any) -> list[Any]:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import CheckConstraint, Column, Identity, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
 
-from medmesh.store.types import Counter, Timestamp
+from medmesh.store.types import Counter, Json, Timestamp
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -83,3 +83,35 @@ def add_base_tables(metadata: MetaData) -> None:
         Column("at", Timestamp, nullable=False),
         comment="an approval counts once",
     )
+
+
+def add_label_tables(metadata: MetaData) -> MetaData:
+    """What a service with labelled objects has beside that: their labels, and what waits for an approval."""
+    Table(
+        "object_labels",
+        metadata,
+        Column("kind", String(16), primary_key=True),
+        Column("id", String(200), primary_key=True),
+        Column("level", String(16), nullable=False),
+        Column("compartments", Json, nullable=False),
+        Column("owner", String(63), nullable=False),
+        Column("organisations", Json, nullable=False),
+        Column("maker", String(160), nullable=False),
+        Column("changed_at", Timestamp, nullable=False),
+        CheckConstraint("level IN ('public', 'internal', 'sensitive', 'core')", name="level_known"),
+        comment="the security label of each object of this service, and whose it is; an object without a row is nobody's to see",
+    )
+    Table(
+        "label_changes",
+        metadata,
+        Column("digest", String(64), primary_key=True),
+        Column("kind", String(16), nullable=False),
+        Column("id", String(200), nullable=False),
+        Column("level", String(16), nullable=False),
+        Column("compartments", Json, nullable=False),
+        Column("requester", String(160), nullable=False),
+        Column("state", String(16), nullable=False),
+        Column("created_at", Timestamp, nullable=False),
+        comment="labels to be lowered, which wait for the approval of exactly this digest",
+    )
+    return metadata

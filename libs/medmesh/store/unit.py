@@ -72,7 +72,15 @@ class Decision(Protocol):
 
     @property
     def rule(self) -> str:
-        """For example `role:researcher`."""
+        """The one that decided, for example `role:researcher`."""
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Every rule that was asked, for example `role:researcher`."""
+
+    @property
+    def policy(self) -> str:
+        """The digest of the rules as they stood; empty where whoever decided did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,7 @@ class Context:
     raw: bytes | None = None
     """The bytes of `cause` as they were published."""
     decision: Decision | None = None
-    """What the role table said of it; None for what nobody asked for: a timer, a start."""
+    """What was decided of it; None for what nobody asked for: a timer, a start."""
 
 
 Recorder = Callable[[AuditEntry, Context, str, int, str], bytes]
@@ -110,6 +118,10 @@ class UnitOfWork(Generic[Ports]):
         self._messages: list[Outgoing] = []
         self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
+        self.access: Any = None
+        """What the runtime found when it let the message in (`medmesh.service.guard.Access`); None for what no message caused."""
+        self.same = False
+        """Whether the handler said `unchanged`."""
         self.accounted = 0
         """How many audit records were told, or things said to be `unchanged`: a command that succeeds has at least one."""
 
@@ -152,6 +164,7 @@ class UnitOfWork(Generic[Ports]):
 
     def unchanged(self) -> None:
         """Say that what was asked for was so already: the command succeeds and leaves no second record of one action."""
+        self.same = True
         self.accounted += 1
 
     def on_commit(self, call: Callable[[], None]) -> None:

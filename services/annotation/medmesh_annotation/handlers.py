@@ -13,6 +13,7 @@ from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
 from medmesh.labelling.items import ItemState, review, submit
 from medmesh.labelling.schema import LabelSchema
+from medmesh.service import labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -53,6 +54,7 @@ async def create_project(command: Envelope[CreateProject], work: Work[Ports]) ->
                 raise Problem("annotation.taken", project=wanted.project)
             uow.unchanged()
             return
+        await labels.made(uow, "project", wanted.project)
         for start in range(0, len(found), ROWS):
             rows = [
                 {"project": wanted.project, "item": i.item, "place": place, "object": i.object.model_dump(), "state": ItemState.UNLABELLED}

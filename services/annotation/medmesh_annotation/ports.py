@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from medmesh.bus.declarations import Handlers
 from medmesh.security.tokens import TrustBundle
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_annotation.settings import Settings
 
-HANDLERS = Handlers("annotation")
+HANDLERS = labelled(Handlers("annotation"), "project")
 
 
 @dataclass(frozen=True, slots=True)

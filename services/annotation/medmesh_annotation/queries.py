@@ -7,10 +7,11 @@ from sqlalchemy import Row, func, or_, select
 from medmesh.contracts.annotation import GetProject, Item, NextItem, ProjectView
 from medmesh.contracts.message import Envelope
 from medmesh.labelling.items import ItemState, claim
+from medmesh.security.access import Object
 from medmesh.store.unit import UnitOfWork
 from medmesh_annotation.ports import HANDLERS, Ports
-from medmesh_annotation.rows import find_project, status, store_status
-from medmesh_annotation.tables import items, readings
+from medmesh_annotation.rows import find_project, one, status, store_status
+from medmesh_annotation.tables import exports, items, readings
 
 
 @HANDLERS.answers(NextItem)
@@ -53,6 +54,23 @@ async def _waiting(uow: UnitOfWork[Ports], project: str, person: str) -> Row | N
         if (row := await uow.first(first.with_for_update(skip_locked=True))) is not None:
             return row
     return None
+
+
+@HANDLERS.knows("item")
+async def item(id_: str, uow: UnitOfWork[Ports]) -> Object | None:
+    """Who read an item: decides who may review it."""
+    project, _, name = id_.partition("/")
+    row = None if "\x00" in id_ else await uow.first(select(items.c.reader).where(one(project, name)))
+    return None if row is None else Object("item", id_, reader=row.reader or "")
+
+
+@HANDLERS.knows("content")
+async def content(sha256: str, uow: UnitOfWork[Ports]) -> Object | None:
+    """What an export of labels is that was let out: its project's, with that one's label."""
+    row = await uow.first(
+        select(exports.c.project).where(exports.c.labels["sha256"].as_string() == sha256, exports.c.state == "exported").limit(1)
+    )
+    return None if row is None else Object("project", row.project)
 
 
 @HANDLERS.answers(GetProject)

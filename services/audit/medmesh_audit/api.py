@@ -12,7 +12,7 @@ from medmesh.errors import Problem
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
-from medmesh_audit import events, fhir, queries, reports
+from medmesh_audit import events, fhir, queries, reports, second
 from medmesh_audit.door import Visitor, may
 from medmesh_audit.ports import Ports
 
@@ -31,6 +31,12 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
             shown = await ports.witnesses.newest(uow)
         response.headers["Medmesh-Witnesses"] = shown.state
         return str(shown.note)
+
+    @app.get("/log/sm3/{rest:path}", tags=["log"])
+    async def second_tree(rest: str, who: Visitor = may(runtime, "audit.proof")) -> Response:
+        """The second tree over the same entries (SM3, SM2), where there is one: `checkpoint`, `tile/…`."""
+        async with runtime.unit() as uow:
+            return Response(await second.log_file(uow, rest), media_type="application/octet-stream")
 
     @app.get("/log/tile/{rest:path}", tags=["log"])
     async def tile(rest: str, who: Visitor = may(runtime, "audit.proof")) -> Response:

@@ -107,18 +107,54 @@ def separation(f: Facts) -> Judgement:
 
 
 def one_policy(f: Facts) -> Judgement:
-    en = f"every one of the newest {f.sample} records was decided by the role table {f.bundle[:16]}…; refusals are recorded"
-    zh = f"最近 {f.sample} 条记录均由权限表 {f.bundle[:16]}… 判定；拒绝均有记录"
-    other = len(f.bundles - {f.bundle})
-    return decided(
-        f.sample > 0 and f.bundles == {f.bundle}, en, zh, otherwise=(f"{other} other role tables are in use", f"存在 {other} 个其他权限表")
+    en = f"every one of the newest {f.sample} records was decided by rules that an approval put in force; now {f.bundle[:16]}…"
+    zh = f"最近 {f.sample} 条记录均由经审批生效的规则判定，现行规则 {f.bundle[:16]}…"
+    other = len(f.bundles - f.adopted)
+    shown = f.sample > 0 and f.bundle in f.adopted and not other
+    return decided(shown, en, zh, otherwise=(f"{other} sets of rules that nobody approved are in use", f"存在 {other} 套未经审批的规则"))
+
+
+def labels(f: Facts) -> Judgement:
+    """8.1.4.2 g: labels are on objects and persons, and nothing gets past them."""
+    en = (
+        "the running rules refuse at every level what somebody is not cleared for, whatever their roles; "
+        f"a label was asked in {f.labelled} of the newest {f.sample} decisions and refused {f.hidden}; "
+        f"{f.lowered} labels were lowered with an approval, {f.laundered} without"
     )
+    zh = (
+        "运行中的规则在各级别均拒绝超出许可级别的访问，与角色无关；"
+        f"最近 {f.sample} 条记录中 {f.labelled} 次依据安全标记判定、{f.hidden} 次据此拒绝；"
+        f"经审批降低标记 {f.lowered} 次，未经审批 {f.laundered} 次"
+    )
+    if f.laundered:
+        return "not_met", en, zh
+    return decided(f.mandatory and f.labelled > 0, en, zh, best="met" if f.hidden else "part")
+
+
+def central(f: Facts) -> Judgement:
+    """8.1.5.3 b; there is no policy of trusted verification to be set."""
+    en = (
+        f"labels, clearances ({f.clearances} set) and the access policy are set by the security administrator or by an approval, "
+        f"{f.ungranted} by others; programs are not verified at their start"
+    )
+    zh = (
+        f"安全标记、许可级别（已设置 {f.clearances} 次）与访问策略均由安全管理员设置或经审批，"
+        f"其他途径 {f.ungranted} 次；启动时未做程序完整性验证"
+    )
+    return decided(f.mandatory and f.clearances > 0 and not f.ungranted and not f.bundles - f.adopted, en, zh, best="part")
 
 
 def granularity(f: Facts) -> Judgement:
     names = ", ".join(f.foreign) or "-"
-    en = f"subjects are persons, services and nodes; the database role sees no other service's schema ({names}) and is no superuser"
-    zh = f"主体为人员、服务与节点；数据库角色不可见其他服务的模式（{names}），且非超级用户"
+    en = (
+        "subjects are persons, services and nodes, objects single data sets, jobs and models "
+        f"({f.labelled} of the newest {f.sample} decisions were about one); "
+        f"the database role sees no other service's schema ({names}) and is no superuser"
+    )
+    zh = (
+        f"主体为人员、服务与节点，客体为单个数据集、任务与模型（最近 {f.sample} 条记录中 {f.labelled} 次按客体判定）；"
+        f"数据库角色不可见其他服务的模式（{names}），且非超级用户"
+    )
     return decided(not f.foreign and not f.superuser, en, zh)
 
 
@@ -247,7 +283,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("8.1.4.2 d)", "最小权限，管理权限分离", "least privilege, divided administrators", separation),
     Clause("8.1.4.2 e)", "授权主体配置访问控制策略", "policy is set by whom it is given to", one_policy, ("access.denied",)),
     Clause("8.1.4.2 f)", "主体到用户或进程级，客体到文件或表级", "subjects are users, objects tables", granularity),
-    Clause("8.1.4.2 g)", "安全标记与强制控制", "security labels", absent("there are no security labels", "尚无安全标记")),
+    Clause("8.1.4.2 g)", "安全标记与强制控制", "security labels", labels, ("label.change", "clearance.set", "request.not_found")),
     Clause("8.1.4.3 a)", "审计覆盖每个用户和重要行为", "audit covers every user and event", covered, (), ("/v1/coverage",)),
     Clause("8.1.4.3 b)", "记录含时间、用户、类型、结果", "time, user, kind, outcome", contents),
     Clause("8.1.4.3 c)", "保护审计记录并定期备份", "records are protected and backed up", protected, (), ("/log/checkpoint",)),
@@ -335,7 +371,8 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.5.3 b)",
         "统一安全标记、授权、可信验证策略",
         "labels and policies are set centrally",
-        absent("there are no security labels", "尚无安全标记"),
+        central,
+        ("clearance.set", "label.change", "policy.change"),
     ),
     Clause("8.1.5.4 a)", "特定管理区域", "a management zone", procedural("network zones of the operator", "运营方网络分区")),
     Clause("8.1.5.4 b)", "安全的信息传输路径", "safe paths", encrypted),

@@ -105,3 +105,4 @@ class Shown:
     size: int
     note: str
     state: str
+    root: bytes

@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import Depends, Request
 
 from medmesh.errors import Problem
-from medmesh.security.roles import Decision, allow
+from medmesh.security.access import decide
+from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import Context
@@ -43,7 +44,7 @@ def may(runtime: Runtime, action: str) -> Any:
             if kind.lower() != "bearer" or not token:
                 raise Problem("actor.missing", type="audit")
             actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
-        decision = allow(actor, action, datetime.now(UTC))
+        decision = decide(actor, action, datetime.now(UTC), rules=runtime.policies.rules)
         context = runtime.context(actor=actor, decision=decision)
         if not decision.allowed:
             await runtime.doorstep.denied(context, actor, action, decision)

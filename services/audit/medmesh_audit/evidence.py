@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,8 +23,11 @@ from medmesh.auditing.vocabulary import RETENTION_DAYS, VERBS
 from medmesh.contracts.audit import RequestExport
 from medmesh.errors import Problem
 from medmesh.ledger import note
+from medmesh.security.access import Object, Rules, decide, policy_digest
+from medmesh.security.labels import Label, Level
 from medmesh.security.passwords import check_policy
-from medmesh.security.roles import ADMINISTRATORS, TABLE, check_roles, policy_digest
+from medmesh.security.roles import ADMINISTRATORS, TABLE, check_roles
+from medmesh.security.tokens import Actor
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.clauses import CLAUSES, Clause
 from medmesh_audit.domain import whole
@@ -40,7 +43,7 @@ STATES = {
     "procedural": ("procedural", "制度"),
     "not_met": ("not met", "不符合"),
 }
-PRIVILEGED = frozenset({"dataset.release", "federation.approved", "model.release"})
+PRIVILEGED = frozenset({"dataset.release", "federation.approved", "model.release", "policy.change"})
 _IDENTIFIERS = re.compile(
     r"(?<![0-9a-fA-F-])(?:[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]|1[3-9]\d{9})(?![0-9a-fA-F-])"
 )
@@ -69,6 +72,22 @@ class Facts:
     identifiers: int = 0
     bundles: frozenset[str] = frozenset()
     bundle: str = ""
+    """Digest of the rules in force: role table, object rules, the site's policy."""
+    adopted: frozenset[str] = frozenset()
+    """Digests of rules that the log says were put in force by an approval, and of those the platform comes with."""
+    mandatory: bool = False
+    """Whether the running rules refuse, at every level and with every role, what somebody is not cleared for."""
+    labelled: int = 0
+    """Decisions in the sample in which a security label was asked."""
+    hidden: int = 0
+    """Refusals in the sample because of a label."""
+    lowered: int = 0
+    """Labels that were lowered with an approval."""
+    laundered: int = 0
+    """Labels that were lowered without one."""
+    clearances: int = 0
+    ungranted: int = 0
+    """Clearances and labels that somebody other than a security administrator set, without an approval."""
     gaps: tuple[str, ...] = ()
     emitting: frozenset[str] = frozenset()
     expected: frozenset[str] = frozenset()
@@ -130,7 +149,11 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         purposes=bool(records) and all(record["pou"] for _, record in records),
         identifiers=sum(bool(_IDENTIFIERS.search(row.body.decode())) for row, _ in records),
         bundles=frozenset(record["policy"]["bundle"] for _, record in records),
-        bundle=policy_digest(),
+        bundle=ports.runtime.policies.digest(),
+        mandatory=_mandatory_access(ports.runtime.policies.rules),
+        labelled=sum(any(rule.startswith("label") for rule in record["policy"]["rules"]) for _, record in records),
+        hidden=sum(record["policy"]["decision"] == "deny" and "label" in record["policy"]["rules"] for _, record in records),
+        **await _labels(uow),
         gaps=tuple(sorted(name for name, n in seen.items() if held.get(name) != n)),
         emitting=frozenset(seen),
         expected=frozenset(runtime.trust().services) - {"operator"},
@@ -255,6 +278,39 @@ async def _approvals(uow: UnitOfWork[Any]) -> dict[str, Any]:
     rows = await uow.all(wanted.where(facts.c.verb.in_(PRIVILEGED), facts.c.outcome == 0))
     with_approval = sum(whole(row) and bool(json.loads(row.body)["approval"].get("id")) for row in rows)
     return {"approved": with_approval, "unapproved": len(rows) - with_approval}
+
+
+async def _labels(uow: UnitOfWork[Any]) -> dict[str, Any]:
+    """From the log: what was labelled anew and cleared, by whom, and which policies were put in force."""
+    wanted = select(facts.c.verb, entries).join(entries, entries.c.seq == facts.c.seq)
+    told = wanted.where(facts.c.verb.in_(["label.change", "clearance.set", "policy.change"]), facts.c.outcome == 0)
+    records = [(row.verb, json.loads(row.body)) for row in await uow.all(told) if whole(row)]
+    lowered = [bool(r["approval"].get("id")) for verb, r in records if verb == "label.change" and r["detail"].get("lowered")]
+    by_others = sum(
+        verb != "policy.change" and "security_administrator" not in r["agents"][0]["role"].split(",") and not r["approval"].get("id")
+        for verb, r in records
+    )
+    adopted = {str(r["detail"]["bundle"]) for verb, r in records if verb == "policy.change" and r["approval"].get("id")}
+    return {
+        "lowered": sum(lowered),
+        "laundered": len(lowered) - sum(lowered),
+        "clearances": sum(verb == "clearance.set" for verb, _ in records),
+        "ungranted": by_others,
+        "adopted": frozenset({policy_digest(), *adopted}),
+    }
+
+
+def _mandatory_access(rules: Rules) -> bool:
+    """Whether the running rules keep every level from the one below, and every compartment from who is in none, whatever their roles."""
+    everything = frozenset(role for allowed in TABLE.values() for role in allowed)
+    now = datetime.now(UTC)
+    for level in list(Level)[1:]:
+        thing = Object("dataset", "probe", Label(level, frozenset({"probe"})), True, "probe", frozenset({"probe"}), "person:probe@probe")
+        for clearance in (Label(Level(level - 1), frozenset({"probe"})), Label(Level.CORE)):
+            actor = Actor("person", "probe", "probe", everything, "", now, clearance=clearance)
+            if any(decide(actor, action, now, thing, rules).allowed for action in TABLE):
+                return False
+    return True
 
 
 def _silent(role: str) -> tuple[str, ...]:

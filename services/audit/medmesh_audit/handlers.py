@@ -18,8 +18,9 @@ from medmesh.contracts.audit import (
 )
 from medmesh.contracts.federation import HospitalAlive
 from medmesh.contracts.message import Envelope
+from medmesh.ledger.second import PREFIX
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_audit import queries, search
+from medmesh_audit import queries, search, second
 from medmesh_audit.domain import scope
 from medmesh_audit.ports import HANDLERS, Ports
 
@@ -43,7 +44,7 @@ async def prove(uow: UnitOfWork[Any], ports: Ports, event: str, within: str | No
     """One record with its proof."""
     row = await search.entry(uow, event, within)
     looked(uow, "audit.prove", row.seq)
-    return await queries.evidence(uow, row, await ports.witnesses.newest(uow, covering=row.seq))
+    return await queries.evidence(uow, row, await ports.witnesses.newest(uow, covering=row.seq), ports.upper)
 
 
 async def copy(uow: UnitOfWork[Any], within: str | None, first: int, limit: int) -> Bodies:
@@ -88,5 +89,7 @@ async def list_bodies(query: Envelope[ListBodies], uow: UnitOfWork[Ports]) -> Bo
 async def read_log(query: Envelope[ReadLog], uow: UnitOfWork[Ports]) -> LogFile:
     """A file of the log: hashes and headers."""
     path = query.data.path
+    if path.startswith(f"{PREFIX}/"):
+        return LogFile(content=base64.b64encode(await second.log_file(uow, path.removeprefix(f"{PREFIX}/"))).decode())
     shown = (await uow.ports.witnesses.newest(uow)).note.encode() if path == "checkpoint" else await queries.log_file(uow, path)
     return LogFile(content=base64.b64encode(shown).decode())

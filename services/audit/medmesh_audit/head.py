@@ -7,10 +7,10 @@ that was overtaken while it slept touches no row there, and writes nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 
@@ -18,7 +18,7 @@ from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.ledger.edge import Edge, FullTile, split
 from medmesh.ledger.tiles import WIDTH
-from medmesh.ledger.tree import fold, leaf_hash
+from medmesh.ledger.tree import EMPTY, Pair, fold, leaf_hash, node_hash
 from medmesh.store.session import Session
 from medmesh_audit.domain import Entry, facts
 from medmesh_audit.tables import checkpoints, emitters, entries, tiles
@@ -29,6 +29,7 @@ SILENT_SECONDS = 5.0
 """A writer that was not heard of for so long is unseated."""
 _STEP = 64
 
+_TILES = "SELECT number, hashes, root FROM {} WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number"
 _MOVE = "UPDATE state SET size = $1, beat = now() WHERE size = $2 AND term = $3"
 
 
@@ -45,7 +46,9 @@ async def take_over(session: Session, vkey: str) -> Head:
     """The head for a new writer who has the lock. Everything is computed anew from the leaf hashes; what contradicts the last signed
     checkpoint raises `Problem` (`audit.inconsistent`): such a log must never be signed again."""
     term, size = (await session.fetch("UPDATE state SET term = term + 1, beat = now() RETURNING term, size"))[0]
-    edge = await derive(session, term, size)
+    edge = await derive(session, size, alive=lambda: beat(session, term))
+    if (last := (await session.fetch("SELECT max(seq) AS seq FROM entries"))[0]["seq"]) != (size - 1 if size else None):
+        raise Problem("audit.inconsistent", what=f"the last entry is {last}, the size {size}")
     await _agrees_with_checkpoint(session, edge, vkey)
     counted = await session.fetch("SELECT emitter, n, (SELECT max(n) FROM entries x WHERE x.emitter = e.emitter) AS last FROM emitters e")
     if odd := next((row["emitter"] for row in counted if row["n"] != row["last"]), None):
@@ -53,7 +56,20 @@ async def take_over(session: Session, vkey: str) -> Head:
     return Head(term, edge, {row["emitter"]: row["n"] for row in counted})
 
 
-async def derive(session: Session, term: int, size: int) -> Edge:
+class Hashing(NamedTuple):
+    """One of the trees over the entries, and where its full tiles lie."""
+
+    table: str = "tiles"
+    leaf: Callable[[bytes], bytes] = leaf_hash
+    pair: Pair = node_hash
+    empty: bytes = EMPTY
+
+
+async def _nobody() -> None:
+    """Nobody waits for a sign of life."""
+
+
+async def derive(session: Session, size: int, tree: Hashing = Hashing(), *, alive: Callable[[], Awaitable[None]] = _nobody) -> Edge:
     """The edge of a log of `size` entries from its leaf hashes, comparing every stored tile on the way. Raises `Problem`."""
     below: list[bytes] = []
     level, partial = 0, dict[int, bytes]()
@@ -61,42 +77,35 @@ async def derive(session: Session, term: int, size: int) -> Edge:
         full, width = divmod(count, WIDTH)
         above: list[bytes] = []
         for first in range(0, full, _STEP):
-            rows = await session.fetch(
-                "SELECT number, hashes, root FROM tiles WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number",
-                level,
-                first,
-                min(first + _STEP, full),
-            )
+            rows = await session.fetch(_TILES.format(tree.table), level, first, min(first + _STEP, full))
             known = below[first * WIDTH : (first + _STEP) * WIDTH] if level else None
-            above += await asyncio.to_thread(_roots, level, first, min(first + _STEP, full), rows, known)
-            await beat(session, term)
+            above += await asyncio.to_thread(_roots, tree, level, range(first, min(first + _STEP, full)), rows, known)
+            await alive()
         if level:
             partial[level] = b"".join(below[full * WIDTH :])
         elif width:
-            partial[0] = await _tail(session, full * WIDTH, size)
+            partial[0] = await _tail(session, tree, full * WIDTH, size)
         below, level = above, level + 1
-    if (last := (await session.fetch("SELECT max(seq) AS seq FROM entries"))[0]["seq"]) != (size - 1 if size else None):
-        raise Problem("audit.inconsistent", what=f"the last entry is {last}, the size {size}")
-    return Edge.resume(size, lambda level, number, width: partial[level])
+    return Edge.resume(size, lambda level, number, width: partial[level], tree.pair, tree.empty)
 
 
-def _roots(level: int, first: int, end: int, rows: Sequence[Mapping[str, Any]], known: list[bytes] | None) -> list[bytes]:
-    if [row["number"] for row in rows] != list(range(first, end)):
-        raise Problem("audit.inconsistent", what=f"tiles {level}/{first} to {end - 1} are not all there")
+def _roots(tree: Hashing, level: int, places: range, rows: Sequence[Mapping[str, Any]], known: list[bytes] | None) -> list[bytes]:
+    if [row["number"] for row in rows] != list(places):
+        raise Problem("audit.inconsistent", what=f"{tree.table} {level}/{places[0]} to {places[-1]} are not all there")
     found = []
     for place, row in enumerate(rows):
         hashes = split(row["hashes"])
-        found.append(fold(hashes))
+        found.append(fold(hashes, tree.pair))
         if found[-1] != row["root"] or (known is not None and hashes != known[place * WIDTH : (place + 1) * WIDTH]):
-            raise Problem("audit.inconsistent", what=f"tile {level}/{first + place}")
+            raise Problem("audit.inconsistent", what=f"{tree.table} {level}/{places[place]}")
     return found
 
 
-async def _tail(session: Session, first: int, end: int) -> bytes:
+async def _tail(session: Session, tree: Hashing, first: int, end: int) -> bytes:
     rows = await session.fetch("SELECT seq, leaf, hash FROM entries WHERE seq >= $1 AND seq < $2 ORDER BY seq", first, end)
     if [row["seq"] for row in rows] != list(range(first, end)) or any(leaf_hash(row["leaf"]) != row["hash"] for row in rows):
         raise Problem("audit.inconsistent", what=f"entries {first} to {end - 1}")
-    return b"".join(row["hash"] for row in rows)
+    return b"".join(tree.leaf(row["leaf"]) for row in rows)
 
 
 async def _agrees_with_checkpoint(session: Session, edge: Edge, vkey: str) -> None:

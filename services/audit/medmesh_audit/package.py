@@ -9,12 +9,13 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
 
-from medmesh.auditing import dicom, fhir, ocsf, sheet
+from medmesh.auditing import formats
 from medmesh.auditing.package import INSTRUCTIONS, counters
 from medmesh.canonical import canonical
 from medmesh.contracts.message import ObjectRef
@@ -30,7 +31,6 @@ from medmesh_audit.witnesses import lines
 
 PAGE = 1_000
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_FILES = {"fhir": "records.fhir.ndjson", "ocsf": "records.ocsf.ndjson", "csv": "records.csv"}
 
 
 async def build(ports: Ports, row: Any) -> tuple[ObjectRef, int]:
@@ -74,13 +74,8 @@ async def _records(ports: Ports, row: Any, content: Path) -> int:
     read = lru_cache(maxsize=512)(lambda level, number, width: (content / tiles.path(level, number, width)).read_bytes())
     node = tiles.nodes(read, row.size)
     after, count = -1, 0
-    plain = content / _FILES[row.format] if row.format in _FILES else None
-    if row.format == "csv":
-        assert plain is not None
-        plain.write_bytes(sheet.head().encode())
-    if row.format == "dicom":
-        (content / "dicom").mkdir()
     (content / "bodies.jsonl").touch()
+    formats.write(content, row.format, [])
     while True:
         wanted = select(entries).join(facts, facts.c.seq == entries.c.seq).where(facts.c.seq > after, facts.c.seq < row.size)
         async with ports.runtime.unit() as uow:
@@ -91,15 +86,10 @@ async def _records(ports: Ports, row: Any, content: Path) -> int:
         def write(found: Any = found) -> None:
             with (content / "bodies.jsonl").open("a", encoding="utf-8") as evidence:
                 for entry in found:
-                    record = json.loads(entry.body)
                     path = [base64.b64encode(p).decode() for p in inclusion_proof(node, entry.seq, row.size)]
                     line = {"seq": entry.seq, "leaf": base64.b64encode(entry.leaf).decode(), "proof": path}
                     evidence.write(json.dumps({**line, **body_document(entry.salt, entry.body)}) + "\n")
-                    if plain is not None:
-                        with plain.open("ab") as mapped:
-                            mapped.write(_mapped(row.format, entry.seq, record))
-                    elif row.format == "dicom":
-                        (content / "dicom" / f"{entry.seq:012d}.xml").write_bytes(dicom.audit_message(entry.seq, record))
+            formats.write(content, row.format, [(entry.seq, json.loads(entry.body)) for entry in found])
 
         await asyncio.to_thread(write)
         after, count = found[-1].seq, count + len(found)
@@ -107,17 +97,10 @@ async def _records(ports: Ports, row: Any, content: Path) -> int:
             await uow.execute(update(exports).where(exports.c.export == row.export).values(done=after + 1))
 
 
-def _mapped(kind: str, seq: int, record: dict[str, Any]) -> bytes:
-    if kind == "csv":
-        return sheet.line(seq, record).encode()
-    document = fhir.audit_event(seq, record) if kind == "fhir" else ocsf.event(seq, record)
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
 def _about(ports: Ports, row: Any, content: Path, checkpoint: str) -> None:
     """What was asked, by whom it was approved, the counters of every emitter, the keys, and how to verify it."""
     request = {"export": row.export, "requester": row.requester, "scope": row.scope, "format": row.format, "filter": row.filters}
-    asked = {"request": request, "digest": row.digest, "approval": row.approval}
+    asked = {"request": request, "digest": row.digest, "approval": row.approval, "written_by": version("medmesh")}
     (content / "request.json").write_bytes(canonical(asked) + b"\n")
     (content / "emitters.json").write_bytes(canonical(counters(content, row.size)) + b"\n")
     vkey = ports.sequencer.vkey

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
+from medmesh_audit.queries import Upper
 
 if TYPE_CHECKING:
     from medmesh.security.tokens import TrustBundle
@@ -30,6 +31,7 @@ class Ports:
     stores: Stores
     anomalies: Anomalies
     witnesses: Witnesses
+    upper: Upper = field(default_factory=Upper)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """An export was approved."""
 

@@ -6,14 +6,15 @@ import base64
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal, select, tuple_, union_all
+from sqlalchemy import ColumnElement, literal, select, union_all
 
 from medmesh.contracts.audit import Evidence
 from medmesh.errors import Problem
 from medmesh.ledger import proof
 from medmesh.ledger import tiles as tile
+from medmesh.ledger.edge import split
 from medmesh.ledger.leaf import body_document
-from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof, root
+from medmesh.ledger.tree import Node, consistency_proof, inclusion_proof, node_hash, root, verify_inclusion
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit.domain import Shown
 from medmesh_audit.tables import checkpoints, emitters, entries, tiles
@@ -36,6 +37,8 @@ async def tile_bytes(uow: UnitOfWork[Any], level: int, number: int, width: int) 
     return found
 
 
+_HEIGHT = 8
+
 Tile = tuple[int, int, int]
 """(level, number, width)"""
 
@@ -43,8 +46,11 @@ Tile = tuple[int, int, int]
 async def _tiles(uow: UnitOfWork[Any], wanted: Iterable[Tile]) -> dict[Tile, bytes]:
     """Tiles by (level, number, width). Full ones are stored; a partial one is what lies below it: entries, or the roots of tiles."""
     whole = {(level, number) for level, number, _ in wanted}
-    rows = await uow.all(select(tiles.c.level, tiles.c.number, tiles.c.hashes).where(tuple_(tiles.c.level, tiles.c.number).in_(whole)))
-    stored = {(row.level, row.number): row.hashes for row in rows}
+    stored: dict[tuple[int, int], bytes] = {}
+    for level, number in whole:  # by key, and seldom more than two: one statement for all of them takes longer to put together
+        row = await uow.first(select(tiles.c.hashes).where(tiles.c.level == level, tiles.c.number == number))
+        if row is not None:
+            stored[level, number] = row.hashes
     partial = [tile_ for tile_ in wanted if tile_[:2] not in stored]
     above = [
         select(literal(level).label("level"), tiles.c.number.label("place"), tiles.c.root.label("hash")).where(
@@ -76,17 +82,55 @@ async def entry_bundle(uow: UnitOfWork[Any], number: int, width: int) -> bytes:
     return tile.bundle([row.leaf for row in rows])
 
 
-async def _prove(uow: UnitOfWork[Any], size: int, ask: Callable[[Node], list[bytes]]) -> list[bytes]:
+class Upper:
+    """Hashes of perfect subtrees above the tiles of entries, kept for proofs alone: what a level and an index name never changes, and a
+    proof has few that no other had. Reading the log itself, and watching its root, goes past them."""
+
+    def __init__(self, most: int = 1 << 16) -> None:
+        self._most = most
+        self._known: dict[tuple[int, int], bytes] = {}
+
+    def over(self, node: Node) -> Node:
+        """The hashes that are known, and `node` for the others."""
+        known = self._known
+        return lambda level, index: known.get((level, index)) or node(level, index)
+
+    def learn(self, found: dict[Tile, bytes]) -> None:
+        """All that follows from tiles above the lowest, and from the one at the right edge."""
+        for (level, number, width), hashes in found.items():
+            if (not level and width == tile.WIDTH) or len(hashes) != width * tile.HASH:
+                continue  # what lies in a tile of entries is asked for by its 256 entries alone
+            row, height, first = split(hashes), _HEIGHT * level, number * tile.WIDTH
+            while row:
+                self._known.update(((height, first + place), hash_) for place, hash_ in enumerate(row))
+                row = [node_hash(row[i], row[i + 1]) for i in range(0, len(row) - 1, 2)]
+                height, first = height + 1, first >> 1
+                if height % _HEIGHT == 0:
+                    break  # the next tile's own
+        while len(self._known) > self._most:
+            del self._known[next(iter(self._known))]
+
+    def forget(self) -> None:
+        """What was read makes a proof that does not hold."""
+        self._known.clear()
+
+
+async def _prove(uow: UnitOfWork[Any], size: int, ask: Callable[[Node], list[bytes]], upper: Upper | None = None) -> list[bytes]:
     """What `ask` computes from the tree of `size` leaves, reading only the tiles it needs."""
-    found = await _tiles(uow, tile.needed(size, ask))
-    return ask(tile.nodes(lambda level, number, width: found[level, number, width], size))
+    over = upper.over if upper is not None else lambda node: node
+    found = await _tiles(uow, tile.needed(size, lambda node: ask(over(node))))
+    if upper is not None:
+        upper.learn(found)
+    return ask(over(tile.nodes(lambda level, number, width: found[level, number, width], size)))
 
 
-async def evidence(uow: UnitOfWork[Any], row: Any, newest: Shown) -> Evidence:
+async def evidence(uow: UnitOfWork[Any], row: Any, newest: Shown, upper: Upper) -> Evidence:
     """Everything needed to verify one row of `entries` offline: leaf, salt, body and `.tlog-proof` under the checkpoint `newest`."""
     if row.seq >= newest.size:
         raise Problem("request.not_found", kind="audit record", id=str(row.seq))
-    path = await _prove(uow, newest.size, lambda node: inclusion_proof(node, row.seq, newest.size))
+    path = await _prove(uow, newest.size, lambda node: inclusion_proof(node, row.seq, newest.size), upper)
+    if not verify_inclusion(row.hash, row.seq, newest.size, path, newest.root):
+        upper.forget()  # somebody altered what lies in the database, perhaps for a moment: let the next proof be made from what lies there
     opened = body_document(row.salt, row.body)
     made = proof.encode(row.seq, path, newest.note)
     return Evidence(seq=row.seq, leaf=base64.b64encode(row.leaf).decode(), **opened, proof=made, witnesses=newest.state)
@@ -104,6 +148,12 @@ async def consistency(uow: UnitOfWork[Any], old: int, new: int) -> list[bytes]:
 
 async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
     """`tile/<level>/<number>` or `tile/entries/<number>`, as C2SP tlog-tiles names them. Raises `Problem`."""
+    level, number, width = parse(path)
+    return await entry_bundle(uow, number, width) if level < 0 else await tile_bytes(uow, level, number, width)
+
+
+def parse(path: str) -> Tile:
+    """(level, number, width) of such a path, the level -1 for entries. Raises `Problem`."""
     kind, _, rest = path.partition("/")
     level, *parts = rest.split("/")
     try:
@@ -113,7 +163,7 @@ async def log_file(uow: UnitOfWork[Any], path: str) -> bytes:
             raise ValueError
     except ValueError:
         raise Problem("request.not_found", kind="file of the log", id=path) from None
-    return await entry_bundle(uow, number, width) if chosen < 0 else await tile_bytes(uow, chosen, number, width)
+    return chosen, number, width
 
 
 async def coverage(uow: UnitOfWork[Any]) -> list[dict[str, Any]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.ledger import tiles as tile
 from medmesh.ledger.edge import Edge
+from medmesh.ledger.second import PREFIX
 from medmesh.ledger.tree import leaf_hash
 from medmesh.store.objects.sealed import SealedStore
 from medmesh_audit.sealing import bundle_key
@@ -30,10 +33,11 @@ async def restore(store: SealedStore, vkey: str, folder: Path) -> int:
         lines += (await store.read(key, segments[key])).splitlines()
     entries = [json.loads(line) for line in lines]
     leaves = [base64.b64decode(entry["leaf"]) for entry in entries]
-    _tiles(folder, leaves)
+    _tiles(folder, leaves, Edge(), leaf_hash)
     for number in range((len(leaves) + tile.WIDTH - 1) // tile.WIDTH):
         part = leaves[number * tile.WIDTH : (number + 1) * tile.WIDTH]
         _put(folder / tile.path("entries", number, len(part)), tile.bundle(part))
+    await _second(store, segments, newest.size, leaves, folder)
     bodies = (json.dumps({name: entry[name] for name in ("seq", "salt", "body")}) for entry in entries)
     _put(folder / "bodies.jsonl", "".join(f"{line}\n" for line in bodies).encode())
     _put(folder / "checkpoint", text.encode())
@@ -60,10 +64,21 @@ async def _manifest(store: SealedStore, vkey: str) -> tuple[note.Checkpoint, str
     return newest, text, segments
 
 
-def _tiles(folder: Path, leaves: list[bytes]) -> None:
+async def _second(store: SealedStore, segments: dict[str, str], size: int, leaves: list[bytes], folder: Path) -> None:
+    """The second tree as it was sealed last, where there is one and its extra is installed."""
+    notes = sorted(key for key in segments if key.startswith(f"{PREFIX}/checkpoint/") and int(key.rpartition("/")[2]) <= size)
+    if not notes or find_spec("gmssl_pyx") is None:
+        return
+    from medmesh.ledger import sm
+
+    covered = leaves[: int(notes[-1].rpartition("/")[2])]
+    _tiles(folder / PREFIX, covered, sm.edge(), sm.leaf_hash)
+    _put(folder / PREFIX / "checkpoint", await store.read(notes[-1], segments[notes[-1]]))
+
+
+def _tiles(folder: Path, leaves: list[bytes], edge: Edge, hashed: Callable[[bytes], bytes]) -> None:
     """Full tiles as they were filled, and what the right edge is left with."""
-    edge = Edge()
-    for full in edge.add([leaf_hash(leaf) for leaf in leaves]):
+    for full in edge.add([hashed(leaf) for leaf in leaves]):
         _put(folder / tile.path(full.level, full.number), full.hashes)
     for level, number, hashes in edge.partial():
         _put(folder / tile.path(level, number, len(hashes) // tile.HASH), hashes)

@@ -13,19 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import Table, func, insert, select
 
 from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.ledger import tiles as tile
+from medmesh.ledger.second import PREFIX
 from medmesh.service.runtime import Runtime
 from medmesh.telemetry import log
 from medmesh_audit.alarms import alarm
-from medmesh_audit.tables import checkpoints, entries, seals, tiles
+from medmesh_audit.tables import checkpoints, entries, seals, sm_checkpoints, sm_tiles, tiles
 
 if TYPE_CHECKING:
     from medmesh.store.objects.sealed import SealedStore
 
+SM_TILE, SM_NOTE = "sm-tile", "sm-note"
 _DIGITS = 16  # names of checkpoints sort by size
 
 
@@ -65,6 +67,7 @@ class Sealer:
             self._fresh = await self._since(done)
             await self._bundles(newest.size)
             await self._tiles(newest.size)
+            await self._second()
             content = {"note": newest.note, "segments": self._fresh}
             await self._seal("checkpoint", 0, newest.size, checkpoint_key(newest.size), json.dumps(content, sort_keys=True).encode())
             log("audit.sealed", size=newest.size, segments=len(self._fresh))
@@ -91,6 +94,8 @@ class Sealer:
     def _key(kind: str, level: int, number: int) -> str:
         if kind == "entries":
             return bundle_key(number, level)
+        if kind.startswith("sm-"):
+            return f"{PREFIX}/{checkpoint_key(number) if kind == SM_NOTE else tile.path(level, number)}"
         return checkpoint_key(number) if kind == "checkpoint" else tile.path(level, number)
 
     async def _bundles(self, size: int) -> None:
@@ -106,16 +111,25 @@ class Sealer:
             rows = await uow.all(select(entries).where(entries.c.seq.between(first, first + width - 1)).order_by(entries.c.seq))
         await self._seal("entries", width, number, bundle_key(number, width), bundle_bytes(rows))
 
-    async def _tiles(self, size: int) -> None:
+    async def _tiles(self, size: int, kind: str = "tile", table: Table = tiles) -> None:
         level = 0
         while full := size >> (8 * (level + 1)):
-            for number in range(await self._last("tile", level) + 1, full):
+            for number in range(await self._last(kind, level) + 1, full):
                 async with self.runtime.unit() as uow:
                     hashes = (
-                        await uow.execute(select(tiles.c.hashes).where(tiles.c.level == level, tiles.c.number == number))
+                        await uow.execute(select(table.c.hashes).where(table.c.level == level, table.c.number == number))
                     ).scalar_one()
-                await self._seal("tile", level, number, tile.path(level, number), hashes)
+                await self._seal(kind, level, number, self._key(kind, level, number), hashes)
             level += 1
+
+    async def _second(self) -> None:
+        """The second tree as far as it has followed, where there is one."""
+        async with self.runtime.unit() as uow:
+            row = await uow.first(select(sm_checkpoints).order_by(sm_checkpoints.c.size.desc()).limit(1))
+        if row is None or row.size <= await self._last(SM_NOTE, 0):
+            return
+        await self._tiles(row.size, SM_TILE, sm_tiles)
+        await self._seal(SM_NOTE, 0, row.size, self._key(SM_NOTE, 0, row.size), row.note.encode())
 
     async def _seal(self, kind: str, level: int, number: int, key: str, data: bytes) -> None:
         version = await self.store.put(key, data)

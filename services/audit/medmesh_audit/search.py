@@ -72,7 +72,7 @@ async def read(uow: UnitOfWork[Any], wanted: Select[Any], cursor: int | None, li
 
 async def entry(uow: UnitOfWork[Any], event: str, scope: str | None) -> Any:
     """The row of `entries` of a record by its id or number. Raises `Problem`; what one may not see is not there."""
-    by = facts.c.seq == int(event) if event.isdecimal() and len(event) < 19 else facts.c.id == event
+    by = facts.c.seq == int(event) if event.isdecimal() and len(event) < 19 else entries.c.id == event
     wanted = select(entries).join(facts, facts.c.seq == entries.c.seq).where(by).order_by(entries.c.seq).limit(1)
     row = await uow.first(restrict(wanted, scope))
     if row is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +25,7 @@ from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
 from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.sealing import Sealer, newest_sealed
+from medmesh_audit.second import Second, load_keys
 from medmesh_audit.sequencer import Sequencer
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import METADATA, state
@@ -84,12 +86,17 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         ca=settings.witness_ca,
     )
     await witnesses.start(settings.witness_seconds)
+    second = Second(runtime, vkey, load_keys(settings.sm_keys, settings.origin)) if settings.sm_keys else None
     async with AsyncExitStack() as stack:
         stack.push_async_callback(witnesses.close)
         opened = await stack.enter_async_context(stores(settings.objects))
         ports = Ports(settings, sequencer, runtime, opened, anomalies, witnesses)
         runtime.background(anomalies.run, "anomalies", every=settings.anomaly_seconds)
         runtime.background(lambda: exports.work(ports), "exports")
+        if second is not None:
+            runtime.background(
+                partial(second.run, settings.sm_seconds, lambda: sequencer.leading), "second tree", every=settings.sm_seconds
+            )
         if sealed:
             stack.callback(sealed.close)
             sealer = Sealer(runtime, sealed)

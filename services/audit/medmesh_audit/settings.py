@@ -16,6 +16,10 @@ class Settings(ServiceSettings):
     """NKEY seed of the key that signs checkpoints; it opens nothing else."""
     origin: str = "medmesh/log"
     """The log's name, first line of every checkpoint; each deployment has its own."""
+    sm_keys: tuple[Path, ...] = ()
+    """Key files of the second tree (SM3, SM2), the current one first; all of them sign. Needs `medmesh[sm]`. No second tree without one."""
+    sm_seconds: float = Field(default=1.0, gt=0)
+    """How often the second tree follows the first."""
     anomaly_seconds: float = Field(default=5.0, gt=0)
     """How often the log's tail is looked through for anomalies."""
     export_poll_seconds: float = Field(default=30.0, gt=0)

@@ -49,7 +49,6 @@ facts = Table(
     Column("orgs", Json, nullable=False),
     Column("entities", Json, nullable=False),
 )
-Index("ix_facts_id", facts.c.id)
 Index("ix_facts_t", facts.c.t)
 Index("ix_facts_who", facts.c.who)
 Index("ix_facts_correlation", facts.c.correlation)
@@ -112,6 +111,29 @@ alerts = Table(
     Column("at", Timestamp, nullable=False),
     UniqueConstraint("rule", "subject", "window"),
     comment="what was raised: one alert a rule, a subject and a window of time",
+)
+
+# The second tree (SM3, SM2) over the same entries, where there is one.
+sm_tiles = Table(
+    "sm_tiles",
+    METADATA,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("number", Counter, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    CheckConstraint("length(hashes) = 8192 AND length(root) = 32", name="full"),
+    info=APPEND_ONLY,
+    comment="full tiles of the second tree, as `tiles`",
+)
+
+sm_checkpoints = Table(
+    "sm_checkpoints",
+    METADATA,
+    Column("size", Counter, primary_key=True, autoincrement=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    info=APPEND_ONLY,
 )
 
 cosignatures = Table(

@@ -201,13 +201,13 @@ class Witnesses:
         if row is None:
             raise Problem("request.not_found", kind="checkpoint", id="newest")
         if self.policy is None:
-            return Shown(row.size, row.note, UNWITNESSED)
+            return Shown(row.size, row.note, UNWITNESSED, row.root)
         size = await self._witnessed(uow)
         if size is not None and size > covering and await self._waited(uow, size) <= self.patience:
             found = await uow.first(select(checkpoints).where(checkpoints.c.size == size))
             if found is not None:
-                return Shown(size, found.note + await lines(uow, size), WITNESSED)
-        return Shown(row.size, row.note + await lines(uow, row.size), WITNESSED if size == row.size else PENDING)
+                return Shown(size, found.note + await lines(uow, size), WITNESSED, found.root)
+        return Shown(row.size, row.note + await lines(uow, row.size), WITNESSED if size == row.size else PENDING, row.root)
 
     async def _witnessed(self, uow: UnitOfWork[Any]) -> int | None:
         """The newest size that enough witnesses cosigned."""

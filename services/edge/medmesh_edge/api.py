@@ -36,6 +36,9 @@ def application(node: Node) -> Any:
                 raise Problem("actor.missing", type=request.url.path)
         return node.site.actor
 
+    async def admit(_who: Actor, _served: Served) -> None:
+        """What is installed here was released to this hospital: its own people may use it."""
+
     async def record(who: Actor, served: Served, inputs: int) -> None:
         async with node.site.unit(who) as uow:
             uow.audit(AuditEntry("inference.infer", "E", entities=about(served), detail={"inputs": inputs}))
@@ -46,7 +49,7 @@ def application(node: Node) -> Any:
             uow.audit(AuditEntry("inference.infer", "E", outcome=4, why=problem.code, entities=about(served)))
         node.site.changed.set()
 
-    app.include_router(router(node.repository, authorise, record, refused))
+    app.include_router(router(node.repository, authorise, admit, record, refused))
 
     @app.get("/", response_class=HTMLResponse)
     async def page(request: Request) -> str:

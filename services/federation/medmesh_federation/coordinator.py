@@ -34,6 +34,7 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.service import labels
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -194,7 +195,7 @@ class Coordinator:
                 failure = step.failure or "federation.failed"
                 uow.emit(FederationFailed(federation=row.federation, code=failure, hospitals=tuple(situation.plan.participants)))
             case State.COMPLETED:
-                self._complete(uow, row, situation, members)
+                await self._complete(uow, row, situation, members)
             case _:
                 pass
         failed = step.to is State.FAILED
@@ -212,7 +213,8 @@ class Coordinator:
         )
         log("federation.moved", federation=row.federation, to=step.to.value)
 
-    def _complete(self, uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
+    async def _complete(self, uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
+        label = await labels.label_of(uow, "federation", row.federation)
         uow.emit(
             FederationCompleted(
                 federation=row.federation,
@@ -223,6 +225,8 @@ class Coordinator:
                 model=ObjectRef.model_validate(row.model),
                 rounds=situation.plan.rounds,
                 participants=members,
+                organisation=row.initiator.rpartition("@")[2],
+                label=label.record,
                 hospitals=members,
             )
         )

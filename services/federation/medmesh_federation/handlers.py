@@ -32,6 +32,7 @@ from medmesh.federated.consent import verify_consent
 from medmesh.learning.package import read as read_package
 from medmesh.security import approvals
 from medmesh.security.authority import fingerprint
+from medmesh.service import labels
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -94,6 +95,9 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
         "created_at": uow.now,
     }
     await uow.execute(insert(federations).values(values))
+    # Hospitals give it weights and counts, no data; who takes part is said in the plan and agreed to by each of them.
+    label = await labels.by_rule(uow, "federation", federation, wanted=wanted.label, organisations=plan.participants)
+    labels.cleared(label, plan.participants)
     rows = [{"federation": federation, "hospital": h, "state": "invited", "drops": 0, "reason": ""} for h in plan.participants]
     await uow.execute(insert(participants), rows)
     uow.emit(
@@ -114,12 +118,9 @@ async def _locked(uow: UnitOfWork[Ports], federation: str) -> Any:
 
 
 async def _mine(uow: UnitOfWork[Ports], federation: str) -> Any:
-    """The participant row of the hospital that speaks; a hospital that was not invited learns nothing."""
+    """The participant row of the hospital that speaks; the guard has let in nobody who was not invited."""
     where = (participants.c.federation == federation) & (participants.c.hospital == uow.actor.id)
-    row = await uow.first(select(participants).where(where))
-    if row is None:
-        raise Problem("request.not_found", kind="federation", id=federation)
-    return row
+    return (await uow.execute(select(participants).where(where))).one()
 
 
 @HANDLERS.on(RespondInvitation)

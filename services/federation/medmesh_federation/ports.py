@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
 from medmesh.security.tokens import TrustBundle
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.port import ObjectStore
 
 if TYPE_CHECKING:
     from medmesh_federation.settings import Settings
 
-HANDLERS = Handlers("federation")
+HANDLERS = labelled(Handlers("federation"), "federation")
 
 
 @dataclass

@@ -17,25 +17,24 @@ from medmesh.contracts.federation import (
     ParticipantView,
     RoundView,
 )
+from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
-from medmesh.errors import Problem
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
 _MOST_ROUNDS = 100
+_MOST = 200
 
 
 @HANDLERS.answers(GetFederation)
 async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> FederationView:
-    """One federation; a hospital sees only those it was invited to, and of the others' answers nothing but that they answered."""
+    """One federation; a hospital sees of the others' answers nothing but that they answered."""
     wanted = query.data.federation
-    row = await uow.first(select(federations).where(federations.c.federation == wanted))
-    plan = Plan.model_validate(row.plan) if row is not None else None
-    hospital = uow.actor.id if uow.actor is not None and uow.actor.kind == "hospital" else None
-    if row is None or plan is None or (hospital is not None and hospital not in plan.participants):
-        raise Problem("request.not_found", kind="federation", id=wanted)
+    row = (await uow.execute(select(federations).where(federations.c.federation == wanted))).one()
+    plan = Plan.model_validate(row.plan)
+    hospital = uow.actor.id if uow.actor.kind == "hospital" else None
     leases, seconds = uow.ports.leases, plan.lease_seconds
     people = tuple(
         ParticipantView(hospital=p.hospital, state=p.state, online=leases.online(p.hospital, seconds), drops=p.drops, reason=p.reason)
@@ -87,23 +86,23 @@ def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
 
 @HANDLERS.answers(ListFederations)
 async def list_all(query: Envelope[ListFederations], uow: UnitOfWork[Ports]) -> FederationList:
-    """Every federation the actor may see, newest first."""
+    """The last 200 federations that the asker may see, newest first."""
     newest = select(rounds.c.federation, func.max(rounds.c.round).label("round")).group_by(rounds.c.federation).subquery()
     wanted = select(federations, newest.c.round).outerjoin(newest, newest.c.federation == federations.c.federation)
-    rows = await uow.all(wanted.order_by(federations.c.created_at.desc()).limit(200))
-    hospital = uow.actor.id if uow.actor is not None and uow.actor.kind == "hospital" else None
-    summaries = []
-    for row in rows:
-        plan = Plan.model_validate(row.plan)
-        if hospital is None or hospital in plan.participants:
-            summaries.append(
-                FederationSummary(
-                    federation=row.federation,
-                    name=row.name,
-                    state=row.state,
-                    round=row.round or 0,
-                    rounds=plan.rounds,
-                    participants=tuple(plan.participants),
-                )
-            )
-    return FederationList(federations=tuple(summaries))
+    found = await uow.access.visible(
+        uow, "federation", wanted.order_by(federations.c.created_at.desc()), lambda row: str(row.federation), _MOST
+    )
+    return FederationList(federations=tuple(_summary(row, thing.label.record) for row, thing in found))
+
+
+def _summary(row: Any, label: SecurityLabel) -> FederationSummary:
+    plan = Plan.model_validate(row.plan)
+    return FederationSummary(
+        federation=row.federation,
+        name=row.name,
+        state=row.state,
+        round=row.round or 0,
+        rounds=plan.rounds,
+        participants=tuple(plan.participants),
+        label=label,
+    )

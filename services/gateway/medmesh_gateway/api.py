@@ -24,7 +24,7 @@ from medmesh.store.postgres import is_transient
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, shown_with
 from medmesh_gateway.ports import Ports
-from medmesh_gateway.routes import ACTION, OPEN, OWN_SESSION, ROUTES, Route
+from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route
 from medmesh_gateway.tables import operations
 
 MAX_BODY = 256 * 1024
@@ -64,7 +64,9 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": fields.get(name, {"type": "string"})} for name in sorted(in_path)
     ]
-    said = {ACTION: _action(route) or (OWN_SESSION if SESSION in route.message.model_fields else OPEN)}
+    said: dict[str, Any] = {ACTION: _action(route) or (OWN_SESSION if SESSION in route.message.model_fields else OPEN)}
+    if about := sorted({names.kind for names in route.message.OBJECTS} | ({route.message.LISTS} - {""})):
+        said[OBJECTS] = about
     if route.method == "GET":
         parameters += [
             {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}

@@ -17,11 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medmesh.contracts.governance import ActorToken, ResolveSession
 from medmesh.errors import Problem
+from medmesh.security.access import decide
 from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint, subject_of
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
-from medmesh.security.roles import STEP_UP, allow
+from medmesh.security.roles import STEP_UP
 from medmesh.security.tokens import Actor, verify_actor
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
@@ -100,8 +101,10 @@ class Door:
             raise Problem("security.request_replayed")
 
     async def permit(self, actor: Actor, action: str | None) -> None:
-        """Raise unless the role table allows it; the refusal is recorded. The owner of the message decides again."""
-        if action is None or (decision := allow(actor, action, datetime.now(UTC))).allowed:
+        """Raise unless it is allowed as far as can be said before the object is known; the refusal is recorded. The owner of the message
+        decides again."""
+        rules = self._runtime.policies.rules
+        if action is None or (decision := decide(actor, action, datetime.now(UTC), rules=rules)).allowed:
             return
         await self._runtime.doorstep.denied(self._runtime.context(actor=actor, decision=decision), actor, action, decision)
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 from medmesh.errors import Problem
-from medmesh.security.roles import allow
+from medmesh.security.access import decide
 from medmesh.security.tokens import Actor
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK, ObjectStore
@@ -35,7 +35,9 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         """That bytes come or go."""
         about = (Entity("object", sha256, digest=sha256),)
         outcome, why = (4, problem.code) if problem else (0, "")
-        async with runtime.unit(runtime.context(actor=actor, decision=allow(actor, verb, datetime.now(UTC)))) as uow:
+        async with runtime.unit(
+            runtime.context(actor=actor, decision=decide(actor, verb, datetime.now(UTC), rules=runtime.policies.rules))
+        ) as uow:
             uow.audit(AuditEntry(verb, kind, outcome, why, about, detail=detail))
 
     @app.head("/v1/uploads/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.write"})

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, registry, training
+from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, labels, registry, training
 from medmesh.contracts.message import Message
 
 ACTION, OPEN, OWN_SESSION = "x-medmesh-action", "open", "own session"
 """Every route says in its OpenAPI entry which action it is; the matrix of roles and routes is generated from that."""
+OBJECTS = "x-medmesh-objects"
+"""And which kinds of objects it is about: access to each is decided by label and object rule as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,10 @@ ROUTES: tuple[Route, ...] = (
     # People and hospitals.
     Route("POST", "/v1/users", governance.CreateUser),
     Route("GET", "/v1/users", governance.ListUsers),
+    Route("POST", "/v1/users/report", governance.ReportAccounts),
+    Route("POST", "/v1/users/{name}/limit", governance.LimitUser),
     Route("POST", "/v1/users/{name}/roles", governance.ChangeRoles),
+    Route("POST", "/v1/users/{name}/clearance", governance.SetClearance),
     Route("POST", "/v1/users/{name}/disabling", governance.DisableUser),
     Route("POST", "/v1/users/{name}/enabling", governance.EnableUser),
     Route("POST", "/v1/users/{name}/unlocking", governance.UnlockUser),
@@ -57,6 +62,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
     Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
+    # Security labels and the site's policy.
+    Route("POST", "/v1/labels", labels.ChangeLabel),
+    Route("GET", "/v1/policy", governance.GetPolicy),
+    Route("POST", "/v1/policy", governance.ProposePolicy),
     # Emergency access.
     Route("POST", "/v1/emergencies", governance.OpenEmergency),
     Route("GET", "/v1/emergencies", governance.ListEmergencies),

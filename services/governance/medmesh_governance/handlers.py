@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,54 +21,75 @@ from medmesh.contracts.governance import (
     ApprovalView,
     DecideApproval,
     ListApprovals,
+    ProposePolicy,
     RequestApproval,
     RevokeApproval,
 )
 from medmesh.contracts.ingestion import DatasetReleased
+from medmesh.contracts.labels import LabelChanged
 from medmesh.contracts.message import Envelope, new_id
 from medmesh.contracts.registry import ModelReleased
 from medmesh.errors import Problem
 from medmesh.security import approvals as tokens
+from medmesh.security.access import Object
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_governance import policies
 from medmesh_governance.domain import APPROVABLE, NEXT, ApprovalState, Vote, decide, move, stands
 from medmesh_governance.enrolment import issue_certificate, refuse_enrolment
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.tables import approvals, decisions
 
 
+@HANDLERS.knows("approval")
+async def approval(id_: str, uow: UnitOfWork[Ports]) -> Object | None:
+    """Who asked for it: decides who may decide it, and who may take it back."""
+    row = None if "\x00" in id_ else await uow.first(select(approvals.c.requester).where(approvals.c.approval == id_))
+    return None if row is None else Object("approval", id_, maker=row.requester)
+
+
 @HANDLERS.on(RequestApproval)
 async def request_approval(command: Envelope[RequestApproval], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """Open an approval for one exact request; the same request of the same person while one is open answers that one."""
-    wanted = command.data
-    if wanted.action not in APPROVABLE:
-        raise Problem("governance.not_approvable", action=wanted.action, known=", ".join(sorted(APPROVABLE)))
+    if command.data.action not in APPROVABLE:
+        raise Problem("governance.not_approvable", action=command.data.action, known=", ".join(sorted(APPROVABLE)))
+    said = command.data
+    return {"approval": await submit(uow, said.action, said.target, said.digest, said.summary)}
+
+
+async def submit(uow: UnitOfWork[Ports], action: str, target: str, digest: str, summary: Mapping[str, str]) -> str:
+    """The approval, opened unless it is open."""
     requester = uow.actor.text
-    same = (approvals.c.action == wanted.action) & (approvals.c.target == wanted.target) & (approvals.c.digest == wanted.digest)
+    same = (approvals.c.action == action) & (approvals.c.target == target) & (approvals.c.digest == digest)
     still_open = (approvals.c.state == ApprovalState.OPEN) & (approvals.c.expires_at > uow.now) & (approvals.c.requester == requester)
     if (known := await uow.first(select(approvals.c.approval).where(same, still_open))) is not None:
         uow.unchanged()
-        return {"approval": known.approval}
+        return str(known.approval)
     approval = new_id()
     values = {
         "approval": approval,
-        "action": wanted.action,
-        "target": wanted.target,
-        "digest": wanted.digest,
+        "action": action,
+        "target": target,
+        "digest": digest,
         "requester": requester,
-        "summary": dict(wanted.summary),
+        "summary": dict(summary),
         "state": ApprovalState.OPEN.value,
         "needed": uow.ports.settings.approvals_needed,
         "created_at": uow.now,
         "expires_at": uow.now + timedelta(hours=uow.ports.settings.approval_hours),
     }
     await uow.execute(insert(approvals).values(values))
-    uow.emit(ApprovalRequested(approval=approval, action=wanted.action, target=wanted.target, digest=wanted.digest, requester=requester))
-    uow.audit(
-        AuditEntry(
-            "approval.request", "C", entities=(Entity("approval", approval, digest=wanted.digest),), detail={"action": wanted.action}
-        )
-    )
-    return {"approval": approval}
+    uow.emit(ApprovalRequested(approval=approval, action=action, target=target, digest=digest, requester=requester))
+    uow.audit(AuditEntry("approval.request", "C", entities=(Entity("approval", approval, digest=digest),), detail={"action": action}))
+    return approval
+
+
+@HANDLERS.on(ProposePolicy)
+async def propose_policy(command: Envelope[ProposePolicy], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """Check the text against the schema, keep it, and ask for the approval of exactly it."""
+    digest = await policies.keep(uow, command.data.text)
+    summary = {"reason": command.data.reason, "policies": policies.summary(command.data.text)}
+    uow.audit(AuditEntry("policy.propose", "C", entities=(Entity("policy", policies.TARGET, digest=digest),)))
+    return {"approval": await submit(uow, policies.ACTION, policies.TARGET, digest, summary), "digest": digest}
 
 
 @HANDLERS.on(DecideApproval, concurrency=1)
@@ -82,7 +104,7 @@ async def decide_approval(command: Envelope[DecideApproval], uow: UnitOfWork[Por
         raise Problem("governance.approval_closed", approval=wanted.approval, state=present.value)
     approver = uow.actor.text
     before = [Vote(r.approver, r.approve) for r in await uow.all(select(decisions).where(decisions.c.approval == row.approval))]
-    state = decide(row.requester, row.needed, before, Vote(approver, wanted.approve))
+    state = decide(row.needed, before, Vote(approver, wanted.approve))
     values: dict[str, Any] = {
         "approval": row.approval,
         "approver": approver,
@@ -107,13 +129,11 @@ async def decide_approval(command: Envelope[DecideApproval], uow: UnitOfWork[Por
 
 @HANDLERS.on(RevokeApproval)
 async def revoke_approval(command: Envelope[RevokeApproval], uow: UnitOfWork[Ports]) -> dict[str, Any]:
-    """Only who asked takes it back, or the security administrator; what was executed stays executed."""
+    """What was executed stays executed."""
     wanted = command.data
     row = await uow.first(select(approvals).where(approvals.c.approval == wanted.approval).with_for_update())
     if row is None:
         raise Problem("request.not_found", kind="approval", id=wanted.approval)
-    if uow.actor.text != row.requester and "security_administrator" not in uow.actor.roles:
-        raise Problem("governance.not_yours", approval=row.approval)
     state = move(row.approval, stands(row.state, row.expires_at, uow.now), ApprovalState.REVOKED)
     await _end(uow, row, state)
     uow.emit(ApprovalRevoked(approval=row.approval, action=row.action, target=row.target, digest=row.digest))
@@ -153,6 +173,12 @@ async def export_finished(event: Envelope[ExportFinished], uow: UnitOfWork[Ports
         await _executed(uow, "audit.export", event.data.export)
 
 
+@HANDLERS.on(LabelChanged)
+async def label_changed(event: Envelope[LabelChanged], uow: UnitOfWork[Ports]) -> None:
+    """The label that was approved is on the object."""
+    await _executed(uow, "label.change", f"{event.data.kind}/{event.data.id}")
+
+
 async def _executed(uow: UnitOfWork[Ports], action: str, target: str) -> None:
     """The owner of the action says that it happened; its own record tells of it."""
     done = (approvals.c.action == action) & (approvals.c.target == target) & (approvals.c.state == ApprovalState.GRANTED.value)
@@ -176,6 +202,11 @@ async def _end(uow: UnitOfWork[Ports], row: Any, state: ApprovalState) -> None:
 
 
 async def _grant(uow: UnitOfWork[Ports], row: Any, approvers: list[str]) -> None:
+    if row.action == policies.ACTION:
+        # Governance executes this one itself too.
+        await uow.spend_approval(row.approval)
+        await policies.adopt(uow, row, approvers)
+        await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=ApprovalState.EXECUTED.value))
     if row.action == "hospital.enrol":
         # Governance executes this one itself: the approval is spent in the same transaction that decides it.
         await uow.spend_approval(row.approval)

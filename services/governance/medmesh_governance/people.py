@@ -20,15 +20,18 @@ from medmesh.contracts.governance import (
     ListUsers,
     OneTimeCode,
     RecoverUser,
+    SetClearance,
     UnlockUser,
     UserChanged,
     UserCreated,
     Users,
     UserView,
 )
+from medmesh.contracts.labels import Clearance
 from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
 from medmesh.security.codes import code_hash, new_code, same
+from medmesh.security.labels import own
 from medmesh.security.passwords import check_policy
 from medmesh.security.roles import check_roles
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -77,6 +80,7 @@ async def create_user(query: Envelope[CreateUser], uow: UnitOfWork[Ports]) -> On
         "display_name": wanted.display_name,
         "organisation": wanted.organisation,
         "roles": roles,
+        "compartments": sorted(own(wanted.organisation)),
         "activation_hash": code_hash(code),
         "activation_expires": expires,
         "created_at": uow.now,
@@ -114,7 +118,7 @@ async def activate_user(query: Envelope[ActivateUser], uow: UnitOfWork[Ports]) -
 async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> OneTimeCode:
     """A new activation code; the old password and the sessions are gone at once."""
     wanted = query.data
-    _person(await _other(uow, wanted.name))
+    _person(await account(uow, wanted.name))
     code = new_code()
     expires = uow.now + timedelta(hours=uow.ports.settings.enrolment_hours)
     values: dict[str, Any] = {"activation_hash": code_hash(code), "activation_expires": expires, "password_hash": None}
@@ -132,15 +136,28 @@ async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> 
 async def change_roles(command: Envelope[ChangeRoles], uow: UnitOfWork[Ports]) -> None:
     """Give exactly these roles."""
     roles = sorted(check_roles(command.data.roles))
-    row = _person(await _other(uow, command.data.name))
+    row = _person(await account(uow, command.data.name))
     detail = {"before": ",".join(row.roles), "after": ",".join(roles)}
     await change_account(uow, row, "user.roles", detail, roles=roles)
+
+
+@HANDLERS.on(SetClearance)
+async def set_clearance(command: Envelope[SetClearance], uow: UnitOfWork[Ports]) -> None:
+    """Clear somebody up to a level and for compartments."""
+    row, wanted = await account(uow, command.data.name), command.data.clearance
+    compartments = sorted(set(wanted.compartments))
+    detail = {"before": _cleared(row.clearance, row.compartments), "after": _cleared(wanted.level, compartments)}
+    await change_account(uow, row, "clearance.set", detail, clearance=wanted.level, compartments=compartments)
+
+
+def _cleared(level: str, compartments: list[str]) -> str:
+    return f"{level}{{{','.join(compartments)}}}"
 
 
 @HANDLERS.on(DisableUser)
 async def disable_user(command: Envelope[DisableUser], uow: UnitOfWork[Ports]) -> None:
     """Close an account; closing a closed one changes nothing."""
-    row = await _other(uow, command.data.name)
+    row = await account(uow, command.data.name)
     if row.disabled_at is None:
         await change_account(uow, row, "user.disable", {"reason": command.data.reason}, disabled_at=uow.now)
     else:
@@ -150,7 +167,7 @@ async def disable_user(command: Envelope[DisableUser], uow: UnitOfWork[Ports]) -
 @HANDLERS.on(EnableUser)
 async def enable_user(command: Envelope[EnableUser], uow: UnitOfWork[Ports]) -> None:
     """Open it again; it counts as used from now on, or the idle rule would close it at once."""
-    row = await _other(uow, command.data.name)
+    row = await account(uow, command.data.name)
     if row.disabled_at is not None:
         await change_account(uow, row, "user.enable", {}, disabled_at=None, signed_in_at=uow.now)
     else:
@@ -160,7 +177,7 @@ async def enable_user(command: Envelope[EnableUser], uow: UnitOfWork[Ports]) -> 
 @HANDLERS.on(UnlockUser)
 async def unlock_user(command: Envelope[UnlockUser], uow: UnitOfWork[Ports]) -> None:
     """Lift a lock."""
-    row = await _other(uow, command.data.name)
+    row = await account(uow, command.data.name)
     await uow.execute(update(users).where(users.c.name == row.name).values(failures=0, locked_until=None))
     uow.audit(AuditEntry("user.unlock", "U", entities=(Entity("user", row.name),)))
 
@@ -176,13 +193,11 @@ async def disable_idle(uow: UnitOfWork[Ports]) -> None:
             await change_account(uow, row, "user.disable", {"reason": "idle"}, disabled_at=uow.now)
 
 
-async def _other(uow: UnitOfWork[Ports], name: str) -> Any:
-    """Somebody else's account, locked: nobody administers their own. Raises `Problem`."""
+async def account(uow: UnitOfWork[Ports], name: str) -> Any:
+    """An account, locked. That nobody administers their own is an object rule (`object.not-oneself`). Raises `Problem`."""
     row = await uow.first(select(users).where(users.c.name == name).with_for_update())
     if row is None:
         raise Problem("request.not_found", kind="user", id=name)
-    if uow.actor.kind == "person" and uow.actor.id == name:
-        raise Problem("governance.yourself")
     return row
 
 
@@ -221,6 +236,7 @@ async def list_users(query: Envelope[ListUsers], uow: UnitOfWork[Ports]) -> User
             locked_until=r.locked_until if r.locked_until and r.locked_until > uow.now else None,
             signed_in=r.signed_in_at,
             certificate_until=until.get(r.name),
+            clearance=Clearance(level=r.clearance, compartments=tuple(r.compartments)),
         )
         for r in await uow.all(select(users).order_by(users.c.name))
     )

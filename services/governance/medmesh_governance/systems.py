@@ -15,6 +15,7 @@ from medmesh.contracts.message import Envelope, new_id
 from medmesh.errors import Problem
 from medmesh.security.assertions import claimed, read_key, verify
 from medmesh.security.codes import bearer_hash, new_bearer
+from medmesh.security.labels import own
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.sessions import acting
@@ -34,6 +35,7 @@ async def register_system(command: Envelope[RegisterSystem], uow: UnitOfWork[Por
         "display_name": wanted.display_name or wanted.name,
         "organisation": wanted.hospital,
         "roles": ["system", f"system:{wanted.hospital}"],
+        "compartments": sorted(own(wanted.hospital)),
         "public_key": wanted.public_key_pem,
         "created_at": uow.now,
     }

@@ -29,10 +29,13 @@ users = Table(
     Column("password_at", Timestamp),
     Column("signed_in_at", Timestamp),
     Column("disabled_at", Timestamp),
+    Column("ends_at", Timestamp, comment="for who is here for a while"),
     Column("factor", LargeBinary, comment="secret of the authenticator, sealed"),
     Column("factor_new", LargeBinary, comment="the one that was shown and not confirmed yet, sealed"),
     Column("factor_step", Counter, nullable=False, server_default=text("0"), comment="last step used: a code counts once"),
     Column("public_key", Text, comment="a system's, PEM"),
+    Column("clearance", String(16), nullable=False, server_default=text("'internal'"), comment="up to which level"),
+    Column("compartments", Json, nullable=False, server_default=text("'[]'"), comment="of which organisations; * is every one"),
     Column("emergency_withdrawn_at", Timestamp, comment="an emergency access was not justified: no other one until it is allowed"),
     # The three administrators exclude each other: held by the database too, whatever a program does.
     CheckConstraint(ONE_ADMINISTRATOR, name="one_administrator"),
@@ -71,6 +74,25 @@ sessions = Table(
     comment="only hashes of bearers: a copy of this table opens nothing",
 )
 Index("ix_sessions_name", sessions.c.name)
+
+policy_texts = Table(
+    "policy_texts",
+    METADATA,
+    Column("digest", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="every text that was ever proposed as the site's policy",
+)
+
+policies = Table(
+    "policies",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("approval", String(36), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="which of them were in force, in order; the last one is",
+)
 
 hospitals = Table(
     "hospitals",

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from fastapi import FastAPI, Request
 
 from medmesh.errors import Problem
-from medmesh.security.roles import allow
+from medmesh.security.access import decide
+from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, verify_actor
+from medmesh.service.guard import Access, Refusal
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
 from medmesh.serving.app import about, router
@@ -20,10 +22,18 @@ AUDIENCE = "inference"
 ACTION = "inference.infer"
 
 
+def name_of(served: Served) -> tuple[str, str]:
+    """The model as the guard knows it."""
+    return "model", f"{served.manifest.model}/{served.manifest.version}"
+
+
 def application(runtime: Runtime, repository: Repository) -> FastAPI:
     """The HTTP application of inference."""
     app = FastAPI(title="medmesh inference", version="1", docs_url=None, redoc_url=None)
     handle_errors(app)
+
+    def decided(who: Actor) -> Decision:
+        return decide(who, ACTION, datetime.now(UTC), rules=runtime.policies.rules)
 
     async def authorise(request: Request) -> Actor:
         async with runtime.doorstep.proving(request):
@@ -31,14 +41,32 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
             if kind.lower() != "bearer" or not token:
                 raise Problem("actor.missing", type=ACTION)
             who = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
-        decision = allow(who, ACTION, datetime.now(UTC))
+        decision = decided(who)
         if not decision.allowed:
             await runtime.doorstep.denied(runtime.context(actor=who, decision=decision), who, ACTION, decision)
         runtime.emission.check(ACTION, emergency=who.emergency is not None)
         return who
 
-    def decided(who: Actor) -> Context:
-        return runtime.context(actor=who, decision=allow(who, ACTION, datetime.now(UTC)))
+    async def asked(who: Actor, served: Served | None) -> Context:
+        """The context of a request's record: with the decision about the model, where it is known which one."""
+        decision = decided(who)
+        if served is not None:
+            async with runtime.unit() as uow:
+                decision = await access(who).enter(uow, *name_of(served))
+        return runtime.context(actor=who, decision=decision)
+
+    def access(who: Actor) -> Access:
+        return runtime.guard.open(who, ACTION, datetime.now(UTC))
+
+    async def admit(who: Actor, served: Served) -> None:
+        """The guard, in front of everything that is about one model."""
+        try:
+            async with runtime.unit() as uow:
+                await access(who).enter(uow, *name_of(served))
+        except Refusal as refused:
+            async with runtime.unit(runtime.context(actor=who, decision=refused.decision)) as uow:
+                uow.audit(refused.entry)
+            raise
 
     async def record(who: Actor, served: Served, inputs: int) -> None:
         """Who asked which model for how many answers: no pixels, and no findings.
@@ -46,14 +74,14 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
         A version that was withdrawn meanwhile answers nobody, also where another instance heard of it first.
         """
         manifest = served.manifest
-        async with runtime.unit(decided(who)) as uow:
+        async with runtime.unit(await asked(who, served)) as uow:
             if await queries.is_withdrawn(uow, manifest.model, manifest.version):
                 raise Problem("serving.withdrawn", model=manifest.model, version=manifest.version)
             uow.audit(AuditEntry(ACTION, "E", entities=about(served), detail={"inputs": inputs}))
 
     async def refused(who: Actor, served: Served | None, problem: Problem) -> None:
-        async with runtime.unit(decided(who)) as uow:
+        async with runtime.unit(await asked(who, served)) as uow:
             uow.audit(AuditEntry(ACTION, "E", outcome=4, why=problem.code, entities=about(served)))
 
-    app.include_router(router(repository, authorise, record, refused))
+    app.include_router(router(repository, authorise, admit, record, refused))
     return app

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
 from medmesh.security.tokens import TrustBundle
+from medmesh.service.labels import labelled
 from medmesh.serving.repository import Repository
 from medmesh.store.objects.port import ObjectStore
 
-HANDLERS = Handlers("inference")
+HANDLERS = labelled(Handlers("inference"), "model")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from medmesh_inference.domain import ReleaseState
 from medmesh_inference.ports import HANDLERS, Ports
 from medmesh_inference.tables import releases, withdrawals
 
+_MOST = 1_000
+
 
 async def serving(uow: UnitOfWork[Any]) -> list[ModelReleased]:
     """The releases that ought to be served, one a model."""
@@ -47,13 +49,14 @@ async def standing(uow: UnitOfWork[Any], model: str, version: int) -> tuple[bool
 
 @HANDLERS.answers(ListServed)
 async def list_served(query: Envelope[ListServed], uow: UnitOfWork[Ports]) -> ServedModels:
-    """Every model that ought to be served: `serving` where this instance answers for it, else `unavailable`."""
+    """Every model that ought to be served and that the asker may see: `serving` where this instance answers for it, else `unavailable`."""
     found = []
-    for event in await serving(uow):
+    wanted = select(releases).where(releases.c.state == ReleaseState.SERVING).order_by(releases.c.model)
+    for event, thing in await uow.access.visible(uow, "model", wanted, lambda row: f"{row.model}/{row.version}", _MOST):
         try:
             uow.ports.repository.active(event.model, event.version)
             state = "serving"
         except Problem:
             state = "unavailable"
-        found.append(ServedModel(model=event.model, version=event.version, state=state))
+        found.append(ServedModel(model=event.model, version=event.version, state=state, label=thing.label.record))
     return ServedModels(models=tuple(found))

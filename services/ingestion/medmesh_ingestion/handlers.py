@@ -12,6 +12,9 @@ from medmesh.canonical import digest
 from medmesh.contracts.ingestion import DatasetVersionCreated, DescriptorPublished, IngestArchive, PublishDescriptor
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.access import EVERYBODY
+from medmesh.security.labels import Label, Level
+from medmesh.service import labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import fetch
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -86,7 +89,9 @@ async def _create(
     if (known := await _version(uow, wanted)) is not None:
         uow.unchanged()
         return int(known.version)
-    version, labels = int(row.newest) + 1, label_counts(samples)
+    version, counts = int(row.newest) + 1, label_counts(samples)
+    # Nobody has seen what is in the archive: it may hold anything that whoever sends it could read.
+    await labels.made(uow, "dataset", wanted.dataset, wanted=wanted.label, outside=True)
     await uow.execute(update(datasets).where(this).values(newest=version))
     values = {
         "dataset": wanted.dataset,
@@ -94,7 +99,7 @@ async def _create(
         "archive": wanted.archive.sha256,
         "content": manifest.model_dump(),
         "samples": len(samples),
-        "labels": labels,
+        "labels": counts,
         "rejected": rejected,
         "created_at": uow.now,
         "maker": uow.actor.text,
@@ -104,7 +109,7 @@ async def _create(
     refused = sum(rejected.values())
     uow.emit(
         DatasetVersionCreated(
-            dataset=wanted.dataset, version=version, content=manifest, samples=len(samples), rejected=refused, labels=labels
+            dataset=wanted.dataset, version=version, content=manifest, samples=len(samples), rejected=refused, labels=counts
         )
     )
     entities = (
@@ -136,6 +141,11 @@ async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWo
             raise Problem("ingestion.descriptor_changed", dataset=wanted.dataset, version=wanted.version)
         uow.unchanged()
         return answer
+    # To publish is to share counts with everybody; a hospital may keep them to its own people instead.
+    label = Label(Level.INTERNAL, frozenset({hospital})) if command.data.within else labels.DEFAULT
+    seen = () if command.data.within else (EVERYBODY,)
+    name = f"{hospital}/{wanted.dataset}/{wanted.version}"
+    await labels.give(uow, "descriptor", name, label, owner=hospital, organisations=seen, maker=uow.actor.text)
     uow.emit(DescriptorPublished(hospital=hospital, descriptor=wanted))
     entity = Entity("descriptor", f"{hospital}/{wanted.dataset}", version=str(wanted.version), digest=digest(document))
     uow.audit(AuditEntry("catalogue.publish", "C", entities=(entity,)))

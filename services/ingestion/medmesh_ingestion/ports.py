@@ -8,10 +8,11 @@ from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
 from medmesh.security.tokens import TrustBundle
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_ingestion.settings import Settings
 
-HANDLERS = Handlers("ingestion")
+HANDLERS = labelled(Handlers("ingestion"), "dataset", "descriptor")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, false, or_, select, true
 from medmesh.contracts.ingestion import Catalogue, DatasetView, Descriptor, DescriptorEntry, GetDataset, ListDescriptors
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.access import Object
 from medmesh.store.unit import UnitOfWork
 from medmesh_ingestion.domain import release_digest
 from medmesh_ingestion.ports import HANDLERS, Ports
@@ -17,14 +18,21 @@ _MOST = 500
 
 @HANDLERS.answers(ListDescriptors)
 async def list_descriptors(_query: Envelope[ListDescriptors], uow: UnitOfWork[Ports]) -> Catalogue:
-    """The last 500, newest first; an emergency access opens those of its organisation."""
-    wanted = select(descriptors).order_by(descriptors.c.published_at.desc(), descriptors.c.version.desc()).limit(_MOST)
-    decision = uow.context.decision
-    if decision is not None and decision.rule == "emergency":
-        wanted = wanted.where(descriptors.c.hospital == uow.actor.emergency.organisation)
-    rows = await uow.all(wanted)
-    entries = (DescriptorEntry(hospital=row.hospital, descriptor=Descriptor.model_validate(row.descriptor)) for row in rows)
+    """The last 500 that the asker may see, newest first."""
+    wanted = select(descriptors).order_by(descriptors.c.published_at.desc(), descriptors.c.version.desc())
+    rows = await uow.access.visible(uow, "descriptor", wanted, lambda row: f"{row.hospital}/{row.dataset}/{row.version}", _MOST)
+    entries = (
+        DescriptorEntry(hospital=row.hospital, descriptor=Descriptor.model_validate(row.descriptor), label=thing.label.record)
+        for row, thing in rows
+    )
     return Catalogue(descriptors=tuple(entries))
+
+
+@HANDLERS.knows("content")
+async def content(sha256: str, uow: UnitOfWork[Ports]) -> Object | None:
+    """What a content document is: a version of a data set, with that one's label."""
+    row = await uow.first(select(versions.c.dataset).where(versions.c.content["sha256"].as_string() == sha256).limit(1))
+    return None if row is None else Object("dataset", row.dataset)
 
 
 @HANDLERS.answers(GetDataset)

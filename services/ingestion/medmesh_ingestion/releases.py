@@ -10,6 +10,8 @@ from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.ingestion import DatasetReleased
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.access import EVERYBODY
+from medmesh.service import labels
 from medmesh.service.approved import evidence, read_target, spend, target_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_ingestion.domain import release_digest
@@ -33,6 +35,8 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
         raise Problem("ingestion.released", dataset=row.dataset, version=row.version)
     this = (versions.c.dataset == row.dataset) & (versions.c.version == row.version)
     await uow.execute(update(versions).where(this).values(approval=found.id, released_at=uow.now))
+    # Other organisations may use it from now on, as far as its label lets them.
+    await labels.share(uow, "dataset", row.dataset, (EVERYBODY,))
     uow.emit(DatasetReleased(dataset=row.dataset, version=row.version, content=content, approval=found.id))
     entity = Entity("dataset", row.dataset, version=str(row.version), digest=content.sha256)
     whose = () if row.organisation == "platform" else (row.organisation,)

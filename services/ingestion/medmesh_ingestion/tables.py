@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import CheckConstraint, Column, Index, Integer, String, Table, UniqueConstraint
 
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Json, Timestamp
 
-METADATA = service_metadata()
+METADATA = add_label_tables(service_metadata())
 
 datasets = Table(
     "datasets",

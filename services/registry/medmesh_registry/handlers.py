@@ -12,6 +12,8 @@ from medmesh.contracts.federation import FederationCompleted
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.registry import Lineage, ModelRegistered, RegisterModel
 from medmesh.errors import Problem
+from medmesh.security.labels import read
+from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_registry.domain import VersionState, content, document, exact
@@ -32,7 +34,10 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
         package=done.package.sha256,
         hospitals=done.participants,
     )
-    await _register(uow, done.name, done.model, done.package, lineage, federation=done.federation)
+    version = await _register(uow, done.name, done.model, done.package, lineage, federation=done.federation)
+    label = labels.DEFAULT if done.label is None else read(done.label)
+    name = f"{done.name}/{version}"
+    await labels.give(uow, "model", name, label, owner=done.organisation, organisations=done.participants)
 
 
 @HANDLERS.on(RegisterModel)
@@ -44,6 +49,9 @@ async def register_model(command: Envelope[RegisterModel], uow: UnitOfWork[Ports
     if lineage.package not in (None, wanted.package.sha256):
         raise Problem("registry.lineage_package")
     version = await _register(uow, wanted.model, wanted.weights, wanted.package, lineage, federation=None)
+    if not uow.same:
+        name = f"{wanted.model}/{version}"
+        await labels.made(uow, "model", name, wanted=wanted.label, outside=True, organisations=lineage.hospitals)
     return {"model": wanted.model, "version": version}
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from medmesh.bus.declarations import Handlers
 from medmesh.security.keys import Identity
 from medmesh.security.tokens import TrustBundle
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_registry.settings import Settings
 
-HANDLERS = Handlers("registry")
+HANDLERS = labelled(Handlers("registry"), "model", "release")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""What is asked of the registry. A hospital sees the versions it helped to make or was given, and of their releases its own part."""
+"""What is asked of the registry. Of the releases of a version a hospital sees its own part."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, or_, select, tuple_, type_coerce
+from sqlalchemy import Row, select, tuple_, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
 from medmesh.contracts.message import Envelope, ObjectRef
@@ -19,7 +19,6 @@ from medmesh.contracts.registry import (
     ReleaseView,
     VersionView,
 )
-from medmesh.errors import Problem
 from medmesh.store.unit import UnitOfWork
 from medmesh_registry.domain import card
 from medmesh_registry.ports import HANDLERS, Ports
@@ -31,28 +30,21 @@ PAGE = 100
 
 @HANDLERS.answers(GetModel)
 async def get_model(query: Envelope[GetModel], uow: UnitOfWork[Ports]) -> VersionView:
-    """One version. Raises `Problem` (`request.not_found`), also for what the asker may not see."""
+    """One version."""
     wanted = query.data
-    rows = await uow.all(_visible(uow.actor).where(versions.c.model == wanted.model, versions.c.version == wanted.version))
-    if not rows:
-        raise Problem("request.not_found", kind="model version", id=f"{wanted.model}/{wanted.version}")
+    rows = await uow.all(select(versions).where(versions.c.model == wanted.model, versions.c.version == wanted.version))
     return (await _views(uow, rows))[0]
 
 
 @HANDLERS.answers(ListModels)
-async def list_models(query: Envelope[ListModels], uow: UnitOfWork[Ports]) -> ModelList:
-    """The newest versions of every model."""
-    rows = await uow.all(_visible(uow.actor).order_by(versions.c.created_at.desc()).limit(PAGE))
-    return ModelList(models=await _views(uow, rows))
-
-
-def _visible(actor: Any) -> Any:
-    wanted = select(versions)
-    if actor.kind != "hospital":
-        return wanted
-    given = select(releases.c.model, releases.c.version).where(_published_to(actor.id))
-    helped = type_coerce(versions.c.lineage, JSONB)["hospitals"].contains([actor.id])
-    return wanted.where(or_(helped, tuple_(versions.c.model, versions.c.version).in_(given)))
+async def list_models(_query: Envelope[ListModels], uow: UnitOfWork[Ports]) -> ModelList:
+    """The newest versions of every model that the asker may see."""
+    wanted = select(versions).order_by(versions.c.created_at.desc())
+    found = await uow.access.visible(uow, "model", wanted, lambda row: f"{row.model}/{row.version}", PAGE)
+    views = await _views(uow, [row for row, _ in found])
+    return ModelList(
+        models=tuple(view.model_copy(update={"label": thing.label.record}) for view, (_, thing) in zip(views, found, strict=True))
+    )
 
 
 def _published_to(hospital: str) -> Any:

@@ -18,10 +18,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Json, Timestamp
 
-METADATA = service_metadata()
+METADATA = add_label_tables(service_metadata())
 
 models = Table(
     "models",

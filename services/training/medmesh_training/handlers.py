@@ -11,6 +11,7 @@ from medmesh.contracts.message import Envelope, new_id
 from medmesh.contracts.training import CancelJob, JobFailed, SubmitJob
 from medmesh.errors import Problem
 from medmesh.learning import package as packages
+from medmesh.service import labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -47,6 +48,7 @@ async def submit_job(command: Envelope[SubmitJob], work: Work[Ports]) -> dict[st
             "submitted_at": uow.now,
         }
         await uow.execute(insert(jobs).values(values))
+        await labels.made(uow, "job", job)
         entities = (
             Entity("job", job),
             Entity("package", package.manifest.package.name, package.manifest.package.version, wanted.package.sha256),

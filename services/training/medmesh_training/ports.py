@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
 from medmesh.learning.package import Manifest
+from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_training.domain import Item
 from medmesh_training.settings import Settings
@@ -16,7 +17,7 @@ from medmesh_training.settings import Settings
 if TYPE_CHECKING:
     from medmesh.learning.adapter import Samples
 
-HANDLERS = Handlers("training")
+HANDLERS = labelled(Handlers("training"), "job")
 
 LoadSamples = Callable[[Sequence[Item], Manifest, Stores], "Awaitable[Samples]"]
 """The images of labelled items, in their order, as the manifest wants them. Raises `Problem`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Index, Integer, String, Table, Text, text
 
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
-METADATA = service_metadata()
+METADATA = add_label_tables(service_metadata())
 
 jobs = Table(
     "jobs",

@@ -14,7 +14,7 @@ from medmesh.auditing.vocabulary import CODES, PURPOSES, RETENTION_DAYS, SUBCODE
 from medmesh.cli.schemas_flows import messages
 from medmesh.contracts.message import Command, Exchange
 from medmesh.ledger.record import FIELDS, read_record, record_bytes
-from medmesh.security import roles
+from medmesh.security import access, roles
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Entity
@@ -102,7 +102,7 @@ def test_a_verb_or_a_purpose_nobody_declared_is_not_recorded() -> None:
 
 def test_the_decision_and_the_digest_of_the_table_stand_in_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     record = made(AuditEntry("model.register", "C"), decision=Decision(True, "role:researcher"))
-    assert record["policy"] == {"decision": "permit", "rules": ["role:researcher"], "bundle": roles.policy_digest()}
+    assert record["policy"] == {"decision": "permit", "rules": ["role:researcher"], "bundle": access.policy_digest()}
     assert made(AuditEntry("access.denied", "E"), decision=Decision(False, "default"))["policy"]["decision"] == "deny"
     assert made(AuditEntry("federation.move", "U"), actor=None)["policy"]["decision"] == "internal"
     before = roles.policy_digest()

@@ -6,7 +6,6 @@ aics-tlog and aics-witness need Python 3.12 and run in an environment of their o
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests import ledgers
+from tests.aics import environment
 from tests.ledgers import Ledger, entry, ledger
 from tlog_scales.backend import LocalBackend
 from tlog_scales.reader import TilesReader
@@ -42,40 +42,15 @@ from medmesh.witness.server import server
 from medmesh.witness.site import create
 
 SIZE = 70_000 if os.environ.get("MEDMESH_SOAK") else 1_100
-PINNED = ("aics-tlog==0.2.1", "aics-witness==0.1.0", "cryptography==50.0.2")
 LOG = note.verifier_key(ledgers.ORIGIN, ledgers.KEY.public_key())
 WITNESSES = [str(witness_key(name, key)) for name, key in zip(ledgers.WITNESSES, ledgers.WITNESS_KEYS, strict=True)]
 
 Peer = Callable[..., Any]
 
 
-def newer_python() -> str | None:
-    """An interpreter of 3.12 that really runs: a shim may be there without one."""
-    candidates = [shutil.which("python3.12"), *map(str, Path.home().glob(".pyenv/versions/3.12*/bin/python3.12"))]
-    for path in filter(None, candidates):
-        if subprocess.run([path, "-c", "import ensurepip"], capture_output=True, check=False).returncode == 0:
-            return path
-    return None
-
-
 @pytest.fixture(scope="session")
 def interpreter() -> Path:
-    python = newer_python()
-    if python is None:
-        pytest.skip("aics-tlog needs Python 3.12, and no such interpreter runs here")
-    place = Path("build/aics").absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = place / "made"
-        if not made.exists() or made.read_text() != " ".join(PINNED):
-            subprocess.run([python, "-m", "venv", "--clear", str(place / "venv")], check=True)
-            pip = [str(place / "venv/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PINNED]
-            done = subprocess.run(pip, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"aics-tlog could not be installed: {done.stderr.strip().splitlines()[-1]}")
-            made.write_text(" ".join(PINNED))
-    return place / "venv/bin/python"
+    return environment()
 
 
 SCRIPT = str(Path(__file__).with_name("aics_peer.py"))

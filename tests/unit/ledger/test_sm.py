@@ -89,9 +89,9 @@ def test_roots_and_proofs() -> None:
 
 def test_its_checkpoint_is_signed_with_sm2_under_an_origin_of_its_own() -> None:
     key, private = sm.generate(ORIGIN)
-    signed = sm.sign(600, root(600), key, private)
+    signed = sm.sign(600, root(600), (key, private))
     assert sm.parse_key(str(key)) == key
-    assert sm.verify(signed, str(key)) == note.Checkpoint("log.example/1-sm3", 600, root(600))
+    assert sm.verify(signed, [str(key)]) == note.Checkpoint("log.example/1-sm3", 600, root(600))
     changes: list[tuple[Callable[[str], str], str]] = [
         (lambda text: text.replace("600", "601"), "ledger.signature"),
         (lambda text: text.replace("-sm3", "-sm4"), "ledger.unsigned"),
@@ -99,11 +99,11 @@ def test_its_checkpoint_is_signed_with_sm2_under_an_origin_of_its_own() -> None:
     ]
     for change, code in changes:
         with pytest.raises(Problem) as caught:
-            sm.verify(change(signed), str(key))
+            sm.verify(change(signed), [str(key)])
         assert caught.value.code == code
     other, _ = sm.generate(ORIGIN)
     with pytest.raises(Problem) as caught:
-        sm.verify(signed, str(other))
+        sm.verify(signed, [str(other)])
     assert caught.value.code == "ledger.unsigned"
 
 
@@ -116,10 +116,10 @@ def test_neither_tree_passes_for_the_other() -> None:
             work(argument)
         assert caught.value.code == "ledger.key"
     signed = note.sign(note.Checkpoint(ORIGIN, 600, bytes(32)).text(), ORIGIN, first)
-    second = sm.sign(600, bytes(32), key, private)
+    second = sm.sign(600, bytes(32), (key, private))
     # Its line under the first checkpoint is a line of an unknown key to whoever knows the first only.
     assert note.verify(signed + second.split("\n\n")[1], vkey).startswith(ORIGIN)
     for wrong, with_key in ((second, vkey), (signed, None)):
         with pytest.raises(Problem) as caught:
-            note.verify(wrong, with_key) if with_key else sm.verify(wrong, str(key))
+            note.verify(wrong, with_key) if with_key else sm.verify(wrong, [str(key)])
         assert caught.value.code == "ledger.unsigned"

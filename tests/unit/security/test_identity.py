@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medmesh.errors import Problem
-from medmesh.security import approvals, passwords, roles
+from medmesh.security import access, approvals, passwords, roles
 from medmesh.security.authority import Authority, hospital_of, new_key, node_request, verify_node
 from medmesh.security.codes import code_hash, new_code
 from medmesh.security.keys import Identity, read_secret, verify, write_secret
@@ -137,7 +137,7 @@ def test_what_needs_the_second_factor_again_is_refused_five_minutes_after_it() -
                 if not allowed:
                     assert roles.denial(decision, actor, action).code == "security.step_up"
     stranger = Actor("person", "x", "platform", frozenset(("annotator",)))
-    assert _code(roles.require, stranger, "approval.decide", NOW) == "access.denied", "who may not is not asked for a code"
+    assert _code(access.require, stranger, "approval.decide", NOW) == "access.denied", "who may not is not asked for a code"
 
 
 def test_the_time_of_the_second_factor_travels_in_the_token(parties: tuple[TrustBundle, Identity, Identity, Authority]) -> None:

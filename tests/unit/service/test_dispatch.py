@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +13,16 @@ from sqlalchemy import insert, select
 from tests.store import example_metadata, example_sqlite
 
 from medmesh.bus.declarations import Handlers
-from medmesh.contracts.message import Command, Envelope, OperationFinished, encode, envelope
+from medmesh.contracts.labels import DescribeObject, ObjectView, SecurityLabel
+from medmesh.contracts.message import Command, Envelope, Names, OperationFinished, Query, encode, envelope
 from medmesh.errors import Problem
+from medmesh.security.access import BUILT_IN
 from medmesh.security.authority import Authority
 from medmesh.security.keys import Identity
+from medmesh.security.labels import INTERNAL
 from medmesh.security.tokens import Actor, TrustBundle, person_token
 from medmesh.service.dispatch import Dispatcher, Work
+from medmesh.service.guard import Guard, finished
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, UnitOfWork
 
@@ -29,6 +34,19 @@ class MakeThing(Command):
     ACTION: ClassVar[str] = "dataset.create"
 
     name: str
+
+
+class MakeFrom(MakeThing):
+    """Made from another service's object; what it makes gets a label."""
+
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("job", "{name}", "training.read"),)
+    MAKES: ClassVar[str] = "model"
+
+
+VIEWS = {
+    id_: ObjectView(known=True, kind="job", id=id_, label=SecurityLabel(level=level), owner="platform", organisations=("platform",))
+    for id_, level in (("open", "internal"), ("secret", "sensitive"))
+}
 
 
 @dataclass
@@ -64,19 +82,29 @@ def trust(private: Path) -> Callable[..., tuple[TrustBundle, str]]:
     bundle = TrustBundle("medmesh", {"governance": governance.public}, ca_pem=Authority.create(private / "ca").certificate_pem)
 
     def made(*roles: str) -> tuple[TrustBundle, str]:
-        return bundle, person_token(governance, Actor("person", "li", "platform", frozenset(roles)))
+        return bundle, person_token(governance, Actor("person", "li", "platform", frozenset(roles), clearance=INTERNAL))
 
     return made
 
 
 async def run(
-    database: Database, trust: tuple[TrustBundle, str], handler: Callable[..., Awaitable[Any]], *, slow: bool = False
+    database: Database,
+    trust: tuple[TrustBundle, str],
+    handler: Callable[..., Awaitable[Any]],
+    *,
+    slow: bool = False,
+    message: MakeThing = MakeThing(name="a"),
 ) -> tuple[list[str], set[str], list[str], int]:
     """(what was said to the bus, things made, audit verbs, answers)."""
     handlers, (bundle, token) = Handlers("example"), trust
-    (handlers.slow if slow else handlers.on)(MakeThing)(handler)
-    delivered = Delivered(encode(envelope(MakeThing(name="a"), source="test", actor=token)))
-    await Dispatcher(handlers.consumers[0], database, lambda: bundle, None).deliver(delivered)  # type: ignore[arg-type]
+    (handlers.slow if slow else handlers.on)(type(message))(handler)
+    delivered = Delivered(encode(envelope(message, source="test", actor=token)))
+
+    async def ask(query: DescribeObject) -> ObjectView:
+        return VIEWS.get(query.id, ObjectView(known=False, kind=query.kind, id=query.id))
+
+    guard = Guard(handlers, lambda: BUILT_IN, lambda: bundle, ask)
+    await Dispatcher(handlers.consumers[0], database, lambda: bundle, None, guard).deliver(delivered)  # type: ignore[arg-type]
     async with database.engine.connect() as sql:
         made = {row.name for row in await sql.execute(select(things))}
     records = [body.decode().split()[1] for _, _, body in await database.unreceipted()]
@@ -132,3 +160,43 @@ async def test_who_may_not_is_recorded_and_the_handler_never_runs(database: Data
         raise AssertionError
 
     assert await run(database, trust("auditor"), never) == (["ack"], set(), ["dataset.create"], 1)
+
+
+async def makes(command: Envelope[MakeFrom], uow: UnitOfWork[Any]) -> None:
+    """As a service does that labels what it makes: the guard has found the source."""
+    assert [source.label for source in uow.access.sources] == [INTERNAL]
+    await make(uow)
+    uow.access.made.add("model")
+    uow.audit(AuditEntry("thing.make", "C"))
+
+
+async def test_a_handler_that_gives_what_it_makes_no_label_commits_nothing(database: Database, trust: Any) -> None:
+    async def forgets(command: Envelope[MakeFrom], uow: UnitOfWork[Any]) -> None:
+        await makes(command, uow)
+        uow.access.made.clear()
+
+    assert await run(database, trust("researcher"), forgets, message=MakeFrom(name="open")) == (["retry"], set(), [], 0)
+    assert await run(database, trust("researcher"), makes, message=MakeFrom(name="open")) == (["ack"], {"a"}, ["thing.make"], 1)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("name", ["secret", "nowhere"])
+async def test_the_handler_never_runs_for_a_source_somebody_may_not_see(database: Database, trust: Any, name: str, slow: bool) -> None:
+    """And what is not there is answered alike, but nothing was refused."""
+
+    async def never(command: Envelope[MakeFrom], uow: Any) -> None:
+        raise AssertionError
+
+    verb = "access.denied" if name == "secret" else "dataset.create"
+    assert await run(database, trust("researcher"), never, slow=slow, message=MakeFrom(name=name)) == (["ack"], set(), [verb], 1)
+
+
+async def test_a_handler_that_lists_past_the_guard_answers_nothing() -> None:
+    class ListThings(Query):
+        TYPE: ClassVar[str] = "example.list-things.v1"
+        ACTION: ClassVar[str | None] = "model.read"
+        LISTS: ClassVar[str] = "model"
+
+    access = Guard(Handlers("example"), lambda: BUILT_IN, TrustBundle, None).open(None, "model.read", datetime.now(UTC))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        finished(ListThings(), access, same=False)

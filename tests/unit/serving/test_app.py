@@ -32,15 +32,20 @@ class Door:
         self.recorded: list[tuple[str, int, int]] = []
         self.refusals: list[tuple[str, int | None, str]] = []
         self.fail = False
+        self.hidden: set[int] = set()
         application = FastAPI()
         handle_errors(application)
-        application.include_router(serving.router(self.repository, self.authorise, self.record, self.refused))
+        application.include_router(serving.router(self.repository, self.authorise, self.admit, self.record, self.refused))
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://x", headers={"authorization": "yes"})
 
     async def authorise(self, request: Request) -> Actor:
         if request.headers.get("authorization") != "yes":
             raise Problem("actor.missing", type="inference")
         return WHO
+
+    async def admit(self, who: Actor, served: Served) -> None:
+        if served.manifest.version in self.hidden:
+            raise Problem("request.not_found", kind="model version", id=str(served.manifest.version))
 
     async def record(self, who: Actor, served: Served, inputs: int) -> None:
         if self.fail:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, Query, Record, Sha256
+from medmesh.contracts.message import Command, Event, Names, Query, Record, Sha256
 
 
 class ApprovalView(Record):
@@ -52,6 +52,7 @@ class DecideApproval(Command):
 
     TYPE: ClassVar[str] = "governance.decide-approval.v1"
     ACTION: ClassVar[str] = "approval.decide"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("approval", "{approval}"),)
 
     approval: str
     approve: bool
@@ -63,6 +64,7 @@ class RevokeApproval(Command):
 
     TYPE: ClassVar[str] = "governance.revoke-approval.v1"
     ACTION: ClassVar[str] = "approval.request"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("approval", "{approval}"),)
 
     approval: str
     reason: str = Field(default="", max_length=500)

@@ -8,7 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from medmesh.contracts.governance.common import Done, OneTimeCode
-from medmesh.contracts.message import Command, Event, Exchange, Identifier, Query, Record
+from medmesh.contracts.labels import Clearance
+from medmesh.contracts.message import Command, Event, Exchange, Identifier, Names, Query, Record
 
 
 class Bootstrap(Exchange):
@@ -55,6 +56,7 @@ class RecoverUser(Exchange):
     TYPE: ClassVar[str] = "governance.recover-user.v1"
     ACTION: ClassVar[str | None] = "user.manage"
     Reply: ClassVar[type[Record]] = OneTimeCode
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
     second_factor: bool = False
@@ -73,6 +75,7 @@ class UserView(Record):
     signed_in: datetime | None = None
     certificate_until: datetime | None = None
     """Until when the last of their client certificates is good."""
+    clearance: Clearance | None = None
 
 
 class Users(Record):
@@ -102,9 +105,21 @@ class ChangeRoles(Command):
 
     TYPE: ClassVar[str] = "governance.change-roles.v1"
     ACTION: ClassVar[str] = "user.manage"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
     roles: tuple[str, ...]
+
+
+class SetClearance(Command):
+    """Clear a person or a system up to a level, for the compartments named and no others. Nobody sets their own; the sessions end."""
+
+    TYPE: ClassVar[str] = "governance.set-clearance.v1"
+    ACTION: ClassVar[str] = "clearance.set"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
+
+    name: Identifier
+    clearance: Clearance
 
 
 class DisableUser(Command):
@@ -112,6 +127,7 @@ class DisableUser(Command):
 
     TYPE: ClassVar[str] = "governance.disable-user.v1"
     ACTION: ClassVar[str] = "user.manage"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
     reason: str = Field(default="", max_length=500)
@@ -122,6 +138,7 @@ class EnableUser(Command):
 
     TYPE: ClassVar[str] = "governance.enable-user.v1"
     ACTION: ClassVar[str] = "user.manage"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
 
@@ -131,6 +148,7 @@ class UnlockUser(Command):
 
     TYPE: ClassVar[str] = "governance.unlock-user.v1"
     ACTION: ClassVar[str] = "user.manage"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
 

@@ -125,7 +125,6 @@ def upgrade() -> None:
     )
     op.create_index('ix_facts_correlation', 'facts', ['correlation'], unique=False)
     op.create_index('ix_facts_entities', 'facts', ['entities'], unique=False, postgresql_using='gin')
-    op.create_index('ix_facts_id', 'facts', ['id'], unique=False)
     op.create_index('ix_facts_orgs', 'facts', ['orgs'], unique=False, postgresql_using='gin')
     op.create_index('ix_facts_t', 'facts', ['t'], unique=False)
     op.create_index('ix_facts_verb', 'facts', ['verb'], unique=False)

@@ -55,6 +55,31 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('consumer', 'event_id', name=op.f('pk_inbox')),
     comment='what was handled; a second delivery is a no-op'
     )
+    op.create_table('label_changes',
+    sa.Column('digest', sa.String(length=64), nullable=False),
+    sa.Column('kind', sa.String(length=16), nullable=False),
+    sa.Column('id', sa.String(length=200), nullable=False),
+    sa.Column('level', sa.String(length=16), nullable=False),
+    sa.Column('compartments', types.Json, nullable=False),
+    sa.Column('requester', sa.String(length=160), nullable=False),
+    sa.Column('state', sa.String(length=16), nullable=False),
+    sa.Column('created_at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('digest', name=op.f('pk_label_changes')),
+    comment='labels to be lowered, which wait for the approval of exactly this digest'
+    )
+    op.create_table('object_labels',
+    sa.Column('kind', sa.String(length=16), nullable=False),
+    sa.Column('id', sa.String(length=200), nullable=False),
+    sa.Column('level', sa.String(length=16), nullable=False),
+    sa.Column('compartments', types.Json, nullable=False),
+    sa.Column('owner', sa.String(length=63), nullable=False),
+    sa.Column('organisations', types.Json, nullable=False),
+    sa.Column('maker', sa.String(length=160), nullable=False),
+    sa.Column('changed_at', types.Timestamp(), nullable=False),
+    sa.CheckConstraint("level IN ('public', 'internal', 'sensitive', 'core')", name=op.f('ck_object_labels_level_known')),
+    sa.PrimaryKeyConstraint('kind', 'id', name=op.f('pk_object_labels')),
+    comment="the security label of each object of this service, and whose it is; an object without a row is nobody's to see"
+    )
     op.create_table('outbox',
     sa.Column('id', sa.String(length=36), nullable=False),
     sa.Column('seq', types.Counter, sa.Identity(always=True), nullable=False),

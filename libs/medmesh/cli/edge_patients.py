@@ -1,0 +1,78 @@
+"""`medmesh edge forget|forget-approve|forgettings|trace`: one patient, found and forgotten.  患者的追溯与遗忘。"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medmesh.cli import say
+from medmesh.cli.on_site import FOLDER, on_site
+from medmesh.cli.session import show
+
+
+def asked_patient() -> str:
+    """A patient ID from the terminal or a pipe: on a command line every account of the machine could read it."""
+    if sys.stdin.isatty():
+        return str(click.prompt(say("Patient ID (not shown)", "患者编号（不显示）"), hide_input=True)).strip()
+    return sys.stdin.readline().strip()
+
+
+@click.command()
+@FOLDER
+@click.option("--reason", required=True, help="withdrawn, requested, expired, mistake or ordered.")
+@click.option("--pseudonym", help="The patient's pseudonym at this hospital, instead of the patient ID that is asked for.")
+def forget(folder: Path, reason: str, pseudonym: str | None) -> int:
+    """Forget one patient: images, results and every link in records become unreadable for ever.  遗忘一名患者。
+
+    Asks for the patient ID, or reads it from a pipe. Unless policy.toml says otherwise a second person must agree, from another account:
+    medmesh edge forget-approve. The audit log stays whole; that a patient was forgotten is recorded in it, and not who.
+    """
+    from medmesh_edge import forgetting
+
+    async def work(site: Any) -> tuple[str, bool]:
+        return await forgetting.ask(site, pseudonym or forgetting.who(site, asked_patient()), reason, getpass.getuser())
+
+    request, done = on_site(folder, work)
+    show({"request": request, "done": done})
+    return 0
+
+
+@click.command(name="forget-approve")
+@FOLDER
+@click.argument("request")
+def forget_approve(folder: Path, request: str) -> int:
+    """Agree, as a second person, that the patient of REQUEST is forgotten; it is done at once.  批准遗忘。"""
+    from medmesh_edge import forgetting
+
+    on_site(folder, lambda site: forgetting.approve(site, request, getpass.getuser()))
+    click.echo(say("forgotten", "已遗忘"))
+    return 0
+
+
+@click.command()
+@FOLDER
+def forgettings(folder: Path) -> int:
+    """Requests to forget a patient and what became of them; nobody's name is kept.  遗忘申请。"""
+    from medmesh_edge import forgetting
+
+    show(on_site(folder, forgetting.waiting))
+    return 0
+
+
+@click.command()
+@FOLDER
+@click.argument("copy", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def trace(folder: Path, copy: Path) -> int:
+    """What the log says of one patient, from a copy made by `medmesh edge audit export`.  查询患者记录。
+
+    Asks for the patient ID. Only this hospital can tell which records are about the patient, and only until the patient is forgotten.
+    """
+    from medmesh_edge import forgetting
+
+    for seq, time, verb in on_site(folder, lambda site: forgetting.trace(site, forgetting.who(site, asked_patient()), copy)):
+        click.echo(f"{seq}  {time}  {verb}")
+    return 0

@@ -1,0 +1,116 @@
+"""Security labels of objects, asked for and changed alike at every service that owns some."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from medmesh.contracts.message import Event, Exchange, Identifier, Query, Record, Sha256
+
+LevelName = Literal["public", "internal", "sensitive", "core"]
+Compartment = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9_-]{0,62}|\*)$")]
+"""An organisation; `*` in a clearance means every one."""
+
+LabelledKind = Literal["dataset", "descriptor", "project", "job", "federation", "model", "release"]
+"""Kinds of objects that carry a label."""
+
+OWNERS: dict[str, tuple[str, ...]] = {
+    "dataset": ("ingestion",),
+    "descriptor": ("ingestion",),
+    "project": ("annotation",),
+    "item": ("annotation",),
+    "job": ("training",),
+    "federation": ("federation",),
+    "model": ("registry",),
+    "release": ("registry",),
+    "approval": ("governance",),
+    "user": ("governance",),
+    "content": ("ingestion", "annotation"),
+}
+"""Kind of object to the services that know such ones; a `content` is what a data set version or an export of labels names."""
+
+
+class SecurityLabel(Record):
+    """A level and the organisations whose data it is about."""
+
+    level: LevelName = "internal"
+    compartments: tuple[Identifier, ...] = ()
+
+
+class Clearance(Record):
+    """Up to which level somebody may read, and of which organisations."""
+
+    level: LevelName = "public"
+    compartments: tuple[Compartment, ...] = ()
+
+
+class ObjectView(Record):
+    """What decides who may read an object. `known` is false for one that is not there."""
+
+    known: bool
+    kind: str
+    id: str
+    label: SecurityLabel | None = None
+    owner: str = ""
+    organisations: tuple[str, ...] = ()
+    maker: str = ""
+
+
+class DescribeObject(Query):
+    """What a service asks before it lets somebody use another service's object."""
+
+    TYPE: ClassVar[str] = "*.describe-object.v1"
+    ACTION: ClassVar[str | None] = "object.describe"
+    Reply: ClassVar[type[Record]] = ObjectView
+
+    service: Identifier
+    kind: str
+    id: str = Field(max_length=400)
+
+    def address(self) -> str:
+        return f"medmesh.qry.{self.service}.describe-object.v1"
+
+
+class LabelAnswer(Record):
+    """`state` is `changed`, `unchanged`, or `pending`: then an approval of the action `label.change` for `target` and `digest` does it."""
+
+    state: str
+    label: SecurityLabel
+    target: str
+    digest: Sha256
+
+
+class ChangeLabel(Exchange):
+    """Label an object anew. Raising takes effect at once; what lowers the level or leaves a compartment out waits for a second person."""
+
+    TYPE: ClassVar[str] = "*.change-label.v1"
+    ACTION: ClassVar[str | None] = "label.change"
+    Reply: ClassVar[type[Record]] = LabelAnswer
+
+    kind: LabelledKind
+    id: str = Field(max_length=200)
+    label: SecurityLabel
+    reason: str = Field(default="", max_length=500)
+
+    @property
+    def service(self) -> str:
+        """The owner."""
+        return OWNERS[self.kind][0]
+
+    def address(self) -> str:
+        return f"medmesh.qry.{self.service}.change-label.v1"
+
+
+class LabelChanged(Event):
+    """An object has another label: whoever keeps a copy of it follows."""
+
+    TYPE: ClassVar[str] = "*.label.changed.v1"
+
+    service: Identifier
+    kind: str
+    id: str
+    label: SecurityLabel
+
+    def address(self) -> str:
+        return f"medmesh.evt.{self.service}.label.changed.v1"

@@ -1,0 +1,159 @@
+"""What is made gets at least the label of what it came from, across services: projects, models, releases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.platform import Platform, platform
+
+from medmesh.canonical import canonical
+from medmesh.contracts.annotation import CreateProject, GetProject, ProjectView
+from medmesh.contracts.federation import FederationCompleted
+from medmesh.contracts.labels import ChangeLabel, LabelAnswer, LabelChanged, ObjectView, SecurityLabel
+from medmesh.contracts.message import OperationFinished
+from medmesh.contracts.registry import GetModel, Lineage, ListModels, ModelList, ModelRegistered, PrepareRelease, RegisterModel, VersionView
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.security.labels import EVERY, Label, Level
+from medmesh_annotation.service import SERVICE as ANNOTATION
+from medmesh_registry.service import SERVICE as REGISTRY
+
+RENJI = SecurityLabel(level="sensitive", compartments=("renji",))
+CLEARED = Label(Level.CORE, frozenset({"renji", "xiehe"}))
+
+
+@pytest.fixture
+async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
+    settings = {"registry": {"release_key": private / "keys" / "release.nk"}}
+    async with platform(servers, private, ANNOTATION, REGISTRY, settings=settings) as made:
+        yield made
+
+
+def known(kind: str, id_: str, label: SecurityLabel, organisations: tuple[str, ...] = ("platform",)) -> dict[tuple[str, str], ObjectView]:
+    view = ObjectView(known=True, kind=kind, id=id_, label=label, owner=organisations[0], organisations=organisations)
+    return {(kind, id_): view}
+
+
+def code(done: OperationFinished) -> str:
+    return str((done.problem or {}).get("code", ""))
+
+
+async def project_of(p: Platform, name: str, **changed: Any) -> CreateProject:
+    item = {"item": "i-1", "object": {"sha256": "1" * 64, "bytes": 1, "media_type": "image/png"}, "label": None}
+    content = await p.stores.kept.put(canonical({"items": [item]}), "application/json")
+    values = {"project": name, "dataset": "chest", "version": 1, "content": content, "purpose": "triage", "classes": ("a", "b")}
+    return CreateProject.model_validate(values | changed)
+
+
+async def test_a_project_has_the_join_of_its_data_set_and_content_and_is_hidden_like_them(p: Platform) -> None:
+    wanted = await project_of(p, "reading")
+    p.objects |= known("dataset", "chest", SecurityLabel(level="sensitive"))
+    p.objects |= known("content", wanted.content.sha256, SecurityLabel(level="internal", compartments=("renji",)))
+    cleared, other = p.person("wang", "researcher", clearance=CLEARED), p.person("li", "researcher")
+    assert code(await p.send(wanted, other)) == "request.not_found"
+    assert (await p.send(wanted, cleared)).succeeded
+    view = await p.ask(GetProject(project="reading"), ProjectView, cleared)
+    assert view.label == SecurityLabel(level="sensitive", compartments=("renji",))
+    with pytest.raises(Problem) as caught:
+        await p.ask(GetProject(project="reading"), ProjectView, other)
+    assert caught.value.code == "request.not_found"
+    for record in await p.audited("annotation"):
+        if record["sub"] == "annotation.create":
+            assert record["policy"]["rules"] == ["role:researcher", "object.permit"] or "label:" in record["policy"]["rules"][0]
+
+
+async def test_content_that_is_no_data_sets_and_no_exports_is_not_taken(p: Platform) -> None:
+    """A data set that somebody may read is no cover for other bytes."""
+    wanted = await project_of(p, "smuggled")
+    p.objects[("content", wanted.content.sha256)] = ObjectView(known=False, kind="content", id=wanted.content.sha256)
+    assert code(await p.send(wanted, p.person("li", "researcher"))) == "request.not_found"
+
+
+async def register(p: Platform, token: str, **values: Any) -> OperationFinished:
+    weights, package = await p.stores.kept.put(b"weights"), await p.stores.kept.put(b"package")
+    return await p.send(RegisterModel(model="nodules", weights=weights, package=package, **values), token)
+
+
+async def label_of(p: Platform, version: int = 1) -> SecurityLabel | None:
+    token = p.person("boss", "researcher", clearance=Label(Level.CORE, frozenset({EVERY})))
+    return (await p.ask(GetModel(model="nodules", version=version), VersionView, token)).label
+
+
+@pytest.mark.parametrize(
+    ("clearance", "lineage", "wanted", "becomes"),
+    [
+        (None, Lineage(), None, SecurityLabel()),
+        (CLEARED, Lineage(), None, SecurityLabel(level="core", compartments=("renji", "xiehe"))),
+        (Label(Level.SENSITIVE, frozenset({"renji"})), Lineage(job="j-1"), None, RENJI),
+        (Label(Level.INTERNAL, frozenset()), Lineage(datasets=("plain",)), None, SecurityLabel()),
+        (Label(Level.SENSITIVE), Lineage(), SecurityLabel(level="public"), SecurityLabel(level="sensitive")),
+    ],
+)
+async def test_a_model_by_hand_is_as_high_as_its_lineage_and_its_maker(
+    p: Platform, clearance: Label | None, lineage: Lineage, wanted: SecurityLabel | None, becomes: SecurityLabel
+) -> None:
+    """Also where the maker says nothing of where it is from, or asks for less."""
+    p.objects |= known("job", "j-1", RENJI)
+    token = p.person("wang", "researcher", clearance=clearance)
+    done = await register(p, token, lineage=lineage, label=wanted)
+    assert done.succeeded, done.problem
+    assert await label_of(p) == becomes
+
+
+async def test_nobody_makes_what_they_could_not_read(p: Platform) -> None:
+    p.objects |= known("job", "j-1", RENJI)
+    assert code(await register(p, p.person("wang", "researcher"), lineage=Lineage(job="j-1"))) == "request.not_found"
+    assert code(await register(p, p.person("wang", "researcher"), label=SecurityLabel(level="core"))) == "labels.above_you"
+    assert p.emitted(ModelRegistered) == []
+
+
+async def test_a_federations_model_has_its_label_and_goes_to_nobody_who_is_not_cleared(p: Platform) -> None:
+    from tests.integration.test_registry import _completed, _conversion
+
+    done = (await _completed(p)).model_copy(update={"name": "nodules", "organisation": "renji", "label": RENJI, "participants": ("renji",)})
+    assert isinstance(done, FederationCompleted)
+    await p.publish(done, source="federation")
+    version = (await p.wait(ModelRegistered)).data
+    await p.publish(await _conversion(p, version), source="conversion")
+    assert await label_of(p) == RENJI
+    cleared = p.person("wang", "researcher", clearance=CLEARED)
+    for hospital, told in (("xiehe", "labels.hospital"), ("renji", "registry.not_converted")):
+        found = code(await p.send(PrepareRelease(model="nodules", version=1, hospitals=(hospital,)), cleared))
+        assert found == told or (hospital == "renji" and found == "")
+    assert (await p.ask(ListModels(), ModelList, cleared)).models[0].label == RENJI
+    assert (await p.ask(ListModels(), ModelList, p.person("li", "researcher"))).models == ()
+    assert (await p.ask(ListModels(), ModelList, p.hospital("renji"))).models[0].model == "nodules"
+    assert (await p.ask(ListModels(), ModelList, p.hospital("xiehe"))).models == ()
+
+
+async def test_only_an_approval_of_exactly_this_lowers_a_label(p: Platform) -> None:
+    cleared = p.person("wang", "researcher", clearance=Label(Level.CORE))
+    assert (await register(p, cleared)).succeeded
+    admin = p.person("maker", "security_administrator")
+    wanted = ChangeLabel(kind="model", id="nodules/1", label=SecurityLabel(level="internal"))
+    answer = await p.ask(wanted, LabelAnswer, admin)
+    assert answer.state == "pending"
+    from medmesh.contracts.governance import ApprovalGranted
+
+    async def grant(approval: str, target: str, digest: str) -> None:
+        token = p.approval("label.change", target, digest, approval=approval)
+        await p.publish(
+            ApprovalGranted(approval=approval, action="label.change", target=target, digest=digest, token=token), source="governance"
+        )
+
+    await grant("a-1", "model/other/1", answer.digest)
+    await grant("a-2", answer.target, "0" * 64)
+    assert await label_of(p) == SecurityLabel(level="core")
+    await grant("a-3", answer.target, answer.digest)
+    changed = await p.wait(LabelChanged)
+    assert (changed.data.id, changed.data.label) == ("nodules/1", SecurityLabel(level="internal"))
+    assert await label_of(p) == SecurityLabel(level="internal")
+    (record,) = [r for r in await p.audited("registry") if r["sub"] == "label.change"]
+    assert record["approval"]["id"] == "a-3"
+    # Raised again, the old approval lowers nothing a second time.
+    assert (await p.ask(wanted.model_copy(update={"label": SecurityLabel(level="core")}), LabelAnswer, admin)).state == "changed"
+    await grant("a-3", answer.target, answer.digest)
+    assert await label_of(p) == SecurityLabel(level="core")
