@@ -25,7 +25,7 @@ async def create(site: Site, target: Path, holders: Sequence[str], needed: int) 
     if there:
         raise Problem("escrow.exists", file=there[0])
     paths = [await asyncio.to_thread(share.save, target) for share in shares]
-    await _record(site, "escrow.create", shares[0])
+    await _escrowed(site, "escrow.create", shares[0])
     return paths
 
 
@@ -34,7 +34,7 @@ async def drill(site: Site, files: Sequence[Path]) -> dict[str, Any]:
     shares = [escrow.Share.load(path) for path in files]
     if escrow.join(shares) != _key(site):
         raise Problem("escrow.other_key")
-    await _record(site, "escrow.drill", shares[0])
+    await _escrowed(site, "escrow.drill", shares[0])
     return _told(shares)
 
 
@@ -47,7 +47,7 @@ async def restore(site: Site, files: Sequence[Path]) -> dict[str, Any]:
     except FileExistsError:
         if _key(site) != secret:
             raise Problem("escrow.other_key") from None
-    await _record(site, "escrow.restore", shares[0])
+    await _escrowed(site, "escrow.restore", shares[0])
     return _told(shares)
 
 
@@ -56,7 +56,7 @@ def _told(shares: Sequence[escrow.Share]) -> dict[str, Any]:
     return {"key": first.key, "fingerprint": first.fingerprint, "needed": first.needed, "holders": sorted({s.holder for s in shares})}
 
 
-async def _record(site: Site, verb: str, share: escrow.Share) -> None:
+async def _escrowed(site: Site, verb: str, share: escrow.Share) -> None:
     async with site.unit() as uow:
         about = (Entity("key", "pseudonyms", digest=share.fingerprint),)
         uow.audit(AuditEntry(verb, "E", entities=about, detail={"needed": share.needed, "shares": share.shares}))

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from medmesh.cli import language, say
-from medmesh.cli.edge_escrow import escrow
-from medmesh.cli.edge_patients import forget, forget_approve, forgettings, trace
-from medmesh.cli.on_site import FOLDER, on_site
+from medmesh.cli.edge.escrow import escrow
+from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
+from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
 from medmesh.errors import Problem
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from medmesh.cli import say
-from medmesh.cli.on_site import FOLDER, on_site
+from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
 
 SHARES = click.argument("shares", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from medmesh.cli import say
-from medmesh.cli.on_site import FOLDER, on_site
+from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
 
 
