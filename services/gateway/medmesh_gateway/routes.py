@@ -57,6 +57,8 @@ ROUTES: tuple[Route, ...] = (
     # People and hospitals.
     Route("POST", "/v1/users", governance.CreateUser),
     Route("GET", "/v1/users", governance.ListUsers),
+    Route("POST", "/v1/users/report", governance.ReportAccounts),
+    Route("POST", "/v1/users/{name}/limit", governance.LimitUser),
     Route("POST", "/v1/users/{name}/roles", governance.ChangeRoles),
     Route("POST", "/v1/users/{name}/clearance", governance.SetClearance),
     Route("POST", "/v1/users/{name}/disabling", governance.DisableUser),
