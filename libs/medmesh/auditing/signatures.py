@@ -27,7 +27,7 @@ class Signatures:
     from their absence."""
 
     def __init__(self, roster: Roster, *, whole: bool = True) -> None:
-        self._roster, self._whole = roster, whole
+        self._roster, self._whole, self._concludes = roster, whole, whole
         self._approved: set[tuple[str, str]] = set()
         self._accepted: set[tuple[str, str]] = set()
 
@@ -36,6 +36,7 @@ class Signatures:
         if _WANTED(body) is None:
             return
         record = read_record(body)
+        self._concludes = self._whole and not report.without_body and not report.pruned
         check = _CHECKS.get(record["sub"])
         if check is None or record["out"] != 0:
             return
@@ -103,6 +104,14 @@ class Signatures:
             raise Problem("statement.other", what="target")
         return self._approval(record, "label.change", said["target"], said["digest"])
 
+    def _log_changed(self, record: Record) -> int:
+        """Pruning, retention, a hold that was lifted: what would make records disappear."""
+        if not record["approval"] and record["sub"] == "log.hold":
+            return 0  # placing one needs nobody
+        change = _entity(record, "change")
+        action = "log.prune" if record["sub"] == "log.prune" else "retention.change"
+        return self._approval(record, action, change["id"], change["digest"])
+
     def _policy_changed(self, record: Record) -> int:
         policy = _entity(record, "policy")
         return self._approval(record, "policy.change", policy["id"], policy["digest"])
@@ -153,19 +162,19 @@ class Signatures:
 
     def _moved(self, record: Record) -> int:
         federation = _entity(record, "federation")
-        if self._whole and record["detail"].get("to") == "running" and (federation["id"], federation["digest"]) not in self._approved:
+        if self._concludes and record["detail"].get("to") == "running" and (federation["id"], federation["digest"]) not in self._approved:
             raise Problem("federation.unproven", federation=federation["id"])
         return 0
 
     def _round(self, record: Record) -> int:
         federation = _entity(record, "federation")
-        if self._whole and (federation["id"], federation["digest"]) not in self._approved:
+        if self._concludes and (federation["id"], federation["digest"]) not in self._approved:
             raise Problem("federation.unproven", federation=federation["id"])
         return 0
 
     def _updated(self, record: Record) -> int:
         hospital = record["agents"][0]["who"].removeprefix("hospital:")
-        if self._whole and (_entity(record, "federation")["id"], hospital) not in self._accepted:
+        if self._concludes and (_entity(record, "federation")["id"], hospital) not in self._accepted:
             raise Problem("federation.stranger", hospital=hospital)
         return 0
 
@@ -188,6 +197,9 @@ _CHECKS: dict[str, Callable[[Signatures, Record], int]] = {
     "dataset.release": Signatures._dataset_released,
     "annotation.export": Signatures._labels_exported,
     "label.change": Signatures._lowered,
+    "log.prune": Signatures._log_changed,
+    "retention.change": Signatures._log_changed,
+    "log.hold": Signatures._log_changed,
     "policy.change": Signatures._policy_changed,
     "node.enrolled": Signatures._enrolled,
     "federation.approved": Signatures._federation_approved,

@@ -298,6 +298,9 @@ def _show(report: Report) -> None:
     whole = say(f"whole and unaltered: {report.size} records", f"完整且未被篡改：{report.size} 条记录")
     own = say(f"; {report.signatures} signatures of own keys", f"；{report.signatures} 个本人或机构签名")
     click.secho(whole + (since if report.start else "") + (own if report.signatures else "") + _seen(report.witnesses), fg="green")
+    if report.pruned:
+        zh = "{seq} 之前的正文已按日志中的审批记录清理"
+        click.secho(say("bodies below {seq} were pruned, as an approved record says", zh).format(seq=report.pruned), fg="green")
     if report.second:
         click.secho(say("SM3 tree: {size} of them, whole", "SM3 树：其中 {size} 条，完整").format(**report.second), fg="green")
 

@@ -31,6 +31,7 @@ from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh_governance import (
+    accounts,
     certificates,
     credentials,
     emergencies,
@@ -47,7 +48,20 @@ from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, signatures, handlers, emergencies, certificates)
+DECLARING = (
+    sessions,
+    credentials,
+    people,
+    systems,
+    enrolment,
+    renewal,
+    policies,
+    signatures,
+    handlers,
+    emergencies,
+    certificates,
+    accounts,
+)
 """The modules whose handlers this service runs."""
 
 
@@ -63,6 +77,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             await systems.prune(uow)
             await handlers.expire(uow)
             await people.disable_idle(uow)
+            await accounts.disable_ended(uow)
             await credentials.reseal(uow)
 
     ports = Ports(
