@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.platform import Platform
+from tests.platform import Platform, platform
 from tests.records import Records
 from tests.world import World, small_world
 
@@ -24,12 +24,14 @@ from medmesh.cli.schemas import application
 from medmesh.cli.schemas_example import example
 from medmesh.client import Gateway
 from medmesh.client.credentials import Person
+from medmesh.contracts.labels import OWNERS, ChangeLabel
 from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.security.keys import write_secret
+from medmesh.security.keyring.file import FileKeys
+from medmesh.security.keys import Identity, write_secret
 from medmesh.security.roles import TABLE
 from medmesh.service.spec import services
 from medmesh_edge.node import Node
@@ -301,10 +303,23 @@ async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) 
 
 @pytest.fixture
 async def everybody(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[Platform]:
-    """All services."""
-    more = [spec for name, spec in services().items() if name not in ("audit", "gateway", "governance")]
-    async with small_world(servers, private, ports, *more, settings={"ingestion": {"key": private / "keys" / "ingestion.key"}}) as made:
-        yield made.p
+    """All services, and no log: what each leaves stays with it."""
+    for name in ("log", "release"):
+        Identity.ensure(private / "keys" / f"{name}.nk")
+    (private / "ca").mkdir()
+    FileKeys(private / "seal").ensure("seal")
+    from medmesh.security.authority import Authority
+
+    Authority.ensure(private / "ca")
+    settings: dict[str, dict[str, Any]] = {
+        "governance": {"authority": private / "ca", "seal_keys": str(private / "seal")},
+        "gateway": {"client_ca": private / "ca" / "ca.pem"},
+        "audit": {"log_key": private / "keys" / "log.nk"},
+        "registry": {"release_key": private / "keys" / "release.nk"},
+        "ingestion": {"key": private / "keys" / "ingestion.key"},
+    }
+    async with platform(servers, private, *services().values(), settings=settings) as p:
+        yield p
 
 
 HANDLED: list[tuple[str, type[Message]]] = [
@@ -320,8 +335,13 @@ HANDLED: list[tuple[str, type[Message]]] = [
 
 
 def sample(message: type[Message], service: str) -> Any:
-    made = message.model_validate_json(json.dumps(example(message.model_json_schema())))
-    return made.model_copy(update={"service": service}) if "*" in message.TYPE else made  # what every service answers for itself
+    """An example; of what every service is asked, one that this service is."""
+    found = example(message.model_json_schema())
+    if "*" in message.TYPE:
+        found["service"] = service
+    if message is ChangeLabel:
+        found["kind"] = next(kind for kind, owners in OWNERS.items() if owners[0] == service)
+    return message.model_validate_json(json.dumps(found))
 
 
 async def outcome(p: Platform, message: Command | Query, token: str | None) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from datetime import time as Hour
@@ -41,6 +41,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
     "access_denied": "warning",
     "admin_elsewhere": "critical",
+    "checkpoint_old": "critical",
     "clock_skew": "warning",
     "emergency": "warning",
     "emergency_overdue": "critical",
@@ -48,6 +49,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "export_volume": "warning",
     "heartbeat": "warning",
     "log_alarm": "critical",
+    "log_heartbeat": "critical",
     "outside_hours": "warning",
     "outside_purpose": "warning",
     "policy_changed": "critical",
@@ -213,6 +215,8 @@ class Anomalies:
     """Reads the tail; `report` is for what never reaches the log, `alive` for hospitals' signs of life."""
 
     runtime: Runtime
+    further: list[Callable[[UnitOfWork[Any]], Awaitable[list[Anomaly]]]] = field(default_factory=list)
+    """What else is looked at, each time."""
     last_run: float = 0.0
     """Of the monotonic clock; 0 before the first."""
     _pending: list[Anomaly] = field(default_factory=list)
@@ -242,6 +246,8 @@ class Anomalies:
         try:
             async with self.runtime.unit() as uow:
                 found += await self._look(uow)
+                for look in self.further:
+                    found += await look(uow)
             for anomaly in found:
                 await self._raise(anomaly)
         except BaseException:

@@ -57,6 +57,8 @@ ROUTES: tuple[Route, ...] = (
     # People and hospitals.
     Route("POST", "/v1/users", governance.CreateUser),
     Route("GET", "/v1/users", governance.ListUsers),
+    Route("POST", "/v1/users/report", governance.ReportAccounts),
+    Route("POST", "/v1/users/{name}/limit", governance.LimitUser),
     Route("POST", "/v1/users/{name}/roles", governance.ChangeRoles),
     Route("POST", "/v1/users/{name}/clearance", governance.SetClearance),
     Route("POST", "/v1/users/{name}/disabling", governance.DisableUser),
@@ -90,6 +92,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/audit/log", audit.ReadLog),
     Route("POST", "/v1/audit/exports", audit.RequestExport),
     Route("GET", "/v1/audit/exports/{export}", audit.GetExport),
+    Route("POST", "/v1/audit/prunings", audit.RequestPruning),
+    Route("POST", "/v1/audit/retention", audit.RequestRetention),
+    Route("GET", "/v1/audit/retention", audit.GetRetention),
+    Route("POST", "/v1/audit/holds", audit.PlaceHold),
+    Route("POST", "/v1/audit/holds/{hold}/lift", audit.RequestLift),
     # Data.
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),

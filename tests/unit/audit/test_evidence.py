@@ -54,6 +54,9 @@ GOOD = Facts(
     approved=2,
     retention=180,
     watched=True,
+    sealed=True,
+    undumpable=True,
+    wiped=True,
     silent_actions={"system_administrator": (), "security_administrator": (), "audit_administrator": ()},
 )
 
@@ -110,6 +113,9 @@ BREAKS: list[tuple[dict[str, Any], set[str]]] = [
     ({"emitting": frozenset(("gateway", "governance"))}, {"8.1.5.4 d)", "8.1.3.5 d)"}),
     ({"unapproved": 1}, {"8.1.10.6 变更性运维", "8.1.10.10"}),
     ({"approved": 0}, {"8.1.10.6 变更性运维", "8.1.10.10"}),
+    ({"sealed": False}, {"8.1.4.8 b)"}),
+    ({"undumpable": False}, {"8.1.4.10 a)"}),
+    ({"wiped": False}, {"8.1.4.10 b)"}),
     ({"networks": ()}, {"8.1.4.4 c)"}),
     ({"elsewhere_refused": False}, {"8.1.4.4 c)"}),
     ({"refused": {**GOOD.refused, "security.address": 0}}, {"8.1.4.4 c)"}),
