@@ -60,8 +60,9 @@ async def test_a_project_has_the_join_of_its_data_set_and_content_and_is_hidden_
     with pytest.raises(Problem) as caught:
         await p.ask(GetProject(project="reading"), ProjectView, other)
     assert caught.value.code == "request.not_found"
-    refused, made = await p.audited("annotation")
-    assert (refused["sub"], refused["policy"]["rules"]) == ("access.denied", ["label"])
+    refused, made, read = await p.audited("annotation")
+    for record in (refused, read):
+        assert (record["sub"], record["policy"]["rules"], record["policy"]["decision"]) == ("access.denied", ["label"], "deny")
     assert (made["sub"], made["policy"]["rules"]) == ("annotation.create", ["label:sensitive", "role:researcher", "object.permit"])
 
 
