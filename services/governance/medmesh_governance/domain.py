@@ -18,8 +18,10 @@ APPROVABLE = frozenset(
         "federation.start",
         "hospital.enrol",
         "label.change",
+        "log.prune",
         "model.release",
         "policy.change",
+        "retention.change",
     }
 )
 """What needs a second person. Further actions come here first."""
