@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import access, audit, bus, common, platform
+from tests.bench import access, audit, bus, common, objects, platform
 
-AREAS = {"access": access.measure, "audit": audit.measure, "bus": bus.measure, "platform": platform.measure}
+AREAS = {"access": access.measure, "audit": audit.measure, "bus": bus.measure, "objects": objects.measure, "platform": platform.measure}
 
 
 def main() -> int:

@@ -116,6 +116,8 @@ async def test_mlps_evidence_follows_what_happens(world: World, servers: Running
     assert after["8.1.4.1 b)"]["state"] == "part"
     assert after["8.1.10.6 变更性运维"]["state"] == "met"
     assert after["8.1.4.2 b)"]["state"] == after["8.1.4.2 d)"]["state"] == "met"
+    assert after["8.1.4.8 b)"]["state"] == after["8.1.4.10 b)"]["state"] == "part", "tried just now"
+    assert after["8.1.4.10 a)"]["state"] == "not_met", "in a test it is not a process of its own that locked itself"
     # The links lead to the records that show it.
     async with door(world) as auditor:
         for link in after["8.1.4.1 b)"]["links"]:

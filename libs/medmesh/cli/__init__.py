@@ -18,6 +18,8 @@ GROUPS = {
     "logs": "medmesh.cli.platform",
     "setup": "medmesh.cli.setup",
     "topology": "medmesh.cli.platform",
+    "vault": "medmesh.cli.vault",
+    "backup": "medmesh.cli.backup",
     "dead": "medmesh.cli.dead",
     "audit": "medmesh.cli.audit",
     "witness": "medmesh.cli.witness",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 
 _PR_SET_PDEATHSIG = 1
@@ -19,6 +20,7 @@ _PR_SET_PDEATHSIG = 1
 def main(parent: str, signum: str, uid: str, gid: str, cwd: str, *argv: str) -> None:
     """Never returns. `UID` and `GID` are -1 to stay who we are."""
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # servers hold keys and rows; a core dump would hold them too
     if int(uid) >= 0:
         os.setgroups([])
         os.setgid(int(gid))

@@ -28,6 +28,7 @@ from medmesh.embedded.ports import HOST
 from medmesh.embedded.process import Command
 from medmesh.embedded.supervisor import Supervisor
 from medmesh.errors import Problem
+from medmesh.security.residue import lock_down
 from medmesh.service.settings import ObjectSettings
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import LABEL as OBJECTS
@@ -144,6 +145,7 @@ def main() -> int:
     parser.add_argument("--s3", default="")
     parser.add_argument("--s3-credentials", type=Path)
     arguments = parser.parse_args()
+    lock_down()
     telemetry.start("supervisor")
 
     def progress(step: dict[str, Any]) -> None:

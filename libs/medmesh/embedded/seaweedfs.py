@@ -39,6 +39,11 @@ class SeaweedFS:
         """The S3 endpoint."""
         return f"http://{HOST}:{self.ports['s3.port']}"
 
+    @property
+    def config(self) -> Path:
+        """Whom S3 lets in, as SeaweedFS reads it; beside the credentials it is made of."""
+        return self.credentials.with_name("s3.identities.json")
+
     def command(self) -> Command:
         options = {
             "dir": str(self.folder),
@@ -48,6 +53,7 @@ class SeaweedFS:
             "s3.port.iceberg": "0",
             "s3.port.lance": "0",
             "s3.iam": "false",
+            "s3.config": str(self.config),  # not the environment, which stands in /proc
             # Relative to the working directory, because a path of more than 108 bytes is refused and the default is in /tmp.
             "s3.localSocket": "s3.sock",
             "filer.localSocket": "filer.sock",
@@ -57,10 +63,10 @@ class SeaweedFS:
             "volume.preStopSeconds": "0",
         }
         pair = json.loads(self.credentials.read_text(encoding="utf-8"))
+        keys = [{"accessKey": pair["access_key"], "secretKey": pair["secret_key"]}]
+        files.write(self.config, json.dumps({"identities": [{"name": "medmesh", "credentials": keys, "actions": ["Admin"]}]}))
         env = {
             "HOME": str(self.folder),
-            "AWS_ACCESS_KEY_ID": pair["access_key"],
-            "AWS_SECRET_ACCESS_KEY": pair["secret_key"],
             "GOMEMLIMIT": "256MiB",  # a wish, not a wall: it collects garbage earlier
         }
         argv = (str(self.program), "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items()))

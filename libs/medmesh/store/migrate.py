@@ -63,7 +63,23 @@ async def apply(admin_url: str, schemas: Iterable[Schema], passwords: dict[str, 
         await engine.dispose()
 
 
-async def _provision(sql: AsyncConnection, schema: Schema, password: str) -> None:
+async def roles(admin_url: str, schemas: Iterable[Schema], passwords: dict[str, str]) -> None:
+    """Create the roles alone: what a dump needs before it is restored, and does not hold."""
+    engine = postgres.engine(admin_url, application="medmesh-migrate", pool_size=1, autocommit=False)
+    try:
+        async with engine.begin() as sql:
+            for schema in schemas:
+                await _roles(sql, schema, passwords[schema.service])
+    finally:
+        await engine.dispose()
+
+
+def newest(schema: Schema) -> str:
+    """The revision that the migrations of this program lead to."""
+    return str(_scripts(schema)[1].get_current_head())
+
+
+async def _roles(sql: AsyncConnection, schema: Schema, password: str) -> None:
     for role, login in ((schema.owner, "NOLOGIN"), (schema.role, "LOGIN")):
         if (await sql.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})).first() is None:
             await sql.execute(text(f'CREATE ROLE "{role}" {login} NOSUPERUSER NOCREATEDB NOCREATEROLE'))
@@ -74,6 +90,10 @@ async def _provision(sql: AsyncConnection, schema: Schema, password: str) -> Non
     )
     await sql.exec_driver_sql(alter.scalar_one().replace("%", "%%"))
     await sql.execute(text(f'GRANT "{schema.owner}" TO CURRENT_USER'))
+
+
+async def _provision(sql: AsyncConnection, schema: Schema, password: str) -> None:
+    await _roles(sql, schema, password)
     await sql.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema.service}" AUTHORIZATION "{schema.owner}"'))
     await sql.execute(text(f'REVOKE ALL ON SCHEMA "{schema.service}" FROM PUBLIC'))
     await sql.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))

@@ -57,6 +57,34 @@ def encrypted(f: Facts) -> Judgement:
     )
 
 
+def confidential(f: Facts) -> Judgement:
+    return decided(
+        f.sealed,
+        "an object stored just now lay encrypted under a key of its own; so do authenticators' secrets and hospitals' images. "
+        "Rows of the database and scratch files are the operator's to encrypt (disk encryption)",
+        "刚写入的对象以独立密钥加密存放；验证器密文与医院影像亦同。数据库行与临时文件由运营方以磁盘加密保护",
+        best="part",
+    )
+
+
+def undumped(f: Facts) -> Judgement:
+    return decided(
+        f.undumpable,
+        "this process leaves no core dump and shows its memory to nobody; swap is the operator's to switch off",
+        "本进程不产生内存转储，其内存不可被其他进程读取；交换分区由运营方禁用",
+        best="part",
+    )
+
+
+def wiped(f: Facts) -> Judgement:
+    return decided(
+        f.wiped,
+        "temporary files are overwritten before they go, tried just now; a forgotten patient's key is destroyed. Disks are the operator's",
+        "临时文件删除前被覆写（刚刚验证）；被遗忘患者的密钥即被销毁。磁盘销毁由运营方负责",
+        best="part",
+    )
+
+
 def identity(f: Facts) -> Judgement:
     changes = f.verbs.get("password.change", 0)
     en = f"{f.accounts} accounts in the log, each name once; weak passwords are refused; {changes} changes of passwords"
@@ -324,7 +352,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("8.1.4.7 a)", "传输完整性", "integrity in transit", encrypted),
     Clause("8.1.4.7 b)", "存储完整性", "integrity at rest", stored_whole, (), ("/log/checkpoint",)),
     Clause("8.1.4.8 a)", "传输保密性", "confidentiality in transit", encrypted),
-    Clause("8.1.4.8 b)", "存储保密性", "confidentiality at rest", absent("no encryption at rest by the platform", "平台尚无存储加密")),
+    Clause("8.1.4.8 b)", "存储保密性", "confidentiality at rest", confidential),
     Clause(
         "8.1.4.9 a)",
         "本地数据备份与恢复",
@@ -342,9 +370,9 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.4.10 a)",
         "鉴别信息空间清除",
         "credentials are wiped",
-        procedural("hosts without swap and core dumps", "主机禁用交换与内存转储"),
+        undumped,
     ),
-    Clause("8.1.4.10 b)", "敏感数据空间清除", "sensitive data are wiped", procedural("wiping of disks by the operator", "运营方磁盘清除")),
+    Clause("8.1.4.10 b)", "敏感数据空间清除", "sensitive data are wiped", wiped, ("patient.forget",)),
     Clause("8.1.4.11 a)", "仅采集必需的个人信息", "only what is needed", necessary),
     Clause("8.1.4.11 b)", "禁止未授权访问和非法使用", "no unauthorised use", lawful, ("access.denied",)),
     Clause(

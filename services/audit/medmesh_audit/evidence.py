@@ -6,6 +6,7 @@ running settings and rules); part when it shows some of what the clause asks; pr
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
@@ -29,6 +30,7 @@ from medmesh.security.passwords import check_policy
 from medmesh.security.roles import ADMINISTRATORS, TABLE, check_roles
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import UnitOfWork
+from medmesh_audit import probes
 from medmesh_audit.clauses import CLAUSES, Clause
 from medmesh_audit.domain import whole
 from medmesh_audit.ports import Ports
@@ -114,6 +116,10 @@ class Facts:
     approved: int = 0
     retention: int = 0
     watched: bool = False
+    sealed: bool = False
+    """What was stored just now lay encrypted, and opened."""
+    undumpable: bool = False
+    wiped: bool = False
     silent_actions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By administrator: actions that change something and leave no record when they succeed."""
 
@@ -166,6 +172,9 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         **await _approvals(uow),
         retention=min(RETENTION_DAYS.values()),
         watched=ports.anomalies.last_run > 0 and time.monotonic() - ports.anomalies.last_run < 12 * ports.settings.anomaly_seconds,
+        sealed=await asyncio.to_thread(probes.sealed_at_rest, ports.stores.kept),
+        undumpable=probes.undumpable(),
+        wiped=await asyncio.to_thread(probes.overwritten, ports.settings.state),
         silent_actions={role: _silent(role) for role in ADMINISTRATORS},
     )
 

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from medmesh.errors import Problem
+from medmesh.security.residue import wipe
 
 PIECE = 1 << 20
 LARGEST_READ = 32 << 20  # a zip's directory is read in one go, and so is the long name of a tar's entry
@@ -74,7 +75,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[File]:
         if error.errno == errno.EINVAL:  # a directory that points before its file
             raise _unreadable("a wrong offset") from None
         raise
-    (folder / "plain.tar").unlink(missing_ok=True)
+    wipe(folder / "plain.tar")
     if len({file.name for file in found}) < len(found):
         raise _unreadable("two files have the same name")
     return sorted(found, key=lambda file: file.name)

@@ -14,6 +14,7 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.access import EVERYBODY
 from medmesh.security.labels import Label, Level
+from medmesh.security.residue import wipe
 from medmesh.service import labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import fetch
@@ -60,7 +61,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
         settings = ports.settings
         limits = Limits(settings.max_files, settings.max_bytes, settings.max_ratio)
         files = await asyncio.to_thread(unpack, archive, folder / "files", limits)
-        archive.unlink()
+        wipe(archive)
         intended = await asyncio.to_thread(holds_images, files)
         try:
             kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
 from medmesh_ingestion.archive import File
 from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean, is_image
@@ -40,7 +40,7 @@ async def private_folder(parent: Path) -> AsyncIterator[Path]:
     try:
         yield folder
     finally:
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+        await asyncio.shield(asyncio.to_thread(wipe, folder))
 
 
 async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int) -> tuple[list[Kept], dict[str, int]]:
@@ -109,7 +109,7 @@ def _cleaned(path: Path, key: bytes, limit: int) -> tuple[str, str] | Rejected:
     """(item, SHA-256) of the cleaned file that now lies in `path`; a rejected original is erased."""
     found = Rejected("too_large") if path.stat().st_size > limit else clean(path.read_bytes(), key)
     # A new file: the old one may be what a store has linked to.
-    path.unlink()
+    wipe(path)
     if isinstance(found, Clean):
         path.write_bytes(found.data)
         return found.item, hashlib.sha256(found.data).hexdigest()

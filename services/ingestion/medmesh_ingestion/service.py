@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import cast
 from medmesh.contracts.ingestion import DatasetReleased, DatasetVersionCreated, DescriptorPublished
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret, write_secret
+from medmesh.security.residue import wipe
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
@@ -44,7 +44,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """The stores, the key, and an empty folder for originals: what a killed run left there names patients."""
     settings = cast(Settings, runtime.settings)
     folder = settings.state / "originals"
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await asyncio.to_thread(wipe, folder)
     folder.mkdir(mode=0o700, parents=True)
     async with stores(settings.objects) as opened:
         yield Ports(settings=settings, stores=opened, key=project_key(settings.key), folder=folder, trust=runtime.trust)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from medmesh.learning import isolation
 from medmesh.learning import package as packages
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package
+from medmesh.security.residue import wipe
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import fetch, file_digest, load
 from medmesh.tasks import end
@@ -44,7 +44,7 @@ class Runner:
         self._settings = ports.settings
         self._folder = ports.settings.state / "attempts"
         # What an earlier process left holds images; it may not outlive the job it was for.
-        shutil.rmtree(self._folder, ignore_errors=True)
+        wipe(self._folder)
         self._folder.mkdir(parents=True, mode=0o700)
 
     async def serve(self) -> None:
@@ -135,7 +135,7 @@ class Runner:
                 weights = await self._segments(held, trainer, training, folder)
                 counts = await trainer.evaluate(weights, measuring)
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(wipe, folder)
         await claims.finish(self._runtime, held, _metrics(counts, training, measuring))
         log("training.job.finished", job=held.job, attempt=held.attempt)
 

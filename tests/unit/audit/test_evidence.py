@@ -52,6 +52,9 @@ GOOD = Facts(
     approved=2,
     retention=180,
     watched=True,
+    sealed=True,
+    undumpable=True,
+    wiped=True,
     silent_actions={"system_administrator": (), "security_administrator": (), "audit_administrator": ()},
 )
 
@@ -103,6 +106,9 @@ BREAKS: list[tuple[dict[str, Any], set[str]]] = [
     ({"verbs": {**GOOD.verbs, "password.change": 0}}, {"8.1.4.1 a)"}),
     ({"retention": 179}, {"8.1.5.2 b)", "8.1.5.4 d)"}),
     ({"emitting": frozenset(("gateway", "governance"))}, {"8.1.5.4 d)"}),
+    ({"sealed": False}, {"8.1.4.8 b)"}),
+    ({"undumpable": False}, {"8.1.4.10 a)"}),
+    ({"wiped": False}, {"8.1.4.10 b)"}),
     ({"unapproved": 1}, {"8.1.10.6 变更性运维"}),
     ({"approved": 0}, {"8.1.10.6 变更性运维"}),
 ]

@@ -57,9 +57,14 @@ class EncryptedStore:
         return await asyncio.to_thread(self._put_file, path, sha256)
 
     async def put(self, data: bytes, media_type: str = "application/octet-stream") -> ObjectRef:
-        sha256 = hashlib.sha256(data).hexdigest()
-        await asyncio.to_thread(self._store, io.BytesIO(data), len(data), sha256)
+        sha256 = await asyncio.to_thread(self.put_now, data)
         return ObjectRef(sha256=sha256, bytes=len(data), media_type=media_type)
+
+    def put_now(self, data: bytes) -> str:
+        """Store bytes, for code in threads; answers their SHA-256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._store(io.BytesIO(data), len(data), sha256)
+        return sha256
 
     async def delete(self, sha256: str) -> None:
         await asyncio.to_thread(self.remove, sha256)

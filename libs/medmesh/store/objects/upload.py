@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
+from medmesh.security.residue import wipe
 from medmesh.store.objects.port import CHUNK, ObjectStore
 
 
@@ -85,9 +86,9 @@ class Uploads:
                 ref = await store.put_file(path, sha256)
             except Problem as problem:
                 if problem.code == "objects.digest":
-                    path.unlink()
+                    await asyncio.to_thread(wipe, path)
                 raise
-            path.unlink()
+            await asyncio.to_thread(wipe, path)
         self._locks.pop(sha256, None)
         return ref
 
@@ -95,5 +96,5 @@ class Uploads:
         """Forget uploads nobody went on with since the POSIX time `older_than`; answers how many."""
         stale = [path for path in self._folder.iterdir() if path.stat().st_mtime < older_than]
         for path in stale:
-            path.unlink(missing_ok=True)
+            await asyncio.to_thread(wipe, path)
         return len(stale)
