@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AREA ?= bus
 
-.PHONY: help install demo test test-fast lint schemas bench k8s-check faults soak mutation clean
+.PHONY: help install demo test test-fast lint schemas bench k8s-check faults soak mutation fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,8 +58,11 @@ faults: $(STAMP) ## kill -9 under load: nothing lost, nothing doubled
 soak: $(STAMP) ## the fault suite with 10,000 events and every process
 	MEDMESH_SOAK=1 $(BIN)/pytest -m faults tests/faults
 
-mutation: $(STAMP) ## take each audit record away in turn: some test must miss it (half an hour)
-	$(BIN)/python -m tests.mutation
+mutation: $(STAMP) ## take each audit record away in turn: some test must miss it (hours on a small machine; FILES=… for some)
+	$(BIN)/python -m tests.mutation $(FILES)
+
+fuzz: $(STAMP) ## hostile input for every parser, coverage-guided, two minutes each: make fuzz TARGET=token SECONDS=600
+	$(BIN)/python -m tests.fuzz $(TARGET) $(or $(SECONDS),120)
 
 clean: ## forget what was built and what the demonstration left; data of `medmesh up` stay
 	rm -rf build demo-report $(VENV)

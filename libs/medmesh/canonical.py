@@ -46,10 +46,33 @@ _read = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float, parse_
 
 def read(body: bytes) -> Any:
     """The document whose canonical bytes these are. Raises `ValueError` for any other bytes; one pass, for the log's hot path."""
-    document = _read(body.decode())
+    try:
+        document = _read(body.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if spell(document).encode() != body:
         raise ValueError("not in canonical form")
     return document
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def parse(text: bytes | str) -> Any:
+    """JSON from outside, canonical or not. Raises `ValueError`, also for what readers understand in different ways (a name twice,
+    NaN) and for nesting that is meant to use up the stack."""
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def digest(document: Any) -> str:

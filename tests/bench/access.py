@@ -24,9 +24,7 @@ from tests.bench.common import Measure, medians, percentile
 
 TIMES = 2_000
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
-ACTOR = Actor(
-    "person", "wang", "renji", frozenset({"researcher", "annotator"}), "pwd+otp", NOW, Label(Level.SENSITIVE, frozenset({"renji"}))
-)
+ACTOR = Actor("person", "wang", "renji", frozenset({"researcher"}), "pwd+otp", NOW, clearance=Label(Level.SENSITIVE, frozenset({"renji"})))
 THING = Object("dataset", "chest", Label(Level.SENSITIVE, frozenset({"renji"})), True, "renji", frozenset({"renji"}), "person:li@renji")
 SITE = "\n".join(
     f'@id("site.{n}") forbid (principal, action == Action::"model.convert", resource) when {{ resource.owner == "hospital-{n}" }};'

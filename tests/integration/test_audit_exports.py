@@ -35,6 +35,8 @@ from medmesh.ledger.copies import Folder
 from medmesh.ledger.policy import demanding
 from medmesh.ledger.verify import Wanted, verify_log
 from medmesh.security import approvals
+from medmesh.security.tokens import Actor
+from medmesh.store.unit import AuditEntry, Entity
 
 
 @pytest.fixture
@@ -99,6 +101,83 @@ async def test_every_format_verifies_offline_and_holds_what_was_asked_for(world:
     arguments = [sys.executable, "-I", str(ROOT / "libs/medmesh/demo/checker.py"), "verify-log", "--log", str(folder), "--key", key]
     other = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, check=False)
     assert other.returncode == 0, other.stdout
+
+
+async def exported(world: World, folder: Path, *, complete: bool, approval: str, **given: Any) -> tuple[Path, list[str], list[str]]:
+    """The files of an export, the faults, and the notices."""
+    command = RequestExport.model_validate({"format": "jsonl", "filter": given, "complete": complete})
+    done = await world.p.send(command, world.p.person("qian", "auditor"))
+    assert done.result, done.problem
+    await granted(world, done.result, approval=approval)
+    await finished(world, done.result)
+    async with door(world) as auditor:
+        await fetch_export(auditor, done.result["export"], folder.with_suffix(".zip"), seconds=20)
+    return folder, *judged(world, unpack(folder.with_suffix(".zip"), folder))
+
+
+def judged(world: World, folder: Path) -> tuple[list[str], list[str]]:
+    key = world.p.runtimes["audit"].ports.sequencer.vkey
+    report = verify_log(Folder(folder), Wanted(demanding(key), partial=True))
+    check(folder, report)
+    return [fault.problem.code for fault in report.faults], [notice.code for notice in report.notices]
+
+
+FILTERS: list[dict[str, Any]] = [
+    {"org": "renji"},
+    {"verb": "catalogue.publish"},
+    {"verb": "session.*"},
+    {"entity": "descriptor:renji/d1"},
+    {"actor": "person:li"},
+    {"outcome": "4"},
+    {"outcome": "0"},
+    {"type": "110114", "outcome": "4"},
+    {"patient": "p-77"},
+    {"purpose": "TREAT"},
+    {"since": "2020-01-01T00:00:00Z", "until": "2020-02-01T00:00:00Z"},
+    {"since": "2999-01-01T00:00:00Z"},
+    {},
+]
+
+
+async def test_whatever_it_is_narrowed_by_a_complete_export_proves_that_nothing_was_left_out(world: World, private: Path) -> None:
+    li = Actor("person", "li", "platform", frozenset(("researcher",)))
+    await log(world, *(about("renji", f"d{n}") for n in range(20)), about("ruijin", "ct"))
+    await log(world, AuditEntry("session.open", "E", 4, "governance.sign_in_refused"), actor=li)
+    await log(world, AuditEntry("inference.infer", "E", entities=(Entity("patient", "p-77"),)))
+    for number, given in enumerate(FILTERS):
+        _, faults, notices = await exported(world, private / f"c{number}", complete=True, approval=f"c-{number}", **given)
+        assert (faults, notices) == ([], []), given
+
+    folder, faults, notices = await exported(world, private / "some", complete=False, approval="some", actor="person:li")
+    assert (faults, notices) == ([], ["audit.export_undecided"]), "what it cannot prove is said"
+    said = json.loads((folder / "completeness.json").read_bytes())
+    assert not said["complete"]
+    assert said["emitters"]["governance"]["exported"] == 1
+    counts = [sum(one[name] for one in said["emitters"].values()) for name in ("entries", "exported", "excluded", "undecided")]
+    assert counts[0] == sum(counts[1:]) > 20
+    _, faults, notices = await exported(world, private / "org", complete=False, approval="org", org="renji")
+    assert (faults, notices) == ([], []), "headers name organisations: nothing has to be opened"
+
+
+async def test_a_record_that_was_left_out_is_found(world: World, private: Path) -> None:
+    await log(world, *(about("renji", f"d{n}") for n in range(5)), about("ruijin", "ct"))
+    folder, faults, _ = await exported(world, private / "whole", complete=True, approval="a-1", entity="descriptor:renji/d3")
+    assert faults == []
+    line = (folder / "bodies.jsonl").read_text()
+    (folder / "bodies.jsonl").write_text("")
+    assert judged(world, folder)[0] == ["audit.export_statement"]
+    # Whoever leaves it out and says so in the statement has to open it, and then it fits.
+    said = json.loads((folder / "completeness.json").read_bytes())
+    seq = json.loads(line)["seq"]
+    said["emitters"]["governance"] |= {"exported": 0, "undecided": 1}
+    (folder / "completeness.json").write_text(json.dumps(said | {"complete": False, "undecided": [[seq, seq]]}))
+    assert judged(world, folder) == ([], ["audit.export_undecided"])
+    said["emitters"]["governance"]["undecided"] = 0
+    said["emitters"]["governance"]["opened"] += 1
+    (folder / "completeness.json").write_text(json.dumps(said))
+    with (folder / "others.jsonl").open("a") as others:
+        others.write(line)
+    assert judged(world, folder)[0] == ["audit.export_filter"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +29,17 @@ from medmesh.client.people import (
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.security.authority import fingerprint, hospital_of, key_pem, new_key, node_request, person_of, person_request, verify_node
+from medmesh.security.authority import (
+    fingerprint,
+    hospital_of,
+    key_pem,
+    load_key,
+    new_key,
+    node_request,
+    person_of,
+    person_request,
+    verify_node,
+)
 from medmesh_governance.tables import certificates, sessions, users
 
 Identity = tuple[Path, Path]
@@ -201,9 +215,9 @@ async def test_revoked_it_is_believed_nowhere_and_its_sessions_are_over(world: W
     again = await admin.command("POST", "/v1/users/wu/certificates/revocation", {"reason": "laptop lost"})
     assert again["revoked"] == []
     assert await sign_in(world, "wu", None, code=await world.authenticators["wu"].code()) == "", "the authenticator is back"
-    with pytest.raises(Problem) as caught:
-        await request_certificate(await world.sign_in("wu"), "wu", world.p.folder / "people", code=await world.authenticators["wu"].code())
-    assert caught.value.code == "governance.certificate_key", "the key of a revoked one is not certified again"
+    signed_in = await world.sign_in("wu")
+    wish = {"csr_pem": person_request(load_key(wu[1]), "wu"), "code": await world.authenticators["wu"].code()}
+    assert await code(signed_in, "POST", "/v1/certificates", wish) == "governance.certificate_key", "its key is not certified again"
 
 
 async def test_who_has_none_gets_one_just_after_signing_in_and_who_has_a_factor_shows_it(world: World) -> None:
@@ -218,8 +232,9 @@ async def test_who_has_none_gets_one_just_after_signing_in_and_who_has_a_factor_
     other = await world.sign_in("li")
     fresh = await world.sign_in("li")
     first = await request_certificate(fresh, "li", folder)
-    again = await request_certificate(fresh, "li", folder)
-    assert read(first) == read(again), "an answer that was lost"
+    lost = {"csr_pem": person_request(load_key(first[1]), "li")}
+    again = await fresh.request("POST", "/v1/certificates", lost)
+    assert again["fingerprint"] == fingerprint(read(first)), "an answer that was lost"
     assert await code(other, "GET", "/v1/sessions") == "governance.session_over", "it never showed it"
     assert datetime.now(UTC) + timedelta(days=29) < read(first).not_valid_after_utc < datetime.now(UTC) + timedelta(days=31)
     another = person_request(new_key(), "li")
@@ -275,3 +290,34 @@ async def test_a_session_ends_with_its_certificate_and_emergency_access_takes_th
         row = (await uow.execute(update(users).where(users.c.name == "chen").values(failures=0).returning(users.c.factor))).one()
     assert row.factor is None
     assert await sign_in(world, "chen", None) == "", "over, it is wanted no longer: chen's role needs no second factor"
+
+
+async def test_the_commands_make_the_key_here_sign_in_with_it_and_ask_for_no_code(world: World) -> None:
+    admin = await world.admin()
+    await world.user(admin, "wu", "approver")
+    place = world.p.folder / "wu" / "session.json"
+    environment = {**os.environ, "MEDMESH_SESSION": str(place), "MEDMESH_LANG": "en"}
+
+    async def medmesh(*words: str, typed: str = "") -> str:
+        command = (sys.executable, "-P", "-m", "medmesh", *words)
+        done = await asyncio.to_thread(
+            subprocess.run, command, input=typed.encode(), capture_output=True, check=False, timeout=60, env=environment
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    login = ("login", "wu", "--gateway", world.url, "--ca", str(world.ca), "--password", PASSWORD)
+    await medmesh(*login, "--code", await world.authenticators["wu"].code())
+    assert "installed" in await medmesh("account", "certificate", "request", "--code", await world.authenticators["wu"].code())
+    key = place.parent / "certificates" / "wu.key"
+    assert oct(key.stat().st_mode)[-3:] == "600"
+    first = key.read_bytes()
+    assert "signed in" in await medmesh(*login), "no code was asked for"
+    assert json.loads(await medmesh("account", "sessions"))[0]["this"]
+    async with world.p.runtimes["governance"].unit() as uow:
+        await uow.execute(update(sessions).values(strong_at=datetime.now(UTC) - timedelta(minutes=6)))
+    assert "installed" in await medmesh("account", "certificate", "request", typed=f"{PASSWORD}\n"), "renewed with a new key"
+    assert key.read_bytes() != first
+    await medmesh(*login)
+    csr = await medmesh("account", "certificate", "request", "--offline", "zhou")
+    assert "CERTIFICATE REQUEST" in csr

@@ -33,7 +33,7 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.federated.consent import sign_consent
 from medmesh.learning import weights
 from medmesh.service.runtime import running
-from medmesh_federation.domain import link
+from medmesh_federation.domain import State, link
 from medmesh_federation.service import SERVICE
 
 SETTINGS = {"federation": {"tick_seconds": 0.1}}
@@ -98,6 +98,8 @@ async def test_rounds_average_chain_from_the_plan_and_end_with_an_evaluation(p: 
     verbs = [record["sub"] for record in await p.audited("federation")]
     for verb in ("federation.create", "federation.respond", "federation.approved", "federation.round", "federation.update"):
         assert verb in verbs
+    moves = [record["detail"]["to"] for record in await p.audited("federation") if record["sub"] == "federation.move"]
+    assert moves == [state.value for state in (State.READY, State.QUEUED, State.RUNNING, State.COMPLETED)]
 
 
 async def test_a_hospital_that_falls_silent_leaves_the_others_go_on_and_it_rejoins(p: Platform) -> None:
@@ -128,6 +130,8 @@ async def test_a_hospital_that_falls_silent_leaves_the_others_go_on_and_it_rejoi
     assert third.hospitals == hospitals
     assert (await p.wait(ParticipantRejoined)).data.hospital == "xiehe"
     assert {x.hospital: x.drops for x in (await view(p, federation)).participants} == {"huashan": 0, "renji": 0, "xiehe": 1}
+    found = [(r["sub"], r["why"], r["orgs"]) for r in await p.audited("federation") if r["sub"] in ("federation.drop", "federation.rejoin")]
+    assert found == [("federation.drop", "lease", ["xiehe"]), ("federation.rejoin", "", ["xiehe"])]
 
 
 async def test_a_coordinator_that_dies_goes_on_with_the_same_result_and_nobody_answers_twice(
@@ -167,6 +171,7 @@ async def test_too_few_answers_void_the_round_and_the_next_attempt_has_the_same_
     first = (await opened(p, 1)).data
     await submit(p, first, "huashan", 1.0)
     assert (await p.wait(RoundVoided)).data.attempt == 1
+    assert [r["out"] for r in await p.audited("federation") if r["sub"] == "federation.void"] == [4]
     again = (await opened(p, 1, attempt=2)).data
     assert again.seed == first.seed
     assert again.base == first.base

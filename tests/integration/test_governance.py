@@ -46,7 +46,7 @@ from medmesh.contracts.message import Event, ObjectRef
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security import approvals, totp
-from medmesh.security.authority import hospital_of, new_key, node_request
+from medmesh.security.authority import fingerprint, hospital_of, new_key, node_request
 from medmesh.security.keyring.file import FileKeys
 from medmesh_governance.handlers import expire
 from medmesh_governance.service import SERVICE
@@ -127,7 +127,11 @@ async def test_a_node_enrols_by_code_request_and_a_second_persons_approval(p: Pl
     assert enrolled.certificate_pem
     from cryptography import x509
 
-    assert hospital_of(x509.load_pem_x509_certificate(enrolled.certificate_pem.encode())) == ("renji", "node-1")
+    certificate = x509.load_pem_x509_certificate(enrolled.certificate_pem.encode())
+    assert hospital_of(certificate) == ("renji", "node-1")
+    made = [r["entities"] for r in await p.audited("governance") if r["sub"] == "node.enrolled"]
+    node = {"type": "node", "id": "node-1", "ver": "", "digest": fingerprint(certificate)}
+    assert made == [[node, {"type": "hospital", "id": "renji", "ver": "", "digest": ""}]]
 
 
 async def test_the_maker_is_never_the_checker_and_the_token_binds_the_exact_request(p: Platform) -> None:

@@ -17,11 +17,13 @@ from tests.platform import Platform, platform
 from tests.unit.serving.models import CLASSES, SIZE, Authorities, graph, manifest
 
 from medmesh.contracts.inference import ListServed, ModelRejected, ModelServing, ServedModels
+from medmesh.contracts.labels import LabelChanged, SecurityLabel
 from medmesh.contracts.registry import Manifest, ModelReleased, ModelWithdrawn
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
+from medmesh.security.labels import INTERNAL, Label, Level
 from medmesh.security.tokens import Actor, person_token
 from medmesh.service.runtime import running
 from medmesh.serving.onnxruntime_session import Session
@@ -41,8 +43,8 @@ class Inference:
         self.authorities = Authorities(Identity.load(p.folder / "keys" / "release.nk"), p.identities["governance"])
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20)
 
-    def bearer(self, *roles: str, audience: str = "inference") -> dict[str, str]:
-        who = Actor("person", "chen", "renji", frozenset(roles))
+    def bearer(self, *roles: str, audience: str = "inference", organisation: str = "renji", clearance: Label = INTERNAL) -> dict[str, str]:
+        who = Actor("person", "chen", organisation, frozenset(roles), clearance=clearance)
         return {"authorization": f"Bearer {person_token(self.p.identities['governance'], who, audience=audience)}"}
 
     async def infer(self, version: int | None = None, headers: dict[str, str] | None = None) -> httpx.Response:
@@ -121,6 +123,25 @@ async def test_only_who_may_infer_gets_an_answer(inference: Inference) -> None:
     records = [(r["agents"][0]["who"], r["sub"], r["why"]) for r in await inference.p.audited("inference")]
     nobody = [("service:inference", "access.unproven", code) for code in ("actor.missing", "security.token_audience")]
     assert records[-3:] == [*nobody, ("person:chen", "access.denied", "access.denied")]
+
+
+async def test_a_model_answers_only_whom_its_label_and_its_release_let_and_the_label_follows_the_registrys(inference: Inference) -> None:
+    await inference.release(1)
+    other = inference.bearer("clinician", organisation="xiehe")
+    assert (await inference.infer(headers=other)).status_code == 404, "it was not released to them"
+    assert (await inference.http.get(f"/v2/models/{MODEL}", headers=other)).status_code == 404
+    assert (await inference.infer()).status_code == 200
+    raised = LabelChanged(service="registry", kind="model", id=f"{MODEL}/1", label=SecurityLabel(level="sensitive"))
+    await inference.p.publish(raised, source="registry")
+    async with asyncio.timeout(20):
+        while (await inference.infer()).status_code != 404:
+            await asyncio.sleep(0.05)
+    assert (await inference.infer(headers=inference.bearer("clinician", clearance=Label(Level.SENSITIVE)))).status_code == 200
+    assert await inference.served() == [], "the researcher who asks is cleared for internal"
+    refused = [r for r in await inference.p.audited("inference") if r["sub"] == "access.denied"]
+    assert [r["policy"]["rules"][-1] for r in refused] == ["object.organisation", "object.organisation", "label"]
+    done = [r for r in await inference.p.audited("inference") if r["sub"] == "inference.infer" and r["out"] == 0]
+    assert done[-1]["policy"]["rules"] == ["label:sensitive", "role:clinician", "object.permit"]
 
 
 async def test_a_newer_release_takes_over_and_an_older_one_does_not(inference: Inference) -> None:

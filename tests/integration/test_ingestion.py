@@ -601,7 +601,7 @@ async def test_an_emergency_access_opens_what_is_its_organisations_and_nothing_e
     assert await seen_by(p, "zhao", "researcher", emergency=here) == 1
     counts = Descriptor(dataset="ct", version=1, modality="CT", samples=9, patients=9, labels={})
     for hospital in ("renji", "ruijin"):
-        assert (await p.send(PublishDescriptor(descriptor=counts), p.hospital(hospital))).succeeded
+        assert (await p.send(PublishDescriptor(descriptor=counts, within=True), p.hospital(hospital))).succeeded
     actor = Actor("person", "chen", "platform", frozenset(("clinician",)), "pwd+otp", emergency=here)
     listed = await p.ask(ListDescriptors(), Catalogue, person_token(p.identities["governance"], actor))
     assert [entry.hospital for entry in listed.descriptors] == ["renji"]

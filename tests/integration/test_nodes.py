@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import update
+from tests.records import Records
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
@@ -148,9 +149,13 @@ async def test_only_the_key_of_the_present_certificate_renews_it_and_repeating_i
         with pytest.raises(Problem) as caught:
             await ask(proof, **more)
         assert caught.value.code == code
+    records = Records(world.p)
+    await records.new()
     first = await ask(mine)
     assert first["state"] == "enrolled"
+    assert await records.said() == [("governance", "node.enrolled", 0, ""), ("governance", "node.renew", 0, "")]
     assert await ask(mine) == first
+    assert await records.said() == []
 
 
 async def test_a_node_that_was_dark_renews_with_a_second_persons_approval_but_not_for_ever(world: World) -> None:

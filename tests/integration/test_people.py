@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -14,13 +16,16 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from tests.platform import Platform, platform
 
+from medmesh.auditing import sheet
 from medmesh.contracts import governance as g
 from medmesh.contracts.message import Query
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security import totp
 from medmesh.security.keyring.file import FileKeys
+from medmesh.security.roles import PERSON_ROLES
 from medmesh.security.tokens import verify_actor
+from medmesh_governance.accounts import disable_ended
 from medmesh_governance.people import disable_idle
 from medmesh_governance.service import SERVICE
 from medmesh_governance.tables import passwords, sessions, users
@@ -275,3 +280,57 @@ async def test_secrets_sealed_with_another_key_open_nothing(p: Platform) -> None
     await sql(p, update(users).where(users.c.name == "eve").values(factor=stolen), delete(sessions))
     query = g.OpenSession(name="eve", password=PASSWORD, code=now_code(secret, 1))
     assert await refused(p, query) == "security.sealed_unreadable"
+
+
+async def test_the_list_for_evaluators_holds_every_account_with_its_rights_and_what_is_amiss(p: Platform) -> None:
+    await account(p, "sun", "security_administrator")
+    await account(p, "li", "researcher")
+    await account(p, "ward3", "clinician", "annotator")
+    admin, auditor = p.person("sun", "security_administrator"), p.person("an", "audit_administrator")
+    await sql(p, update(users).where(users.c.name == "li").values(signed_in_at=datetime.now(UTC) - timedelta(days=70)))
+    assert (await p.send(g.DisableUser(name="ward3", reason="nobody's"), admin)).succeeded
+    found: list[g.AccountEntry] = []
+    after: str | None = ""
+    while after is not None:
+        page = await p.ask(g.ReportAccounts(after=after, limit=2), g.AccountReport, auditor)
+        found, after = [*found, *page.accounts], page.next
+    assert [(entry.name, entry.state, entry.findings) for entry in found] == [
+        ("li", "active", ("idle_soon",)),
+        ("sun", "active", ("no_second_factor",)),
+        ("ward3", "disabled", ("disabled", "shared")),
+    ]
+    assert await refused(p, g.ReportAccounts(), p.person("wu", "approver", "auditor", "researcher")) == "access.denied"
+    reports = [record for record in await p.audited("governance") if record["sub"] == "user.report"]
+    assert [record["detail"] for record in reports] == [{"accounts": 2, "amiss": 2}, {"accounts": 1, "amiss": 1}]
+    lines = list(csv.reader(io.StringIO(sheet.accounts(entry.model_dump(mode="json") for entry in found).removeprefix(sheet.BOM))))
+    assert lines[0] == list(sheet.ACCOUNT_HEADINGS)
+    assert {len(line) for line in lines} == {len(sheet.ACCOUNT_HEADINGS)}
+    assert (lines[3][0], lines[3][4], lines[3][5], lines[3][-1]) == ("ward3", "标注员、临床医生", "停用", "已停用；疑似共享账户")
+    assert set(sheet.ROLE_NAMES) == {*PERSON_ROLES, "system"}
+    formula = found[0].model_copy(update={"display_name": "=cmd"})
+    assert "'=cmd" in sheet.accounts([formula.model_dump(mode="json")])
+
+
+async def test_an_account_for_a_while_ends_with_its_sessions_and_can_be_given_more(p: Platform) -> None:
+    await account(p, "li", "researcher")
+    admin, now = p.person("sun", "security_administrator"), datetime.now(UTC)
+    session = (await opened(p, "li")).session
+    assert (await p.send(g.LimitUser(name="li", ends=now + timedelta(hours=1)), admin)).succeeded
+    assert await refused(p, g.ResolveSession(session=session)) == ""
+    (mine,) = (await p.ask(g.ListSessions(session=session), g.Sessions)).sessions
+    assert mine.expires == now + timedelta(hours=1)
+    assert (await opened(p, "li")).expires == now + timedelta(hours=1), "no session lasts longer"
+    assert (await p.send(g.LimitUser(name="li", ends=now), admin)).succeeded
+    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
+    assert await refused(p, g.OpenSession(name="li", password=PASSWORD)) == "governance.ended"
+    assert await refused(p, g.OpenSession(name="li", password="wrong")) == "governance.sign_in_refused", "no word to who has no password"
+    async with p.runtimes["governance"].unit() as uow:
+        await disable_ended(uow)
+    assert [r["detail"]["reason"] for r in await p.audited("governance") if r["sub"] == "user.disable"] == ["ended"]
+    for change in (g.LimitUser(name="li", ends=None), g.EnableUser(name="li")):
+        assert (await p.send(change, admin)).succeeded
+    assert (await opened(p, "li")).must == ()
+    done = await p.send(g.LimitUser(name="sun", ends=None), p.person("sun", "security_administrator"))
+    assert not done.succeeded
+    naive = await p.send(g.LimitUser.model_construct(name="li", ends=datetime(2027, 1, 1)), admin)
+    assert (naive.problem or {})["code"] == "request.invalid"

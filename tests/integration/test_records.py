@@ -24,10 +24,12 @@ from medmesh.cli.schemas import application
 from medmesh.cli.schemas_example import example
 from medmesh.client import Gateway
 from medmesh.client.credentials import Person
+from medmesh.contracts.labels import OWNERS, ChangeLabel, DescribeObject
 from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity, write_secret
 from medmesh.security.roles import TABLE
 from medmesh.service.spec import services
@@ -302,12 +304,12 @@ async def everybody(servers: RunningServers, private: Path, ports: Ports) -> Asy
     for name in ("log", "release"):
         Identity.ensure(private / "keys" / f"{name}.nk")
     (private / "ca").mkdir()
-    write_secret(private / "seal", b"s" * 32)
+    FileKeys(private / "seal").ensure("seal")
     from medmesh.security.authority import Authority
 
     Authority.ensure(private / "ca")
     settings: dict[str, dict[str, Any]] = {
-        "governance": {"authority": private / "ca", "seal_key": private / "seal"},
+        "governance": {"authority": private / "ca", "seal_keys": str(private / "seal")},
         "gateway": {"client_ca": private / "ca" / "ca.pem"},
         "audit": {"log_key": private / "keys" / "log.nk"},
         "registry": {"release_key": private / "keys" / "release.nk"},
@@ -327,8 +329,14 @@ HANDLED: list[tuple[str, type[Message]]] = [
 ]
 
 
-def sample(message: type[Message]) -> Any:
-    return message.model_validate_json(json.dumps(example(message.model_json_schema())))
+def sample(message: type[Message], service: str) -> Any:
+    """An example; of what every service is asked, one that this service is."""
+    found = example(message.model_json_schema())
+    if message is DescribeObject:
+        found["service"] = service
+    if message is ChangeLabel:
+        found["kind"] = next(kind for kind, owners in OWNERS.items() if owners[0] == service)
+    return message.model_validate_json(json.dumps(found))
 
 
 async def outcome(p: Platform, message: Command | Query, token: str | None) -> str:
@@ -349,7 +357,7 @@ async def walk(p: Platform, check: Callable[[Records, str, Any], Awaitable[str]]
     wrong = []
     for service, message in HANDLED:
         await records.new()
-        if said := await check(records, service, sample(message)):
+        if said := await check(records, service, sample(message, service)):
             wrong.append((message.__name__, said))
     assert wrong == []
 

@@ -6,18 +6,23 @@ import base64
 import binascii
 import json
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from medmesh.auditing import formats
+from medmesh.auditing.completeness import OTHERS, STATEMENT, fits, statement
 from medmesh.canonical import digest
 from medmesh.errors import Problem
 from medmesh.ledger import leaf as leaves
 from medmesh.ledger import tiles
+from medmesh.ledger.copies import read_lines
+from medmesh.ledger.record import read_record
 from medmesh.ledger.report import Report
 from medmesh.ledger.tree import leaf_hash, verify_inclusion
 
+BODIES = "bodies.jsonl"
 MOST_BYTES = 64 * 2**30
 INSTRUCTIONS = """\
 Audit export of the log {origin} with {size} entries.  日志 {origin} 的审计导出，日志共 {size} 条。
@@ -26,6 +31,8 @@ Audit export of the log {origin} with {size} entries.  日志 {origin} 的审计
   checkpoint        what the log's key signed (C2SP signed note)                  日志密钥签名的检查点
   tile/, entries    the whole tree and every entry's header                       完整的树与每条记录的头部
   emitters.json     each emitter's counter: no number may be missing              各发送方计数：不得缺号
+  completeness.json what is proven about the records that are not here            未导出记录的完备性说明
+  others.jsonl      records that were opened to show that they do not fit         为证明不符合条件而公开的记录
   request.json      what was asked for, its digest, and the approval              申请内容、摘要与审批
   policy, vkeys     C2SP tlog-policy and the verifier key, for comparison only    验证策略与公钥（仅供核对）
 
@@ -56,16 +63,29 @@ def unpack(file: Path, target: Path) -> Path:
     return target
 
 
-def counters(folder: Path, size: int) -> dict[str, dict[str, int]]:
-    """Of each emitter, by the headers of all entries: its first and last number and how many entries; a gap would show here."""
-    found: dict[str, dict[str, int]] = {}
+def headers(folder: Path, size: int) -> Iterator[leaves.Leaf]:
+    """The header of every entry, in order."""
     for number in range((size + tiles.WIDTH - 1) // tiles.WIDTH):
         width = min(tiles.WIDTH, size - number * tiles.WIDTH)
         for entry in tiles.unbundle((folder / tiles.path("entries", number, width)).read_bytes()):
-            leaf = leaves.decode(entry)
-            one = found.setdefault(leaf.emitter, {"first": leaf.n, "last": leaf.n, "entries": 0})
-            one["last"] = leaf.n
-            one["entries"] += 1
+            yield leaves.decode(entry)
+
+
+def numbers(file: Path) -> frozenset[int]:
+    """Which records stand in a file of bodies; none where there is no file."""
+    if not file.exists():
+        return frozenset()
+    with file.open("rb") as lines:
+        return frozenset(int(json.loads(line)["seq"]) for line in lines)
+
+
+def counters(folder: Path, size: int) -> dict[str, dict[str, int]]:
+    """Of each emitter, by the headers of all entries: its first and last number and how many entries; a gap would show here."""
+    found: dict[str, dict[str, int]] = {}
+    for leaf in headers(folder, size):
+        one = found.setdefault(leaf.emitter, {"first": leaf.n, "last": leaf.n, "entries": 0})
+        one["last"] = leaf.n
+        one["entries"] += 1
     return found
 
 
@@ -91,6 +111,31 @@ def check(folder: Path, report: Report) -> None:
     if said != counters(folder, report.size):
         report.fault("emitters", Problem("audit.export_counters"))
     _readable(folder, report)
+    _complete(folder, report)
+
+
+def _complete(folder: Path, report: Report) -> None:
+    """That what is exported was asked for, what was opened was not, and that the statement about the rest is true."""
+    try:
+        asked = json.loads((folder / "request.json").read_bytes())
+        wanted, scope = dict(asked["request"]["filter"]), str(asked["request"]["scope"])
+        said = json.loads((folder / STATEMENT).read_bytes())
+        entries = list(headers(folder, report.size))
+        for name, fit in ((BODIES, True), (OTHERS, False)):
+            for seq, salt, body in read_lines(folder / name, 0) if (folder / name).exists() else ():
+                record = read_record(body)
+                if not 0 <= seq < len(entries) or leaves.commitment(salt, body) != entries[seq].commit:
+                    report.fault("others", Problem("ledger.body_altered", seq=seq, field="-"))
+                elif fits(wanted, scope, record) != fit:
+                    report.fault("filter", Problem("audit.export_filter", seq=seq))
+        found = statement(wanted, scope, entries, numbers(folder / BODIES), numbers(folder / OTHERS))
+    except (OSError, ValueError, KeyError, TypeError, Problem):
+        said, found = None, {"undecided": []}
+    if said != found:
+        report.fault("completeness", Problem("audit.export_statement"))
+    elif found["undecided"]:
+        count = sum(last - first + 1 for first, last in found["undecided"])
+        report.notice(Problem("audit.export_undecided", records=count, first=found["undecided"][0][0]))
 
 
 def _readable(folder: Path, report: Report) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medmesh.auditing.vocabulary import CODES, PURPOSES, VERBS
 from medmesh.canonical import canonical
+from medmesh.contracts.governance import FINDINGS
 
 BOM = "\ufeff"
 HEADINGS = (
@@ -38,6 +40,34 @@ def line(seq: int, record: dict[str, Any]) -> str:
             canonical(record).decode(),
         )
     )  # fmt: skip
+
+
+ACCOUNT_HEADINGS = (
+    "账户名", "类型", "显示名", "所属机构", "角色", "状态", "第二因素", "创建时间", "最近登录", "口令到期", "证书有效期至", "账户有效期至",
+    "当前会话数", "待处理事项",
+)  # fmt: skip
+_KINDS = {"person": "人员", "system": "系统"}
+_STATES = {"active": "正常", "new": "未激活", "locked": "锁定", "disabled": "停用"}
+_FACTORS = {"": "无", "otp": "动态口令", "certificate": "个人证书", "key": "密钥"}
+ROLE_NAMES = {
+    "system_administrator": "系统管理员", "security_administrator": "安全管理员", "audit_administrator": "审计管理员",
+    "researcher": "研究人员", "approver": "审批人", "annotator": "标注员", "reviewer": "审核人", "auditor": "审计员",
+    "clinician": "临床医生", "system": "医院信息系统",
+}  # fmt: skip
+
+
+def accounts(entries: Iterable[Mapping[str, Any]]) -> str:
+    """The accounts of a report (`governance.report-accounts`) as a sheet for evaluators."""
+    return BOM + _line(ACCOUNT_HEADINGS) + "".join(map(_account, entries))
+
+
+def _account(entry: Mapping[str, Any]) -> str:
+    roles = "、".join(ROLE_NAMES.get(role, role) for role in entry["roles"])
+    times = (entry.get(name) or "" for name in ("created", "signed_in", "password_due", "certificate_until", "ends"))
+    state, factor = _STATES[entry["state"]], _FACTORS[entry["factor"]]
+    amiss = "；".join(FINDINGS[code][1] for code in entry["findings"])
+    head = (entry["name"], _KINDS[entry["kind"]], entry["display_name"], entry["organisation"], roles, state, factor)
+    return _line((*head, *times, entry["sessions"], amiss))
 
 
 def _line(cells: tuple[Any, ...]) -> str:

@@ -101,6 +101,8 @@ class Handlers:
     listeners: list[Listener] = field(default_factory=list)
     labelled: frozenset[str] = frozenset()
     """The kinds of objects this service owns that carry a security label (`medmesh.service.labels`)."""
+    copied: frozenset[str] = frozenset()
+    """Kinds of other services' objects of which it keeps copies with their labels."""
     facts: dict[str, Callable[..., Awaitable[Any]]] = field(default_factory=dict)
     """By kind of object: what decides about it beside its label."""
 

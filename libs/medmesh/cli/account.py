@@ -117,7 +117,7 @@ def certificate() -> None:
 
 @certificate.command(name="request")
 @click.option("--code", help="Of your authenticator, where you have one.")
-@click.option("--new", is_flag=True, help="With a new key: the old one's certificate was revoked or is over.")
+@click.option("--new", is_flag=True, help="Forget a request that was begun: its key was refused.")
 @click.option("--offline", metavar="NAME", help="Only print the signing request of NAME, for the security administrator.")
 def request_certificate(code: str | None, new: bool, offline: str | None) -> int:
     """Make a key and get its certificate; again renews it.  申请个人证书。
@@ -127,7 +127,7 @@ def request_certificate(code: str | None, new: bool, offline: str | None) -> int
     """
     name = offline or load()["name"]
     if new:
-        (certificates() / f"{name}.key").unlink(missing_ok=True)
+        (certificates() / f"{name}.next.key").unlink(missing_ok=True)
     if offline:
         click.echo(people.signing_request(name, certificates()), nl=False)
         return 0

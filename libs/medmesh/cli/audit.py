@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.restore import restore
 from medmesh.cli.verify import verify
 from medmesh.errors import Problem
 
@@ -131,15 +132,16 @@ def export(url: str, folder: Path) -> int:
 @click.option("--format", "kind", type=click.Choice(["jsonl", "fhir", "dicom", "ocsf", "csv"]), default="jsonl", show_default=True)
 @click.option("--from", "since", metavar="TIME", help="Not before this instant (ISO 8601).")
 @click.option("--to", "until", metavar="TIME", help="Before this instant.")
+@click.option("--complete", is_flag=True, help="Open what does not fit too, where nothing else proves it: nothing can be left out unseen.")
 @narrowed
-def request_export(kind: str, **filters: Any) -> int:
+def request_export(kind: str, complete: bool, **filters: Any) -> int:
     """Ask for an export; somebody else approves exactly this request.  申请导出。"""
     from medmesh.cli.session import with_gateway
 
     given = {name: value for name, value in filters.items() if value is not None}
 
     async def work(gateway: Gateway) -> Any:
-        made = await gateway.command("POST", "/v1/audit/exports", {"format": kind, "filter": given})
+        made = await gateway.command("POST", "/v1/audit/exports", {"format": kind, "filter": given, "complete": complete})
         body = {"action": "audit.export", "target": made["export"], "digest": made["digest"], "summary": {"format": kind, **given}}
         asked = await gateway.command("POST", "/v1/approvals", body)
         return {**made, "approval": asked["approval"]}
@@ -195,4 +197,64 @@ def mlps(url: str, page: Path | None, as_json: bool) -> int:
     return 0
 
 
+def _asked(path: str, body: dict[str, Any], action: str) -> int:
+    """Fix a change, and ask for the approval of exactly that."""
+    from medmesh.cli.session import with_gateway
+
+    async def work(gateway: Gateway) -> Any:
+        made = await gateway.command("POST", path, body)
+        summary = {name: value for name, value in made["request"].items() if name not in ("change", "requester", "action")}
+        wanted = {"action": action, "target": made["change"], "digest": made["digest"], "summary": summary}
+        return {**made, "approval": (await gateway.command("POST", "/v1/approvals", wanted))["approval"]}
+
+    _show(with_gateway(work))
+    return 0
+
+
+@audit.command()
+@click.option("--below", type=int, help="Only records before this number; as far as policy, holds and locks allow by default.")
+def prune(below: int | None) -> int:
+    """Ask to let the bodies of old records go; somebody else approves it. Headers and tree stay: old proofs hold.  申请清理过期正文。"""
+    return _asked("/v1/audit/prunings", {} if below is None else {"below": below}, "log.prune")
+
+
+@audit.command()
+@click.option("--change", nargs=2, metavar="CLASS DAYS", help="Ask to keep security, clinical or operations so many days (180 or more).")
+def retention(change: tuple[str, str] | None) -> int:
+    """How long bodies are kept, what keeps them longer, what has gone; or ask for a change.  保存期限。"""
+    from medmesh.cli.session import with_gateway
+
+    if change is None:
+        _show(with_gateway(lambda gateway: gateway.request("GET", "/v1/audit/retention")))
+        return 0
+    kind, days = change
+    if not days.isdecimal():
+        raise click.BadParameter(days)
+    return _asked("/v1/audit/retention", {"kind": kind, "days": int(days)}, "retention.change")
+
+
+@audit.group()
+def hold() -> None:
+    """Legal holds: placed at once, lifted with a second person's approval.  法律保留。"""
+
+
+@hold.command()
+@click.argument("reason")
+@click.option("--org", default="", help="Only what is about this organisation; everything by default.")
+def place(reason: str, org: str) -> int:
+    """Keep bodies until the hold is lifted, for REASON.  设置保留。"""
+    from medmesh.cli.session import with_gateway
+
+    _show(with_gateway(lambda gateway: gateway.command("POST", "/v1/audit/holds", {"org": org, "reason": reason})))
+    return 0
+
+
+@hold.command()
+@click.argument("hold")
+def lift(hold: str) -> int:
+    """Ask to lift HOLD.  申请解除保留。"""
+    return _asked(f"/v1/audit/holds/{hold}/lift", {}, "retention.change")
+
+
+audit.add_command(restore)
 audit.add_command(verify)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from medmesh.cli.account import CA, GATEWAY, PASSWORD, where
 from medmesh.cli.platform import DATA
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.governance import FINDINGS
 from medmesh.errors import Problem
 
 
@@ -142,6 +144,41 @@ def recover(name: str, second_factor: bool) -> int:
     body = {"second_factor": second_factor}
     show(with_gateway(lambda gateway: gateway.request("POST", f"/v1/users/{name}/recovery", body)))
     return 0
+
+
+@user.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Write a sheet (CSV with Chinese headings) there.")
+@click.option("--amiss", is_flag=True, help="Only accounts with something amiss.")
+def report(out: Path | None, amiss: bool) -> int:
+    """Every account with its rights and what is amiss: idle, over, shared, weak.  账户清单与核查。"""
+
+    async def run(gateway: Gateway) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        after: str | None = ""
+        while after is not None:
+            page = await gateway.request("POST", "/v1/users/report", {"after": after})
+            found += page["accounts"]
+            after = page["next"]
+        return [entry for entry in found if entry["findings"] or not amiss]
+
+    entries = with_gateway(run)
+    if out is None:
+        show([{**entry, "findings": [say(*FINDINGS[code]) for code in entry["findings"]]} for entry in entries])
+    else:
+        from medmesh.auditing.sheet import accounts
+
+        out.write_text(accounts(entries), encoding="utf-8", newline="")
+        click.echo(say(f"{out}: {len(entries)} accounts", f"{out}：{len(entries)} 个账户"))
+    return 0
+
+
+@user.command()
+@click.argument("name")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="The last day, by UTC; never when it is not given.")
+def limit(name: str, until: datetime | None) -> int:
+    """Let the account of NAME end after a day.  设定账户有效期。"""
+    ends = (until + timedelta(days=1)).replace(tzinfo=UTC).isoformat() if until else None
+    return _manage(name, "limit", {"ends": ends}, say(f"{name}: until {until or 'ever'}", f"{name}：有效期至 {until or '永久'}"))
 
 
 @user.command()

@@ -15,6 +15,7 @@ from cryptography import x509
 from medmesh.cli import language, say
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
+from medmesh.client.people import certificate_files
 from medmesh.embedded import files
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
@@ -41,8 +42,10 @@ def certificates() -> Path:
 
 def identity(name: str) -> tuple[Path, Path] | None:
     """(certificate, key) of a person on this machine; None when there is none, or it is over."""
-    files_ = certificates() / f"{name}.pem", certificates() / f"{name}.key"
-    if not name or not all(file.exists() for file in files_):
+    if not name:
+        return None
+    files_ = certificate_files(name, certificates())
+    if not all(file.exists() for file in files_):
         return None
     until = x509.load_pem_x509_certificate(files_[0].read_bytes()).not_valid_after_utc
     return files_ if until > datetime.now(UTC) else None

@@ -240,6 +240,9 @@ def _show(report: Report) -> None:
     since = say(f", {report.start} of them vouched for by the kept checkpoint", f"，其中前 {report.start} 条由保存的检查点担保")
     whole = say(f"whole and unaltered: {report.size} records", f"完整且未被篡改：{report.size} 条记录")
     click.secho(whole + (since if report.start else "") + _seen(report.witnesses), fg="green")
+    if report.pruned:
+        zh = "{seq} 之前的正文已按日志中的审批记录清理"
+        click.secho(say("bodies below {seq} were pruned, as an approved record says", zh).format(seq=report.pruned), fg="green")
     if report.second:
         click.secho(say("SM3 tree: {size} of them, whole", "SM3 树：其中 {size} 条，完整").format(**report.second), fg="green")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,24 +74,34 @@ async def request_certificate(gateway: Gateway, name: str, folder: Path, *, code
 
 
 def signing_request(name: str, folder: Path) -> str:
-    """The request for a certificate of the key in `folder`, which is made when there is none."""
+    """The request for a person's next certificate. Its key is new, made once and kept beside the present one until it is certified."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = folder / f"{name}.key"
+    key = folder / f"{name}.next.key"
     if not key.exists():
         write_secret(key, key_pem(new_key()))
     return person_request(load_key(key), name)
 
 
 def install_certificate(name: str, folder: Path, pem: str) -> tuple[Path, Path]:
-    """Keep a certificate beside its key. Raises `Problem` for one of another key or another person."""
-    key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
+    """Take a certificate and its key into use. Raises `Problem` for one of another key or another person."""
     try:
         found = x509.load_pem_x509_certificate(pem.encode())
     except ValueError:
         raise Problem("client.certificate_foreign", name=name) from None
-    if not key.exists() or found.public_key() != load_key(key).public_key() or person_of(found) != name:
+    keys = [key for key in (folder / f"{name}.next.key", folder / f"{name}.key") if key.exists()]
+    if person_of(found) != name or all(found.public_key() != load_key(key).public_key() for key in keys):
         raise Problem("client.certificate_foreign", name=name)
-    files.write(certificate, pem)
+    files.write(folder / f"{name}.next.pem", pem)
+    return certificate_files(name, folder)
+
+
+def certificate_files(name: str, folder: Path) -> tuple[Path, Path]:
+    """(certificate, key) of a person; an installation that was interrupted is finished first."""
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    if (following := folder / f"{name}.next.pem").exists():
+        if (next_key := folder / f"{name}.next.key").exists():
+            os.replace(next_key, key)
+        os.replace(following, certificate)
     return certificate, key
 
 

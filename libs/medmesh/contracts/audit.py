@@ -175,6 +175,8 @@ class RequestExport(Command):
 
     format: ExportFormat
     filter: EventFilter = EventFilter()
+    complete: bool = False
+    """Also open what does not fit, where headers alone do not prove that it does not: nothing that fits can be left out unseen."""
 
 
 class ExportView(Record):
@@ -203,6 +205,86 @@ class GetExport(Query):
     export: str
 
 
+# --- retention ------------------------------------------------------------------------------------------------------
+
+
+class RequestPruning(Command):
+    """Fix up to where bodies would go: `below`, or as far as policy, holds and locks allow. Result: `{"change", "digest", "request"}`; the
+    digest is what `log.prune` is approved for."""
+
+    TYPE: ClassVar[str] = "audit.request-pruning.v1"
+    ACTION: ClassVar[str] = "log.prune"
+
+    below: int | None = Field(default=None, ge=0, lt=2**53)
+
+
+class RequestRetention(Command):
+    """Fix how long a class of records would be kept; 180 days are the law's floor. Result: as `RequestPruning`, for `retention.change`."""
+
+    TYPE: ClassVar[str] = "audit.request-retention.v1"
+    ACTION: ClassVar[str] = "retention.change"
+
+    kind: Literal["security", "clinical", "operations"]
+    days: int = Field(ge=180, le=36_500)
+
+
+class PlaceHold(Command):
+    """Keep every body about an organisation, or all of them (an empty `org`), until the hold is lifted. Result: `{"hold"}`."""
+
+    TYPE: ClassVar[str] = "audit.place-hold.v1"
+    ACTION: ClassVar[str] = "log.hold"
+
+    org: str = Field(default="", max_length=80)
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class RequestLift(Command):
+    """Fix which hold would be lifted. Result: as `RequestPruning`, for `retention.change`."""
+
+    TYPE: ClassVar[str] = "audit.request-lift.v1"
+    ACTION: ClassVar[str] = "retention.change"
+
+    hold: str
+
+
+class Hold(Record):
+    """A legal hold that stands."""
+
+    hold: str
+    org: str
+    reason: str
+    who: str
+    placed: datetime
+
+
+class Change(Record):
+    """A request about retention: waiting, approved, done, refused or failed."""
+
+    change: str
+    action: str
+    state: str
+    code: str
+    request: dict[str, Any]
+
+
+class RetentionView(Record):
+    """`days` by class; below `minimum` no bodies are, and a request may ask for up to `prunable` today."""
+
+    days: dict[str, int]
+    minimum: int
+    prunable: int
+    holds: tuple[Hold, ...]
+    changes: tuple[Change, ...]
+
+
+class GetRetention(Query):
+    """How long bodies are kept."""
+
+    TYPE: ClassVar[str] = "audit.get-retention.v1"
+    ACTION: ClassVar[str | None] = "audit.report"
+    Reply: ClassVar[type[Record]] = RetentionView
+
+
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +307,17 @@ class ExportFinished(Event):
     format: ExportFormat
     records: int
     object: ObjectRef | None = None
+    code: str = ""
+
+
+class LogChanged(Event):
+    """An approved change of retention, of a hold or of the log's minimum index is done, or failed with a problem's code."""
+
+    TYPE: ClassVar[str] = "audit.log.changed.v1"
+
+    change: str
+    action: str
+    minimum: int
     code: str = ""
 
 

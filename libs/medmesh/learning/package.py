@@ -27,8 +27,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import tomllib
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -115,20 +117,23 @@ def read(archive: bytes) -> Package:
         manifest = Manifest.model_validate_json(_json(text))
     except KeyError:
         raise Problem("package.no_manifest") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError):
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, RuntimeError, OSError, struct.error, zlib.error):
+        # RuntimeError: encrypted, or a manifest nested too deeply (RecursionError)
         raise Problem("package.malformed", reason="not a package") from None
     except tomllib.TOMLDecodeError as error:
         raise Problem("package.malformed", reason=f"{MANIFEST}: {error}") from None
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:5])
         raise Problem("package.malformed", reason=f"{MANIFEST}: {where}") from None
+    except ValueError:  # a directory that points before its own beginning
+        raise Problem("package.malformed", reason="not a package") from None
     return Package(manifest, archive)
 
 
 def _json(text: str) -> str:
     import json
 
-    return json.dumps(tomllib.loads(text))
+    return json.dumps(tomllib.loads(text), default=str)  # dates of TOML: no field of a manifest is one
 
 
 def _check(entries: list[zipfile.ZipInfo]) -> None:

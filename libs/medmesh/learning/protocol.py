@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, BinaryIO
 
+from medmesh.canonical import parse
+
 MAX_FRAME = 1 << 20
 
 
@@ -28,7 +30,7 @@ def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
 
 def parse_frame(body: bytes) -> dict[str, Any]:
     """The document in a frame's body."""
-    document = json.loads(body)
+    document = parse(body)
     if not isinstance(document, dict):
         raise ValueError("a frame holds an object")
     return document

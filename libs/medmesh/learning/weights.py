@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from medmesh.canonical import parse
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 
@@ -29,12 +30,14 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER, size):
                 raise ValueError
-            found = json.loads(file.read(length))
+            found = parse(file.read(length))
         tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
         end = 0
         for entry in sorted(tensors.values(), key=lambda e: e["data_offsets"][0]):
             begin, stop = entry["data_offsets"]
-            count = int(np.prod(entry["shape"], dtype=np.int64)) if entry["shape"] else 1
+            if any(type(number) is not int or number < 0 for number in (begin, stop, *entry["shape"])):
+                raise ValueError
+            count = math.prod(entry["shape"])
             if begin != end or stop - begin != count * _BYTES[entry["dtype"]]:
                 raise ValueError
             end = stop

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from medmesh.canonical import spell
+from medmesh.canonical import parse, spell
 from medmesh.errors import Problem
 
 SALT_BYTES = 16
@@ -54,7 +53,7 @@ class Leaf:
 def decode(data: bytes) -> Leaf:
     """Raises `Problem`."""
     try:
-        document: dict[str, Any] = json.loads(data)
+        document: dict[str, Any] = parse(data)
         leaf = Leaf(document["h"], document["e"], document["n"], document["c"], document["commit"], document["k"])
         texts = all(isinstance(text, str) for text in (leaf.hour, leaf.emitter, leaf.compartment, leaf.commit, leaf.retention))
         if not texts or type(leaf.n) is not int or leaf.n < 1 or leaf.encode() != data:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medmesh.canonical import canonical
+from medmesh.canonical import parse as parse_json
 from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.ledger.leaf import commitment, decode
@@ -85,9 +85,9 @@ def read_evidence(content: str | bytes) -> Evidence:
         content = content.decode() if isinstance(content, bytes) else content
         if content.startswith(HEAD):
             proof = parse(content)
-            parts = json.loads(proof.extra or b"{}")
+            parts = parse_json(proof.extra or b"{}")
         else:
-            parts = json.loads(content)
+            parts = parse_json(content)
             proof = parse(parts["proof"])
         return Evidence(proof, *(note.decode64(parts[name]) for name in ("leaf", "salt", "body")))
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -65,7 +65,7 @@ def read_record(body: bytes) -> dict[str, Any]:
         return dict(json.loads(body))
     try:
         document = read(body)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Problem("ledger.record", reason=str(error)) from None
     if not isinstance(document, dict):
         raise Problem("ledger.record", reason="not an object")

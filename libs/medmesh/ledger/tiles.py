@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from medmesh.ledger.note import decimal
 from medmesh.ledger.tree import Node, fold
 
 WIDTH = 256
 HASH = 32
+_MOST_PARTS = 5
+"""Enough for 2^57 entries, and no number that a database cannot hold."""
 
 Tiles = Callable[[int, int, int], bytes]
 """(level, number, width) -> the concatenated hashes of a tile."""
@@ -23,13 +26,10 @@ def number_path(number: int) -> str:
 
 def parse_number(parts: Sequence[str]) -> int:
     """The inverse of `number_path`. Raises `ValueError`."""
-    number = 0
-    for place, part in enumerate(parts):
-        digits = part[1:] if place < len(parts) - 1 and part.startswith("x") else part
-        if len(digits) != 3 or not digits.isdecimal() or (place < len(parts) - 1 and not part.startswith("x")):
-            raise ValueError(f"not a tile number: {'/'.join(parts)}")
-        number = number * 1000 + int(digits)
-    return number
+    digits = "".join(part.removeprefix("x") for part in parts)
+    if len(parts) > _MOST_PARTS or not (digits.isascii() and digits.isdecimal()) or number_path(int(digits)) != "/".join(parts):
+        raise ValueError(f"not a tile number: {'/'.join(parts)}")
+    return int(digits)
 
 
 def path(level: int | str, number: int, width: int = WIDTH) -> str:
@@ -41,7 +41,7 @@ def path(level: int | str, number: int, width: int = WIDTH) -> str:
 def parse(parts: Sequence[str]) -> tuple[int, int]:
     """(number, width) from the part of a path after the level. Raises `ValueError`."""
     if len(parts) >= 2 and parts[-2].endswith(".p"):
-        width = int(parts[-1])
+        width = decimal(parts[-1])
         if not 1 <= width < WIDTH:
             raise ValueError("a partial tile is 1 to 255 wide")
         return parse_number([*parts[:-2], parts[-2][:-2]]), width

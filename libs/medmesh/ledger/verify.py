@@ -20,6 +20,7 @@ from medmesh.ledger.clocks import Counters
 from medmesh.ledger.copies import Body, Copy, Signed
 from medmesh.ledger.differ import differs
 from medmesh.ledger.edge import Edge, split
+from medmesh.ledger.missing import Missing
 from medmesh.ledger.policy import Policy
 from medmesh.ledger.record import outline
 from medmesh.ledger.report import Report
@@ -79,6 +80,7 @@ class _Run:
         self.root_known = True
         self.wrong_leaf: tuple[int, str] | None = None
         self.counters = Counters(self.report, wanted.tolerance)
+        self.missing = Missing(self.report, allowed=wanted.partial)
         self.incoming: Iterator[Body] | None = None
         self.last_body = -1
         self.signed: Signed | None = None
@@ -293,13 +295,14 @@ class _Run:
             if body is None:
                 counters.see(seq, emitter, n, hour)
                 if self.incoming is not None:
-                    self._no_body(seq)
+                    self.missing.note(seq)
                 continue
             report.bodies += 1
             if sha(body[1] + body[2]).hexdigest() != commit:
                 counters.see(seq, emitter, n, hour)
                 self._altered(body, leaves.decode(entry))
                 continue
+            self.missing.read(seq, emitter, body[2])
             if not parse:
                 counters.see(seq, emitter, n, hour)
                 continue
@@ -314,11 +317,6 @@ class _Run:
                 field = "n" if its != n else "src.service" if service.encode() != emitter else "tr"
                 report.fault("body", Problem("ledger.body_contradicts", seq=seq, field=field))
 
-    def _no_body(self, seq: int) -> None:
-        self.report.without_body += 1
-        if not self.wanted.partial:
-            self.report.fault("missing", Problem("ledger.body_missing", seq=seq))
-
     def _altered(self, body: Body, leaf: leaves.Leaf) -> None:
         seq, salt, content = body
         # The search for the field costs a second: for the first one only.
@@ -330,6 +328,7 @@ class _Run:
     def end(self) -> None:
         """Partial tiles, the root, and what is left over."""
         report, size = self.report, self.checkpoint.size
+        self.missing.end()
         if self.root_known:
             for level, number, row in self.edge.partial():
                 if level:

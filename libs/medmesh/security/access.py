@@ -229,12 +229,12 @@ def decide(actor: Actor, action: str, at: datetime, thing: Object = NO_OBJECT, r
 
 
 def _opened(actor: Actor, action: str, at: datetime, thing: Object) -> bool:
-    """Whether an emergency access of this person opens the action here: on what its organisation may see and is in no other's compartment;
-    and before the object is known."""
+    """Whether an emergency access of this person opens the action here: on what its organisation owns or was let in to by name and is in
+    no other's compartment; and before the object is known."""
     if not thing.labelled or actor.emergency is None:
         return emergency.permits(actor.emergency, action, at)
     whose = actor.emergency.organisation
-    seen = bool(thing.organisations & {whose, EVERYBODY}) and thing.label.compartments <= {whose}
+    seen = whose in thing.organisations and thing.label.compartments <= {whose}
     return seen and emergency.covers(actor.emergency, action, at, whose)
 
 

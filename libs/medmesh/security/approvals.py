@@ -72,7 +72,7 @@ def verify(token: str, governance_key: str, *, action: str, digest: str, at: dat
     options = {"require": ["iss", "aud", "exp", "jti"], "verify_exp": False, "verify_iat": False}
     try:
         claims = jwt.decode(token, public_key(governance_key), algorithms=["EdDSA"], audience=AUDIENCE, options=options)  # type: ignore[arg-type]
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, RecursionError):
         raise Problem("security.approval_signature") from None
     if claims.get("act") != action or claims.get("dig") != digest:
         raise Problem("security.approval_other", action=action)

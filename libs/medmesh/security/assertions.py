@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -37,7 +38,7 @@ def read_key(pem: str) -> PublicKey:
     """A public key of a kind we take. Raises `Problem`."""
     try:
         key = load_pem_public_key(pem.encode())
-    except ValueError:
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise Problem("security.system_key", reason="not a public key in PEM") from None
     if isinstance(key, Ed25519PublicKey) or (isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)):
         return key
@@ -62,7 +63,7 @@ def claimed(assertion: str) -> str:
     """Whose it says it is; not believed before `verify`. Raises `Problem`."""
     try:
         return str(jwt.decode(assertion, options={"verify_signature": False})["sub"])
-    except (jwt.PyJWTError, KeyError):
+    except (jwt.PyJWTError, KeyError, ValueError, RecursionError):
         raise Problem("security.assertion_refused", reason="malformed") from None
 
 
@@ -75,7 +76,7 @@ def verify(assertion: str, key: PublicKey, system: str, now: datetime) -> Assert
         ends = datetime.fromtimestamp(int(claims["exp"]), UTC)
     except jwt.InvalidAudienceError:
         raise Problem("security.assertion_refused", reason="audience") from None
-    except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError, RecursionError):
         raise Problem("security.assertion_refused", reason="signature") from None
     if claims["iss"] != system or claims["sub"] != system or not 8 <= len(str(claims["jti"])) <= 128:
         raise Problem("security.assertion_refused", reason="claims")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -185,12 +185,13 @@ def read_request(csr_pem: str) -> x509.CertificateSigningRequest:
     """A request that is signed by its own P-256 key. Raises `Problem`."""
     try:
         request = x509.load_pem_x509_csr(csr_pem.encode())
-    except ValueError:
+        public = request.public_key()
+        signed = request.is_signature_valid
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
         raise Problem("security.request_invalid", reason="not a PKCS#10 request") from None
-    public = request.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise Problem("security.request_invalid", reason="the key is not P-256")
-    if not request.is_signature_valid:
+    if not signed:
         raise Problem("security.request_invalid", reason="its signature does not verify")
     return request
 
@@ -207,7 +208,7 @@ def subject_of(certificate: x509.Certificate) -> str:
 def _urns(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return []
     return list(names.get_values_for_type(x509.UniformResourceIdentifier))
 
@@ -233,7 +234,7 @@ def verify_issued(certificate: x509.Certificate, ca: x509.Certificate) -> None:
     """Raise a `Problem` unless `ca` issued `certificate` for a node, however long ago."""
     try:
         certificate.verify_directly_issued_by(ca)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         raise Problem("security.certificate_foreign") from None
     hospital_of(certificate)
 

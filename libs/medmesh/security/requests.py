@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import secrets
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +22,9 @@ from medmesh.errors import Problem
 
 HEADER = "medmesh-signature"
 WINDOW = timedelta(minutes=5)
+
+
+_NONCE = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 def _text(method: str, target: str, stamp: str, nonce: str, body_sha256: str) -> bytes:
@@ -38,6 +42,8 @@ def verify_request(certificate: x509.Certificate, method: str, target: str, body
     """The nonce of a request this node signed within five minutes. Raises `Problem`; the caller remembers nonces."""
     try:
         stamp, nonce, encoded = header.split(",")
+        if not _NONCE(nonce):
+            raise ValueError
         signature = base64.b64decode(encoded, validate=True)
         made = datetime.fromtimestamp(int(stamp), UTC)
     except (ValueError, binascii.Error, OverflowError):

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jwt
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -154,7 +155,7 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
         header = jwt.get_unverified_header(token)
         claims = jwt.decode(token, options={"verify_signature": False})
         kind, issuer = str(claims["knd"]), str(claims["iss"])
-    except (jwt.PyJWTError, KeyError):
+    except (jwt.PyJWTError, KeyError, ValueError, RecursionError):
         raise Problem("security.token_malformed") from None
     if kind == "hospital":
         certificate = _node_certificate(header, trust, at)
@@ -175,9 +176,12 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
         claims = jwt.decode(token, key, algorithms=[algorithm], audience=audience, options=options)  # type: ignore[arg-type]
     except jwt.InvalidAudienceError:
         raise Problem("security.token_audience", audience=audience) from None
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, RecursionError):
         raise Problem("security.token_signature") from None
-    made, ends = (datetime.fromtimestamp(int(claims[name]), UTC) for name in ("iat", "exp"))
+    try:  # a node signs what it likes
+        made, ends = (datetime.fromtimestamp(int(claims[name]), UTC) for name in ("iat", "exp"))
+    except (ValueError, TypeError, OverflowError, OSError):
+        raise Problem("security.token_malformed") from None
     if at < made - LEEWAY:
         raise Problem("security.token_early")
     if at > ends + LEEWAY:
@@ -208,7 +212,7 @@ def _emergency(claim: dict[str, Any]) -> Emergency:
 def _node_certificate(header: dict[str, Any], trust: TrustBundle, at: datetime) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(base64.b64decode(header["x5c"][0], validate=True))
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, x509.InvalidVersion, UnsupportedAlgorithm):
         raise Problem("security.token_malformed") from None
     verify_node(certificate, x509.load_pem_x509_certificate(trust.ca_pem.encode()), at=at, revoked=frozenset(trust.revoked))
     return certificate

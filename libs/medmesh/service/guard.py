@@ -141,13 +141,12 @@ class Guard:
 
     async def find(self, uow: UnitOfWork[Any], kind: str, id_: str) -> Object | None:
         """An object, here or at its owner."""
-        here, service = self.handlers, self.handlers.service
-        if (kind in here.labelled or kind in here.facts or service in OWNERS[kind]) and (
-            found := await labels.find(uow, here, kind, id_)
-        ) is not None:
+        here, service, owners = self.handlers, self.handlers.service, OWNERS[kind]
+        mine = kind in here.labelled | here.copied
+        if (mine or service in owners) and (found := await labels.find(uow, here, kind, id_)) is not None:
             return found
-        for owner in OWNERS[kind]:
-            if owner == service or kind in here.labelled:
+        for owner in () if mine else owners:
+            if owner == service:
                 continue
             view = await self._ask(DescribeObject(service=owner, kind=kind, id=id_))
             if view.known:

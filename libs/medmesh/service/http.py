@@ -25,6 +25,23 @@ from medmesh.service.listener import Check, respond
 from medmesh.telemetry import log, metrics, span
 
 PROBLEM_JSON = "application/problem+json"
+_TEXT = {"type": "string"}
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "title": "Problem",
+    "description": "RFC 9457, with a stable `code`, what to do next, and the values in the text.",
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "pattern": "^urn:medmesh:problem:"},
+        "title": _TEXT,
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "code": {"type": "string", "pattern": r"^[a-z_]+\.[a-z_]+$"},
+        "hint": _TEXT,
+        "params": {"type": "object"},
+        "error": {"type": "string", "description": "The text again, where the Open Inference Protocol wants it"},
+    },
+    "required": ["type", "title", "status", "code", "hint", "params"],
+    "additionalProperties": False,
+}
 
 
 def language(request: Request) -> str:
@@ -42,6 +59,8 @@ def problem_response(problem: Problem, tongue: str = "en", headers: dict[str, st
 def handle_errors(app: FastAPI, *, is_transient: Callable[[BaseException], bool] = lambda error: False) -> None:
     """Answer every mistake as problem+json, in the client's language; what `is_transient` with a status that says: try again."""
 
+    _document_problems(app)
+
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> Response:
         return problem_response(problem, language(request))
@@ -56,13 +75,35 @@ def handle_errors(app: FastAPI, *, is_transient: Callable[[BaseException], bool]
         if error.status_code == 404:
             return problem_response(Problem("request.no_route", path=request.url.path), language(request))
         if error.status_code == 405:
-            return problem_response(Problem("request.no_method", method=request.method, path=request.url.path), language(request))
+            problem = Problem("request.no_method", method=request.method, path=request.url.path)
+            return problem_response(problem, language(request), dict(error.headers or {}))  # RFC 9110 §15.5.6: Allow
         return problem_response(Problem("request.invalid", reason=str(error.detail)), language(request))
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:
         problem = Problem("request.unavailable") if is_transient(error) else Problem("request.failed")
         return problem_response(problem, language(request))
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Let the OpenAPI document say how mistakes are answered, instead of the framework's own way, which is not used."""
+    describe = app.openapi
+    answer = {"description": "A problem", "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = describe()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for framework in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(framework, None)
+            schemas["Problem"] = PROBLEM_SCHEMA
+            for operation in (entry for path in document["paths"].values() for entry in path.values()):
+                operation["responses"].pop("422", None)
+                operation["responses"] |= {"4XX": answer, "5XX": answer}
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 class Observed:

@@ -68,6 +68,12 @@ def labelled(handlers: Handlers, *kinds: str) -> Handlers:
     return handlers
 
 
+def copied(handlers: Handlers, *kinds: str) -> Handlers:
+    """Declare that this service keeps copies of others' objects of these kinds, with their labels; it follows `LabelChanged`."""
+    handlers.copied = frozenset(kinds)
+    return handlers
+
+
 def thing_of(row: Row[Any]) -> Object:
     """From a row of `object_labels`."""
     label = Label(level(row.level), frozenset(row.compartments))
@@ -79,7 +85,7 @@ async def find(uow: UnitOfWork[Any], handlers: Handlers, kind: str, id_: str) ->
     known: Object | None = Object(kind, id_)
     if (look := handlers.facts.get(kind)) is not None:
         known = await look(id_, uow)
-    if known is None or known.kind not in handlers.labelled:
+    if known is None or known.kind not in handlers.labelled | handlers.copied:
         return known
     if "\x00" in known.id:  # PostgreSQL holds none in a text
         return None

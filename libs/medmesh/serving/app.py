@@ -27,7 +27,7 @@ from medmesh.serving.repository import LABEL, PROBABILITIES, Repository, Served
 from medmesh.store.unit import Entity
 
 MAX_BODY_BYTES = 32 * 2**20
-Admit = Callable[[Actor, Served], Awaitable[None]]
+Admit = Callable[[Actor, Served], Awaitable[object]]
 """(who, which model): called before anything of the model is told or used."""
 Record = Callable[[Actor, Served, int], Awaitable[None]]
 """(who, with which model, how many samples): called before the answer leaves; what it raises is the answer."""

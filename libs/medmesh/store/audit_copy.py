@@ -133,7 +133,9 @@ class Rows:
                 self._odd.append(Problem("ledger.column", seq=row["seq"], field=name))
 
     def _bodies(self, first: int) -> Iterator[Body]:
-        while rows := self._fetch("SELECT seq, salt, body FROM audit.entries WHERE seq >= $1 ORDER BY seq LIMIT $2", first, PAGE):
+        while rows := self._fetch(
+            "SELECT seq, salt, body FROM audit.entries WHERE seq >= $1 AND body <> '' ORDER BY seq LIMIT $2", first, PAGE
+        ):
             for row in rows:
                 yield row["seq"], row["salt"], row["body"]
             first = rows[-1]["seq"] + 1

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from medmesh.store.migrate import Schema
 
 APPEND_ONLY = {"append_only": True}
+
+
+def emptied(columns: tuple[str, ...], *, place: str, below: str) -> dict[str, object]:
+    """Append-only but for one way: these columns (bytes) may be emptied, and nothing else done, in rows whose `place` lies below what the
+    query `below` answers. The service's role still has no right to; the function `prune(first, end)` does it, and no more than that."""
+    return {**APPEND_ONLY, "emptied": (columns, place, below)}
+
+
 CHANNEL = "medmesh_ddl"
 
 
@@ -48,6 +56,23 @@ BEGIN
     RAISE EXCEPTION '% on %.% is refused: it is append-only', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME
         USING ERRCODE = 'insufficient_privilege';
 END
+$body$
+"""
+_EMPTY_ONLY = """
+CREATE FUNCTION empty_only() RETURNS trigger LANGUAGE plpgsql SET search_path = "{schema}", pg_catalog AS $body$
+BEGIN
+    IF TG_OP = 'UPDATE' AND {empty} AND to_jsonb(NEW) - {names} = to_jsonb(OLD) - {names} AND OLD.{place} < ({below}) THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION '% on %.% is refused: it is append-only', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME
+        USING ERRCODE = 'insufficient_privilege';
+END
+$body$
+"""
+_PRUNE = """
+CREATE FUNCTION prune(first bigint, upto bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = "{schema}", pg_catalog AS $body$
+    UPDATE "{table}" SET {set} WHERE {place} >= first AND {place} < upto AND {place} < ({below}) AND NOT ({empty})
 $body$
 """
 # SECURITY DEFINER: whoever changes the schema writes the row, whatever they may otherwise.
@@ -80,17 +105,39 @@ async def guard(sql: AsyncConnection, schema: Schema) -> None:
     if (await sql.execute(text("SELECT to_regproc('append_only')"))).scalar_one() is None:
         await sql.exec_driver_sql(_REFUSE)
     for name in names:
+        rule = schema.metadata.tables[name].info.get("emptied")
         if (await sql.execute(text("SELECT to_regclass(:name)"), {"name": f'"{name}"'})).scalar_one() is None:
             continue  # declared, and its migration is about to be generated
         await sql.execute(text(f'REVOKE ALL ON "{name}" FROM "{schema.role}", PUBLIC'))
         await sql.execute(text(f'GRANT SELECT{"" if name == "ddl" else ", INSERT"} ON "{name}" TO "{schema.role}"'))
+        if rule is not None:
+            await _one_way(sql, schema, name, *rule)
         for trigger, event, level in (("no_change", "UPDATE OR DELETE", "ROW"), ("no_truncate", "TRUNCATE", "STATEMENT")):
             if await _enabled(sql, schema.service, name, trigger) is None:
-                body = f'CREATE TRIGGER {trigger} BEFORE {event} ON "{name}" FOR EACH {level} EXECUTE FUNCTION append_only()'
+                does = "empty_only()" if rule is not None and level == "ROW" else "append_only()"
+                body = f'CREATE TRIGGER {trigger} BEFORE {event} ON "{name}" FOR EACH {level} EXECUTE FUNCTION {does}'
                 await sql.execute(text(body))
                 await sql.execute(text(f'ALTER TABLE "{name}" ENABLE ALWAYS TRIGGER {trigger}'))
     await sql.execute(text("RESET ROLE"))
     await _watch(sql, schema.service)
+
+
+async def _one_way(sql: AsyncConnection, schema: Schema, table: str, columns: tuple[str, ...], place: str, below: str) -> None:
+    """The functions behind `emptied`: the trigger's, and the one the service may call. Names are our own, from `tables.py`."""
+    if (await sql.execute(text("SELECT to_regproc('empty_only')"))).scalar_one() is not None:
+        return
+    parts = {
+        "schema": schema.service,
+        "table": table,
+        "place": place,
+        "below": below,
+        "names": "ARRAY[" + ", ".join(f"'{column}'" for column in columns) + "]",
+        "set": ", ".join(f"{column} = ''" for column in columns),
+    }
+    await sql.exec_driver_sql(_EMPTY_ONLY.format(**parts, empty=" AND ".join(f"NEW.{column} = ''" for column in columns)))
+    await sql.exec_driver_sql(_PRUNE.format(**parts, empty=" AND ".join(f"{column} = ''" for column in columns)))
+    await sql.execute(text("REVOKE ALL ON FUNCTION prune(bigint, bigint) FROM PUBLIC"))
+    await sql.execute(text(f'GRANT EXECUTE ON FUNCTION prune(bigint, bigint) TO "{schema.role}"'))
 
 
 async def _watch(sql: AsyncConnection, schema: str) -> None:

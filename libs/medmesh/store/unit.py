@@ -11,14 +11,17 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import CursorResult, Executable, Row, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from medmesh.contracts.message import Command, Envelope, Event, encode, envelope, new_id
 from medmesh.errors import Problem
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.tables import service_metadata
+from medmesh.telemetry import log
 
+_DATA_EXCEPTION = "22"
+"""The SQLSTATE class of numbers out of range and characters that no text may hold."""
 _SPENT = service_metadata().tables["approvals_spent"]
 
 Ports = TypeVar("Ports")
@@ -131,16 +134,22 @@ class UnitOfWork(Generic[Ports]):
         return self.context.actor
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
-        """Run one statement."""
-        return await self.sql.execute(statement, parameters)
+        """Run one statement. Raises `Problem` (`store.value`) for a value that a column cannot hold: trying again would not help."""
+        try:
+            return await self.sql.execute(statement, parameters)
+        except DBAPIError as error:
+            if str(getattr(error.orig, "sqlstate", None)).startswith(_DATA_EXCEPTION):
+                log("store.value", level=30, error=error)
+                raise Problem("store.value") from None
+            raise
 
     async def first(self, statement: Executable) -> Row[Any] | None:
         """The first row, or None."""
-        return (await self.sql.execute(statement)).first()
+        return (await self.execute(statement)).first()
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Every row."""
-        return (await self.sql.execute(statement)).all()
+        return (await self.execute(statement)).all()
 
     def emit(self, message: Event | Command, *, hospital: str | None = None) -> str:
         """Publish `message` when this transaction commits; answers its id. The class must be among the service's declared ones."""

@@ -29,7 +29,7 @@ AUDIT_QUOTA = Gauge("medmesh_audit_quota_used", "Share of what may wait for the 
 AUDIT_DROPPED = Counter("medmesh_audit_dropped", "Audit records lost; must stay 0", ["service"], registry=REGISTRY)
 AUDIT_ALERTS = Counter("medmesh_audit_alerts", "Anomalies the log's watcher raised", ["rule"], registry=REGISTRY)
 AUDIT_REFUSED = Counter("medmesh_audit_refused", "Batches of records the log refused", ["code"], registry=REGISTRY)
-AUDIT_CHECKPOINT_AGE = Gauge("medmesh_audit_checkpoint_age_seconds", "Since a checkpoint was published last", registry=REGISTRY)
+AUDIT_CHECKPOINT_AGE = Gauge("medmesh_audit_checkpoint_age_seconds", "Since all was confirmed to be under a checkpoint", registry=REGISTRY)
 WITNESS_ASKED = Counter(
     "medmesh_audit_witness_asked", "Checkpoints shown to a witness by outcome", ["witness", "outcome"], registry=REGISTRY
 )

@@ -8,7 +8,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry
 from medmesh.telemetry import log, metrics
 
-KINDS = ("inconsistent", "rewritten", "ddl", "weakened", "sealed_twice", "seal_altered", "second")
+KINDS = ("inconsistent", "rewritten", "ddl", "weakened", "sealed_twice", "seal_altered", "seal_refused", "second")
 for _kind in KINDS:
     metrics.AUDIT_ALARMS.labels(_kind)
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -37,6 +37,7 @@ TAIL = 5_000
 SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
     "access_denied": "warning",
+    "checkpoint_old": "critical",
     "clock_skew": "warning",
     "emergency": "warning",
     "emergency_overdue": "critical",
@@ -44,6 +45,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "export_volume": "warning",
     "heartbeat": "warning",
     "log_alarm": "critical",
+    "log_heartbeat": "critical",
     "policy_changed": "critical",
     "record_altered": "critical",
     "root_mismatch": "critical",
@@ -171,6 +173,8 @@ class Anomalies:
     """Reads the tail; `report` is for what never reaches the log, `alive` for hospitals' signs of life."""
 
     runtime: Runtime
+    further: list[Callable[[UnitOfWork[Any]], Awaitable[list[Anomaly]]]] = field(default_factory=list)
+    """What else is looked at, each time."""
     last_run: float = 0.0
     """Of the monotonic clock; 0 before the first."""
     _pending: list[Anomaly] = field(default_factory=list)
@@ -200,6 +204,8 @@ class Anomalies:
         try:
             async with self.runtime.unit() as uow:
                 found += await self._look(uow)
+                for look in self.further:
+                    found += await look(uow)
             for anomaly in found:
                 await self._raise(anomaly)
         except BaseException:

@@ -16,6 +16,10 @@ from medmesh_audit import events, fhir, queries, reports, second
 from medmesh_audit.door import Visitor, may
 from medmesh_audit.ports import Ports
 
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
 
 def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The HTTP application of audit."""
@@ -32,13 +36,13 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
         response.headers["Medmesh-Witnesses"] = shown.state
         return str(shown.note)
 
-    @app.get("/log/sm3/{rest:path}", tags=["log"])
+    @app.get("/log/sm3/{rest:path}", tags=["log"], response_class=Response, responses=_BYTES)
     async def second_tree(rest: str, who: Visitor = may(runtime, "audit.proof")) -> Response:
         """The second tree over the same entries (SM3, SM2), where there is one: `checkpoint`, `tile/…`."""
         async with runtime.unit() as uow:
             return Response(await second.log_file(uow, rest), media_type="application/octet-stream")
 
-    @app.get("/log/tile/{rest:path}", tags=["log"])
+    @app.get("/log/tile/{rest:path}", tags=["log"], response_class=Response, responses=_BYTES)
     async def tile(rest: str, who: Visitor = may(runtime, "audit.proof")) -> Response:
         async with runtime.unit() as uow:
             return Response(await queries.log_file(uow, f"tile/{rest}"), media_type="application/octet-stream")

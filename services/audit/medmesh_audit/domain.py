@@ -6,8 +6,9 @@ import base64
 import binascii
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
@@ -20,6 +21,9 @@ from medmesh.security.tokens import Actor
 from medmesh.service.recording import PLATFORM
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_ID = re.compile(r"[0-9A-Za-z-]{1,36}")
+_LONGEST = 80
+"""Of an organisation's name, as its column holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ def admit(record: AuditRecord, emitter: str, salt: bytes | None = None) -> Entry
     except binascii.Error:
         raise Problem("ledger.record", reason="not base64") from None
     document = read_record(body)
+    if not of_the_form(document):
+        raise Problem("ledger.record", reason="not of the form")
     if document["id"] != record.id or document["n"] != record.n or document["src"].get("service") != emitter:
         raise Problem("audit.emitter", emitter=emitter)
     salt = salt or os.urandom(SALT_BYTES)
@@ -51,6 +57,40 @@ def admit(record: AuditRecord, emitter: str, salt: bytes | None = None) -> Entry
         raise Problem("audit.vocabulary", verb=str(document["sub"]), version=VERSION)
     leaf = Leaf(document["tr"][:13], emitter, record.n, ",".join(orgs), commitment(salt, body), verb.retention)
     return Entry(record.id, emitter, record.n, body, salt, leaf.encode(), document)
+
+
+def of_the_form(document: Mapping[str, Any]) -> bool:
+    """Whether the parts that the log itself reads are what they ought to be: one emitter's record must not stop everybody's."""
+
+    def texts(part: Any, *names: str) -> bool:
+        return isinstance(part, dict) and all(isinstance(part.get(name), str) for name in names)
+
+    lists = all(isinstance(document[name], list) for name in ("agents", "entities", "orgs"))
+    return (
+        lists
+        and texts(document, "id", "t", "tr", "sub", "why", "pou")
+        and _ID.fullmatch(document["id"]) is not None
+        and all(_instant(document[name]) for name in ("t", "tr"))
+        and type(document["n"]) is int
+        and type(document["out"]) is int
+        and document["out"] in (0, 4, 8, 12)
+        and all(texts(agent, "who", "org") and len(agent["org"]) <= _LONGEST for agent in document["agents"])
+        and all(texts(entity, "type", "id") for entity in document["entities"])
+        and all(isinstance(document[name], dict) for name in ("src", "type", "ctx", "policy", "approval", "detail"))
+        and texts(document["policy"], "decision", "bundle")
+    )
+
+
+def _instant(text: str) -> bool:
+    try:
+        return len(text) == len("2026-11-24T03:00:00.000000Z") and datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except ValueError:
+        return False
+
+
+def _shown(text: Any) -> str:
+    """As the database can hold it: it knows no NUL."""
+    return str(text).replace("\0", "\ufffd")
 
 
 def compartments(document: dict[str, Any], emitter: str) -> list[str]:
@@ -71,15 +111,15 @@ def facts(seq: int, document: dict[str, Any]) -> dict[str, Any]:
         "recorded": datetime.fromisoformat(document["tr"]),
         "verb": document["sub"],
         "outcome": document["out"],
-        "who": str(agent.get("who", "")),
-        "org": str(agent.get("org", "")),
+        "who": _shown(agent.get("who", "")),
+        "org": _shown(agent.get("org", "")),
         "service": document["src"]["service"],
         "id": document["id"],
         "type": document["type"]["code"],
         "purpose": document["pou"],
-        "correlation": str(document["ctx"].get("correlation", "")),
+        "correlation": _shown(document["ctx"].get("correlation", "")),
         "orgs": list(document["orgs"]),
-        "entities": [f"{entity['type']}:{entity['id']}" for entity in document["entities"]],
+        "entities": [_shown(f"{entity['type']}:{entity['id']}") for entity in document["entities"]],
     }
 
 

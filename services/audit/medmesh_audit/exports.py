@@ -36,6 +36,7 @@ async def request_export(command: Envelope[RequestExport], uow: UnitOfWork[Ports
         "scope": scope(uow.actor) or "",
         "format": wanted.format,
         "filter": wanted.filter.model_dump(mode="json", exclude_none=True),
+        "complete": wanted.complete,
     }
     digest = approvals.request_digest(request)
     values = {
@@ -44,6 +45,7 @@ async def request_export(command: Envelope[RequestExport], uow: UnitOfWork[Ports
         "scope": request["scope"],
         "format": request["format"],
         "filters": request["filter"],
+        "complete": request["complete"],
         "digest": digest,
         "state": "waiting",
         "approval": "",

@@ -21,6 +21,7 @@ from medmesh_audit.door import OPEN, Visitor, may
 from medmesh_audit.tables import entries, facts
 
 MEDIA_TYPE = "application/fhir+json"
+_ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {MEDIA_TYPE: {"schema": {"type": "object"}}}}}
 PARAMETERS = {
     "date": ("date", "When it was recorded; prefixes eq, ge, gt, le, lt"),
     "agent": ("token", "Who took part, for example person:li"),
@@ -35,12 +36,12 @@ _DATE = re.compile(r"(eq|ge|gt|le|lt)?(\d{4}(?:-\d\d(?:-\d\d)?)?|\d{4}-\d\d-\d\d
 def mount(app: FastAPI, runtime: Runtime) -> None:
     """Add the routes."""
 
-    @app.get("/fhir/metadata", tags=["fhir"], response_class=Response, openapi_extra=OPEN)
+    @app.get("/fhir/metadata", tags=["fhir"], response_class=Response, responses=_ANSWERS, openapi_extra=OPEN)
     async def metadata(request: Request) -> Response:
         """The CapabilityStatement; open to everybody, as FHIR asks."""
         return _fhir(capabilities(str(request.base_url).rstrip("/") + "/fhir"))
 
-    @app.get("/fhir/AuditEvent", tags=["fhir"], response_class=Response)
+    @app.get("/fhir/AuditEvent", tags=["fhir"], response_class=Response, responses=_ANSWERS)
     async def find(
         request: Request,
         who: Visitor = may(runtime, "audit.read"),
@@ -69,7 +70,7 @@ def mount(app: FastAPI, runtime: Runtime) -> None:
                 handlers.asked(uow, given, len(found.events))
         return _fhir(bundle(str(request.url), request, [(event.seq, event.record) for event in found.events], found.next))
 
-    @app.get("/fhir/AuditEvent/{event}", tags=["fhir"], response_class=Response)
+    @app.get("/fhir/AuditEvent/{event}", tags=["fhir"], response_class=Response, responses=_ANSWERS)
     async def one(event: str, who: Visitor = may(runtime, "audit.read")) -> Response:
         """One resource."""
         async with runtime.unit(who.context) as uow:

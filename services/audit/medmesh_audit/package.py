@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import select, update
 
 from medmesh.auditing import formats
-from medmesh.auditing.package import INSTRUCTIONS, counters
+from medmesh.auditing.completeness import OTHERS, STATEMENT, statement, undecided
+from medmesh.auditing.package import BODIES, INSTRUCTIONS, counters, headers, numbers
 from medmesh.canonical import canonical
 from medmesh.contracts.message import ObjectRef
 from medmesh.ledger import tiles
@@ -42,6 +43,8 @@ async def build(ports: Ports, row: Any) -> tuple[ObjectRef, int]:
     try:
         checkpoint = await _log(ports, row.size, content)
         records = await _records(ports, row, content)
+        if row.complete:
+            await _others(ports, row, content)
         await asyncio.to_thread(_about, ports, row, content, checkpoint)
         file = folder / "export.zip"
         await asyncio.to_thread(_pack, content, file)
@@ -74,7 +77,7 @@ async def _records(ports: Ports, row: Any, content: Path) -> int:
     read = lru_cache(maxsize=512)(lambda level, number, width: (content / tiles.path(level, number, width)).read_bytes())
     node = tiles.nodes(read, row.size)
     after, count = -1, 0
-    (content / "bodies.jsonl").touch()
+    (content / BODIES).touch()
     formats.write(content, row.format, [])
     while True:
         wanted = select(entries).join(facts, facts.c.seq == entries.c.seq).where(facts.c.seq > after, facts.c.seq < row.size)
@@ -84,7 +87,7 @@ async def _records(ports: Ports, row: Any, content: Path) -> int:
             return count
 
         def write(found: Any = found) -> None:
-            with (content / "bodies.jsonl").open("a", encoding="utf-8") as evidence:
+            with (content / BODIES).open("a", encoding="utf-8") as evidence:
                 for entry in found:
                     path = [base64.b64encode(p).decode() for p in inclusion_proof(node, entry.seq, row.size)]
                     line = {"seq": entry.seq, "leaf": base64.b64encode(entry.leaf).decode(), "proof": path}
@@ -97,12 +100,33 @@ async def _records(ports: Ports, row: Any, content: Path) -> int:
             await uow.execute(update(exports).where(exports.c.export == row.export).values(done=after + 1))
 
 
+async def _others(ports: Ports, row: Any, content: Path) -> None:
+    """Salt and body of what does not fit although its header leaves that open."""
+
+    def missing() -> list[int]:
+        return list(undecided(row.filters, row.scope, headers(content, row.size), numbers(content / BODIES)))
+
+    wanted = await asyncio.to_thread(missing)
+    with (content / OTHERS).open("w", encoding="utf-8") as file:
+        for begin in range(0, len(wanted), PAGE):
+            some = select(entries.c.seq, entries.c.salt, entries.c.body).where(entries.c.seq.in_(wanted[begin : begin + PAGE]))
+            async with ports.runtime.unit() as uow:
+                found = await uow.all(some.order_by(entries.c.seq))
+            for entry in found:
+                if entry.body:  # one that was pruned stays undecided
+                    file.write(json.dumps({"seq": entry.seq, **body_document(entry.salt, entry.body)}) + "\n")
+
+
 def _about(ports: Ports, row: Any, content: Path, checkpoint: str) -> None:
     """What was asked, by whom it was approved, the counters of every emitter, the keys, and how to verify it."""
     request = {"export": row.export, "requester": row.requester, "scope": row.scope, "format": row.format, "filter": row.filters}
+    request["complete"] = row.complete
     asked = {"request": request, "digest": row.digest, "approval": row.approval, "written_by": version("medmesh")}
     (content / "request.json").write_bytes(canonical(asked) + b"\n")
     (content / "emitters.json").write_bytes(canonical(counters(content, row.size)) + b"\n")
+    exported, opened = numbers(content / BODIES), numbers(content / OTHERS)
+    said = statement(row.filters, row.scope, list(headers(content, row.size)), exported, opened)
+    (content / STATEMENT).write_bytes(canonical(said) + b"\n")
     vkey = ports.sequencer.vkey
     (content / "vkeys").write_text(f"{vkey}\n", encoding="utf-8")
     (content / "policy").write_text(ports.witnesses.text or f"log {vkey}\nquorum none\n", encoding="utf-8")

@@ -34,6 +34,8 @@ class Ports:
     upper: Upper = field(default_factory=Upper)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """An export was approved."""
+    prune: asyncio.Event = field(default_factory=asyncio.Event)
+    """A pruning was approved."""
 
     def trust(self) -> TrustBundle:
         """Whose signatures are believed."""

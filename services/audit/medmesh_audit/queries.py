@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, literal, select, union_all
 
 from medmesh.contracts.audit import Evidence
 from medmesh.errors import Problem
-from medmesh.ledger import proof
+from medmesh.ledger import note, proof
 from medmesh.ledger import tiles as tile
 from medmesh.ledger.edge import split
 from medmesh.ledger.leaf import body_document
@@ -158,7 +158,7 @@ def parse(path: str) -> Tile:
     level, *parts = rest.split("/")
     try:
         number, width = tile.parse(parts)
-        chosen = int(level) if level != "entries" else -1
+        chosen = note.decimal(level) if level != "entries" else -1
         if kind != "tile" or not -1 <= chosen < 8:
             raise ValueError
     except ValueError:

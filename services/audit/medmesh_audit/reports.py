@@ -17,6 +17,8 @@ from medmesh_audit import evidence, exports, lineage, queries
 from medmesh_audit.door import Visitor, may
 from medmesh_audit.ports import Ports
 
+_ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}}
+
 
 def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     """Add the routes."""
@@ -35,7 +37,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             uow.audit(AuditEntry("audit.lineage", "R", entities=(Entity(kind, id),)))
             return await lineage.trace(uow, kind, id, who.scope)
 
-    @app.get("/v1/mlps/evidence", tags=["reports"])
+    @app.get("/v1/mlps/evidence", tags=["reports"], responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}})
     async def mlps(request: Request, who: Visitor = may(runtime, "audit.report")) -> Response:
         """GB/T 22239-2019 Level 3, clause by clause: proven by something live, procedural, or not met. HTML where it is accepted."""
         async with runtime.unit(who.context) as uow:
@@ -52,7 +54,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         async with runtime.unit(who.context) as uow:
             return exports.view(await exports.visible(uow, export, who.scope))
 
-    @app.get("/v1/exports/{export}/content", tags=["exports"], response_class=StreamingResponse)
+    @app.get("/v1/exports/{export}/content", tags=["exports"], response_class=StreamingResponse, responses=_ZIP)
     async def content(export: str, request: Request, who: Visitor = may(runtime, "audit.export")) -> Response:
         """The file of an approved export, for who asked for it; fetching it is recorded."""
         async with runtime.unit(who.context) as uow:

@@ -1,21 +1,34 @@
-"""The log read back from the sealed store alone, when the database is gone: a folder that `medmesh audit verify` checks."""
+"""The log read back from the sealed store alone, when the database is gone: a folder that `medmesh audit verify` checks, and from there
+into an empty database."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Table
 
 from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.ledger import tiles as tile
+from medmesh.ledger.copies import Folder
 from medmesh.ledger.edge import Edge
+from medmesh.ledger.leaf import decode
+from medmesh.ledger.record import read_record
 from medmesh.ledger.second import PREFIX
 from medmesh.ledger.tree import leaf_hash
+from medmesh.store.database import Database
 from medmesh.store.objects.sealed import SealedStore
-from medmesh_audit.sealing import bundle_key
+from medmesh.store.session import session
+from medmesh_audit.domain import facts
+from medmesh_audit.sealing import HEADERS, Sealer, bundle_key
+from medmesh_audit.tables import checkpoints, emitters, entries, tiles
+from medmesh_audit.tables import facts as facts_table
 
 
 async def restore(store: SealedStore, vkey: str, folder: Path) -> int:
@@ -28,6 +41,9 @@ async def restore(store: SealedStore, vkey: str, folder: Path) -> int:
     for number in range((newest.size + tile.WIDTH - 1) // tile.WIDTH):
         width = min(tile.WIDTH, newest.size - number * tile.WIDTH)
         key = bundle_key(number, width)
+        headers = Sealer.key(HEADERS, tile.WIDTH, number)  # what is left of one whose bodies were pruned
+        if headers in segments:
+            key = headers
         if key not in segments:
             raise Problem("objects.missing", sha256=key)
         lines += (await store.read(key, segments[key])).splitlines()
@@ -38,7 +54,7 @@ async def restore(store: SealedStore, vkey: str, folder: Path) -> int:
         part = leaves[number * tile.WIDTH : (number + 1) * tile.WIDTH]
         _put(folder / tile.path("entries", number, len(part)), tile.bundle(part))
     await _second(store, segments, newest.size, leaves, folder)
-    bodies = (json.dumps({name: entry[name] for name in ("seq", "salt", "body")}) for entry in entries)
+    bodies = (json.dumps({name: entry[name] for name in ("seq", "salt", "body")}) for entry in entries if "body" in entry)
     _put(folder / "bodies.jsonl", "".join(f"{line}\n" for line in bodies).encode())
     _put(folder / "checkpoint", text.encode())
     return newest.size
@@ -87,3 +103,53 @@ def _tiles(folder: Path, leaves: list[bytes], edge: Edge, hashed: Callable[[byte
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+
+
+# --- into an empty database -----------------------------------------------------------------------------------------
+
+
+async def fill(database: Database, folder: Path) -> int:
+    """Put a verified copy into an empty schema, all of it or nothing; answers how many entries. Raises `Problem` (`audit.not_empty`).
+
+    The sequencer that starts on it computes the tree anew and goes on where the log ended, with the same key and the same counters.
+    """
+    text = (folder / "checkpoint").read_text(encoding="utf-8")
+    signed = note.parse_checkpoint(note.split(text)[0])
+    lines = iter(Folder(folder).bodies(0, signed.size) or ())
+    body = next(lines, None)
+    edge, last = Edge(), {"audit": (0, "")}
+    async with session(database) as opened:
+        await opened.execute("BEGIN")
+        await opened.execute("INSERT INTO state (one, size) VALUES (1, 0) ON CONFLICT DO NOTHING")
+        if await opened.fetch("SELECT 1 FROM entries LIMIT 1") or await opened.fetch("SELECT 1 FROM state WHERE size > 0 OR term > 0"):
+            raise Problem("audit.not_empty")
+        for number in range((signed.size + tile.WIDTH - 1) // tile.WIDTH):
+            leaves = Folder(folder).entries(number, min(tile.WIDTH, signed.size - number * tile.WIDTH))
+            rows: dict[Table, list[dict[str, Any]]] = {entries: [], facts_table: []}
+            for place, leaf in enumerate(leaves):
+                seq, header = number * tile.WIDTH + place, decode(leaf)
+                salt, content = b"", b""
+                if body is not None and body[0] == seq:
+                    _, salt, content = body
+                    body = next(lines, None)
+                record = read_record(content) if content else None
+                at = datetime.fromisoformat(record["tr"] if record else f"{header.hour}:00:00Z")
+                id_ = record["id"] if record else f"pruned-{seq}"
+                last[header.emitter] = (header.n, id_)
+                row = {"seq": seq, "id": id_, "emitter": header.emitter, "n": header.n, "leaf": leaf, "hash": leaf_hash(leaf)}
+                rows[entries].append({**row, "salt": salt, "body": content, "at": at})
+                if record:
+                    rows[facts_table].append(facts(seq, record))
+            if full := edge.add([row["hash"] for row in rows[entries]]):
+                rows[tiles] = [one._asdict() for one in full]
+            now = datetime.now(UTC)
+            names = {row["emitter"] for row in rows[entries]}
+            rows[emitters] = [{"emitter": name, "n": last[name][0], "last_at": now} for name in names]
+            if edge.size == signed.size:
+                rows[checkpoints] = [{"size": signed.size, "root": signed.root, "note": text, "at": now}]
+            moved = "UPDATE state SET size = $1 WHERE size = $2"
+            await opened.write((moved, (edge.size, number * tile.WIDTH)), {table: some for table, some in rows.items() if some}, emitters)
+        # The service's own records go on from its last one that is in the log.
+        await opened.execute("UPDATE audit_counter SET n = $1, last_id = $2", *last["audit"])
+        await opened.execute("COMMIT")
+    return edge.size

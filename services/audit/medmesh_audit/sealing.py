@@ -22,11 +22,13 @@ from medmesh.ledger.second import PREFIX
 from medmesh.service.runtime import Runtime
 from medmesh.telemetry import log
 from medmesh_audit.alarms import alarm
-from medmesh_audit.tables import checkpoints, entries, seals, sm_checkpoints, sm_tiles, tiles
+from medmesh_audit.tables import checkpoints, entries, prunings, seals, sm_checkpoints, sm_tiles, tiles
 
 if TYPE_CHECKING:
     from medmesh.store.objects.sealed import SealedStore
 
+HEADERS = "headers"
+"""Of a bundle whose bodies were pruned."""
 SM_TILE, SM_NOTE = "sm-tile", "sm-note"
 _DIGITS = 16  # names of checkpoints sort by size
 
@@ -55,6 +57,7 @@ class Sealer:
     store: SealedStore
     _fresh: dict[str, str] = field(default_factory=dict)
     _odd: set[str] = field(default_factory=set)
+    _refused: bool = False
 
     async def run(self) -> None:
         """Seal what the newest checkpoint covers, then the checkpoint."""
@@ -69,7 +72,7 @@ class Sealer:
             await self._tiles(newest.size)
             await self._second()
             content = {"note": newest.note, "segments": self._fresh}
-            await self._seal("checkpoint", 0, newest.size, checkpoint_key(newest.size), json.dumps(content, sort_keys=True).encode())
+            await self.seal("checkpoint", 0, newest.size, json.dumps(content, sort_keys=True).encode())
             log("audit.sealed", size=newest.size, segments=len(self._fresh))
         except Problem as problem:
             if problem.code != "objects.sealed":
@@ -88,10 +91,13 @@ class Sealer:
             at = select(seals.c.at).where(seals.c.kind == "checkpoint", seals.c.number == size).scalar_subquery()
             wanted = select(seals).where(seals.c.kind != "checkpoint")
             rows = await uow.all(wanted if size < 0 else wanted.where(seals.c.at > at))
-        return {self._key(row.kind, row.level, row.number): row.version for row in rows}
+        return {self.key(row.kind, row.level, row.number): row.version for row in rows}
 
     @staticmethod
-    def _key(kind: str, level: int, number: int) -> str:
+    def key(kind: str, level: int, number: int) -> str:
+        """Where something lies."""
+        if kind == HEADERS:
+            return f"{HEADERS}/{number:0{_DIGITS}d}"
         if kind == "entries":
             return bundle_key(number, level)
         if kind.startswith("sm-"):
@@ -109,7 +115,7 @@ class Sealer:
         first = number * tile.WIDTH
         async with self.runtime.unit() as uow:
             rows = await uow.all(select(entries).where(entries.c.seq.between(first, first + width - 1)).order_by(entries.c.seq))
-        await self._seal("entries", width, number, bundle_key(number, width), bundle_bytes(rows))
+        await self.seal("entries", width, number, bundle_bytes(rows))
 
     async def _tiles(self, size: int, kind: str = "tile", table: Table = tiles) -> None:
         level = 0
@@ -119,7 +125,7 @@ class Sealer:
                     hashes = (
                         await uow.execute(select(table.c.hashes).where(table.c.level == level, table.c.number == number))
                     ).scalar_one()
-                await self._seal(kind, level, number, self._key(kind, level, number), hashes)
+                await self.seal(kind, level, number, hashes)
             level += 1
 
     async def _second(self) -> None:
@@ -129,10 +135,19 @@ class Sealer:
         if row is None or row.size <= await self._last(SM_NOTE, 0):
             return
         await self._tiles(row.size, SM_TILE, sm_tiles)
-        await self._seal(SM_NOTE, 0, row.size, self._key(SM_NOTE, 0, row.size), row.note.encode())
+        await self.seal(SM_NOTE, 0, row.size, row.note.encode())
 
-    async def _seal(self, kind: str, level: int, number: int, key: str, data: bytes) -> None:
-        version = await self.store.put(key, data)
+    async def seal(self, kind: str, level: int, number: int, data: bytes) -> None:
+        """Put something in its place, and note where."""
+        key = self.key(kind, level, number)
+        try:
+            version = await self.store.put(key, data)
+        except Problem as problem:
+            if problem.code in ("objects.refused", "objects.unlocked") and not self._refused:
+                self._refused = True
+                await alarm(self.runtime, "seal_refused", key=key, reason=problem.code)
+            raise
+        self._refused = False
         async with self.runtime.unit() as uow:
             digest = hashlib.sha256(data).hexdigest()
             await uow.execute(insert(seals).values(kind=kind, level=level, number=number, version=version, sha256=digest, at=uow.now))
@@ -142,8 +157,10 @@ class Sealer:
         """Compare the store's versions with those that were sealed: another version, or a delete marker, was put by somebody else."""
         found = await self.store.versions()
         async with self.runtime.unit() as uow:
-            rows = await uow.all(select(seals.c.kind, seals.c.level, seals.c.number, seals.c.version))
-        known = {(self._key(row.kind, row.level, row.number), row.version) for row in rows}
+            pruned = (await uow.execute(select(func.coalesce(func.max(prunings.c.minimum), 0)))).scalar_one() // tile.WIDTH
+            there = (seals.c.kind != "entries") | (seals.c.number >= pruned)
+            rows = await uow.all(select(seals.c.kind, seals.c.level, seals.c.number, seals.c.version).where(there))
+        known = {(self.key(row.kind, row.level, row.number), row.version) for row in rows}
         listed = {(version.key, version.id) for version in found}
         names = {key for key, _ in known}
         for version in found:

@@ -6,7 +6,6 @@ While one group is written the next gathers; nobody waits for companions. Two in
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
@@ -46,8 +45,6 @@ class Sequencer:
     """The newest checkpoint that left the database: a log that is shorter was rolled back."""
     leading: bool = False
     halted: Problem | None = None
-    published: float = field(default_factory=time.monotonic)
-    """Of the monotonic clock: when a checkpoint was published last."""
     _queue: asyncio.Queue[Waiting] = field(default_factory=asyncio.Queue)
     _head: head.Head | None = None
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -191,7 +188,6 @@ class Sequencer:
             row = await uow.first(select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1))
             if row is not None:
                 uow.emit(CheckpointPublished(size=row.size, root=row.root.hex(), note=row.note))
-        self.published = time.monotonic()
 
 
 def _answer(done: asyncio.Future[list[Receipt]], answer: list[Receipt] | Problem) -> None:

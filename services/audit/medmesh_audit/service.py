@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.dialects.postgresql import insert
 
-from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, record_subject
+from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, LogChanged, record_subject
 from medmesh.ledger import note
 from medmesh.security.keys import Identity
 from medmesh.service.http import Observed, serve
@@ -19,11 +19,12 @@ from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
 from medmesh.telemetry import metrics
-from medmesh_audit import exports, handlers
+from medmesh_audit import exports, handlers, pruning, retention
 from medmesh_audit.anomalies import Anomalies
 from medmesh_audit.api import application
 from medmesh_audit.intake import EDGE, receiver
 from medmesh_audit.ports import HANDLERS, Ports
+from medmesh_audit.pulse import Pulse
 from medmesh_audit.sealing import Sealer, newest_sealed
 from medmesh_audit.second import Second, load_keys
 from medmesh_audit.sequencer import Sequencer
@@ -35,7 +36,7 @@ from medmesh_audit.witnesses import Witnesses
 if TYPE_CHECKING:
     from medmesh.store.objects.sealed import SealedStore
 
-DECLARING = (exports, handlers)
+DECLARING = (exports, handlers, retention)
 
 
 @asynccontextmanager
@@ -69,7 +70,6 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         return await newest_sealed(sealed, vkey) if sealed else None
 
     sequencer = Sequencer(runtime, settings.origin, key, intakes, promised)
-    metrics.AUDIT_CHECKPOINT_AGE.set_function(lambda: time.monotonic() - sequencer.published)
     runtime.checks["log"] = sequencer.ready
     async with runtime.unit() as uow:
         await uow.execute(insert(state).values(one=1, size=0).on_conflict_do_nothing())
@@ -91,7 +91,10 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         stack.push_async_callback(witnesses.close)
         opened = await stack.enter_async_context(stores(settings.objects))
         ports = Ports(settings, sequencer, runtime, opened, anomalies, witnesses)
+        pulse = Pulse(runtime, timedelta(seconds=settings.heartbeat_seconds))
+        anomalies.further.append(pulse.look)
         runtime.background(anomalies.run, "anomalies", every=settings.anomaly_seconds)
+        runtime.background(lambda: _leading(sequencer, pulse.beat), "heartbeat", every=settings.heartbeat_seconds)
         runtime.background(lambda: exports.work(ports), "exports")
         if second is not None:
             runtime.background(
@@ -100,6 +103,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         if sealed:
             stack.callback(sealed.close)
             sealer = Sealer(runtime, sealed)
+            runtime.background(lambda: pruning.work(ports, sealer, lambda: sequencer.leading), "pruning")
             runtime.background(lambda: _leading(sequencer, sealer.run), "sealer", every=settings.seal_seconds)
             runtime.background(lambda: _leading(sequencer, sealer.inspect), "inspector", every=settings.inspect_seconds)
         door = serve(
@@ -135,7 +139,7 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(AlertRaised, CheckpointPublished, ExportFinished),
+    emits=(AlertRaised, CheckpointPublished, ExportFinished, LogChanged),
     extra_subscriptions=("medmesh.audit.*.record.v1",),
     http=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,6 +21,8 @@ class Settings(ServiceSettings):
     """Key files of the second tree (SM3, SM2), the current one first; all of them sign. Needs `medmesh[sm]`. No second tree without one."""
     sm_seconds: float = Field(default=1.0, gt=0)
     """How often the second tree follows the first."""
+    heartbeat_seconds: float = Field(default=60.0, gt=0)
+    """How often the log records that it lives; one that is missed is an alert."""
     anomaly_seconds: float = Field(default=5.0, gt=0)
     """How often the log's tail is looked through for anomalies."""
     export_poll_seconds: float = Field(default=30.0, gt=0)
@@ -42,6 +45,8 @@ class Settings(ServiceSettings):
     """Bucket of the sealed segments, made with object lock; used when `objects.s3_url` is set."""
     retain_days: int = Field(default=1095, ge=180)
     """How long nobody can delete what is sealed. Six months are the least the law allows (Cybersecurity Law, art. 23)."""
+    retention: dict[Literal["security", "clinical", "operations"], Annotated[int, Field(ge=180)]] = Field(default_factory=dict)
+    """Days that bodies of a class are kept, where it is not 1095, 2190 and 180; changed later by approval only. 180 is the law's floor."""
     seal_seconds: float = Field(default=30.0, gt=0)
     """How often what was committed is sealed, and the checkpoint over it."""
     inspect_seconds: float = Field(default=3600.0, gt=0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, func
+from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, false, func
 
-from medmesh.store.guard import APPEND_ONLY, add_watch_table
+from medmesh.store.guard import APPEND_ONLY, add_watch_table, emptied
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
@@ -26,7 +26,7 @@ entries = Table(
     UniqueConstraint("emitter", "n"),
     UniqueConstraint("id"),
     CheckConstraint("seq >= 0", name="position"),
-    info=APPEND_ONLY,
+    info=emptied(("salt", "body"), place="seq", below="SELECT max(minimum) FROM prunings"),
     comment="the log's leaves with the salt and body of each record",
 )
 
@@ -86,6 +86,7 @@ exports = Table(
     Column("scope", String(80), nullable=False),
     Column("format", String(16), nullable=False),
     Column("filters", Json, nullable=False),
+    Column("complete", Boolean, nullable=False, server_default=false()),
     Column("digest", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("approval", String(64), nullable=False),
@@ -134,6 +135,59 @@ sm_checkpoints = Table(
     Column("note", Text, nullable=False),
     Column("at", Timestamp, nullable=False),
     info=APPEND_ONLY,
+)
+
+# Requests about how long bodies are kept, and what came of them.
+changes = Table(
+    "changes",
+    METADATA,
+    Column("change", String(36), primary_key=True),
+    Column("action", String(40), nullable=False),
+    Column("request", Json, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("requester", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("approval", String(64), nullable=False),
+    Column("code", String(80), nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    CheckConstraint("state IN ('waiting', 'approved', 'done', 'refused', 'failed')", name="state"),
+    comment="`digest` is what approvers sign",
+)
+
+retentions = Table(
+    "retentions",
+    METADATA,
+    Column("change", String(36), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("days", Integer, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    CheckConstraint("days >= 180", name="law"),
+    info=APPEND_ONLY,
+    comment="how many days a class of records is kept, as it was approved; the last one of a class counts",
+)
+
+holds = Table(
+    "holds",
+    METADATA,
+    Column("hold", String(36), primary_key=True),
+    Column("org", String(80), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("placed_at", Timestamp, nullable=False),
+    Column("lifted_at", Timestamp),
+    comment="legal holds; an empty organisation is everything",
+)
+
+prunings = Table(
+    "prunings",
+    METADATA,
+    Column("minimum", Counter, primary_key=True, autoincrement=False),
+    Column("record", Counter, nullable=False),
+    Column("change", String(36), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    CheckConstraint("minimum % 256 = 0 AND record >= minimum", name="bundles"),
+    info=APPEND_ONLY,
+    comment="minimum index below which bodies may go, and the record in the log that says so",
 )
 
 cosignatures = Table(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
+from medmesh.canonical import parse
 from medmesh.contracts.governance import ActorToken, CloseSession, Done, ResolveSession
 from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.errors import Problem
@@ -24,7 +25,7 @@ from medmesh.store.postgres import is_transient
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, shown_with
 from medmesh_gateway.ports import Ports
-from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route
+from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route, schema_of
 from medmesh_gateway.tables import operations
 
 MAX_BODY = 256 * 1024
@@ -37,7 +38,7 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The gateway's HTTP application."""
     app = FastAPI(title="medmesh gateway", version="1", docs_url=None, redoc_url=None)
     handle_errors(app, is_transient=is_transient)
-    shared: dict[str, Any] = {}
+    shared: dict[str, Any] = {"Operation": OPERATION_SCHEMA}
     for route in ROUTES:
         app.add_api_route(
             route.path,
@@ -46,10 +47,11 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
             operation_id=route.message.TYPE.removesuffix(".v1").replace(".", "_").replace("-", "_"),
             summary=(route.message.__doc__ or "").strip().split("\n")[0],
             tags=[route.message.owner() if not issubclass(route.message, Signal) else "federation"],
+            status_code=204 if issubclass(route.message, Signal) else 200,
             openapi_extra=_openapi(route, shared),
         )
     objects.mount(app, runtime, ports)
-    hospitals.mount(app, runtime, ports)
+    hospitals.mount(app, runtime, ports, shared)
     _mount_operations(app, runtime, ports)
     app.openapi()["components"]["schemas"].update(shared)  # kept by the application from here on
     return app
@@ -60,11 +62,14 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
     schema = route.message.model_json_schema(ref_template="#/components/schemas/{model}")
     shared |= schema.pop("$defs", {})
     in_path = set(re.findall(r"{(\w+)}", route.path))
-    fields = {name: field for name, field in schema.get("properties", {}).items() if name not in (SESSION, CERTIFICATE)}
+    unsaid = {SESSION, CERTIFICATE, *({"hospital"} if issubclass(route.message, Signal) else ())}  # of the credentials, not of the request
+    fields = {name: field for name, field in schema.get("properties", {}).items() if name not in unsaid}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": fields.get(name, {"type": "string"})} for name in sorted(in_path)
     ]
     said: dict[str, Any] = {ACTION: _action(route) or (OWN_SESSION if SESSION in route.message.model_fields else OPEN)}
+    if not issubclass(route.message, Signal):
+        said["responses"] = _answers(route.message, shared)
     if about := sorted({names.kind for names in route.message.OBJECTS} | ({route.message.LISTS} - {""})):
         said[OBJECTS] = about
     if route.method == "GET":
@@ -77,6 +82,28 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
     body = {**schema, "properties": {name: field for name, field in fields.items() if name not in in_path}}
     body["required"] = [name for name in schema.get("required", ()) if name in fields and name not in in_path]
     return {**said, "parameters": parameters, "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
+
+
+def _answers(message: type[Message], shared: dict[str, Any]) -> dict[str, Any]:
+    """How a message is answered when it is fulfilled: a query with its reply, a command with its operation."""
+    if issubclass(message, Query):
+        return {"200": {"content": {"application/json": {"schema": schema_of(message.Reply, shared, sent=True)}}}}
+    answer = {"application/json": {"schema": {"$ref": "#/components/schemas/Operation"}}}
+    return {"200": {"content": answer}, "202": {"description": "It runs; ask again at `Location`", "content": answer}}
+
+
+OPERATION_SCHEMA: dict[str, Any] = {
+    "title": "Operation",
+    "description": "A command on its way or fulfilled; a refused one is answered with its problem.",
+    "type": "object",
+    "properties": {
+        "operation": {"type": "string"},
+        "state": {"enum": ["running", "succeeded"]},
+        "result": {"type": "object", "description": "There when it succeeded"},
+    },
+    "required": ["operation", "state"],
+    "additionalProperties": False,
+}
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
@@ -103,13 +130,15 @@ def _message(route: Route, request: Request, body: bytes, actor: Actor | None) -
     values: Any = dict(request.query_params)
     if route.method != "GET":
         try:
-            values = json.loads(body or b"{}")
+            values = parse(body or b"{}")
         except ValueError:
             raise Problem("request.invalid", reason="the body is not JSON") from None
         if not isinstance(values, dict):
             raise Problem("request.invalid", reason="the body is not an object")
     values.update(request.path_params)
     if issubclass(route.message, Signal) and actor is not None:
+        if "hospital" in values:
+            raise Problem("request.invalid", reason="hospital: it is the one that signed")
         values["hospital"] = actor.id
     if SESSION in route.message.model_fields:
         values[SESSION] = bearer(request)
@@ -229,7 +258,10 @@ def _answer(row: Any, request: Request) -> Response:
 def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     door: Door = ports.door
 
-    @app.get("/v1/operations/{operation}", tags=["operations"], openapi_extra={ACTION: "operation.read"})
+    answered = {"application/json": {"schema": {"$ref": "#/components/schemas/Operation"}}}
+    answers = {"200": {"content": answered}, "202": {"description": "It still runs", "content": answered}}
+
+    @app.get("/v1/operations/{operation}", tags=["operations"], openapi_extra={ACTION: "operation.read", "responses": answers})
     async def operation(operation: str, request: Request) -> Response:
         """What became of a command; with `Prefer: wait=N` the answer waits."""
         actor, _ = await door.actor(request, body_digest(b""))

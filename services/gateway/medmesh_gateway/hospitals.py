@@ -12,14 +12,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 
-from medmesh.contracts.audit import AuditBatch, record_subject
+from medmesh.contracts.audit import AuditBatch, Receipts, record_subject
 from medmesh.contracts.federation import HospitalAlive
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh_gateway import inbox
 from medmesh_gateway.auth import body_digest, certificate_of, revoked
 from medmesh_gateway.ports import Ports
-from medmesh_gateway.routes import ACTION
+from medmesh_gateway.routes import ACTION, schema_of
 
 Barred = Callable[[], bool]
 """Whether the node was revoked since it connected."""
@@ -29,10 +29,12 @@ STREAM_SECONDS = 3600.0
 """A stream ends after an hour: the node comes back with a fresh token and is checked again."""
 
 
-def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
+def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) -> None:
     """Add the routes."""
 
-    @app.get("/v1/inbox", tags=["hospital"], openapi_extra={ACTION: "inbox.read"})
+    stream: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+    @app.get("/v1/inbox", tags=["hospital"], responses=stream, openapi_extra={ACTION: "inbox.read"})
     async def read_inbox(request: Request, after: int = 0, wait: float = 0) -> Response:
         """Facts for this hospital after a cursor: as server-sent events where they are accepted, else as JSON (long polling)."""
         actor, token = await ports.door.actor(request, body_digest(b""))
@@ -51,7 +53,12 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         document = [{"cursor": row.cursor, "event": json.loads(row.body)} for row in rows]
         return Response(json.dumps({"events": document}, ensure_ascii=False), media_type="application/json")
 
-    @app.post("/v1/audit/records", tags=["hospital"], openapi_extra={ACTION: "audit.append"})
+    batch = {"required": True, "content": {"application/json": {"schema": schema_of(AuditBatch, shared)}}}
+
+    receipts = {"200": {"content": {"application/json": {"schema": schema_of(Receipts, shared, sent=True)}}}}
+    batches = {ACTION: "audit.append", "requestBody": batch, "responses": receipts}
+
+    @app.post("/v1/audit/records", tags=["hospital"], openapi_extra=batches)
     async def hand_in(request: Request) -> Response:
         """A hospital's audit records, passed to the log as they are; the answer is the log's receipt."""
         from medmesh_gateway.api import read_body

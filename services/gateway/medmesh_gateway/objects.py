@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
@@ -19,6 +20,16 @@ from medmesh.store.unit import AuditEntry, Entity
 from medmesh_gateway.auth import body_digest
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION
+
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+STORED: dict[int | str, dict[str, Any]] = {201: {"description": "The last piece: the object is stored"}}
+PARTS: dict[int | str, dict[str, Any]] = {200: {"content": _BYTES}, 206: {"description": "A part", "content": _BYTES}}
+READS = {ACTION: "object.read"}
+WRITES = {
+    ACTION: "object.write",
+    "requestBody": {"required": True, "content": _BYTES},
+    "parameters": [{"name": "Content-Digest", "in": "header", "required": True, "schema": {"type": "string"}}],
+}
 
 
 def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
@@ -40,7 +51,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         ) as uow:
             uow.audit(AuditEntry(verb, kind, outcome, why, about, detail=detail))
 
-    @app.head("/v1/uploads/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.write"})
+    @app.head("/v1/uploads/{sha256}", tags=["objects"], status_code=204, openapi_extra={ACTION: "object.write"})
     async def progress(sha256: str, request: Request) -> Response:
         """Where to go on: `Upload-Offset`, and `Upload-Complete: ?1` when the object is stored already."""
         actor = await enter(request, "object.write")
@@ -48,7 +59,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         offset = size if size is not None else await ports.uploads.offset(actor.text, sha256)
         return Response(status_code=204, headers={"Upload-Offset": str(offset), "Upload-Complete": "?1" if size is not None else "?0"})
 
-    @app.put("/v1/uploads/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.write"})
+    @app.put("/v1/uploads/{sha256}", tags=["objects"], status_code=204, responses=STORED, openapi_extra=WRITES)
     async def upload(sha256: str, offset: int, total: int, request: Request) -> Response:
         """One piece of at most 8 MiB with its `Content-Digest` (RFC 9530); the last one stores the object."""
         from medmesh_gateway.api import read_body
@@ -67,7 +78,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         headers = {"Upload-Offset": str(reached), "Upload-Complete": "?1" if reached == total else "?0"}
         return Response(status_code=201 if reached == total else 204, headers=headers)
 
-    @app.get("/v1/objects/{sha256}", tags=["objects"], openapi_extra={ACTION: "object.read"})
+    @app.get("/v1/objects/{sha256}", tags=["objects"], response_class=StreamingResponse, responses=PARTS, openapi_extra=READS)
     async def download(sha256: str, request: Request) -> Response:
         """The bytes; with `Range: bytes=a-b` a part of them."""
         actor = await enter(request, "object.read")

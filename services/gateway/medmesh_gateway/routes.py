@@ -6,6 +6,9 @@ A new command or query is one line here; its model validates the request and giv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
 
 from medmesh.contracts import annotation, audit, conversion, federation, governance, inference, ingestion, labels, registry, training
 from medmesh.contracts.message import Message
@@ -14,6 +17,14 @@ ACTION, OPEN, OWN_SESSION = "x-medmesh-action", "open", "own session"
 """Every route says in its OpenAPI entry which action it is; the matrix of roles and routes is generated from that."""
 OBJECTS = "x-medmesh-objects"
 """And which kinds of objects it is about: access to each is decided by label and object rule as well."""
+
+
+def schema_of(model: type[BaseModel], shared: dict[str, Any], *, sent: bool = False) -> dict[str, Any]:
+    """A reference to a model's schema, which goes to the shared ones of the OpenAPI document with all it refers to itself."""
+    schema = model.model_json_schema(mode="serialization" if sent else "validation", ref_template="#/components/schemas/{model}")
+    shared |= schema.pop("$defs", {})
+    shared[model.__name__] = schema
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,8 @@ ROUTES: tuple[Route, ...] = (
     # People and hospitals.
     Route("POST", "/v1/users", governance.CreateUser),
     Route("GET", "/v1/users", governance.ListUsers),
+    Route("POST", "/v1/users/report", governance.ReportAccounts),
+    Route("POST", "/v1/users/{name}/limit", governance.LimitUser),
     Route("POST", "/v1/users/{name}/roles", governance.ChangeRoles),
     Route("POST", "/v1/users/{name}/clearance", governance.SetClearance),
     Route("POST", "/v1/users/{name}/disabling", governance.DisableUser),
@@ -79,6 +92,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/audit/log", audit.ReadLog),
     Route("POST", "/v1/audit/exports", audit.RequestExport),
     Route("GET", "/v1/audit/exports/{export}", audit.GetExport),
+    Route("POST", "/v1/audit/prunings", audit.RequestPruning),
+    Route("POST", "/v1/audit/retention", audit.RequestRetention),
+    Route("GET", "/v1/audit/retention", audit.GetRetention),
+    Route("POST", "/v1/audit/holds", audit.PlaceHold),
+    Route("POST", "/v1/audit/holds/{hold}/lift", audit.RequestLift),
     # Data.
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),

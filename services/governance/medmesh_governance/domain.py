@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,8 +18,10 @@ APPROVABLE = frozenset(
         "federation.start",
         "hospital.enrol",
         "label.change",
+        "log.prune",
         "model.release",
         "policy.change",
+        "retention.change",
     }
 )
 """What needs a second person. Further actions come here first."""
@@ -153,3 +156,61 @@ def may_open_emergency(person: str, withdrawn: bool, standing: Iterable[Emergenc
         raise Problem("governance.emergency_overdue", person=person)
     if EmergencyState.OPEN in states:
         raise Problem("governance.emergency_open", person=person)
+
+
+_ANYBODY = re.compile(r"(?:^|[-_])(?:admin|administrator|root|test|guest|demo|temp|user|public|shared|ward|nurse|doctor|duty|office)\d*$")
+SOON = timedelta(days=14)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountFacts:
+    """What is known of an account, for its report."""
+
+    name: str
+    roles: tuple[str, ...]
+    person: bool
+    used: datetime
+    activated: bool
+    code_ends: datetime | None
+    password_at: datetime | None
+    has_factor: bool
+    disabled: bool
+    ends: datetime | None
+    locked_until: datetime | None
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRules:
+    """The settings that decide."""
+
+    idle_days: int
+    password_days: int
+    factor_roles: tuple[str, ...]
+    sessions: int
+
+
+def findings(account: AccountFacts, rules: AccountRules, now: datetime) -> tuple[str, ...]:
+    """What is amiss with an account (GB/T 22239-2019 8.1.4.1 a, d and 8.1.4.2 a to c): superfluous, over, shared, weak."""
+    found = []
+    if account.disabled:
+        found.append("disabled")
+    if account.ends is not None and account.ends <= now + SOON:
+        found.append("ended" if account.ends <= now else "ends_soon")
+    if not account.disabled and account.activated and idle(account.used, rules.idle_days, now):
+        found.append("idle")
+    elif not account.disabled and account.activated and now - account.used > timedelta(days=rules.idle_days) * 2 / 3:
+        found.append("idle_soon")
+    if not account.activated and (account.code_ends is None or account.code_ends <= now):
+        found.append("never_used")
+    if account.person and (_ANYBODY.search(account.name) or account.sessions >= rules.sessions):
+        found.append("shared")
+    if account.locked_until is not None and account.locked_until > now:
+        found.append("locked")
+    if account.person and account.activated:
+        password = account.password_at
+        owed = due(account.roles, account.has_factor, password, rules.factor_roles, rules.password_days, now)
+        found += [code for code, what in (("password_due", "password"), ("no_second_factor", "second_factor")) if what in owed]
+    if not account.roles:
+        found.append("no_roles")
+    return tuple(found)

@@ -139,13 +139,11 @@ async def review_emergency(command: Envelope[ReviewEmergency], uow: UnitOfWork[P
 
 @HANDLERS.on(RestoreEmergency)
 async def restore_emergency(command: Envelope[RestoreEmergency], uow: UnitOfWork[Ports]) -> None:
-    """Nobody gives it back to themselves."""
+    """Nobody gives it back to themselves: a rule of `user.manage`."""
     name = command.data.name
     row = await uow.first(select(users).where(users.c.name == name).with_for_update())
     if row is None:
         raise Problem("request.not_found", kind="user", id=name)
-    if uow.actor.id == name:
-        raise Problem("governance.yourself")
     if row.emergency_withdrawn_at is None:
         uow.unchanged()
         return

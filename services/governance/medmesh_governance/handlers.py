@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Select, insert, select, update
 
 from medmesh.contracts.annotation import LabelsExported
-from medmesh.contracts.audit import ExportFinished
+from medmesh.contracts.audit import ExportFinished, LogChanged
 from medmesh.contracts.federation import FederationStarted
 from medmesh.contracts.governance import (
     ApprovalExpired,
@@ -171,6 +171,13 @@ async def export_finished(event: Envelope[ExportFinished], uow: UnitOfWork[Ports
     """The export of the log that was approved is built; one that failed ends with its time."""
     if not event.data.code:
         await _executed(uow, "audit.export", event.data.export)
+
+
+@HANDLERS.on(LogChanged)
+async def log_changed(event: Envelope[LogChanged], uow: UnitOfWork[Ports]) -> None:
+    """What was approved of the log's keeping is done."""
+    if not event.data.code:
+        await _executed(uow, event.data.action, event.data.change)
 
 
 @HANDLERS.on(LabelChanged)

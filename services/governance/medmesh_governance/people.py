@@ -118,7 +118,7 @@ async def activate_user(query: Envelope[ActivateUser], uow: UnitOfWork[Ports]) -
 async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> OneTimeCode:
     """A new activation code; the old password and the sessions are gone at once."""
     wanted = query.data
-    _person(await _account(uow, wanted.name))
+    _person(await account(uow, wanted.name))
     code = new_code()
     expires = uow.now + timedelta(hours=uow.ports.settings.enrolment_hours)
     values: dict[str, Any] = {"activation_hash": code_hash(code), "activation_expires": expires, "password_hash": None}
@@ -136,7 +136,7 @@ async def recover_user(query: Envelope[RecoverUser], uow: UnitOfWork[Ports]) -> 
 async def change_roles(command: Envelope[ChangeRoles], uow: UnitOfWork[Ports]) -> None:
     """Give exactly these roles."""
     roles = sorted(check_roles(command.data.roles))
-    row = _person(await _account(uow, command.data.name))
+    row = _person(await account(uow, command.data.name))
     detail = {"before": ",".join(row.roles), "after": ",".join(roles)}
     await change_account(uow, row, "user.roles", detail, roles=roles)
 
@@ -144,7 +144,7 @@ async def change_roles(command: Envelope[ChangeRoles], uow: UnitOfWork[Ports]) -
 @HANDLERS.on(SetClearance)
 async def set_clearance(command: Envelope[SetClearance], uow: UnitOfWork[Ports]) -> None:
     """Clear somebody up to a level and for compartments."""
-    row, wanted = await _account(uow, command.data.name), command.data.clearance
+    row, wanted = await account(uow, command.data.name), command.data.clearance
     compartments = sorted(set(wanted.compartments))
     detail = {"before": _cleared(row.clearance, row.compartments), "after": _cleared(wanted.level, compartments)}
     await change_account(uow, row, "clearance.set", detail, clearance=wanted.level, compartments=compartments)
@@ -157,7 +157,7 @@ def _cleared(level: str, compartments: list[str]) -> str:
 @HANDLERS.on(DisableUser)
 async def disable_user(command: Envelope[DisableUser], uow: UnitOfWork[Ports]) -> None:
     """Close an account; closing a closed one changes nothing."""
-    row = await _account(uow, command.data.name)
+    row = await account(uow, command.data.name)
     if row.disabled_at is None:
         await change_account(uow, row, "user.disable", {"reason": command.data.reason}, disabled_at=uow.now)
     else:
@@ -167,7 +167,7 @@ async def disable_user(command: Envelope[DisableUser], uow: UnitOfWork[Ports]) -
 @HANDLERS.on(EnableUser)
 async def enable_user(command: Envelope[EnableUser], uow: UnitOfWork[Ports]) -> None:
     """Open it again; it counts as used from now on, or the idle rule would close it at once."""
-    row = await _account(uow, command.data.name)
+    row = await account(uow, command.data.name)
     if row.disabled_at is not None:
         await change_account(uow, row, "user.enable", {}, disabled_at=None, signed_in_at=uow.now)
     else:
@@ -177,7 +177,7 @@ async def enable_user(command: Envelope[EnableUser], uow: UnitOfWork[Ports]) -> 
 @HANDLERS.on(UnlockUser)
 async def unlock_user(command: Envelope[UnlockUser], uow: UnitOfWork[Ports]) -> None:
     """Lift a lock."""
-    row = await _account(uow, command.data.name)
+    row = await account(uow, command.data.name)
     await uow.execute(update(users).where(users.c.name == row.name).values(failures=0, locked_until=None))
     uow.audit(AuditEntry("user.unlock", "U", entities=(Entity("user", row.name),)))
 
@@ -193,7 +193,7 @@ async def disable_idle(uow: UnitOfWork[Ports]) -> None:
             await change_account(uow, row, "user.disable", {"reason": "idle"}, disabled_at=uow.now)
 
 
-async def _account(uow: UnitOfWork[Ports], name: str) -> Any:
+async def account(uow: UnitOfWork[Ports], name: str) -> Any:
     """An account, locked. That nobody administers their own is an object rule (`object.not-oneself`). Raises `Problem`."""
     row = await uow.first(select(users).where(users.c.name == name).with_for_update())
     if row is None:

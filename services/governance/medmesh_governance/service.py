@@ -30,12 +30,24 @@ from medmesh.security.keyring.port import open_keys
 from medmesh.security.sealing import Seal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
-from medmesh_governance import certificates, credentials, emergencies, enrolment, handlers, people, policies, renewal, sessions, systems
+from medmesh_governance import (
+    accounts,
+    certificates,
+    credentials,
+    emergencies,
+    enrolment,
+    handlers,
+    people,
+    policies,
+    renewal,
+    sessions,
+    systems,
+)
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers, emergencies, certificates)
+DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers, emergencies, certificates, accounts)
 """The modules whose handlers this service runs."""
 
 
@@ -51,6 +63,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             await systems.prune(uow)
             await handlers.expire(uow)
             await people.disable_idle(uow)
+            await accounts.disable_ended(uow)
             await credentials.reseal(uow)
 
     ports = Ports(

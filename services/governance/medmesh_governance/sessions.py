@@ -132,6 +132,9 @@ async def open_session(query: Envelope[OpenSession], uow: UnitOfWork[Ports]) -> 
     if row.disabled_at is not None or idle(row.signed_in_at or row.created_at, settings.idle_days, uow.now):
         uow.audit(AuditEntry("session.open", "E", outcome=8, why="governance.disabled"))
         return Problem("governance.disabled")
+    if row.ends_at is not None and row.ends_at <= uow.now:
+        uow.audit(AuditEntry("session.open", "E", outcome=8, why="governance.ended"))
+        return Problem("governance.ended")
     theirs = await good(uow, row.name)
     shown = next((one for one in theirs if one.fingerprint == wanted.certificate), None)
     if theirs and wanted.certificate is None:
@@ -148,8 +151,8 @@ async def open_session(query: Envelope[OpenSession], uow: UnitOfWork[Ports]) -> 
     must = due(row.roles, strong, row.password_at, settings.second_factor_roles, settings.password_days, uow.now)
     bearer = new_bearer()
     expires = uow.now + (timedelta(minutes=settings.grace_minutes) if must else timedelta(hours=settings.session_hours))
-    if shown is not None:
-        expires = min(expires, shown.expires_at)
+    ends = (expires, shown.expires_at if shown is not None else None, row.ends_at)
+    expires = min(end for end in ends if end is not None)
     values = {
         "hash": bearer_hash(bearer),
         "id": new_id(),
@@ -172,7 +175,8 @@ async def fulfilled(uow: UnitOfWork[Ports], row: Any, what: str, **values: Any) 
     """What was due in a session was done: when nothing is left, it is a session like any other."""
     left = [name for name in row.must if name != what]
     if row.must and not left:
-        values["expires_at"] = row.opened_at + timedelta(hours=uow.ports.settings.session_hours)
+        full = row.opened_at + timedelta(hours=uow.ports.settings.session_hours)
+        values["expires_at"] = min(full, row.ends_at) if row.ends_at is not None else full
     await uow.execute(update(sessions).where(sessions.c.hash == row.hash).values(must=left, used_at=uow.now, **values))
 
 

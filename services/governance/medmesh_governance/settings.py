@@ -27,6 +27,8 @@ class Settings(ServiceSettings):
     password_history: int = Field(default=5, ge=1)
     idle_days: int = Field(default=90, ge=1)
     """Accounts nobody used for so long are disabled."""
+    shared_sessions: int = Field(default=4, ge=2)
+    """An account with so many sessions open at once is reported as one that several people may use."""
     session_idle_minutes: int = Field(default=30, ge=1)
     session_hours: int = Field(default=12, ge=1)
     system_minutes: int = Field(default=60, ge=1)

@@ -29,6 +29,7 @@ users = Table(
     Column("password_at", Timestamp),
     Column("signed_in_at", Timestamp),
     Column("disabled_at", Timestamp),
+    Column("ends_at", Timestamp, comment="for who is here for a while"),
     Column("factor", LargeBinary, comment="secret of the authenticator, sealed"),
     Column("factor_new", LargeBinary, comment="the one that was shown and not confirmed yet, sealed"),
     Column("factor_step", Counter, nullable=False, server_default=text("0"), comment="last step used: a code counts once"),

@@ -10,21 +10,16 @@ from medmesh.errors import Problem
 from medmesh.security.access import decide
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, verify_actor
-from medmesh.service.guard import Access, Refusal
+from medmesh.service.guard import Refusal
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Repository, Served
-from medmesh.store.unit import AuditEntry, Context
+from medmesh.store.unit import AuditEntry
 from medmesh_inference import queries
 
 AUDIENCE = "inference"
 ACTION = "inference.infer"
-
-
-def name_of(served: Served) -> tuple[str, str]:
-    """The model as the guard knows it."""
-    return "model", f"{served.manifest.model}/{served.manifest.version}"
 
 
 def application(runtime: Runtime, repository: Repository) -> FastAPI:
@@ -47,22 +42,12 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
         runtime.emission.check(ACTION, emergency=who.emergency is not None)
         return who
 
-    async def asked(who: Actor, served: Served | None) -> Context:
-        """The context of a request's record: with the decision about the model, where it is known which one."""
-        decision = decided(who)
-        if served is not None:
-            async with runtime.unit() as uow:
-                decision = await access(who).enter(uow, *name_of(served))
-        return runtime.context(actor=who, decision=decision)
-
-    def access(who: Actor) -> Access:
-        return runtime.guard.open(who, ACTION, datetime.now(UTC))
-
-    async def admit(who: Actor, served: Served) -> None:
-        """The guard, in front of everything that is about one model."""
+    async def admit(who: Actor, served: Served) -> Decision:
+        """The guard, in front of everything that is about one model; what it refuses is recorded here."""
+        access = runtime.guard.open(who, ACTION, datetime.now(UTC))
         try:
             async with runtime.unit() as uow:
-                await access(who).enter(uow, *name_of(served))
+                return await access.enter(uow, "model", f"{served.manifest.model}/{served.manifest.version}")
         except Refusal as refused:
             async with runtime.unit(runtime.context(actor=who, decision=refused.decision)) as uow:
                 uow.audit(refused.entry)
@@ -71,16 +56,18 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
     async def record(who: Actor, served: Served, inputs: int) -> None:
         """Who asked which model for how many answers: no pixels, and no findings.
 
-        A version that was withdrawn meanwhile answers nobody, also where another instance heard of it first.
+        A version that was withdrawn or labelled higher meanwhile answers nobody, also where another instance heard of it first.
         """
         manifest = served.manifest
-        async with runtime.unit(await asked(who, served)) as uow:
+        async with runtime.unit(runtime.context(actor=who, decision=await admit(who, served))) as uow:
             if await queries.is_withdrawn(uow, manifest.model, manifest.version):
                 raise Problem("serving.withdrawn", model=manifest.model, version=manifest.version)
             uow.audit(AuditEntry(ACTION, "E", entities=about(served), detail={"inputs": inputs}))
 
     async def refused(who: Actor, served: Served | None, problem: Problem) -> None:
-        async with runtime.unit(await asked(who, served)) as uow:
+        if isinstance(problem, Refusal):
+            return  # by the guard, which recorded it
+        async with runtime.unit(runtime.context(actor=who, decision=decided(who))) as uow:
             uow.audit(AuditEntry(ACTION, "E", outcome=4, why=problem.code, entities=about(served)))
 
     app.include_router(router(repository, authorise, admit, record, refused))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
 from medmesh.security.tokens import TrustBundle
-from medmesh.service.labels import labelled
+from medmesh.service.labels import copied
 from medmesh.serving.repository import Repository
 from medmesh.store.objects.port import ObjectStore
 
-HANDLERS = labelled(Handlers("inference"), "model")
+HANDLERS = copied(Handlers("inference"), "model")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from medmesh.contracts.governance import FINDINGS
 from medmesh.errors import Problem
-from medmesh_governance.domain import ApprovalState, Vote, decide, due, idle, move, stands
+from medmesh_governance.domain import AccountFacts, AccountRules, ApprovalState, Vote, decide, due, findings, idle, move, stands
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 # Written out again, so that a change of the machine is a change in two places.
@@ -55,3 +58,54 @@ def test_what_is_due_of_a_person() -> None:
     assert due([], True, None, needs, 90, NOW) == ("password",)
     assert idle(old, 90, NOW)
     assert not idle(young, 90, NOW)
+
+
+RULES = AccountRules(idle_days=90, password_days=90, factor_roles=("approver",), sessions=4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, ()),
+        ({"disabled": True, "used": NOW - timedelta(days=400)}, ("disabled",)),
+        ({"used": NOW - timedelta(days=60)}, ()),
+        ({"used": NOW - timedelta(days=61)}, ("idle_soon",)),
+        ({"used": NOW - timedelta(days=90)}, ("idle_soon",)),
+        ({"used": NOW - timedelta(days=91)}, ("idle",)),
+        ({"ends": NOW + timedelta(days=15)}, ()),
+        ({"ends": NOW + timedelta(days=14)}, ("ends_soon",)),
+        ({"ends": NOW}, ("ended",)),
+        ({"activated": False, "password_at": None, "code_ends": NOW + timedelta(hours=1)}, ()),
+        ({"activated": False, "password_at": None, "code_ends": NOW}, ("never_used",)),
+        ({"name": "ward3"}, ("shared",)),
+        ({"name": "zhang-test"}, ("shared",)),
+        ({"name": "warden"}, ()),
+        ({"sessions": 3}, ()),
+        ({"sessions": 4}, ("shared",)),
+        ({"locked_until": NOW + timedelta(minutes=1)}, ("locked",)),
+        ({"locked_until": NOW - timedelta(minutes=1)}, ()),
+        ({"password_at": NOW - timedelta(days=91)}, ("password_due",)),
+        ({"roles": ("approver",)}, ("no_second_factor",)),
+        ({"roles": ("approver",), "has_factor": True}, ()),
+        ({"roles": ()}, ("no_roles",)),
+        ({"person": False, "name": "his-test", "password_at": None, "sessions": 40}, ()),
+    ],
+)
+def test_what_is_amiss_with_an_account(changed: dict[str, Any], expected: tuple[str, ...]) -> None:
+    fine = AccountFacts(
+        name="wu",
+        roles=("researcher",),
+        person=True,
+        used=NOW - timedelta(days=1),
+        activated=True,
+        code_ends=None,
+        password_at=NOW - timedelta(days=1),
+        has_factor=False,
+        disabled=False,
+        ends=None,
+        locked_until=None,
+        sessions=1,
+    )
+    found = findings(replace(fine, **changed), RULES, NOW)
+    assert found == expected
+    assert set(found) <= set(FINDINGS)

@@ -113,7 +113,8 @@ def ingest(folder: Path, source: Path, dataset: str, as_json: bool) -> int:
 @edge.command()
 @FOLDER
 @click.argument("dataset")
-def publish(folder: Path, dataset: str) -> int:
+@click.option("--within", is_flag=True, help="Only people of this hospital see it; everybody on the platform does otherwise.")
+def publish(folder: Path, dataset: str, within: bool) -> int:
     """Tell the platform how much of what is there: counts only, small ones hidden.  发布数据描述。"""
     from medmesh_edge.outgoing import queue
     from medmesh_edge.samples import descriptor
@@ -121,7 +122,7 @@ def publish(folder: Path, dataset: str) -> int:
     async def work(site: Any) -> Any:
         made = await descriptor(site, dataset)
         async with site.unit() as uow:
-            await queue(uow, "/v1/catalogue", {"descriptor": made.model_dump()})
+            await queue(uow, "/v1/catalogue", {"descriptor": made.model_dump(), "within": within})
         return made
 
     show(on_site(folder, work).model_dump())

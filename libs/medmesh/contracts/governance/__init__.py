@@ -1,5 +1,6 @@
 """People, hospitals, enrolment and approvals: the vocabulary of governance, under one name."""
 
+from medmesh.contracts.governance.accounts import *  # noqa: F403
 from medmesh.contracts.governance.approvals import *  # noqa: F403
 from medmesh.contracts.governance.certificates import *  # noqa: F403
 from medmesh.contracts.governance.common import *  # noqa: F403

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from medmesh.contracts.governance.common import OfSession
-from medmesh.contracts.message import Command, Event, Exchange, Identifier, Record, Sha256
+from medmesh.contracts.message import Command, Event, Exchange, Identifier, Names, Record, Sha256
 
 
 class PersonCertificate(Record):
@@ -37,6 +37,7 @@ class IssueCertificate(Exchange):
     TYPE: ClassVar[str] = "governance.issue-certificate.v1"
     ACTION: ClassVar[str | None] = "user.manage"
     Reply: ClassVar[type[Record]] = PersonCertificate
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
     csr_pem: str = Field(max_length=4000)
@@ -47,6 +48,7 @@ class RevokeCertificate(Command):
 
     TYPE: ClassVar[str] = "governance.revoke-certificate.v1"
     ACTION: ClassVar[str] = "user.manage"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
     fingerprint: Sha256 | None = None

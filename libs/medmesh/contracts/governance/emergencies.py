@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from medmesh.contracts.governance.common import OfSession
-from medmesh.contracts.message import Command, Exchange, HospitalEvent, Identifier, Query, Record
+from medmesh.contracts.message import Command, Exchange, HospitalEvent, Identifier, Names, Query, Record
 
 EmergencyReason = Literal["resuscitation", "deterioration", "transfer", "mass_casualty", "system_failure"]
 """抢救 · 病情突变 · 急诊转诊 · 群体伤或公共卫生事件 · 常规途径故障. The list is closed, so that it can be counted."""
@@ -77,6 +77,7 @@ class RestoreEmergency(Command):
 
     TYPE: ClassVar[str] = "governance.restore-emergency.v1"
     ACTION: ClassVar[str] = "user.manage"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
 

@@ -91,7 +91,10 @@ class SealedStore:
                     raise Problem("objects.sealed", key=key)
                 return version.id
         until = datetime.now(UTC).replace(microsecond=0) + self._retain
-        done = self._client.put_object(self._bucket, key, io.BytesIO(data), len(data), retention=Retention(COMPLIANCE, until))
+        try:
+            done = self._client.put_object(self._bucket, key, io.BytesIO(data), len(data), retention=Retention(COMPLIANCE, until))
+        except S3Error as error:
+            raise Problem("objects.refused", key=key, reason=error.code) from None
         if not done.version_id:
             raise Problem("objects.unlocked", bucket=self._bucket)
         return done.version_id
@@ -112,6 +115,28 @@ class SealedStore:
         finally:
             answer.close()
             answer.release_conn()
+
+    async def unlocked(self, key: str, version: str) -> None:
+        """Raise `Problem` (`objects.locked`) while the store may not let a version go; one that has gone is unlocked."""
+        await asyncio.to_thread(self._unlocked, key, version)
+
+    def _unlocked(self, key: str, version: str) -> None:
+        try:
+            found = self._client.get_object_retention(self._bucket, key, version_id=version)
+        except S3Error as error:
+            if error.code in _GONE:
+                return
+            raise
+        if found is not None and found.retain_until_date > datetime.now(UTC):
+            raise Problem("objects.locked", key=key, until=found.retain_until_date.date().isoformat())
+
+    async def remove(self, key: str, version: str) -> None:
+        """Let a version go whose time is over. Raises `Problem` (`objects.locked`)."""
+        await asyncio.to_thread(self._remove, key, version)
+
+    def _remove(self, key: str, version: str) -> None:
+        self._unlocked(key, version)
+        self._client.remove_object(self._bucket, key, version_id=version)
 
     async def versions(self, prefix: str = "") -> list[Version]:
         """Every version of every name that begins so, in the order of names."""
