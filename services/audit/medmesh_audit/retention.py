@@ -36,7 +36,8 @@ from medmesh_audit.domain import scope
 from medmesh_audit.ports import HANDLERS, Ports
 from medmesh_audit.tables import changes, holds, prunings, retentions, seals
 
-PRUNE, RETENTION = "log.prune", "retention.change"
+PRUNE = "log.prune"
+RETENTION = "retention.change"
 _KEPT = """
     SELECT e.seq FROM entries e, LATERAL (SELECT convert_from(e.leaf, 'UTF8')::jsonb AS h) leaf WHERE e.seq >= :first AND (
         e.at > :now - make_interval(days => coalesce((CAST(:days AS jsonb) ->> (leaf.h ->> 'k'))::int, :longest))
