@@ -160,8 +160,8 @@ async def change_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
         code = "" if await minimum_index(uow) < wanted["minimum"] <= await prunable(uow) else "audit.held"
         state = "failed" if code else "approved"
         # What a verifier finds in the log and believes: bodies below this are not missing, they were pruned.
-        verb, detail = (PRUNE, {"minimum": wanted["minimum"]}) if not code else ("retention.request", {"minimum": wanted["minimum"]})
-        uow.audit(AuditEntry(verb, "D", 4 if code else 0, code, (about,), approval=spent, detail=detail))
+        what = {"minimum": wanted["minimum"]}
+        uow.audit(AuditEntry("retention.request" if code else PRUNE, "D", 4 if code else 0, code, (about,), approval=spent, detail=what))
     elif "lift" in wanted:
         await uow.execute(update(holds).where(holds.c.hold == wanted["lift"]).values(lifted_at=uow.now))
         uow.audit(
