@@ -75,6 +75,7 @@ _SECURITY, _CLINICAL, _OPERATIONS = "security", "clinical", "operations"
 
 VERBS: dict[str, Verb] = {
     "access.denied": Verb("110113", "110132", _ADMIN, _SECURITY, "访问被拒绝"),
+    "access.elsewhere": Verb("110113", "110132", _ADMIN, _SECURITY, "管理员从非许可地址访问"),
     "access.unproven": Verb("110114", "110122", _ADMIN, _SECURITY, "身份未证实，访问被拒绝"),
     "annotation.create": Verb("rest", "create", _RESEARCH, _CLINICAL, "创建标注项目"),
     "annotation.export": Verb("110106", "operation", _RESEARCH, _CLINICAL, "导出标注"),
@@ -164,6 +165,7 @@ VERBS: dict[str, Verb] = {
     "hospital.register": Verb("110113", "110129", _ADMIN, _SECURITY, "登记医院"),
     "hospital.revoke": Verb("110113", "110126", _ADMIN, _SECURITY, "吊销医院证书被拒"),
     "inference.infer": Verb("110100", "operation", "TREAT", _CLINICAL, "模型推理"),
+    "key.register": Verb("110113", "110137", _ADMIN, _SECURITY, "登记签名公钥"),
     "label.change": Verb("110113", "110135", _ADMIN, _SECURITY, "变更安全标记"),
     "label.propose": Verb("110113", "110135", _ADMIN, _SECURITY, "申请降低安全标记"),
     "log.hold": Verb("110113", "110129", _COMPLY, _SECURITY, "审计日志法律保留"),
@@ -191,6 +193,8 @@ VERBS: dict[str, Verb] = {
     "request.replayed": Verb("110113", "110126", _ADMIN, _SECURITY, "重放请求"),
     "retention.change": Verb("110113", "110129", _COMPLY, _SECURITY, "变更保存期限"),
     "retention.request": Verb("110113", "110129", _COMPLY, _SECURITY, "申请变更保存期限或清理"),
+    "roster.pin": Verb("110113", "110129", _COMPLY, _SECURITY, "固定签名名册"),
+    "roster.update": Verb("110113", "110129", _COMPLY, _SECURITY, "更新签名名册"),
     "second_factor.confirm": Verb("110113", "110137", _ADMIN, _SECURITY, "确认第二因素"),
     "second_factor.enrol": Verb("110113", "110137", _ADMIN, _SECURITY, "登记第二因素"),
     "session.close": Verb("110114", "110123", _ADMIN, _SECURITY, "退出登录"),
