@@ -23,10 +23,10 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.message import Envelope, ObjectRef, OperationFinished, encode, envelope
 from medmesh.contracts.plan import Plan, plan_hash
-from medmesh.federated.consent import sign_consent
 from medmesh.learning import weights
 from tests.packages import tiny
 from tests.platform import Platform
+from tests.rosters import acceptance
 
 
 async def put_weights(p: Platform, folder: Path, values: float, *, scratch: bool = True) -> ObjectRef:
@@ -81,7 +81,7 @@ async def accept(p: Platform, federation: str, plan: Plan, *hospitals: str) -> N
     for hospital in hospitals:
         token = p.hospital(hospital)
         hash_ = plan_hash(plan)
-        signature = sign_consent(p.nodes[hospital][0], hash_)
+        signature = acceptance(p.rosters.signer(f"hospital:{hospital}"), federation, hash_)
         done = await p.send(RespondInvitation(federation=federation, plan_hash=hash_, accept=True, signature=signature), token)
         assert done.succeeded, done.problem
 

@@ -81,7 +81,7 @@ def entries(count: int, first: int = 0) -> Iterator[Entry]:
     return (entry(seq) for seq in range(first, count))
 
 
-def write(folder: Path, content: Any, *, key: Ed25519PrivateKey = KEY, witnesses: bool = True) -> note.Checkpoint:
+def write(folder: Path, content: Any, *, key: Ed25519PrivateKey = KEY, witnesses: bool = True, origin: str = ORIGIN) -> note.Checkpoint:
     """A copy of the log of these entries, hashed, signed and cosigned; answers what was signed."""
     edge, size = Edge(), 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,14 +109,14 @@ def write(folder: Path, content: Any, *, key: Ed25519PrivateKey = KEY, witnesses
             flush()
         for level, number, hashes in edge.partial():
             place(tiles.path(level, number, len(hashes) // tiles.HASH), hashes)
-    checkpoint = note.Checkpoint(ORIGIN, size, edge.root())
+    checkpoint = note.Checkpoint(origin, size, edge.root())
     (folder / "checkpoint").write_text(signed(checkpoint, key=key, witnesses=witnesses))
     return checkpoint
 
 
 def signed(checkpoint: note.Checkpoint, *, key: Ed25519PrivateKey = KEY, witnesses: bool = True) -> str:
     """The note."""
-    text = note.sign(checkpoint.text(), ORIGIN, key)
+    text = note.sign(checkpoint.text(), checkpoint.origin, key)
     for name, of in zip(WITNESSES, WITNESS_KEYS, strict=True) if witnesses else ():
         text += cosign(checkpoint.text(), name, of, BEGAN)
     return text

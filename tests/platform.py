@@ -23,15 +23,18 @@ from sqlalchemy.engine import make_url
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec
 from medmesh.bus.topology import consumers, streams
+from medmesh.contracts.governance import Approvals, DecideApproval, ListApprovals
 from medmesh.contracts.labels import OWNERS, DescribeObject, ObjectView, SecurityLabel
 from medmesh.contracts.message import Command, Envelope, Event, OperationFinished, Query, Record, decode, encode, envelope
 from medmesh.embedded.testing import RunningServers
 from medmesh.embedded.testing import servers as embedded_servers
+from medmesh.ledger.note import verifier_key
 from medmesh.security import approvals
 from medmesh.security.authority import Authority, new_key, node_request
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity
 from medmesh.security.labels import Label, Level, own
+from medmesh.security.roster_file import log_only
 from medmesh.security.tokens import Actor, TrustBundle, hospital_token, person_token, service_token
 from medmesh.service.runtime import Runtime, running, unwrap
 from medmesh.service.settings import ObjectSettings
@@ -39,6 +42,7 @@ from medmesh.service.spec import ServiceSpec
 from medmesh.store import postgres
 from medmesh.store.migrate import Schema, apply
 from medmesh.store.objects.open import Stores, stores
+from tests.rosters import CHECKER, Rosters, decision
 
 R = TypeVar("R", bound=Record)
 E = TypeVar("E", bound=Event)
@@ -59,6 +63,7 @@ class Platform:
     authority: Authority
     trust: TrustBundle
     stores: Stores
+    rosters: Rosters
     runtimes: dict[str, Runtime] = field(default_factory=dict)
     seen: list[tuple[str, bytes]] = field(default_factory=list)
     nodes: dict[str, tuple[EllipticCurvePrivateKey, x509.Certificate]] = field(default_factory=dict)
@@ -80,10 +85,15 @@ class Platform:
         if name not in self.nodes:
             key = new_key()
             self.nodes[name] = (key, self.authority.sign_node(node_request(key, name, "node-1"), name, "node-1"))
+            self.rosters.signer(f"hospital:{name}")
         return hospital_token(*self.nodes[name])
 
     def approval(self, action: str, target: str, digest: str, *, approval: str = "approval-1", minutes: float = 60) -> str:
-        """A token as governance signs it."""
+        """A token as governance signs it, over what an approver of the roster signed."""
+        expires = datetime.now(UTC) + timedelta(minutes=minutes)
+        about = {"approval": approval, "action": action, "target": target, "digest": digest, "requester": "person:maker@platform"}
+        early = {"made": expires - timedelta(minutes=1)} if minutes < 0 else {}
+        signed = decision(self.rosters.signer(CHECKER), **about, expires=expires, **early)
         return approvals.issue(
             self.identities["governance"],
             approval=approval,
@@ -91,9 +101,17 @@ class Platform:
             target=target,
             digest=digest,
             requester="person:maker@platform",
-            approvers=["person:checker@platform"],
-            expires=datetime.now(UTC) + timedelta(minutes=minutes),
+            statements=[signed],
+            expires=expires,
         )
+
+    async def decide(self, approval: str, name: str, *roles: str, approve: bool = True) -> OperationFinished:
+        """A person with these roles (an approver's by default) decides, signed with a key of their own."""
+        listed = (await self.ask(ListApprovals(), Approvals, self.person(name, "approver"))).approvals
+        view = next(one for one in listed if one.approval == approval)
+        signed = decision(self.rosters.signer(f"person:{name}@platform"), view, approve=approve)
+        wanted = DecideApproval(approval=approval, approve=approve, statement=signed)
+        return await self.send(wanted, self.person(name, *(roles or ("approver",))))
 
     async def describe(self, body: bytes) -> bytes:
         """Stands for the owner of an object who does not run here."""
@@ -175,6 +193,8 @@ async def platform(
             ca_pem=authority.certificate_pem,
         )
         trust.save(folder / "trust.json")
+        log = Identity.ensure(folder / "keys" / "log.nk")
+        rosters = Rosters.create(folder / "roster.json", log_only(verifier_key("medmesh/log", log.private_key.public_key())))
         bus = await NatsBus.connect(own.nats_url, name="test")
         stack.push_async_callback(bus.close)
         for stream in streams(specs):
@@ -185,7 +205,7 @@ async def platform(
         objects = ObjectSettings(folder=folder / "objects", spool=folder / "spool", keys=str(folder / "kek"))
         FileKeys(folder / "kek").ensure("objects")
         opened = await stack.enter_async_context(stores(objects))
-        p = Platform(folder, bus, identities, authority, trust, opened)
+        p = Platform(folder, bus, identities, authority, trust, opened, rosters)
         watcher = ConsumerSpec(stream="EVENTS", durable="test-watcher", subjects=("medmesh.evt.>",))
         await bus.ensure_consumer(watcher)
 

@@ -13,14 +13,18 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from medmesh.client import Authenticator, Gateway, sign_in
+from medmesh.client.approvals import decide
 from medmesh.client.credentials import Node, Person
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
+from medmesh.security import signing
 from medmesh.security.authority import Authority, key_pem
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity
 from medmesh.service.spec import ServiceSpec
 from medmesh_audit.service import SERVICE as AUDIT
+from medmesh_edge import roster as rosters
+from medmesh_edge.settings import Layout
 from medmesh_gateway.service import SERVICE as GATEWAY
 from medmesh_governance.service import SERVICE as GOVERNANCE
 from tests.platform import Platform, platform
@@ -55,6 +59,15 @@ class World:
         made = await admin.request("POST", "/v1/users", body)
         await self.anybody.request("POST", "/v1/activations", {"name": name, "code": made["code"], "password": PASSWORD})
         return await self.sign_in(name)
+
+    async def decide(self, approver: Gateway, approval: str, name: str = "wu", *, approve: bool = True) -> dict[str, Any]:
+        """A person decides, signed with a key of their own, which the roster has from then on."""
+        return await decide(approver, approval, self.p.rosters.signer(f"person:{name}@platform"), approve=approve)
+
+    def roster(self, node: Path) -> None:
+        """A hospital's node: its keepers put its key into the roster, and it pins that by the fingerprint read to it."""
+        self.p.rosters.add(signing.public_of(Layout(node).organisation_key))
+        rosters.pin(Layout(node), self.p.rosters.book.versions, self.p.rosters.pin)
 
     async def records(self, auditor: Gateway, **query: Any) -> list[dict[str, Any]]:
         """What the log holds, newest or oldest as it answers; waits until there is something."""

@@ -20,11 +20,14 @@ from time import perf_counter
 import psutil
 
 from medmesh.client import Authenticator, Gateway, sign_in
+from medmesh.client.approvals import decide
+from medmesh.demo.keeping import Keepers
 from medmesh.demo.processes import medmesh
 from medmesh.demo.processes import node as node_process
 from medmesh.embedded import run as runs
 from medmesh.embedded.memory import pss
 from medmesh.embedded.testing import servers
+from medmesh.security.signing import Signer
 from medmesh.service.spec import services
 from tests.bench.common import REPEATS, Measure
 
@@ -152,6 +155,8 @@ async def _edge(data: Path, folder: Path, note: Callable[[str, float], None]) ->
     url, ca = run.urls["gateway"], run.paths["ca"]
     folder.mkdir(mode=0o700)
     async with Gateway(url, ca=ca) as anybody:
+        keepers, wu = Keepers(data), Signer.create("person:wu@platform")
+        keepers.add(wu.vkey, roles=("approver",))
         admin, approver = await _people(anybody, data)
         made = await admin.request("POST", "/v1/hospitals", {"hospital": "bench", "display_name": "bench"})
         where = ("--folder", str(folder), "--gateway", url, "--ca", str(ca), "--hospital", "bench")
@@ -159,7 +164,7 @@ async def _edge(data: Path, folder: Path, note: Callable[[str, float], None]) ->
         async with asyncio.timeout(60):
             while not (found := (await approver.request("GET", "/v1/approvals", query={"state": "open"}))["approvals"]):
                 await asyncio.sleep(0.2)
-        await approver.command("POST", f"/v1/approvals/{found[0]['approval']}/decision", {"approve": True})
+        await decide(approver, found[0]["approval"], wu)
         await enrolling
     node = node_process("bench", folder)
     node.start()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.test_node import enrolled, pacs, until
+from tests.hospitals import enrolled, pacs, until
 from tests.world import World, small_world
 
 from medmesh.client.audit import export_log, of_a_hospital, withheld

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from sqlalchemy import select
-from tests.packages import TINY
+from tests.hospitals import enrolled, federation, pacs, state_of, until
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
-from medmesh.client.federation import create_federation
 from medmesh.contracts.federation import FederationView
 from medmesh.contracts.ingestion import Catalogue
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.imaging.reading import wrap
 from medmesh.learning import isolation, metrics
 from medmesh_edge import consent, intake, samples
-from medmesh_edge.enrolment import enrol
 from medmesh_edge.node import Node, running
 from medmesh_edge.outgoing import queue
 from medmesh_edge.ports import site
-from medmesh_edge.settings import Settings
 from medmesh_edge.tables import federations, items, tasks
 from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_ingestion.service import SERVICE as INGESTION
@@ -47,96 +40,6 @@ async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
     settings = {"federation": {"tick_seconds": 0.1}, "ingestion": {"key": private / "keys" / "ingestion.key"}}
     async with small_world(servers, private, ports, FEDERATION, REGISTRY, INGESTION, settings=settings) as made:
         yield made
-
-
-async def until(ready: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
-    clock = asyncio.get_running_loop().time
-    end = clock() + seconds
-    while clock() < end:
-        if found := await ready():
-            return found
-        await asyncio.sleep(0.1)
-    raise TimeoutError(f"not after {seconds} s")
-
-
-def pacs(folder: Path, hospital: str, count: int = 60) -> Path:
-    """Bright images are tumours; every header names a patient who must never be seen outside."""
-    target = folder / f"pacs-{hospital}"
-    target.mkdir()
-    dice = np.random.default_rng(len(hospital))
-    rows = [("file", "label")]
-    for n in range(count):
-        tumour = n % 2
-        pixels = (dice.integers(0, 90, (32, 32)) + 130 * tumour).astype(np.uint8)
-        data = wrap(
-            Image.fromarray(pixels),
-            patient_id=f"PID-{hospital}-{n // 2:03d}",
-            patient_name=f"Canary^{hospital}{n // 2:03d}",
-            study_uid=f"2.25.{1000 + n}",
-            series_uid=f"2.25.{2000 + n}",
-            sop_uid=f"2.25.{int.from_bytes(hospital.encode()[:4], 'big')}{n}",
-            modality="MR",
-            study_date="20240102",
-            extra={},
-        )
-        (target / f"{n}.dcm").write_bytes(data)
-        rows.append((f"{n}.dcm", ("none", "tumour")[tumour]))
-    with (target / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    (target / "broken.dcm").write_bytes(b"not DICOM at all")
-    return target
-
-
-async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: str) -> Path:
-    """A hospital's folder, enrolled over the gateway."""
-    code = (await admin.request("POST", "/v1/hospitals", {"hospital": hospital, "display_name": hospital}))["code"]
-    folder = world.p.folder / f"node-{hospital}"
-    settings = Settings(hospital=hospital, node="node-1", gateway=world.url, holdout=0.3)
-    enrolling = asyncio.create_task(enrol(folder, settings, world.ca.read_bytes(), code, seconds=30))
-
-    async def open_one() -> Any:
-        found = (await approver.request("GET", "/v1/approvals", query={"state": "open"}))["approvals"]
-        return [a for a in found if a["action"] == "hospital.enrol"]
-
-    for approval in await until(open_one):
-        await approver.command("POST", f"/v1/approvals/{approval['approval']}/decision", {"approve": True})
-    await enrolling
-    return folder
-
-
-async def federation(world: World, researcher: Gateway, approver: Gateway, hospitals: tuple[str, ...], **changed: Any) -> dict[str, Any]:
-    values = {
-        "rounds": 3,
-        "local_steps": 30,
-        "batch_size": 8,
-        "learning_rate": "0.5",
-        "seed": 3,
-        "min_participants": 2,
-        "round_deadline_seconds": 60,
-        "lease_seconds": 8,
-        "baseline": True,
-        **changed,
-    }
-    made = await create_federation(
-        researcher,
-        TINY,
-        name="tiny",
-        purpose="a test of the node",
-        initiator="person:li@platform",
-        hospitals=hospitals,
-        accept_seconds=20,
-        **values,
-    )
-    body = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
-    asked = await researcher.command("POST", "/v1/approvals", body)
-    await approver.command("POST", f"/v1/approvals/{asked['approval']}/decision", {"approve": True})
-    return made
-
-
-async def state_of(node: Node, made: dict[str, Any]) -> str | None:
-    async with node.site.unit() as uow:
-        row = await uow.first(select(federations.c.state).where(federations.c.federation == made["federation"]))
-    return row.state if row else None
 
 
 @asynccontextmanager

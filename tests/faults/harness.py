@@ -27,15 +27,20 @@ from typing import Any
 import asyncpg
 from nats.aio.client import Client
 from nats.js import api
+from tests.rosters import Rosters
 
 from medmesh.client import Authenticator, Gateway, sign_in
+from medmesh.client.approvals import decide
 from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
 from medmesh.embedded import probe
 from medmesh.embedded.run import Run, running
 from medmesh.errors import Problem
+from medmesh.security import signing
+from medmesh.security.roster_file import log_only
+from medmesh_edge import roster
 from medmesh_edge.enrolment import enrol
-from medmesh_edge.settings import Settings
+from medmesh_edge.settings import Layout, Settings
 
 SOAK = bool(os.environ.get("MEDMESH_SOAK"))
 EVENTS = 10_000 if SOAK else 2_000
@@ -56,6 +61,7 @@ class Stage:
     data: Path
     sessions: dict[str, Person] = field(default_factory=dict)
     hospital: Path = Path()
+    rosters: Rosters = field(init=False)
 
     @classmethod
     def up(cls, folder: Path) -> Stage:
@@ -85,7 +91,13 @@ class Stage:
         credentials = Person(token) if token else self.sessions.get(person)
         return Gateway(self.run.urls[service], ca=self.run.paths["ca"], credentials=credentials, attempts=attempts)
 
+    async def decide(self, wu: Gateway, approval: str) -> None:
+        """Wu approves, signed with her own key."""
+        await decide(wu, approval, self.rosters.signer("person:wu@platform"))
+
     async def _people(self, folder: Path) -> None:
+        trust = json.loads((self.data / "trust.json").read_text())
+        self.rosters = Rosters.create(self.data / "roster.json", log_only(trust["log_key"]))
         secret = (self.data / "secrets" / "bootstrap.token").read_text().strip()
         async with self.door() as anybody:
             first = {"token": secret, "name": "sun", "display_name": "S", "password": PASSWORD}
@@ -117,8 +129,10 @@ class Stage:
                 return [a for a in found["approvals"] if a["action"] == "hospital.enrol"]
 
             for approval in await until(mine, 30):
-                await wu.command("POST", f"/v1/approvals/{approval['approval']}/decision", {"approve": True})
+                await self.decide(wu, approval["approval"])
             await enrolling
+        self.rosters.add(signing.public_of(Layout(folder).organisation_key))
+        roster.pin(Layout(folder), self.rosters.book.versions, self.rosters.pin)
         return folder
 
     async def sql(self, query: str, *arguments: Any) -> list[Any]:

@@ -144,7 +144,7 @@ async def test_no_round_is_trained_again_once_its_update_was_durable(stage: Stag
             )
             body = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
             asked = await li.command("POST", "/v1/approvals", body)
-            await wu.command("POST", f"/v1/approvals/{asked['approval']}/decision", {"approve": True})
+            await stage.decide(wu, asked["approval"])
             for node in nodes.values():
                 await until(_has(node, "SELECT count(*) FROM federations"), 30)
                 async with site(node.folder) as opened:

@@ -110,9 +110,8 @@ async def test_what_people_see_follows_their_clearance_and_the_label_and_lowerin
     assert await seen(of_platform) == set()
     wanted = {"action": "label.change", "target": pending["target"], "digest": pending["digest"]}
     approval = (await admin.command("POST", "/v1/approvals", wanted))["approval"]
-    decide = f"/v1/approvals/{approval}/decision"
-    assert await code(admin.command("POST", decide, {"approve": True})) == "security.approval_maker"
-    await checker.command("POST", decide, {"approve": True})
+    assert await code(world.decide(admin, approval, "sun")) == "security.approval_maker"
+    await world.decide(checker, approval, "li")
     await until(lambda: _is(seen(of_platform), {"renji/chest internal"}))
     assert await seen(of_huashan) == {"renji/chest internal"}
 
@@ -176,9 +175,8 @@ async def test_a_sites_policy_takes_two_reaches_every_service_and_stays(world: W
     assert await code(checker.command("POST", "/v1/policy", body)) == "access.denied"
     proposed = await admin.command("POST", "/v1/policy", body)
     assert await seen(of_huashan) == {"renji/chest internal"}, "not in force yet"
-    decide = f"/v1/approvals/{proposed['approval']}/decision"
-    assert await code(admin.command("POST", decide, {"approve": True})) == "security.approval_maker"
-    await checker.command("POST", decide, {"approve": True})
+    assert await code(world.decide(admin, proposed["approval"], "sun")) == "security.approval_maker"
+    await world.decide(checker, proposed["approval"], "li")
     await until(lambda: _is(code(seen(of_huashan)), "access.denied"))
     assert await seen(of_platform) == {"renji/chest internal"}
 
@@ -206,7 +204,7 @@ async def test_a_sites_policy_takes_two_reaches_every_service_and_stays(world: W
 
     # And it is lifted like it was made.
     lifted = await admin.command("POST", "/v1/policy", {"text": "", "reason": "settled"})
-    await checker.command("POST", f"/v1/approvals/{lifted['approval']}/decision", {"approve": True})
+    await world.decide(checker, lifted["approval"], "li")
     await until(lambda: _is(code(seen(of_huashan)), ""))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.federations import accept, alive, evaluate, make_plan, opened, put_weights, submit, view
 from tests.platform import Platform, platform
+from tests.rosters import acceptance, decision
 
 from medmesh.contracts.federation import (
     FederationCompleted,
@@ -30,8 +31,8 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.plan import plan_hash
 from medmesh.embedded.testing import RunningServers
-from medmesh.federated.consent import sign_consent
 from medmesh.learning import weights
+from medmesh.security.signing import Signer
 from medmesh.service.runtime import running
 from medmesh_federation.domain import State, link
 from medmesh_federation.service import SERVICE
@@ -221,12 +222,17 @@ async def test_invitations_need_the_right_signature_and_enough_of_them(p: Platfo
     assert done.result
     federation, hash_ = done.result["federation"], done.result["plan_hash"]
     token = p.hospital("huashan")
-    p.hospital("renji")
-    forged = sign_consent(p.nodes["renji"][0], hash_)
-    answer = RespondInvitation(federation=federation, plan_hash=hash_, accept=True, signature=forged)
-    refused = await p.send(answer, token)
-    assert refused.problem
-    assert refused.problem["code"] == "federation.consent"
+    ours, stranger = p.rosters.signer("hospital:huashan"), Signer.create("hospital:huashan")
+    for signature, code in (
+        ("", "statement.missing"),
+        (acceptance(p.rosters.signer("hospital:renji"), federation, hash_), "roster.unknown"),
+        (acceptance(stranger, federation, hash_), "roster.unknown"),
+        (acceptance(ours, "another", hash_), "statement.other"),
+        (acceptance(ours, federation, "0" * 64), "statement.other"),
+        (decision(ours, approval="a", action="a", target=federation, digest=hash_, requester="r", expires=soon), "statement.kind"),
+    ):
+        answer = RespondInvitation(federation=federation, plan_hash=hash_, accept=True, signature=signature)
+        assert ((await p.send(answer, token)).problem or {})["code"] == code
     await accept(p, federation, wanted.plan, "huashan")
     assert (await p.wait(FederationFailed)).data.code == "federation.quorum"
     assert not p.emitted(FederationReady)

@@ -25,7 +25,6 @@ from medmesh.contracts.governance import (
     Bootstrap,
     ConfirmSecondFactor,
     CreateUser,
-    DecideApproval,
     Done,
     Enrol,
     EnrolmentState,
@@ -48,6 +47,7 @@ from medmesh.errors import Problem
 from medmesh.security import approvals, totp
 from medmesh.security.authority import fingerprint, hospital_of, new_key, node_request
 from medmesh.security.keyring.file import FileKeys
+from medmesh.security.signing import Signer
 from medmesh_governance.handlers import expire
 from medmesh_governance.service import SERVICE
 from medmesh_governance.tables import approvals as approvals_table
@@ -114,14 +114,15 @@ async def test_a_node_enrols_by_code_request_and_a_second_persons_approval(p: Pl
     admin = await _admin(p)
     issued = await p.ask(RegisterHospital(hospital="renji", display_name="仁济医院"), OneTimeCode, admin)
     csr = node_request(new_key(), "some-other-name", "node-1")
-    enrol = Enrol(hospital="renji", node="node-1", code=issued.code, csr_pem=csr)
+    organisation = Signer.create("hospital:renji").vkey
+    enrol = Enrol(hospital="renji", node="node-1", code=issued.code, csr_pem=csr, organisation_key=organisation)
     pending = await p.ask(enrol, EnrolmentState)
     assert (pending.state, pending.certificate_pem) == ("pending", None)
     assert await p.ask(enrol, EnrolmentState) == pending, "asking again is harmless"
     with pytest.raises(Problem):
         await p.ask(enrol.model_copy(update={"csr_pem": node_request(new_key(), "renji", "node-2")}), EnrolmentState)
     assert pending.approval
-    done = await p.send(DecideApproval(approval=pending.approval, approve=True), p.person("wu", "approver"))
+    done = await p.decide(pending.approval, "wu")
     assert done.succeeded, done.problem
     enrolled = await p.ask(GetEnrolment(hospital="renji", enrolment=pending.enrolment, code=issued.code), EnrolmentState)
     assert enrolled.certificate_pem
@@ -141,17 +142,17 @@ async def test_the_maker_is_never_the_checker_and_the_token_binds_the_exact_requ
     assert asked.succeeded
     assert asked.result
     approval = asked.result["approval"]
-    own = await p.send(DecideApproval(approval=approval, approve=True), maker)
+    own = await p.decide(approval, "li", "researcher", "approver")
     assert not own.succeeded
     assert own.problem
     assert own.problem["code"] == "security.approval_maker"
-    assert (await p.send(DecideApproval(approval=approval, approve=True), p.person("wu", "approver"))).succeeded
+    assert (await p.decide(approval, "wu")).succeeded
     granted = (await p.wait(ApprovalGranted)).data
     key = p.trust.governance
-    found = approvals.verify(granted.token, key, action="federation.start", digest=digest, at=datetime.now(UTC))
+    found = approvals.verify(granted.token, key, p.rosters.present(), action="federation.start", digest=digest, at=datetime.now(UTC))
     assert found.approvers == ("person:wu@platform",)
     with pytest.raises(Problem):
-        approvals.verify(granted.token, key, action="federation.start", digest="0" * 64, at=datetime.now(UTC))
+        approvals.verify(granted.token, key, p.rosters.present(), action="federation.start", digest="0" * 64, at=datetime.now(UTC))
     verbs = [record["sub"] for record in await p.audited("governance")]
     assert verbs.count("approval.decide") >= 1
 
@@ -184,14 +185,14 @@ async def _in(p: Platform, state: str) -> set[str]:
 
 
 async def test_a_request_is_taken_back_by_who_made_it_before_and_after_it_was_granted(p: Platform) -> None:
-    maker, other, wu = p.person("li", "researcher"), p.person("xu", "researcher"), p.person("wu", "approver")
+    maker, other = p.person("li", "researcher"), p.person("xu", "researcher")
     first, second = await _requested(p, "fed-a", maker), await _requested(p, "fed-b", maker)
     refused = await p.send(RevokeApproval(approval=first), other)
     assert (refused.problem or {})["code"] == "governance.not_yours"
     assert (await p.send(RevokeApproval(approval=first, reason="wrong plan"), maker)).result == {"approval": first, "state": "revoked"}
-    late = await p.send(DecideApproval(approval=first, approve=True), wu)
+    late = await p.decide(first, "wu")
     assert (late.problem or {})["code"] == "governance.approval_closed"
-    assert (await p.send(DecideApproval(approval=second, approve=True), wu)).succeeded
+    assert (await p.decide(second, "wu")).succeeded
     assert (await p.send(RevokeApproval(approval=second), p.person("sun", "security_administrator"))).succeeded
     again = await p.send(RevokeApproval(approval=second), maker)
     assert (again.problem or {})["params"]["state"] == "revoked"
@@ -204,7 +205,7 @@ async def test_a_request_is_taken_back_by_who_made_it_before_and_after_it_was_gr
 async def test_an_approval_is_executed_when_its_owner_says_so_and_is_no_longer_taken_back(p: Platform) -> None:
     maker = p.person("li", "researcher")
     approval, waiting = await _requested(p, "fed-a", maker), await _requested(p, "fed-c", maker)
-    assert (await p.send(DecideApproval(approval=approval, approve=True), p.person("wu", "approver"))).succeeded
+    assert (await p.decide(approval, "wu")).succeeded
     for target in ("fed-a", "fed-c"):
         await p.publish(FederationStarted(federation=target, plan_hash="2" * 64, hospitals=()), source="federation")
     async with asyncio.timeout(20):
@@ -239,7 +240,7 @@ async def test_whoever_executes_an_approved_action_says_so_in_its_own_fact(p: Pl
 async def test_what_was_not_executed_in_time_has_expired_before_and_after_the_sweep(p: Platform) -> None:
     maker = p.person("li", "researcher")
     opened, granted, kept = [await _requested(p, f"fed-{n}", maker) for n in "abc"]
-    assert (await p.send(DecideApproval(approval=granted, approve=True), p.person("wu", "approver"))).succeeded
+    assert (await p.decide(granted, "wu")).succeeded
     runtime = p.runtimes["governance"]
     async with runtime.unit() as uow:
         over = update(approvals_table).where(approvals_table.c.approval != kept)

@@ -41,6 +41,7 @@ class Inference:
     def __init__(self, p: Platform, port: int) -> None:
         self.p = p
         self.authorities = Authorities(Identity.load(p.folder / "keys" / "release.nk"), p.identities["governance"])
+        p.rosters.add(self.authorities.approver.vkey, "approver")
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20)
 
     def bearer(self, *roles: str, audience: str = "inference", organisation: str = "renji", clearance: Label = INTERNAL) -> dict[str, str]:

@@ -43,6 +43,7 @@ from medmesh.contracts.system import DeadLetters, ListDeadLetters
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.imaging import reading
+from medmesh.security import statements
 from medmesh.security.emergency import Emergency
 from medmesh.security.tokens import Actor, person_token
 from medmesh.service.runtime import running
@@ -540,8 +541,10 @@ async def test_a_version_is_its_makers_alone_until_somebody_else_agreed_to_exact
     assert await seen_by(p, "zhao", "researcher") == 1, "the newest that was released"
     assert await seen_by(p, "zhao", "researcher", version=2) == 0
     (record,) = [r for r in await p.audited("ingestion") if r["sub"] == "dataset.release"]
+    assert "person:checker@platform" in statements.unpack(record["approval"].pop("statements")), "what the approver signed is in the record"
     assert record["approval"] == {
         "id": "a-1",
+        "target": "brain/1",
         "requester": "person:maker@platform",
         "approvers": "person:checker@platform",
         "digest": digest,

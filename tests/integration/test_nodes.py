@@ -47,14 +47,14 @@ async def until(ready: Callable[[], Awaitable[Any]]) -> Any:
     return found
 
 
-async def approve(approver: Gateway) -> None:
+async def approve(world: World, approver: Gateway) -> None:
     """The one open enrolment."""
 
     async def opened() -> Any:
         return (await approver.request("GET", "/v1/approvals", query={"state": "open"}))["approvals"]
 
     (found,) = await until(opened)
-    await approver.command("POST", f"/v1/approvals/{found['approval']}/decision", {"approve": True})
+    await world.decide(approver, found["approval"])
 
 
 async def enrolled(world: World, hospital: str = "renji") -> tuple[Path, Gateway, Gateway]:
@@ -65,7 +65,7 @@ async def enrolled(world: World, hospital: str = "renji") -> tuple[Path, Gateway
     folder = world.p.folder / hospital
     settings = Settings(hospital=hospital, node="node-1", gateway=world.url)
     enrolling = asyncio.create_task(enrol(folder, settings, world.ca.read_bytes(), code, seconds=60))
-    await approve(approver)
+    await approve(world, approver)
     await enrolling
     return folder, admin, approver
 
@@ -162,7 +162,7 @@ async def test_a_node_that_was_dark_renews_with_a_second_persons_approval_but_no
     folder, _, approver = await enrolled(world)
     await replace_by_one_of(world, folder, days_ago=179)
     async with running(folder) as node:
-        await approve(approver)
+        await approve(world, approver)
         assert not node.connected
 
         async def connected() -> bool:
@@ -185,7 +185,7 @@ async def test_a_refused_renewal_leaves_the_node_as_it_was(world: World) -> None
         with pytest.raises(Problem):
             await renew(opened, gateway, datetime.now(UTC))
         (found,) = (await approver.request("GET", "/v1/approvals", query={"state": "open"}))["approvals"]
-        await approver.command("POST", f"/v1/approvals/{found['approval']}/decision", {"approve": False})
+        await world.decide(approver, found["approval"], approve=False)
         with pytest.raises(Problem) as caught:
             await renew(opened, gateway, datetime.now(UTC))
     assert caught.value.code == "edge.refused"

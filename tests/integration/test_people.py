@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from tests.platform import Platform, platform
+from tests.rosters import decision
 
 from medmesh.auditing import sheet
 from medmesh.contracts import governance as g
@@ -145,7 +146,9 @@ async def test_an_action_that_needs_step_up_is_refused_by_its_owner_until_the_fa
     session, secret = await enrolled(p, "wu")
     digest = "0" * 64
     asked = await p.send(g.RequestApproval(action="model.release", target="r", digest=digest), p.person("li", "researcher"))
-    decide = g.DecideApproval(approval=(asked.result or {})["approval"], approve=True)
+    approval = (asked.result or {})["approval"]
+    view = next(v for v in (await p.ask(g.ListApprovals(), g.Approvals, p.person("wu", "approver"))).approvals if v.approval == approval)
+    decide = g.DecideApproval(approval=approval, approve=True, statement=decision(p.rosters.signer("person:wu@platform"), view))
     await sql(p, update(sessions).values(strong_at=datetime.now(UTC) - timedelta(minutes=6)))
     old = (await p.ask(g.ResolveSession(session=session), g.ActorToken)).token
     assert ((await p.send(decide, old)).problem or {})["code"] == "security.step_up"

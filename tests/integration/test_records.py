@@ -53,6 +53,7 @@ OWN: dict[str, dict[str, tuple[str, ...] | str]] = {
         "POST /v1/tokens/{audience}": "the same session at another door, which records what is done there",
         "DELETE /v1/sessions": ("session.close",),
         "GET /v1/trust": OPEN,
+        "GET /v1/roster": OPEN,
     },
     "audit": {
         "GET /v1/events": ("audit.search",),

@@ -174,7 +174,7 @@ async def test_a_version_lives_from_its_federation_to_its_withdrawal_and_every_s
     assert hashlib.sha256(body).hexdigest() == prepared["digest"]
     assert json.loads(body) == prepared["manifest"]
     assert keys.verify(p.trust.release_key, body, base64.b64decode(released.signature))
-    manifest = verify_release(released, p.trust, hospital="renji")
+    manifest = verify_release(released, p.trust, p.rosters.present(), hospital="renji")
     assert manifest.onnx == conversion.artefact
     assert Preprocess.from_document(manifest.preprocess) == Preprocess(size=64), "the manifest says how to prepare an image"
 

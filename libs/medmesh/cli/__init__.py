@@ -27,6 +27,8 @@ GROUPS = {
     "login": "medmesh.cli.account",
     "logout": "medmesh.cli.account",
     "account": "medmesh.cli.account",
+    "key": "medmesh.cli.key",
+    "roster": "medmesh.cli.roster",
     "user": "medmesh.cli.people",
     "hospital": "medmesh.cli.people",
     "approval": "medmesh.cli.people",

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from medmesh.cli import key as keys
 from medmesh.cli import language, say
 from medmesh.cli.account import CA, GATEWAY, PASSWORD, where
 from medmesh.cli.platform import DATA
@@ -274,11 +275,22 @@ def list_approvals(state: str) -> int:
 @click.argument("approval_id")
 @click.option("--refuse", is_flag=True)
 @click.option("--comment", default="")
-def decide(approval_id: str, refuse: bool, comment: str) -> int:
-    """Approve, or refuse, one request. Nobody approves their own.  批准或拒绝。"""
+@keys.KEY
+def decide(approval_id: str, refuse: bool, comment: str, file: Path) -> int:
+    """Approve, or refuse, one request, signed with your own key. Nobody approves their own.  批准或拒绝（以本人密钥签名）。
+
+    What is shown is what gets signed. The key is made with `medmesh key create` and counts when it is in the roster.
+    """
+    from medmesh.client.approvals import look, statement
 
     async def run(gateway: Gateway) -> Any:
-        body = {"approve": not refuse, "comment": comment}
+        view = await look(gateway, approval_id)
+        for name in ("action", "target", "digest", "requester"):
+            click.echo(f"  {name:<10} {getattr(view, name)}", err=True)
+        for name, value in view.summary.items():
+            click.echo(f"  {name:<10} {value}", err=True)
+        signed = statement(view, keys.unlock(file), approve=not refuse)
+        body = {"approve": not refuse, "comment": comment, "statement": signed}
         return await gateway.command("POST", f"/v1/approvals/{approval_id}/decision", body)
 
     show(with_gateway(run))

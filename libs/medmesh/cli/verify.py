@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,8 +25,19 @@ from medmesh.ledger.proof import read_evidence, verify_evidence
 from medmesh.ledger.report import INCOMPLETE, TAMPERED, WHOLE, Report
 from medmesh.ledger.verify import TOLERANCE, Wanted, verify_log
 
+if TYPE_CHECKING:
+    from medmesh.security.roster import Roster
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_UNREADABLE = ("ledger.key", "ledger.policy", "ledger.proof_form", "ledger.no_copy", "ledger.unreachable", "audit.export_unreadable")
+_UNREADABLE = (
+    "roster.form",
+    "ledger.key",
+    "ledger.policy",
+    "ledger.proof_form",
+    "ledger.no_copy",
+    "ledger.unreachable",
+    "audit.export_unreadable",
+)
 
 
 def key_of(text: str) -> str:
@@ -38,6 +49,13 @@ def key_of(text: str) -> str:
     return str(json.loads(content)["log_key"]) if content.startswith("{") else content
 
 
+def roster_of(file: Path | None, pin: str | None) -> Roster | None:
+    """The newest version in a roster file, verified from its first on, or from the one with the fingerprint `pin`."""
+    from medmesh.security.roster import believe, notes_of  # with fewer libraries where no roster is asked for
+
+    return believe(notes_of(file.read_bytes()), pin).roster if file is not None else None
+
+
 def sm_key_of(text: str) -> str:
     """A key of the second tree, or the one in a trust bundle or a file."""
     path = Path(text)
@@ -47,8 +65,10 @@ def sm_key_of(text: str) -> str:
     return str(json.loads(content)["sm_log_key"]) if content.startswith("{") else content
 
 
-def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...]) -> Policy:
-    """What is demanded: a policy file, or the log's key and every witness that is named."""
+def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...], roster: Roster | None) -> Policy:
+    """What is demanded: a policy file, the log's key and every witness that is named, or else what the roster says."""
+    if roster is not None and key is None and policy is None and not witnesses:
+        return roster.log_policy()
     if policy is not None:
         if key is not None or witnesses:
             raise click.UsageError(say("--policy names log and witnesses itself", "--policy 已包含日志与见证方，无需另行指定"))
@@ -57,7 +77,7 @@ def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...]) 
             raise Problem("ledger.policy", line=1, reason="it names no log")
         return found
     if key is None:
-        raise click.UsageError(say("--key or --policy is needed", "需要 --key 或 --policy"))
+        raise click.UsageError(say("--roster, --key or --policy is needed", "需要 --roster、--key 或 --policy"))
     return demanding(key_of(key), *witnesses)
 
 
@@ -69,11 +89,22 @@ def trusting(command: Callable[..., int]) -> Callable[..., int]:
     @click.option(
         "--witness", "witnesses", multiple=True, metavar="VKEY", help="A witness that must have cosigned; may be repeated.  见证方公钥。"
     )
+    @click.option("--roster", "roster_file", type=FILE, help="Whose own signatures count; approvals are held against it.  签名名册。")
+    @click.option("--pin", metavar="DIGITS", help="With --roster: the fingerprint that was read to you.  名册指纹。")
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     @functools.wraps(command)
-    def run(key: str | None, policy: Path | None, witnesses: tuple[str, ...], as_json: bool, **rest: Any) -> int:
+    def run(
+        key: str | None,
+        policy: Path | None,
+        witnesses: tuple[str, ...],
+        roster_file: Path | None,
+        pin: str | None,
+        as_json: bool,
+        **rest: Any,
+    ) -> int:
         try:
-            return command(policy=policy_of(key, policy, witnesses), as_json=as_json, **rest)
+            roster = roster_of(roster_file, pin)
+            return command(policy=policy_of(key, policy, witnesses, roster), roster=roster, as_json=as_json, **rest)
         except Problem as problem:
             code = INCOMPLETE if problem.code in _UNREADABLE else TAMPERED
             if as_json:
@@ -104,9 +135,15 @@ def verify() -> None:
 @verify.command()
 @trusting
 @click.argument("file", type=FILE)
-def proof(policy: Policy, as_json: bool, file: Path) -> int:
+def proof(policy: Policy, roster: Roster | None, as_json: bool, file: Path) -> int:
     """One record with its proof: FILE is what `medmesh audit prove` wrote.  验证单条记录。"""
-    record, found = verify_evidence(read_evidence(file.read_bytes()), policy)
+    evidence = read_evidence(file.read_bytes())
+    record, found = verify_evidence(evidence, policy)
+    if (signatures := _signatures(roster, partial=True)) is not None:
+        report = Report()
+        signatures.inspect(report, evidence.proof.index, evidence.body)
+        if report.faults:
+            raise report.faults[0].problem
     document = {"verified": True, "code": WHOLE, "size": found.checkpoint.size, "witnesses": dict(found.witnesses), "record": record}
     click.echo(json.dumps(document if as_json else record, ensure_ascii=False, indent=1))
     if not as_json:
@@ -126,6 +163,7 @@ def proof(policy: Policy, as_json: bool, file: Path) -> int:
 @click.argument("copy", type=click.Path(exists=True, path_type=Path))
 def export(
     policy: Policy,
+    roster: Roster | None,
     as_json: bool,
     sm_keys: tuple[str, ...],
     kept: Path | None,
@@ -139,7 +177,9 @@ def export(
     from medmesh.auditing.package import check, is_export, unpack
 
     approved = copy.is_file() or is_export(copy)
-    wanted = Wanted(policy, not tree_only, partial or approved, not hash_only, kept=_read(kept), second=tuple(map(sm_key_of, sm_keys)))
+    partial = partial or approved
+    how = {"bodies": not tree_only, "partial": partial, "parse": not hash_only, "kept": _read(kept)}
+    wanted = _wanted(policy, _signatures(roster, partial=partial), sm_keys, **how)
     if copy.is_dir():
         further = (lambda report: check(copy, report)) if approved else (lambda report: None)
         return _judge(Folder(copy), wanted, as_json=as_json, keep=keep, further=further)
@@ -160,6 +200,7 @@ def export(
 @click.argument("url")
 def log(
     policy: Policy,
+    roster: Roster | None,
     as_json: bool,
     sm_keys: tuple[str, ...],
     kept: Path | None,
@@ -172,7 +213,8 @@ def log(
 ) -> int:
     """The log that is served at URL (https://…/log): every tile, entry and record is fetched and hashed.  验证在线日志。"""
     resume = kept is not None and not again
-    wanted = Wanted(policy, bodies=not tree_only, kept=_read(kept), resume=resume, second=tuple(map(sm_key_of, sm_keys)))
+    signatures = _signatures(roster, partial=resume)
+    wanted = _wanted(policy, signatures, sm_keys, bodies=not tree_only, kept=_read(kept), resume=resume)
     return _judge(_served(url, ca, token), wanted, as_json=as_json, keep=keep)
 
 
@@ -182,9 +224,11 @@ def log(
 @KEPT
 @KEEP
 @click.argument("dsn", envvar="MEDMESH_AUDIT_DSN")
-def db(policy: Policy, as_json: bool, sm_keys: tuple[str, ...], kept: Path | None, keep: Path | None, dsn: str) -> int:
+def db(
+    policy: Policy, roster: Roster | None, as_json: bool, sm_keys: tuple[str, ...], kept: Path | None, keep: Path | None, dsn: str
+) -> int:
     """The log as it lies in PostgreSQL at DSN: records, leaves, tiles and every checkpoint.  验证数据库中的日志。"""
-    wanted = Wanted(policy, kept=_read(kept), second=tuple(map(sm_key_of, sm_keys)))
+    wanted = _wanted(policy, _signatures(roster), sm_keys, kept=_read(kept))
     return _judge(_database(dsn), wanted, as_json=as_json, keep=keep)
 
 
@@ -194,7 +238,7 @@ def db(policy: Policy, as_json: bool, sm_keys: tuple[str, ...], kept: Path | Non
 @click.option("--ca", type=FILE, help="For a URL: the authority of the server's certificate.")
 @click.option("--token", type=FILE, help="For a URL: a bearer token.")
 @click.argument("source")
-def gaps(policy: Policy, as_json: bool, tolerance: int, ca: Path | None, token: Path | None, source: str) -> int:
+def gaps(policy: Policy, roster: Roster | None, as_json: bool, tolerance: int, ca: Path | None, token: Path | None, source: str) -> int:
     """What each emitter counted, and entries whose dates run back, in a folder, a served log or a database.  完整性与倒签检查。"""
     folder = Path(source)
     copy = Folder(folder) if folder.is_dir() else _served(source, ca, token) if source.startswith("http") else _database(source)
@@ -210,6 +254,19 @@ def gaps(policy: Policy, as_json: bool, tolerance: int, ca: Path | None, token: 
         click.secho(say(en, zh).format(name=name, **counted), fg="red" if counted["gaps"] else None)
     _show(report)
     return code
+
+
+def _signatures(roster: Roster | None, *, partial: bool = False) -> Any:
+    if roster is None:
+        return None
+    from medmesh.auditing.signatures import Signatures
+
+    return Signatures(roster, whole=not partial)
+
+
+def _wanted(policy: Policy, signatures: Any, sm_keys: tuple[str, ...], **how: Any) -> Wanted:
+    inspect = signatures.inspect if signatures is not None else None
+    return Wanted(policy, inspect=inspect, second=tuple(map(sm_key_of, sm_keys)), **how)
 
 
 def _judge(copy: Copy, wanted: Wanted, *, as_json: bool, keep: Path | None, further: Callable[[Report], None] = lambda report: None) -> int:
@@ -239,7 +296,8 @@ def _show(report: Report) -> None:
         return
     since = say(f", {report.start} of them vouched for by the kept checkpoint", f"，其中前 {report.start} 条由保存的检查点担保")
     whole = say(f"whole and unaltered: {report.size} records", f"完整且未被篡改：{report.size} 条记录")
-    click.secho(whole + (since if report.start else "") + _seen(report.witnesses), fg="green")
+    own = say(f"; {report.signatures} signatures of own keys", f"；{report.signatures} 个本人或机构签名")
+    click.secho(whole + (since if report.start else "") + (own if report.signatures else "") + _seen(report.witnesses), fg="green")
     if report.pruned:
         zh = "{seq} 之前的正文已按日志中的审批记录清理"
         click.secho(say("bodies below {seq} were pruned, as an approved record says", zh).format(seq=report.pruned), fg="green")

@@ -67,7 +67,8 @@ class CancelFederation(Command):
 
 
 class RespondInvitation(Command):
-    """Accept or decline. `signature` is the node's signature (base64) over the plan hash; required to accept."""
+    """Accept or decline. `signature` is the acceptance signed with the hospital's own key, which stands in the roster
+    (`medmesh.security.statements.Acceptance`); required to accept."""
 
     TYPE: ClassVar[str] = "federation.respond.v1"
     ACTION: ClassVar[str] = "federation.respond"
@@ -151,10 +152,15 @@ class FederationReady(Event):
 
 
 class FederationStarted(HospitalEvent):
+    """`approval` is the token that was spent, `acceptances` what each of `hospitals` signed: every node checks both against the roster
+    it pinned before it trains."""
+
     TYPE: ClassVar[str] = "federation.federation.started.v1"
 
     federation: str
     plan_hash: Sha256
+    approval: str = ""
+    acceptances: tuple[str, ...] = ()
 
 
 class RoundOpened(HospitalEvent):

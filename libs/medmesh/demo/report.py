@@ -21,6 +21,7 @@ KEPT = (
     "hospital_rejoined",
     "coordinator_resumed",
     "audit_verified",
+    "own_signatures_verified",
     "export_verified",
     "hospital_view_verified",
     "fork_refused",

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medmesh.client.approvals import decide
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import FederationView
 from medmesh.demo import source
+from medmesh.demo.keeping import Keepers
 from medmesh.demo.processes import Process
 from medmesh.errors import Problem
+from medmesh.security.signing import Signer
 
 PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
 MODEL = "mri-tumour"
@@ -51,6 +54,9 @@ class Stage:
     urls: dict[str, str] = field(default_factory=dict)
     ca: Path = field(init=False)
     log_key: str = ""
+    keepers: Keepers = field(init=False)
+    approver: Signer = field(default_factory=lambda: Signer.create("person:wu@platform"))
+    """Wu's own signing key."""
 
     @property
     def data(self) -> Path:
@@ -77,7 +83,7 @@ class Stage:
         raise Problem("demo.never", what=what, seconds=int(seconds))
 
     async def approve(self, action: str, count: int = 1) -> None:
-        """A second person looks at what is open and approves it."""
+        """A second person looks at what is open and approves it, signed with a key of her own."""
 
         async def open_ones() -> list[Any]:
             found = (await self.people["wu"].request("GET", "/v1/approvals", query={"state": "open"}))["approvals"]
@@ -85,4 +91,4 @@ class Stage:
             return mine if len(mine) >= count else []
 
         for approval in await self.until(f"{count} open approvals of {action}", open_ones):
-            await self.people["wu"].command("POST", f"/v1/approvals/{approval['approval']}/decision", {"approve": True})
+            await decide(self.people["wu"], approval["approval"], self.approver)

@@ -49,6 +49,8 @@ class Report:
     leaves: int = 0
     bodies: int = 0
     without_body: int = 0
+    signatures: int = 0
+    """How many signatures of people's and hospitals' own keys were verified, where a roster was given."""
     pruned: int = 0
     """Below this number bodies may be gone: a record of the log says that it was approved."""
     witnesses: dict[str, int] = field(default_factory=dict)
@@ -98,6 +100,7 @@ class Report:
             "leaves": self.leaves,
             "bodies": self.bodies,
             "without_body": self.without_body,
+            "signatures": self.signatures,
             "pruned": self.pruned,
             "witnesses": self.witnesses,
             "emitters": self.emitters,

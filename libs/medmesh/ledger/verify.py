@@ -35,7 +35,8 @@ class Wanted:
     beyond their hash; `ours`: whether entries are leaves of an audit log, rather than anything in a tree.
 
     `kept`: a checkpoint from an earlier verification, which the log must still contain; with `resume` what it vouches for is not read
-    again. `tolerance`: seconds a clock may run back before an entry counts as back-dated.
+    again. `tolerance`: seconds a clock may run back before an entry counts as back-dated. `inspect` is shown every record that is what its
+    leaf says, and notes what it finds in the report.
     """
 
     policy: Policy
@@ -46,6 +47,7 @@ class Wanted:
     kept: str | bytes | None = None
     resume: bool = False
     tolerance: int = TOLERANCE
+    inspect: Callable[[Report, int, bytes], None] | None = None
     second: tuple[str, ...] = ()
     """Keys of the second tree: one of them must have signed it. Without any it is compared with its entries where there is one."""
 
@@ -278,6 +280,7 @@ class _Run:
 
     def _records(self, begin: int, entries: Sequence[bytes], bodies: Sequence[Body | None]) -> None:
         sha, counters, parse, report = hashlib.sha256, self.counters, self.wanted.parse, self.report
+        inspect = self.wanted.inspect
         match = leaves.LAYOUT.fullmatch
         for seq, entry, body in zip(range(begin, begin + len(entries)), entries, bodies, strict=True):
             found = match(entry)
@@ -316,6 +319,8 @@ class _Run:
             if its != n or service.encode() != emitter or tr[:13].encode() != hour:
                 field = "n" if its != n else "src.service" if service.encode() != emitter else "tr"
                 report.fault("body", Problem("ledger.body_contradicts", seq=seq, field=field))
+            if inspect is not None:
+                inspect(report, seq, body[2])
 
     def _altered(self, body: Body, leaf: leaves.Leaf) -> None:
         seq, salt, content = body

@@ -34,6 +34,8 @@ CLASSES: dict[str, AuditClass] = {
     "approval.request": "privileged",
     "approval.decide": "privileged",
     "approval.list": "reading",
+    "key.register": "privileged",
+    "key.list": "reading",
     "emergency.open": "emergency",
     "emergency.end": "emergency",
     "emergency.list": "reading",

@@ -37,6 +37,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "approval.request": ("security_administrator", "researcher", "auditor", "audit_administrator"),
     "approval.decide": ("approver", "security_administrator"),
     "approval.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
+    "key.register": PERSON_ROLES,
+    "key.list": (*_ALL_PEOPLE, "auditor", "audit_administrator"),
     "emergency.open": ("clinician",),
     "emergency.end": ("clinician", "security_administrator"),
     "emergency.list": ("clinician", "approver", "security_administrator", "audit_administrator", "auditor"),

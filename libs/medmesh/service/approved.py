@@ -8,6 +8,7 @@ from medmesh.contracts.governance import ApprovalGranted
 from medmesh.errors import Problem
 from medmesh.security import approvals
 from medmesh.security.approvals import Approval
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.store.unit import UnitOfWork
 
@@ -25,15 +26,12 @@ def read_target(target: str, kind: str) -> tuple[str, int]:
     return name, int(version)
 
 
-async def spend(uow: UnitOfWork[Any], grant: ApprovalGranted, trust: TrustBundle, *, target: str, digest: str, maker: str) -> Approval:
+async def spend(
+    uow: UnitOfWork[Any], grant: ApprovalGranted, trust: TrustBundle, roster: Roster, *, target: str, digest: str, maker: str
+) -> Approval:
     """The approval of exactly this target and digest, asked for by its maker, and used up. Raises `Problem`, and has changed nothing."""
-    found = approvals.verify(grant.token, trust.governance, action=grant.action, digest=digest, at=uow.now)
+    found = approvals.verify(grant.token, trust.governance, roster, action=grant.action, digest=digest, at=uow.now)
     if found.target != target or found.requester != maker:
         raise Problem("security.approval_other", action=grant.action)
     await uow.spend_approval(found.id)
     return found
-
-
-def evidence(found: Approval) -> dict[str, str]:
-    """As it stands in the audit record of what was done."""
-    return {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers), "digest": found.digest}

@@ -24,6 +24,7 @@ from medmesh.errors import Problem
 from medmesh.security.access import HIDDEN, NO_OBJECT, Object, Rules, decide, denial
 from medmesh.security.labels import INTERNAL, read
 from medmesh.security.roles import Decision
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import Actor, TrustBundle
 from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -68,6 +69,10 @@ class Access:
         """Whom this service believes."""
         return self.guard.trust()
 
+    def roster(self) -> Roster:
+        """Whose own signatures count. Raises `Problem`."""
+        return self.guard.roster()
+
     def may(self, thing: Object, action: str = "") -> Decision:
         """What is decided about an object."""
         assert self.actor is not None
@@ -106,13 +111,26 @@ class Access:
         return found[:limit]
 
 
+def nobody() -> Roster:
+    """The roster of a process that has none. Raises `Problem`."""
+    raise Problem("roster.none")
+
+
 class Guard:
     """See the module. `rules` are those in force now; `ask` asks another service on this service's behalf."""
 
-    def __init__(self, handlers: Handlers, rules: Callable[[], Rules], trust: Callable[[], TrustBundle], ask: Ask) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        rules: Callable[[], Rules],
+        trust: Callable[[], TrustBundle],
+        ask: Ask,
+        roster: Callable[[], Roster] = nobody,
+    ) -> None:
         self.handlers = handlers
         self.rules = rules
         self.trust = trust
+        self.roster = roster
         self._ask = ask
 
     def open(self, actor: Actor | None, action: str | None, at: datetime) -> Access:
@@ -120,7 +138,8 @@ class Guard:
         return Access(self, actor, action or "", at)
 
     async def admit(self, access: Access, message: Message, uow: UnitOfWork[Any]) -> Decision | None:
-        """Let a message in, or raise `Refusal`. Answers the decision that counts: the one about its own object, where it names one."""
+        """Let a message in, or raise `Refusal`. Answers the decision that is recorded: the one about its own object, or
+        else about its first source."""
         if access.actor is None or not message.OBJECTS:
             return None
         counts: Decision | None = None
@@ -135,7 +154,7 @@ class Guard:
             access.things.append(thing)
             if names.action or message.MAKES:
                 access.sources.append(thing)
-            if not names.action and (counts is None or thing.labelled):
+            if counts is None or (not names.action and thing.labelled):
                 counts = decision
         return counts
 

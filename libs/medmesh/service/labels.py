@@ -20,7 +20,7 @@ from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
 from medmesh.security.access import Object
 from medmesh.security.labels import INTERNAL, Label, join, level, no_lower_than, of_hospital, read
-from medmesh.service.approved import evidence, spend
+from medmesh.service.approved import spend
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 
@@ -224,11 +224,11 @@ async def _approved(grant: ApprovalGranted, uow: UnitOfWork[Any]) -> None:
     row = await uow.first(select(CHANGES).where(pending).with_for_update())
     if row is None or f"{row.kind}/{row.id}" != grant.target:
         return  # another service's object
-    found = await spend(uow, grant, uow.access.trust(), target=grant.target, digest=row.digest, maker=row.requester)
+    found = await spend(uow, grant, uow.access.trust(), uow.access.roster(), target=grant.target, digest=row.digest, maker=row.requester)
     await uow.execute(update(CHANGES).where(CHANGES.c.digest == row.digest).values(state="done"))
     before = (await several(uow, row.kind, [row.id]))[row.id]
     label = Label(level(row.level), frozenset(row.compartments))
-    await _set(uow, before, label, {}, evidence(found))
+    await _set(uow, before, label, {}, found.evidence())
 
 
 async def _set(uow: UnitOfWork[Any], before: Object, label: Label, detail: dict[str, str], approval: dict[str, str] | None = None) -> None:

@@ -37,6 +37,7 @@ from medmesh.service.listener import listen
 from medmesh.service.policies import Policies
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
+from medmesh.service.roster import beside
 from medmesh.service.settings import ServiceSettings
 from medmesh.service.spec import ServiceSpec
 from medmesh.service.trust import Trust
@@ -70,8 +71,10 @@ class Runtime:
         self.database = database
         self.identity = identity
         self.trust = trust
+        self.roster = beside(settings.trust)
+        """Whose own signatures count. Called, it answers the newest version or raises `Problem`."""
         self.policies = policies
-        self.guard = Guard(spec.handlers, lambda: policies.rules, trust, lambda query: self.ask(query, ObjectView))
+        self.guard = Guard(spec.handlers, lambda: policies.rules, trust, lambda query: self.ask(query, ObjectView), self.roster)
         self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)

@@ -13,17 +13,18 @@ from medmesh.canonical import canonical
 from medmesh.contracts.registry import Manifest, ModelReleased
 from medmesh.errors import Problem
 from medmesh.security import approvals, keys
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 
 ACTION = "model.release"
 
 
-def verify_release(event: ModelReleased, trust: TrustBundle, *, hospital: str | None) -> Manifest:
-    """The manifest a release carries, proven.
+def verify_release(event: ModelReleased, trust: TrustBundle, roster: Roster, *, hospital: str | None) -> Manifest:
+    """The manifest a release carries, proven; `roster` is the one that was pinned, whatever the platform says.
 
     `hospital` is who wants to install it; None for the platform itself, which serves every release. The approval may have
     expired since: it was spent in time by the registry, whose signature says so. Raises `Problem` (`serving.signature`,
-    `serving.approval`, `serving.manifest`, `serving.not_for_us`).
+    `serving.approval`, `serving.manifest`, `serving.not_for_us`, and `roster.*` or `statement.*` where an approver's own signature fails).
     """
     try:
         body = base64.b64decode(event.manifest, validate=True)
@@ -32,7 +33,7 @@ def verify_release(event: ModelReleased, trust: TrustBundle, *, hospital: str | 
     # Nothing of the bytes is parsed before their signature holds.
     if not _signed(body, event.signature, trust.release_key):
         raise Problem("serving.signature", release=event.release)
-    if not _approved(body, event, trust.governance):
+    if not _approved(body, event, trust.governance, roster):
         raise Problem("serving.approval", release=event.release)
     manifest = _read(body, event.release)
     if (manifest.model, manifest.version) != (event.model, event.version):
@@ -49,11 +50,14 @@ def _signed(body: bytes, signature: str, release_key: str) -> bool:
         return False
 
 
-def _approved(body: bytes, event: ModelReleased, governance_key: str) -> bool:
+def _approved(body: bytes, event: ModelReleased, governance_key: str, roster: Roster) -> bool:
+    digest = hashlib.sha256(body).hexdigest()
     try:
-        found = approvals.verify(event.approval, governance_key, action=ACTION, digest=hashlib.sha256(body).hexdigest(), at=None)
-    except Problem:
-        return False
+        found = approvals.verify(event.approval, governance_key, roster, action=ACTION, digest=digest, at=None)
+    except Problem as problem:
+        if problem.code in ("security.approval_signature", "security.approval_other"):
+            return False
+        raise
     # The approval of one release is not that of another with the same bytes: a withdrawn version comes back by a new decision only.
     return found.target == event.release
 

@@ -12,7 +12,7 @@ from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, Appro
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.labelling.items import ItemState
-from medmesh.service.approved import evidence, read_target, spend, target_of
+from medmesh.service.approved import read_target, spend, target_of
 from medmesh.service.dispatch import Work
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_annotation.domain import export_digest, labels_document
@@ -76,14 +76,14 @@ async def export_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
         return
     row = await _export(uow, *read_target(grant.target, KIND), lock=True)
     target = target_of(row.project, row.version)
-    found = await spend(uow, grant, uow.ports.trust(), target=target, digest=row.digest, maker=row.requester)
+    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=row.digest, maker=row.requester)
     if row.state != WAITING:
         raise Problem("annotation.export_closed", project=row.project, version=row.version, state=row.state)
     await uow.execute(update(exports).where(_this(row)).values(state=EXPORTED, approval=found.id, finished_at=uow.now))
     labels = ObjectRef.model_validate(row.labels)
     uow.emit(LabelsExported(project=row.project, version=row.version, labels=labels, accepted=row.accepted))
     detail: dict[str, str | int | bool] = {"accepted": row.accepted, "state": EXPORTED}
-    uow.audit(AuditEntry(ACTION, "E", entities=_entities(row), approval=evidence(found), detail=detail))
+    uow.audit(AuditEntry(ACTION, "E", entities=_entities(row), approval=found.evidence(), detail=detail))
 
 
 @HANDLERS.on(ApprovalRefused, ApprovalRevoked, ApprovalExpired, durable="export-refused")

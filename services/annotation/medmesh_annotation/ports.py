@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
@@ -21,3 +22,4 @@ class Ports:
     settings: Settings
     stores: Stores
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]

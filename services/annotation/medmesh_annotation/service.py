@@ -25,7 +25,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """The stores: contents are read from the kept one, exports written to it."""
     settings = cast(Settings, runtime.settings)
     async with stores(settings.objects) as opened:
-        yield Ports(settings, opened, runtime.trust)
+        yield Ports(settings, opened, runtime.trust, runtime.roster)
 
 
 SERVICE = ServiceSpec(

@@ -26,6 +26,7 @@ from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
 from medmesh_audit.domain import whole
 from medmesh_audit.queries import root_of
+from medmesh_audit.retention import minimum_index
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import alerts, checkpoints, entries, facts
 
@@ -261,6 +262,7 @@ class Anomalies:
         first = max(0, top - TAIL) if self._cursor is None else self._cursor
         window = await uow.first(select(func.min(facts.c.seq).label("seq")).where(facts.c.recorded > uow.now - PERIOD))
         begin = min(first, window.seq) if window is not None and window.seq is not None else first
+        begin = max(begin, await minimum_index(uow))  # what was pruned is not altered
         rows = await uow.all(select(entries).where(entries.c.seq >= begin).order_by(entries.c.seq))
         tail = [Seen(row.seq, row.at, json.loads(row.body)) for row in rows if whole(row)]
         fresh = [seen for seen in tail if seen.seq >= first]

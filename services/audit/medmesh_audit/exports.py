@@ -66,7 +66,8 @@ async def export_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
     if grant.action != ACTION:
         return
     row = await _row(uow, grant.target, lock=True)
-    found = approvals.verify(grant.token, uow.ports.trust().governance, action=ACTION, digest=row.digest, at=uow.now)
+    key, roster = uow.ports.trust().governance, uow.ports.runtime.roster()
+    found = approvals.verify(grant.token, key, roster, action=ACTION, digest=row.digest, at=uow.now)
     if found.target != row.export:
         raise Problem("security.approval_other", action=ACTION)
     if row.requester in found.approvers:
@@ -76,9 +77,12 @@ async def export_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
         raise Problem("audit.export_closed", export=row.export, state=row.state)
     size = (await uow.ports.witnesses.newest(uow)).size
     await uow.execute(update(exports).where(exports.c.export == row.export).values(state="approved", approval=found.id, size=size))
-    spent = {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers), "digest": found.digest}
     detail: dict[str, str | int | bool] = {"format": row.format, "state": "approved", "size": size}
-    uow.audit(AuditEntry(ACTION, "U", entities=(_entity(row.export, row.digest),), approval=spent, hospitals=_whose(row), detail=detail))
+    uow.audit(
+        AuditEntry(
+            ACTION, "U", entities=(_entity(row.export, row.digest),), approval=found.evidence(), hospitals=_whose(row), detail=detail
+        )
+    )
     uow.on_commit(uow.ports.wake.set)
 
 

@@ -142,7 +142,8 @@ async def change_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
     row = await uow.first(select(changes).where(changes.c.change == grant.target).with_for_update())
     if row is None or row.action != grant.action:
         raise Problem("request.not_found", kind="change", id=grant.target)
-    found = approvals.verify(grant.token, uow.ports.trust().governance, action=row.action, digest=row.digest, at=uow.now)
+    key, roster = uow.ports.trust().governance, uow.ports.runtime.roster()
+    found = approvals.verify(grant.token, key, roster, action=row.action, digest=row.digest, at=uow.now)
     if found.target != row.change:
         raise Problem("security.approval_other", action=row.action)
     if row.requester in found.approvers:
@@ -150,7 +151,7 @@ async def change_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
     await uow.spend_approval(found.id)
     if row.state != "waiting":
         raise Problem("audit.change_closed", change=row.change, state=row.state)
-    spent = {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers), "digest": found.digest}
+    spent = found.evidence()
     about, wanted = Entity("change", row.change, digest=row.digest), row.request
     code, state = "", "done"
     if row.action == PRUNE:

@@ -9,7 +9,8 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.consent import sign_consent
+from medmesh.security import statements
+from medmesh.security.statements import Acceptance, CodeApproval
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import samples
 from medmesh_edge.outgoing import queue
@@ -25,9 +26,15 @@ async def approve(site: Site, federation: str, by: str) -> str:
         if row is None:
             raise Problem("request.not_found", kind="federation", id=federation)
         package = str(row.package["sha256"])
-        await uow.execute(upsert(approved).values(package=package, by=by[:80], at=uow.now).on_conflict_do_nothing())
+        # Before the roster has the hospital's key its signature counts nowhere: say so now, not when somebody verifies.
+        if not site.roster().has_hospital((key := site.organisation()).vkey):
+            raise Problem("edge.not_rostered")
+        said = CodeApproval(made=uow.now, package=package, hospital=site.settings.hospital, by=by[:80])
+        signed = statements.sign(said, key)
+        values = {"package": package, "by": by[:80], "statement": signed, "at": uow.now}
+        await uow.execute(upsert(approved).values(values).on_conflict_do_nothing())
         about = (Entity("package", package[:16], digest=package), Entity("federation", federation, digest=row.plan_hash))
-        uow.audit(AuditEntry("package.approve", "E", entities=about))
+        uow.audit(AuditEntry("package.approve", "E", entities=about, detail={"statement": statements.pack(signed)}))
     return package
 
 
@@ -54,8 +61,21 @@ async def answer_invitations(site: Site) -> None:
             if refused is not None:
                 await _answer(uow, row, accept=False, reason=refused.code)
             elif await permitted(uow, policy, str(row.package["sha256"])):
-                key, _ = site.credentials()
-                await _answer(uow, row, accept=True, signature=sign_consent(key, row.plan_hash))
+                await _accept(site, uow, row)
+
+
+async def _accept(site: Site, uow: UnitOfWork[Any], row: Any) -> None:
+    """Sign the plan with the hospital's own key; one that the roster does not have would be believed by nobody, so the answer waits."""
+    key = site.organisation()
+    try:
+        missing = None if site.roster().has_hospital(key.vkey) else "edge.not_rostered"
+    except Problem as problem:
+        missing = problem.code
+    if missing is not None:
+        await uow.execute(update(federations).where(federations.c.federation == row.federation).values(reason=missing))
+        return
+    said = Acceptance(made=uow.now, federation=row.federation, plan=row.plan_hash, hospital=site.settings.hospital)
+    await _answer(uow, row, accept=True, signature=statements.sign(said, key))
 
 
 async def permitted(uow: UnitOfWork[Any], policy: Policy, package: str) -> bool:
@@ -73,4 +93,8 @@ async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: st
     await queue(uow, f"/v1/federations/{row.federation}/answer", body)
     about = (Entity("federation", row.federation, digest=row.plan_hash),)
     refused = not accept and reason.startswith("policy.")
-    uow.audit(AuditEntry("federation.consent", "E", outcome=8 if refused else 0, why=reason if refused else "", entities=about))
+    detail: dict[str, str | int | bool] = {"accepted": accept}
+    if signature:
+        detail["statement"] = statements.pack(signature)
+    why = reason if refused else ""
+    uow.audit(AuditEntry("federation.consent", "E", outcome=8 if refused else 0, why=why, entities=about, detail=detail))

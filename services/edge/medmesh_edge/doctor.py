@@ -16,7 +16,7 @@ import httpx
 
 from medmesh.errors import Problem
 from medmesh.learning import isolation
-from medmesh_edge.ports import site
+from medmesh_edge.ports import Site, site
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ async def examine(folder: Path) -> list[Finding]:
     findings = [_isolation(), _disk(folder)]
     try:
         async with site(folder) as opened:
-            findings += [_policy(opened.layout.policy), _certificate(opened)]
+            findings += [_policy(opened.layout.policy), _certificate(opened), _roster(opened)]
             findings += _network(opened.settings.gateway, opened.layout.ca, opened.settings.proxy)
     except Problem as problem:
         findings.append(Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}"))
@@ -74,6 +74,19 @@ def _certificate(opened: object) -> Finding:
     if days < 0:
         return Finding(2, "The node's certificate has expired; run 'medmesh edge renew'.", "节点证书已过期，请运行 medmesh edge renew。")
     return Finding(1 if days < 14 else 0, f"the certificate is good for {days} more days", f"证书剩余有效期 {days} 天")
+
+
+def _roster(opened: Site) -> Finding:
+    try:
+        roster = opened.roster()
+    except Problem as problem:
+        return Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}")
+    if not roster.has_hospital(opened.organisation().vkey):
+        missing = Problem("edge.not_rostered")
+        return Finding(1, str(missing), f"{missing.detail('zh')} {missing.hint('zh')}")
+    days = (roster.expires - datetime.now(UTC)).days
+    en = f"the roster's version {roster.version} has this hospital's key and counts for {days} more days"
+    return Finding(1 if days < 30 else 0, en, f"名册第 {roster.version} 版含本院密钥，剩余有效期 {days} 天")
 
 
 def _network(gateway: str, ca: Path, proxy: str | None) -> list[Finding]:

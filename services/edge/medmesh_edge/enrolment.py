@@ -16,9 +16,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from medmesh.client.gateway import Gateway
 from medmesh.embedded import files
 from medmesh.errors import Problem
+from medmesh.ledger import note
+from medmesh.security import signing
 from medmesh.security.authority import hospital_of, key_pem, load_key, new_key, node_request, verify_node
 from medmesh.security.keys import write_secret
+from medmesh.security.roster import notes_of
+from medmesh.security.signing import Signer
 from medmesh.security.tokens import TrustBundle
+from medmesh_edge import roster as rosters
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.settings import Layout, Settings
 
@@ -26,11 +31,20 @@ Say = Callable[[str], None]
 
 
 async def enrol(
-    folder: Path, settings: Settings, ca_pem: bytes, code: str, *, say: Say = lambda state: None, seconds: float = 86_400
+    folder: Path,
+    settings: Settings,
+    ca_pem: bytes,
+    code: str,
+    *,
+    pin: str | None = None,
+    roster: bytes | None = None,
+    say: Say = lambda state: None,
+    seconds: float = 86_400,
 ) -> None:
     """Enrol a node; interrupted, it goes on with the same key and the same request. Raises `Problem`.
 
-    `ca_pem` is handed over with the code, by another way than the network: it is what the platform is recognised by.
+    `ca_pem` is handed over with the code, by another way than the network: it is what the platform is recognised by. So is the roster:
+    its fingerprint (`pin`), or the file itself (`roster`); without either it is pinned later, and until then nothing is accepted.
     """
     layout = Layout(folder)
     if layout.certificate.exists():
@@ -43,8 +57,11 @@ async def enrol(
         "code": code,
         "csr_pem": _request(layout, settings),
         "protocol": 1,
+        "organisation_key": signing.public_of(layout.organisation_key),
     }
     async with Gateway(settings.gateway, ca=layout.ca, proxy=settings.proxy) as gateway:
+        if pin is not None or roster is not None:
+            rosters.pin(layout, notes_of(roster) if roster is not None else await rosters.served(gateway), pin)
         state = await gateway.request("POST", "/v1/enrolments", request)
         say(state["state"])
         asked = {"hospital": settings.hospital, "code": code}
@@ -79,6 +96,10 @@ def _prepare(layout: Layout, settings: Settings, ca_pem: bytes) -> None:
     for path, content in made.items():
         if not path.exists():
             write_secret(path, content)
+    if not layout.organisation_key.exists():
+        signing.save(layout.organisation_key, Signer.create(f"hospital:{settings.hospital}"), None)
+    if note.parse_key(signing.public_of(layout.organisation_key)).name != f"hospital:{settings.hospital}":
+        raise Problem("edge.foreign_organisation", hospital=settings.hospital)
     if not layout.policy.exists():
         layout.policy.write_text(DEFAULT, encoding="utf-8")
     layout.ca.write_bytes(ca_pem)

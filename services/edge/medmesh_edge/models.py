@@ -12,11 +12,12 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
-from medmesh.contracts.registry import ModelReleased
+from medmesh.contracts.registry import Manifest, ModelReleased
 from medmesh.errors import Problem
 from medmesh.serving.release import verify_release
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log
+from medmesh_edge import roster as rosters
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import about_patients, known
 from medmesh_edge.ports import Site
@@ -40,8 +41,9 @@ async def install_waiting(site: Site, gateway: Gateway, repository: Repository) 
     if row is None or not site.policy().install:
         return False
     event = ModelReleased.model_validate(row.event)
+    site.roster()  # without one it waits: whether it is to be believed cannot be known
     try:
-        manifest = verify_release(event, site.trust(), hospital=site.settings.hospital)
+        manifest = await _verified(site, gateway, event)
         folder = site.layout.cache / "objects"
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         path = await download(gateway, manifest.onnx, folder / manifest.onnx.sha256)
@@ -55,6 +57,16 @@ async def install_waiting(site: Site, gateway: Gateway, repository: Repository) 
     log("edge.release.installed", model=event.model, version=event.version)
     await _settle(site, event.release, "installed", "", event)
     return True
+
+
+async def _verified(site: Site, gateway: Gateway, event: ModelReleased) -> Manifest:
+    """Against the roster as it is here; when that does not know a signer, against the newest there is. Raises `Problem`."""
+    try:
+        return verify_release(event, site.trust(), site.roster(), hospital=site.settings.hospital)
+    except Problem as problem:
+        if not problem.code.startswith("roster.") or not await rosters.refresh(site, gateway):
+            raise
+    return verify_release(event, site.trust(), site.roster(), hospital=site.settings.hospital)
 
 
 async def _settle(site: Site, release: str, state: str, code: str, event: ModelReleased, *, report: bool = True) -> None:

@@ -20,6 +20,7 @@ from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples
 from medmesh_edge.ports import Site, site
+from medmesh_edge.roster import Refresher
 from medmesh_edge.rounds import Rounds
 
 IDLE_SECONDS = 1.0
@@ -47,6 +48,7 @@ class Node:
             ("requests", lambda: outgoing.send_one(self.site, self.gateway)),
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
+            ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),
             ("doorstep", self._doorstep),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),

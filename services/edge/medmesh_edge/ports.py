@@ -15,8 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from medmesh.client.credentials import Node as NodeCredentials
 from medmesh.client.gateway import Gateway
 from medmesh.errors import Problem
+from medmesh.security import signing
 from medmesh.security.authority import load_key
 from medmesh.security.keyring.file import FileKeys
+from medmesh.security.roster import Roster
+from medmesh.security.roster_file import RosterFile
+from medmesh.security.signing import Signer
 from medmesh.security.tokens import Actor, TrustBundle
 from medmesh.service.recording import recorder
 from medmesh.store.database import Database
@@ -66,6 +70,14 @@ class Site:
     def trust(self) -> TrustBundle:
         """Whom this node believes: handed over at enrolment."""
         return TrustBundle.load(self.layout.trust)
+
+    def roster(self) -> Roster:
+        """Whose own signatures count here. Raises `Problem` (`roster.none`, `roster.expired`)."""
+        return RosterFile(self.layout.roster)()
+
+    def organisation(self) -> Signer:
+        """The hospital's own key. Raises `Problem`."""
+        return signing.load(self.layout.organisation_key)
 
     def credentials(self) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
         """The node's key and certificate. Raises `Problem` (`edge.not_enrolled`)."""

@@ -17,10 +17,11 @@ from sqlalchemy import select, update
 
 from medmesh.client import download, upload
 from medmesh.client.gateway import Gateway
-from medmesh.contracts.federation import RoundKind, RoundOpened
+from medmesh.contracts.federation import FederationStarted, RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.proof import check_round, verify_start
 from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
@@ -28,6 +29,7 @@ from medmesh.security.residue import wipe
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
+from medmesh_edge import roster as rosters
 from medmesh_edge import samples
 from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
@@ -105,7 +107,18 @@ class Rounds:
             package = ObjectRef.model_validate(row.package)
             if not await permitted(uow, self.site.policy(), package.sha256):
                 raise Problem("policy.package", package=package.sha256[:16])
-        return Plan.model_validate(row.plan), package
+        plan = Plan.model_validate(row.plan)
+        await self._proven(row, plan, event)
+        return plan, package
+
+    async def _proven(self, row: Any, plan: Plan, event: RoundOpened) -> None:
+        """Who approved and who accepted is shown by their own signatures; where the roster here lacks a key, by the newest there is."""
+        try:
+            proven(self.site, row, plan, event)
+        except Problem as problem:
+            if not problem.code.startswith("roster.") or not await rosters.refresh(self.site, self.gateway):
+                raise
+            proven(self.site, row, plan, event)
 
     async def _fetch(self, ref: ObjectRef) -> Path:
         """An object of the platform, kept while it is useful."""
@@ -247,6 +260,19 @@ class Rounds:
         told, self._progress = self._progress, {}
         if told:
             await self.gateway.request("POST", f"/v1/federations/{told.pop('federation')}/progress", told)
+
+
+def proven(site: Site, row: Any, plan: Plan, event: RoundOpened) -> None:
+    """Raise a `Problem` unless the start of this federation and everybody in this round is proven by keys of the roster."""
+    if row.start is None:
+        raise Problem("federation.unproven", federation=event.federation)
+    started = FederationStarted.model_validate(row.start)
+    if started.plan_hash != row.plan_hash:
+        raise Problem("federation.plan_changed", federation=event.federation)
+    verify_start(started, site.trust().governance, site.roster(), datetime.now(UTC))
+    check_round(started, event.hospitals)
+    if len(set(event.hospitals)) < plan.min_participants or site.settings.hospital not in event.hospitals:
+        raise Problem("federation.unproven", federation=event.federation)
 
 
 def _key(event: RoundOpened) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +32,8 @@ class Settings(BaseModel):
     worker_account: str | None = None
     worker_memory_bytes: int = Field(default=4 * 2**30, gt=0)
     worker_silence_seconds: float = Field(default=120, gt=0)
+    roster_every: timedelta = timedelta(seconds=30)
+    """How often the platform is asked for newer versions of the roster."""
     holdout: float = Field(default=0.25, gt=0, lt=1)
     """The share of patients whose samples are never trained on."""
     log_level: str = "info"
@@ -61,12 +64,18 @@ class Layout:
         self.next_key = folder / "secrets" / "node.next.key"
         self.next_certificate = folder / "secrets" / "node.next.pem"
         self.next_request = folder / "secrets" / "node.next.csr"
+        self.organisation_key = folder / "secrets" / "organisation.key"
+        """The hospital's own, which signs what it accepts; apart from the node's, which renews."""
         self.site_key = folder / "secrets" / "pseudonyms" / "site.key"
         self.keys = folder / "secrets" / "hospital"
         self.enrolment = folder / "secrets" / "enrolment.json"
         self.local_token = folder / "secrets" / "local.token"
         self.ca = folder / "ca.pem"
         self.trust = folder / "trust.json"
+        self.roster = folder / "roster.json"
+        """From the pinned version on."""
+        self.checkpoint = folder / "log.checkpoint"
+        """The platform's log as it was verified here last: it must still contain that."""
         self.policy = folder / "policy.toml"
         self.database = folder / "store.db"
         self.objects = folder / "objects"

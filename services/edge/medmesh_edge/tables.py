@@ -63,6 +63,7 @@ federations = Table(
     Column("package", Json, nullable=False),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False),
+    Column("start", Json, comment="the start as the platform told it, with who approved and who accepted"),
     Column("at", Timestamp, nullable=False),
     comment="invited -> accepted | declined; running, completed, failed as the platform tells",
 )
@@ -72,6 +73,7 @@ approved = Table(
     METADATA,
     Column("package", String(64), primary_key=True),
     Column("by", String(80), nullable=False),
+    Column("statement", Text, nullable=False, comment="signed with the hospital's own key"),
     Column("at", Timestamp, nullable=False),
     comment="code that this hospital lets run here, by hash",
 )

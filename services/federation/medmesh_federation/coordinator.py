@@ -190,7 +190,7 @@ class Coordinator:
             case State.READY:
                 uow.emit(FederationReady(federation=row.federation, plan_hash=row.plan_hash))
             case State.RUNNING:
-                uow.emit(FederationStarted(federation=row.federation, plan_hash=row.plan_hash, hospitals=members))
+                uow.emit(await self._started(uow, row, members))
             case State.FAILED:
                 failure = step.failure or "federation.failed"
                 uow.emit(FederationFailed(federation=row.federation, code=failure, hospitals=tuple(situation.plan.participants)))
@@ -212,6 +212,18 @@ class Coordinator:
             )
         )
         log("federation.moved", federation=row.federation, to=step.to.value)
+
+    async def _started(self, uow: UnitOfWork[Any], row: Any, members: tuple[str, ...]) -> FederationStarted:
+        """With all that a hospital demands to see before it trains."""
+        theirs = (participants.c.federation == row.federation) & participants.c.hospital.in_(members)
+        signed = {p.hospital: p.signature for p in await uow.all(select(participants).where(theirs))}
+        return FederationStarted(
+            federation=row.federation,
+            plan_hash=row.plan_hash,
+            hospitals=members,
+            approval=row.token,
+            acceptances=tuple(signed[hospital] for hospital in members),
+        )
 
     async def _complete(self, uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
         label = await labels.label_of(uow, "federation", row.federation)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import jwt
-from cryptography import x509
 from sqlalchemy import insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
@@ -28,10 +25,9 @@ from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, Appro
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
-from medmesh.federated.consent import verify_consent
+from medmesh.federated.proof import ACTION, accepted
 from medmesh.learning.package import read as read_package
-from medmesh.security import approvals
-from medmesh.security.authority import fingerprint
+from medmesh.security import approvals, statements
 from medmesh.service import labels
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
@@ -125,7 +121,7 @@ async def _mine(uow: UnitOfWork[Ports], federation: str) -> Any:
 
 @HANDLERS.on(RespondInvitation)
 async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
-    """A hospital accepts by signing the plan's hash, or declines."""
+    """A hospital accepts by signing the plan's hash with its own key, or declines."""
     answer, hospital = command.data, uow.actor.id
     row = await _locked(uow, answer.federation)
     mine = await _mine(uow, answer.federation)
@@ -137,30 +133,23 @@ async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) 
         return {"state": wanted}
     if row.state != State.INVITING or mine.state != "invited" or uow.now > Plan.model_validate(row.plan).accept_by:
         raise Problem("federation.closed", federation=answer.federation, state=row.state)
-    certificate = ""
+    detail: dict[str, str | int | bool] = {"accepted": answer.accept}
     if answer.accept:
-        found = _certificate(command.actor or "")
-        verify_consent(found, answer.plan_hash, answer.signature)
-        certificate = fingerprint(found)
+        about = {"federation": answer.federation, "plan_hash": answer.plan_hash, "hospital": hospital}
+        accepted(answer.signature, uow.ports.roster(), **about, seen=uow.now)
+        detail["statement"] = statements.pack(answer.signature)
     values = {
         "state": wanted,
         "signature": answer.signature,
-        "certificate": certificate,
         "reason": answer.reason[:200],
         "answered_at": uow.now,
     }
     where = (participants.c.federation == answer.federation) & (participants.c.hospital == hospital)
     await uow.execute(update(participants).where(where).values(values))
     uow.emit(InvitationAnswered(federation=answer.federation, hospital=hospital, accepted=answer.accept))
-    uow.audit(AuditEntry("federation.respond", "U", entities=(entity(row),), detail={"accepted": answer.accept}))
+    uow.audit(AuditEntry("federation.respond", "U", entities=(entity(row),), detail=detail))
     uow.on_commit(uow.ports.wake.set)
     return {"state": wanted}
-
-
-def _certificate(token: str) -> x509.Certificate:
-    """The certificate in the actor's token, which the runtime verified."""
-    chain = cast(list[str], jwt.get_unverified_header(token)["x5c"])
-    return x509.load_der_x509_certificate(base64.b64decode(chain[0]))
 
 
 @HANDLERS.on(ApprovalRevoked, ApprovalExpired, durable="approval-withdrawn")
@@ -168,12 +157,12 @@ async def withdrawn(event: Envelope[ApprovalRevoked | ApprovalExpired], uow: Uni
     """An approval counts no longer: a federation that has not started yet needs another."""
     said = event.data
     row = await uow.first(select(federations).where(federations.c.federation == said.target).with_for_update())
-    if said.action != "federation.start" or row is None or row.state not in (State.INVITING, State.READY):
+    if said.action != ACTION or row is None or row.state not in (State.INVITING, State.READY):
         return
     if row.approval is None:
         await uow.spend_approval(said.approval)  # the grant may still be on its way, and then comes too late
     elif row.approval == said.approval:
-        await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=None))
+        await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=None, token=None))
         uow.audit(AuditEntry("federation.unapproved", "U", entities=(entity(row),), hospitals=invited(row), approval={"id": said.approval}))
 
 
@@ -181,19 +170,18 @@ async def withdrawn(event: Envelope[ApprovalRevoked | ApprovalExpired], uow: Uni
 async def approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> None:
     """A second person approved the start of exactly this plan."""
     grant = event.data
-    if grant.action != "federation.start":
+    if grant.action != ACTION:
         return
     row = await _locked(uow, grant.target)
     if row.approval is not None or row.state not in (State.INVITING, State.READY):
         raise Problem("federation.closed", federation=row.federation, state=row.state)
-    key = uow.ports.trust().governance
-    found = approvals.verify(grant.token, key, action="federation.start", digest=row.plan_hash, at=uow.now)
+    key, roster = uow.ports.trust().governance, uow.ports.roster()
+    found = approvals.verify(grant.token, key, roster, action=ACTION, digest=row.plan_hash, at=uow.now)
     if found.target != row.federation:
         raise Problem("security.approval_other", action=grant.action)
     await uow.spend_approval(found.id)
-    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=found.id))
-    evidence = {"id": found.id, "requester": found.requester, "approvers": ",".join(found.approvers)}
-    uow.audit(AuditEntry("federation.approved", "E", entities=(entity(row),), hospitals=invited(row), approval=evidence))
+    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=found.id, token=grant.token))
+    uow.audit(AuditEntry("federation.approved", "E", entities=(entity(row),), hospitals=invited(row), approval=found.evidence()))
     uow.on_commit(uow.ports.wake.set)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
@@ -51,5 +52,6 @@ class Ports:
     stores: Stores
     models: ObjectStore
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]
     leases: Leases = field(default_factory=Leases)
     wake: asyncio.Event = field(default_factory=asyncio.Event)

@@ -29,7 +29,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         # Committed models are written durably beside the scratch objects, where the gateway finds them at once.
         scratch = opened.scratch
         models = DirectoryStore(scratch.folder, durable=True) if isinstance(scratch, DirectoryStore) else opened.kept
-        ports = Ports(settings, opened, models, runtime.trust)
+        ports = Ports(settings, opened, models, runtime.trust, runtime.roster)
         runtime.ports = ports
         runtime.background(Coordinator(runtime, ports).run, "coordinator")
         yield ports

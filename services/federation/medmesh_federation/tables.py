@@ -21,6 +21,7 @@ federations = Table(
     Column("initiator", String(160), nullable=False),
     Column("state", String(16), nullable=False),
     Column("approval", String(64)),
+    Column("token", Text, comment="the approval as governance signed it, with what the approvers signed"),
     Column("chain", String(64), nullable=False),
     Column("model", Json, nullable=False),
     Column("failure", String(80)),
@@ -37,11 +38,10 @@ participants = Table(
     Column("hospital", String(63), primary_key=True),
     Column("state", String(16), nullable=False),
     Column("signature", Text),
-    Column("certificate", String(64)),
     Column("drops", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("answered_at", Timestamp),
-    comment="`signature` is the node's over the plan hash, `certificate` the fingerprint it verifies with",
+    comment="`signature` is the hospital's acceptance, signed with its own key",
 )
 
 rounds = Table(

@@ -299,3 +299,8 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     async def trust() -> dict[str, Any]:
         """Public keys of the platform: whoever verifies offline compares them with what was handed over at installation."""
         return runtime.trust().document()
+
+    @app.get("/v1/roster", tags=["governance"], openapi_extra={ACTION: OPEN})
+    async def roster() -> dict[str, Any]:
+        """Every version of the roster: whoever has pinned one believes those after it by their signatures alone."""
+        return {"versions": list(runtime.roster.chain().notes)}

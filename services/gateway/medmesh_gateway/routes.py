@@ -73,6 +73,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/approvals", governance.ListApprovals),
     Route("POST", "/v1/approvals/{approval}/decision", governance.DecideApproval),
     Route("POST", "/v1/approvals/{approval}/revocation", governance.RevokeApproval),
+    Route("POST", "/v1/keys", governance.RegisterKey),
+    Route("GET", "/v1/keys", governance.ListKeys),
     # Security labels and the site's policy.
     Route("POST", "/v1/labels", labels.ChangeLabel),
     Route("GET", "/v1/policy", governance.GetPolicy),

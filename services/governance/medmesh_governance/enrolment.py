@@ -26,12 +26,16 @@ from medmesh.contracts.governance import (
 )
 from medmesh.contracts.message import Envelope, new_id
 from medmesh.errors import Problem
+from medmesh.ledger.note import parse_key
 from medmesh.security.authority import fingerprint, read_request
 from medmesh.security.codes import code_hash, new_code, same
+from medmesh.security.signing import key_fingerprint
+from medmesh.security.statements import enrolment_digest
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh_governance.domain import ApprovalState
 from medmesh_governance.ports import HANDLERS, Ports
+from medmesh_governance.signatures import evidence
 from medmesh_governance.tables import approvals, enrolments, hospitals
 
 PROTOCOL = 1
@@ -63,11 +67,12 @@ async def enrol(query: Envelope[Enrol], uow: UnitOfWork[Ports]) -> EnrolmentStat
     if wanted.protocol > PROTOCOL:
         raise Problem("governance.protocol", node=wanted.protocol, platform=PROTOCOL)
     request = read_request(wanted.csr_pem)
+    key = organisation_key(wanted.organisation_key, wanted.hospital)
     digest = hashlib.sha256(request.public_bytes(Encoding.DER)).hexdigest()
     given = code_hash(wanted.code)
     used = await uow.first(select(enrolments).where(enrolments.c.code_hash == given))
     if used is not None:
-        if used.csr_digest != digest or used.hospital != wanted.hospital:
+        if (used.csr_digest, used.hospital, used.organisation_key) != (digest, wanted.hospital, key):
             raise Problem("governance.code_refused")
         uow.unchanged()
         return state_of(used, uow)
@@ -75,7 +80,7 @@ async def enrol(query: Envelope[Enrol], uow: UnitOfWork[Ports]) -> EnrolmentStat
     if row is None or row.code_hash is None or not same(row.code_hash, given) or row.code_expires < uow.now:
         raise Problem("governance.code_refused")
     enrolment = new_id()
-    approval = await ask_for_approval(uow, wanted.hospital, wanted.node, enrolment, digest)
+    approval = await ask_for_approval(uow, wanted.hospital, wanted.node, enrolment, digest, key)
     await uow.execute(update(hospitals).where(hospitals.c.hospital == wanted.hospital).values(code_hash=None, code_expires=None))
     values: dict[str, Any] = {
         "enrolment": enrolment,
@@ -84,6 +89,7 @@ async def enrol(query: Envelope[Enrol], uow: UnitOfWork[Ports]) -> EnrolmentStat
         "code_hash": given,
         "csr_pem": wanted.csr_pem,
         "csr_digest": digest,
+        "organisation_key": key,
         "approval": approval,
         "state": "pending",
         "created_at": uow.now,
@@ -104,16 +110,27 @@ def as_hospital(uow: UnitOfWork[Ports], hospital: str) -> None:
     uow.context = Context(uow.context.service, uow.context.cause, actor, None, uow.context.traceparent)
 
 
-async def ask_for_approval(uow: UnitOfWork[Ports], hospital: str, node: str, enrolment: str, digest: str) -> str:
-    """Open the approval of exactly this signing request; answers its id."""
+def organisation_key(vkey: str, hospital: str) -> str:
+    """The hospital's own key, named as it is. Raises `Problem`."""
+    if not vkey:
+        raise Problem("statement.missing", what="An enrolment")
+    key = parse_key(vkey)
+    if key.name != f"hospital:{hospital}":
+        raise Problem("statement.other", what="hospital")
+    return str(key)
+
+
+async def ask_for_approval(uow: UnitOfWork[Ports], hospital: str, node: str, enrolment: str, request: str, key: str) -> str:
+    """Open the approval of exactly this hospital, its own key and this signing request (its SHA-256); answers its id."""
     approval, requester = new_id(), f"hospital:{hospital}"
+    digest = enrolment_digest(hospital, node, key, request)
     values: dict[str, Any] = {
         "approval": approval,
         "action": "hospital.enrol",
         "target": enrolment,
         "digest": digest,
         "requester": requester,
-        "summary": {"hospital": hospital, "node": node, "request": digest},
+        "summary": {"hospital": hospital, "node": node, "request": request, "organisation_key": key, "fingerprint": key_fingerprint(key)},
         "state": ApprovalState.OPEN.value,
         "needed": uow.ports.settings.approvals_needed,
         "created_at": uow.now,
@@ -140,7 +157,7 @@ def state_of(row: Any, uow: UnitOfWork[Ports]) -> EnrolmentState:
 
 
 async def issue_certificate(uow: UnitOfWork[Ports], enrolment: str) -> None:
-    """The approval was granted: sign the request."""
+    """The approval was granted, or the one of the former certificate still holds: sign the request."""
     row = await uow.first(select(enrolments).where(enrolments.c.enrolment == enrolment).with_for_update())
     if row is None or row.state != "pending":
         return
@@ -154,11 +171,12 @@ async def issue_certificate(uow: UnitOfWork[Ports], enrolment: str) -> None:
     }
     await uow.execute(update(enrolments).where(enrolments.c.enrolment == enrolment).values(values))
     uow.emit(NodeEnrolled(hospital=row.hospital, node=row.node, fingerprint=values["fingerprint"], expires=certificate.not_valid_after_utc))
-    uow.audit(
-        AuditEntry(
-            "node.enrolled", "C", entities=(Entity("node", row.node, digest=fingerprint(certificate)), Entity("hospital", row.hospital))
-        )
-    )
+    about = (Entity("node", row.node, digest=fingerprint(certificate)), Entity("hospital", row.hospital), Entity("enrolment", enrolment))
+    approval = await uow.first(select(approvals).where(approvals.c.approval == row.approval))
+    assert approval is not None
+    # The record holds all that the approval's digest is made from, so that an auditor computes it and checks what was signed.
+    detail: dict[str, str | int | bool] = {"organisation_key": row.organisation_key, "request": approval.summary["request"]}
+    uow.audit(AuditEntry("node.enrolled", "C", entities=about, approval=await evidence(uow, approval), detail=detail))
 
 
 async def refuse_enrolment(uow: UnitOfWork[Ports], enrolment: str) -> None:

@@ -31,12 +31,14 @@ from medmesh.contracts.message import Envelope, new_id
 from medmesh.contracts.registry import ModelReleased
 from medmesh.errors import Problem
 from medmesh.security import approvals as tokens
+from medmesh.security import statements
 from medmesh.security.access import Object
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_governance import policies
 from medmesh_governance.domain import APPROVABLE, NEXT, ApprovalState, Vote, decide, move, stands
 from medmesh_governance.enrolment import issue_certificate, refuse_enrolment
 from medmesh_governance.ports import HANDLERS, Ports
+from medmesh_governance.signatures import check_decision, signed_approvals
 from medmesh_governance.tables import approvals, decisions
 
 
@@ -104,7 +106,9 @@ async def decide_approval(command: Envelope[DecideApproval], uow: UnitOfWork[Por
         raise Problem("governance.approval_closed", approval=wanted.approval, state=present.value)
     approver = uow.actor.text
     before = [Vote(r.approver, r.approve) for r in await uow.all(select(decisions).where(decisions.c.approval == row.approval))]
-    state = decide(row.needed, before, Vote(approver, wanted.approve))
+    needed = max(row.needed, uow.ports.roster().needed(row.action))
+    state = decide(needed, before, Vote(approver, wanted.approve))
+    check_decision(uow, row, wanted)
     values: dict[str, Any] = {
         "approval": row.approval,
         "approver": approver,
@@ -112,14 +116,17 @@ async def decide_approval(command: Envelope[DecideApproval], uow: UnitOfWork[Por
         "approve": wanted.approve,
         "comment": wanted.comment,
         "token": command.actor or "",
+        "statement": wanted.statement,
         "at": uow.now,
     }
     await uow.execute(insert(decisions).values(values))
     await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=state.value))
     entities = (Entity("approval", row.approval, digest=row.digest), Entity(row.action, row.target))
-    uow.audit(AuditEntry("approval.decide", "U", entities=entities, detail={"approve": wanted.approve, "state": state.value}))
+    signed = {"id": row.approval, "requester": row.requester, "statements": statements.pack(wanted.statement)}
+    detail: dict[str, str | int | bool] = {"approve": wanted.approve, "state": state.value}
+    uow.audit(AuditEntry("approval.decide", "U", entities=entities, approval=signed, detail=detail))
     if state is ApprovalState.GRANTED:
-        await _grant(uow, row, [*(v.approver for v in before if v.approve), approver])
+        await _grant(uow, row)
     elif state is ApprovalState.REFUSED:
         uow.emit(ApprovalRefused(approval=row.approval, action=row.action, target=row.target, digest=row.digest))
         if row.action == "hospital.enrol":
@@ -208,17 +215,7 @@ async def _end(uow: UnitOfWork[Ports], row: Any, state: ApprovalState) -> None:
         await refuse_enrolment(uow, row.target)
 
 
-async def _grant(uow: UnitOfWork[Ports], row: Any, approvers: list[str]) -> None:
-    if row.action == policies.ACTION:
-        # Governance executes this one itself too.
-        await uow.spend_approval(row.approval)
-        await policies.adopt(uow, row, approvers)
-        await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=ApprovalState.EXECUTED.value))
-    if row.action == "hospital.enrol":
-        # Governance executes this one itself: the approval is spent in the same transaction that decides it.
-        await uow.spend_approval(row.approval)
-        await issue_certificate(uow, row.target)
-        await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=ApprovalState.EXECUTED.value))
+async def _grant(uow: UnitOfWork[Ports], row: Any) -> None:
     token = tokens.issue(
         uow.ports.identity,
         approval=row.approval,
@@ -226,9 +223,16 @@ async def _grant(uow: UnitOfWork[Ports], row: Any, approvers: list[str]) -> None
         target=row.target,
         digest=row.digest,
         requester=row.requester,
-        approvers=approvers,
+        statements=await signed_approvals(uow, row.approval),
         expires=row.expires_at,
     )
+    if row.action in (policies.ACTION, "hospital.enrol"):
+        # Governance executes these itself: the approval is spent in the same transaction that decides it.
+        ports = uow.ports
+        tokens.verify(token, ports.identity.public, ports.roster(), action=row.action, digest=row.digest, at=uow.now)
+        await uow.spend_approval(row.approval)
+        await (policies.adopt(uow, row) if row.action == policies.ACTION else issue_certificate(uow, row.target))
+        await uow.execute(update(approvals).where(approvals.c.approval == row.approval).values(state=ApprovalState.EXECUTED.value))
     uow.emit(ApprovalGranted(approval=row.approval, action=row.action, target=row.target, digest=row.digest, token=token))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -15,6 +14,7 @@ from medmesh.errors import Problem
 from medmesh.security.access import Rules, check_site, policies_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_governance.ports import HANDLERS, Ports
+from medmesh_governance.signatures import evidence
 from medmesh_governance.tables import policies, policy_texts
 
 ACTION = "policy.change"
@@ -39,7 +39,7 @@ async def keep(uow: UnitOfWork[Ports], text: str) -> str:
     return digest
 
 
-async def adopt(uow: UnitOfWork[Ports], approval: Any, approvers: Sequence[str]) -> None:
+async def adopt(uow: UnitOfWork[Ports], approval: Any) -> None:
     """Put the approved text in force, for every service; checked again, because the rules of the platform may have changed meanwhile."""
     row = await uow.first(select(policy_texts).where(policy_texts.c.digest == approval.digest))
     if row is None or approval.target != TARGET:
@@ -48,9 +48,8 @@ async def adopt(uow: UnitOfWork[Ports], approval: Any, approvers: Sequence[str])
     number = (await _newest(uow)).number + 1
     await uow.execute(insert(policies).values(number=number, digest=row.digest, approval=approval.approval, at=uow.now))
     uow.emit(PolicyChanged(number=number, digest=row.digest))
-    evidence = {"id": approval.approval, "requester": approval.requester, "approvers": ",".join(approvers), "digest": row.digest}
     entities = (Entity("policy", TARGET, str(number), row.digest),)
-    uow.audit(AuditEntry(ACTION, "U", entities=entities, approval=evidence, detail={"bundle": Rules(row.text).digest}))
+    uow.audit(AuditEntry(ACTION, "U", entities=entities, approval=await evidence(uow, approval), detail={"bundle": Rules(row.text).digest}))
 
 
 async def _newest(uow: UnitOfWork[Ports]) -> PolicyView:

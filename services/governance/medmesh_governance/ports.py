@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from medmesh.bus.declarations import Handlers
 from medmesh.security.authority import Authority
 from medmesh.security.keys import Identity
+from medmesh.security.roster import Roster
 from medmesh.security.sealing import Seal
 from medmesh.security.tokens import TrustBundle
 from medmesh_governance.settings import Settings
@@ -24,4 +25,5 @@ class Ports:
     authority: Authority
     seal: Seal
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]
     bootstrap_hash: str | None

@@ -47,13 +47,14 @@ async def renew_certificate(query: Envelope[RenewCertificate], uow: UnitOfWork[P
         uow.unchanged()
         return state_of(known, uow)
     enrolment = new_id()
-    approval = old.approval if good else await ask_for_approval(uow, hospital, node, enrolment, digest)
+    approval = old.approval if good else await ask_for_approval(uow, hospital, node, enrolment, digest, old.organisation_key)
     values: dict[str, Any] = {
         "enrolment": enrolment,
         "hospital": hospital,
         "node": node,
         "csr_pem": wanted.csr_pem,
         "csr_digest": digest,
+        "organisation_key": old.organisation_key,
         "approval": approval,
         "replaces": serial,
         "state": "pending",

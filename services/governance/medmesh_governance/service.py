@@ -41,13 +41,27 @@ from medmesh_governance import (
     policies,
     renewal,
     sessions,
+    signatures,
     systems,
 )
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.settings import Settings
 from medmesh_governance.tables import METADATA
 
-DECLARING = (sessions, credentials, people, systems, enrolment, renewal, policies, handlers, emergencies, certificates, accounts)
+DECLARING = (
+    sessions,
+    credentials,
+    people,
+    systems,
+    enrolment,
+    renewal,
+    policies,
+    signatures,
+    handlers,
+    emergencies,
+    certificates,
+    accounts,
+)
 """The modules whose handlers this service runs."""
 
 
@@ -72,6 +86,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         authority=Authority.load(settings.authority),
         seal=Seal(open_keys(settings.seal_keys)),
         trust=runtime.trust,
+        roster=runtime.roster,
         bootstrap_hash=token.read_text().strip() if token and token.exists() else None,
     )
     runtime.ports = ports

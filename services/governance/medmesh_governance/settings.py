@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field
@@ -36,6 +37,8 @@ class Settings(ServiceSettings):
     lock_after: int = Field(default=5, ge=1)
     lock_minutes: int = Field(default=30, ge=1)
     approvals_needed: int = Field(default=1, ge=1)
+    statement_age: timedelta = timedelta(minutes=10)
+    """How old a decision's signature may be when it comes in."""
     approval_hours: int = Field(default=24, ge=1)
     certificate_days: int = Field(default=30, ge=1, le=90)
     """How long a person's client certificate is good."""

@@ -114,6 +114,7 @@ enrolments = Table(
     Column("replaces", String(64), comment="serial number of the certificate it renews"),
     Column("csr_pem", Text, nullable=False),
     Column("csr_digest", String(64), nullable=False),
+    Column("organisation_key", Text, nullable=False, comment="the hospital's own verifier key"),
     Column("approval", String(36), nullable=False),
     Column("state", String(16), nullable=False),
     Column("certificate_pem", Text),
@@ -149,10 +150,20 @@ decisions = Table(
     Column("approve", Boolean, nullable=False),
     Column("comment", Text, nullable=False),
     Column("token", Text, nullable=False),
+    Column("statement", Text, nullable=False, comment="the decision signed with the approver's own key"),
     Column("at", Timestamp, nullable=False),
     # Maker is never checker: held by the database too, whatever a program does.
     CheckConstraint("approver <> requester", name="maker_is_not_checker"),
     comment="each approver's decision with the signed token it came with",
+)
+
+signing_keys = Table(
+    "signing_keys",
+    METADATA,
+    Column("key", Text, primary_key=True),
+    Column("name", String(160), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="public keys as people announce them; what counts is the roster",
 )
 
 emergencies = Table(

@@ -34,7 +34,7 @@ async def prune(runtime: Runtime, ports: Ports) -> None:
                 log("inference.removed", model=found.model, version=found.version)
         for event in wanted:
             try:
-                manifest = verify_release(event, ports.trust(), hospital=None)
+                manifest = verify_release(event, ports.trust(), ports.roster(), hospital=None)
                 served = ports.repository.active(event.model, event.version)
                 if (served.release, served.manifest) != (event.release, manifest):
                     raise Problem("serving.manifest", release=event.release, reason="another one is installed")
@@ -53,7 +53,7 @@ async def reconcile(runtime: Runtime, ports: Ports) -> None:
         if _active(ports.repository, event.model, event.version):
             continue
         try:
-            manifest = verify_release(event, ports.trust(), hospital=None)
+            manifest = verify_release(event, ports.trust(), ports.roster(), hospital=None)
             with tempfile.TemporaryDirectory(dir=ports.incoming) as folder:
                 path = await obtain(ports.kept, manifest, Path(folder))
                 async with ports.changing:

@@ -31,7 +31,7 @@ async def released(event: Envelope[ModelReleased], work: Work[Ports]) -> None:
     """Verify a release, install it and serve it; or say why not, and go on with what was served."""
     wanted, ports = event.data, work.ports
     try:
-        manifest = await asyncio.to_thread(verify_release, wanted, ports.trust(), hospital=None)
+        manifest = await asyncio.to_thread(verify_release, wanted, ports.trust(), ports.roster(), hospital=None)
         with tempfile.TemporaryDirectory(dir=ports.incoming) as folder:
             path = await obtain(ports.kept, manifest, Path(folder))
             async with ports.changing, work.finish() as uow:

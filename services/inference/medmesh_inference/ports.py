@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import copied
 from medmesh.serving.repository import Repository
@@ -23,6 +24,7 @@ class Ports:
     repository: Repository
     kept: ObjectStore
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]
     incoming: Path
     """A folder for files on their way into the repository."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -36,7 +36,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     incoming.mkdir(parents=True, mode=0o700)
     repository = await asyncio.to_thread(Repository, settings.state / "models", settings.threads)
     async with stores(settings.objects) as opened:
-        ports = Ports(repository, opened.kept, runtime.trust, incoming)
+        ports = Ports(repository, opened.kept, runtime.trust, runtime.roster, incoming)
         await prune(runtime, ports)
         runtime.background(partial(reconcile, runtime, ports), "reconcile", every=settings.reconcile_seconds)
         door = serve(

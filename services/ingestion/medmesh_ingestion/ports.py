@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
@@ -25,3 +26,4 @@ class Ports:
     folder: Path
     """Private; holds originals while they are being cleaned."""
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]

@@ -12,7 +12,7 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.access import EVERYBODY
 from medmesh.service import labels
-from medmesh.service.approved import evidence, read_target, spend, target_of
+from medmesh.service.approved import read_target, spend, target_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_ingestion.domain import release_digest
 from medmesh_ingestion.ports import HANDLERS, Ports
@@ -30,7 +30,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     row = await _version(uow, *read_target(grant.target, "data set"))
     target, content = target_of(row.dataset, row.version), ObjectRef.model_validate(row.content)
     digest = release_digest(row.dataset, row.version, content.sha256)
-    found = await spend(uow, grant, uow.ports.trust(), target=target, digest=digest, maker=row.maker)
+    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=digest, maker=row.maker)
     if row.released_at is not None:
         raise Problem("ingestion.released", dataset=row.dataset, version=row.version)
     this = (versions.c.dataset == row.dataset) & (versions.c.version == row.version)
@@ -40,7 +40,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     uow.emit(DatasetReleased(dataset=row.dataset, version=row.version, content=content, approval=found.id))
     entity = Entity("dataset", row.dataset, version=str(row.version), digest=content.sha256)
     whose = () if row.organisation == "platform" else (row.organisation,)
-    uow.audit(AuditEntry(ACTION, "E", entities=(entity,), hospitals=whose, approval=evidence(found)))
+    uow.audit(AuditEntry(ACTION, "E", entities=(entity,), hospitals=whose, approval=found.evidence()))
 
 
 @HANDLERS.on(ApprovalRevoked, durable="dataset-revoked")

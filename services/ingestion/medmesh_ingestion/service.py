@@ -47,7 +47,9 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     await asyncio.to_thread(wipe, folder)
     folder.mkdir(mode=0o700, parents=True)
     async with stores(settings.objects) as opened:
-        yield Ports(settings=settings, stores=opened, key=project_key(settings.key), folder=folder, trust=runtime.trust)
+        yield Ports(
+            settings=settings, stores=opened, key=project_key(settings.key), folder=folder, trust=runtime.trust, roster=runtime.roster
+        )
 
 
 SERVICE = ServiceSpec(

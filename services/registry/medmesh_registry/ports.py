@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from medmesh.bus.declarations import Handlers
 from medmesh.security.keys import Identity
+from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
@@ -23,3 +24,4 @@ class Ports:
     release: Identity
     stores: Stores
     trust: Callable[[], TrustBundle]
+    roster: Callable[[], Roster]

@@ -95,7 +95,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     version = await _version(uow, found.model, found.version)
     row = await _release(uow, found.release)  # again, now that nobody else can change it
     token, governance = event.data.token, uow.ports.trust().governance
-    approval = approvals.verify(token, governance, action=ACTION, digest=row.digest, at=uow.now)
+    approval = approvals.verify(token, governance, uow.ports.roster(), action=ACTION, digest=row.digest, at=uow.now)
     if approval.target != row.release:
         raise Problem("security.approval_other", action=ACTION)
     await uow.spend_approval(approval.id)
@@ -128,10 +128,11 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
             label=label.record,
         )
     )
-    spent = {"id": approval.id, "requester": approval.requester, "approvers": ", ".join(approval.approvers), "digest": approval.digest}
     entities = _entities(row.release, row.digest, row.model, row.version)
     named = tuple(row.hospitals)
-    uow.audit(AuditEntry("model.release", "E", entities=entities, approval=spent, hospitals=named, detail={"version": row.version}))
+    uow.audit(
+        AuditEntry("model.release", "E", entities=entities, approval=approval.evidence(), hospitals=named, detail={"version": row.version})
+    )
 
 
 @HANDLERS.on(ApprovalRefused, ApprovalRevoked, ApprovalExpired, durable="release-refused")

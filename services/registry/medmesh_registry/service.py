@@ -31,7 +31,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         raise Problem("registry.release_key")
     async with stores(settings.objects) as opened:
         runtime.checks["objects"] = opened.kept.ready
-        yield Ports(settings=settings, release=release, stores=opened, trust=runtime.trust)
+        yield Ports(settings=settings, release=release, stores=opened, trust=runtime.trust, roster=runtime.roster)
 
 
 SERVICE = ServiceSpec(

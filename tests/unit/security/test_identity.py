@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.rosters import decision, roster_of
 
 from medmesh.errors import Problem
 from medmesh.security import access, approvals, passwords, roles
@@ -14,6 +15,8 @@ from medmesh.security.codes import code_hash, new_code
 from medmesh.security.keys import Identity, read_secret, verify, write_secret
 from medmesh.security.redaction import HIDDEN, redact
 from medmesh.security.requests import sign_request, verify_request
+from medmesh.security.roster import Roster
+from medmesh.security.signing import Signer
 from medmesh.security.tokens import Actor, TrustBundle, hospital_token, person_token, service_token, verify_actor
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -97,20 +100,38 @@ def test_an_approval_is_for_one_request_by_others_than_its_maker(parties: tuple[
     trust, governance, registry, _ = parties
     claims = {"approval": "a", "action": "model.release", "target": "r", "digest": "0" * 64, "requester": "person:li@platform"}
     ends = NOW + timedelta(hours=1)
-    token = approvals.issue(governance, **claims, approvers=["person:wu@platform"], expires=ends)
+    wu, li, he = (Signer.create(f"person:{name}@platform") for name in ("wu", "li", "he"))
+    roster = roster_of(wu, li)
 
-    def check(given: str, **changed: object) -> str:
+    def token_of(*signed: str, by: Identity = governance) -> str:
+        return approvals.issue(by, **claims, statements=signed, expires=ends)
+
+    def signed(by: Signer, **said: object) -> str:
+        return decision(by, **{"made": NOW, "expires": ends, **claims, **said})
+
+    token = token_of(signed(wu))
+
+    def check(given: str, roster: Roster = roster, **changed: object) -> str:
         named = {"action": "model.release", "digest": "0" * 64, "at": NOW, **changed}
-        return _code(approvals.verify, given, trust.governance, **named)
+        return _code(approvals.verify, given, trust.governance, roster, **named)
 
-    assert approvals.verify(token, trust.governance, action="model.release", digest="0" * 64, at=NOW).target == "r"
+    found = approvals.verify(token, trust.governance, roster, action="model.release", digest="0" * 64, at=NOW)
+    assert (found.target, found.approvers) == ("r", ("person:wu@platform",))
     assert check(token, digest="1" * 64) == check(token, action="federation.start") == "security.approval_other"
     assert check(token, at=NOW + timedelta(hours=2)) == "security.approval_expired"
-    assert check(token, needed=2) == "security.approval_maker"
-    forged = approvals.issue(registry, **claims, approvers=["person:wu@platform"], expires=ends)
-    assert check(forged) == "security.approval_signature"
-    own = ["person:li@platform"]
-    assert _code(approvals.issue, governance, **claims, approvers=own, expires=ends) == "security.approval_maker"
+    two = roster_of(wu, li, needed=2)
+    assert (
+        check(token, two) == check(token_of(signed(wu), signed(wu, made=NOW + timedelta(seconds=1))), two) == "security.approval_unsigned"
+    )
+    assert check(token_of(signed(wu), by=registry)) == "security.approval_signature"
+    # Governance's own key is not enough: whatever it signs, the approvers' signatures are missing, foreign, or about something else.
+    assert check(token_of()) == "security.approval_unsigned"
+    assert check(token_of(signed(he))) == check(token_of(signed(Signer.create(wu.name)))) == "roster.unknown"
+    assert check(token_of(signed(li))) == "security.approval_maker"
+    for other in ({"approval": "b"}, {"target": "s"}, {"digest": "1" * 64}, {"action": "federation.start"}, {"approve": False}):
+        assert check(token_of(signed(wu, **other))) == "statement.other"
+    assert check(token, roster_of(wu, role="auditor")) == "roster.role"
+    assert check(token_of(signed(wu, made=ends + timedelta(hours=1))), at=None) == "security.approval_expired"
     person = person_token(governance, Actor("person", "wu", "platform"), now=NOW)
     assert check(person) == "security.approval_signature", "a session's token is no approval"
 

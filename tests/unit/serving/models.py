@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tests.rosters import decision, roster_of
 
 from medmesh.canonical import canonical
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.registry import Lineage, Manifest, ModelReleased
 from medmesh.security import approvals
 from medmesh.security.keys import Identity
+from medmesh.security.signing import Signer
 from medmesh.security.tokens import TrustBundle
 
 SIZE, CLASSES = 6, ("benign", "malignant", "uncertain")
@@ -75,6 +77,8 @@ class Authorities:
 
     def __init__(self, release: Identity, governance: Identity) -> None:
         self.release, self.governance = release, governance
+        self.approver = Signer.create("person:wu@platform")
+        self.roster = roster_of(self.approver)
         self.trust = TrustBundle("medmesh", services={"governance": governance.public}, release_key=release.public)
 
     @classmethod
@@ -83,17 +87,12 @@ class Authorities:
         return cls(Identity.create(folder / "release.nk"), Identity.create(folder / "governance.nk"))
 
     def approval(self, body: bytes, release: str, *, action: str = "model.release", minutes: float = 60) -> str:
-        """Governance's token over the digest of the bytes."""
-        return approvals.issue(
-            self.governance,
-            approval="approval-1",
-            action=action,
-            target=release,
-            digest=hashlib.sha256(body).hexdigest(),
-            requester="person:li@platform",
-            approvers=["person:wu@platform"],
-            expires=datetime.now(UTC) + timedelta(minutes=minutes),
-        )
+        """Governance's token over what an approver signed of the digest of the bytes."""
+        expires = datetime.now(UTC) + timedelta(minutes=minutes)
+        digest = hashlib.sha256(body).hexdigest()
+        about = {"approval": "approval-1", "action": action, "target": release, "digest": digest, "requester": "person:li@platform"}
+        signed = decision(self.approver, **about, made=expires - timedelta(minutes=60), expires=expires)
+        return approvals.issue(self.governance, **about, statements=[signed], expires=expires)
 
     def released(self, signed: Manifest, *, release: str = "release-1", body: bytes | None = None, **changes: Any) -> ModelReleased:
         """The event, as the registry publishes it."""

@@ -23,15 +23,15 @@ def authorities(private: Path) -> Authorities:
 
 def test_a_good_release_gives_back_its_manifest(authorities: Authorities, private: Path) -> None:
     made = manifest(saved(private))
-    assert verify_release(authorities.released(made), authorities.trust, hospital=None) == made
-    assert verify_release(authorities.released(made), authorities.trust, hospital="renji") == made
+    assert verify_release(authorities.released(made), authorities.trust, authorities.roster, hospital=None) == made
+    assert verify_release(authorities.released(made), authorities.trust, authorities.roster, hospital="renji") == made
 
 
 def test_an_approval_that_expired_after_the_release_still_counts(authorities: Authorities, private: Path) -> None:
     made = manifest(saved(private))
     body = canonical(made.model_dump(mode="json"))
     old = authorities.approval(body, "release-1", minutes=-60)
-    assert verify_release(authorities.released(made, approval=old), authorities.trust, hospital=None) == made
+    assert verify_release(authorities.released(made, approval=old), authorities.trust, authorities.roster, hospital=None) == made
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,5 @@ def test_whatever_is_wrong_with_a_release_it_is_refused(authorities: Authorities
     }
     event = events.get(what, lambda: authorities.released(made))()
     with pytest.raises(Problem) as caught:
-        verify_release(event, trust, hospital="ruijin" if what == "another hospital" else "renji")
+        verify_release(event, trust, authorities.roster, hospital="ruijin" if what == "another hospital" else "renji")
     assert caught.value.code == code

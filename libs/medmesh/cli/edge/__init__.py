@@ -13,14 +13,20 @@ import click
 from medmesh.cli import language, say
 from medmesh.cli.edge.escrow import escrow
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
+from medmesh.cli.edge.roster import own_key, own_roster, tell_key
 from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
+from medmesh.embedded import files
 from medmesh.errors import Problem
 
 
 @click.group()
 def edge() -> None:
     """The hospital's node: data stay here.  医院边缘节点：数据不出院。"""
+
+
+edge.add_command(own_key)
+edge.add_command(own_roster)
 
 
 @edge.command()
@@ -60,16 +66,56 @@ def renew(folder: Path, wait: float) -> int:
 @click.option("--proxy", metavar="URL", help="HTTP proxy for everything that goes out.")
 @click.option("--port", default=0, help="Port of the local page; 0 takes a free one.")
 @click.option("--wait", default=86_400.0, show_default=True, help="Seconds to wait for approval.")
-def enrol(folder: Path, gateway: str, ca: Path, hospital: str, node: str, code: str, proxy: str | None, port: int, wait: float) -> int:
-    """Enrol this node: key and request are made here, a second person approves at the platform.  注册节点。"""
+@click.option("--roster", metavar="DIGITS|FILE", help="The roster's fingerprint, as read to you, or its file. Later: edge roster.")
+@click.option("--organisation-key", type=click.Path(exists=True, path_type=Path), help="The hospital's, for a further node.")
+def enrol(
+    folder: Path,
+    gateway: str,
+    ca: Path,
+    hospital: str,
+    node: str,
+    code: str,
+    proxy: str | None,
+    port: int,
+    wait: float,
+    roster: str | None,
+    organisation_key: Path | None,
+) -> int:
+    """Enrol this node: keys and request are made here, a second person approves at the platform.  注册节点。
+
+    Two keys are made: the node's, for its certificate, which renews; and the hospital's own, which signs what it accepts. Read the
+    fingerprint of the second to the keepers of the roster.
+    """
+    from medmesh.security import signing
     from medmesh_edge.enrolment import ca_fingerprint, enrol
-    from medmesh_edge.settings import Settings
+    from medmesh_edge.settings import Layout, Settings
+
+    layout = Layout(folder.absolute())
+    if organisation_key is not None and not layout.organisation_key.exists():
+        signing.save(layout.organisation_key, signing.load(organisation_key), None)
+    handed = Path(roster) if roster and len(roster) < 200 and Path(roster).is_file() else None
 
     pem = ca.read_bytes()
     click.echo(say(f"CA fingerprint {ca_fingerprint(pem)}: compare it by telephone", f"CA 指纹 {ca_fingerprint(pem)}：请电话核对"))
     settings = Settings(hospital=hospital, node=node, gateway=gateway, proxy=proxy, port=port)
     states = {"pending": say("waiting for approval…", "等待审批……"), "enrolled": say("enrolled", "注册完成")}
-    asyncio.run(enrol(folder.absolute(), settings, pem, code, say=lambda state: click.echo(states.get(state, state)), seconds=wait))
+    asyncio.run(
+        enrol(
+            folder.absolute(),
+            settings,
+            pem,
+            code,
+            pin=None if handed else roster,
+            roster=handed.read_bytes() if handed else None,
+            say=lambda state: click.echo(states.get(state, state)),
+            seconds=wait,
+        )
+    )
+    tell_key(layout.organisation_key)
+    if roster is None:
+        click.secho(
+            say("No roster is pinned yet: medmesh edge roster --pin DIGITS", "尚未固定名册：medmesh edge roster --pin 数字"), fg="yellow"
+        )
     return 0
 
 
@@ -254,21 +300,24 @@ def export_own(folder: Path, copy: Path) -> int:
 @FOLDER
 @click.argument("copy", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def verify_own(folder: Path, copy: Path) -> int:
-    """Verify COPY with the key this node was enrolled with: nothing altered, and nothing about this hospital withheld.  验证。
+    """Verify COPY by the pinned roster: nothing altered, forked or forged, and nothing about this hospital withheld.  验证。
 
-    Ends with 0 when it is whole, 1 when something was altered or withheld, 2 when it cannot be read.
+    The roster says which log and which witnesses; what is verified is kept, and the next copy must contain it. Ends with 0 when it is
+    whole, 1 when something was altered or withheld, 2 when it cannot be read.
     """
+    from medmesh.auditing.signatures import Signatures
     from medmesh.client.audit import withheld
     from medmesh.ledger.copies import Folder
-    from medmesh.ledger.policy import demanding
     from medmesh.ledger.verify import Wanted, verify_log
 
-    async def work(site: Any) -> tuple[str, str]:
-        return site.trust().log_key, site.settings.hospital
+    async def work(site: Any) -> tuple[Any, str, Path]:
+        return site.roster(), site.settings.hospital, site.layout.checkpoint
 
-    key, hospital = on_site(folder, work)
+    roster, hospital, seen = on_site(folder, work)
+    kept = seen.read_bytes() if seen.exists() else None
+    signatures = Signatures(roster, whole=False)
     try:
-        report = verify_log(Folder(copy), Wanted(demanding(key), partial=True))
+        report = verify_log(Folder(copy), Wanted(roster.log_policy(), partial=True, kept=kept, inspect=signatures.inspect))
         if report.verified and (missing := withheld(copy, hospital)):
             report.fault("withheld", Problem("audit.withheld", seq=missing[0], records=len(missing), hospital=hospital))
     except (Problem, OSError, ValueError) as error:
@@ -279,6 +328,7 @@ def verify_own(folder: Path, copy: Path) -> int:
     if report.verified:
         shown = f"whole, unaltered, nothing withheld: {report.bodies} of {report.size} records are about this hospital"
         click.secho(say(shown, f"完整、未被篡改、无隐瞒：{report.size} 条记录中 {report.bodies} 条涉及本院"), fg="green")
+        files.write(seen, report.note.decode())
     return report.code
 
 

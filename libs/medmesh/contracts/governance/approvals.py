@@ -48,7 +48,8 @@ class RequestApproval(Command):
 
 
 class DecideApproval(Command):
-    """Approve or refuse; the maker is never the checker."""
+    """Approve or refuse; the maker is never the checker. `statement` is the decision signed with the approver's own key, which stands in
+    the roster (`medmesh.security.statements.Decision`)."""
 
     TYPE: ClassVar[str] = "governance.decide-approval.v1"
     ACTION: ClassVar[str] = "approval.decide"
@@ -57,6 +58,7 @@ class DecideApproval(Command):
     approval: str
     approve: bool
     comment: str = ""
+    statement: str = Field(default="", max_length=4096)
 
 
 class RevokeApproval(Command):
@@ -81,7 +83,8 @@ class ApprovalRequested(Event):
 
 
 class ApprovalGranted(Event):
-    """`token` is signed by governance; the executing service verifies it and spends its id in its own transaction."""
+    """`token` is signed by governance and carries what the approvers signed; the executing service verifies both and spends its id in its
+    own transaction."""
 
     TYPE: ClassVar[str] = "governance.approval.granted.v1"
 

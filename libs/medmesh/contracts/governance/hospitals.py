@@ -33,7 +33,10 @@ class EnrolmentState(Record):
 
 
 class Enrol(Exchange):
-    """A node redeems its code with a certificate signing request. The same code with the same request answers the same."""
+    """A node redeems its code with a certificate signing request. The same code with the same request answers the same.
+
+    `organisation_key` is the hospital's own verifier key, made at the node and apart from its certificate: what gets approved is both.
+    """
 
     TYPE: ClassVar[str] = "governance.enrol.v1"
     ACTION: ClassVar[str | None] = None
@@ -44,6 +47,7 @@ class Enrol(Exchange):
     code: str = Field(repr=False)
     csr_pem: str
     protocol: int = 1
+    organisation_key: str = Field(default="", max_length=400)
 
 
 class GetEnrolment(Query):

@@ -6,8 +6,10 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
+from medmesh.auditing.signatures import Signatures
 from medmesh.client.audit import at_the_door, export_log, fetch_export
 from medmesh.client.credentials import Person
 from medmesh.client.gateway import Gateway
@@ -17,20 +19,22 @@ from medmesh.demo.processes import checker, medmesh
 from medmesh.demo.stage import MODEL, Stage
 from medmesh.errors import Problem
 from medmesh.ledger.copies import Folder
-from medmesh.ledger.policy import parse_policy
 from medmesh.ledger.proof import read_evidence, verify_evidence
+from medmesh.ledger.report import Report
 from medmesh.ledger.verify import Wanted, verify_log
 
 
 async def audit(stage: Stage, federation: str) -> None:
     stage.say("an auditor asks who did what, and verifies offline", "审计员查询并离线验证")
-    wanted = Wanted(parse_policy(stage.policy.read_bytes()))
+    roster = stage.keepers.roster
+    wanted = Wanted(roster.log_policy())
     async with _door(stage) as door:
         await _settled(stage, door)
         await _ask(stage, door, federation, wanted)
         await export_log(at_the_door(door), stage.folder / "log")
-        size, verified = await _verify(stage, stage.folder / "log", wanted)
-        stage.summary |= {"audit_entries": size, "audit_verified": verified == []}
+        report, verified = await _verify(stage, stage.folder / "log", replace(wanted, inspect=Signatures(roster).inspect))
+        size = report.size
+        stage.summary |= {"audit_entries": size, "audit_verified": verified == [], "own_signatures_verified": report.signatures}
         stage.happened("log verified offline", entries=size)
         stage.summary["export_verified"] = await _export(stage)
         stage.summary["hospital_view_verified"] = await _own_view(stage, "xiehe")
@@ -85,13 +89,13 @@ async def _ask(stage: Stage, door: Gateway, federation: str, wanted: Wanted) -> 
     stage.summary["mlps"] = checklist["counts"]
 
 
-async def _verify(stage: Stage, copy: Path, wanted: Wanted) -> tuple[int, list[int | None]]:
-    """By our verifier and by a checker that shares no code with it; answers the size, and which records are accused by both."""
+async def _verify(stage: Stage, copy: Path, wanted: Wanted) -> tuple[Report, list[int | None]]:
+    """By our verifier and by a checker that shares no code with it; answers the report, and which records are accused by both."""
     report = await asyncio.to_thread(verify_log, Folder(copy), wanted)
     code, theirs = await checker("verify-log", "--log", str(copy), "--key", stage.log_key, codes=(0, 1))
     if report.verified and code == 0 and theirs["bodies"] == report.size:
-        return report.size, []
-    return report.size, [fault.seq for fault in report.faults if code == 1 and not report.verified]
+        return report, []
+    return report, [fault.seq for fault in report.faults if code == 1 and not report.verified]
 
 
 async def _export(stage: Stage) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from medmesh.client.gateway import Gateway
 from medmesh.client.people import Authenticator, sign_in
 from medmesh.demo import source
+from medmesh.demo.keeping import Keepers
 from medmesh.demo.processes import Process, checker, medmesh, node
 from medmesh.demo.stage import PASSWORD, ROUNDS, Stage
 from medmesh.embedded.run import running
@@ -36,6 +37,8 @@ async def up(stage: Stage) -> None:
     stage.urls, stage.ca = run.urls, run.paths["ca"]
     # The key an auditor verifies with, taken before anything happened.
     stage.log_key = json.loads((stage.data / "trust.json").read_text())["log_key"]
+    stage.keepers = Keepers(stage.data)
+    stage.keepers.add(stage.approver.vkey, roles=("approver",))
     anybody = Gateway(stage.urls["gateway"], ca=stage.ca)
     stage.people["anybody"] = anybody
     token = (stage.data / "secrets" / "bootstrap.token").read_text().strip()
@@ -58,10 +61,12 @@ async def enrol(stage: Stage) -> None:
         folder.chmod(0o700)
         stage.nodes[name] = node(name, folder)
         arguments = ("--folder", str(folder), "--gateway", stage.urls["gateway"], "--ca", str(stage.ca), "--hospital", name)
-        enrolling.append(asyncio.create_task(medmesh("edge", "enrol", *arguments, "--code", made["code"], "--wait", "120")))
+        handed = ("--code", made["code"], "--roster", stage.keepers.pin)
+        enrolling.append(asyncio.create_task(medmesh("edge", "enrol", *arguments, *handed, "--wait", "120")))
     await stage.approve("hospital.enrol", len(source.HOSPITALS))
     await asyncio.gather(*enrolling)
-    stage.happened("hospitals enrolled")
+    stage.keepers.add_hospitals(*(node.folder for node in stage.nodes.values()))
+    stage.happened("hospitals enrolled, their keys in the roster")
 
 
 async def ingest(stage: Stage) -> None:

@@ -28,6 +28,7 @@ async def watch(stage: Stage) -> None:
     )
     group = f"group enough {NEEDED} {' '.join(places)}"
     stage.policy.write_text("\n".join([f"log {stage.log_key}", *lines, group, "quorum enough", ""]))
+    stage.keepers.watched(stage.policy.read_text())
     # The operator gets the same file: from here on the log shows every checkpoint to them.
     given = stage.data / "witnesses.policy"
     given.with_suffix(".part").write_bytes(stage.policy.read_bytes())

@@ -73,6 +73,7 @@ def upgrade() -> None:
     sa.Column('initiator', sa.String(length=160), nullable=False),
     sa.Column('state', sa.String(length=16), nullable=False),
     sa.Column('approval', sa.String(length=64), nullable=True),
+    sa.Column('token', sa.Text(), nullable=True, comment='the approval as governance signed it, with what the approvers signed'),
     sa.Column('chain', sa.String(length=64), nullable=False),
     sa.Column('model', types.Json, nullable=False),
     sa.Column('failure', sa.String(length=80), nullable=True),
@@ -130,12 +131,11 @@ def upgrade() -> None:
     sa.Column('hospital', sa.String(length=63), nullable=False),
     sa.Column('state', sa.String(length=16), nullable=False),
     sa.Column('signature', sa.Text(), nullable=True),
-    sa.Column('certificate', sa.String(length=64), nullable=True),
     sa.Column('drops', sa.Integer(), nullable=False),
     sa.Column('reason', sa.Text(), nullable=False),
     sa.Column('answered_at', types.Timestamp(), nullable=True),
     sa.PrimaryKeyConstraint('federation', 'hospital', name=op.f('pk_participants')),
-    comment="`signature` is the node's over the plan hash, `certificate` the fingerprint it verifies with"
+    comment="`signature` is the hospital's acceptance, signed with its own key"
     )
     op.create_table('rounds',
     sa.Column('federation', sa.String(length=36), nullable=False),

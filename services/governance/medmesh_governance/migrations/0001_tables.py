@@ -69,6 +69,7 @@ def upgrade() -> None:
     sa.Column('approve', sa.Boolean(), nullable=False),
     sa.Column('comment', sa.Text(), nullable=False),
     sa.Column('token', sa.Text(), nullable=False),
+    sa.Column('statement', sa.Text(), nullable=False, comment="the decision signed with the approver's own key"),
     sa.Column('at', types.Timestamp(), nullable=False),
     sa.CheckConstraint('approver <> requester', name=op.f('ck_decisions_maker_is_not_checker')),
     sa.PrimaryKeyConstraint('approval', 'approver', name=op.f('pk_decisions')),
@@ -81,6 +82,7 @@ def upgrade() -> None:
     sa.Column('code_hash', sa.String(length=64), nullable=False),
     sa.Column('csr_pem', sa.Text(), nullable=False),
     sa.Column('csr_digest', sa.String(length=64), nullable=False),
+    sa.Column('organisation_key', sa.Text(), nullable=False, comment="the hospital's own verifier key"),
     sa.Column('approval', sa.String(length=36), nullable=False),
     sa.Column('state', sa.String(length=16), nullable=False),
     sa.Column('certificate_pem', sa.Text(), nullable=True),
@@ -128,6 +130,13 @@ def upgrade() -> None:
     comment='only hashes of bearers: a copy of this table opens nothing'
     )
     op.create_index('ix_sessions_name', 'sessions', ['name'], unique=False)
+    op.create_table('signing_keys',
+    sa.Column('key', sa.Text(), nullable=False),
+    sa.Column('name', sa.String(length=160), nullable=False),
+    sa.Column('at', types.Timestamp(), nullable=False),
+    sa.PrimaryKeyConstraint('key', name=op.f('pk_signing_keys')),
+    comment='public keys as people announce them; what counts is the roster'
+    )
     op.create_table('users',
     sa.Column('name', sa.String(length=63), nullable=False),
     sa.Column('display_name', sa.Text(), nullable=False),

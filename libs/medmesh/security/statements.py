@@ -1,0 +1,113 @@
+"""What people and hospitals sign with keys of their own: signed notes whose first line says what kind of statement it is.
+
+    medmesh-decision-v1
+    {"action":"model.release","approval":"…","approve":true,"digest":"…",…}
+
+    — person:wu@platform 8Jb…
+
+The second line is canonical JSON. The first separates the kinds: no signature of one kind is ever one of another.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from datetime import datetime
+from typing import ClassVar, TypeVar
+
+from pydantic import ValidationError
+
+from medmesh.canonical import canonical, digest
+from medmesh.contracts.message import Identifier, Record, Sha256
+from medmesh.errors import Problem
+from medmesh.security.signing import Signer
+
+
+class Statement(Record):
+    """`made` is when its signer says it was signed."""
+
+    HEAD: ClassVar[str]
+
+    made: datetime
+
+
+class Decision(Statement):
+    """An approver's decision on one exact request."""
+
+    HEAD = "medmesh-decision-v1"
+
+    approval: str
+    action: str
+    target: str
+    digest: Sha256
+    requester: str
+    approve: bool
+    expires: datetime
+
+
+class Acceptance(Statement):
+    """A hospital takes part in a federation under exactly this plan."""
+
+    HEAD = "medmesh-acceptance-v1"
+
+    federation: str
+    plan: Sha256
+    hospital: Identifier
+
+
+class CodeApproval(Statement):
+    """A hospital lets a training package run in its house; `by` is who decided there."""
+
+    HEAD = "medmesh-code-approval-v1"
+
+    package: Sha256
+    hospital: Identifier
+    by: str
+
+
+S = TypeVar("S", bound=Statement)
+
+
+def text(statement: Statement) -> str:
+    """What is signed."""
+    return f"{statement.HEAD}\n{canonical(statement.model_dump(mode='json')).decode()}\n"
+
+
+def sign(statement: Statement, signer: Signer) -> str:
+    """The signed note."""
+    return signer.sign(text(statement))
+
+
+def read(content: str, kind: type[S]) -> S:
+    """The statement in the text of a note, whose signature is the caller's matter. Raises `Problem` (`statement.form`)."""
+    head, _, body = content.partition("\n")
+    if head != kind.HEAD:
+        raise Problem("statement.kind", wanted=kind.HEAD, got=head[:60])
+    try:
+        found = kind.model_validate(json.loads(body), strict=False)
+        if text(found) != content:
+            raise ValueError("another spelling")
+    except (ValidationError, ValueError, RecursionError):
+        raise Problem("statement.form", kind=kind.HEAD) from None
+    return found
+
+
+def pack(signed: str) -> str:
+    """A signed note as it stands in audit records: base64, because those are flat texts without line breaks."""
+    return base64.b64encode(signed.encode()).decode()
+
+
+def unpack(packed: str) -> str:
+    """The note again. Raises `Problem` (`statement.form`)."""
+    try:
+        return base64.b64decode(packed, validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise Problem("statement.form", kind="base64") from None
+
+
+def enrolment_digest(hospital: str, node: str, organisation_key: str, request: str) -> str:
+    """What is approved when a node enrols: the hospital's name, its own key, and exactly this signing request (its SHA-256)."""
+    key = hashlib.sha256(organisation_key.encode()).hexdigest()
+    return digest({"form": "medmesh-enrolment-v1", "hospital": hospital, "node": node, "organisation": key, "request": request})
