@@ -118,6 +118,9 @@ def test_compose_contains_every_container(name: str) -> None:
         assert said["read_only"] is True, service
         assert said["cap_drop"] == ["ALL"], service
         assert said["security_opt"] == ["no-new-privileges:true"], service
+        assert not said.get("privileged") and not said.keys() & {"devices", "pid", "ipc"}, service
+        assert said.get("network_mode") != "host", service
+        assert "docker.sock" not in str(said.get("volumes", ())), service
         assert service == "postgres" or not said.get("user", "0").startswith("0"), service
         assert said["user"].split(":")[0].isdigit(), service
         assert said["restart"] == "no" or (said["healthcheck"] and said["deploy"]["resources"]["limits"]["memory"]), service

@@ -111,8 +111,27 @@ def test_pods_are_contained(overlay: str) -> None:
             context = container["securityContext"]
             assert context == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
             assert container["resources"]["limits"]["memory"], name
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), (name, container["name"])
+            for variable in container.get("env", ()):
+                assert "secretKeyRef" not in variable.get("valueFrom", {}), f"{name}: secrets are files"
+            assert not any("secretRef" in source for source in container.get("envFrom", ())), name
+        assert not any(pod.get(shared) for shared in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")), name
+        assert not any("hostPath" in volume for volume in pod.get("volumes", ())), name
     for namespace in named(overlay, "Namespace").values():
         assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_shut_in_but_for_what_a_policy_opens(overlay: str) -> None:
+    """Of the pods in every overlay: a policy for all of its namespace denies, and one that is about the pod opens what it needs."""
+    policies = [policy["spec"] for policy in named(overlay, "NetworkPolicy").values()]
+    found = list(pods(overlay))
+    denied = any(p["podSelector"] == {} and set(p["policyTypes"]) == {"Ingress", "Egress"} for p in policies)
+    assert denied or not found
+    for name, labels, _ in found:
+        assert any((p.get("ingress") or p.get("egress")) and matches(p["podSelector"], labels) for p in policies), (
+            f"no policy says what {name} may reach"
+        )
 
 
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:

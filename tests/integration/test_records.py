@@ -338,7 +338,7 @@ HANDLED: list[tuple[str, type[Message]]] = [
 def sample(message: type[Message], service: str) -> Any:
     """An example; of what every service is asked, one that this service is."""
     found = example(message.model_json_schema())
-    if "*" in message.TYPE:
+    if "service" in message.model_fields and "*" in message.TYPE:
         found["service"] = service
     if message is ChangeLabel:
         found["kind"] = next(kind for kind, owners in OWNERS.items() if owners[0] == service)
