@@ -26,6 +26,7 @@ from medmesh.ledger import proof
 from medmesh.service.settings import ObjectSettings
 from medmesh.store.objects.sealed import SealedStore
 from medmesh_audit import pruning, queries, search
+from medmesh_audit.anomalies import Anomalies
 from medmesh_audit.restore import restore
 from medmesh_audit.sealing import Sealer
 
@@ -131,6 +132,9 @@ async def test_it_goes_as_approved_and_everything_else_still_proves_itself(
         assert await restore(sealer.store, vkey(private), tmp_path / "restored") >= 600
         assert await faults(tmp_path / "restored", vkey(private)) == []
 
+        async with runtime.unit() as uow:
+            rules = {found.rule for found in await Anomalies(runtime)._look(uow)}
+        assert rules.isdisjoint({"record_altered", "root_mismatch"}), "a watcher that starts anew accuses nobody"
         # One more body than was approved is tampering.
         lines = (copy / "bodies.jsonl").read_text().splitlines()
         (copy / "bodies.jsonl").write_text("\n".join(lines[1:]))

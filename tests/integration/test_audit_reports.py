@@ -25,8 +25,11 @@ from medmesh_audit import anomalies
 
 
 @pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports, settings={"audit": await audit(private, ports)}) as made:
+async def world(request: pytest.FixtureRequest, servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    """A parameter is further settings by service."""
+    more: dict[str, dict[str, Any]] = getattr(request, "param", {})
+    settings = {**more, "audit": {**await audit(private, ports), **more.get("audit", {})}}
+    async with small_world(servers, private, ports, settings=settings) as made:
         yield made
 
 
@@ -202,6 +205,47 @@ async def test_a_record_altered_in_the_database_is_told_of_by_its_number(world: 
     await log(world, about("renji", "mri"), about("ruijin", "ct"))
     await altered(world, servers, "UPDATE entries SET body = overlay(body placing 'x'::bytea from 20) WHERE seq = 1")
     assert (await raised(world, "record_altered")).seq == 1
+
+
+PEOPLE = {
+    "audit": {
+        "working_hours": {"annotator": ("00:00", "00:00"), "clinician": ("00:00", "23:59:59.999999")},
+        "working_purposes": {"clinician": ("TREAT",)},
+    },
+    "gateway": {"administrator_networks": ("10.0.0.0/8", "::1/128"), "administrators_elsewhere": "record"},
+}
+
+
+@pytest.mark.parametrize("world", [PEOPLE], indirect=True)
+async def test_people_where_when_and_for_what_they_do_not_work_are_told_of_with_the_trace_of_what_they_did(world: World) -> None:
+    at_night = Actor("person", "yan", "platform", frozenset(("annotator",)))
+    await log(world, AuditEntry("annotation.label", "U"), actor=at_night, trace="ab" * 16)
+    alert = await raised(world, "outside_hours")
+    assert (alert.about, alert.severity, alert.trace) == ("person:yan", "warning", "ab" * 16)
+    doctor = Actor("person", "hua", "platform", frozenset(("clinician",)))
+    await log(world, AuditEntry("inference.infer", "E"), actor=doctor)  # to treat: that is what they work for
+    await log(world, AuditEntry("inference.infer", "E", purpose="HRESCH"), actor=doctor, trace="cd" * 16)
+    alert = await raised(world, "outside_purpose")
+    assert (alert.about, alert.trace) == ("person:hua", "cd" * 16)
+    both = Actor("person", "shi", "platform", frozenset(("annotator", "researcher")))
+    await log(world, AuditEntry("annotation.label", "U"), actor=both)  # a researcher has no hours
+    admin = await world.admin()
+    await admin.request("GET", "/v1/users")
+    alert = await raised(world, "admin_elsewhere")
+    assert (alert.about, alert.severity, len(alert.trace)) == ("person:sun", "critical", 32)
+    told = {found.data.rule: found.data.about for found in world.p.emitted(AlertRaised)}
+    assert told == {"outside_hours": "person:yan", "outside_purpose": "person:hua", "admin_elsewhere": "person:sun"}
+    async with door(world) as auditor:
+        shown = await auditor.request("GET", f"/v1/events/{alert.seq}")
+    assert shown["record"]["detail"] == {"address": "127.0.0.1", "refused": False}
+
+
+@pytest.mark.parametrize("world", [{"gateway": {"administrator_networks": ("10.0.0.0/8",)}}], indirect=True)
+async def test_an_administrator_from_elsewhere_is_refused_and_told_of(world: World) -> None:
+    with pytest.raises(Problem) as caught:
+        await (await world.admin()).request("GET", "/v1/users")
+    assert (caught.value.code, caught.value.status) == ("security.address", 403)
+    assert (await raised(world, "admin_elsewhere")).about == "person:sun"
 
 
 async def test_many_exports_of_one_actor_are_told_of(world: World) -> None:

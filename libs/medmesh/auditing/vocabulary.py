@@ -75,6 +75,7 @@ _SECURITY, _CLINICAL, _OPERATIONS = "security", "clinical", "operations"
 
 VERBS: dict[str, Verb] = {
     "access.denied": Verb("110113", "110132", _ADMIN, _SECURITY, "访问被拒绝"),
+    "access.elsewhere": Verb("110113", "110132", _ADMIN, _SECURITY, "管理员从非许可地址访问"),
     "access.unproven": Verb("110114", "110122", _ADMIN, _SECURITY, "身份未证实，访问被拒绝"),
     "annotation.create": Verb("rest", "create", _RESEARCH, _CLINICAL, "创建标注项目"),
     "annotation.export": Verb("110106", "operation", _RESEARCH, _CLINICAL, "导出标注"),

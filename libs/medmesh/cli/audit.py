@@ -189,11 +189,20 @@ def mlps(url: str, page: Path | None, as_json: bool) -> int:
         _show(found)
         return 0
     tongue = language()
-    colours = {"met": "green", "part": "yellow", "procedural": "blue", "not_met": "red"}
+    findings = {
+        "met": ("green", say("met", "符合")),
+        "part": ("yellow", say("partly", "部分符合")),
+        "procedural": ("blue", say("procedural", "制度要求")),
+        "not_met": ("red", say("not met", "不符合")),
+    }
     for clause in found["clauses"]:
-        click.secho(f"{clause['state']:<11}", fg=colours[clause["state"]], nl=False)
-        click.echo(f"{clause['clause']}  {clause['item'][tongue]}\n{'':11}{clause['proof'][tongue]}")
-    click.echo("  ".join(f"{name} {number}" for name, number in found["counts"].items()))
+        colour, finding = findings[clause["state"]]
+        click.echo(f"{clause['clause']}  {clause['item'][tongue]}")
+        click.secho(f"    {say('finding ', '判定')}  {finding}", fg=colour)
+        click.echo(f"    {say('evidence', '证据')}  {'  '.join([clause['proof'][tongue], *clause['links']])}")
+        if clause["repeat"]:
+            click.echo(f"    {say('repeat  ', '复核')}  {clause['repeat']}")
+    click.echo("  ".join(f"{finding} {found['counts'][name]}" for name, (_, finding) in findings.items()))
     return 0
 
 

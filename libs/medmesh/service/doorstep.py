@@ -8,16 +8,17 @@ there were stands in the next one.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 
 from medmesh.errors import Problem
 from medmesh.security.access import denial
-from medmesh.security.roles import Decision
+from medmesh.security.roles import ADMINISTRATORS, Decision
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 
@@ -32,6 +33,9 @@ class Doorstep:
     """`unit` opens a transaction of the service with a context, or with its own."""
 
     unit: Callable[..., AbstractAsyncContextManager[UnitOfWork[Any]]]
+    networks: Sequence[IPv4Network | IPv6Network] = ()
+    """From where administrators may come; everywhere when there is none."""
+    refuse: bool = True
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     """(address, code) -> how often since it was recorded last."""
     _told: float = 0.0
@@ -57,14 +61,33 @@ class Doorstep:
         if problem.status not in (401, 403) or problem.code == "security.request_replayed":  # that has a record of its own
             return
         address = request.client.host if request.client else ""
-        key = (address, problem.code)
+        if self._first((address, problem.code)):
+            await self._record(address, problem.code, 1)
+
+    async def placed(self, request: Request, context: Context, actor: Actor) -> None:
+        """Refuse, or only record, an administrator who comes from an address that is not one of theirs. Raises `Problem`."""
+        if not self.networks or not actor.roles & set(ADMINISTRATORS):
+            return
+        address = request.client.host if request.client else ""
+        if any(ip_address(address) in network for network in self.networks):
+            return
+        problem = Problem("security.address", address=address)
+        if self.refuse or self._first((address, actor.text)):
+            detail: dict[str, str | int | bool] = {"address": address, "refused": self.refuse}
+            async with self.unit(context) as uow:
+                uow.audit(AuditEntry("access.elsewhere", "E", 8 if self.refuse else 4, problem.code, detail=detail))
+        if self.refuse:
+            raise problem
+
+    def _first(self, key: tuple[str, str]) -> bool:
+        """Whether it is the first of its kind since a minute; counted."""
         if key not in self._counts and len(self._counts) >= MOST_PAIRS:
-            key = (_ELSEWHERE, problem.code)
+            key = (_ELSEWHERE, key[1])
         if key in self._counts:
             self._counts[key] += 1
-            return
+            return False
         self._counts[key] = 0
-        await self._record(*key, 1)
+        return True
 
     async def tell(self) -> None:
         """How many more there were; to be called from time to time."""
@@ -73,7 +96,7 @@ class Doorstep:
         self._told = time.monotonic()
         counts, self._counts = self._counts, {}
         for (address, code), more in counts.items():
-            if more:
+            if more and ":" not in code:  # of an administrator elsewhere one is enough
                 self._counts[address, code] = 0
                 await self._record(address, code, more)
 

@@ -138,7 +138,8 @@ class Guard:
         return Access(self, actor, action or "", at)
 
     async def admit(self, access: Access, message: Message, uow: UnitOfWork[Any]) -> Decision | None:
-        """Let a message in, or raise `Refusal`. Answers the decision that counts: the one about its own object, where it names one."""
+        """Let a message in, or raise `Refusal`. Answers the decision that is recorded: the one about its own object, or
+        else about its first source."""
         if access.actor is None or not message.OBJECTS:
             return None
         counts: Decision | None = None
@@ -153,7 +154,7 @@ class Guard:
             access.things.append(thing)
             if names.action or message.MAKES:
                 access.sources.append(thing)
-            if not names.action and (counts is None or thing.labelled):
+            if counts is None or (not names.action and thing.labelled):
                 counts = decision
         return counts
 

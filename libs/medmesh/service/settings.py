@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -54,6 +55,10 @@ class ServiceSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     """Health and metrics, and the HTTP application where the service has one."""
+    administrator_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """From where administrators may come, as CIDR; everywhere when there is none. Behind a proxy the address is the proxy's."""
+    administrators_elsewhere: Literal["refuse", "record"] = "refuse"
+    """What happens to one who comes from somewhere else; it is recorded and an alert either way."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     pool_size: int = 6

@@ -11,8 +11,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from datetime import datetime, timedelta, tzinfo
+from datetime import time as Hour
+from typing import Any, Literal, cast
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -24,6 +26,8 @@ from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
 from medmesh_audit.domain import whole
 from medmesh_audit.queries import root_of
+from medmesh_audit.retention import minimum_index
+from medmesh_audit.settings import Settings
 from medmesh_audit.tables import alerts, checkpoints, entries, facts
 
 PERIOD = timedelta(minutes=5)
@@ -37,6 +41,7 @@ TAIL = 5_000
 SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
     "access_denied": "warning",
+    "admin_elsewhere": "critical",
     "checkpoint_old": "critical",
     "clock_skew": "warning",
     "emergency": "warning",
@@ -46,6 +51,8 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "heartbeat": "warning",
     "log_alarm": "critical",
     "log_heartbeat": "critical",
+    "outside_hours": "warning",
+    "outside_purpose": "warning",
     "policy_changed": "critical",
     "record_altered": "critical",
     "root_mismatch": "critical",
@@ -149,6 +156,42 @@ def emergencies(tail: Iterable[Seen]) -> list[Anomaly]:
     ]
 
 
+def elsewhere(tail: Iterable[Seen]) -> list[Anomaly]:
+    """An administrator from an address that is not one of theirs."""
+    return [_anomaly("admin_elsewhere", seen.account, seen) for seen in tail if seen.record["sub"] == "access.elsewhere"]
+
+
+def hours(tail: Iterable[Seen], working: Mapping[str, tuple[Hour, Hour]], zone: tzinfo) -> list[Anomaly]:
+    """What people did while none of their roles works. Who has a role without hours may work at any."""
+    found = []
+    for seen in tail:
+        if (roles := _roles(seen)) and all(role in working for role in roles):
+            at = datetime.fromisoformat(seen.record["t"]).astimezone(zone).time()
+            if not any(_within(at, *working[role]) for role in roles):
+                found.append(_anomaly("outside_hours", seen.account, seen))
+    return found
+
+
+def _within(at: Hour, begin: Hour, end: Hour) -> bool:
+    return begin <= at < end if begin <= end else at >= begin or at < end
+
+
+def purposes(tail: Iterable[Seen], working: Mapping[str, tuple[str, ...]]) -> list[Anomaly]:
+    """What people did for a purpose that none of their roles works for."""
+    found = []
+    for seen in tail:
+        roles = _roles(seen)
+        if roles and all(role in working for role in roles) and seen.record["pou"] not in {p for role in roles for p in working[role]}:
+            found.append(_anomaly("outside_purpose", seen.account, seen))
+    return found
+
+
+def _roles(seen: Seen) -> list[str]:
+    """Of the person who did it; empty for services, hospitals, and for what was refused."""
+    agent = seen.record["agents"][0]
+    return agent["role"].split(",") if agent["who"].startswith("person:") and agent["role"] and not seen.record["out"] else []
+
+
 def volume(tail: Sequence[Seen], hourly: Sequence[int]) -> list[Anomaly]:
     """More exports of one actor in an hour than three times what is usual (the 99th percentile of earlier hours)."""
     usual = sorted(hourly)[min(len(hourly) - 1, int(len(hourly) * 0.99))] if hourly else 0
@@ -219,12 +262,16 @@ class Anomalies:
         first = max(0, top - TAIL) if self._cursor is None else self._cursor
         window = await uow.first(select(func.min(facts.c.seq).label("seq")).where(facts.c.recorded > uow.now - PERIOD))
         begin = min(first, window.seq) if window is not None and window.seq is not None else first
+        begin = max(begin, await minimum_index(uow))  # what was pruned is not altered
         rows = await uow.all(select(entries).where(entries.c.seq >= begin).order_by(entries.c.seq))
         tail = [Seen(row.seq, row.at, json.loads(row.body)) for row in rows if whole(row)]
         fresh = [seen for seen in tail if seen.seq >= first]
         self._cursor = (rows[-1].seq if rows else top) + 1
         altered = [Anomaly("record_altered", f"record:{row.seq}", 0, row.seq) for row in rows if not whole(row)]
         found = [*altered, *failures(tail), *denials(tail), *skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh)]
+        settings = cast(Settings, self.runtime.settings)
+        found += elsewhere(fresh) + hours(fresh, settings.working_hours, ZoneInfo(settings.time_zone))
+        found += purposes(fresh, settings.working_purposes)
         found += emergencies(fresh)
         found += volume(await self._exports(uow), await self._hours(uow))
         return [*found, *await self._root(uow)]

@@ -286,7 +286,45 @@ def changed(f: Facts) -> Judgement:
     return decided(f.unapproved == 0 and intact(f), en, zh)
 
 
+def placed(f: Facts) -> Judgement:
+    """8.1.4.4 c: set, and somebody was refused by it."""
+    if not f.networks:
+        return (
+            "not_met",
+            "administrator_networks is not set: administrators may come from anywhere",
+            "未设置 administrator_networks：管理员可从任意地址访问",
+        )
+    nets, tried = ", ".join(f.networks), f.refused.get("security.address", 0)
+    en, zh = f"administrators come from {nets} only; {tried} refused", f"管理员仅可从 {nets} 访问；已拒绝 {tried} 次"
+    if not f.elsewhere_refused:
+        return "part", f"{en}; elsewhere is recorded and not refused", f"{zh}；其他地址仅记录、未拒绝"
+    if not tried:
+        return "part", f"{en}; nobody has tried from elsewhere", f"{zh}；尚未以其他地址测试"
+    return "met", en, zh
+
+
+def remote(f: Facts) -> Judgement:
+    """8.1.3.5 d: what those who come from outside did is looked at by itself."""
+    nodes = sorted(name.removeprefix("edge:") for name in f.emitting if name.startswith("edge:"))
+    if not nodes:
+        return "not_met", "no hospital has come in from outside yet", "尚无医院从外部接入"
+    shown = ", ".join(nodes[:8])
+    return decided(
+        f.watched and not f.gaps,
+        f"each remote hospital is searched by itself (--actor hospital:NAME, --org NAME): {shown}; the watcher looks at all of them",
+        f"远程医院用户可单独检索（--actor hospital:名称，--org 名称）：{shown}；监视器持续分析",
+    )
+
+
 CLAUSES: tuple[Clause, ...] = (
+    Clause("8.1.2.2 a)", "通信传输：完整性", "communication keeps its integrity", encrypted),
+    Clause("8.1.2.2 b)", "通信传输：保密性", "communication is confidential", encrypted),
+    Clause(
+        "8.1.3.5 a)", "边界审计覆盖每个用户", "audit at the boundary covers every user", covered, ("access.unproven",), ("/v1/coverage",)
+    ),
+    Clause("8.1.3.5 b)", "边界审计记录内容", "what boundary records contain", contents),
+    Clause("8.1.3.5 c)", "边界审计记录的保护与备份", "boundary records are protected and backed up", protected, (), ("/log/checkpoint",)),
+    Clause("8.1.3.5 d)", "远程访问用户行为单独审计分析", "remote users are audited by themselves", remote, ("node.enrolled",)),
     Clause(
         "8.1.4.1 a)", "身份标识唯一，鉴别信息有复杂度并定期更换", "unique identity, complexity, periodic change", identity, ("user.create",)
     ),
@@ -332,7 +370,8 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.4.4 c)",
         "限制管理终端地址",
         "addresses of administrators are limited",
-        absent("no list of addresses for administrators", "尚无管理终端地址限制"),
+        placed,
+        ("security.address",),
     ),
     Clause("8.1.4.4 d)", "数据有效性检验", "input is validated", validated),
     Clause(
@@ -436,5 +475,18 @@ CLAUSES: tuple[Clause, ...] = (
         "远程运维经审批，日志不可更改，用后关闭",
         "remote operation is approved and closed",
         procedural("the operator's remote access", "运营方远程接入管理"),
+    ),
+    Clause(
+        "8.1.10.9",
+        "密码管理：国家密码主管部门认证核准的密码技术和产品",
+        "certified cryptographic products",
+        absent("the software is no certified product; keys may lie in one", "本软件并非经认证的密码产品；密钥可置于密码机"),
+    ),
+    Clause(
+        "8.1.10.10",
+        "变更管理：申报审批控制程序，记录实施过程",
+        "changes are asked for, approved, recorded",
+        changed,
+        ("approval.decide", "approval.request"),
     ),
 )

@@ -44,6 +44,7 @@ def may(runtime: Runtime, action: str) -> Any:
             if kind.lower() != "bearer" or not token:
                 raise Problem("actor.missing", type="audit")
             actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
+        await runtime.doorstep.placed(request, runtime.context(actor=actor), actor)
         decision = decide(actor, action, datetime.now(UTC), rules=runtime.policies.rules)
         context = runtime.context(actor=actor, decision=decision)
         if not decision.allowed:

@@ -103,6 +103,9 @@ class Facts:
     exclusive: bool = False
     weak_refused: bool = False
     strict: bool = False
+    networks: tuple[str, ...] = ()
+    """From where administrators may come."""
+    elsewhere_refused: bool = False
     administrators: int = 0
     """Accounts that were created with two of the three administrators' roles."""
     accounts: int = 0
@@ -168,6 +171,8 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         exclusive=_exclusive(),
         weak_refused=_weak_refused(),
         strict=_strict(),
+        networks=tuple(map(str, ports.settings.administrator_networks)),
+        elsewhere_refused=ports.settings.administrators_elsewhere == "refuse",
         **await _accounts(uow),
         **await _approvals(uow),
         retention=min(RETENTION_DAYS.values()),
@@ -343,10 +348,21 @@ def report(found: Facts, clauses: Sequence[Clause] = CLAUSES) -> dict[str, Any]:
                 "state": state_,
                 "proof": {"en": en, "zh": zh},
                 "links": [*links, *clause.routes],
+                "repeat": repeat(clause, state_),
             }
         )
     counts = Counter(one["state"] for one in made)
     return {"standard": "GB/T 22239-2019", "level": 3, "counts": {name: counts[name] for name in STATES}, "clauses": made}
+
+
+def repeat(clause: Clause, state_: str) -> str:
+    """The command by which an evaluator sees it again; empty where there is nothing a command could show."""
+    if state_ == "procedural":
+        return ""
+    if "/log/checkpoint" in clause.routes:
+        return "medmesh audit export COPY; medmesh audit verify export --key VKEY COPY"
+    verbs = [name for name in clause.links if name in VERBS]
+    return f"medmesh audit search --verb {verbs[0]}" if verbs else "medmesh audit mlps"
 
 
 def dumps(document: Mapping[str, Any]) -> str:
@@ -358,12 +374,12 @@ def page(document: Mapping[str, Any], tongue: str) -> str:
     """A page to print."""
     place = 1 if tongue == "zh" else 0
     title = ("Evidence for MLPS Level 3", "网络安全等级保护三级 测评证据")[place]
-    heads = (("Clause", "Requirement", "State", "Proof"), ("条款", "要求", "判定", "证据"))[place]
+    heads = (("Clause", "Requirement", "Finding", "Evidence", "Repeat with"), ("条款", "要求", "判定", "证据", "复核命令"))[place]
     rows = "".join(
         f"<tr class='{one['state']}'><td>{html.escape(one['clause'])}</td><td>{html.escape(one['item'][tongue])}</td>"
         f"<td>{STATES[one['state']][place]}</td><td>{html.escape(one['proof'][tongue])}"
         + "".join(f"<br><code>{html.escape(link)}</code>" for link in one["links"])
-        + "</td></tr>"
+        + f"</td><td><code>{html.escape(one['repeat'])}</code></td></tr>"
         for one in document["clauses"]
     )
     counts = " · ".join(f"{STATES[name][place]} {number}" for name, number in document["counts"].items())

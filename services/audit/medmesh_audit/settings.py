@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,13 @@ class Settings(ServiceSettings):
     """How often the log records that it lives; one that is missed is an alert."""
     anomaly_seconds: float = Field(default=5.0, gt=0)
     """How often the log's tail is looked through for anomalies."""
+    time_zone: str = "Asia/Shanghai"
+    """In which working hours are meant."""
+    working_hours: dict[str, tuple[time, time]] = Field(default_factory=dict)
+    """Role to when it works, for example `{"researcher": ["07:00", "21:00"]}`; a role without hours works at any. The second may be
+    earlier than the first: a night shift."""
+    working_purposes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Role to what it works for (HL7 v3 PurposeOfUse), for example `{"clinician": ["TREAT"]}`; a role without purposes is not watched."""
     export_poll_seconds: float = Field(default=30.0, gt=0)
     """How often approved exports are looked for when nobody tells of one."""
     witness_policy: Path | None = None

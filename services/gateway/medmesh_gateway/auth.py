@@ -53,7 +53,9 @@ class Door:
             if action in STEP_UP:
                 self.forget(credential)  # the second factor may have been shown a moment ago, at another gateway
             token = await self.exchange(credential, shown_with(request))
-            return verify_actor(token, self._runtime.trust(), datetime.now(UTC)), token
+            actor = verify_actor(token, self._runtime.trust(), datetime.now(UTC))
+            await self._runtime.doorstep.placed(request, self._runtime.context(actor=actor), actor)
+            return actor, token
         if scheme.lower() == NODE and credential:
             return await self._node(request, credential, body_sha256), credential
         raise Problem("actor.missing", type=request.url.path)

@@ -13,7 +13,7 @@ from medmesh_audit.evidence import STATES, Facts
 
 GOOD = Facts(
     verbs={"audit.search": 3, "user.create": 2, "password.change": 1},
-    refused={"governance.locked": 1, "governance.sign_in_refused": 5, "governance.disabled": 1},
+    refused={"governance.locked": 1, "governance.sign_in_refused": 5, "governance.disabled": 1, "security.address": 1},
     last={"user.create": 4, "governance.locked": 9},
     size=20,
     stored=20,
@@ -42,6 +42,8 @@ GOOD = Facts(
     exclusive=True,
     weak_refused=True,
     strict=True,
+    networks=("10.0.0.0/8",),
+    elsewhere_refused=True,
     administrators=0,
     accounts=3,
     doubled=0,
@@ -70,7 +72,7 @@ BREAKS: list[tuple[dict[str, Any], set[str]]] = [
     ({"refused": {**GOOD.refused, "governance.locked": 0}}, {"8.1.4.1 b)"}),
     ({"refused": {**GOOD.refused, "governance.disabled": 0}}, {"8.1.4.2 c)"}),
     ({"refused": {**GOOD.refused, "governance.sign_in_refused": 0}}, {"8.1.4.1 b)"}),
-    ({"plain": ("nats",)}, {"8.1.4.1 c)", "8.1.4.7 a)", "8.1.4.8 a)", "8.1.5.4 b)"}),
+    ({"plain": ("nats",)}, {"8.1.4.1 c)", "8.1.4.7 a)", "8.1.4.8 a)", "8.1.5.4 b)", "8.1.2.2 a)", "8.1.2.2 b)"}),
     ({"factors": {"password+otp": 4, "password": 1}}, {"8.1.4.1 d)"}),
     ({"factors": {}}, {"8.1.4.1 d)"}),
     ({"bootstraps": 2}, {"8.1.4.2 b)"}),
@@ -87,16 +89,19 @@ BREAKS: list[tuple[dict[str, Any], set[str]]] = [
     ({"bundle": "bb"}, {"8.1.4.2 e)"}),
     ({"foreign": ("registry",)}, {"8.1.4.2 f)"}),
     ({"superuser": True}, {"8.1.4.2 f)"}),
-    ({"emitting": frozenset(("gateway", "edge:renji"))}, {"8.1.4.3 a)"}),
-    ({"gaps": ("gateway",)}, {"8.1.4.3 a)", "8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维"}),
-    ({"fields": False}, {"8.1.4.3 b)"}),
-    ({"writable": ("UPDATE",)}, {"8.1.4.3 c)"}),
-    ({"signature": False}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维"}),
-    ({"rooted": False}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维"}),
-    ({"bodies": False}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维"}),
-    ({"stored": 19}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.5.2 b)", "8.1.5.4 d)", "8.1.10.6 变更性运维"}),
+    ({"emitting": frozenset(("gateway", "edge:renji"))}, {"8.1.4.3 a)", "8.1.3.5 a)"}),
+    (
+        {"gaps": ("gateway",)},
+        {"8.1.4.3 a)", "8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维", "8.1.3.5 a)", "8.1.3.5 c)", "8.1.10.10", "8.1.3.5 d)"},
+    ),
+    ({"fields": False}, {"8.1.4.3 b)", "8.1.3.5 b)"}),
+    ({"writable": ("UPDATE",)}, {"8.1.4.3 c)", "8.1.3.5 c)"}),
+    ({"signature": False}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维", "8.1.3.5 c)", "8.1.10.10"}),
+    ({"rooted": False}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维", "8.1.3.5 c)", "8.1.10.10"}),
+    ({"bodies": False}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.10.6 变更性运维", "8.1.3.5 c)", "8.1.10.10"}),
+    ({"stored": 19}, {"8.1.4.3 c)", "8.1.4.7 b)", "8.1.5.2 b)", "8.1.5.4 d)", "8.1.10.6 变更性运维", "8.1.3.5 c)", "8.1.10.10"}),
     ({"strict": False}, {"8.1.4.4 d)"}),
-    ({"watched": False}, {"8.1.4.4 f)", "8.1.5.4 f)"}),
+    ({"watched": False}, {"8.1.4.4 f)", "8.1.5.4 f)", "8.1.3.5 d)"}),
     ({"identifiers": 1}, {"8.1.4.11 a)"}),
     ({"purposes": False}, {"8.1.4.11 b)"}),
     ({"silent_actions": {**GOOD.silent_actions, "system_administrator": ("dead.replay",)}}, {"8.1.5.1 a)"}),
@@ -105,12 +110,15 @@ BREAKS: list[tuple[dict[str, Any], set[str]]] = [
     ({"verbs": {**GOOD.verbs, "audit.search": 0}}, {"8.1.5.2 a)"}),
     ({"verbs": {**GOOD.verbs, "password.change": 0}}, {"8.1.4.1 a)"}),
     ({"retention": 179}, {"8.1.5.2 b)", "8.1.5.4 d)"}),
-    ({"emitting": frozenset(("gateway", "governance"))}, {"8.1.5.4 d)"}),
+    ({"emitting": frozenset(("gateway", "governance"))}, {"8.1.5.4 d)", "8.1.3.5 d)"}),
+    ({"unapproved": 1}, {"8.1.10.6 变更性运维", "8.1.10.10"}),
+    ({"approved": 0}, {"8.1.10.6 变更性运维", "8.1.10.10"}),
     ({"sealed": False}, {"8.1.4.8 b)"}),
     ({"undumpable": False}, {"8.1.4.10 a)"}),
     ({"wiped": False}, {"8.1.4.10 b)"}),
-    ({"unapproved": 1}, {"8.1.10.6 变更性运维"}),
-    ({"approved": 0}, {"8.1.10.6 变更性运维"}),
+    ({"networks": ()}, {"8.1.4.4 c)"}),
+    ({"elsewhere_refused": False}, {"8.1.4.4 c)"}),
+    ({"refused": {**GOOD.refused, "security.address": 0}}, {"8.1.4.4 c)"}),
 ]
 
 
@@ -138,6 +146,7 @@ def test_the_checklist_is_whole_and_in_both_languages() -> None:
     centre = {"1": "ab", "2": "ab", "3": "ab", "4": "abcdef"}
     wanted |= {f"8.1.5.{n} {letter})" for n, letters in centre.items() for letter in letters}
     wanted |= {f"8.1.10.6 {kind}" for kind in ("变更性运维", "运维工具", "远程运维")}
+    wanted |= {"8.1.2.2 a)", "8.1.2.2 b)", "8.1.10.9", "8.1.10.10"} | {f"8.1.3.5 {letter})" for letter in "abcd"}
     assert set(numbers) == wanted
     report = evidence.report(GOOD)
     for one in report["clauses"]:
@@ -145,6 +154,7 @@ def test_the_checklist_is_whole_and_in_both_languages() -> None:
         assert one["item"]["en"]
         assert one["proof"]["zh"]
         assert one["proof"]["en"]
+        assert bool(one["repeat"]) == (one["state"] != "procedural"), "whatever a program shows can be seen again"
         assert (one["state"] == "procedural") == one["proof"]["zh"].startswith("制度")
     assert sum(report["counts"].values()) == len(CLAUSES)
 
