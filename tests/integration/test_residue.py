@@ -92,7 +92,7 @@ def work(stage: Stage, folder: Path) -> None:
         async with stage.door("li") as li, stage.door("wu") as wu:
             await upload(li, folder / "image")
             asked = await li.command("POST", "/v1/approvals", {"action": "federation.start", "target": "f", "digest": "0" * 64})
-            await wu.command("POST", f"/v1/approvals/{asked['approval']}/decision", {"approve": True})
+            await stage.decide(wu, asked["approval"])
             await li.request("POST", "/v1/tokens/audit")
             with pytest.raises(Exception, match=r"."):
                 await li.request("POST", "/v1/sessions", {"name": "li", "password": PASSWORD + "x"})

@@ -171,7 +171,7 @@ async def issue_certificate(uow: UnitOfWork[Ports], enrolment: str) -> None:
     }
     await uow.execute(update(enrolments).where(enrolments.c.enrolment == enrolment).values(values))
     uow.emit(NodeEnrolled(hospital=row.hospital, node=row.node, fingerprint=values["fingerprint"], expires=certificate.not_valid_after_utc))
-    about = (Entity("node", row.node, digest=fingerprint(certificate)), Entity("hospital", row.hospital), Entity("enrolment", enrolment))
+    about = (Entity("node", row.node, digest=fingerprint(certificate)), Entity("hospital", row.hospital))
     approval = await uow.first(select(approvals).where(approvals.c.approval == row.approval))
     assert approval is not None
     # The record holds all that the approval's digest is made from, so that an auditor computes it and checks what was signed.
