@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 
 def pss(pid: int, *, tree: bool = False) -> int:
-    """Bytes of a process, with `tree` of all below it too; 0 for what has ended."""
+    """Bytes of a process, with `tree` of all below it too; 0 for what has ended.
+
+    A process that holds keys shows its PSS to root only (`security.residue`): to others it counts with all its resident pages.
+    """
     pids = [pid]
     if tree:
         try:
@@ -19,6 +23,10 @@ def pss(pid: int, *, tree: bool = False) -> int:
     for one in pids:
         try:
             lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        except PermissionError:
+            with suppress(psutil.Error):
+                total += psutil.Process(one).memory_info().rss
+            continue
         except OSError:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
