@@ -92,4 +92,5 @@ def test_an_emergency_access_that_was_opened_or_forgotten() -> None:
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
     rules |= {"log_alarm", "record_altered", "split_view", "emergency", "emergency_overdue", "checkpoint_old", "log_heartbeat"}
+    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere"}
     assert set(watch.SEVERITY) == rules
