@@ -13,14 +13,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from medmesh.demo import source, story
+from medmesh.demo import source, stage
 
 SEEDS = (1, 2, 3, 4, 5)
 T_975_4 = 2.776
 
 
 def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("model", story.PACKAGE / "model.py")
+    spec = importlib.util.spec_from_file_location("model", stage.PACKAGE / "model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -51,15 +51,15 @@ def compare(seed: int, folder: str) -> tuple[float, float]:
         return metrics.balanced_accuracy(counts)
 
     def train(name: str, steps: int, number: int) -> None:
-        schedule = Schedule(steps, story.BATCH, float(story.RATE), hospital_seed(seed * 1_000_003 + number, name))
+        schedule = Schedule(steps, stage.BATCH, float(stage.RATE), hospital_seed(seed * 1_000_003 + number, name))
         ADAPTER.train(module, model, data[name], schedule, lambda step, loss: None)
 
     weights.save(initial, place / "global")
-    for number in range(1, story.ROUNDS + 1):
+    for number in range(1, stage.ROUNDS + 1):
         updates = []
         for name in source.HOSPITALS:
             ADAPTER.assign(model, weights.load(place / "global"))
-            train(name, story.STEPS, number)
+            train(name, stage.STEPS, number)
             weights.save(ADAPTER.tensors(model), place / name)
             updates.append((name, place / name, len(data[name].y)))
         aggregate("fedavg", place / "global", updates, place / "next")
@@ -68,7 +68,7 @@ def compare(seed: int, folder: str) -> tuple[float, float]:
     federated, alone = accuracy(), []
     for name in source.HOSPITALS:
         ADAPTER.assign(model, initial)
-        train(name, story.STEPS * story.ROUNDS, 0)
+        train(name, stage.STEPS * stage.ROUNDS, 0)
         alone.append(accuracy())
     return federated, statistics.mean(alone)
 

@@ -35,7 +35,8 @@ async def risen(kind: str, above: float) -> None:
 
 
 async def test_the_service_may_add_and_read_and_nothing_else(servers: RunningServers, log: Platform) -> None:
-    assert set(append_only(METADATA)) == {"entries", "tiles", "checkpoints", "cosignatures", "conflicts", "seals", "ddl"}
+    only_grow = {"entries", "tiles", "checkpoints", "cosignatures", "conflicts", "seals", "ddl", "retentions", "prunings"}
+    assert set(append_only(METADATA)) == only_grow | {"sm_tiles", "sm_checkpoints"}
     async with connected(servers, log, superuser=False) as sql:
         assert await sql.fetchval("SELECT count(*) FROM entries") >= 300
         for table in append_only(METADATA):

@@ -190,7 +190,7 @@ async def test_a_writer_that_slept_and_wakes_writes_nothing(servers: RunningServ
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        ("tile", "tile 0/0"),
+        ("tile", "tiles 0/0"),
         ("tail", "entries 256 to 399"),
         ("lost", "entries 256 to 399"),
         ("rolled-back", "checkpoint of size 400"),

@@ -211,8 +211,8 @@ def test_keys_of_domains_never_share_a_folder_or_a_backup(stage: Stage, tmp_path
         (found,) = secrets.rglob(file)
         assert found.parent == secrets / domain
         inside = {path.name for path in found.parent.iterdir()} - {"ca.pem"}
-        assert inside - {"sm_key.json"} == {file}, f"{domain} holds something else too"
-        assert "sm_key.json" not in inside or domain == "log", "the second tree's key is the log's"
+        assert inside - {"log.sm2.json"} == {file}, f"{domain} holds something else too"
+        assert "log.sm2.json" not in inside or domain == "log", "the second tree's key is the log's"
     values = {file: next(secrets.rglob(file)).read_bytes().strip() for file in owners}
     medmesh("vault", "key", tmp_path / "holder")
     from medmesh.embedded.vault import HOLDER, holder

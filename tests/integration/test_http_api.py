@@ -109,7 +109,7 @@ def actions(service: str) -> dict[tuple[str, str], str]:
 
     if service == "inference":
         return {}
-    return {(method, re.sub(r":path}", "}", path)): action for method, path, action in routes(application(service))}
+    return {(method, re.sub(r":path}", "}", path)): action for method, path, action, _ in routes(application(service))}
 
 
 def caller(service: str, action: str, known: dict[str, Caller]) -> Caller:

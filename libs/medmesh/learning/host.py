@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import signal
@@ -61,7 +62,8 @@ class Worker:
                 answer = await self._receive()
                 match answer.get("event"):
                     case "progress":
-                        progress(int(answer["step"]), int(answer["steps"]), float(answer["loss"]))
+                        loss = answer["loss"]  # null: not a number
+                        progress(int(answer["step"]), int(answer["steps"]), math.nan if loss is None else float(loss))
                     case "done":
                         result: dict[str, Any] = answer["result"]
                         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, BinaryIO
 
 from medmesh.canonical import parse
@@ -11,10 +12,18 @@ MAX_FRAME = 1 << 20
 
 
 def write_frame(stream: BinaryIO, document: dict[str, Any]) -> None:
-    """Send one frame."""
-    body = json.dumps(document).encode()
+    """Send one frame. A number that is none (NaN, infinity) goes as null, as in ECMA-404: the reader says what was wrong with it."""
+    body = json.dumps(_numbers(document)).encode()
     stream.write(len(body).to_bytes(4, "big") + body)
     stream.flush()
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _numbers(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_frame(stream: BinaryIO) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ class Served:
     removed_is_tampering: bool = False
     _connection: http.client.HTTPConnection | None = None
     _bearer: str = field(default="", repr=False)
+    _second: Served | None = None
 
     def checkpoint(self) -> bytes:
         """See `Copy`."""
@@ -52,7 +53,9 @@ class Served:
 
     def second(self) -> Stored | None:
         """See `Copy`."""
-        return Served(f"{self.url.rstrip('/')}/{PREFIX}", self.token, self.ca, self.seconds)
+        if self._second is None:
+            self._second = Served(f"{self.url.rstrip('/')}/{PREFIX}", self.token, self.ca, self.seconds)
+        return self._second
 
     def history(self) -> Iterator[Signed]:
         """See `Copy`."""
@@ -96,7 +99,7 @@ class Served:
             try:
                 status, body = self._once(target)
             except (OSError, http.client.HTTPException) as error:
-                self.close()
+                self._drop()
                 # A connection that was idle may have been closed by the other side.
                 if attempt == 1:
                     continue
@@ -133,6 +136,11 @@ class Served:
 
     def close(self) -> None:
         """See `Copy`."""
+        self._drop()
+        if self._second is not None:
+            self._second.close()
+
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

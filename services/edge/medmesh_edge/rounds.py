@@ -192,11 +192,14 @@ class Rounds:
         # Nothing leaves but the tensors that were agreed upon, and only finite ones.
         weights.check(out, plan.signature)
         weights.check_finite(out)
+        loss = result.get("loss")
+        if not isinstance(loss, int | float):  # null: not a number
+            raise Problem("training.answer", operation="train")
         ref = await self.site.objects.put_file(out, file_digest(out)[0])
         out.unlink(missing_ok=True)
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
-            values = {"state": "trained", "update": ref.model_dump(), "samples": count, "metrics": {"loss": float(result["loss"])}}
+            values = {"state": "trained", "update": ref.model_dump(), "samples": count, "metrics": {"loss": float(loss)}}
             await uow.execute(update(tasks).where(_key(event)).values(values))
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
             used = (Entity("dataset", name) for name in sources)
