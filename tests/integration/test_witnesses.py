@@ -153,7 +153,7 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
             # The same with one command, as the signed-in auditor; reading the log's bodies is recorded in it.
             assert isinstance(auditor.credentials, Person)
             monkeypatch.setenv("MEDMESH_SESSION", str(private / "session.json"))
-            save(world.url, world.ca, auditor.credentials.session)
+            save(world.url, world.ca, auditor.credentials.session, "qian")
 
             def command(*more: str) -> int:
                 with pytest.raises(SystemExit) as ended:
