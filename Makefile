@@ -56,7 +56,7 @@ faults: $(STAMP) ## kill -9 under load: nothing lost, nothing doubled
 	$(BIN)/pytest -m faults tests/faults
 
 soak: $(STAMP) ## the fault suite with 10,000 events and every process
-	MEDMESH_SOAK=1 $(BIN)/pytest -m faults tests/faults
+	MEDMESH_SOAK=1 $(BIN)/pytest -o timeout=3600 -m faults tests/faults
 
 mutation: $(STAMP) ## take each audit record away in turn: some test must miss it (hours on a small machine; FILES=… for some)
 	$(BIN)/python -m tests.mutation $(FILES)
