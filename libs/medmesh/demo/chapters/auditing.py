@@ -34,7 +34,8 @@ async def audit(stage: Stage, federation: str) -> None:
         await export_log(at_the_door(door), stage.folder / "log")
         report, verified = await _verify(stage, stage.folder / "log", replace(wanted, inspect=Signatures(roster).inspect))
         size = report.size
-        stage.summary |= {"audit_entries": size, "audit_verified": verified == [], "own_signatures_verified": report.signatures}
+        stage.summary |= {"audit_entries": size, "audit_verified": verified == [], "own_signatures": report.signatures}
+        stage.summary["own_signatures_verified"] = report.verified and report.signatures > len(stage.nodes)
         stage.happened("log verified offline", entries=size)
         stage.summary["export_verified"] = await _export(stage)
         stage.summary["hospital_view_verified"] = await _own_view(stage, "xiehe")
