@@ -27,11 +27,23 @@ def read_target(target: str, kind: str) -> tuple[str, int]:
 
 
 async def spend(
-    uow: UnitOfWork[Any], grant: ApprovalGranted, trust: TrustBundle, roster: Roster, *, target: str, digest: str, maker: str
+    uow: UnitOfWork[Any],
+    grant: ApprovalGranted,
+    trust: TrustBundle,
+    roster: Roster,
+    *,
+    target: str,
+    digest: str,
+    maker: str = "",
+    asked_by: str = "",
 ) -> Approval:
-    """The approval of exactly this target and digest, asked for by its maker, and used up. Raises `Problem`, and has changed nothing."""
+    """The approval of exactly this target and digest, used up. `maker`, who may not be among the approvers, whoever asked for them;
+    `asked_by`, the only one who may have asked, where that matters. Raises `Problem`, and has changed nothing.
+    """
     found = approvals.verify(grant.token, trust.governance, roster, action=grant.action, digest=digest, at=uow.now)
-    if found.target != target or found.requester != maker:
+    if found.target != target or (asked_by and found.requester != asked_by):
         raise Problem("security.approval_other", action=grant.action)
+    if maker in found.approvers:
+        raise Problem("security.approval_maker", requester=maker)
     await uow.spend_approval(found.id)
     return found

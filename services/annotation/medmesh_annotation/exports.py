@@ -76,7 +76,7 @@ async def export_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
         return
     row = await _export(uow, *read_target(grant.target, KIND), lock=True)
     target = target_of(row.project, row.version)
-    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=row.digest, maker=row.requester)
+    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=row.digest, asked_by=row.requester)
     if row.state != WAITING:
         raise Problem("annotation.export_closed", project=row.project, version=row.version, state=row.state)
     await uow.execute(update(exports).where(_this(row)).values(state=EXPORTED, approval=found.id, finished_at=uow.now))

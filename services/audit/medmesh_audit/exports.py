@@ -16,6 +16,7 @@ from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
 from medmesh.contracts.message import Envelope, ObjectRef, new_id
 from medmesh.errors import Problem
 from medmesh.security import approvals
+from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_audit import search
@@ -66,13 +67,8 @@ async def export_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
     if grant.action != ACTION:
         return
     row = await _row(uow, grant.target, lock=True)
-    key, roster = uow.ports.trust().governance, uow.ports.runtime.roster()
-    found = approvals.verify(grant.token, key, roster, action=ACTION, digest=row.digest, at=uow.now)
-    if found.target != row.export:
-        raise Problem("security.approval_other", action=ACTION)
-    if row.requester in found.approvers:
-        raise Problem("security.approval_maker", requester=row.requester)
-    await uow.spend_approval(found.id)
+    trust, roster = uow.ports.trust(), uow.ports.runtime.roster()
+    found = await spend(uow, grant, trust, roster, target=row.export, digest=row.digest, maker=row.requester)
     if row.state != "waiting":
         raise Problem("audit.export_closed", export=row.export, state=row.state)
     size = (await uow.ports.witnesses.newest(uow)).size

@@ -30,6 +30,7 @@ from medmesh.contracts.message import Envelope, new_id
 from medmesh.errors import Problem
 from medmesh.ledger.tiles import WIDTH
 from medmesh.security import approvals
+from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_audit import queries
 from medmesh_audit.domain import scope
@@ -143,13 +144,8 @@ async def change_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Port
     row = await uow.first(select(changes).where(changes.c.change == grant.target).with_for_update())
     if row is None or row.action != grant.action:
         raise Problem("request.not_found", kind="change", id=grant.target)
-    key, roster = uow.ports.trust().governance, uow.ports.runtime.roster()
-    found = approvals.verify(grant.token, key, roster, action=row.action, digest=row.digest, at=uow.now)
-    if found.target != row.change:
-        raise Problem("security.approval_other", action=row.action)
-    if row.requester in found.approvers:
-        raise Problem("security.approval_maker", requester=row.requester)
-    await uow.spend_approval(found.id)
+    trust, roster = uow.ports.trust(), uow.ports.runtime.roster()
+    found = await spend(uow, grant, trust, roster, target=row.change, digest=row.digest, maker=row.requester)
     if row.state != "waiting":
         raise Problem("audit.change_closed", change=row.change, state=row.state)
     spent = found.evidence()

@@ -27,8 +27,9 @@ from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
 from medmesh.federated.proof import ACTION, accepted
 from medmesh.learning.package import read as read_package
-from medmesh.security import approvals, statements
+from medmesh.security import statements
 from medmesh.service import labels
+from medmesh.service.approved import spend
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -175,11 +176,7 @@ async def approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> 
     row = await _locked(uow, grant.target)
     if row.approval is not None or row.state not in (State.INVITING, State.READY):
         raise Problem("federation.closed", federation=row.federation, state=row.state)
-    key, roster = uow.ports.trust().governance, uow.ports.roster()
-    found = approvals.verify(grant.token, key, roster, action=ACTION, digest=row.plan_hash, at=uow.now)
-    if found.target != row.federation:
-        raise Problem("security.approval_other", action=grant.action)
-    await uow.spend_approval(found.id)
+    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=row.federation, digest=row.plan_hash)
     await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=found.id, token=grant.token))
     uow.audit(AuditEntry("federation.approved", "E", entities=(entity(row),), hospitals=invited(row), approval=found.evidence()))
     uow.on_commit(uow.ports.wake.set)

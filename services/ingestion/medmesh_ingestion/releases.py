@@ -30,7 +30,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     row = await _version(uow, *read_target(grant.target, "data set"))
     target, content = target_of(row.dataset, row.version), ObjectRef.model_validate(row.content)
     digest = release_digest(row.dataset, row.version, content.sha256)
-    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=digest, maker=row.maker)
+    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=digest, asked_by=row.maker)
     if row.released_at is not None:
         raise Problem("ingestion.released", dataset=row.dataset, version=row.version)
     this = (versions.c.dataset == row.dataset) & (versions.c.version == row.version)

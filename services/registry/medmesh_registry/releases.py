@@ -23,8 +23,8 @@ from medmesh.contracts.registry import (
     WithdrawModel,
 )
 from medmesh.errors import Problem
-from medmesh.security import approvals
 from medmesh.service import labels
+from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_registry.domain import ACTION, ReleaseState, VersionState, hospitals, install_code, manifest_bytes
@@ -94,11 +94,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     found = await _release(uow, event.data.target)
     version = await _version(uow, found.model, found.version)
     row = await _release(uow, found.release)  # again, now that nobody else can change it
-    token, governance = event.data.token, uow.ports.trust().governance
-    approval = approvals.verify(token, governance, uow.ports.roster(), action=ACTION, digest=row.digest, at=uow.now)
-    if approval.target != row.release:
-        raise Problem("security.approval_other", action=ACTION)
-    await uow.spend_approval(approval.id)
+    approval = await spend(uow, event.data, uow.ports.trust(), uow.ports.roster(), target=row.release, digest=row.digest)
     _not_withdrawn(version)
     if row.state != ReleaseState.OPEN:
         raise Problem("registry.release_closed", release=row.release, state=row.state)
@@ -110,7 +106,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
     values = {
         "state": ReleaseState.RELEASED.value,
         "approval": approval.id,
-        "token": token,
+        "token": event.data.token,
         "signature": signature,
         "released_at": uow.now,
     }
@@ -124,7 +120,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
             version=row.version,
             manifest=base64.b64encode(row.manifest).decode(),
             signature=base64.b64encode(signature).decode(),
-            approval=token,
+            approval=event.data.token,
             label=label.record,
         )
     )
