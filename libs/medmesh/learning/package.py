@@ -118,7 +118,7 @@ def read(archive: bytes) -> Package:
     except KeyError:
         raise Problem("package.no_manifest") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, RuntimeError, OSError, struct.error, zlib.error):
-        # RuntimeError: encrypted, or a manifest nested too deeply (RecursionError)
+        # NotImplementedError: a compression zipfile does not know; RuntimeError: encrypted, or nested too deeply (RecursionError)
         raise Problem("package.malformed", reason="not a package") from None
     except tomllib.TOMLDecodeError as error:
         raise Problem("package.malformed", reason=f"{MANIFEST}: {error}") from None
