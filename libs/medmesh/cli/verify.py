@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +41,16 @@ _UNREADABLE = (
 )
 
 
-def key_of(text: str) -> str:
-    """A verifier key, or the one in a file or a trust bundle."""
+def key_of(text: str, entry: str = "log_key") -> str:
+    """A verifier key, or the one in a file or, as `entry`, in a trust bundle; `sm_log_key` is that of the second tree."""
     path = Path(text)
-    if len(text) > 200 or not path.is_file():
+    if len(text) > 300 or not path.is_file():
         return text
     content = path.read_text().strip()
-    return str(json.loads(content)["log_key"]) if content.startswith("{") else content
+    return str(json.loads(content)[entry]) if content.startswith("{") else content
+
+
+sm_key = partial(key_of, entry="sm_log_key")
 
 
 def roster_of(file: Path | None, pin: str | None) -> Roster | None:
@@ -54,15 +58,6 @@ def roster_of(file: Path | None, pin: str | None) -> Roster | None:
     from medmesh.security.roster import believe, notes_of  # with fewer libraries where no roster is asked for
 
     return believe(notes_of(file.read_bytes()), pin).roster if file is not None else None
-
-
-def sm_key_of(text: str) -> str:
-    """A key of the second tree, or the one in a trust bundle or a file."""
-    path = Path(text)
-    if len(text) > 300 or not path.is_file():
-        return text
-    content = path.read_text().strip()
-    return str(json.loads(content)["sm_log_key"]) if content.startswith("{") else content
 
 
 def policy_of(key: str | None, policy: Path | None, witnesses: tuple[str, ...], roster: Roster | None) -> Policy:
@@ -266,7 +261,7 @@ def _signatures(roster: Roster | None, *, partial: bool = False) -> Any:
 
 def _wanted(policy: Policy, signatures: Any, sm_keys: tuple[str, ...], **how: Any) -> Wanted:
     inspect = signatures.inspect if signatures is not None else None
-    return Wanted(policy, inspect=inspect, second=tuple(map(sm_key_of, sm_keys)), **how)
+    return Wanted(policy, inspect=inspect, second=tuple(map(sm_key, sm_keys)), **how)
 
 
 def _judge(copy: Copy, wanted: Wanted, *, as_json: bool, keep: Path | None, further: Callable[[Report], None] = lambda report: None) -> int:

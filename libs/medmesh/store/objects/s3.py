@@ -24,22 +24,19 @@ from medmesh.store.objects.port import CHUNK, file_digest
 _GONE = ("NoSuchKey", "NoSuchObject", "NotFound")
 
 
+def connect(url: str, access_key: str, secret_key: str, *, connections: int, retries: urllib3.Retry) -> tuple[urllib3.PoolManager, Minio]:
+    """A client of an S3 service, and its connections."""
+    where = urlsplit(url)
+    pool = urllib3.PoolManager(maxsize=connections, timeout=urllib3.Timeout(connect=5, read=60), retries=retries)
+    secure = where.scheme == "https"
+    return pool, Minio(where.netloc, access_key=access_key, secret_key=secret_key, secure=secure, region="us-east-1", http_client=pool)
+
+
 class S3Blobs:
     """See `medmesh.store.objects.blobs.Blobs`: one bucket."""
 
     def __init__(self, url: str, bucket: str, *, access_key: str, secret_key: str) -> None:
-        where = urlsplit(url)
-        self._pool = urllib3.PoolManager(
-            maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=urllib3.Retry(total=4, backoff_factor=0.2)
-        )
-        self.client = Minio(
-            where.netloc,
-            access_key=access_key,
-            secret_key=secret_key,
-            secure=where.scheme == "https",
-            region="us-east-1",
-            http_client=self._pool,
-        )
+        self._pool, self.client = connect(url, access_key, secret_key, connections=8, retries=urllib3.Retry(total=4, backoff_factor=0.2))
         self.bucket = bucket
 
     @classmethod

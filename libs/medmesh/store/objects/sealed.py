@@ -13,15 +13,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import urllib3
-from minio import Minio
 from minio.error import S3Error
 from minio.retention import COMPLIANCE, Retention
 
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
+from medmesh.store.objects.s3 import connect
 
 _GONE = ("NoSuchKey", "NoSuchObject", "NoSuchVersion", "NotFound")
 
@@ -38,16 +37,7 @@ class SealedStore:
     """A bucket made with object lock. `retain_days` is how long each object cannot be deleted, counted from its put."""
 
     def __init__(self, url: str, bucket: str, *, access_key: str, secret_key: str, retain_days: int) -> None:
-        where = urlsplit(url)
-        self._pool = urllib3.PoolManager(maxsize=4, timeout=urllib3.Timeout(connect=5, read=60), retries=urllib3.Retry(total=2))
-        self._client = Minio(
-            where.netloc,
-            access_key=access_key,
-            secret_key=secret_key,
-            secure=where.scheme == "https",
-            region="us-east-1",
-            http_client=self._pool,
-        )
+        self._pool, self._client = connect(url, access_key, secret_key, connections=4, retries=urllib3.Retry(total=2))
         self._bucket = bucket
         self._retain = timedelta(days=retain_days)
 
