@@ -28,6 +28,7 @@ from medmesh.contracts.labels import OWNERS, DescribeObject, ObjectView, Securit
 from medmesh.contracts.message import Command, Envelope, Event, OperationFinished, Query, Record, decode, encode, envelope
 from medmesh.embedded.testing import RunningServers
 from medmesh.embedded.testing import servers as embedded_servers
+from medmesh.errors import Problem
 from medmesh.ledger.note import verifier_key
 from medmesh.security import approvals
 from medmesh.security.authority import Authority, new_key, node_request
@@ -127,6 +128,14 @@ class Platform:
             maker="person:wang@platform",
         )
         return self.objects.get((asked.kind, asked.id), usual).model_dump_json().encode()
+
+    async def refused(self, query: Query, token: str | None = None) -> str:
+        """The code a query is refused with; "" when it is not."""
+        try:
+            await self.ask(query, query.Reply, token)
+        except Problem as problem:
+            return problem.code
+        return ""
 
     async def send(self, command: Command, token: str, *, id: str | None = None, timeout: float = 20) -> OperationFinished:
         """Send a command and wait for its owner's answer."""

@@ -20,7 +20,6 @@ from tests.world import World, small_world
 from medmesh.client import Gateway
 from medmesh.client.people import enrol
 from medmesh.contracts import governance as g
-from medmesh.contracts.message import Query
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
@@ -47,15 +46,6 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
         yield made
 
 
-async def refused(p: Platform, query: Query, token: str | None = None) -> str:
-    """The code a query is refused with; "" when it is not."""
-    try:
-        await p.ask(query, query.Reply, token)
-    except Problem as problem:
-        return problem.code
-    return ""
-
-
 class Clinician:
     """Somebody with a session and an authenticator."""
 
@@ -77,7 +67,7 @@ class Clinician:
         return await self.p.ask(await self.wish(**changed), g.EmergencyView, self.token)
 
     async def refused(self, **changed: Any) -> str:
-        return await refused(self.p, await self.wish(**changed), self.token)
+        return await self.p.refused(await self.wish(**changed), self.token)
 
     async def resolved(self) -> Any:
         token = (await self.p.ask(g.ResolveSession(session=self.session), g.ActorToken)).token
@@ -126,7 +116,7 @@ async def test_it_opens_at_once_also_while_the_log_is_away_and_everything_under_
         while runtime.emission.lag() < 1.0:
             await asyncio.sleep(0.05)
     locked = g.CreateUser(name="nobody", display_name="n", organisation="platform", roles=("clinician",))
-    assert await refused(p, locked, p.person("sun", "security_administrator")) == "audit.behind", "no log is there"
+    assert await p.refused(locked, p.person("sun", "security_administrator")) == "audit.behind", "no log is there"
 
     made = await chen.open(minutes=30)
     assert (made.state, made.organisation, made.person) == ("open", "renji", "chen")
@@ -168,8 +158,8 @@ async def test_without_the_second_factor_shown_now_without_the_role_or_for_nowhe
     assert await chen.refused(code=wrong) == "governance.code_wrong"
     assert await chen.refused(organisation="nowhere") == "request.not_found"
     li = p.person("chen", "researcher", "approver", "auditor", "security_administrator")
-    assert await refused(p, await chen.wish(), li) == "access.denied"
-    assert await refused(p, await chen.wish(), p.person("zhou", "clinician")) == "governance.session_over", "a session of somebody else"
+    assert await p.refused(await chen.wish(), li) == "access.denied"
+    assert await p.refused(await chen.wish(), p.person("zhou", "clinician")) == "governance.session_over", "a session of somebody else"
     bare = await clinician(p, "bare", factor=False)
     assert await bare.refused() == "governance.no_second_factor"
     for _ in range(4):
@@ -188,7 +178,7 @@ async def test_a_lost_answer_is_given_again_and_a_second_one_is_refused(p: Platf
     zhou = await clinician(p, "zhou")
     wish = await zhou.wish()
     twice = (wish, wish.model_copy(update={"reason": "transfer"}))
-    both = await asyncio.gather(*(refused(p, each, zhou.token) for each in twice))
+    both = await asyncio.gather(*(p.refused(each, zhou.token) for each in twice))
     assert sorted(both) == ["", "governance.emergency_open"], "at once, one of them opens"
     assert [record["out"] for record in await records(p, "emergency.open")] == [0, 4, 0, 4]
 
@@ -246,7 +236,7 @@ async def test_not_justified_ends_the_sessions_and_takes_the_privilege_until_it_
     no = g.ReviewEmergency(emergency=made.emergency, justified=False)
     assert ((await p.send(no, wu)).problem or {})["code"] == "governance.emergency_note", "it says why"
     assert (await p.send(no.model_copy(update={"comment": "no patient of the ward"}), wu)).succeeded
-    assert await refused(p, g.ResolveSession(session=chen.session)) == "governance.session_over"
+    assert await p.refused(g.ResolveSession(session=chen.session)) == "governance.session_over"
     chen.session = (await p.ask(g.OpenSession(name="chen", password=PASSWORD, code=await fresh(chen)), g.SessionOpened)).session
     assert await chen.refused() == "governance.emergency_withdrawn"
     restore = g.RestoreEmergency(name="chen")

@@ -19,9 +19,7 @@ from tests.rosters import decision
 
 from medmesh.auditing import sheet
 from medmesh.contracts import governance as g
-from medmesh.contracts.message import Query
 from medmesh.embedded.testing import RunningServers
-from medmesh.errors import Problem
 from medmesh.security import totp
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.roles import PERSON_ROLES
@@ -41,15 +39,6 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
     extra = {"authority": private / "ca", "bootstrap_token": private / "bootstrap", "seal_keys": str(private / "seal")}
     async with platform(servers, private, SERVICE, settings={"governance": extra}) as made:
         yield made
-
-
-async def refused(p: Platform, query: Query, token: str | None = None) -> str:
-    """The code a query is refused with; "" when it is not."""
-    try:
-        await p.ask(query, query.Reply, token)
-    except Problem as problem:
-        return problem.code
-    return ""
 
 
 async def sql(p: Platform, *statements: Any) -> None:
@@ -88,11 +77,11 @@ async def test_who_needs_a_second_factor_can_only_enrol_one_and_then_signs_in_wi
     assert first.expires < datetime.now(UTC) + timedelta(minutes=16), "the grace is for enrolling"
     session = first.session
     for query in (g.ResolveSession(session=session), g.ListSessions(session=session), g.StepUp(session=session, code="000000")):
-        assert await refused(p, query) == "governance.second_factor_due"
+        assert await p.refused(query) == "governance.second_factor_due"
     made = await p.ask(g.EnrolSecondFactor(session=session), g.SecondFactorSecret)
     secret = totp.read(made.secret)
     assert made.uri.startswith("otpauth://totp/medmesh:wu?secret=" + made.secret)
-    assert await refused(p, g.ConfirmSecondFactor(session=session, code=now_code(secret, 5))) == "governance.code_wrong"
+    assert await p.refused(g.ConfirmSecondFactor(session=session, code=now_code(secret, 5))) == "governance.code_wrong"
     assert (await opened(p, "wu")).must == ("second_factor",), "what was not confirmed does not count"
     shown = now_code(secret)
     await p.ask(g.ConfirmSecondFactor(session=session, code=shown), g.Done)
@@ -102,12 +91,12 @@ async def test_who_needs_a_second_factor_can_only_enrol_one_and_then_signs_in_wi
     assert actor.strong_at is not None and datetime.now(UTC) - actor.strong_at < timedelta(minutes=1)
 
     sign_in = g.OpenSession(name="wu", password=PASSWORD)
-    assert await refused(p, sign_in) == "governance.code_needed"
-    assert await refused(p, sign_in.model_copy(update={"code": shown})) == "governance.code_wrong", "it was used to confirm"
+    assert await p.refused(sign_in) == "governance.code_needed"
+    assert await p.refused(sign_in.model_copy(update={"code": shown})) == "governance.code_wrong", "it was used to confirm"
     code = now_code(secret, 1)
     assert (await opened(p, "wu", code=code)).must == ()
-    assert await refused(p, sign_in.model_copy(update={"code": code})) == "governance.code_wrong", "a used step is refused"
-    assert await refused(p, g.EnrolSecondFactor(session=session, code=code)) == "governance.code_wrong", "a new one needs the old one"
+    assert await p.refused(sign_in.model_copy(update={"code": code})) == "governance.code_wrong", "a used step is refused"
+    assert await p.refused(g.EnrolSecondFactor(session=session, code=code)) == "governance.code_wrong", "a new one needs the old one"
 
 
 async def test_the_secret_is_encrypted_at_rest_and_stands_in_no_stream_record_or_log(
@@ -130,14 +119,14 @@ async def test_codes_cannot_be_guessed_and_only_the_administrator_unlocks(p: Pla
     session, secret = await enrolled(p, "wu")
     wrong = str((int(now_code(secret)) + 500_000) % 1_000_000).zfill(6)
     for _ in range(5):
-        assert await refused(p, g.StepUp(session=session, code=wrong)) == "governance.code_wrong"
+        assert await p.refused(g.StepUp(session=session, code=wrong)) == "governance.code_wrong"
     right = now_code(secret, 1)
-    assert await refused(p, g.StepUp(session=session, code=right)) == "governance.locked"
-    assert await refused(p, g.OpenSession(name="wu", password=PASSWORD, code=right)) == "governance.locked"
+    assert await p.refused(g.StepUp(session=session, code=right)) == "governance.locked"
+    assert await p.refused(g.OpenSession(name="wu", password=PASSWORD, code=right)) == "governance.locked"
     done = await p.send(g.UnlockUser(name="wu"), p.person("li", "researcher"))
     assert (done.problem or {})["code"] == "access.denied"
     assert (await p.send(g.UnlockUser(name="wu"), p.person("sun", "security_administrator"))).succeeded
-    assert await refused(p, g.StepUp(session=session, code=right)) == ""
+    assert await p.refused(g.StepUp(session=session, code=right)) == ""
     verbs = [(record["sub"], record["out"]) for record in await p.audited("governance")]
     assert ("user.locked", 8) in verbs and ("user.unlock", 0) in verbs and verbs.count(("session.step_up", 4)) == 5
 
@@ -163,8 +152,8 @@ async def test_a_session_left_open_is_no_way_to_a_second_factor_of_somebody_else
     await account(p, "li", "researcher")
     session = (await opened(p, "li")).session
     await sql(p, update(sessions).values(opened_at=datetime.now(UTC) - timedelta(minutes=16)))
-    assert await refused(p, g.ResolveSession(session=session)) == "", "it is good for anything else"
-    assert await refused(p, g.EnrolSecondFactor(session=session)) == "governance.sign_in_again"
+    assert await p.refused(g.ResolveSession(session=session)) == "", "it is good for anything else"
+    assert await p.refused(g.EnrolSecondFactor(session=session)) == "governance.sign_in_again"
     await enrolled(p, "li")
 
 
@@ -174,20 +163,20 @@ async def test_an_old_password_has_to_be_changed_and_the_last_five_do_not_come_a
     await sql(p, update(users).where(users.c.name == "li").values(password_at=datetime.now(UTC) - timedelta(days=91)))
     late = await opened(p, "li")
     assert late.must == ("password",)
-    assert await refused(p, g.ResolveSession(session=late.session)) == "governance.password_due"
+    assert await p.refused(g.ResolveSession(session=late.session)) == "governance.password_due"
     change = g.ChangePassword(session=late.session, old=PASSWORD, new=PASSWORD)
-    assert await refused(p, change.model_copy(update={"old": "wrong"})) == "governance.sign_in_refused"
-    assert await refused(p, change) == "security.password_used"
-    assert await refused(p, change.model_copy(update={"new": "weak"})) == "security.password_weak"
+    assert await p.refused(change.model_copy(update={"old": "wrong"})) == "governance.sign_in_refused"
+    assert await p.refused(change) == "security.password_used"
+    assert await p.refused(change.model_copy(update={"new": "weak"})) == "security.password_weak"
     news = [f"Another-{n}-Good-Battery" for n in range(6)]
     before = PASSWORD
     for new in news[:5]:
-        assert await refused(p, change.model_copy(update={"old": before, "new": new})) == "", new
+        assert await p.refused(change.model_copy(update={"old": before, "new": new})) == "", new
         before = new
-    assert await refused(p, g.ResolveSession(session=late.session)) == "", "now it is a session like any other"
-    assert await refused(p, g.ResolveSession(session=other)) == "governance.session_over", "the others ended"
-    assert await refused(p, change.model_copy(update={"old": before, "new": news[0]})) == "security.password_used"
-    assert await refused(p, change.model_copy(update={"old": before, "new": PASSWORD})) == "", "five changes later it may"
+    assert await p.refused(g.ResolveSession(session=late.session)) == "", "now it is a session like any other"
+    assert await p.refused(g.ResolveSession(session=other)) == "governance.session_over", "the others ended"
+    assert await p.refused(change.model_copy(update={"old": before, "new": news[0]})) == "security.password_used"
+    assert await p.refused(change.model_copy(update={"old": before, "new": PASSWORD})) == "", "five changes later it may"
     async with p.runtimes["governance"].unit() as uow:
         assert len(await uow.all(select(passwords).where(passwords.c.name == "li"))) == 5
 
@@ -198,19 +187,19 @@ async def test_sessions_end_when_idle_when_old_and_when_their_owner_says_so(p: P
     listed = (await p.ask(g.ListSessions(session=second), g.Sessions)).sessions
     assert [view.this for view in listed] == [True, False]
     await p.ask(g.EndSession(session=second, id=listed[1].id), g.Done)
-    assert await refused(p, g.ResolveSession(session=first)) == "governance.session_over"
-    assert await refused(p, g.EndSession(session=second, id=listed[1].id)) == "request.not_found"
+    assert await p.refused(g.ResolveSession(session=first)) == "governance.session_over"
+    assert await p.refused(g.EndSession(session=second, id=listed[1].id)) == "request.not_found"
     now = datetime.now(UTC)
     await sql(p, update(sessions).values(used_at=now - timedelta(minutes=29)))
-    assert await refused(p, g.ResolveSession(session=second)) == "", "used again, it is idle no longer"
+    assert await p.refused(g.ResolveSession(session=second)) == "", "used again, it is idle no longer"
     await sql(p, update(sessions).values(used_at=now - timedelta(minutes=31)))
-    assert await refused(p, g.ResolveSession(session=second)) == "governance.session_over"
+    assert await p.refused(g.ResolveSession(session=second)) == "governance.session_over"
     third = (await opened(p, "li")).session
     await sql(p, update(sessions).values(expires_at=now - timedelta(seconds=1), used_at=now))
-    assert await refused(p, g.ResolveSession(session=third)) == "governance.session_over", "twelve hours, however busy"
+    assert await p.refused(g.ResolveSession(session=third)) == "governance.session_over", "twelve hours, however busy"
     fourth = (await opened(p, "li")).session
     await p.ask(g.CloseSession(session=fourth), g.Done)
-    assert await refused(p, g.ResolveSession(session=fourth)) == "governance.session_over"
+    assert await p.refused(g.ResolveSession(session=fourth)) == "governance.session_over"
 
 
 async def test_roles_are_changed_by_another_administrator_and_exclude_each_other_in_the_database_too(p: Platform) -> None:
@@ -225,7 +214,7 @@ async def test_roles_are_changed_by_another_administrator_and_exclude_each_other
     assert await change("zhou", "annotator", by=p.person("zhou", "researcher")) == "access.denied"
     assert await change("zhou", "annotator", by=p.person("zhou", "security_administrator")) == "governance.yourself"
     assert await change("zhou", "annotator", "reviewer") == ""
-    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
+    assert await p.refused(g.ResolveSession(session=session)) == "governance.session_over"
     assert (await opened(p, "zhou")).roles == ("annotator", "reviewer")
     assert (await p.wait(g.UserChanged)).data.roles == ("annotator", "reviewer")
     values = {"display_name": "x", "organisation": "platform", "created_at": datetime.now(UTC)}
@@ -242,16 +231,16 @@ async def test_accounts_are_disabled_by_hand_and_after_ninety_idle_days(p: Platf
     admin = p.person("sun", "security_administrator")
     session = (await opened(p, "li")).session
     assert (await p.send(g.DisableUser(name="li", reason="left the institute"), admin)).succeeded
-    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
-    assert await refused(p, g.OpenSession(name="li", password=PASSWORD)) == "governance.disabled"
-    assert await refused(p, g.OpenSession(name="li", password="wrong")) == "governance.sign_in_refused", "no word to who has no password"
+    assert await p.refused(g.ResolveSession(session=session)) == "governance.session_over"
+    assert await p.refused(g.OpenSession(name="li", password=PASSWORD)) == "governance.disabled"
+    assert await p.refused(g.OpenSession(name="li", password="wrong")) == "governance.sign_in_refused", "no word to who has no password"
     assert (await p.send(g.EnableUser(name="li"), admin)).succeeded
     assert (await opened(p, "li")).must == ()
 
     await account(p, "sun", "security_administrator")
     long_ago = datetime.now(UTC) - timedelta(days=91)
     await sql(p, update(users).where(users.c.name != "li").values(signed_in_at=long_ago))
-    assert await refused(p, g.OpenSession(name="xu", password=PASSWORD)) == "governance.disabled", "also before anybody swept"
+    assert await p.refused(g.OpenSession(name="xu", password=PASSWORD)) == "governance.disabled", "also before anybody swept"
     async with p.runtimes["governance"].unit() as uow:
         await disable_idle(uow)
     listed = {u.name: u for u in (await p.ask(g.ListUsers(), g.Users, admin)).users}
@@ -265,15 +254,15 @@ async def test_who_lost_password_and_authenticator_gets_in_again_by_a_code_and_n
     session, secret = await enrolled(p, "wu")
     admin = p.person("sun", "security_administrator")
     made = await p.ask(g.RecoverUser(name="wu", second_factor=True), g.OneTimeCode, admin)
-    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
-    assert await refused(p, g.OpenSession(name="wu", password=PASSWORD, code=now_code(secret, 1))) == "governance.sign_in_refused"
+    assert await p.refused(g.ResolveSession(session=session)) == "governance.session_over"
+    assert await p.refused(g.OpenSession(name="wu", password=PASSWORD, code=now_code(secret, 1))) == "governance.sign_in_refused"
     activate = g.ActivateUser(name="wu", code=made.code, password=PASSWORD)
-    assert await refused(p, activate) == "security.password_used"
-    assert await refused(p, activate.model_copy(update={"password": "Quite-Another-8-Battery"})) == ""
+    assert await p.refused(activate) == "security.password_used"
+    assert await p.refused(activate.model_copy(update={"password": "Quite-Another-8-Battery"})) == ""
     assert (await opened(p, "wu", "Quite-Another-8-Battery")).must == ("second_factor",)
-    assert await refused(p, g.RecoverUser(name="nobody"), admin) == "request.not_found"
-    assert await refused(p, g.RecoverUser(name="sun"), admin) == "governance.yourself"
-    assert await refused(p, g.RecoverUser(name="wu"), p.person("wu", "security_administrator")) == "governance.yourself"
+    assert await p.refused(g.RecoverUser(name="nobody"), admin) == "request.not_found"
+    assert await p.refused(g.RecoverUser(name="sun"), admin) == "governance.yourself"
+    assert await p.refused(g.RecoverUser(name="wu"), p.person("wu", "security_administrator")) == "governance.yourself"
 
 
 async def test_secrets_sealed_with_another_key_open_nothing(p: Platform) -> None:
@@ -283,7 +272,7 @@ async def test_secrets_sealed_with_another_key_open_nothing(p: Platform) -> None
     stolen = select(users.c.factor).where(users.c.name == "wu").scalar_subquery()
     await sql(p, update(users).where(users.c.name == "eve").values(factor=stolen), delete(sessions))
     query = g.OpenSession(name="eve", password=PASSWORD, code=now_code(secret, 1))
-    assert await refused(p, query) == "security.sealed_unreadable"
+    assert await p.refused(query) == "security.sealed_unreadable"
 
 
 async def test_the_list_for_evaluators_holds_every_account_with_its_rights_and_what_is_amiss(p: Platform) -> None:
@@ -303,7 +292,7 @@ async def test_the_list_for_evaluators_holds_every_account_with_its_rights_and_w
         ("sun", "active", ("no_second_factor",)),
         ("ward3", "disabled", ("disabled", "shared")),
     ]
-    assert await refused(p, g.ReportAccounts(), p.person("wu", "approver", "auditor", "researcher")) == "access.denied"
+    assert await p.refused(g.ReportAccounts(), p.person("wu", "approver", "auditor", "researcher")) == "access.denied"
     reports = [record for record in await p.audited("governance") if record["sub"] == "user.report"]
     assert [record["detail"] for record in reports] == [{"accounts": 2, "amiss": 2}, {"accounts": 1, "amiss": 1}]
     lines = list(csv.reader(io.StringIO(sheet.accounts(entry.model_dump(mode="json") for entry in found).removeprefix(sheet.BOM))))
@@ -320,14 +309,14 @@ async def test_an_account_for_a_while_ends_with_its_sessions_and_can_be_given_mo
     admin, now = p.person("sun", "security_administrator"), datetime.now(UTC)
     session = (await opened(p, "li")).session
     assert (await p.send(g.LimitUser(name="li", ends=now + timedelta(hours=1)), admin)).succeeded
-    assert await refused(p, g.ResolveSession(session=session)) == ""
+    assert await p.refused(g.ResolveSession(session=session)) == ""
     (mine,) = (await p.ask(g.ListSessions(session=session), g.Sessions)).sessions
     assert mine.expires == now + timedelta(hours=1)
     assert (await opened(p, "li")).expires == now + timedelta(hours=1), "no session lasts longer"
     assert (await p.send(g.LimitUser(name="li", ends=now), admin)).succeeded
-    assert await refused(p, g.ResolveSession(session=session)) == "governance.session_over"
-    assert await refused(p, g.OpenSession(name="li", password=PASSWORD)) == "governance.ended"
-    assert await refused(p, g.OpenSession(name="li", password="wrong")) == "governance.sign_in_refused", "no word to who has no password"
+    assert await p.refused(g.ResolveSession(session=session)) == "governance.session_over"
+    assert await p.refused(g.OpenSession(name="li", password=PASSWORD)) == "governance.ended"
+    assert await p.refused(g.OpenSession(name="li", password="wrong")) == "governance.sign_in_refused", "no word to who has no password"
     async with p.runtimes["governance"].unit() as uow:
         await disable_ended(uow)
     assert [r["detail"]["reason"] for r in await p.audited("governance") if r["sub"] == "user.disable"] == ["ended"]
