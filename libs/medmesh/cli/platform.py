@@ -90,6 +90,13 @@ def _summary(data: Path, seconds: float) -> None:
                 f"  创建首位安全管理员：medmesh user bootstrap --data {data} 名称",
             )
         )
+    if not (data / "roster.json").exists():
+        click.echo(
+            say(
+                "  nothing can be approved before there is a roster of signing keys: medmesh roster init --help",
+                "  建立签名公钥名册之前无法进行任何审批：medmesh roster init --help",
+            )
+        )
     click.echo(say(f"  stop with: medmesh down --data {data}", f"  停止：medmesh down --data {data}"))
 
 
