@@ -86,14 +86,21 @@ class Upper:
     """Hashes of perfect subtrees above the tiles of entries, kept for proofs alone: what a level and an index name never changes, and a
     proof has few that no other had. Reading the log itself, and watching its root, goes past them."""
 
-    def __init__(self, most: int = 1 << 16) -> None:
+    def __init__(self, most: int = 1 << 17) -> None:
         self._most = most
         self._known: dict[tuple[int, int], bytes] = {}
 
-    def over(self, node: Node) -> Node:
-        """The hashes that are known, and `node` for the others."""
-        known = self._known
-        return lambda level, index: known.get((level, index)) or node(level, index)
+    def over(self, node: Node, taken: dict[tuple[int, int], bytes]) -> Node:
+        """The hashes that are known, and `node` for the others. What was known is noted in `taken`: it may be forgotten meanwhile."""
+
+        def hash_of(level: int, index: int) -> bytes:
+            known = self._known.get((level, index))
+            if known is None:
+                return node(level, index)
+            taken[level, index] = known
+            return known
+
+        return hash_of
 
     def learn(self, found: dict[Tile, bytes]) -> None:
         """All that follows from tiles above the lowest, and from the one at the right edge."""
@@ -117,11 +124,12 @@ class Upper:
 
 async def _prove(uow: UnitOfWork[Any], size: int, ask: Callable[[Node], list[bytes]], upper: Upper | None = None) -> list[bytes]:
     """What `ask` computes from the tree of `size` leaves, reading only the tiles it needs."""
-    over = upper.over if upper is not None else lambda node: node
-    found = await _tiles(uow, tile.needed(size, lambda node: ask(over(node))))
+    taken: dict[tuple[int, int], bytes] = {}
+    found = await _tiles(uow, tile.needed(size, lambda node: ask(upper.over(node, taken) if upper else node)))
     if upper is not None:
         upper.learn(found)
-    return ask(over(tile.nodes(lambda level, number, width: found[level, number, width], size)))
+    stored = tile.nodes(lambda level, number, width: found[level, number, width], size)
+    return ask(lambda level, index: taken.get((level, index)) or stored(level, index))
 
 
 async def evidence(uow: UnitOfWork[Any], row: Any, newest: Shown, upper: Upper) -> Evidence:
