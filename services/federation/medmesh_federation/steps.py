@@ -1,0 +1,196 @@
+"""What each step of a federation does to its rows, with its event and its audit record: one transaction, under the row's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from medmesh.contracts.federation import (
+    CandidateModel,
+    FederationCompleted,
+    FederationFailed,
+    FederationReady,
+    FederationStarted,
+    ParticipantDropped,
+    ParticipantRejoined,
+    RoundKind,
+    RoundOpened,
+    RoundVoided,
+)
+from medmesh.contracts.message import ObjectRef
+from medmesh.service import labels
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.telemetry import log
+from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, round_seed
+from medmesh_federation.handlers import entity, invited
+from medmesh_federation.tables import answers, federations, participants, rounds
+
+
+async def answers_of(uow: UnitOfWork[Any], federation: str, number: int, attempt: int, *, all_of_them: bool = False) -> Sequence[Any]:
+    wanted = select(answers).where(
+        answers.c.federation == federation, answers.c.round == number, answers.c.attempt == attempt, ~answers.c.late
+    )
+    if not all_of_them:
+        wanted = wanted.where(answers.c.failed.is_(None))
+    return await uow.all(wanted.order_by(answers.c.hospital))
+
+
+async def change(uow: UnitOfWork[Any], row: Any, **values: Any) -> None:
+    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
+
+
+async def move(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Move) -> None:
+    await change(uow, row, state=step.to.value, failure=step.failure)
+    members = tuple(sorted(situation.those("accepted") | situation.those("dropped")))
+    match step.to:
+        case State.READY:
+            uow.emit(FederationReady(federation=row.federation, plan_hash=row.plan_hash))
+        case State.RUNNING:
+            uow.emit(await _started(uow, row, members))
+        case State.FAILED:
+            failure = step.failure or "federation.failed"
+            uow.emit(FederationFailed(federation=row.federation, code=failure, hospitals=tuple(situation.plan.participants)))
+        case State.COMPLETED:
+            await _complete(uow, row, situation, members)
+        case _:
+            pass
+    failed = step.to is State.FAILED
+    detail = {"to": step.to.value}
+    uow.audit(
+        AuditEntry(
+            "federation.move",
+            "U",
+            outcome=8 if failed else 0,
+            why=step.failure or "",
+            entities=(entity(row),),
+            hospitals=invited(row),
+            detail=detail,
+        )
+    )
+    log("federation.moved", federation=row.federation, to=step.to.value)
+
+
+async def _started(uow: UnitOfWork[Any], row: Any, members: tuple[str, ...]) -> FederationStarted:
+    """With all that a hospital demands to see before it trains."""
+    theirs = (participants.c.federation == row.federation) & participants.c.hospital.in_(members)
+    signed = {p.hospital: p.signature for p in await uow.all(select(participants).where(theirs))}
+    return FederationStarted(
+        federation=row.federation,
+        plan_hash=row.plan_hash,
+        hospitals=members,
+        approval=row.token,
+        acceptances=tuple(signed[hospital] for hospital in members),
+    )
+
+
+async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
+    label = await labels.label_of(uow, "federation", row.federation)
+    uow.emit(
+        FederationCompleted(
+            federation=row.federation,
+            name=row.name,
+            plan_hash=row.plan_hash,
+            chain=row.chain,
+            package=ObjectRef.model_validate(row.package),
+            model=ObjectRef.model_validate(row.model),
+            rounds=situation.plan.rounds,
+            participants=members,
+            organisation=row.initiator.rpartition("@")[2],
+            label=label.record,
+            hospitals=members,
+        )
+    )
+
+
+async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Open) -> None:
+    plan = situation.plan
+    base = ObjectRef.model_validate(row.initial if step.kind is RoundKind.BASELINE else row.model)
+    models = await _candidates(uow, row, situation) if step.kind is RoundKind.EVALUATE else []
+    deadline = uow.now + timedelta(seconds=plan.round_deadline_seconds)
+    assigned = tuple(sorted(step.assigned))
+    for hospital in sorted(step.rejoined):
+        where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
+        await uow.execute(update(participants).where(where).values(state="accepted", reason=""))
+        uow.emit(ParticipantRejoined(federation=row.federation, hospital=hospital, round=step.number))
+        about = (entity(row), Entity("hospital", hospital))
+        uow.audit(AuditEntry("federation.rejoin", "U", entities=about, detail={"round": step.number}))
+    values = {
+        "federation": row.federation,
+        "round": step.number,
+        "attempt": step.attempt,
+        "kind": step.kind.value,
+        "state": "open",
+        "base": base.model_dump(),
+        "models": [model.model_dump() for model in models],
+        "assigned": list(assigned),
+        "opened_at": uow.now,
+        "deadline": deadline,
+        "stored": False,
+    }
+    await uow.execute(insert(rounds).values(values))
+    await change(uow, row, waiting_since=None)
+    # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
+    steps = plan.local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
+    uow.emit(
+        RoundOpened(
+            federation=row.federation,
+            round=step.number,
+            attempt=step.attempt,
+            kind=step.kind,
+            plan_hash=row.plan_hash,
+            base=base,
+            models=tuple(models),
+            steps=steps,
+            seed=round_seed(plan, step.number),
+            deadline=deadline,
+            hospitals=assigned,
+        )
+    )
+    log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))
+
+
+async def _candidates(uow: UnitOfWork[Any], row: Any, situation: Situation) -> list[CandidateModel]:
+    """The global model and every hospital's own from the baseline round."""
+    assert situation.round is not None
+    wanted = select(rounds.c.attempt).where(
+        rounds.c.federation == row.federation, rounds.c.round == situation.plan.rounds + 1, rounds.c.state == "committed"
+    )
+    attempt = (await uow.execute(wanted)).scalar_one()
+    own = await answers_of(uow, row.federation, situation.plan.rounds + 1, attempt)
+    made = [CandidateModel(name="federated", weights=ObjectRef.model_validate(row.model))]
+    return made + [CandidateModel(name=a.hospital, weights=ObjectRef.model_validate(a.update)) for a in own]
+
+
+async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop) -> None:
+    assert situation.round is not None
+    for hospital, reason in sorted(step.hospitals.items()):
+        where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
+        values = {"state": "dropped", "reason": reason, "drops": participants.c.drops + 1}
+        await uow.execute(update(participants).where(where).values(values))
+        told = tuple(situation.plan.participants)
+        uow.emit(
+            ParticipantDropped(federation=row.federation, hospital=hospital, round=situation.round.number, reason=reason, hospitals=told)
+        )
+        about = (entity(row), Entity("hospital", hospital))
+        detail = {"round": situation.round.number}
+        uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=about, detail=detail))
+        log("federation.participant.dropped", level=30, federation=row.federation, hospital=hospital, reason=reason)
+
+
+async def void(uow: UnitOfWork[Any], row: Any, situation: Situation) -> None:
+    current = situation.round
+    assert current is not None
+    await close_round(uow, row, current, state="void")
+    await change(uow, row, voids=row.voids + 1)
+    event = RoundVoided(federation=row.federation, round=current.number, attempt=current.attempt, hospitals=tuple(sorted(current.assigned)))
+    uow.emit(event)
+    detail = {"round": current.number}
+    uow.audit(AuditEntry("federation.void", "U", outcome=4, entities=(entity(row),), hospitals=invited(row), detail=detail))
+
+
+async def close_round(uow: UnitOfWork[Any], row: Any, current: Round, **values: Any) -> None:
+    where = (rounds.c.federation == row.federation) & (rounds.c.round == current.number) & (rounds.c.attempt == current.attempt)
+    await uow.execute(update(rounds).where(where).values(closed_at=uow.now, **values))
