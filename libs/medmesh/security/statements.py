@@ -67,6 +67,35 @@ class CodeApproval(Statement):
     by: str
 
 
+class SecureStatement(Statement):
+    """What a hospital says within one attempt at a round under secure aggregation."""
+
+    federation: str
+    plan: Sha256
+    round: int
+    attempt: int
+    hospital: Identifier
+
+
+class SecureKeys(SecureStatement):
+    """X25519 keys (hexadecimal) for this attempt, to seal shares and to agree on masks, and the SHA-256 of the own mask's seed: signed,
+    so that who passes them on cannot put others in their place."""
+
+    HEAD = "medmesh-secure-keys-v1"
+
+    cipher: Sha256
+    mask: Sha256
+    seed: Sha256
+
+
+class SecureSurvivors(SecureStatement):
+    """Over whom the one sum of this round may be opened: the digest of the list of their names."""
+
+    HEAD = "medmesh-secure-survivors-v1"
+
+    survivors: Sha256
+
+
 S = TypeVar("S", bound=Statement)
 
 

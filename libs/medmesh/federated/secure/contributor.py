@@ -1,0 +1,193 @@
+"""A hospital's side of a secure sum: four messages, each made from what the platform passed on and checked as if it came from an enemy.
+
+What protects the hospital against a platform that lies: keys are signed with each hospital's own key of the roster, the contributors are
+those of the signed plan, a survivor list is signed once for a round whatever its attempts, and shares are given only for a list that more
+than two thirds of the contributors signed. Two lists would need a common honest signer, so at most one sum of a round is ever opened.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from medmesh.canonical import canonical, parse
+from medmesh.errors import Problem
+from medmesh.federated.secure import shamir
+from medmesh.federated.secure.session import Session, agreed
+from medmesh.federated.secure.vectors import Mask
+from medmesh.security.roster import Roster
+from medmesh.security.signing import Signer
+from medmesh.security.statements import SecureKeys, SecureStatement, SecureSurvivors, sign
+
+S = TypeVar("S", bound=SecureStatement)
+Claim = Callable[[str, int, str], str]
+"""(federation, round, list) -> the list that this hospital signed for the round: this one if there was none before. It must be durable
+before it returns: a hospital that forgets what it signed could be asked twice."""
+
+
+def statement_of(session: Session, roster: Roster, signed: str, kind: type[S], hospital: str, seen: datetime) -> S:
+    """What a contributor signed for exactly this attempt. Raises `Problem` (`roster.*`, `statement.*`, `secure.stranger`)."""
+    if hospital not in session.contributors:
+        raise Problem("secure.stranger", hospital=hospital[:80])
+    found = roster.hospital(signed, kind, seen, hospital)
+    said = (found.federation, found.plan, found.round, found.attempt, found.hospital)
+    if said != (session.federation, session.plan, session.round, session.attempt, hospital):
+        raise Problem("statement.other", what="round")
+    return found
+
+
+def keys_of(session: Session, roster: Roster, signed: Mapping[str, str], seen: datetime) -> dict[str, SecureKeys]:
+    """Everybody's keys, of as many as the threshold at the least. Raises `Problem`."""
+    if len(signed) < session.threshold:
+        raise Problem("secure.few", got=len(signed), wanted=session.threshold)
+    return {name: statement_of(session, roster, one, SecureKeys, name, seen) for name, one in sorted(signed.items())}
+
+
+def listed(survivors: Sequence[str]) -> str:
+    """A survivor list as it is signed."""
+    return hashlib.sha256(canonical(sorted(survivors))).hexdigest()
+
+
+@dataclass
+class Contributor:
+    """One attempt. `document` and `restore` carry it over the death of its process; what they hold is secret."""
+
+    session: Session
+    hospital: str
+    cipher: bytes = field(default_factory=lambda: X25519PrivateKey.generate().private_bytes_raw())
+    mask: bytes = field(default_factory=lambda: X25519PrivateKey.generate().private_bytes_raw())
+    seed: bytes = field(default_factory=lambda: os.urandom(32))
+    peers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Hospital to its (cipher, mask) keys."""
+    sealed: dict[str, str] = field(default_factory=dict)
+    """Hospital to the shares it sent, still sealed: those whose masks are in this hospital's vector."""
+
+    def advertise(self, signer: Signer, now: datetime) -> str:
+        """Message 1: the public keys of this attempt, signed with the hospital's own key."""
+        public = [X25519PrivateKey.from_private_bytes(key).public_key().public_bytes_raw().hex() for key in (self.cipher, self.mask)]
+        seed = hashlib.sha256(self.seed).hexdigest()
+        return sign(SecureKeys(made=now, **self._about(), cipher=public[0], mask=public[1], seed=seed), signer)
+
+    def share(self, roster: Roster, advertised: Mapping[str, str], seen: datetime) -> dict[str, str]:
+        """Message 2: hospital to sealed shares of this hospital's two secrets. Raises `Problem`; a second list of keys is refused."""
+        keys = keys_of(self.session, roster, advertised, seen)
+        found = {name: (one.cipher, one.mask) for name, one in keys.items()}
+        own = self._public()
+        if found.get(self.hospital) != own:
+            raise Problem("secure.key", hospital=self.hospital)
+        if self.peers and self.peers != found:
+            raise Problem("secure.changed", what="keys")
+        flat = [key for pair in found.values() for key in pair]
+        if len(set(flat)) != len(flat):
+            raise Problem("secure.key", hospital="*")
+        self.peers = found
+        points = [self.session.point(name) for name in found]
+        shares = [shamir.split(int.from_bytes(s, "big"), self.session.threshold, points) for s in (self.mask, self.seed)]
+        return {
+            name: self._seal(name, {"mask": f"{shares[0][point]:x}", "seed": f"{shares[1][point]:x}"})
+            for name in found
+            for point in [self.session.point(name)]
+        }
+
+    def masks(self, sealed: Mapping[str, str]) -> list[Mask]:
+        """Message 3 is the vector under these masks: the hospital's own, and one with everybody whose shares arrived. Raises `Problem`."""
+        given = dict(sealed)
+        if not set(given) <= set(self.peers) or self.hospital not in given:
+            raise Problem("secure.stranger", hospital=next(iter(sorted(set(given) - set(self.peers))), self.hospital)[:80])
+        if len(given) < self.session.threshold:
+            raise Problem("secure.few", got=len(given), wanted=self.session.threshold)
+        if self.sealed and self.sealed != given:
+            raise Problem("secure.changed", what="shares")
+        for name in given:
+            self._unseal(name, given[name])
+        self.sealed = given
+        private = X25519PrivateKey.from_private_bytes(self.mask)
+        made = [Mask(self.seed, 1)]
+        for name in sorted(given):
+            if name != self.hospital:
+                key = agreed(self.session, "mask", (self.hospital, private), (name, self.peers[name][1]))
+                made.append(Mask(key, 1 if self.hospital < name else -1))
+        return made
+
+    def survive(self, survivors: Sequence[str], signer: Signer, now: datetime, claim: Claim) -> str:
+        """Message 4: the list of those whose vectors arrived, signed: once for a round. Raises `Problem` (`secure.opened`, ...)."""
+        names = self._survivors(survivors)
+        digest = f"{self.session.attempt}:{listed(names)}"
+        if claim(self.session.federation, self.session.round, digest) != digest:
+            raise Problem("secure.opened", federation=self.session.federation, round=self.session.round)
+        return sign(SecureSurvivors(made=now, **self._about(), survivors=listed(names)), signer)
+
+    def reveal(self, roster: Roster, survivors: Sequence[str], signed: Mapping[str, str], seen: datetime) -> dict[str, str]:
+        """Message 5: hospital to one share (hexadecimal): of its own mask's seed if it survived, of its pairwise key if it dropped out;
+        never of both. Raises `Problem` unless as many as the threshold signed exactly this list."""
+        names = self._survivors(survivors)
+        if len(set(signed) & set(names)) != len(signed):
+            raise Problem("secure.stranger", hospital=sorted(set(signed) - set(names))[0][:80])
+        for name, one in sorted(signed.items()):
+            if statement_of(self.session, roster, one, SecureSurvivors, name, seen).survivors != listed(names):
+                raise Problem("secure.changed", what="survivors")
+        if len(signed) < self.session.threshold or self.hospital not in signed:
+            raise Problem("secure.few", got=len(signed), wanted=self.session.threshold)
+        opened = {name: self._unseal(name, sealed) for name, sealed in sorted(self.sealed.items())}
+        return {name: shares["seed" if name in names else "mask"] for name, shares in opened.items()}
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        binary = {name: getattr(self, name).hex() for name in ("cipher", "mask", "seed")}
+        peers = {name: list(keys) for name, keys in self.peers.items()}
+        return {"session": asdict(self.session), "hospital": self.hospital, "peers": peers, "sealed": self.sealed, **binary}
+
+    @classmethod
+    def restore(cls, document: Mapping[str, Any]) -> Contributor:
+        """The attempt again."""
+        session = Session(**{**document["session"], "contributors": tuple(document["session"]["contributors"])})
+        cipher, mask, seed = (bytes.fromhex(document[name]) for name in ("cipher", "mask", "seed"))
+        peers = {name: (keys[0], keys[1]) for name, keys in document["peers"].items()}
+        return cls(session, document["hospital"], cipher, mask, seed, peers, dict(document["sealed"]))
+
+    def _about(self) -> dict[str, Any]:
+        s = self.session
+        return {"federation": s.federation, "plan": s.plan, "round": s.round, "attempt": s.attempt, "hospital": self.hospital}
+
+    def _public(self) -> tuple[str, str]:
+        cipher, mask = (X25519PrivateKey.from_private_bytes(k).public_key().public_bytes_raw().hex() for k in (self.cipher, self.mask))
+        return cipher, mask
+
+    def _survivors(self, survivors: Sequence[str]) -> list[str]:
+        names = sorted(survivors)
+        if len(set(names)) != len(names) or not set(names) <= set(self.sealed) or self.hospital not in names:
+            raise Problem("secure.stranger", hospital=next(iter(sorted(set(names) - set(self.sealed))), self.hospital)[:80])
+        if len(names) < self.session.threshold:
+            raise Problem("secure.few", got=len(names), wanted=self.session.threshold)
+        return names
+
+    def _channel(self, other: str) -> AESGCM:
+        private = X25519PrivateKey.from_private_bytes(self.cipher)
+        return AESGCM(agreed(self.session, "seal", (self.hospital, private), (other, self.peers[other][0])))
+
+    def _seal(self, to: str, shares: dict[str, str]) -> str:
+        nonce = os.urandom(12)
+        sealed = self._channel(to).encrypt(nonce, canonical(shares), self.session.context("shares", self.hospital, to))
+        return base64.b64encode(nonce + sealed).decode()
+
+    def _unseal(self, sender: str, sealed: str) -> dict[str, str]:
+        try:
+            raw = base64.b64decode(sealed, validate=True)
+            opened = self._channel(sender).decrypt(raw[:12], raw[12:], self.session.context("shares", sender, self.hospital))
+            found = parse(opened)
+            if set(found) != {"mask", "seed"} or any(not 0 <= int(found[part], 16) < shamir.PRIME for part in found):
+                raise ValueError
+        except (InvalidTag, binascii.Error, ValueError, TypeError, json.JSONDecodeError):
+            raise Problem("secure.sealed", hospital=sender) from None
+        return {str(part): str(value) for part, value in found.items()}

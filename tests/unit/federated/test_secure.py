@@ -1,0 +1,275 @@
+"""Secure aggregation: the opened sum is the plain fixed-point sum bit by bit, and a coordinator that cheats learns no single update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.rosters import roster_of
+
+from medmesh.errors import Problem
+from medmesh.federated.secure import collector, shamir, vectors
+from medmesh.federated.secure.contributor import Contributor, keys_of
+from medmesh.federated.secure.session import Session
+from medmesh.learning import weights
+from medmesh.security.roster import Roster
+from medmesh.security.signing import Signer
+
+BITS = 24
+HOSPITALS = ("h1", "h2", "h3", "h4", "h5")
+
+
+@dataclass
+class World:
+    """Hospitals with a trained model each, and the platform between them."""
+
+    folder: Path
+    signers: dict[str, Signer]
+    roster: Roster
+    threshold: int = 4
+    claims: dict[str, dict[tuple[str, int], str]] = field(default_factory=dict)
+
+    def session(self, attempt: int = 1) -> Session:
+        return Session("f", "a" * 64, 1, attempt, HOSPITALS, self.threshold)
+
+    def model(self, name: str) -> Path:
+        path, generator = self.folder / f"{name}.model", np.random.default_rng(HOSPITALS.index(name))
+        arrays = {"a": generator.normal(size=(37, 11)), "b": generator.normal(size=5).astype(np.float32), "n": np.arange(3)}
+        weights.save(arrays, path)
+        return path
+
+    def samples(self, name: str) -> int:
+        return 100 + 7 * HOSPITALS.index(name)
+
+    def claim(self, name: str) -> Callable[[str, int, str], str]:
+        return lambda federation, round_, digest: self.claims.setdefault(name, {}).setdefault((federation, round_), digest)
+
+    def plain(self, names: Sequence[str]) -> list[int]:
+        total = np.zeros(1 + 37 * 11 + 5, np.int64)
+        for name in names:
+            arrays = weights.load(self.model(name))
+            numbers = np.concatenate([arrays["a"].ravel(), arrays["b"].astype(np.float64)])
+            total += np.array([self.samples(name), *np.rint(numbers * self.samples(name) * 2**BITS).astype(np.int64)])
+        return [int(number) for number in total]
+
+
+@pytest.fixture
+def world(private: Path) -> World:
+    signers = {name: Signer.create(f"hospital:{name}") for name in HOSPITALS}
+    return World(private, signers, roster_of(*signers.values()))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class Run:
+    """A round of the protocol up to the masked vectors."""
+
+    world: World
+    parties: dict[str, Contributor]
+    advertised: dict[str, str]
+    vectors: dict[str, Path]
+
+    def reveal(self, survivors: Sequence[str], speakers: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
+        signed = {n: self.parties[n].survive(survivors, self.world.signers[n], now(), self.world.claim(n)) for n in survivors}
+        return {n: self.parties[n].reveal(self.world.roster, survivors, signed, now()) for n in (speakers or survivors)}
+
+    def open(self, survivors: Sequence[str], revealed: dict[str, dict[str, str]]) -> list[int]:
+        session = next(iter(self.parties.values())).session
+        keys = keys_of(session, self.world.roster, self.advertised, now())
+        masks = collector.corrections(session, keys, list(self.vectors), survivors, revealed)
+        vectors.add([self.vectors[name] for name in survivors], self.world.folder / "sum", masks=masks)
+        return [int(number) for number in weights.load(self.world.folder / "sum")[vectors.TENSOR]]
+
+
+def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1) -> Run:
+    parties = {name: Contributor(world.session(attempt), name) for name in names}
+    advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
+    sealed = {name: party.share(world.roster, advertised, now()) for name, party in parties.items()}
+    made = {}
+    for name, party in parties.items():
+        masks = party.masks({sender: sealed[sender][name] for sender in names})
+        made[name] = world.folder / f"{name}.{attempt}.vector"
+        vectors.encode(world.model(name), world.samples(name), made[name], bits=BITS, parties=len(HOSPITALS), masks=masks)
+        parties[name] = Contributor.restore(party.document())  # the node dies and comes back
+    return Run(world, parties, advertised, made)
+
+
+def code(excinfo: pytest.ExceptionInfo[Problem]) -> str:
+    return excinfo.value.code
+
+
+@pytest.mark.parametrize("chunk", [64, 1 << 19])
+@pytest.mark.parametrize("dropped", [(), ("h1",), ("h3",), ("h5",)])
+def test_the_opened_sum_is_the_plain_one_bit_by_bit(
+    world: World, dropped: tuple[str, ...], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "CHUNK", chunk)
+    run = masked(world)
+    survivors = [name for name in HOSPITALS if name not in dropped]
+    assert run.open(survivors, run.reveal(survivors)) == world.plain(survivors)
+    base, out = world.model("h1"), world.folder / "out"
+    assert vectors.decode(world.folder / "sum", base, out, bits=BITS) == sum(map(world.samples, survivors))
+    exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
+    np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-BITS)
+    np.testing.assert_array_equal(weights.load(out)["n"], np.arange(3))
+
+
+def test_four_of_five_that_came_and_any_threshold_of_shares_open_it(world: World) -> None:
+    run = masked(world, HOSPITALS[1:])
+    assert run.open(HOSPITALS[1:], run.reveal(HOSPITALS[1:])) == world.plain(HOSPITALS[1:])
+
+
+def test_a_hospital_that_dies_after_signing_does_not_hold_the_sum_up(world: World) -> None:
+    run = masked(world)
+    assert run.open(HOSPITALS, run.reveal(HOSPITALS, HOSPITALS[:4])) == world.plain(HOSPITALS)
+    with pytest.raises(Problem) as few:
+        run.open(HOSPITALS, {n: {} for n in HOSPITALS[:3]})
+    assert code(few) == "secure.few"
+
+
+def test_a_vector_alone_is_noise(world: World) -> None:
+    run = masked(world)
+    for name, path in run.vectors.items():
+        bits = np.unpackbits(weights.load(path)[vectors.TENSOR].view(np.uint8))
+        assert abs(bits.mean() - 0.5) < 0.02, name
+        assert weights.load(path)[vectors.TENSOR][0] != world.samples(name), "the samples are masked too"
+
+
+def test_retrying_with_one_site_fewer_opens_nothing(world: World) -> None:
+    first = masked(world)
+    first.reveal(HOSPITALS)
+    fewer = HOSPITALS[:4]
+    with pytest.raises(Problem) as same_attempt:
+        first.reveal(fewer)
+    again = masked(world, attempt=2)
+    with pytest.raises(Problem) as next_attempt:
+        again.reveal(fewer)
+    assert code(same_attempt) == code(next_attempt) == "secure.opened"
+
+
+def test_two_lists_shown_to_two_groups_open_at_most_one(world: World) -> None:
+    run = masked(world)
+    lists = [list(HOSPITALS), list(HOSPITALS[:4])]
+    for split in combinations(HOSPITALS[:4], 2):
+        world.claims.clear()
+        signed: list[dict[str, str]] = [{}, {}]
+        for name in HOSPITALS:
+            which = 0 if name in split or name == "h5" else 1
+            signed[which][name] = run.parties[name].survive(lists[which], world.signers[name], now(), world.claim(name))
+        for which in (0, 1):
+            for name in signed[which]:
+                with pytest.raises(Problem) as few:
+                    run.parties[name].reveal(world.roster, lists[which], signed[which], now())
+                assert code(few) == "secure.few"
+
+
+def test_sybils_are_strangers_even_with_keys_in_the_roster(world: World) -> None:
+    sybil = Signer.create("hospital:sybil")
+    roster = roster_of(*world.signers.values(), sybil)
+    parties = {name: Contributor(world.session(), name) for name in HOSPITALS}
+    advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
+    wider = Session("f", "a" * 64, 1, 1, (*HOSPITALS, "sybil"), 5)
+    advertised["sybil"] = Contributor(wider, "sybil").advertise(sybil, now())
+    with pytest.raises(Problem) as refused:
+        parties["h1"].share(roster, advertised, now())
+    assert code(refused) == "secure.stranger"
+    # Nor does the platform speak for a hospital: keys signed by another do not count as its own.
+    forged = Contributor(world.session(), "h2").advertise(sybil, now())
+    with pytest.raises(Problem) as forgery:
+        parties["h1"].share(roster, {name: advertised[name] for name in HOSPITALS} | {"h2": forged}, now())
+    assert code(forgery) == "roster.unknown"
+
+
+def test_dropping_all_but_two_opens_nothing(world: World) -> None:
+    run = masked(world)
+    for count in (1, 2, 3):
+        with pytest.raises(Problem) as few:
+            run.parties["h1"].survive(HOSPITALS[:count], world.signers["h1"], now(), world.claim("h1"))
+        assert code(few) == "secure.few"
+    assert not world.claims.get("h1"), "a list that was refused does not use the round up"
+    parties = {name: Contributor(world.session(), name) for name in HOSPITALS[:2]}
+    advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
+    with pytest.raises(Problem) as early:
+        parties["h1"].share(world.roster, advertised, now())
+    assert code(early) == "secure.few"
+
+
+@pytest.mark.parametrize(
+    ("contributors", "threshold"), [(("a", "b"), 2), (("a", "b", "c"), 2), (HOSPITALS, 3), (HOSPITALS, 6), (("b", "a", "c"), 3)]
+)
+def test_a_session_with_too_few_is_none(contributors: tuple[str, ...], threshold: int) -> None:
+    with pytest.raises(Problem) as refused:
+        Session("f", "a" * 64, 1, 1, contributors, threshold)
+    assert code(refused) == "secure.contributors"
+
+
+def test_the_same_step_with_other_content_is_refused(world: World) -> None:
+    run = masked(world)
+    party = run.parties["h1"]
+    others = {name: Contributor(world.session(), name).advertise(world.signers[name], now()) for name in HOSPITALS[1:]}
+    with pytest.raises(Problem) as keys:
+        party.share(world.roster, {**others, "h1": run.advertised["h1"]}, now())
+    with pytest.raises(Problem) as shares:
+        party.masks({name: party.sealed[name] for name in HOSPITALS[:4]})
+    assert code(keys) == code(shares) == "secure.changed"
+
+
+def test_keys_of_another_attempt_are_refused(world: World) -> None:
+    party, old = Contributor(world.session(2), "h1"), masked(world)
+    advertised = {**old.advertised, "h1": party.advertise(world.signers["h1"], now())}
+    with pytest.raises(Problem) as replayed:
+        party.share(world.roster, advertised, now())
+    assert code(replayed) == "statement.other"
+
+
+def test_a_false_share_is_noticed(world: World) -> None:
+    run = masked(world)
+    revealed = run.reveal(HOSPITALS)
+    revealed["h2"]["h1"] = f"{int(revealed['h2']['h1'], 16) ^ 1:x}"
+    with pytest.raises(Problem) as false:
+        run.open(HOSPITALS, revealed)
+    assert code(false) == "secure.share"
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e9, -1e9])
+def test_what_is_out_of_range_is_refused_by_name_and_leaves_nothing(private: Path, value: float) -> None:
+    weights.save({"fine": np.zeros(3, np.float32), "odd": np.array([0, value], np.float32)}, private / "m")
+    with pytest.raises(Problem) as refused:
+        vectors.encode(private / "m", 1000, private / "v", bits=BITS, parties=3)
+    assert code(refused) == "secure.range"
+    assert refused.value.params["tensor"] == "odd"
+    assert not (private / "v").exists()
+
+
+def test_the_largest_that_is_let_through_never_wraps(private: Path) -> None:
+    limit = (2**63 - 1) // 3 / 2**BITS
+    weights.save({"w": np.array([np.nextafter(limit * (1 - 2**-51), 0), -limit * (1 - 2**-51)])}, private / "m")
+    vectors.encode(private / "m", 1, private / "v", bits=BITS, parties=3)
+    vectors.add([private / "v"] * 3, private / "sum")
+    assert vectors.decode(private / "sum", private / "m", private / "mean", bits=BITS) == 3
+    np.testing.assert_allclose(weights.load(private / "mean")["w"], weights.load(private / "m")["w"], rtol=1e-12)
+
+
+def test_shamir_against_published_shares() -> None:
+    """The example of the encyclopaedia: 1234 + 166 x + 94 x^2 over GF(1613)."""
+    drawn = iter([166, 94])
+    shares = shamir.split(1234, 3, [1, 2, 3, 4, 5, 6], 1613, lambda _: next(drawn))
+    assert shares == {1: 1494, 2: 329, 3: 965, 4: 176, 5: 1188, 6: 775}
+    for three in combinations(shares.items(), 3):
+        assert shamir.combine(dict(three), 1613) == 1234
+
+
+def test_shamir_over_the_field_in_use() -> None:
+    secret = 2**256 - 1
+    shares = shamir.split(secret, 4, [1, 2, 3, 4, 5])
+    for four in combinations(shares.items(), 4):
+        assert shamir.combine(dict(four)) == secret
+    assert all(shamir.combine(dict(three)) != secret for three in combinations(shares.items(), 3))
