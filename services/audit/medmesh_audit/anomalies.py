@@ -7,7 +7,6 @@ waiting however much is logged.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +15,7 @@ from datetime import timedelta
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
+from pydantic_core import from_json
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
 
@@ -52,7 +52,7 @@ from medmesh_audit.tables import alerts, checkpoints, entries, facts
 SILENT_SECONDS = 60.0
 TAIL = 5_000
 """How many entries before the newest a watcher that starts looks at."""
-PIECE = 1_000
+PIECE = 200
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Anomalies:
                 self._cursor = await self._begin(uow)
             wanted = select(entries.c.seq, entries.c.at, entries.c.body).where(entries.c.seq >= self._cursor, sound())
             rows = await uow.all(wanted.order_by(entries.c.seq).limit(PIECE))
-        fresh = [Seen(row.seq, row.at, json.loads(row.body)) for row in rows]
+        fresh = [Seen(row.seq, row.at, from_json(row.body)) for row in rows]
         await self._tell(self._found(fresh))
         if fresh:
             self._cursor = fresh[-1].seq + 1
@@ -149,7 +149,7 @@ class Anomalies:
     async def _seen(uow: UnitOfWork[Any], which: ColumnElement[bool]) -> list[Seen]:
         """Entries chosen by their facts, those that are what was logged."""
         wanted = select(entries.c.seq, entries.c.at, entries.c.body).join(facts, facts.c.seq == entries.c.seq).where(which, sound())
-        return [Seen(row.seq, row.at, json.loads(row.body)) for row in await uow.all(wanted.order_by(entries.c.seq))]
+        return [Seen(row.seq, row.at, from_json(row.body)) for row in await uow.all(wanted.order_by(entries.c.seq))]
 
     async def _exports(self, uow: UnitOfWork[Any]) -> list[Seen]:
         return await self._seen(uow, facts.c.verb.in_(EXPORTS) & (facts.c.recorded > uow.now - timedelta(hours=1)))
