@@ -25,6 +25,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
 from medmesh_audit.queries import root_of
+from medmesh_audit.remarkable import remarkable
 from medmesh_audit.retention import minimum_index
 from medmesh_audit.rules import (
     EXPORTS,
@@ -52,7 +53,7 @@ from medmesh_audit.tables import alerts, checkpoints, entries, facts
 SILENT_SECONDS = 60.0
 TAIL = 5_000
 """How many entries before the newest a watcher that starts looks at."""
-PIECE = 200
+PIECE = 1_000
 
 
 @dataclass
@@ -105,23 +106,25 @@ class Anomalies:
 
     async def _next(self) -> bool:
         """The next entries since the last look; False when there are no more. The place moves when what was found is told."""
+        settings = cast(Settings, self.runtime.settings)
         async with self.runtime.unit() as uow:
             if self._cursor is None:
                 self._cursor = await self._begin(uow)
-            wanted = select(entries.c.seq, entries.c.at, entries.c.body).where(entries.c.seq >= self._cursor, sound())
-            rows = await uow.all(wanted.order_by(entries.c.seq).limit(PIECE))
-        fresh = [Seen(row.seq, row.at, from_json(row.body)) for row in rows]
+            newest = await uow.first(select(entries.c.seq).order_by(entries.c.seq.desc()).limit(1))
+            end = min(self._cursor + PIECE, newest.seq + 1) if newest is not None else 0
+            piece = (entries.c.seq >= self._cursor) & (entries.c.seq < end)
+            chosen = remarkable(self._policies, {*settings.working_hours, *settings.working_purposes})
+            fresh = await self._seen(uow, piece & chosen)
         await self._tell(self._found(fresh))
-        if fresh:
-            self._cursor = fresh[-1].seq + 1
-        return len(rows) == PIECE
+        self._cursor = max(self._cursor, end)
+        return newest is not None and end <= newest.seq
 
     async def _begin(self, uow: UnitOfWork[Any]) -> int:
         """Where a watcher that starts begins: it knows then what failed in the last minutes before."""
         newest = await uow.first(select(func.max(entries.c.seq).label("seq")))
         top = -1 if newest is None or newest.seq is None else int(newest.seq)
         begin = max(0, top - TAIL, await minimum_index(uow))  # what was pruned is not altered
-        failed = (facts.c.recorded > uow.now - PERIOD) & (facts.c.outcome > 0) & (facts.c.seq < begin)
+        failed = (facts.c.seq == entries.c.seq) & (facts.c.recorded > uow.now - PERIOD) & (facts.c.outcome > 0) & (facts.c.seq < begin)
         before = await self._seen(uow, failed)
         for burst in self._bursts:
             burst.look(before)
@@ -147,12 +150,13 @@ class Anomalies:
 
     @staticmethod
     async def _seen(uow: UnitOfWork[Any], which: ColumnElement[bool]) -> list[Seen]:
-        """Entries chosen by their facts, those that are what was logged."""
-        wanted = select(entries.c.seq, entries.c.at, entries.c.body).join(facts, facts.c.seq == entries.c.seq).where(which, sound())
+        """Chosen entries, those that are what was logged."""
+        wanted = select(entries.c.seq, entries.c.at, entries.c.body).where(which, sound())
         return [Seen(row.seq, row.at, from_json(row.body)) for row in await uow.all(wanted.order_by(entries.c.seq))]
 
     async def _exports(self, uow: UnitOfWork[Any]) -> list[Seen]:
-        return await self._seen(uow, facts.c.verb.in_(EXPORTS) & (facts.c.recorded > uow.now - timedelta(hours=1)))
+        recent = (facts.c.seq == entries.c.seq) & facts.c.verb.in_(EXPORTS) & (facts.c.recorded > uow.now - timedelta(hours=1))
+        return await self._seen(uow, recent)
 
     @staticmethod
     async def _hours(uow: UnitOfWork[Any]) -> list[int]:

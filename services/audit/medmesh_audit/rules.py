@@ -15,6 +15,8 @@ DENIALS = 10
 SKEW = timedelta(seconds=2)
 EXPORTS = frozenset({"annotation.export", "audit.copy", "audit.download", "audit.export"})
 FEWEST_EXPORTS = 20
+VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.")
+"""What records are remarkable for themselves begin with."""
 SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
     "access_denied": "warning",
