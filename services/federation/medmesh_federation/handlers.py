@@ -61,7 +61,8 @@ async def local(ports: Ports, ref: ObjectRef) -> Path:
 @HANDLERS.on(CreateFederation)
 async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """Check that the plan, the package and the first weights agree, and invite."""
-    from medmesh.learning import weights  # numpy: not before the first federation
+    from medmesh.federated.aggregation import compatible  # numpy: not before the first federation
+    from medmesh.learning import weights
 
     wanted = command.data
     plan, ports = wanted.plan, uow.ports
@@ -75,6 +76,7 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     manifest = package.manifest
     if manifest.package.framework != plan.framework or manifest.data != plan.data or set(manifest.tensors) != set(plan.signature):
         raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
+    compatible(plan)
     await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
     federation, hash_ = command.id, plan_hash(plan)
     values = {
@@ -255,9 +257,10 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
 
 
 def _check(path: Path, plan: Plan) -> None:
+    from medmesh.federated.aggregation import upload_signature
     from medmesh.learning import weights
 
-    weights.check(path, plan.signature)
+    weights.check(path, upload_signature(plan))
     weights.check_finite(path)
 
 

@@ -26,17 +26,17 @@ from medmesh_federation.tables import rounds
 
 async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, given: Sequence[Any]) -> ObjectRef:
     """The model a round leaves: aggregated where it trained, unchanged otherwise."""
-    from medmesh.federated.aggregation import aggregate  # numpy: not before the first round
+    from medmesh.federated.aggregation import Start, aggregate, algorithm_of  # numpy: not before the first round
 
     if kind is not RoundKind.TRAIN:
         return base
     updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
-        target = Path(folder) / "model.safetensors"
-        await asyncio.to_thread(aggregate, plan.algorithm, origin, updates, target)
-        sha256, _ = await asyncio.to_thread(file_digest, target)
-        return await ports.models.put_file(target, sha256)
+        start = Start(origin, local=frozenset(plan.local))
+        outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
+        sha256, _ = await asyncio.to_thread(file_digest, outcome.model)
+        return await ports.models.put_file(outcome.model, sha256)
 
 
 async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, model: ObjectRef) -> None:

@@ -9,8 +9,8 @@ from tests.unit.auditing.records import made
 
 from medmesh.security.roles import Decision
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_audit import anomalies as watch
-from medmesh_audit.anomalies import Seen
+from medmesh_audit import rules as watch
+from medmesh_audit.rules import Seen
 
 START = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 
@@ -26,19 +26,19 @@ def failed(seq: int, seconds: float, user: str = "li") -> Seen:
 
 
 def test_five_failures_of_one_account_in_five_minutes() -> None:
-    (found,) = watch.failures([failed(n, 60 * n) for n in range(5)])
+    (found,) = watch.failures().look([failed(n, 60 * n) for n in range(5)])
     assert (found.rule, found.about, found.seq) == ("auth_failures", "user:li", 4)
-    assert watch.failures([failed(n, 76 * n) for n in range(5)]) == []
-    assert watch.failures([failed(n, 1, f"user{n}") for n in range(9)]) == []
+    assert watch.failures().look([failed(n, 76 * n) for n in range(5)]) == []
+    assert watch.failures().look([failed(n, 1, f"user{n}") for n in range(9)]) == []
     opened = [seen(n, AuditEntry("session.open", "E", entities=(Entity("user", "li"),)), n) for n in range(9)]
-    assert watch.failures(opened) == []
+    assert watch.failures().look(opened) == []
 
 
 def test_ten_refusals_of_the_role_table() -> None:
     denied = AuditEntry("access.denied", "E", 8)
     tail = [seen(n, denied, n, decision=Decision(False, "default")) for n in range(10)]
-    assert [found.rule for found in watch.denials(tail)] == ["access_denied"]
-    assert watch.denials(tail[:9]) == []
+    assert [found.rule for found in watch.denials().look(tail)] == ["access_denied"]
+    assert watch.denials().look(tail[:9]) == []
 
 
 def test_a_record_from_the_future_and_not_one_from_a_spool() -> None:
@@ -89,8 +89,13 @@ def test_an_emergency_access_that_was_opened_or_forgotten() -> None:
     ]
 
 
+def test_programs_that_nobody_signed_for() -> None:
+    changed, fits = AuditEntry("program.verify", "E", 8, "program.changed"), AuditEntry("program.verify", "E")
+    assert [(found.rule, found.seq) for found in watch.programs([seen(1, fits), seen(2, changed)])] == [("program_changed", 2)]
+
+
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
     rules |= {"log_alarm", "record_altered", "split_view", "emergency", "emergency_overdue", "checkpoint_old", "log_heartbeat"}
-    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere"}
+    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere", "program_changed"}
     assert set(watch.SEVERITY) == rules
