@@ -33,6 +33,7 @@ _NAMED: dict[str, Any] = {
     "learning_rate": "0.01",
     "algorithm": "fedavg",
     "local": [],
+    "secure": None,
     "media_type": "application/octet-stream",
     "modality": "US",
     "framework": "torch",

@@ -21,6 +21,16 @@ class RoundKind(StrEnum):
     EVALUATE = "evaluate"
 
 
+class SecurePhase(StrEnum):
+    """What is collected from the hospitals of a round under secure aggregation, in this order."""
+
+    KEYS = "keys"
+    SHARES = "shares"
+    VECTORS = "vectors"
+    SURVIVORS = "survivors"
+    REVEAL = "reveal"
+
+
 class Confusion(Record):
     """How one model did on one hospital's held-out samples: `counts[true class][predicted class]`."""
 
@@ -109,6 +119,21 @@ class SubmitEvaluation(Command):
     results: tuple[Confusion, ...]
 
 
+class SubmitSecure(Command):
+    """A hospital's part in one phase of a secure sum (`medmesh.federated.secure`): its signed keys, sealed shares by recipient, its signed
+    survivor list, or shares that are revealed by whose they are. One for a phase; a duplicate is no-op."""
+
+    TYPE: ClassVar[str] = "federation.submit-secure.v1"
+    ACTION: ClassVar[str] = "federation.submit"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    round: int
+    attempt: int
+    phase: SecurePhase
+    messages: dict[str, str] = Field(max_length=64)
+
+
 class ReportFailure(Command):
     """A hospital cannot do its part in a round: `code` is the problem's code. It leaves the round and may rejoin at the next."""
 
@@ -178,6 +203,20 @@ class RoundOpened(HospitalEvent):
     steps: int
     seed: int
     deadline: datetime
+
+
+class SecureAdvanced(HospitalEvent):
+    """A secure sum goes on: `messages` is what `phase` needs of the others (shares: signed keys; vectors: the shares sealed for the one
+    hospital that is told; survivors: the names of those whose vectors arrived; reveal: their signed lists)."""
+
+    TYPE: ClassVar[str] = "federation.round.secure-advanced.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    plan_hash: Sha256
+    phase: SecurePhase
+    messages: dict[str, str]
 
 
 class RoundCommitted(Event):

@@ -34,6 +34,14 @@ class TensorSignature(Record):
     dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8"]
 
 
+class SecureAggregation(Record):
+    """The platform learns sums over at least `threshold` of the plan's participants and no single update; numbers travel in fixed point
+    with `bits` fractional bits. The contributors are the plan's participants, by their own keys in the roster."""
+
+    threshold: int = Field(ge=3)
+    bits: int = Field(default=24, ge=8, le=40)
+
+
 class Plan(Record):
     """See the module. Times are UTC; durations are whole seconds."""
 
@@ -63,6 +71,7 @@ class Plan(Record):
     start_at: datetime
     round_deadline_seconds: int = Field(ge=1, le=30 * 86_400)
     lease_seconds: int = Field(default=15, ge=1, le=86_400)
+    secure: SecureAggregation | None = None
     baseline: bool = False
     """Each hospital also trains alone for the same number of steps, and all models are evaluated at all hospitals."""
 
@@ -93,6 +102,8 @@ class Plan(Record):
             raise ValueError("signature: a tensor is named twice")
         if len(set(self.local)) != len(self.local):
             raise ValueError("local: a tensor is named twice")
+        if self.secure is not None:
+            _check_secure(self, self.secure)
         if unknown := sorted(set(self.local) - set(names)):
             raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
         if not set(names) - set(self.local):
@@ -102,6 +113,19 @@ class Plan(Record):
 
 LATER = ("parameters", "local")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
+
+
+def _check_secure(plan: Plan, secure: SecureAggregation) -> None:
+    """Raise `ValueError` for what would show more than sums."""
+    count = len(plan.participants)
+    if not 3 <= count <= 64:
+        raise ValueError("secure: between 3 and 64 participants")
+    if not 2 * count < 3 * secure.threshold <= 3 * count:
+        raise ValueError("secure: the threshold is more than two thirds of the participants, and not more than all of them")
+    if plan.min_participants < secure.threshold:
+        raise ValueError("secure: min_participants is not below the threshold")
+    if plan.baseline:
+        raise ValueError("secure: a baseline shows each hospital's own model to the platform")
 
 
 def canonical(plan: Plan) -> bytes:

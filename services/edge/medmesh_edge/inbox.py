@@ -17,8 +17,9 @@ from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_edge import secure
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import federations, inbox_cursor, releases, tasks
+from medmesh_edge.tables import federations, inbox_cursor, releases, secure_phases, tasks
 
 Handler = Callable[[Any, UnitOfWork[Any]], Awaitable[None]]
 
@@ -105,18 +106,34 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
         "at": uow.now,
     }
     await uow.execute(upsert(tasks).values(values).on_conflict_do_nothing())
+    if known.plan.get("secure") is not None and wanted.kind is fed.RoundKind.TRAIN:
+        await _phase(uow, wanted, fed.SecurePhase.KEYS, {})
+
+
+async def _phase(uow: UnitOfWork[Any], event: Any, phase: fed.SecurePhase, messages: dict[str, str]) -> None:
+    about = {"federation": event.federation, "round": event.round, "attempt": event.attempt}
+    values = {**about, "phase": phase.value, "messages": messages, "state": "received", "at": uow.now}
+    await uow.execute(upsert(secure_phases).values(values).on_conflict_do_nothing())
+
+
+async def _secured(event: Envelope[fed.SecureAdvanced], uow: UnitOfWork[Any]) -> None:
+    # Kept as it came: what it may lead to is decided in `secure.step`.
+    await _phase(uow, event.data, event.data.phase, event.data.messages)
 
 
 async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> None:
     done = event.data
     where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.state == "sent")
     await uow.execute(update(tasks).where(where).values(state="releasable"))
+    await secure.forget(uow, done)
 
 
 async def _voided(event: Envelope[fed.RoundVoided], uow: UnitOfWork[Any]) -> None:
     done = event.data
     where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.attempt == done.attempt)
-    await uow.execute(update(tasks).where(where, tasks.c.state.in_(["received", "sent"])).values(state="superseded"))
+    # A model that waits for its masks gets none any more.
+    over = ["received", "sent", *(["trained"] if await secure.forget(uow, done) else [])]
+    await uow.execute(update(tasks).where(where, tasks.c.state.in_(over)).values(state="superseded"))
 
 
 async def _dropped(event: Envelope[fed.ParticipantDropped], uow: UnitOfWork[Any]) -> None:
@@ -169,6 +186,7 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.FederationInvited, _invited),
     (fed.FederationStarted, _started),
     (fed.RoundOpened, _opened),
+    (fed.SecureAdvanced, _secured),
     (fed.RoundStored, _stored),
     (fed.RoundVoided, _voided),
     (fed.ParticipantDropped, _dropped),

@@ -96,6 +96,38 @@ tasks = Table(
     comment="received -> trained -> sent -> released | failed | superseded; `trained` counts how often it was trained",
 )
 
+secure_attempts = Table(
+    "secure_attempts",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("document", Json, nullable=False),
+    comment="this hospital's secrets of a secure sum, until its round is over",
+)
+
+secure_phases = Table(
+    "secure_phases",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(16), primary_key=True),
+    Column("messages", Json, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="received -> done: what the platform passed on",
+)
+
+secure_opened = Table(
+    "secure_opened",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("list", String(80), nullable=False),
+    comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
+)
+
 requests = Table(
     "requests",
     METADATA,

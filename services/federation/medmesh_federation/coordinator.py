@@ -13,15 +13,15 @@ from typing import Any
 
 from sqlalchemy import select
 
-from medmesh.contracts.federation import RoundKind
+from medmesh.contracts.federation import RoundKind, SecurePhase
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import results, steps
-from medmesh_federation.domain import OPEN_STATES, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
+from medmesh_federation import results, secure, steps
+from medmesh_federation.domain import OPEN_STATES, Advance, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -67,8 +67,18 @@ class Coordinator:
             kind, number, attempt = situation.round.kind, situation.round.number, situation.round.attempt
             given = await steps.answers_of(uow, federation, number, attempt)
             base = ObjectRef.model_validate(row.model)
+            opening = None
+            if situation.round.phase is not None:
+                session = secure.session_of(row, number, attempt)
+                opening = secure.Opening(session, await secure.said(uow, federation, number, attempt))
+        failed = None
         with span(f"federation round {kind}"):
-            model = await results.result(self.ports, situation.plan, kind, base, given)
+            try:
+                model = await results.result(self.ports, situation.plan, kind, base, given, opening)
+            except Problem as problem:
+                if opening is None:
+                    raise
+                failed = Move(State.FAILED, problem.code)  # there is no second sum of this round
         async with self.runtime.unit() as uow:
             row = await self._lock(uow, federation)
             if row is None:
@@ -78,7 +88,10 @@ class Coordinator:
             same = isinstance(self._decide(situation), Close) and situation.round is not None and situation.round.number == number
             if not same or [a.hospital for a in await steps.answers_of(uow, federation, number, attempt)] != [a.hospital for a in given]:
                 return True
-            await results.commit(uow, row, situation, model)
+            if failed is not None:
+                await steps.move(uow, row, situation, failed)
+            else:
+                await results.commit(uow, row, situation, model)
         return True
 
     async def _lock(self, uow: UnitOfWork[Any], federation: str) -> Any:
@@ -95,15 +108,23 @@ class Coordinator:
         online = frozenset(h for h in people if leases.online(h, seconds))
         if newest is not None:
             given = await steps.answers_of(uow, row.federation, newest.round, newest.attempt, all_of_them=True)
+            phase = SecurePhase(newest.phase) if newest.phase else None
+            answered = frozenset(a.hospital for a in given if a.failed is None)
+            spoken = answered
+            if phase is not None and phase is not SecurePhase.VECTORS:
+                spoken = frozenset((await secure.said(uow, row.federation, newest.round, newest.attempt))[phase])
             current = Round(
                 newest.round,
                 newest.attempt,
                 RoundKind(newest.kind),
                 newest.state,
                 frozenset(newest.assigned),
-                frozenset(a.hospital for a in given if a.failed is None),
+                answered,
                 frozenset(a.hospital for a in given if a.failed is not None),
                 newest.deadline,
+                phase,
+                frozenset(newest.parties or ()),
+                spoken,
             )
             if newest.state == "open":
                 # While a round runs a hospital is given its whole lease, also right after our own restart.
@@ -126,6 +147,8 @@ class Coordinator:
                 await steps.open_round(uow, row, situation, step)
             case Drop():
                 await steps.drop(uow, row, situation, step)
+            case Advance():
+                await secure.advance(uow, row, situation, step)
             case Void():
                 await steps.void(uow, row, situation)
             case Wait():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from medmesh.contracts.federation import RoundKind
+from medmesh.contracts.federation import RoundKind, SecurePhase
 from medmesh.contracts.plan import Plan
 
 
@@ -44,6 +44,10 @@ class Round:
     answered: frozenset[str]
     failed: frozenset[str]
     deadline: datetime
+    phase: SecurePhase | None = None
+    """Of a secure sum: what is collected now, of whom, and who gave it."""
+    parties: frozenset[str] = frozenset()
+    spoken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,14 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Advance:
+    """A phase of a secure sum is complete: those who gave what it asked go on to the next."""
+
+    to: SecurePhase
+    parties: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Void:
     """Too few answers before the deadline: the round is tried again under a new attempt."""
 
@@ -108,7 +120,8 @@ class Wait:
     """Too few hospitals are online to open a round: wait, and fail when that takes too long."""
 
 
-Step = Move | Open | Drop | Close | Void | Wait
+Step = Move | Open | Drop | Advance | Close | Void | Wait
+PHASES = tuple(SecurePhase)
 
 
 def kind_of(plan: Plan, number: int) -> RoundKind | None:
@@ -150,6 +163,8 @@ def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     current = s.round
     if current is None or current.state in ("committed", "void"):
         return _open_next(s, quorum_grace, max_voids)
+    if current.phase is not None and s.plan.secure is not None:
+        return _secure(s, current, current.phase, s.plan.secure.threshold)
     missing = current.assigned - current.answered
     gone = {h: "lease" for h in missing - s.online if s.participants.get(h) == "accepted"}
     gone |= {h: "failed" for h in missing & current.failed if s.participants.get(h) == "accepted"}
@@ -161,6 +176,21 @@ def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
         return Close()
     if s.now >= current.deadline:
         return Void()
+    return None
+
+
+def _secure(s: Situation, current: Round, phase: SecurePhase, threshold: int) -> Step | None:
+    """As for any round, of those still in it. Who signed a survivor list helps with no second one: then trying again is no use."""
+    missing = current.parties - current.spoken
+    accepted = s.those("accepted")
+    gone = dict.fromkeys((missing & accepted) - s.online, "lease") | dict.fromkeys(missing & accepted & current.failed, "failed")
+    if gone:
+        return Drop(gone)
+    over = s.now >= current.deadline
+    if len(current.spoken) >= threshold and (not missing & accepted or over):
+        return Close() if phase is SecurePhase.REVEAL else Advance(PHASES[PHASES.index(phase) + 1], current.spoken)
+    if over:
+        return Move(State.FAILED, "secure.unopened") if phase in (SecurePhase.SURVIVORS, SecurePhase.REVEAL) else Void()
     return None
 
 

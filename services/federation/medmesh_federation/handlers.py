@@ -200,7 +200,7 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
     return {"state": State.CANCELLED.value}
 
 
-async def _round(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Any, Any, bool]:
+async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Any, Any, bool]:
     """(federation, round, whether the answer comes too late). Only who was assigned may answer."""
     row = await _locked(uow, federation)
     await _mine(uow, federation)
@@ -239,7 +239,7 @@ async def _answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: An
 async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
-    row, current, late = await _round(uow, given.federation, given.round, given.attempt)
+    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     if current.kind == "evaluate":
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if not late:
@@ -260,7 +260,12 @@ def _check(path: Path, plan: Plan) -> None:
     from medmesh.federated.aggregation import upload_signature
     from medmesh.learning import weights
 
-    weights.check(path, upload_signature(plan))
+    signature = upload_signature(plan)
+    if plan.secure is not None:
+        from medmesh.federated.secure import vectors
+
+        signature = vectors.signature(signature)
+    weights.check(path, signature)
     weights.check_finite(path)
 
 
@@ -275,7 +280,7 @@ def _bounded(metrics: dict[str, float]) -> dict[str, float]:
 async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital's counts for every model it was asked to evaluate."""
     given = command.data
-    row, current, late = await _round(uow, given.federation, given.round, given.attempt)
+    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     classes = len(Plan.model_validate(row.plan).data.classes)
     asked = {model["weights"]["sha256"] for model in current.models}
     if current.kind != "evaluate" or {result.model for result in given.results} != asked:
@@ -296,7 +301,7 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
 async def report_failure(command: Envelope[ReportFailure], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital cannot do its part: it leaves this round at once, and the others need not wait for the deadline."""
     given = command.data
-    row, current, late = await _round(uow, given.federation, given.round, given.attempt)
+    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     code = given.code if given.code.replace(".", "").replace("_", "").isalnum() and len(given.code) <= 80 else "unknown"
     if await _answer(uow, current, late, failed=code):
         uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(row),), detail={"round": given.round}))

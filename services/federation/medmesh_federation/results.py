@@ -20,11 +20,12 @@ from medmesh.telemetry import log
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
+from medmesh_federation.secure import Opening
 from medmesh_federation.steps import answers_of, change, close_round
 from medmesh_federation.tables import rounds
 
 
-async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, given: Sequence[Any]) -> ObjectRef:
+async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, given: Sequence[Any], opening: Opening | None) -> ObjectRef:
     """The model a round leaves: aggregated where it trained, unchanged otherwise."""
     from medmesh.federated.aggregation import Start, aggregate, algorithm_of  # numpy: not before the first round
 
@@ -33,6 +34,11 @@ async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, giv
     updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
+        if opening is not None:
+            # A mean is all that algorithms need which may be combined with it: it counts as one party's update.
+            vectors = {name: path for name, path, _ in updates}
+            mean, samples = await asyncio.to_thread(opening.mean, plan, vectors, origin, Path(folder))
+            updates = [("sum", mean, samples)]
         start = Start(origin, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
         sha256, _ = await asyncio.to_thread(file_digest, outcome.model)

@@ -19,6 +19,7 @@ from medmesh.contracts.federation import (
     RoundKind,
     RoundOpened,
     RoundVoided,
+    SecurePhase,
 )
 from medmesh.contracts.message import ObjectRef
 from medmesh.service import labels
@@ -111,6 +112,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     models = await _candidates(uow, row, situation) if step.kind is RoundKind.EVALUATE else []
     deadline = uow.now + timedelta(seconds=plan.round_deadline_seconds)
     assigned = tuple(sorted(step.assigned))
+    secure = plan.secure is not None and step.kind is RoundKind.TRAIN
     for hospital in sorted(step.rejoined):
         where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
         await uow.execute(update(participants).where(where).values(state="accepted", reason=""))
@@ -129,6 +131,8 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         "opened_at": uow.now,
         "deadline": deadline,
         "stored": False,
+        "phase": SecurePhase.KEYS.value if secure else None,
+        "parties": list(assigned) if secure else None,
     }
     await uow.execute(insert(rounds).values(values))
     await change(uow, row, waiting_since=None)

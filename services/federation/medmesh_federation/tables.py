@@ -57,10 +57,24 @@ rounds = Table(
     Column("assigned", Json, nullable=False),
     Column("opened_at", Timestamp, nullable=False),
     Column("deadline", Timestamp, nullable=False),
+    Column("phase", String(16), comment="of a secure sum: what is being collected"),
+    Column("parties", Json, comment="of whom it is expected"),
     Column("closed_at", Timestamp),
     Column("model", Json),
     Column("chain", String(64)),
     Column("stored", Boolean, nullable=False),
+)
+
+secure_messages = Table(
+    "secure_messages",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(16), primary_key=True),
+    Column("hospital", String(63), primary_key=True),
+    Column("messages", Json, nullable=False),
+    comment="what a hospital said in a phase of a secure sum: nothing in clear that opens a single update",
 )
 
 answers = Table(

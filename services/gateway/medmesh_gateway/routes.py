@@ -124,6 +124,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/federations/{federation}/answer", federation.RespondInvitation),
     Route("POST", "/v1/federations/{federation}/updates", federation.SubmitUpdate),
     Route("POST", "/v1/federations/{federation}/evaluations", federation.SubmitEvaluation),
+    Route("POST", "/v1/federations/{federation}/secure", federation.SubmitSecure),
     Route("POST", "/v1/federations/{federation}/failures", federation.ReportFailure),
     Route("POST", "/v1/federations/{federation}/progress", federation.RoundProgressed),
     # Models.

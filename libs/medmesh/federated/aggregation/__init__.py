@@ -68,7 +68,9 @@ def algorithm_of(plan: Plan) -> Algorithm:
 def compatible(plan: Plan) -> Algorithm:
     """The plan's algorithm when everything in the plan fits it. Raises `Problem` (`federation.*`) with the reason otherwise."""
     algorithm = algorithm_of(plan)
-    if algorithm.INDIVIDUAL and getattr(plan, "secure", None) is not None:
+    if plan.secure is not None and (algorithm.UPLOADS or algorithm.NUMBERS):
+        raise Problem("federation.secure", algorithm=plan.algorithm, reason="it sends more than a model")
+    if algorithm.INDIVIDUAL and plan.secure is not None:
         raise Problem("federation.secure", algorithm=plan.algorithm, reason=algorithm.INDIVIDUAL)
     algorithm.check(plan)
     return algorithm

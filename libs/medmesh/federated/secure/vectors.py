@@ -59,7 +59,9 @@ def signature(tensors: Iterable[TensorSignature]) -> tuple[TensorSignature, ...]
     return (TensorSignature(name=TENSOR, shape=(1 + count,), dtype="I64"),)
 
 
-def encode(model: Path, samples: int, target: Path, *, bits: int, parties: int, masks: Sequence[Mask] = ()) -> None:
+def encode(
+    model: Path, samples: int, target: Path, *, bits: int, parties: int, masks: Sequence[Mask] = (), without: frozenset[str] = frozenset()
+) -> None:
     """Write the vector of a model that was trained on `samples`, masked. Raises `Problem` (`secure.range`) naming the first tensor with
     a number that is not finite, or so large that the sum over `parties` might not fit; then nothing is left of `target`."""
     if not 0 < samples <= (2**63 - 1) // parties:
@@ -67,8 +69,8 @@ def encode(model: Path, samples: int, target: Path, *, bits: int, parties: int, 
     streams = [mask.stream() for mask in masks]
     try:
         with target.open("wb") as out:
-            out.write(_head(1 + _count(model)))
-            for chunk in _chunks(_numbers(model, samples, bits, parties)):
+            out.write(_head(1 + _count(header(model), without)))
+            for chunk in _chunks(_numbers(model, samples, bits, parties, without)):
                 for stream in streams:
                     stream.apply(chunk)
                 out.write(chunk.astype("<u8").tobytes())
@@ -102,11 +104,11 @@ def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) ->
         os.fsync(out.fileno())
 
 
-def decode(total: Path, base: Path, target: Path, *, bits: int) -> int:
-    """Write the mean as a model like `base`, whose tensors that are not floats it keeps; returns the samples of all.
+def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset()) -> int:
+    """Write the mean as a model like `base`, whose tensors that are not floats it keeps, `without` these tensors; returns all samples.
     Raises `Problem` (`secure.sum`) for a sum that nobody's samples made, (`weights.not_finite`) where the mean does not fit its dtype."""
-    layout = header(base)
-    if _length(total) != 1 + _count(base):
+    layout = {name: entry for name, entry in header(base).items() if name not in without}
+    if _length(total) != 1 + _count(layout):
         raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the model")
     with total.open("rb") as sums, base.open("rb") as origin, target.open("wb") as out:
         sums.seek(8 + int.from_bytes(sums.read(8), "little"))
@@ -139,13 +141,13 @@ def decode(total: Path, base: Path, target: Path, *, bits: int) -> int:
     return samples
 
 
-def _numbers(model: Path, samples: int, bits: int, parties: int) -> Iterator[np.ndarray]:
+def _numbers(model: Path, samples: int, bits: int, parties: int, without: frozenset[str]) -> Iterator[np.ndarray]:
     layout, limit = header(model), float((2**63 - 1) // parties)
     yield np.array([samples], np.int64).view(np.uint64)
     with model.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         for name in sorted(layout):
-            if (dtype := _FLOATS.get(layout[name]["dtype"])) is None:
+            if (dtype := _FLOATS.get(layout[name]["dtype"])) is None or name in without:
                 continue
             (begin, end), size = layout[name]["data_offsets"], np.dtype(dtype).itemsize
             for place in range(begin, end, CHUNK * size):
@@ -174,8 +176,8 @@ def _chunks(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def _count(model: Path) -> int:
-    return sum(math.prod(entry["shape"]) for entry in header(model).values() if entry["dtype"] in _FLOATS)
+def _count(layout: dict[str, Any], without: frozenset[str] = frozenset()) -> int:
+    return sum(math.prod(entry["shape"]) for name, entry in layout.items() if entry["dtype"] in _FLOATS and name not in without)
 
 
 def _length(vector: Path) -> int:

@@ -1,0 +1,156 @@
+"""This hospital's part in secure sums: the phases of a round as the platform passes them on, and the vector that goes instead of a model.
+
+A phase's answer, what is remembered of it and its record are one transaction. What the platform says is believed as little as in
+`medmesh.federated.secure.contributor`: only of a round of a plan that this hospital signed, and whose start is proven.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+
+from medmesh.contracts.federation import RoundKind, RoundOpened, SecurePhase
+from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.federated.secure import vectors
+from medmesh.federated.secure.contributor import Contributor
+from medmesh.federated.secure.session import Session
+from medmesh.store.objects.port import file_digest
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.telemetry import log
+from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases, tasks
+
+Plans = Callable[[RoundOpened], Awaitable[Plan]]
+"""The plan this hospital signed for a round, proven. Raises `Problem`."""
+Fails = Callable[[RoundOpened, Problem], Awaitable[None]]
+
+
+def _of(table: Any, event: Any) -> Any:
+    return (table.c.federation == event.federation) & (table.c.round == event.round) & (table.c.attempt == event.attempt)
+
+
+def is_secure(plan: Plan, event: RoundOpened) -> bool:
+    """Whether this round's updates go masked."""
+    return plan.secure is not None and event.kind is RoundKind.TRAIN
+
+
+async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
+    """Answer the oldest phase that was passed on; False when there is none. Raises transient problems."""
+    async with site.unit() as uow:
+        phase = await uow.first(select(secure_phases).where(secure_phases.c.state == "received").order_by(secure_phases.c.at).limit(1))
+        if phase is None:
+            return False
+        task = await uow.first(select(tasks).where(_of(tasks, phase)))
+        if task is None or task.state not in ("received", "trained", "sent"):
+            await uow.execute(update(secure_phases).where(_of(secure_phases, phase)).values(state="done"))
+            return True
+    event = RoundOpened.model_validate(task.event)
+    try:
+        plan = await plan_of(event)
+        if not is_secure(plan, event):
+            raise Problem("federation.plan_changed", federation=event.federation)
+        async with site.unit() as uow:
+            await _answer(site, uow, event, plan, SecurePhase(phase.phase), phase.messages)
+            where = _of(secure_phases, phase) & (secure_phases.c.phase == phase.phase)
+            await uow.execute(update(secure_phases).where(where).values(state="done"))
+    except Problem as problem:
+        if is_transient(problem):
+            raise
+        async with site.unit() as uow:
+            await uow.execute(update(secure_phases).where(_of(secure_phases, phase)).values(state="done"))
+        await fail(event, problem)
+    site.changed.set()
+    return True
+
+
+async def _answer(
+    site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan, phase: SecurePhase, messages: dict[str, str]
+) -> None:
+    roster, signer, now, here = site.roster(), site.organisation(), datetime.now(UTC), site.settings.hospital
+    row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
+    if row is None and phase is not SecurePhase.KEYS:
+        raise Problem("secure.changed", what="round")
+    party = Contributor.restore(row.document) if row is not None else Contributor(session_of(event, plan), here)
+    said: dict[str, str] | None = None
+    match phase:
+        case SecurePhase.KEYS:
+            said = {here: party.advertise(signer, now)}
+        case SecurePhase.SHARES:
+            said = party.share(roster, messages, now)
+        case SecurePhase.VECTORS:
+            party.masks(messages)
+        case SecurePhase.SURVIVORS:
+            known = select(secure_opened.c.list).where(secure_opened.c.federation == event.federation, secure_opened.c.round == event.round)
+            before = (await uow.execute(known)).scalar_one_or_none()
+            claimed: list[str] = []
+
+            def claim(_federation: str, _round: int, wanted: str) -> str:
+                claimed.append(wanted)
+                return before or wanted
+
+            said = {here: party.survive(sorted(messages), signer, now, claim)}
+            if before is None:  # in the transaction that sends it: it cannot leave and be forgotten
+                await uow.execute(insert(secure_opened).values(federation=event.federation, round=event.round, list=claimed[0]))
+        case SecurePhase.REVEAL:
+            survivors = await _survivors(uow, event)
+            said = party.reveal(roster, survivors, messages, now)
+    if row is None:
+        await uow.execute(insert(secure_attempts).values(federation=event.federation, round=event.round, attempt=event.attempt, document=party.document()))
+    else:
+        await uow.execute(update(secure_attempts).where(_of(secure_attempts, event)).values(document=party.document()))
+    if said is not None:
+        body = {"round": event.round, "attempt": event.attempt, "phase": phase.value, "messages": said}
+        await queue(uow, f"/v1/federations/{event.federation}/secure", body)
+    about = (Entity("federation", event.federation, digest=event.plan_hash),)
+    detail: dict[str, str | int | bool] = {"round": event.round, "phase": phase.value}
+    uow.audit(AuditEntry("federation.secure", "E", entities=about, detail=detail))
+    log("edge.secure.answered", federation=event.federation, round=event.round, phase=phase.value)
+
+
+async def _survivors(uow: UnitOfWork[Any], event: RoundOpened) -> list[str]:
+    where = _of(secure_phases, event) & (secure_phases.c.phase == SecurePhase.SURVIVORS.value)
+    listed = await uow.first(select(secure_phases).where(where))
+    if listed is None:
+        raise Problem("secure.changed", what="survivors")
+    return sorted(listed.messages)
+
+
+def session_of(event: RoundOpened, plan: Plan) -> Session:
+    """What the plan fixes for one attempt at one round."""
+    assert plan.secure is not None
+    return Session(event.federation, event.plan_hash, event.round, event.attempt, tuple(sorted(plan.participants)), plan.secure.threshold)
+
+
+async def ready(uow: UnitOfWork[Any], task: Any) -> bool:
+    """Whether a trained model may go: at once where nothing is masked, else when the others' shares are here."""
+    phases = {one.phase: one.state for one in await uow.all(select(secure_phases).where(_of(secure_phases, task)))}
+    return SecurePhase.KEYS.value not in phases or phases.get(SecurePhase.VECTORS.value) == "done"
+
+
+async def vector(site: Site, event: RoundOpened, plan: Plan, model: Path, samples: int) -> tuple[Path, ObjectRef]:
+    """What goes instead of `model`: the same bytes however often it is asked for. Raises `Problem` (`secure.range`)."""
+    assert plan.secure is not None
+    async with site.unit() as uow:
+        row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
+    if row is None:
+        raise Problem("secure.changed", what="round")
+    party, out = Contributor.restore(row.document), model.with_suffix(".vector")
+    settings: dict[str, Any] = {"bits": plan.secure.bits, "parties": len(plan.participants), "without": frozenset(plan.local)}
+    await asyncio.to_thread(vectors.encode, model, samples, out, masks=party.masks(party.sealed), **settings)
+    sha256, size = await asyncio.to_thread(file_digest, out)
+    return out, ObjectRef(sha256=sha256, bytes=size)
+
+
+async def forget(uow: UnitOfWork[Any], event: Any) -> bool:
+    """A round is over: its secrets go; which list was signed stays. Whether there were any."""
+    gone = await uow.execute(delete(secure_attempts).where(_of(secure_attempts, event)))
+    await uow.execute(delete(secure_phases).where(_of(secure_phases, event)))
+    return bool(gone.rowcount)

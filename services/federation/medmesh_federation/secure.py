@@ -1,0 +1,159 @@
+"""Secure sums at the coordinator: collects what hospitals say in each phase, passes it on, and opens one sum a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from medmesh.contracts.federation import SecureAdvanced, SecurePhase, SubmitSecure
+from medmesh.contracts.message import Envelope
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.store.unit import AuditEntry, UnitOfWork
+from medmesh.telemetry import log
+from medmesh_federation.domain import Advance, Situation
+from medmesh_federation.handlers import answering, entity, invited
+from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.tables import rounds, secure_messages
+
+if TYPE_CHECKING:
+    from medmesh.federated.secure.session import Session
+
+Said = Mapping[SecurePhase, Mapping[str, Mapping[str, str]]]
+"""Phase to hospital to what it said."""
+
+
+def session_of(row: Any, number: int, attempt: int) -> Session:
+    """What the plan fixes for one attempt at one round."""
+    from medmesh.federated.secure.session import Session
+
+    plan = Plan.model_validate(row.plan)
+    assert plan.secure is not None
+    return Session(row.federation, row.plan_hash, number, attempt, tuple(sorted(plan.participants)), plan.secure.threshold)
+
+
+async def said(uow: UnitOfWork[Any], federation: str, number: int, attempt: int) -> Said:
+    """All of an attempt."""
+    where = (secure_messages.c.federation == federation) & (secure_messages.c.round == number) & (secure_messages.c.attempt == attempt)
+    found: dict[SecurePhase, dict[str, Mapping[str, str]]] = {phase: {} for phase in SecurePhase}
+    for one in await uow.all(select(secure_messages).where(where).order_by(secure_messages.c.hospital)):
+        found[SecurePhase(one.phase)][one.hospital] = one.messages
+    return found
+
+
+@HANDLERS.on(SubmitSecure)
+async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """What a hospital says in a phase; checked before the others get it, so that one that lies does not spoil the round for all."""
+    given, hospital = command.data, uow.actor.id
+    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
+    late = late or current.phase != given.phase or hospital not in (current.parties or ())
+    if late or given.phase is SecurePhase.VECTORS:
+        uow.unchanged()
+        return {"late": True}
+    _check(uow, row, await said(uow, given.federation, given.round, given.attempt), given, current.parties)
+    values = {
+        "federation": given.federation,
+        "round": given.round,
+        "attempt": given.attempt,
+        "phase": given.phase.value,
+        "hospital": hospital,
+        "messages": given.messages,
+    }
+    done = await uow.execute(upsert(secure_messages).values(values).on_conflict_do_nothing().returning(secure_messages.c.hospital))
+    if done.first() is None:
+        uow.unchanged()
+    else:
+        detail: dict[str, str | int | bool] = {"round": given.round, "phase": given.phase.value}
+        uow.audit(AuditEntry("federation.secure", "C", entities=(entity(row),), detail=detail))
+    uow.on_commit(uow.ports.wake.set)
+    return {"late": False}
+
+
+def _check(uow: UnitOfWork[Ports], row: Any, before: Said, given: SubmitSecure, parties: Sequence[str]) -> None:
+    from medmesh.federated.secure.contributor import listed, statement_of
+    from medmesh.security.statements import SecureKeys, SecureSurvivors
+
+    hospital = uow.actor.id
+    if given.phase in (SecurePhase.KEYS, SecurePhase.SURVIVORS):
+        wanted = {hospital}
+    else:
+        wanted = set(parties if given.phase is SecurePhase.SHARES else before[SecurePhase.SHARES])
+    if set(given.messages) != wanted:
+        raise Problem("federation.update", reason=f"{given.phase}: not for those it is asked for")
+    session, roster = session_of(row, given.round, given.attempt), uow.ports.roster()
+    if given.phase is SecurePhase.KEYS:
+        statement_of(session, roster, given.messages[hospital], SecureKeys, hospital, uow.now)
+    elif given.phase is SecurePhase.SURVIVORS:
+        signed = statement_of(session, roster, given.messages[hospital], SecureSurvivors, hospital, uow.now)
+        if signed.survivors != listed(list(parties)):
+            raise Problem("secure.changed", what="survivors")
+
+
+async def advance(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Advance) -> None:
+    """Tell those who are still in it what the next phase needs."""
+    current = situation.round
+    assert current is not None
+    found = await said(uow, row.federation, current.number, current.attempt)
+    parties = tuple(sorted(step.parties))
+    where = (rounds.c.federation == row.federation) & (rounds.c.round == current.number) & (rounds.c.attempt == current.attempt)
+    # What comes after the vectors needs no training: a lease's time is enough, also when the vectors took all there was.
+    opening = step.to in (SecurePhase.SURVIVORS, SecurePhase.REVEAL)
+    deadline = max(current.deadline, uow.now + timedelta(seconds=2 * situation.plan.lease_seconds)) if opening else current.deadline
+    await uow.execute(update(rounds).where(where).values(phase=step.to.value, parties=list(parties), deadline=deadline))
+    for told, messages in _needs(step.to, parties, found):
+        uow.emit(
+            SecureAdvanced(
+                federation=row.federation,
+                round=current.number,
+                attempt=current.attempt,
+                plan_hash=row.plan_hash,
+                phase=step.to,
+                messages=messages,
+                hospitals=told,
+            )
+        )
+    detail: dict[str, str | int | bool] = {"round": current.number, "phase": step.to.value, "parties": len(parties)}
+    uow.audit(AuditEntry("federation.secure", "U", entities=(entity(row),), hospitals=invited(row), detail=detail))
+    log("federation.secure.advanced", federation=row.federation, round=current.number, phase=step.to.value, parties=len(parties))
+
+
+def _needs(phase: SecurePhase, parties: tuple[str, ...], found: Said) -> list[tuple[tuple[str, ...], dict[str, str]]]:
+    match phase:
+        case SecurePhase.SHARES:
+            return [(parties, {name: found[SecurePhase.KEYS][name][name] for name in parties})]
+        case SecurePhase.VECTORS:
+            return [((name,), {sender: found[SecurePhase.SHARES][sender][name] for sender in parties}) for name in parties]
+        case SecurePhase.SURVIVORS:
+            return [(parties, dict.fromkeys(parties, ""))]
+        case _:
+            return [(parties, {name: found[SecurePhase.SURVIVORS][name][name] for name in parties})]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """All it takes to open a round's sum."""
+
+    session: Session
+    said: Said
+
+    def mean(self, plan: Plan, vectors_of: Mapping[str, Path], base: Path, folder: Path) -> tuple[Path, int]:
+        """The mean model of those whose vectors arrived, without the tensors that stay in hospitals, and on how many samples.
+        Raises `Problem` (`secure.*`)."""
+        from medmesh.federated.secure import collector, vectors
+        from medmesh.ledger import note
+        from medmesh.security.statements import SecureKeys, read
+
+        assert plan.secure is not None
+        keys = {name: read(note.split(one[name])[0], SecureKeys) for name, one in self.said[SecurePhase.KEYS].items()}
+        sharers, survivors = sorted(self.said[SecurePhase.SHARES]), sorted(vectors_of)
+        masks = collector.corrections(self.session, keys, sharers, survivors, self.said[SecurePhase.REVEAL])
+        total, mean = folder / "sum", folder / "mean"
+        vectors.add([vectors_of[name] for name in survivors], total, masks=masks)
+        samples = vectors.decode(total, base, mean, bits=plan.secure.bits, without=frozenset(plan.local))
+        return mean, samples
