@@ -57,6 +57,8 @@ def _value(schema: Schema, root: Schema, name: str) -> Any:
         return schema["const"]
     if "enum" in schema:
         return schema["enum"][0]
+    if _NAMED.get(name, ...) is None:
+        return None
     if "anyOf" in schema:
         return _value(next(option for option in schema["anyOf"] if option.get("type") != "null"), root, name)
     if name in _NAMED and "string" in (schema.get("type"), schema.get("items", {}).get("type")):

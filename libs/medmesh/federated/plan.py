@@ -38,6 +38,26 @@ def _algorithm(plan: Plan, language: str) -> list[str]:
     return lines
 
 
+def _protection(plan: Plan, language: str) -> str:
+    """What the platform sees of a single hospital."""
+    if plan.secure is None:
+        if language == "zh":
+            return "本方案不含差分隐私与安全聚合：平台可见单家医院的更新，更新在本轮结束后删除。"
+        return (
+            "This plan has neither differential privacy nor secure aggregation: the platform sees a single hospital's update "
+            "and deletes it after the round."
+        )
+    least, count = plan.secure.threshold, len(plan.participants)
+    if language == "zh":
+        return (
+            f"安全聚合：更新与样本数加掩码后离开医院，平台只能得到 {count} 家中至少 {least} 家之和，且每轮只打开一次；本方案不含差分隐私。"
+        )
+    return (
+        f"Secure aggregation: updates and sample counts leave masked; the platform learns one sum a round, over at least {least} of the "
+        f"{count} hospitals, and no single one. There is no differential privacy in this plan."
+    )
+
+
 def explain(plan: Plan, language: str = "en") -> list[str]:
     """What code runs, on what data, what leaves the hospital, how often, and when; one sentence a line."""
     from medmesh.federated.aggregation import upload_signature
@@ -56,7 +76,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_algorithm(plan, language),
             f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复，{plan.start_at:%Y-%m-%d %H:%M} UTC 开始；至少 {plan.min_participants} 家参与。",
-            "本方案不含差分隐私与安全聚合：平台可见单家医院的更新，更新在本轮结束后删除。",
+            _protection(plan, language),
         ]
     return [
         f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
@@ -69,6 +89,5 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         *_algorithm(plan, language),
         f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC, start {plan.start_at:%Y-%m-%d %H:%M} UTC; "
         f"at least {plan.min_participants} take part.",
-        "This plan has neither differential privacy nor secure aggregation: the platform sees a single hospital's update "
-        "and deletes it after the round.",
+        _protection(plan, language),
     ]

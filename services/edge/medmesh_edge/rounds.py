@@ -30,7 +30,7 @@ from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
 from medmesh_edge import roster as rosters
-from medmesh_edge import samples
+from medmesh_edge import samples, secure
 from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
@@ -59,8 +59,11 @@ class Rounds:
         if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
             await self.close()  # a patient was forgotten: the worker's arrays may still show the images
             self._generation = generation
+        if await secure.step(self.site, self._signed, self._fail):
+            return True
         async with self.site.unit() as uow:
-            row = await uow.first(select(tasks).where(tasks.c.state == "trained").order_by(tasks.c.at).limit(1))
+            trained = await uow.all(select(tasks).where(tasks.c.state == "trained").order_by(tasks.c.at))
+            row = next(iter([one for one in trained if await secure.ready(uow, one)]), None)
             if row is None:
                 row = await uow.first(select(tasks).where(tasks.c.state == "received").order_by(tasks.c.at.desc()).limit(1))
         if row is None:
@@ -110,6 +113,9 @@ class Rounds:
         plan = Plan.model_validate(row.plan)
         await self._proven(row, plan, event)
         return plan, package
+
+    async def _signed(self, event: RoundOpened) -> Plan:
+        return (await self._plan(event))[0]
 
     async def _proven(self, row: Any, plan: Plan, event: RoundOpened) -> None:
         """Who approved and who accepted is shown by their own signatures; where the roster here lacks a key, by the newest there is."""
@@ -228,21 +234,27 @@ class Rounds:
 
     async def _send(self, row: Any, event: RoundOpened) -> None:
         """Upload what was trained, then say so."""
-        ref = ObjectRef.model_validate(row.update)
+        ref, samples_, metrics = ObjectRef.model_validate(row.update), row.samples, row.metrics
+        plan = await self._signed(event)
         copy = self.site.layout.work / "outgoing" / ref.sha256
         copy.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         try:
-            await upload(self.gateway, await fetch(self.site.objects, ref, copy))
+            sent = await fetch(self.site.objects, ref, copy)
+            if secure.is_secure(plan, event):
+                # Samples are in the sum, and nothing is said about this hospital alone.
+                sent, ref = await secure.vector(self.site, event, plan, copy, row.samples)
+                samples_, metrics = 1, {}
+            await upload(self.gateway, sent)
         finally:
-            await asyncio.to_thread(wipe, copy)
+            await asyncio.to_thread(wipe, copy.parent)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
             body = {
                 "round": event.round,
                 "attempt": event.attempt,
                 "update": ref.model_dump(),
-                "samples": row.samples,
-                "metrics": row.metrics,
+                "samples": samples_,
+                "metrics": metrics,
             }
             await queue(uow, f"/v1/federations/{event.federation}/updates", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))

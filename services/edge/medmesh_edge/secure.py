@@ -71,9 +71,7 @@ async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
     return True
 
 
-async def _answer(
-    site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan, phase: SecurePhase, messages: dict[str, str]
-) -> None:
+async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan, phase: SecurePhase, messages: dict[str, str]) -> None:
     roster, signer, now, here = site.roster(), site.organisation(), datetime.now(UTC), site.settings.hospital
     row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
     if row is None and phase is not SecurePhase.KEYS:
@@ -103,7 +101,9 @@ async def _answer(
             survivors = await _survivors(uow, event)
             said = party.reveal(roster, survivors, messages, now)
     if row is None:
-        await uow.execute(insert(secure_attempts).values(federation=event.federation, round=event.round, attempt=event.attempt, document=party.document()))
+        await uow.execute(
+            insert(secure_attempts).values(federation=event.federation, round=event.round, attempt=event.attempt, document=party.document())
+        )
     else:
         await uow.execute(update(secure_attempts).where(_of(secure_attempts, event)).values(document=party.document()))
     if said is not None:

@@ -1,0 +1,186 @@
+"""The coordinator of secure sums on real servers, with pretended hospitals that speak the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.federations import accept, alive, make_plan, opened, put_weights
+from tests.platform import Platform, platform
+
+from medmesh.contracts.federation import (
+    FederationFailed,
+    ReportFailure,
+    RoundCommitted,
+    RoundOpened,
+    SecureAdvanced,
+    SecurePhase,
+    SubmitSecure,
+    SubmitUpdate,
+)
+from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.message import ObjectRef, OperationFinished
+from medmesh.contracts.plan import SecureAggregation, plan_hash
+from medmesh.embedded.testing import RunningServers
+from medmesh.federated.secure import vectors
+from medmesh.federated.secure.contributor import Contributor
+from medmesh.federated.secure.session import Session
+from medmesh.learning import weights
+from medmesh.store.objects.port import file_digest, load
+from medmesh_federation.service import SERVICE
+
+HOSPITALS = ("huashan", "renji", "ruijin", "xiehe")
+SETTINGS = {"federation": {"tick_seconds": 0.1}}
+VALUES = {"huashan": 1.5, "renji": -2.25, "ruijin": 7.0, "xiehe": 0.125}
+SAMPLES = {"huashan": 10, "renji": 20, "ruijin": 35, "xiehe": 5}
+
+
+@pytest.fixture
+async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
+    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
+        yield made
+
+
+async def start(p: Platform, **changed: Any) -> str:
+    soon = datetime.now(UTC) + timedelta(seconds=4)
+    values: dict[str, Any] = {
+        "rounds": 1,
+        "min_participants": 3,
+        "secure": SecureAggregation(threshold=3),
+        "accept_by": soon,
+        "start_at": soon,
+    }
+    wanted = await make_plan(p, HOSPITALS, **{**values, **changed})
+    done = await p.send(wanted, p.person("li", "researcher"))
+    assert done.succeeded and done.result, done.problem
+    federation = str(done.result["federation"])
+    await accept(p, federation, wanted.plan, *HOSPITALS)
+    token = p.approval("federation.start", federation, plan_hash(wanted.plan))
+    grant = ApprovalGranted(approval="approval-1", action="federation.start", target=federation, digest=plan_hash(wanted.plan), token=token)
+    await p.publish(grant, source="governance")
+    await alive(p, *HOSPITALS)
+    return federation
+
+
+async def say(p: Platform, round_: RoundOpened, hospital: str, phase: SecurePhase, messages: dict[str, str]) -> OperationFinished:
+    about = {"federation": round_.federation, "round": round_.round, "attempt": round_.attempt}
+    return await p.send(SubmitSecure(**about, phase=phase, messages=messages), p.hospital(hospital))
+
+
+async def told(p: Platform, phase: SecurePhase, hospital: str) -> dict[str, str]:
+    event = await p.wait(SecureAdvanced, lambda e: e.data.phase is phase and hospital in e.data.hospitals, timeout=30)
+    return event.data.messages
+
+
+async def fail(p: Platform, round_: RoundOpened, hospital: str) -> None:
+    about = {"federation": round_.federation, "round": round_.round, "attempt": round_.attempt}
+    assert (await p.send(ReportFailure(**about, code="training.answer"), p.hospital(hospital))).succeeded
+
+
+class Parties:
+    """All hospitals of a round."""
+
+    def __init__(self, p: Platform, round_: RoundOpened) -> None:
+        self.p, self.round = p, round_
+        session = Session(round_.federation, round_.plan_hash, round_.round, round_.attempt, HOSPITALS, 3)
+        self.all = {name: Contributor(session, name) for name in HOSPITALS}
+        self.roster = p.rosters.present()
+
+    def signer(self, name: str) -> Any:
+        return self.p.rosters.signer(f"hospital:{name}")
+
+    async def keys(self) -> None:
+        for name, one in self.all.items():
+            done = await say(self.p, self.round, name, SecurePhase.KEYS, {name: one.advertise(self.signer(name), datetime.now(UTC))})
+            assert done.succeeded and done.result == {"late": False}, (done.problem, done.result)
+
+    async def shares(self) -> None:
+        for name, one in self.all.items():
+            messages = one.share(self.roster, await told(self.p, SecurePhase.SHARES, name), datetime.now(UTC))
+            assert (await say(self.p, self.round, name, SecurePhase.SHARES, messages)).succeeded
+
+    async def vector(self, name: str) -> OperationFinished:
+        p = self.p
+        await put_weights(p, p.folder, VALUES[name])
+        model, out = p.folder / f"model-{name}", p.folder / f"vector-{name}"
+        weights.save({"weight": np.full((64, 2), VALUES[name], np.float32), "bias": np.full(2, VALUES[name], np.float32)}, model)
+        masks = self.all[name].masks(await told(p, SecurePhase.VECTORS, name))
+        vectors.encode(model, SAMPLES[name], out, bits=24, parties=len(HOSPITALS), masks=masks)
+        ref: ObjectRef = await p.stores.scratch.put_file(out, file_digest(out)[0])
+        about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
+        return await p.send(SubmitUpdate(**about, update=ref, samples=1), p.hospital(name))
+
+    async def survive(self, names: Sequence[str]) -> list[str]:
+        survivors = sorted(await told(self.p, SecurePhase.SURVIVORS, names[0]))
+        for name in names:
+            signed = self.all[name].survive(survivors, self.signer(name), datetime.now(UTC), lambda *a: a[-1])
+            assert (await say(self.p, self.round, name, SecurePhase.SURVIVORS, {name: signed})).succeeded
+        return survivors
+
+    async def reveal(self, names: Sequence[str], survivors: Sequence[str]) -> None:
+        for name in names:
+            signed = await told(self.p, SecurePhase.REVEAL, name)
+            assert (
+                await say(
+                    self.p, self.round, name, SecurePhase.REVEAL, self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC))
+                )
+            ).succeeded
+
+
+@pytest.mark.parametrize("dropped", [(), ("renji",)])
+async def test_the_committed_model_is_the_mean_of_those_whose_vectors_arrived(p: Platform, dropped: tuple[str, ...]) -> None:
+    await start(p)
+    parties = Parties(p, (await opened(p, 1)).data)
+    await parties.keys()
+    await parties.shares()
+    for name in HOSPITALS:
+        await alive(p, *HOSPITALS)
+        if name in dropped:
+            await fail(p, parties.round, name)
+        else:
+            done = await parties.vector(name)
+            assert done.succeeded, done.problem
+    left = [name for name in HOSPITALS if name not in dropped]
+    survivors = await parties.survive(left)
+    assert survivors == left
+    await parties.reveal(left, survivors)
+    committed = (await p.wait(RoundCommitted, timeout=30)).data
+    assert committed.participants == tuple(left)
+    stored = await p.stores.holding(committed.model.sha256)
+    target = p.folder / "committed"
+    target.write_bytes(await load(stored, committed.model))
+    exact = sum(VALUES[n] * SAMPLES[n] for n in left) / sum(SAMPLES[n] for n in left)
+    np.testing.assert_allclose(weights.load(target)["weight"], exact, rtol=1e-6)
+
+
+async def test_what_is_not_asked_for_counts_for_nothing(p: Platform) -> None:
+    await start(p)
+    round_ = (await opened(p, 1)).data
+    parties = Parties(p, round_)
+    forged = parties.all["renji"].advertise(parties.signer("xiehe"), datetime.now(UTC))
+    refused = await say(p, round_, "renji", SecurePhase.KEYS, {"renji": forged})
+    assert not refused.succeeded and refused.problem and refused.problem["code"] == "roster.unknown"
+    early = await say(p, round_, "renji", SecurePhase.REVEAL, {"xiehe": "1"})
+    assert early.succeeded and early.result == {"late": True}
+    await parties.keys()
+    again = parties.all["renji"].advertise(parties.signer("renji"), datetime.now(UTC))
+    assert (await say(p, round_, "renji", SecurePhase.KEYS, {"renji": again})).result == {"late": True}
+
+
+async def test_a_sum_that_too_few_open_ends_the_federation_and_is_not_tried_again(p: Platform) -> None:
+    federation = await start(p, round_deadline_seconds=15, lease_seconds=2)
+    await alive(p, *HOSPITALS)
+    parties = Parties(p, (await opened(p, 1)).data)
+    for step in (parties.keys, parties.shares):
+        await alive(p, *HOSPITALS)
+        await step()
+    for name in HOSPITALS:
+        await alive(p, *HOSPITALS)
+        await parties.vector(name)
+    await told(p, SecurePhase.SURVIVORS, "renji")
+    failed = (await p.wait(FederationFailed, lambda e: e.data.federation == federation, timeout=30)).data
+    assert failed.code == "secure.unopened"
