@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from tests.faults.harness import MEDMESH, Stage, until
 from tests.faults.hospital import images
 
 TENSORS = 8
-ACCEPT_SECONDS = 10
+ACCEPT_SECONDS = 20
 SERVERS = ("gateway", "federation", "nats", "postgres", "seaweedfs")
-POLICY = '[federation]\ninitiators = ["*"]\nalgorithms = ["fedavg"]\nmodalities = ["*"]\nmin_samples = 1\nmax_update_mib = 4096\nmax_rounds = 1000\n'
+POLICY = (
+    '[federation]\ninitiators = ["*"]\nalgorithms = ["fedavg"]\nmodalities = ["*"]\n'
+    "min_samples = 1\nmax_update_mib = 4096\nmax_rounds = 1000\n"
+)
 
 CODE = '''"""The peers' drivers in this project's form: every round adds 0.01 to every element and hands the whole model back."""
 
@@ -205,13 +209,14 @@ class Field:
         assert len(trained) == rounds
         opened = [datetime.fromisoformat(r["opened"]).timestamp() for r in trained]
         opened.append(datetime.fromisoformat(trained[-1]["closed"]).timestamp())
-        taken = [after - before for before, after in zip(opened, opened[1:], strict=False)]
+        taken = [after - before for before, after in pairwise(opened)]
         sent = max(answer["bytes"] for answer in trained[-1]["answers"])
         return Done(made["federation"], opened[0] - approved, taken, view["chain"], view["model"]["sha256"], sent)
 
 
 MANY = """
 import asyncio, signal, sys
+from itertools import pairwise
 from pathlib import Path
 from contextlib import AsyncExitStack
 from medmesh import telemetry

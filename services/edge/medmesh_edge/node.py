@@ -39,7 +39,6 @@ class Node:
         self.doorstep = Doorstep(site.anonymous)
         self.connected = False
         self.last_problem: Problem | None = None
-        self._bells: list[asyncio.Event] = []
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -56,12 +55,9 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._inbox())
-                group.create_task(self._ring())
                 group.create_task(self._progress())
                 for name, step in loops:
-                    bell = asyncio.Event()
-                    self._bells.append(bell)
-                    group.create_task(self._loop(name, step, bell))
+                    group.create_task(self._loop(name, step, self.site.changed.of(name)))
         finally:
             await asyncio.shield(self.rounds.close())
 
@@ -76,14 +72,6 @@ class Node:
     async def _doorstep(self) -> bool:
         await self.doorstep.tell()
         return False
-
-    async def _ring(self) -> None:
-        """Pass a change on to every loop."""
-        while True:
-            await self.site.changed.wait()
-            self.site.changed.clear()
-            for bell in self._bells:
-                bell.set()
 
     async def _loop(self, name: str, step: Callable[[], Awaitable[bool]], bell: asyncio.Event) -> None:
         failures = 0

@@ -55,3 +55,5 @@ class Ports:
     roster: Callable[[], Roster]
     leases: Leases = field(default_factory=Leases)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    committed: asyncio.Event = field(default_factory=asyncio.Event)
+    """A round was: its model waits to be stored for good."""

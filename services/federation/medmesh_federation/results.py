@@ -14,6 +14,7 @@ from medmesh.contracts.federation import RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.service.runtime import Runtime
+from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
@@ -35,7 +36,9 @@ async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, giv
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
         target = Path(folder) / "model.safetensors"
         await asyncio.to_thread(aggregate, plan.algorithm, origin, updates, target)
-        sha256, _ = await asyncio.to_thread(file_digest, target)
+        sha256, size = await asyncio.to_thread(file_digest, target)
+        if isinstance(ports.models, DirectoryStore):
+            return await asyncio.to_thread(ports.models.adopt, target, sha256, size)
         return await ports.models.put_file(target, sha256)
 
 
