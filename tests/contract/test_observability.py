@@ -122,7 +122,7 @@ def test_what_must_never_happen_is_alarmed() -> None:
 
 
 def test_every_anomaly_of_the_log_is_an_alert_of_its_severity() -> None:
-    from medmesh_audit.anomalies import SEVERITY
+    from medmesh_audit.rules import SEVERITY
 
     told = {
         name: rule["labels"]["severity"]

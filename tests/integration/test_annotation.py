@@ -388,6 +388,10 @@ async def test_what_was_taken_back_or_refused_never_leaves_and_a_new_request_is_
     await w.p.publish(ApprovalRevoked(approval=f"{w.project}-other", **{**about, "digest": "f" * 64}))
     await w.p.publish(ApprovalRevoked(approval=f"{w.project}-1", **about))
     assert (await w.exported_as(1)).state == "closed"
+    closed = [
+        r for r in await w.p.audited("annotation") if r["why"] == "annotation.export_closed" and r["approval"]["digest"] == export["digest"]
+    ]
+    assert [(r["sub"], r["out"], r["approval"]["id"]) for r in closed] == [("annotation.export", 4, f"{w.project}-1")]
     token = w.p.approval("annotation.export", export["target"], export["digest"], approval=f"{w.project}-1")
     late = await w.p.publish(ApprovalGranted(approval=f"{w.project}-1", token=token, **about))
     assert await dead(w, late) == "approval.spent", "its grant was on the way"

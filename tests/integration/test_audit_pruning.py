@@ -133,7 +133,7 @@ async def test_it_goes_as_approved_and_everything_else_still_proves_itself(
         assert await faults(tmp_path / "restored", vkey(private)) == []
 
         async with runtime.unit() as uow:
-            rules = {found.rule for found in await Anomalies(runtime)._look(uow)}
+            rules = {found.rule for found in await Anomalies(runtime)._state(uow)}
         assert rules.isdisjoint({"record_altered", "root_mismatch"}), "a watcher that starts anew accuses nobody"
         # One more body than was approved is tampering.
         lines = (copy / "bodies.jsonl").read_text().splitlines()

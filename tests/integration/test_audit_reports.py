@@ -21,7 +21,7 @@ from medmesh.errors import Problem
 from medmesh.security.access import Rules
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_audit import anomalies
+from medmesh_audit import anomalies, rules
 
 
 @pytest.fixture
@@ -207,6 +207,15 @@ async def test_a_record_altered_in_the_database_is_told_of_by_its_number(world: 
     assert (await raised(world, "record_altered")).seq == 1
 
 
+async def test_a_record_rewritten_with_its_leaf_and_hash_does_not_fit_the_tile_above_it(world: World, servers: RunningServers) -> None:
+    await log(world, *(about("renji", "mri") for _ in range(260)))
+    other = "overlay(body placing 'x'::bytea from 20)"
+    leaf = f"replace(convert_from(leaf, 'UTF8'), encode(sha256(salt || body), 'hex'), encode(sha256(salt || {other}), 'hex'))"
+    forged = f"UPDATE entries SET body = {other}, leaf = convert_to({leaf}, 'UTF8') WHERE seq = 9"
+    await altered(world, servers, f"{forged}; UPDATE entries SET hash = sha256('\\x00'::bytea || leaf) WHERE seq = 9")
+    assert (await raised(world, "record_altered")).seq == 9
+
+
 PEOPLE = {
     "audit": {
         "working_hours": {"annotator": ("00:00", "00:00"), "clinician": ("00:00", "23:59:59.999999")},
@@ -250,5 +259,5 @@ async def test_an_administrator_from_elsewhere_is_refused_and_told_of(world: Wor
 
 async def test_many_exports_of_one_actor_are_told_of(world: World) -> None:
     actor = Actor("person", "sun", "platform", frozenset(("researcher",)))
-    await log(world, *(AuditEntry("annotation.export", "E") for _ in range(anomalies.FEWEST_EXPORTS + 1)), actor=actor)
+    await log(world, *(AuditEntry("annotation.export", "E") for _ in range(rules.FEWEST_EXPORTS + 1)), actor=actor)
     assert (await raised(world, "export_volume")).about == "person:sun"

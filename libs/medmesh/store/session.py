@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import asyncpg
@@ -77,6 +78,7 @@ class Session:
             raise Collision(error.constraint_name) from None
 
 
+@cache
 def _type(table: Table, name: str) -> str:
     return str(table.c[name].type.compile(_DIALECT))
 

@@ -1,22 +1,22 @@
-"""The anomaly watcher: it reads the log's tail every few seconds and raises what does not look right, each once.
+"""The anomaly watcher: it reads what is new in the log every few seconds and raises what does not look right, each once.
 
-Rules are functions of values; what they find becomes a row, a fact `audit.alert.raised.v1`, an audit record and a metric.
+What the rules (`medmesh_audit.rules`) find becomes a row, a fact `audit.alert.raised.v1`, an audit record and a metric. It works
+in pieces, each entry is read once, and what is stored is checked in the database: the log's writer, in the same process, is not kept
+waiting however much is logged.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
-from datetime import time as Hour
-from typing import Any, Literal, cast
+from datetime import timedelta
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import func, select
+from pydantic_core import from_json
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.contracts.audit import AlertRaised
@@ -24,191 +24,36 @@ from medmesh.contracts.message import new_id
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import current_traceparent, log, metrics, span
-from medmesh_audit.domain import whole
 from medmesh_audit.queries import root_of
+from medmesh_audit.remarkable import remarkable
 from medmesh_audit.retention import minimum_index
+from medmesh_audit.rules import (
+    EXPORTS,
+    PERIOD,
+    SEVERITY,
+    Anomaly,
+    Bursts,
+    Seen,
+    alarms,
+    denials,
+    elsewhere,
+    emergencies,
+    failures,
+    hours,
+    policy,
+    purposes,
+    skew,
+    split,
+    volume,
+)
+from medmesh_audit.scrub import Scrub, sound
 from medmesh_audit.settings import Settings
 from medmesh_audit.tables import alerts, checkpoints, entries, facts
 
-PERIOD = timedelta(minutes=5)
-FAILURES = 5
-DENIALS = 10
-SKEW = timedelta(seconds=2)
 SILENT_SECONDS = 60.0
-EXPORTS = frozenset({"annotation.export", "audit.copy", "audit.download", "audit.export"})
-FEWEST_EXPORTS = 20
 TAIL = 5_000
-SEVERITY: dict[str, Literal["warning", "critical"]] = {
-    "auth_failures": "warning",
-    "access_denied": "warning",
-    "admin_elsewhere": "critical",
-    "checkpoint_old": "critical",
-    "clock_skew": "warning",
-    "emergency": "warning",
-    "emergency_overdue": "critical",
-    "emitter_gap": "critical",
-    "export_volume": "warning",
-    "heartbeat": "warning",
-    "log_alarm": "critical",
-    "log_heartbeat": "critical",
-    "outside_hours": "warning",
-    "outside_purpose": "warning",
-    "policy_changed": "critical",
-    "record_altered": "critical",
-    "root_mismatch": "critical",
-    "split_view": "critical",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Anomaly:
-    """What a rule found. `about` and `window` (a number) make it one of a kind: it is raised once."""
-
-    rule: str
-    about: str
-    window: int
-    seq: int | None = None
-    trace: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One entry of the tail."""
-
-    seq: int
-    at: datetime
-    record: Mapping[str, Any]
-
-    @property
-    def recorded(self) -> datetime:
-        """When its emitter recorded it."""
-        return datetime.fromisoformat(self.record["tr"])
-
-    @property
-    def account(self) -> str:
-        """Whose account it is about: the user it names, else who did it."""
-        return next((f"user:{e['id']}" for e in self.record["entities"] if e["type"] == "user"), str(self.record["agents"][0]["who"]))
-
-
-def bursts(rule: str, tail: Iterable[Seen], most: int) -> list[Anomaly]:
-    """`most` of one account within five minutes; told again only in a later window."""
-    times: dict[str, list[Seen]] = defaultdict(list)
-    found: list[Anomaly] = []
-    for seen in tail:
-        recent = [other for other in times[seen.account] if seen.recorded - other.recorded < PERIOD] + [seen]
-        times[seen.account] = recent
-        if len(recent) >= most:
-            found.append(_anomaly(rule, seen.account, seen))
-            times[seen.account] = []
-    return found
-
-
-def failures(tail: Iterable[Seen]) -> list[Anomaly]:
-    """Sign-ins that failed, five in five minutes."""
-    return bursts("auth_failures", (s for s in tail if s.record["sub"] == "session.open" and s.record["out"]), FAILURES)
-
-
-def denials(tail: Iterable[Seen]) -> list[Anomaly]:
-    """Refusals of the role table, ten in five minutes."""
-    return bursts("access_denied", (s for s in tail if s.record["policy"]["decision"] == "deny"), DENIALS)
-
-
-def skew(tail: Iterable[Seen]) -> list[Anomaly]:
-    """A record from the future: late ones were in a spool, but no clock that is right says later than ours."""
-    return [_anomaly("clock_skew", seen.record["src"]["service"], seen) for seen in tail if seen.recorded - seen.at > SKEW]
-
-
-def policy(tail: Iterable[Seen], known: dict[str, str]) -> list[Anomaly]:
-    """An emitter whose role table became another one; `known` is updated."""
-    found = []
-    for seen in tail:
-        emitter, bundle = seen.record["src"]["service"], seen.record["policy"]["bundle"]
-        if known.setdefault(emitter, bundle) != bundle:
-            found.append(_anomaly("policy_changed", emitter, seen))
-            known[emitter] = bundle
-    return found
-
-
-def split(tail: Iterable[Seen]) -> list[Anomaly]:
-    """A witness that knows another history of this log."""
-    return [
-        _anomaly("split_view", f"{e['type']}:{e['id']}", seen)
-        for seen in tail
-        if seen.record["sub"] == "audit.witness_refused"
-        for e in seen.record["entities"][:1]
-    ]
-
-
-def alarms(tail: Iterable[Seen]) -> list[Anomaly]:
-    """What the service itself alarmed about: its tables changed, its stored log contradicts its checkpoint."""
-    return [_anomaly("log_alarm", seen.record["sub"], seen) for seen in tail if seen.record["sub"].startswith("audit.alarm.")]
-
-
-def emergencies(tail: Iterable[Seen]) -> list[Anomaly]:
-    """Somebody broke the glass, or nobody looked into it in time."""
-    rules = {"emergency.open": "emergency", "emergency.overdue": "emergency_overdue"}
-    return [
-        _anomaly(rules[seen.record["sub"]], f"emergency:{e['id']}", seen)
-        for seen in tail
-        # One that was refused opened nothing.
-        if seen.record["sub"] in rules and seen.record["out"] != 4
-        for e in seen.record["entities"][:1]
-    ]
-
-
-def elsewhere(tail: Iterable[Seen]) -> list[Anomaly]:
-    """An administrator from an address that is not one of theirs."""
-    return [_anomaly("admin_elsewhere", seen.account, seen) for seen in tail if seen.record["sub"] == "access.elsewhere"]
-
-
-def hours(tail: Iterable[Seen], working: Mapping[str, tuple[Hour, Hour]], zone: tzinfo) -> list[Anomaly]:
-    """What people did while none of their roles works. Who has a role without hours may work at any."""
-    found = []
-    for seen in tail:
-        if (roles := _roles(seen)) and all(role in working for role in roles):
-            at = datetime.fromisoformat(seen.record["t"]).astimezone(zone).time()
-            if not any(_within(at, *working[role]) for role in roles):
-                found.append(_anomaly("outside_hours", seen.account, seen))
-    return found
-
-
-def _within(at: Hour, begin: Hour, end: Hour) -> bool:
-    return begin <= at < end if begin <= end else at >= begin or at < end
-
-
-def purposes(tail: Iterable[Seen], working: Mapping[str, tuple[str, ...]]) -> list[Anomaly]:
-    """What people did for a purpose that none of their roles works for."""
-    found = []
-    for seen in tail:
-        roles = _roles(seen)
-        if roles and all(role in working for role in roles) and seen.record["pou"] not in {p for role in roles for p in working[role]}:
-            found.append(_anomaly("outside_purpose", seen.account, seen))
-    return found
-
-
-def _roles(seen: Seen) -> list[str]:
-    """Of the person who did it; empty for services, hospitals, and for what was refused."""
-    agent = seen.record["agents"][0]
-    return agent["role"].split(",") if agent["who"].startswith("person:") and agent["role"] and not seen.record["out"] else []
-
-
-def volume(tail: Sequence[Seen], hourly: Sequence[int]) -> list[Anomaly]:
-    """More exports of one actor in an hour than three times what is usual (the 99th percentile of earlier hours)."""
-    usual = sorted(hourly)[min(len(hourly) - 1, int(len(hourly) * 0.99))] if hourly else 0
-    most, counts = max(FEWEST_EXPORTS, 3 * usual), Counter[str]()
-    found = []
-    for seen in (s for s in tail if s.record["sub"] in EXPORTS):
-        who = seen.record["agents"][0]["who"]
-        counts[who] += 1
-        if counts[who] == most + 1:
-            found.append(_anomaly("export_volume", who, seen))
-    return found
-
-
-def _anomaly(rule: str, about: str, seen: Seen) -> Anomaly:
-    return Anomaly(
-        rule, about, int(seen.recorded.timestamp() // PERIOD.total_seconds()), seen.seq, str(seen.record["ctx"].get("trace", ""))
-    )
+"""How many entries before the newest a watcher that starts looks at."""
+PIECE = 1_000
 
 
 @dataclass
@@ -224,6 +69,8 @@ class Anomalies:
     _alive: dict[str, float] = field(default_factory=dict)
     _policies: dict[str, str] = field(default_factory=dict)
     _cursor: int | None = None
+    _bursts: tuple[Bursts, ...] = field(default_factory=lambda: (failures(), denials()))
+    scrub: Scrub = field(default_factory=Scrub)
 
     def report(self, rule: str, about: str) -> None:
         """Somebody else saw it: the intake a gap."""
@@ -243,44 +90,73 @@ class Anomalies:
     async def run(self) -> None:
         """One look at everything that is new, and at what the last minutes add up to."""
         pending, self._pending = self._pending, []
-        found = [*pending, *self.silent(time.monotonic())]
         try:
+            found = [*pending, *self.silent(time.monotonic())]
             async with self.runtime.unit() as uow:
-                found += await self._look(uow)
+                found += await self._state(uow)
                 for look in self.further:
                     found += await look(uow)
-            for anomaly in found:
-                await self._raise(anomaly)
+            await self._tell(found)
+            while await self._next():
+                pass
         except BaseException:
             self._pending = [*pending, *self._pending]  # what nobody else will tell again
             raise
         self.last_run = time.monotonic()
 
-    async def _look(self, uow: UnitOfWork[Any]) -> list[Anomaly]:
+    async def _next(self) -> bool:
+        """The next entries since the last look; False when there are no more. The place moves when what was found is told."""
+        settings = cast(Settings, self.runtime.settings)
+        async with self.runtime.unit() as uow:
+            if self._cursor is None:
+                self._cursor = await self._begin(uow)
+            newest = await uow.first(select(entries.c.seq).order_by(entries.c.seq.desc()).limit(1))
+            end = min(self._cursor + PIECE, newest.seq + 1) if newest is not None else 0
+            piece = (entries.c.seq >= self._cursor) & (entries.c.seq < end)
+            chosen = remarkable(self._policies, {*settings.working_hours, *settings.working_purposes})
+            fresh = await self._seen(uow, piece & chosen)
+        await self._tell(self._found(fresh))
+        self._cursor = max(self._cursor, end)
+        return newest is not None and end <= newest.seq
+
+    async def _begin(self, uow: UnitOfWork[Any]) -> int:
+        """Where a watcher that starts begins: it knows then what failed in the last minutes before."""
         newest = await uow.first(select(func.max(entries.c.seq).label("seq")))
         top = -1 if newest is None or newest.seq is None else int(newest.seq)
-        first = max(0, top - TAIL) if self._cursor is None else self._cursor
-        window = await uow.first(select(func.min(facts.c.seq).label("seq")).where(facts.c.recorded > uow.now - PERIOD))
-        begin = min(first, window.seq) if window is not None and window.seq is not None else first
-        begin = max(begin, await minimum_index(uow))  # what was pruned is not altered
-        rows = await uow.all(select(entries).where(entries.c.seq >= begin).order_by(entries.c.seq))
-        tail = [Seen(row.seq, row.at, json.loads(row.body)) for row in rows if whole(row)]
-        fresh = [seen for seen in tail if seen.seq >= first]
-        self._cursor = (rows[-1].seq if rows else top) + 1
-        altered = [Anomaly("record_altered", f"record:{row.seq}", 0, row.seq) for row in rows if not whole(row)]
-        found = [*altered, *failures(tail), *denials(tail), *skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh)]
+        begin = max(0, top - TAIL, await minimum_index(uow))  # what was pruned is not altered
+        failed = (facts.c.seq == entries.c.seq) & (facts.c.recorded > uow.now - PERIOD) & (facts.c.outcome > 0) & (facts.c.seq < begin)
+        before = await self._seen(uow, failed)
+        for burst in self._bursts:
+            burst.look(before)
+        return begin
+
+    def _found(self, fresh: Sequence[Seen]) -> list[Anomaly]:
         settings = cast(Settings, self.runtime.settings)
+        found = [anomaly for burst in self._bursts for anomaly in burst.look(fresh)]
+        found += [*skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh)]
         found += elsewhere(fresh) + hours(fresh, settings.working_hours, ZoneInfo(settings.time_zone))
-        found += purposes(fresh, settings.working_purposes)
-        found += emergencies(fresh)
-        found += volume(await self._exports(uow), await self._hours(uow))
-        return [*found, *await self._root(uow)]
+        return found + purposes(fresh, settings.working_purposes) + emergencies(fresh)
+
+    async def _state(self, uow: UnitOfWork[Any]) -> list[Anomaly]:
+        """What the log as it lies in the database adds up to."""
+        for burst in self._bursts:
+            burst.forget(uow.now - PERIOD)
+        found = [Anomaly("record_altered", f"record:{seq}", 0, seq) for seq in await self.scrub.look(uow)]
+        return [*found, *volume(await self._exports(uow), await self._hours(uow)), *await self._root(uow)]
+
+    async def _tell(self, found: Sequence[Anomaly]) -> None:
+        for anomaly in found:
+            await self._raise(anomaly)
 
     @staticmethod
-    async def _exports(uow: UnitOfWork[Any]) -> list[Seen]:
-        recent = facts.c.verb.in_(EXPORTS) & (facts.c.recorded > uow.now - timedelta(hours=1))
-        wanted = select(entries).join(facts, facts.c.seq == entries.c.seq).where(recent)
-        return [Seen(row.seq, row.at, json.loads(row.body)) for row in await uow.all(wanted.order_by(entries.c.seq)) if whole(row)]
+    async def _seen(uow: UnitOfWork[Any], which: ColumnElement[bool]) -> list[Seen]:
+        """Chosen entries, those that are what was logged."""
+        wanted = select(entries.c.seq, entries.c.at, entries.c.body).where(which, sound())
+        return [Seen(row.seq, row.at, from_json(row.body)) for row in await uow.all(wanted.order_by(entries.c.seq))]
+
+    async def _exports(self, uow: UnitOfWork[Any]) -> list[Seen]:
+        recent = (facts.c.seq == entries.c.seq) & facts.c.verb.in_(EXPORTS) & (facts.c.recorded > uow.now - timedelta(hours=1))
+        return await self._seen(uow, recent)
 
     @staticmethod
     async def _hours(uow: UnitOfWork[Any]) -> list[int]:

@@ -61,23 +61,30 @@ def admit(record: AuditRecord, emitter: str, salt: bytes | None = None) -> Entry
 
 def of_the_form(document: Mapping[str, Any]) -> bool:
     """Whether the parts that the log itself reads are what they ought to be: one emitter's record must not stop everybody's."""
-
-    def texts(part: Any, *names: str) -> bool:
-        return isinstance(part, dict) and all(isinstance(part.get(name), str) for name in names)
-
-    lists = all(isinstance(document[name], list) for name in ("agents", "entities", "orgs"))
+    agents, entities, policy = document["agents"], document["entities"], document["policy"]
+    if not (type(agents) is list and type(entities) is list and type(document["orgs"]) is list):
+        return False
+    for name in ("src", "type", "ctx", "policy", "approval", "detail"):
+        if type(document[name]) is not dict:
+            return False
+    texts = [document["id"], document["t"], document["tr"], document["sub"], document["why"], document["pou"]]
+    try:
+        texts += [policy["decision"], policy["bundle"]]
+        for agent in agents:
+            texts += [agent["who"], agent["org"]]
+        for entity in entities:
+            texts += [entity["type"], entity["id"]]
+    except (KeyError, TypeError):
+        return False
     return (
-        lists
-        and texts(document, "id", "t", "tr", "sub", "why", "pou")
+        set(map(type, texts)) == {str}
         and _ID.fullmatch(document["id"]) is not None
-        and all(_instant(document[name]) for name in ("t", "tr"))
+        and _instant(document["t"])
+        and _instant(document["tr"])
         and type(document["n"]) is int
         and type(document["out"]) is int
         and document["out"] in (0, 4, 8, 12)
-        and all(texts(agent, "who", "org") and len(agent["org"]) <= _LONGEST for agent in document["agents"])
-        and all(texts(entity, "type", "id") for entity in document["entities"])
-        and all(isinstance(document[name], dict) for name in ("src", "type", "ctx", "policy", "approval", "detail"))
-        and texts(document["policy"], "decision", "bundle")
+        and max([len(agent["org"]) for agent in agents], default=0) <= _LONGEST
     )
 
 

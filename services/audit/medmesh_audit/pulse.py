@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import metrics
-from medmesh_audit.anomalies import PERIOD, SKEW, Anomaly
+from medmesh_audit.rules import PERIOD, SKEW, Anomaly
 from medmesh_audit.tables import facts, state
 
 HEARTBEAT = "audit.heartbeat"

@@ -9,8 +9,8 @@ from tests.unit.auditing.records import made
 
 from medmesh.security.roles import Decision
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_audit import anomalies as watch
-from medmesh_audit.anomalies import Seen
+from medmesh_audit import rules as watch
+from medmesh_audit.rules import Seen
 
 START = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 
@@ -26,19 +26,19 @@ def failed(seq: int, seconds: float, user: str = "li") -> Seen:
 
 
 def test_five_failures_of_one_account_in_five_minutes() -> None:
-    (found,) = watch.failures([failed(n, 60 * n) for n in range(5)])
+    (found,) = watch.failures().look([failed(n, 60 * n) for n in range(5)])
     assert (found.rule, found.about, found.seq) == ("auth_failures", "user:li", 4)
-    assert watch.failures([failed(n, 76 * n) for n in range(5)]) == []
-    assert watch.failures([failed(n, 1, f"user{n}") for n in range(9)]) == []
+    assert watch.failures().look([failed(n, 76 * n) for n in range(5)]) == []
+    assert watch.failures().look([failed(n, 1, f"user{n}") for n in range(9)]) == []
     opened = [seen(n, AuditEntry("session.open", "E", entities=(Entity("user", "li"),)), n) for n in range(9)]
-    assert watch.failures(opened) == []
+    assert watch.failures().look(opened) == []
 
 
 def test_ten_refusals_of_the_role_table() -> None:
     denied = AuditEntry("access.denied", "E", 8)
     tail = [seen(n, denied, n, decision=Decision(False, "default")) for n in range(10)]
-    assert [found.rule for found in watch.denials(tail)] == ["access_denied"]
-    assert watch.denials(tail[:9]) == []
+    assert [found.rule for found in watch.denials().look(tail)] == ["access_denied"]
+    assert watch.denials().look(tail[:9]) == []
 
 
 def test_a_record_from_the_future_and_not_one_from_a_spool() -> None:
