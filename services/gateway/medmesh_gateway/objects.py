@@ -102,7 +102,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         return StreamingResponse(body, status_code=206 if partial else 200, headers=headers, media_type="application/octet-stream")
 
     @app.get("/v1/objects/{sha256}/unchanged", tags=["objects"], openapi_extra=READS)
-    async def unchanged(sha256: str, since: str, request: Request) -> Unchanged:
+    async def unchanged(sha256: str, request: Request, since: str = "") -> Unchanged:
         """At which places an object is what the older object `since` was: who has that need not fetch them."""
         await enter(request, "object.read")
         return Unchanged(bytes=CHUNK, pieces=await ports.comparing.same(_name(sha256), _name(since)))
