@@ -112,6 +112,7 @@ VERBS: dict[str, Verb] = {
     "certificate.issue": Verb("110113", "110137", _ADMIN, _SECURITY, "签发个人证书"),
     "certificate.revoke": Verb("110113", "110137", _ADMIN, _SECURITY, "吊销个人证书"),
     "governance.request-certificate": Verb("110113", "110137", _ADMIN, _SECURITY, "申请个人证书被拒"),
+    "program.verify": Verb("110100", "110131", _ADMIN, _SECURITY, "程序可信验证"),
     "session.foreign": Verb("110113", "110132", _ADMIN, _SECURITY, "会话未出示所绑定证书"),
     "dataset.create": Verb("110107", "create", _RESEARCH, _CLINICAL, "创建数据集版本"),
     "dead.read": Verb("110100", "read", _ADMIN, _SECURITY, "查看死信内容"),

@@ -29,6 +29,7 @@ GROUPS = {
     "account": "medmesh.cli.account",
     "key": "medmesh.cli.key",
     "roster": "medmesh.cli.roster",
+    "program": "medmesh.cli.program",
     "user": "medmesh.cli.people",
     "hospital": "medmesh.cli.people",
     "approval": "medmesh.cli.people",

@@ -35,6 +35,7 @@ from medmesh.service.followers import Follower
 from medmesh.service.guard import Guard, Refusal, finished, with_label
 from medmesh.service.listener import listen
 from medmesh.service.policies import Policies
+from medmesh.service.programs import TICK_SECONDS, Verification
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
 from medmesh.service.roster import beside
@@ -79,6 +80,7 @@ class Runtime:
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
         self.doorstep = Doorstep(self.unit, settings.administrator_networks, settings.administrators_elsewhere == "refuse")
+        self.programs = Verification(settings.trust, self.roster, self.unit, required=settings.require_programs)
         self.ports: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self.checks: dict[str, Callable[[], Awaitable[None]]] = {"bus": bus.ready, "database": database.ready}
@@ -302,6 +304,8 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
         stack.push_async_callback(runtime.cancel_background)
         runtime.background(runtime._prune, "housekeeping", every=15)
         runtime.background(runtime.doorstep.tell, "doorstep", every=5)
+        await runtime.programs.admit()
+        runtime.background(runtime.programs.tick, "programs", every=TICK_SECONDS)
         runtime.ports = await stack.enter_async_context(spec.open(runtime))
 
         taken: list[Subscription] = []

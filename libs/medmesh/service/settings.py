@@ -62,6 +62,8 @@ class ServiceSettings(BaseModel):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     pool_size: int = 6
+    require_programs: bool = False
+    """Refuse to start unless somebody of the roster signed for the programs that are loaded (`medmesh program sign`)."""
     audit_lag_seconds: float = Field(default=60.0, gt=0)
     """How long an audit record may wait for the log's receipt before privileged actions are refused."""
     audit_quota_bytes: int = Field(default=2 * 2**30, gt=0)

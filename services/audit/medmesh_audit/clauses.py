@@ -67,6 +67,21 @@ def confidential(f: Facts) -> Judgement:
     )
 
 
+def trusted(f: Facts) -> Judgement:
+    bad = ", ".join(sorted(f.unverified))
+    return decided(
+        bool(f.verified) and not bad,
+        f"{len(f.verified)} services verified the programs they loaded against a list that a person of the roster signed, and do so every "
+        "hour; the boot chain below the interpreter is the host's (secure boot)",
+        f"{len(f.verified)} 个服务启动时及每小时按名册人员签署的清单核验已加载程序；解释器以下的引导链由主机保证（安全启动）",
+        best="part",
+        otherwise=(
+            f"programs that were not verified: {bad}" if bad else "nobody signed a list of programs: medmesh program sign",
+            f"未通过核验的程序：{bad}" if bad else "尚无已签署的程序清单：medmesh program sign",
+        ),
+    )
+
+
 def undumped(f: Facts) -> Judgement:
     return decided(
         f.undumpable,
@@ -387,7 +402,7 @@ CLAUSES: tuple[Clause, ...] = (
         "malicious code",
         procedural("anti-virus of the hosts; uploads hold no executable formats", "主机防病毒；上传内容不含可执行格式"),
     ),
-    Clause("8.1.4.6", "可信验证", "trusted verification", absent("programs are not verified at their start", "启动时未做程序完整性验证")),
+    Clause("8.1.4.6", "可信验证", "trusted verification", trusted, ("program.verify",)),
     Clause("8.1.4.7 a)", "传输完整性", "integrity in transit", encrypted),
     Clause("8.1.4.7 b)", "存储完整性", "integrity at rest", stored_whole, (), ("/log/checkpoint",)),
     Clause("8.1.4.8 a)", "传输保密性", "confidentiality in transit", encrypted),

@@ -117,6 +117,9 @@ class Facts:
     """Successful sign-ins by how they were proven."""
     unapproved: int = 0
     approved: int = 0
+    verified: frozenset[str] = frozenset()
+    unverified: frozenset[str] = frozenset()
+    """Services whose newest verification of the programs they loaded succeeded, and failed."""
     retention: int = 0
     watched: bool = False
     sealed: bool = False
@@ -175,6 +178,7 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         elsewhere_refused=ports.settings.administrators_elsewhere == "refuse",
         **await _accounts(uow),
         **await _approvals(uow),
+        **await _programs(uow),
         retention=min(RETENTION_DAYS.values()),
         watched=ports.anomalies.last_run > 0 and time.monotonic() - ports.anomalies.last_run < 12 * ports.settings.anomaly_seconds,
         sealed=await asyncio.to_thread(probes.sealed_at_rest, ports.stores.kept),
@@ -292,6 +296,15 @@ async def _approvals(uow: UnitOfWork[Any]) -> dict[str, Any]:
     rows = await uow.all(wanted.where(facts.c.verb.in_(PRIVILEGED), facts.c.outcome == 0))
     with_approval = sum(whole(row) and bool(json.loads(row.body)["approval"].get("id")) for row in rows)
     return {"approved": with_approval, "unapproved": len(rows) - with_approval}
+
+
+async def _programs(uow: UnitOfWork[Any]) -> dict[str, Any]:
+    newest = select(func.max(facts.c.seq)).where(facts.c.verb == "program.verify").group_by(facts.c.service)
+    rows = await uow.all(select(facts.c.service, facts.c.outcome).where(facts.c.seq.in_(newest)))
+    return {
+        "verified": frozenset(row.service for row in rows if row.outcome == 0),
+        "unverified": frozenset(row.service for row in rows if row.outcome),
+    }
 
 
 async def _labels(uow: UnitOfWork[Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ DENIALS = 10
 SKEW = timedelta(seconds=2)
 EXPORTS = frozenset({"annotation.export", "audit.copy", "audit.download", "audit.export"})
 FEWEST_EXPORTS = 20
-VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.")
+VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.", "program.verify")
 """What records are remarkable for themselves begin with."""
 SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
@@ -33,6 +33,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "outside_hours": "warning",
     "outside_purpose": "warning",
     "policy_changed": "critical",
+    "program_changed": "critical",
     "record_altered": "critical",
     "root_mismatch": "critical",
     "split_view": "critical",
@@ -136,6 +137,15 @@ def split(tail: Iterable[Seen]) -> list[Anomaly]:
 def alarms(tail: Iterable[Seen]) -> list[Anomaly]:
     """What the service itself alarmed about: its tables changed, its stored log contradicts its checkpoint."""
     return [_anomaly("log_alarm", seen.record["sub"], seen) for seen in tail if seen.record["sub"].startswith("audit.alarm.")]
+
+
+def programs(tail: Iterable[Seen]) -> list[Anomaly]:
+    """A service runs what nobody signed for."""
+    return [
+        _anomaly("program_changed", seen.record["src"]["service"], seen)
+        for seen in tail
+        if seen.record["sub"] == "program.verify" and seen.record["out"]
+    ]
 
 
 def emergencies(tail: Iterable[Seen]) -> list[Anomaly]:

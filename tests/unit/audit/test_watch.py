@@ -89,8 +89,13 @@ def test_an_emergency_access_that_was_opened_or_forgotten() -> None:
     ]
 
 
+def test_programs_that_nobody_signed_for() -> None:
+    changed, fits = AuditEntry("program.verify", "E", 8, "program.changed"), AuditEntry("program.verify", "E")
+    assert [(found.rule, found.seq) for found in watch.programs([seen(1, fits), seen(2, changed)])] == [("program_changed", 2)]
+
+
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
     rules |= {"log_alarm", "record_altered", "split_view", "emergency", "emergency_overdue", "checkpoint_old", "log_heartbeat"}
-    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere"}
+    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere", "program_changed"}
     assert set(watch.SEVERITY) == rules
