@@ -19,7 +19,8 @@ from medmesh.errors import Problem
 MAX_HEADER = 16 * 2**20
 _PIECE = 1 << 20
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
+_NUMPY |= {"I16": np.int16, "I8": np.int8, "U16": np.uint16}  # of encoded updates
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2}
 
 
 def header(path: Path) -> dict[str, dict[str, Any]]:

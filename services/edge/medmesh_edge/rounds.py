@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +27,11 @@ from medmesh.federated.proof import check_round, verify_start
 from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
+from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
+from medmesh_edge import encoding, samples
 from medmesh_edge import roster as rosters
-from medmesh_edge import samples
 from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
@@ -93,6 +94,7 @@ class Rounds:
         row = trained[0] if trained else received[-1] if received else None
         if row is None:
             await self._release(found)
+            await encoding.sweep(self.site)
             await self._rest()
             return False
         event = RoundOpened.model_validate(row.event)
@@ -209,7 +211,7 @@ class Rounds:
             raise Problem("policy.samples", limit=self.site.policy().min_samples)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
-        out = opened.folder / f"update-{event.round}-{event.attempt}"
+        trained = out = opened.folder / f"update-{event.round}-{event.attempt}"
         result = await opened.call(
             "train",
             progress=lambda step, steps, loss: self._tell(event, step, steps),
@@ -227,17 +229,35 @@ class Rounds:
             raise Problem("training.answer", operation="train")
         # Nothing leaves but the tensors that were agreed upon, and only finite ones.
         weights.check(out, plan.signature)
-        ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
-        out.unlink(missing_ok=True)
+        residual = None
+        with self._room() as room:
+            if plan.codec != "none" and event.kind is RoundKind.TRAIN:
+                await asyncio.to_thread(weights.check_finite, out)
+                out, residual = await encoding.encode(self.site, plan, event, base, out, room)
+            ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
+        trained.unlink(missing_ok=True)
         done = Trained(ref, count, {"loss": float(loss)})
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
+            if residual is not None:
+                await encoding.keep(uow, event, residual)
             await uow.execute(update(tasks).where(_key(event)).values(state="trained", **done.values()))
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
             used = (Entity("dataset", name) for name in sources)
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail={"round": event.round, "steps": event.steps}))
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
         await self._send(event, done)
+
+    @contextmanager
+    def _room(self) -> Iterator[Path]:
+        """A folder of ours for files in between, gone afterwards."""
+        room = self.site.layout.work / "encoding"
+        wipe(room)
+        room.mkdir(parents=True, mode=0o700)
+        try:
+            yield room
+        finally:
+            wipe(room)
 
     async def _evaluate(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
         data, _ = await samples.prepare(self.site, plan.data, held_out=True)
@@ -280,6 +300,8 @@ class Rounds:
                     state = "released" if row.state == "releasable" else row.state
                     key = _key(RoundOpened.model_validate(row.event))
                     await uow.execute(update(tasks).where(key).values(state=state, update=null()))
+        for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
+            await encoding.forget(self.site, federation, before=round_)
 
     def _tell(self, event: RoundOpened, done: int, total: int) -> None:
         self._progress = {"federation": event.federation, "round": event.round, "done": done, "total": total}

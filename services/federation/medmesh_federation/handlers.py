@@ -18,6 +18,7 @@ from medmesh.contracts.federation import (
     InvitationAnswered,
     ReportFailure,
     RespondInvitation,
+    RoundKind,
     SubmitEvaluation,
     SubmitUpdate,
 )
@@ -254,7 +255,9 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if not late:
         # Before the row is locked: large models of several hospitals are checked at once.
-        await asyncio.to_thread(_check, await local(uow.ports, given.update), Plan.model_validate(row.plan))
+        plan = Plan.model_validate(row.plan)
+        codec = plan.codec if current.kind == RoundKind.TRAIN else "none"
+        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, codec)
         row, current, late = await _round(uow, given.federation, given.round, given.attempt)
     values = {"update": given.update.model_dump(), "samples": given.samples, "metrics": _bounded(given.metrics)}
     if await _answer(uow, current, late, **values):
@@ -266,10 +269,11 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     return {"late": late}
 
 
-def _check(path: Path, plan: Plan) -> None:
+def _check(path: Path, plan: Plan, codec: str) -> None:
+    from medmesh.federated.codecs import wire
     from medmesh.learning import weights
 
-    weights.check(path, plan.signature)
+    weights.check(path, wire(plan.signature, codec, plan.codec_share))
     weights.check_finite(path)
 
 

@@ -34,12 +34,23 @@ async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, giv
     updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
+        if plan.codec != "none":
+            whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
+            updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
         target = Path(folder) / "model.safetensors"
         await asyncio.to_thread(aggregate, plan.algorithm, origin, updates, target)
         sha256, size = await asyncio.to_thread(file_digest, target)
         if isinstance(ports.models, DirectoryStore):
             return await asyncio.to_thread(ports.models.adopt, target, sha256, size)
         return await ports.models.put_file(target, sha256)
+
+
+def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
+    """The model that an encoded update stands for."""
+    from medmesh.federated.codecs import decode
+
+    decode(plan.codec, plan.signature, base, encoded, target, share=plan.codec_share)
+    return target
 
 
 async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, model: ObjectRef) -> None:
