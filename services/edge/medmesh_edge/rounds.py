@@ -161,6 +161,21 @@ class Rounds:
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         return await download(self.gateway, ref, folder / ref.sha256)
 
+    async def _model(self, event: RoundOpened) -> Path:
+        """The round's model. The one before is kept until then: what did not change since is not fetched again."""
+        folder = self.site.layout.cache / "models"
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
+        since = next((path for path in reversed(others) if not path.suffix), None)
+
+        def tell(done: int, total: int) -> None:
+            self._tell(event, "fetch", done, total)
+
+        found = await download(self.gateway, event.base, folder / event.base.sha256, since=since, progress=tell)
+        for path in others:
+            path.unlink(missing_ok=True)
+        return found
+
     async def _open(self, package: ObjectRef) -> Worker:
         if self._worker is not None and self._package == package.sha256:
             return self._worker
@@ -204,7 +219,7 @@ class Rounds:
         self._used = asyncio.get_running_loop().time()
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
-        base = await self._fetch(event.base)
+        base = await self._model(event)
         weights.check(base, plan.signature)
         data, count = await samples.prepare(self.site, plan.data, held_out=False)
         if count < max(1, self.site.policy().min_samples):
@@ -214,7 +229,7 @@ class Rounds:
         trained = out = opened.folder / f"update-{event.round}-{event.attempt}"
         result = await opened.call(
             "train",
-            progress=lambda step, steps, loss: self._tell(event, step, steps),
+            progress=lambda step, steps, loss: self._tell(event, "train", step, steps),
             weights=opened.give(base, "base"),
             data=opened.give(data, "data"),
             steps=event.steps,
@@ -277,8 +292,15 @@ class Rounds:
 
     async def _send(self, event: RoundOpened, done: Trained) -> None:
         """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
-        base = self.site.layout.cache / "objects" / event.base.sha256
-        await send(self.gateway, done.update, Stored(self.site.objects, done.update.sha256), base=base if base.exists() else None)
+        base = self.site.layout.cache / "models" / event.base.sha256
+        source, began = Stored(self.site.objects, done.update.sha256), asyncio.get_running_loop().time()
+
+        def tell(sent: int, total: int) -> None:
+            self._tell(event, "send", sent, total)
+
+        await send(self.gateway, done.update, source, base=base if base.exists() else None, progress=tell)
+        taken = round(asyncio.get_running_loop().time() - began, 3)
+        log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
         key = f"update:{event.federation}:{event.round}.{event.attempt}"
         await self.gateway.command("POST", f"/v1/federations/{event.federation}/updates", done.body(event), key=key)
         async with self.site.unit() as uow:
@@ -303,8 +325,8 @@ class Rounds:
         for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
             await encoding.forget(self.site, federation, before=round_)
 
-    def _tell(self, event: RoundOpened, done: int, total: int) -> None:
-        self._progress = {"federation": event.federation, "round": event.round, "done": done, "total": total}
+    def _tell(self, event: RoundOpened, phase: str, done: int, total: int) -> None:
+        self._progress = {"federation": event.federation, "round": event.round, "phase": phase, "done": done, "total": total}
 
     async def tell_progress(self) -> None:
         """Pass the newest progress on; nobody minds when it is lost."""

@@ -16,9 +16,11 @@ from medmesh.contracts.federation import (
     FederationInvited,
     HospitalAlive,
     InvitationAnswered,
+    ProgressView,
     ReportFailure,
     RespondInvitation,
     RoundKind,
+    RoundProgressed,
     SubmitEvaluation,
     SubmitUpdate,
 )
@@ -324,3 +326,10 @@ async def alive(signal: Envelope[HospitalAlive], ports: Ports) -> None:
     """Renew a lease."""
     if ports.leases.renew(signal.data.hospital):
         ports.wake.set()
+
+
+@HANDLERS.hears(RoundProgressed)
+async def progressed(signal: Envelope[RoundProgressed], ports: Ports) -> None:
+    """How far a hospital says it is."""
+    said = signal.data
+    ports.progress.say(said.federation, said.hospital, ProgressView(round=said.round, phase=said.phase, done=said.done, total=said.total))
