@@ -62,8 +62,7 @@ def compare(seed: int, folder: str) -> tuple[float, float]:
             train(name, stage.STEPS, number)
             weights.save(ADAPTER.tensors(model), place / name)
             updates.append((name, place / name, len(data[name].y)))
-        aggregate("fedavg", place / "global", updates, place / "next")
-        (place / "next").replace(place / "global")
+        aggregate("fedavg", place / "global", updates, place).model.replace(place / "global")
     ADAPTER.assign(model, weights.load(place / "global"))
     federated, alone = accuracy(), []
     for name in source.HOSPITALS:

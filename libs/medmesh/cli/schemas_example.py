@@ -32,6 +32,8 @@ _NAMED: dict[str, Any] = {
     "classes": ["benign", "malignant"],
     "learning_rate": "0.01",
     "codec_share": "0.01",
+    "algorithm": "fedavg",
+    "local": [],
     "media_type": "application/octet-stream",
     "modality": "US",
     "framework": "torch",

@@ -47,7 +47,11 @@ class Plan(Record):
     framework: str
     data: DataSchema
     signature: tuple[TensorSignature, ...] = Field(min_length=1)
-    algorithm: Literal["fedavg"] = "fedavg"
+    algorithm: Identifier = "fedavg"
+    parameters: dict[str, str] = Field(default_factory=dict, max_length=20)
+    """The algorithm's parameters as decimal strings; what is not given has the algorithm's default."""
+    local: tuple[str, ...] = ()
+    """Tensors of `signature` that never leave a hospital: each has its own, and the global model keeps the first ones."""
     rounds: int = Field(ge=1, le=10_000)
     local_steps: int = Field(ge=1, le=1_000_000)
     batch_size: int = Field(ge=1, le=65_536)
@@ -102,12 +106,26 @@ class Plan(Record):
         names = [tensor.name for tensor in self.signature]
         if len(set(names)) != len(names):
             raise ValueError("signature: a tensor is named twice")
+        if len(set(self.local)) != len(self.local):
+            raise ValueError("local: a tensor is named twice")
+        if unknown := sorted(set(self.local) - set(names)):
+            raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
+        if not set(names) - set(self.local):
+            raise ValueError("local: when every tensor stays in the hospital there is nothing to train together")
         return self
+
+
+LATER = ("parameters", "local")
+"""Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 
 def canonical(plan: Plan) -> bytes:
     """The bytes that are hashed: JSON, keys sorted, no white space, no floats."""
-    return canonical_json(plan.model_dump(mode="json"))
+    document = plan.model_dump(mode="json")
+    for name in LATER:
+        if getattr(plan, name) == Plan.model_fields[name].get_default(call_default_factory=True):
+            del document[name]
+    return canonical_json(document)
 
 
 def plan_hash(plan: Plan) -> str:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from medmesh.contracts.plan import TensorSignature
+from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 from medmesh.learning.weights import header
 
@@ -48,13 +48,27 @@ def _sparse(count: int, share: str) -> int:
     return whole * kept(SPARSE, share) + (kept(rest, share) if rest else 0)
 
 
-def wire(signature: Iterable[TensorSignature], codec: str, share: str = "0.01") -> tuple[TensorSignature, ...]:
-    """The tensors of an encoded update: what travels for a model of this signature."""
+def sent(plan: Plan) -> tuple[TensorSignature, ...]:
+    """What a hospital sends in a training round of a plan, as it travels."""
+    from medmesh.federated.aggregation import upload_signature
+
+    return wire(upload_signature(plan), plan.codec, plan.codec_share, frozenset(tensor.name for tensor in plan.signature))
+
+
+def _coded(tensor: TensorSignature, model: Container[str] | None) -> bool:
+    """Whether a tensor travels as a difference: the model has it, too."""
+    return tensor.dtype == "F32" and math.prod(tensor.shape) > 0 and (model is None or tensor.name in model)
+
+
+def wire(
+    signature: Iterable[TensorSignature], codec: str, share: str = "0.01", model: Container[str] | None = None
+) -> tuple[TensorSignature, ...]:
+    """The tensors of an encoded update: what travels for tensors of this signature; those that `model` has not travel as they are."""
     made: list[TensorSignature] = []
     for tensor in signature:
         count = math.prod(tensor.shape)
         parts: dict[str, tuple[int, Any]] = {}
-        if tensor.dtype == "F32" and count:
+        if _coded(tensor, model):
             match codec:
                 case "fp16" | "bf16":
                     parts = {"half": (count, "F16" if codec == "fp16" else "BF16")}
@@ -72,9 +86,9 @@ def wire(signature: Iterable[TensorSignature], codec: str, share: str = "0.01") 
     return tuple(made)
 
 
-def wire_bytes(signature: Iterable[TensorSignature], codec: str, share: str = "0.01") -> int:
-    """Bytes of an encoded update, header aside."""
-    return sum(math.prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in wire(signature, codec, share))
+def wire_bytes(signature: Iterable[TensorSignature]) -> int:
+    """Bytes of these tensors, header aside."""
+    return sum(math.prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in signature)
 
 
 # --- the codecs, on one piece of a difference (float32, at most `_STEP` numbers, whole blocks but at the end) -------------------------
@@ -241,16 +255,17 @@ def encode(
     *,
     share: str,
 ) -> None:
-    """Write the encoded `update` to `target` and the new residual to `left`. `base` and `update` have the tensors of `signature`,
+    """Write the encoded `update` to `target` and the new residual to `left`. `update` has the tensors of `signature`,
     `residual` those of the last encoding's `left`: the encoded ones. All are safetensors files."""
     tensors = tuple(signature)
-    coded = tuple(tensor for tensor in tensors if tensor.dtype == "F32" and math.prod(tensor.shape) > 0)
+    model = header(base)
+    coded = tuple(tensor for tensor in tensors if _coded(tensor, model))
     into, back = _codec(codec, share)
     with (
         _Reader(base) as before,
         _Reader(update) as after,
         _Reader(residual or update) as rest,
-        _Writer(target, wire(tensors, codec, share)) as out,
+        _Writer(target, wire(tensors, codec, share, model)) as out,
         _Writer(left, coded) as kept_back,
     ):
         for tensor in tensors:
@@ -275,7 +290,7 @@ def decode(codec: str, signature: Iterable[TensorSignature], base: Path, encoded
     _, back = _codec(codec, share)
     with _Reader(base) as before, _Reader(encoded) as sent, _Writer(target, tensors) as out:
         for tensor in tensors:
-            coded = tensor.dtype == "F32" and math.prod(tensor.shape) > 0
+            coded = _coded(tensor, before.layout)
             for count in _steps(tensor):
                 if not coded:
                     out.append(tensor.name, sent.next(tensor.name, count * _BYTES[tensor.dtype]))

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 from medmesh.contracts.plan import Plan, canonical, plan_hash
 
 __all__ = ["Plan", "canonical", "explain", "plan_hash"]
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
-
 
 def update_bytes(plan: Plan) -> int:
     """How many bytes one round's update has as it travels, headers aside; a baseline's models travel whole."""
-    whole = sum(math.prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in plan.signature)
-    if plan.codec == "none" or plan.baseline:
-        return whole
-    from medmesh.federated.codecs import wire_bytes  # numpy: not before somebody needs it
+    from medmesh.federated.aggregation import upload_signature  # numpy: not before there is a plan
+    from medmesh.federated.codecs import sent, wire_bytes
 
-    return wire_bytes(plan.signature, plan.codec, plan.codec_share)
+    return wire_bytes(upload_signature(plan) if plan.baseline else sent(plan))
 
 
 _CODECS = {
@@ -41,19 +35,43 @@ def _travels(plan: Plan, language: str) -> list[str]:
     return [f"Updates travel {how}; what that leaves out stays in the hospital and goes into the next round's."]
 
 
+def _algorithm(plan: Plan, language: str) -> list[str]:
+    """What its parameters and what stays mean, one sentence a line."""
+    from medmesh.federated.aggregation import named
+
+    kind, lines, zh = named(plan.algorithm), [], language == "zh"
+    if plan.parameters:
+        given = ", ".join(f"{name} = {value}" for name, value in sorted(plan.parameters.items()))
+        lines.append(f"算法参数：{given}。" if zh else f"Parameters of the algorithm: {given}.")
+    if kind.UPLOADS or kind.NUMBERS:
+        what = ", ".join([*kind.UPLOADS, *kind.NUMBERS])
+        lines.append(f"算法还随更新上传：{what}。" if zh else f"The algorithm also sends, with each update: {what}.")
+    if plan.local:
+        names = ", ".join(plan.local[:8]) + (" …" if len(plan.local) > 8 else "")
+        lines.append(f"始终留在贵院的张量：{names}。" if zh else f"Tensors that never leave your hospital: {names}.")
+    if kind.PERSONAL:
+        text = "Your hospital ends with a model of its own beside the global one."
+        lines.append("除全局模型外，贵院还将得到一个本院专属模型。" if zh else text)
+    return lines
+
+
 def explain(plan: Plan, language: str = "en") -> list[str]:
     """What code runs, on what data, what leaves the hospital, how often, and when; one sentence a line."""
+    from medmesh.federated.aggregation import upload_signature
+
     size = update_bytes(plan) / 2**20
     rounds = plan.rounds + (2 if plan.baseline else 0)
     classes = ", ".join(plan.data.classes)
+    tensors = len(upload_signature(plan))
     if language == "zh":
         return [
             f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
             f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
             f"使用的数据：{plan.data.modality} 图像，缩放至 {plan.data.image_size}×{plan.data.image_size}，类别：{classes}。数据不出院。",
-            f"离开医院的内容：每轮 {len(plan.signature)} 个张量（{size:.2f} MiB）、样本数与损失；"
+            f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）、样本数与损失；"
             + ("评估时为混淆矩阵计数。" if plan.baseline else "别无其他。"),
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
+            *_algorithm(plan, language),
             *_travels(plan, language),
             f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复，{plan.start_at:%Y-%m-%d %H:%M} UTC 开始；至少 {plan.min_participants} 家参与。",
             "本方案不含差分隐私与安全聚合：平台可见单家医院的更新，更新在本轮结束后删除。",
@@ -63,9 +81,10 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
         f"Data it uses: {plan.data.modality} images scaled to {plan.data.image_size}×{plan.data.image_size}, classes {classes}. "
         "They stay in the hospital.",
-        f"What leaves: {len(plan.signature)} tensors a round ({size:.2f} MiB), the number of samples and the loss; "
+        f"What leaves: {tensors} tensors a round ({size:.2f} MiB), the number of samples and the loss; "
         + ("for evaluation, counts of a confusion matrix." if plan.baseline else "nothing else."),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
+        *_algorithm(plan, language),
         *_travels(plan, language),
         f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC, start {plan.start_at:%Y-%m-%d %H:%M} UTC; "
         f"at least {plan.min_participants} take part.",

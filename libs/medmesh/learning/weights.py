@@ -99,7 +99,7 @@ def _finite(piece: bytes, dtype: str) -> bool:
 
 def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Write tensors, sorted by name so that the same tensors are the same bytes."""
-    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path)
+    save_file({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, path)  # keeps scalars scalars
 
 
 def load(path: Path) -> dict[str, np.ndarray]:

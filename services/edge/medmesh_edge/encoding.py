@@ -19,10 +19,11 @@ from medmesh_edge.tables import federations, residuals, tasks
 async def encode(site: Site, plan: Plan, event: RoundOpened, base: Path, update: Path, folder: Path) -> tuple[Path, str]:
     """(the encoded update, the residual's object): both files' places are in `folder`, which is the worker's alone no longer."""
     from medmesh.federated import codecs
+    from medmesh.federated.aggregation import upload_signature
 
     encoded, left = folder / "encoded", folder / "left"
     before = await _before(site, event, folder)
-    work = (plan.codec, plan.signature, base, update, before, encoded, left)
+    work = (plan.codec, upload_signature(plan), base, update, before, encoded, left)
     await asyncio.to_thread(codecs.encode, *work, share=plan.codec_share)
     ref = await site.objects.put_file(left, (await asyncio.to_thread(file_digest, left))[0])
     return encoded, ref.sha256

@@ -3,7 +3,7 @@
 [federation]
 initiators = ["person:li@platform"]   # "*" allows everybody
 packages = []                         # hashes accepted without asking; others wait for `medmesh edge approve`
-algorithms = ["fedavg"]
+algorithms = ["*"]                    # or a list such as ["fedavg", "fedprox"]
 modalities = ["*"]
 min_samples = 20                      # refuse to take part with fewer
 max_update_mib = 512
@@ -35,7 +35,7 @@ DEFAULT = """\
 [federation]
 initiators = ["*"]        # 允许的发起人 who may invite
 packages = []             # 免确认的训练包哈希 code accepted without asking; everything else waits for `medmesh edge approve`
-algorithms = ["fedavg"]
+algorithms = ["*"]        # 允许的聚合算法 algorithms, such as ["fedavg", "fedprox"]
 modalities = ["*"]
 min_samples = 20
 max_update_mib = 512
@@ -111,7 +111,7 @@ def refusal(policy: Policy, plan: Plan, samples: int) -> Problem | None:
     """The rule by which the hospital does not take part in a plan; None when there is none."""
     if "*" not in policy.initiators and plan.initiator not in policy.initiators:
         return Problem("policy.initiator", initiator=plan.initiator)
-    if plan.algorithm not in policy.algorithms:
+    if "*" not in policy.algorithms and plan.algorithm not in policy.algorithms:
         return Problem("policy.algorithm", algorithm=plan.algorithm)
     if "*" not in policy.modalities and plan.data.modality not in policy.modalities:
         return Problem("policy.modality", modality=plan.data.modality)

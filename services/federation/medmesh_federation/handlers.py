@@ -64,7 +64,8 @@ async def local(ports: Ports, ref: ObjectRef) -> Path:
 @HANDLERS.on(CreateFederation)
 async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """Check that the plan, the package and the first weights agree, and invite."""
-    from medmesh.learning import weights  # numpy: not before the first federation
+    from medmesh.federated.aggregation import compatible  # numpy: not before the first federation
+    from medmesh.learning import weights
 
     wanted = command.data
     plan, ports = wanted.plan, uow.ports
@@ -78,6 +79,7 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     manifest = package.manifest
     if manifest.package.framework != plan.framework or manifest.data != plan.data or set(manifest.tensors) != set(plan.signature):
         raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
+    compatible(plan)
     await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
     federation, hash_ = command.id, plan_hash(plan)
     values = {
@@ -258,8 +260,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     if not late:
         # Before the row is locked: large models of several hospitals are checked at once.
         plan = Plan.model_validate(row.plan)
-        codec = plan.codec if current.kind == RoundKind.TRAIN else "none"
-        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, codec)
+        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, coded=current.kind == RoundKind.TRAIN)
         row, current, late = await _round(uow, given.federation, given.round, given.attempt)
     values = {"update": given.update.model_dump(), "samples": given.samples, "metrics": _bounded(given.metrics)}
     if await _answer(uow, current, late, **values):
@@ -271,11 +272,12 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     return {"late": late}
 
 
-def _check(path: Path, plan: Plan, codec: str) -> None:
-    from medmesh.federated.codecs import wire
+def _check(path: Path, plan: Plan, *, coded: bool) -> None:
+    from medmesh.federated.aggregation import upload_signature
+    from medmesh.federated.codecs import sent
     from medmesh.learning import weights
 
-    weights.check(path, wire(plan.signature, codec, plan.codec_share))
+    weights.check(path, sent(plan) if coded else upload_signature(plan))
     weights.check_finite(path)
 
 

@@ -27,7 +27,7 @@ from medmesh_federation.tables import rounds
 
 async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, given: Sequence[Any]) -> ObjectRef:
     """The model a round leaves: aggregated where it trained, unchanged otherwise."""
-    from medmesh.federated.aggregation import aggregate  # numpy: not before the first round
+    from medmesh.federated.aggregation import Start, aggregate, algorithm_of  # numpy: not before the first round
 
     if kind is not RoundKind.TRAIN:
         return base
@@ -37,19 +37,20 @@ async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, giv
         if plan.codec != "none":
             whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
             updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
-        target = Path(folder) / "model.safetensors"
-        await asyncio.to_thread(aggregate, plan.algorithm, origin, updates, target)
-        sha256, size = await asyncio.to_thread(file_digest, target)
+        start = Start(origin, local=frozenset(plan.local))
+        outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
+        sha256, size = await asyncio.to_thread(file_digest, outcome.model)
         if isinstance(ports.models, DirectoryStore):
-            return await asyncio.to_thread(ports.models.adopt, target, sha256, size)
-        return await ports.models.put_file(target, sha256)
+            return await asyncio.to_thread(ports.models.adopt, outcome.model, sha256, size)
+        return await ports.models.put_file(outcome.model, sha256)
 
 
 def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
     """The model that an encoded update stands for."""
+    from medmesh.federated.aggregation import upload_signature
     from medmesh.federated.codecs import decode
 
-    decode(plan.codec, plan.signature, base, encoded, target, share=plan.codec_share)
+    decode(plan.codec, upload_signature(plan), base, encoded, target, share=plan.codec_share)
     return target
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from medmesh.errors import Problem
-from medmesh.federated import aggregation
-from medmesh.federated.aggregation import aggregate
+from medmesh.federated.aggregation import aggregate, streams
 from medmesh.learning import weights
 
 
@@ -29,18 +28,19 @@ def _party(folder: Path, name: str, seed: int, elements: int = 10_000) -> Path:
 
 
 def test_the_mean_is_weighted_by_samples_and_equal_to_the_reference(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregation, "CHUNK_ELEMENTS", 333)  # several chunks, the last one cut
+    monkeypatch.setattr(streams, "CHUNK_ELEMENTS", 333)  # several chunks, the last one cut
     base = _party(private, "base", 99)
     parties = [(name, _party(private, name, seed), samples) for name, seed, samples in (("a", 1, 10), ("b", 2, 300), ("c", 3, 5))]
-    aggregate("fedavg", base, parties, private / "out")
-    aggregate("fedavg", base, parties[::-1], private / "again")
-    assert (private / "out").read_bytes() == (private / "again").read_bytes(), "the order of arrival does not matter"
-    result, loaded = weights.load(private / "out"), [weights.load(path) for _, path, _ in parties]
+    (private / "again").mkdir()
+    out = aggregate("fedavg", base, parties, private).model
+    again = aggregate("fedavg", base, parties[::-1], private / "again").model
+    assert out.read_bytes() == again.read_bytes(), "the order of arrival does not matter"
+    result, loaded = weights.load(out), [weights.load(path) for _, path, _ in parties]
     for name in ("layer.weight", "layer.bias", "half", "scalar"):
         exact = sum(arrays[name].astype(np.float64) * n for arrays, (_, _, n) in zip(loaded, parties, strict=True)) / 315
         np.testing.assert_array_equal(result[name], exact.astype(result[name].dtype))
     np.testing.assert_array_equal(result["steps"], [99])
-    weights.check(private / "out", weights.signature_of(result))
+    weights.check(out, weights.signature_of(result))
 
 
 def test_memory_does_not_grow_with_the_number_of_parties(private: Path) -> None:
@@ -49,7 +49,7 @@ def test_memory_does_not_grow_with_the_number_of_parties(private: Path) -> None:
     for count in (2, 8):
         parties = [(f"p{n}", base, 1) for n in range(count)]
         tracemalloc.start()
-        aggregate("fedavg", base, parties, private / "out")
+        aggregate("fedavg", base, parties, private)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.5
@@ -59,5 +59,5 @@ def test_memory_does_not_grow_with_the_number_of_parties(private: Path) -> None:
 def test_an_overflow_is_refused_by_name(private: Path) -> None:
     weights.save({"w": np.full(3, np.inf, np.float32)}, private / "bad")
     with pytest.raises(Problem) as caught:
-        aggregate("fedavg", private / "bad", [("a", private / "bad", 1)], private / "out")
+        aggregate("fedavg", private / "bad", [("a", private / "bad", 1)], private)
     assert caught.value.code == "weights.not_finite"

@@ -1,0 +1,104 @@
+"""Federated algorithms by name, and one round's aggregation with them: memory is a piece of each party, whatever the model's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from medmesh.contracts.plan import Plan, TensorSignature
+from medmesh.errors import Problem
+from medmesh.federated.aggregation import averages, corrected, fedamp, fedopt, robust
+from medmesh.federated.aggregation.algorithm import Algorithm, Left, Local, Outcome, Parameter, Piece, Run, Start, spread
+from medmesh.federated.aggregation.streams import FLOATS
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Left",
+    "Local",
+    "Outcome",
+    "Parameter",
+    "Piece",
+    "Run",
+    "Start",
+    "aggregate",
+    "algorithm_of",
+    "compatible",
+    "download_signature",
+    "named",
+    "register",
+    "upload_signature",
+]
+
+ALGORITHMS: dict[str, type[Algorithm]] = {}
+"""Name in the plan to its implementation."""
+
+
+def register(algorithm: type[Algorithm]) -> type[Algorithm]:
+    """Make an algorithm known under its name; also a decorator."""
+    ALGORITHMS[algorithm.NAME] = algorithm
+    return algorithm
+
+
+for _algorithm in (
+    *(averages.FedAvg, averages.FedProx, averages.FedBN, averages.Ditto, averages.FineTuning),
+    *(fedopt.FedAvgM, fedopt.FedAdagrad, fedopt.FedAdam, fedopt.FedYogi),
+    *(corrected.Scaffold, corrected.FedNova, fedamp.FedAMP, fedamp.HeurFedAMP),
+    *(robust.Median, robust.TrimmedMean, robust.Krum, robust.MultiKrum, robust.Bulyan, robust.Clipping),
+):
+    register(_algorithm)
+
+
+def named(name: str) -> type[Algorithm]:
+    """An algorithm: ours, a registered one, or one of the entry points `medmesh.algorithms`. Raises `Problem` (`federation.algorithm`)."""
+    if name not in ALGORITHMS:
+        for entry in entry_points(group="medmesh.algorithms", name=name):
+            register(entry.load())
+    if name not in ALGORITHMS:
+        raise Problem("federation.algorithm", algorithm=name, known=", ".join(sorted(ALGORITHMS)))
+    return ALGORITHMS[name]
+
+
+def algorithm_of(plan: Plan) -> Algorithm:
+    """A plan's algorithm with its parameters. Raises `Problem` (`federation.algorithm`, `federation.parameter`)."""
+    return named(plan.algorithm)(plan.parameters)
+
+
+def compatible(plan: Plan) -> Algorithm:
+    """The plan's algorithm when everything in the plan fits it. Raises `Problem` (`federation.*`) with the reason otherwise."""
+    algorithm = algorithm_of(plan)
+    if algorithm.INDIVIDUAL and getattr(plan, "secure", None) is not None:
+        raise Problem("federation.secure", algorithm=plan.algorithm, reason=algorithm.INDIVIDUAL)
+    algorithm.check(plan)
+    return algorithm
+
+
+def upload_signature(plan: Plan) -> tuple[TensorSignature, ...]:
+    """What a hospital sends in a round: the shared tensors, and what its algorithm sends beside them in the same file."""
+    kind = named(plan.algorithm)
+    shared = tuple(tensor for tensor in plan.signature if tensor.name not in plan.local)
+    extra = spread(kind.UPLOADS, [tensor for tensor in shared if tensor.dtype in FLOATS])
+    numbers = tuple(TensorSignature(name=name, shape=(1,), dtype="F64") for name in kind.NUMBERS)
+    return (*shared, *extra.values(), *numbers)
+
+
+def download_signature(plan: Plan) -> tuple[TensorSignature, ...]:
+    """What a hospital gets as the round's state, in a file beside the global model (which has `plan.signature`); nothing for most."""
+    kind = named(plan.algorithm)
+    if not kind.SHOWN:
+        return ()
+    return tuple(spread(kind.STATE, [t for t in plan.signature if t.dtype in FLOATS and t.name not in plan.local]).values())
+
+
+def aggregate(algorithm: Algorithm | str, start: Start | Path, updates: Iterable[tuple[str, Path, int]], target: Path) -> Outcome:
+    """One round: (party, update, samples) in any order; what it leaves is written into the existing folder `target`."""
+    running = named(algorithm)() if isinstance(algorithm, str) else algorithm
+    begun = start if isinstance(start, Start) else Start(start)
+    try:
+        running.begin(begun)
+        for party, path, samples in sorted(updates):
+            running.add(party, path, samples)
+        return running.finish(target)
+    finally:
+        running.close()

@@ -1,0 +1,163 @@
+"""Safetensors files read and written a piece at a time, as float64: memory is one piece of each open file, whatever their size."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from medmesh.contracts.plan import TensorSignature
+from medmesh.errors import Problem
+from medmesh.learning.weights import header
+
+CHUNK_ELEMENTS = 1 << 19
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""What is averaged, and its bytes; tensors of whole numbers (counters) are not."""
+_NUMPY: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+
+
+def decode(data: bytes, dtype: str) -> np.ndarray:
+    """The numbers in `data` as float64."""
+    if dtype == "BF16":  # numpy has none: the upper half of a float32
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return np.frombuffer(data, _NUMPY[dtype]).astype(np.float64)
+
+
+def encode(values: np.ndarray, dtype: str) -> bytes:
+    """float64 as `dtype`, rounded to the nearest, to even on a tie. Raises `Problem` (`weights.not_finite`) when it does not fit."""
+    with np.errstate(over="ignore"):
+        if dtype == "BF16":
+            single = values.astype(np.float32)
+            bits = single.view(np.uint32)
+            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+            finite = bool(np.isfinite(single).all() and (rounded & 0x7F80 != 0x7F80).all())
+            data = rounded.tobytes()
+        else:
+            made = values.astype(_NUMPY[dtype])
+            finite, data = bool(np.isfinite(made).all()), made.tobytes()
+    if not finite:
+        raise Problem("weights.not_finite", tensor="")
+    return data
+
+
+def pieces(count: int) -> Iterator[tuple[int, int]]:
+    """(start, elements) of each piece of a tensor."""
+    for start in range(0, count, CHUNK_ELEMENTS):
+        yield start, min(CHUNK_ELEMENTS, count - start)
+
+
+class Reader:
+    """A safetensors file that was checked."""
+
+    def __init__(self, path: Path) -> None:
+        self.layout = header(path)
+        self._file = path.open("rb")
+        self._start = 8 + int.from_bytes(self._file.read(8), "little")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def signature(self) -> dict[str, TensorSignature]:
+        """Its tensors by name."""
+        return {n: TensorSignature(name=n, shape=tuple(e["shape"]), dtype=e["dtype"]) for n, e in self.layout.items()}
+
+    def read(self, name: str, start: int, count: int) -> np.ndarray:
+        """float64 [count] of a tensor of floats, from its element `start` in row-major order."""
+        dtype = self.layout[name]["dtype"]
+        return decode(self.raw(name, start * FLOATS[dtype], count * FLOATS[dtype]), dtype)
+
+    def raw(self, name: str, start: int, size: int) -> bytes:
+        """`size` bytes of a tensor from its byte `start`."""
+        return os.pread(self._file.fileno(), size, self._start + int(self.layout[name]["data_offsets"][0]) + start)
+
+    def bytes_of(self, name: str) -> int:
+        """A tensor's length in bytes."""
+        begin, end = self.layout[name]["data_offsets"]
+        return int(end - begin)
+
+
+class Writer:
+    """A safetensors file whose pieces are put in any order; durable when it is closed. The same tensors are the same bytes."""
+
+    def __init__(self, path: Path, signature: Mapping[str, TensorSignature]) -> None:
+        self.signature = dict(sorted(signature.items()))
+        entries, place, self._places = {}, 0, {}
+        for name, tensor in self.signature.items():
+            size = elements(tensor) * width(tensor.dtype)
+            self._places[name] = place
+            entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, place + size]}
+            place += size
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.flush()
+        self._start = 8 + len(text)
+        self._file.truncate(self._start + place)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def put(self, name: str, start: int, values: np.ndarray) -> None:
+        """float64 values from the element `start` on. Raises `Problem` (`weights.not_finite`)."""
+        dtype = self.signature[name].dtype
+        try:
+            self.put_raw(name, start * FLOATS[dtype], encode(values, dtype))
+        except Problem:
+            raise Problem("weights.not_finite", tensor=name) from None
+
+    def put_raw(self, name: str, start: int, data: bytes) -> None:
+        """Bytes from the byte `start` on."""
+        place = self._start + self._places[name] + start
+        while data:
+            written = os.pwrite(self._file.fileno(), data, place)
+            data, place = data[written:], place + written
+
+    def copy(self, source: Reader, name: str, origin: str | None = None) -> None:
+        """A whole tensor as it is in `source`, there under the name `origin`."""
+        origin = origin or name
+        size, step = source.bytes_of(origin), 8 * CHUNK_ELEMENTS
+        for place in range(0, size, step):
+            self.put_raw(name, place, source.raw(origin, place, min(step, size - place)))
+
+
+def elements(tensor: TensorSignature) -> int:
+    """How many numbers a tensor has."""
+    return math.prod(tensor.shape)
+
+
+def width(dtype: str) -> int:
+    """Bytes of a number."""
+    return FLOATS.get(dtype) or {"I64": 8, "I32": 4, "U8": 1}[dtype]
+
+
+def merge(target: Path, sources: Mapping[str, Path]) -> Path:
+    """A file of the tensors named, each from its own source."""
+    readers = {path: Reader(path) for path in set(sources.values())}
+    try:
+        signature = {name: readers[path].signature()[name] for name, path in sources.items()}
+        with Writer(target, signature) as out:
+            for name, path in sources.items():
+                out.copy(readers[path], name)
+    finally:
+        for reader in readers.values():
+            reader.close()
+    return target

@@ -1,0 +1,111 @@
+"""A plan's hash and its words."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from medmesh.canonical import canonical as canonical_json
+from medmesh.contracts.plan import DataSchema, Plan, TensorSignature, plan_hash
+from medmesh.errors import Problem
+from medmesh.federated.aggregation import compatible, download_signature, upload_signature
+from medmesh.federated.plan import explain
+
+
+def plan(**changed: Any) -> Plan:
+    values = {
+        "name": "tiny",
+        "purpose": "a test of plans",
+        "initiator": "person:li@platform",
+        "package": "0" * 64,
+        "initial": "1" * 64,
+        "framework": "numpy",
+        "data": DataSchema(modality="MR", image_size=8, classes=("none", "tumour")),
+        "signature": (
+            TensorSignature(name="bias", shape=(2,), dtype="F32"),
+            TensorSignature(name="bn.mean", shape=(3,), dtype="F32"),
+            TensorSignature(name="bn.count", shape=(), dtype="I64"),
+        ),
+        "rounds": 3,
+        "local_steps": 5,
+        "batch_size": 8,
+        "learning_rate": "0.1",
+        "seed": 1,
+        "participants": ("a", "b", "c"),
+        "min_participants": 2,
+        "accept_by": datetime(2026, 1, 1, tzinfo=UTC),
+        "start_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "round_deadline_seconds": 60,
+        **changed,
+    }
+    return Plan(**values)
+
+
+def test_a_plan_that_says_nothing_new_has_the_hash_that_the_first_release_finds() -> None:
+    old = plan().model_dump(mode="json")
+    for name in set(old) - {*FIRST_RELEASE}:
+        del old[name]
+    assert set(old) == set(FIRST_RELEASE)
+    assert plan_hash(plan()) == hashlib.sha256(canonical_json(old)).hexdigest()
+    hashes = {plan_hash(p) for p in (plan(), plan(local=("bn.mean",)), plan(algorithm="fedprox"), plan(parameters={"mu": "1"}))}
+    assert len(hashes) == 4
+
+
+FIRST_RELEASE = (
+    *("name", "purpose", "initiator", "package", "initial", "framework", "data", "signature", "algorithm", "rounds", "local_steps"),
+    *("batch_size", "learning_rate", "seed", "participants", "min_participants", "accept_by", "start_at", "round_deadline_seconds"),
+    *("lease_seconds", "baseline"),
+)
+
+
+def test_what_travels_is_what_the_algorithm_says() -> None:
+    assert [t.name for t in upload_signature(plan())] == ["bias", "bn.mean", "bn.count"]
+    assert download_signature(plan()) == ()
+    kept = plan(algorithm="fedbn", local=("bn.mean", "bn.count"))
+    assert [t.name for t in upload_signature(kept)] == ["bias"]
+    corrected = plan(algorithm="scaffold")
+    assert [t.name for t in upload_signature(corrected)][3:] == ["scaffold.dc/bias", "scaffold.dc/bn.mean"]
+    assert [t.name for t in download_signature(corrected)] == ["scaffold.c/bias", "scaffold.c/bn.mean"]
+    assert upload_signature(plan(algorithm="fednova"))[-1] == TensorSignature(name="fednova.steps", shape=(1,), dtype="F64")
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "says"),
+    [
+        ({"algorithm": "magic"}, "federation.algorithm", "fedavg"),
+        ({"algorithm": "fedprox", "parameters": {"mu": "-1"}}, "federation.parameter", "from 0 to 100"),
+        ({"algorithm": "fedprox", "parameters": {"mu": "NaN"}}, "federation.parameter", "decimal number"),
+        ({"algorithm": "krum", "parameters": {"tolerate": "1.5"}}, "federation.parameter", "whole number"),
+        ({"algorithm": "fedavg", "parameters": {"mu": "1"}}, "federation.parameter", "unknown"),
+        ({"algorithm": "krum"}, "federation.plan", "at least 5 answers"),
+        ({"algorithm": "bulyan"}, "federation.plan", "at least 7 answers"),
+        ({"algorithm": "fedbn"}, "federation.plan", "`local`"),
+        ({"algorithm": "scaffold", "local": ("bias",)}, "federation.plan", "fedbn"),
+        ({"algorithm": "ditto", "local": ("bias",)}, "federation.plan", "leave `local` empty"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(changed: dict[str, Any], code: str, says: str) -> None:
+    with pytest.raises(Problem) as caught:
+        compatible(plan(**changed))
+    assert caught.value.code == code
+    assert says in caught.value.document()["title"]
+
+
+def test_tensors_that_stay_are_tensors_of_the_plan_and_not_all() -> None:
+    for local, says in ((("other",), "not a tensor"), (("bias", "bias"), "twice"), (("bias", "bn.mean", "bn.count"), "nothing to train")):
+        with pytest.raises(ValidationError, match=says):
+            plan(local=local)
+
+
+def test_a_hospital_reads_what_the_algorithm_does() -> None:
+    wanted = plan(algorithm="fedbn", local=("bn.mean",))
+    english, chinese = "\n".join(explain(wanted)), "\n".join(explain(wanted, "zh"))
+    assert "never leave your hospital: bn.mean" in english
+    assert "始终留在贵院的张量：bn.mean" in chinese
+    assert "a model of its own" in english
+    assert "scaffold.dc" in "\n".join(explain(plan(algorithm="scaffold")))
+    assert "mu = 0.5" in "\n".join(explain(plan(algorithm="fedprox", parameters={"mu": "0.5"})))
