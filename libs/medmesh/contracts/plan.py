@@ -115,7 +115,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("parameters", "local")
+LATER = ("codec", "codec_share", "parameters", "local")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 
