@@ -172,7 +172,7 @@ async def test_what_is_not_asked_for_counts_for_nothing(p: Platform) -> None:
 
 
 async def test_a_sum_that_too_few_open_ends_the_federation_and_is_not_tried_again(p: Platform) -> None:
-    federation = await start(p, round_deadline_seconds=15, lease_seconds=2)
+    federation = await start(p, round_deadline_seconds=20, lease_seconds=8)
     await alive(p, *HOSPITALS)
     parties = Parties(p, (await opened(p, 1)).data)
     for step in (parties.keys, parties.shares):
@@ -182,5 +182,5 @@ async def test_a_sum_that_too_few_open_ends_the_federation_and_is_not_tried_agai
         await alive(p, *HOSPITALS)
         await parties.vector(name)
     await told(p, SecurePhase.SURVIVORS, "renji")
-    failed = (await p.wait(FederationFailed, lambda e: e.data.federation == federation, timeout=30)).data
+    failed = (await p.wait(FederationFailed, lambda e: e.data.federation == federation, timeout=60)).data
     assert failed.code == "secure.unopened"

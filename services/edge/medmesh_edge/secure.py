@@ -21,7 +21,7 @@ from medmesh.errors import Problem
 from medmesh.federated.secure import vectors
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
-from medmesh.store.objects.port import file_digest
+from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
@@ -135,18 +135,18 @@ async def ready(uow: UnitOfWork[Any], task: Any) -> bool:
     return SecurePhase.KEYS.value not in phases or phases.get(SecurePhase.VECTORS.value) == "done"
 
 
-async def vector(site: Site, event: RoundOpened, plan: Plan, model: Path, samples: int) -> tuple[Path, ObjectRef]:
+async def vector(site: Site, event: RoundOpened, plan: Plan, model: ObjectRef, samples: int, room: Path) -> ObjectRef:
     """What goes instead of `model`: the same bytes however often it is asked for. Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     async with site.unit() as uow:
         row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
     if row is None:
         raise Problem("secure.changed", what="round")
-    party, out = Contributor.restore(row.document), model.with_suffix(".vector")
+    party, out = Contributor.restore(row.document), room / "vector"
+    source = await fetch(site.objects, model, room / "model")
     settings: dict[str, Any] = {"bits": plan.secure.bits, "parties": len(plan.participants), "without": frozenset(plan.local)}
-    await asyncio.to_thread(vectors.encode, model, samples, out, masks=party.masks(party.sealed), **settings)
-    sha256, size = await asyncio.to_thread(file_digest, out)
-    return out, ObjectRef(sha256=sha256, bytes=size)
+    await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings)
+    return await site.objects.put_file(out, (await asyncio.to_thread(file_digest, out))[0])
 
 
 async def forget(uow: UnitOfWork[Any], event: Any) -> bool:

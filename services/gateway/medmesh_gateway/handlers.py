@@ -13,6 +13,7 @@ from medmesh.contracts.federation import (
     RoundOpened,
     RoundStored,
     RoundVoided,
+    SecureAdvanced,
 )
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, HospitalEvent, OperationFinished
@@ -27,6 +28,7 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
     FederationStarted,
     RoundOpened,
     RoundStored,
+    SecureAdvanced,
     RoundVoided,
     ParticipantDropped,
     FederationCompleted,
