@@ -96,7 +96,7 @@ class Rounds:
         received = [one for one in found if one.state == "received"]
         row = trained[0] if trained else received[-1] if received else None
         if row is None:
-            await self._release(found)
+            await self._release([one for one in found if one.state not in ("trained", "received")])
             await encoding.sweep(self.site)
             await self._rest()
             return False
