@@ -100,13 +100,13 @@ class TableSchema(Record):
 
 
 def decimal(text: str) -> Decimal:
-    """A finite decimal number. Raises `ValueError`."""
+    """A finite decimal number with at most twelve digits on either side of the point. Raises `ValueError`."""
     try:
         number = Decimal(text.strip())
     except InvalidOperation:
         raise ValueError("not a decimal number") from None
-    if not number.is_finite() or abs(number) > 10**12:
-        raise ValueError("not a decimal number between -10^12 and 10^12")
+    if not number.is_finite() or abs(number) >= 10**12 or int(number.as_tuple().exponent) < -12:
+        raise ValueError("not a decimal number of at most twelve digits on either side of the point")
     return number
 
 

@@ -66,6 +66,7 @@ def test_nothing_else_of_a_row_is_kept(private: Path) -> None:
         ("P1,1,17,M,200,some", "intake.row_value", "age"),
         ("P1,1,nan,M,200,some", "intake.row_value", "age"),
         ("P1,1,1e999999,M,200,some", "intake.row_value", "age"),
+        ("P1,1,50.0000000000001,M,200,some", "intake.row_value", "age"),
         ("P1,1,65 Zhang,M,200,some", "intake.row_value", "age"),
         ("P1,1,65,X,200,some", "intake.row_value", "sex"),
         ("P1,1,65", "intake.row_missing", "sex"),
