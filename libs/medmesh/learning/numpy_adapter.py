@@ -14,7 +14,8 @@ from medmesh.learning.adapter import OnStep, Samples, Schedule, batches, float_i
 
 
 class NumpyAdapter:
-    """See `medmesh.learning.adapter.Adapter`. `module.build(**hyper)` answers {"weight": [features, classes], "bias": [classes]}."""
+    """See `medmesh.learning.adapter.Adapter`. `module.build(**hyper)` answers {"weight": [features, classes], "bias": [classes]}, or any
+    arrays where the module has its own `train(model, samples, schedule, on_step) -> loss`."""
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
         model: dict[str, np.ndarray] = module.build(**hyper)
@@ -28,6 +29,8 @@ class NumpyAdapter:
             model[name] = np.array(tensors[name])
 
     def train(self, module: ModuleType, model: dict[str, np.ndarray], samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
+        if own := getattr(module, "train", None):
+            return float(own(model, samples, schedule, on_step))
         losses = []
         for step, chosen in enumerate(batches(len(samples.y), schedule), start=1):
             x, y = float_input(samples.x[chosen]).reshape(len(chosen), -1), samples.y[chosen]

@@ -96,6 +96,16 @@ tasks = Table(
     comment="received -> trained -> sent -> released | failed | superseded; `trained` counts how often it was trained",
 )
 
+residuals = Table(
+    "residuals",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("object", String(64), nullable=False),
+    comment="what a codec left out of an update: it goes into the next round's, and never leaves the hospital",
+)
+
 requests = Table(
     "requests",
     METADATA,

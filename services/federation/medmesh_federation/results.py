@@ -14,6 +14,7 @@ from medmesh.contracts.federation import RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.service.runtime import Runtime
+from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
@@ -33,10 +34,24 @@ async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, giv
     updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
+        if plan.codec != "none":
+            whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
+            updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
         start = Start(origin, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
-        sha256, _ = await asyncio.to_thread(file_digest, outcome.model)
+        sha256, size = await asyncio.to_thread(file_digest, outcome.model)
+        if isinstance(ports.models, DirectoryStore):
+            return await asyncio.to_thread(ports.models.adopt, outcome.model, sha256, size)
         return await ports.models.put_file(outcome.model, sha256)
+
+
+def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
+    """The model that an encoded update stands for."""
+    from medmesh.federated.aggregation import upload_signature
+    from medmesh.federated.codecs import decode
+
+    decode(plan.codec, upload_signature(plan), base, encoded, target, share=plan.codec_share)
+    return target
 
 
 async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, model: ObjectRef) -> None:
