@@ -115,3 +115,15 @@ async def test_a_table_that_cannot_be_read_leaves_nothing(private: Path) -> None
             await tabular.ingest(opened, source, columns, SCHEMA, "heart")
         assert caught.value.code == "intake.table"
         assert records(opened.layout.folder) == []
+
+
+async def test_patients_with_equal_values_are_two_and_one_is_forgotten_alone(private: Path) -> None:
+    async with site(prepare(private / "node", ALONE)) as opened:
+        source, columns = table(private)
+        source.write_text("id,age,sex,state\nPID-1,50,male,ill\nPID-2,50,male,ill\n")
+        assert (await tabular.ingest(opened, source, columns, SCHEMA, "heart")).stored == 2
+        x, _, held_out = await arrays(opened)
+        assert len(x) + len(held_out) == 2
+        await forgetting.ask(opened, forgetting.who(opened, "PID-1"), "withdrawn", "zhao")
+        x, _, held_out = await arrays(opened)
+        assert len(x) + len(held_out) == 1

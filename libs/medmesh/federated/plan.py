@@ -62,8 +62,8 @@ def _data(plan: Plan, language: str) -> str:
         return f"{data.modality} 图像，缩放至 {size}" if zh else f"{data.modality} images scaled to {size}"
     names = ", ".join(feature.name for feature in data.features[:20]) + (" …" if len(data.features) > 20 else "")
     if zh:
-        return f"表格 {data.table} 的 {len(data.features)} 个字段（{names}），按方案中写明的常数缩放"
-    return f"{len(data.features)} columns of the table {data.table} ({names}), scaled by constants that the plan states"
+        return f"表格 {data.table} 的字段 {names}，按方案中写明的常数缩放"
+    return f"the columns {names} of the table {data.table}, scaled by constants that the plan states"
 
 
 def explain(plan: Plan, language: str = "en") -> list[str]:

@@ -61,7 +61,7 @@ def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:
 def values(site: Site, row: Any, schema: TableSchema) -> np.ndarray:
     """float32 [width] of one stored row of a table."""
     stored = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
-    return encode(parse(stored), schema)
+    return encode(parse(stored)["values"], schema)
 
 
 async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:

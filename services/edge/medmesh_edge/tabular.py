@@ -58,4 +58,6 @@ def _prepared(source: Path, columns: Columns, schema: TableSchema, key: bytes, o
         # A row is known again by its patient and visit; the name tells neither.
         named = b"\0".join((b"row", schema.table.encode(), who.encode(), row.visit.encode()))
         item = hmac.new(key, named, hashlib.sha256).hexdigest()[:32]
-        yield Prepared(item, who, schema.modality, canonical(dict(row.values)), (), MEDIA_TYPE), row.label
+        # Objects are named by their content: with the item in it, no two patients with equal values share one that only one key opens.
+        stored = canonical({"item": item, "values": dict(row.values)})
+        yield Prepared(item, who, schema.modality, stored, (), MEDIA_TYPE), row.label

@@ -10,8 +10,10 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from medmesh.contracts.data import DataSchema, TableSchema
+from medmesh.demo.practice import HEART
 from medmesh.errors import Problem
 from medmesh.learning.adapter import float_input
+from medmesh.learning.package import pack
 from medmesh.learning.table import Columns, Row, encode, read_columns, read_rows
 
 AGE = {"name": "age", "kind": "number", "unit": "a", "low": "18", "high": "100", "center": "50", "scale": "10"}
@@ -149,3 +151,10 @@ def test_plans_of_the_first_release_are_about_images() -> None:
     assert (old.kind, old.modality, old.shape) == ("images", "MR", (1, 8, 8))
     with pytest.raises(ValidationError):
         TypeAdapter(DataSchema).validate_python({"kind": "sound", "modality": "MR", "image_size": 8, "classes": ["a", "b"]})
+
+
+def test_the_packages_table_is_as_wide_as_its_model() -> None:
+    manifest = pack(HEART).manifest
+    assert manifest.data.shape == (manifest.hyper["width"],)
+    (weight,) = (tensor for tensor in manifest.tensors if tensor.name == "weight")
+    assert weight.shape == (*manifest.data.shape, len(manifest.data.classes))
