@@ -65,6 +65,7 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
         assert [one.round for one in committed] == [1, 2]
         for one in committed:
             assert len(one.answers) == 3
+            # Nothing is said about one hospital.
             assert all(answer.bytes > 8 * 131 and answer.samples == 1 and not answer.metrics for answer in one.answers), (
                 "nothing is said about one hospital"
             )

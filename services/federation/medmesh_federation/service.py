@@ -12,13 +12,13 @@ from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.open import stores
-from medmesh_federation import handlers, queries, secure
+from medmesh_federation import handlers, lifecycle, queries, secure
 from medmesh_federation.coordinator import Coordinator
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.settings import Settings
 from medmesh_federation.tables import METADATA
 
-DECLARING = (handlers, queries, secure)
+DECLARING = (handlers, lifecycle, queries, secure)
 
 
 @asynccontextmanager
@@ -55,6 +55,10 @@ SERVICE = ServiceSpec(
         federation.RoundCommitted,
         federation.RoundStored,
         federation.RoundVoided,
+        federation.RoundExtended,
+        federation.FederationPaused,
+        federation.FederationResumed,
+        federation.ParticipantWithdrew,
         federation.ParticipantDropped,
         federation.ParticipantRejoined,
         federation.FederationCompleted,
