@@ -14,9 +14,10 @@ from medmesh.cli.federation import federation
 from medmesh.client.federation import Federation, cross_site, last_round, remaining
 from medmesh.client.gateway import Gateway
 from medmesh.client.plot import figure, table
+from medmesh.contracts.data import ImageSchema
 from medmesh.contracts.federation import AnswerView, EvaluationView, FederationView, RoundView
 from medmesh.contracts.message import ObjectRef
-from medmesh.contracts.plan import DataSchema, Plan, TensorSignature
+from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -28,7 +29,7 @@ PLAN = Plan(
     package="0" * 64,
     initial="1" * 64,
     framework="numpy",
-    data=DataSchema(modality="MR", image_size=8, classes=("x", "y")),
+    data=ImageSchema(modality="MR", image_size=8, classes=("x", "y")),
     signature=(TensorSignature(name="w", shape=(1,), dtype="F32"),),
     rounds=5,
     local_steps=1,

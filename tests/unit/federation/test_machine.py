@@ -114,7 +114,7 @@ class Federation(RuleBasedStateMachine):
 
     @rule(who=hospital)
     def withdraws(self, who: str) -> None:
-        if self.state is State.RUNNING and self.people[who] in ("accepted", "dropped"):
+        if self.people[who] in ("accepted", "dropped"):
             self.people[who] = "withdrawn"
             r = self.round
             if r is not None and r.state == "open":
