@@ -81,10 +81,10 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
     model = ObjectRef.model_validate(row.model)
     keep = [model]
     async with runtime.unit() as uow:
-        given = await answers_of(uow, row.federation, row.round, row.attempt)
+        given = await answers_of(uow, row.federation, row.round, row.attempt, all_of_them=True)
     updates = [ObjectRef.model_validate(a.update) for a in given if a.update]
     if row.kind == RoundKind.BASELINE:
-        keep += updates
+        keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
     for ref in keep:
         if await ports.stores.kept.size(ref.sha256) is None:
             await ports.stores.kept.put_file(await local(ports, ref), ref.sha256)

@@ -244,6 +244,27 @@ def decline(folder: Path, federation: str, reason: str) -> int:
 
 @edge.command()
 @FOLDER
+@click.argument("federation")
+@click.option("--reason", default="", help="Told to the initiator.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def withdraw(folder: Path, federation: str, reason: str, yes: bool) -> int:
+    """Leave FEDERATION for good, also after its end.  退出联邦。
+
+    From this moment nothing of this hospital leaves: no update, no count. What it gave to the open round is not used and is deleted.
+    What cannot be undone: committed models were averaged with its updates, and models that were released are in use elsewhere; those
+    only their owner can withdraw. 已提交的全局模型中已包含的贡献无法取出；已发布的模型须由其所有者撤回。
+    """
+    from medmesh_edge.consent import withdraw
+
+    if not yes:
+        click.confirm(say(f"leave {federation} for good?", f"确定永久退出 {federation}？"), abort=True)
+    on_site(folder, lambda site: withdraw(site, federation, reason))
+    click.echo(say("withdrawn; nothing of this federation leaves any more", "已退出；不再有任何内容离开本院"))
+    return 0
+
+
+@edge.command()
+@FOLDER
 @click.argument("model")
 @click.option("--held-out/--everything", default=True, show_default=True, help="Only the samples that were never trained on.")
 def classify(folder: Path, model: str, held_out: bool) -> int:
