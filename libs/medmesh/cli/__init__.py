@@ -36,7 +36,7 @@ GROUPS = {
     "label": "medmesh.cli.access",
     "policy": "medmesh.cli.access",
     "emergency": "medmesh.cli.emergency",
-    "federation": "medmesh.cli.work",
+    "federation": "medmesh.cli.federation",
     "model": "medmesh.cli.work",
     "dataset": "medmesh.cli.data",
     "annotation": "medmesh.cli.data",

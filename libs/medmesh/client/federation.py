@@ -1,15 +1,20 @@
-"""Creating a federation from a training package: pack, make the first weights in a sandbox, upload, invite."""
+"""A federation for researchers: created from a training package (packed, first weights made in a sandbox, uploaded), followed, steered."""
 
 from __future__ import annotations
 
+import asyncio
+import statistics
 import tempfile
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medmesh.client.gateway import Gateway
-from medmesh.client.transfer import upload
+from medmesh.client.transfer import download, upload
+from medmesh.contracts.federation import FederationView
 from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
 
@@ -59,3 +64,84 @@ async def create_federation(
     )
     body = {"plan": made.model_dump(mode="json"), "package": package_ref.model_dump(), "initial": initial_ref.model_dump()}
     return await gateway.command("POST", "/v1/federations", body)
+
+
+ENDED = ("completed", "failed", "cancelled")
+
+
+class Federation:
+    """One federation of a signed-in person. Every method raises `Problem` with the platform's reason when it is refused."""
+
+    def __init__(self, gateway: Gateway, federation: str) -> None:
+        self.gateway, self.federation = gateway, federation
+
+    async def view(self) -> FederationView:
+        """Its plan, participants, rounds and evaluation as they are now."""
+        return await self.gateway.ask(f"/v1/federations/{self.federation}", FederationView)
+
+    async def watch(self, seconds: float = 1.0) -> AsyncIterator[FederationView]:
+        """Every change of what people see, looked for every `seconds`; ends with the federation."""
+        before = None
+        while True:
+            view = await self.view()
+            if view != before:
+                yield view
+            if view.state in ENDED:
+                return
+            before = view
+            await asyncio.sleep(seconds)
+
+    async def cancel(self, reason: str) -> Any:
+        """End it for good. Answers `{"state"}`."""
+        return await self._do("cancel", {"reason": reason})
+
+    async def model(self, target: Path) -> Path:
+        """The final model as safetensors in `target`. Raises `Problem` (`federation.closed`) before it is completed."""
+        view = await self.view()
+        if view.state != "completed" or view.model is None:
+            raise Problem("federation.closed", federation=self.federation, state=view.state)
+        return await download(self.gateway, view.model, target)
+
+    async def _do(self, what: str, body: dict[str, Any]) -> Any:
+        return await self.gateway.command("POST", f"/v1/federations/{self.federation}/{what}", body)
+
+
+def last_round(plan: Plan) -> int:
+    """The number of the last round: with a baseline, training alone and evaluation are rounds of their own."""
+    return plan.rounds + (2 if plan.baseline else 0)
+
+
+def remaining(view: FederationView) -> float | None:
+    """Seconds of work left in training rounds, at the median of those that were committed; None where nothing can be said."""
+    took = [(r.closed - r.opened).total_seconds() for r in view.rounds if r.state == "committed" and r.kind == "train" and r.closed]
+    if not took or view.state in ENDED:
+        return None
+    done = max(r.round for r in view.rounds if r.state == "committed")
+    return statistics.median(took) * max(0, view.plan.rounds - done)
+
+
+class Cell(NamedTuple):
+    """Balanced accuracy of `model` at `hospital` (all together when empty) with a 95 % interval over `samples`."""
+
+    model: str
+    hospital: str
+    value: float
+    low: float
+    high: float
+    samples: int
+
+
+def cross_site(view: FederationView) -> list[Cell]:
+    """Every model at every hospital and over all of them: `federated` is the global model, the others were trained alone by the hospital
+    of their name. Intervals (`medmesh.learning.metrics.interval`) come from counts and take samples as independent: a bootstrap by
+    patient needs the samples, which do not leave the hospital."""
+    from medmesh.learning.metrics import add, balanced_accuracy, interval  # numpy
+
+    found = []
+    for model in sorted({e.name for e in view.evaluation}, key=lambda name: (name != "federated", name)):
+        tables = {e.hospital: e.counts for e in view.evaluation if e.name == model}
+        rows = [(hospital, add([counts])) for hospital, counts in sorted(tables.items())]
+        for hospital, counts in [*rows, ("", add(tables.values()))]:
+            low, high = interval(counts)
+            found.append(Cell(model, hospital, balanced_accuracy(counts), low, high, int(counts.sum())))
+    return found

@@ -1,0 +1,141 @@
+"""What people are told about a federation: time left and the cross-site matrix, from values."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from medmesh.cli.federation import federation
+from medmesh.client.federation import Federation, cross_site, last_round, remaining
+from medmesh.client.gateway import Gateway
+from medmesh.client.plot import figure, table
+from medmesh.contracts.data import ImageSchema
+from medmesh.contracts.federation import AnswerView, EvaluationView, FederationView, RoundView
+from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan, TensorSignature
+from medmesh.errors import Problem
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+REF = ObjectRef(sha256="2" * 64, bytes=8)
+PLAN = Plan(
+    name="m",
+    purpose="test",
+    initiator="person:li@platform",
+    package="0" * 64,
+    initial="1" * 64,
+    framework="numpy",
+    data=ImageSchema(modality="MR", image_size=8, classes=("x", "y")),
+    signature=(TensorSignature(name="w", shape=(1,), dtype="F32"),),
+    rounds=5,
+    local_steps=1,
+    batch_size=1,
+    learning_rate="0.1",
+    seed=1,
+    participants=("a", "b"),
+    min_participants=2,
+    accept_by=NOW,
+    start_at=NOW,
+    round_deadline_seconds=60,
+    baseline=True,
+)
+
+
+def round_(number: int, seconds: float | None, state: str = "committed") -> RoundView:
+    closed = None if seconds is None else NOW + timedelta(seconds=seconds)
+    values = {"attempt": 1, "kind": "train", "state": state, "opened": NOW, "deadline": NOW, "base": REF, "model": None, "chain": None}
+    return RoundView(round=number, closed=closed, answers=(), **values)  # type: ignore[arg-type]
+
+
+def view(state: str = "running", rounds: tuple[RoundView, ...] = (), evaluation: tuple[EvaluationView, ...] = ()) -> FederationView:
+    return FederationView(
+        federation="f",
+        state=state,
+        plan=PLAN,
+        plan_hash="3" * 64,
+        chain="3" * 64,
+        participants=(),
+        rounds=rounds,
+        evaluation=evaluation,
+        model=REF,
+        failure=None,
+    )
+
+
+class Door:
+    """A gateway that shows one view after another and keeps what it was told."""
+
+    def __init__(self, *views: FederationView) -> None:
+        self.views, self.told = list(views), list[tuple[str, Any]]()
+
+    async def ask(self, path: str, reply: type[FederationView]) -> FederationView:
+        assert (path, reply) == ("/v1/federations/f", FederationView)
+        return self.views.pop(0) if len(self.views) > 1 else self.views[0]
+
+    async def command(self, method: str, path: str, body: Any) -> Any:
+        self.told.append((f"{method} {path}", body))
+        return {}
+
+
+async def test_watching_tells_changes_once_and_ends_with_the_federation() -> None:
+    door = Door(view(), view(), view(rounds=(round_(1, 1),)), view("failed"), view("failed"))
+    seen = [v async for v in Federation(cast(Gateway, door), "f").watch(seconds=0)]
+    assert [(v.state, len(v.rounds)) for v in seen] == [("running", 0), ("running", 1), ("failed", 0)]
+
+
+async def test_there_is_no_model_before_the_end(tmp_path: Path) -> None:
+    with pytest.raises(Problem) as refused:
+        await Federation(cast(Gateway, Door(view())), "f").model(tmp_path / "model")
+    assert refused.value.code == "federation.closed"
+    assert not (tmp_path / "model").exists()
+
+
+async def test_what_people_decide_goes_to_its_route() -> None:
+    door = Door(view())
+    await Federation(cast(Gateway, door), "f").cancel("enough")
+    assert door.told == [("POST /v1/federations/f/cancel", {"reason": "enough"})]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_table_and_the_picture_show_every_hospital_and_round(language: str) -> None:
+    def answered(number: int) -> RoundView:
+        given = [AnswerView(hospital=h, samples=9, late=False, bytes=2_000_000, metrics={"loss": number / 2}) for h in ("a", "b")]
+        return round_(number, 5.0 * number).model_copy(update={"answers": tuple(given)})
+
+    shown = view("completed", rounds=(answered(1), answered(2), round_(3, None, "open")))
+    lines = list(csv.DictReader(io.StringIO(table(shown))))
+    assert [(x["round"], x["hospital"], x["seconds"], x["metric"], x["value"]) for x in lines][:2] == [
+        ("1", "a", "5.0", "loss", "0.5"),
+        ("1", "b", "5.0", "loss", "0.5"),
+    ]
+    values, size, took = figure(shown, language).axes
+    assert [(line.get_label(), list(line.get_ydata())) for line in values.lines] == [("a", [0.5, 1.0]), ("b", [0.5, 1.0])]
+    assert list(size.lines[0].get_ydata()) == [2.0, 2.0]
+    assert [bar.get_height() for bar in took.patches] == [5.0, 10.0]
+
+
+def test_time_left_is_the_median_round_times_those_to_come() -> None:
+    assert remaining(view()) is None
+    took = (round_(1, 10), round_(2, 2, "void"), round_(2, 20), round_(3, 90), round_(4, None, "open"))
+    assert remaining(view(rounds=took)) == 20 * 2
+    assert remaining(view("completed", rounds=took)) is None
+    assert last_round(PLAN) == 7
+
+
+def test_the_matrix_has_every_model_at_every_hospital_and_over_all() -> None:
+    counts = {("federated", "a"): ((8, 2), (1, 9)), ("federated", "b"): ((10, 0), (0, 10)), ("a", "a"): ((5, 5), (5, 5))}
+    given = tuple(EvaluationView(hospital=hospital, name=name, counts=table) for (name, hospital), table in counts.items())
+    cells = {(c.model, c.hospital): c for c in cross_site(view(evaluation=given))}
+    assert [c.model for c in cross_site(view(evaluation=given))][:3] == ["federated"] * 3
+    assert cells["federated", "a"].value == (0.8 + 0.9) / 2
+    assert cells["federated", ""].value == (0.9 + 0.95) / 2
+    assert cells["federated", ""].samples == 40
+    assert all(c.low <= c.value <= c.high or c.value in (0, 1) for c in cells.values())
+
+
+def test_every_command_of_the_group_is_there() -> None:
+    assert {"create", "list", "show", "watch", "result", "plot"} <= federation.commands.keys()
