@@ -30,7 +30,7 @@ from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
 from medmesh_edge import roster as rosters
-from medmesh_edge import samples
+from medmesh_edge import samples, training
 from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
@@ -169,42 +169,34 @@ class Rounds:
         self._used = asyncio.get_running_loop().time()
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
-        base = await self._fetch(event.base)
-        weights.check(base, plan.signature)
         data, count = await samples.prepare(self.site, plan.data, held_out=False)
         if count < max(1, self.site.policy().min_samples):
             raise Problem("policy.samples", limit=self.site.policy().min_samples)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
-        out = opened.folder / f"update-{event.round}-{event.attempt}"
-        result = await opened.call(
-            "train",
-            progress=lambda step, steps, loss: self._tell(event, step, steps),
-            weights=opened.give(base, "base"),
-            data=opened.give(data, "data"),
-            steps=event.steps,
-            batch_size=plan.batch_size,
-            learning_rate=float(plan.learning_rate),
-            seed=hospital_seed(event.seed, self.site.settings.hospital),
-            every=max(1, event.steps // 20),
-            out=str(out),
-        )
-        # Nothing leaves but the tensors that were agreed upon, and only finite ones.
-        weights.check(out, plan.signature)
-        weights.check_finite(out)
-        loss = result.get("loss")
-        if not isinstance(loss, int | float):  # null: not a number
-            raise Problem("training.answer", operation="train")
-        ref = await self.site.objects.put_file(out, file_digest(out)[0])
-        out.unlink(missing_ok=True)
+        async with training.side(self.site, plan, event, count, self._fetch) as local:
+            left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
+            kept = await training.store(self.site, left)
+            ref = await self.site.objects.put_file(left.upload, file_digest(left.upload)[0])
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
-            values = {"state": "trained", "update": ref.model_dump(), "samples": count, "metrics": {"loss": float(loss)}}
+            values = {"state": "trained", "update": ref.model_dump(), "samples": count, "metrics": {"loss": loss}}
             await uow.execute(update(tasks).where(_key(event)).values(values))
+            await training.remember(uow, event, kept)
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
             used = (Entity("dataset", name) for name in sources)
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail={"round": event.round, "steps": event.steps}))
+        await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
+
+    def _trainer(self, opened: Worker, plan: Plan, event: RoundOpened, data: Path) -> training.Trainer:
+        return training.Trainer(
+            opened,
+            plan,
+            opened.give(data, "data"),
+            hospital_seed(event.seed, self.site.settings.hospital),
+            lambda step, steps, loss: self._tell(event, step, steps),
+        )
 
     async def _evaluate(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
         data, _ = await samples.prepare(self.site, plan.data, held_out=True)
@@ -213,15 +205,27 @@ class Rounds:
             path = await self._fetch(model.weights)
             weights.check(path, plan.signature)
             models.append(opened.give(path, f"model-{place}"))
-        answer = await opened.call("evaluate", data=opened.give(data, "data"), models=models)
-        results = [{"model": m.weights.sha256, "counts": counts} for m, counts in zip(event.models, answer["counts"], strict=True)]
+        models += await self._own(opened, plan, event)
+        counts = (await opened.call("evaluate", data=opened.give(data, "data"), models=models))["counts"]
+        results = [{"model": m.weights.sha256, "counts": c} for m, c in zip(event.models, counts, strict=False)]
+        body = {"round": event.round, "attempt": event.attempt, "results": results}
+        if len(models) > len(results):
+            body["personal"] = counts[-1]
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
-            body = {"round": event.round, "attempt": event.attempt, "results": results}
             await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail={"models": len(models)}))
         self.site.changed.set()
+
+    async def _own(self, opened: Worker, plan: Plan, event: RoundOpened) -> list[str]:
+        """This hospital's own model as the worker sees it; none where its algorithm makes none."""
+        if not training.makes_own(plan):
+            return []
+        data, count = await samples.prepare(self.site, plan.data, held_out=False)
+        async with training.side(self.site, plan, event, count, self._fetch) as local:
+            own = await training.personal(self._trainer(opened, plan, event, data), local)
+            return [opened.give(own, "model-own")] if own is not None else []
 
     async def _send(self, row: Any, event: RoundOpened) -> None:
         """Upload what was trained, then say so."""
@@ -273,8 +277,8 @@ def proven(site: Site, row: Any, plan: Plan, event: RoundOpened) -> None:
     if started.plan_hash != row.plan_hash:
         raise Problem("federation.plan_changed", federation=event.federation)
     verify_start(started, site.trust().governance, site.roster(), datetime.now(UTC))
-    check_round(started, event.hospitals)
-    if len(set(event.hospitals)) < plan.min_participants or site.settings.hospital not in event.hospitals:
+    check_round(started, event.everybody)
+    if len(set(event.everybody)) < plan.min_participants or site.settings.hospital not in event.everybody:
         raise Problem("federation.unproven", federation=event.federation)
 
 

@@ -96,6 +96,17 @@ tasks = Table(
     comment="received -> trained -> sent -> released | failed | superseded; `trained` counts how often it was trained",
 )
 
+kept = Table(
+    "kept",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("object", Json, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what a federated algorithm has this hospital keep for its next round: it never leaves",
+)
+
 requests = Table(
     "requests",
     METADATA,

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import select
 
 from medmesh.contracts.federation import RoundKind
-from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
@@ -66,9 +65,8 @@ class Coordinator:
             assert situation.round is not None
             kind, number, attempt = situation.round.kind, situation.round.number, situation.round.attempt
             given = await steps.answers_of(uow, federation, number, attempt)
-            base = ObjectRef.model_validate(row.model)
         with span(f"federation round {kind}"):
-            model = await results.result(self.ports, situation.plan, kind, base, given)
+            made = await results.result(self.ports, row, situation, given)
         async with self.runtime.unit() as uow:
             row = await self._lock(uow, federation)
             if row is None:
@@ -78,7 +76,7 @@ class Coordinator:
             same = isinstance(self._decide(situation), Close) and situation.round is not None and situation.round.number == number
             if not same or [a.hospital for a in await steps.answers_of(uow, federation, number, attempt)] != [a.hospital for a in given]:
                 return True
-            await results.commit(uow, row, situation, model)
+            await results.commit(uow, row, situation, made)
         return True
 
     async def _lock(self, uow: UnitOfWork[Any], federation: str) -> Any:

@@ -115,11 +115,11 @@ def kind_of(plan: Plan, number: int) -> RoundKind | None:
     """What a round does; None after the last."""
     if number <= plan.rounds:
         return RoundKind.TRAIN
-    if plan.baseline and number == plan.rounds + 1:
-        return RoundKind.BASELINE
-    if plan.baseline and number == plan.rounds + 2:
-        return RoundKind.EVALUATE
-    return None
+    after: tuple[RoundKind, ...] = ()
+    if plan.baseline:
+        # Where tensors never leave a hospital, neither does a whole model that was trained alone.
+        after = (RoundKind.EVALUATE,) if plan.local else (RoundKind.BASELINE, RoundKind.EVALUATE)
+    return after[number - plan.rounds - 1] if number - plan.rounds <= len(after) else None
 
 
 def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | None:
@@ -183,9 +183,10 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     return Open(number, attempt, kind, assigned, back)
 
 
-def link(chain: str, number: int, kind: RoundKind, model: str) -> str:
+def link(chain: str, number: int, kind: RoundKind, model: str, state: str | None = None) -> str:
     """The next link: rounds chain from the plan's hash, so that a model proves the rounds that made it."""
-    return hashlib.sha256(f"{chain}\n{number}\n{kind}\n{model}\n".encode()).hexdigest()
+    lines = [chain, str(number), kind, model, *([state] if state else [])]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def round_seed(plan: Plan, number: int) -> int:

@@ -18,6 +18,7 @@ from medmesh.contracts.federation import (
     InvitationAnswered,
     ReportFailure,
     RespondInvitation,
+    RoundKind,
     SubmitEvaluation,
     SubmitUpdate,
 )
@@ -245,7 +246,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     if not late:
         path = await local(uow.ports, given.update)
         plan = Plan.model_validate(row.plan)
-        await asyncio.to_thread(_check, path, plan)
+        await asyncio.to_thread(_check, path, plan, RoundKind(current.kind))
     values = {"update": given.update.model_dump(), "samples": given.samples, "metrics": _bounded(given.metrics)}
     if await _answer(uow, current, late, **values):
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
@@ -256,11 +257,11 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     return {"late": late}
 
 
-def _check(path: Path, plan: Plan) -> None:
+def _check(path: Path, plan: Plan, kind: RoundKind) -> None:
     from medmesh.federated.aggregation import upload_signature
     from medmesh.learning import weights
 
-    weights.check(path, upload_signature(plan))
+    weights.check(path, plan.signature if kind is RoundKind.BASELINE else upload_signature(plan))
     weights.check_finite(path)
 
 
@@ -281,15 +282,22 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
     if current.kind != "evaluate" or {result.model for result in given.results} != asked:
         raise Problem("federation.evaluation", reason="every model, and only those, must be evaluated")
     for result in given.results:
-        if len(result.counts) != classes or any(len(line) != classes or min(line) < 0 for line in result.counts):
-            raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
+        _check_counts(result.counts, classes)
     results = {result.model: [list(line) for line in result.counts] for result in given.results}
+    if given.personal is not None:
+        _check_counts(given.personal, classes)
+        results["personal"] = [list(line) for line in given.personal]
     if await _answer(uow, current, late, results=results, samples=sum(map(sum, given.results[0].counts))):
         uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
     else:
         uow.unchanged()
     uow.on_commit(uow.ports.wake.set)
     return {"late": late}
+
+
+def _check_counts(counts: tuple[tuple[int, ...], ...], classes: int) -> None:
+    if len(counts) != classes or any(len(line) != classes or min(line) < 0 for line in counts):
+        raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
 
 
 @HANDLERS.on(ReportFailure)
