@@ -96,7 +96,7 @@ async def test_every_algorithm_trains_at_hospitals_that_are_restarted_meanwhile(
                 last = await committed(3)
                 assert last
                 assert last.state
-                path = world.p.folder / "state"
+                path = world.p.folder / "scaffold-c"
                 path.write_bytes(b"".join([piece async for piece in world.p.stores.kept.read(last.state)]))
                 c = weights.load(path)
                 for tensor in ("scaffold.c/weight", "scaffold.c/bias"):
