@@ -157,7 +157,7 @@ class Algorithm:
 
     `STATE` and `UPLOADS` map a prefix to a dtype: one tensor `prefix/<name>` for each shared tensor of floats, remembered by the server,
     or sent by each hospital. `NUMBERS` are single float64 numbers each hospital sends. `SHOWN`: hospitals get the state. `INDIVIDUAL`
-    says why single updates must be seen, which excludes secure aggregation; `KEEPS`: a hospital keeps something between rounds.
+    says why the sum weighted by samples is not enough, which excludes secure aggregation; `KEEPS`: a hospital keeps something between rounds.
     """
 
     NAME: ClassVar[str]
