@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AREA ?= bus
 
-.PHONY: help install demo test test-fast lint schemas bench k8s-check faults soak mutation fuzz clean
+.PHONY: help install mindspore demo test test-fast lint schemas bench k8s-check faults soak mutation fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,10 +28,22 @@ $(STAMP): pyproject.toml constraints.txt
 	  touch $@; \
 	fi
 
+# MindSpore needs numpy 1, so it has an interpreter of its own: whatever runs in one must be able to do without the rest of medmesh.
+MINDSPORE := $(VENV)/mindspore
+mindspore: $(MINDSPORE)/.installed ## an environment for MindSpore, beside ours (2.8 GB; a node names it in its settings)
+
+$(MINDSPORE)/.installed: $(STAMP)
+	@exec 9>$(VENV)/.lock; flock 9; \
+	if [ ! -e $@ ]; then \
+	  $(PYTHON) -m venv $(MINDSPORE); \
+	  $(MINDSPORE)/bin/python -m pip install --quiet --disable-pip-version-check "mindspore==2.10.0" "numpy<2" "ml_dtypes<0.6" "safetensors>=0.5" "pydantic>=2.10"; \
+	  touch $@; \
+	fi
+
 demo: $(STAMP) ## the whole story on real images: four hospitals, one model, everything checked
 	$(BIN)/medmesh demo
 
-test: $(STAMP) lint ## every suite but the fault tests, on real servers
+test: $(STAMP) $(MINDSPORE)/.installed lint ## every suite but the fault tests, on real servers
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not faults" tests
 
 test-fast: $(STAMP) ## the quick part: unit, contract and architecture suites

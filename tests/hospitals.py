@@ -61,11 +61,11 @@ def pacs(folder: Path, hospital: str, count: int = 60) -> Path:
     return target
 
 
-async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: str) -> Path:
-    """A hospital's folder, enrolled over the gateway."""
+async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: str, **further: Any) -> Path:
+    """A hospital's folder, enrolled over the gateway; `further` are settings of its node."""
     code = (await admin.request("POST", "/v1/hospitals", {"hospital": hospital, "display_name": hospital}))["code"]
     folder = world.p.folder / f"node-{hospital}"
-    settings = Settings(hospital=hospital, node="node-1", gateway=world.url, holdout=0.3)
+    settings = Settings(hospital=hospital, node="node-1", gateway=world.url, holdout=0.3, **further)
     enrolling = asyncio.create_task(enrol(folder, settings, world.ca.read_bytes(), code, seconds=30))
 
     async def open_one() -> Any:
@@ -80,9 +80,9 @@ async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: st
 
 
 async def federation(
-    world: World, researcher: Gateway, approver: Gateway | None, hospitals: tuple[str, ...], **changed: Any
+    world: World, researcher: Gateway, approver: Gateway | None, hospitals: tuple[str, ...], package: Path = TINY, **changed: Any
 ) -> dict[str, Any]:
-    """A federation of the tiny package; without an approver nobody has approved its start."""
+    """A federation of the tiny package or another; without an approver nobody has approved its start."""
     values = {
         "rounds": 3,
         "local_steps": 30,
@@ -98,7 +98,7 @@ async def federation(
     }
     made = await create_federation(
         researcher,
-        TINY,
+        package,
         name="tiny",
         purpose="a test of the node",
         initiator="person:li@platform",

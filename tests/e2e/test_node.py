@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.records import Records
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
@@ -57,6 +59,15 @@ async def two_hospitals(world: World) -> AsyncIterator[tuple[Gateway, Gateway, d
     yield researcher, approver, folders
 
 
+async def recorded(world: World, *hospitals: str) -> dict[str, dict[str, int]]:
+    """What each node left in the log, by verb; with a reason where it refused."""
+    found = {hospital: Counter[str]() for hospital in hospitals}
+    for record in await Records(world.p).new():
+        if (hospital := record["src"]["service"].removeprefix("edge:")) in found:
+            found[hospital][":".join(filter(None, (record["sub"], record["why"])))] += 1
+    return {hospital: dict(counts) for hospital, counts in found.items()}
+
+
 async def test_from_enrolment_to_a_model_better_than_chance_with_nothing_identifying_outside(world: World) -> None:
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
@@ -101,6 +112,12 @@ async def test_from_enrolment_to_a_model_better_than_chance_with_nothing_identif
             return all([not await node.site.database.unreceipted() for node in nodes])
 
         await until(shipped)
+        told = await recorded(world, *folders)
+        rosters = [records.pop("roster.update", 0) for records in told.values()]
+        assert max(rosters) == 1, "whoever was enrolled first took the next version of the roster"
+        story = {"edge.ingest": 2, "patient.ingest": 2, "federation.invitation": 1, "package.approve": 1, "federation.consent": 1}
+        story |= {"federation.train": 4, "federation.upload": 4, "federation.evaluate": 1}
+        assert told == dict.fromkeys(folders, story)
     for path in (world.p.folder / "objects").rglob("*"):
         assert not path.is_file() or b"Canary" not in path.read_bytes()
 
@@ -174,6 +191,14 @@ async def test_the_policy_refuses_with_the_rule_and_a_person_can_decline(world: 
             row = await uow.first(select(federations))
         assert row is not None
         assert row.reason == "policy.initiator"
+
+        async def shipped() -> bool:
+            return all([not await node.site.database.unreceipted() for node in nodes])
+
+        await until(shipped)
+        told = await recorded(world, *folders)
+        assert told["huashan"]["federation.consent:policy.initiator"] == 1
+        assert told["renji"]["federation.consent"] == 1
         policy.write_text("[federation]\ninitiator = 3\n")
         with pytest.raises(Problem) as caught:
             nodes[0].site.policy()

@@ -159,17 +159,23 @@ class Stage:
         return {name: count for name, count in waiting.items() if count}
 
     async def settled(self, seconds: float = SETTLE_SECONDS) -> None:
-        """Return when nothing waits anywhere; raises `AssertionError` with what still does."""
-        left: dict[str, Any] = {}
+        """Return when nothing waits anywhere; raises `AssertionError` with what still does, once none of it became less for so long."""
+        left: dict[str, dict[str, int]] = {}
+        fewest = 1 << 62
 
-        async def quiet() -> bool:
+        async def changed() -> bool:
             left.update(outbox=await self.everywhere("outbox"), audit=await self.everywhere("audit_outbox"), bus=await self.consumers())
-            return not any(left.values())
+            return waiting() < fewest
 
-        try:
-            await until(quiet, seconds)
-        except TimeoutError:
-            raise AssertionError(f"something never left: {left}") from None
+        def waiting() -> int:
+            return sum(n for part in left.values() for n in part.values())
+
+        while fewest:
+            try:
+                await until(changed, seconds)
+            except TimeoutError:
+                raise AssertionError(f"something never left: {left}") from None
+            fewest = waiting()
 
     async def stream(self, since: datetime) -> list[dict[str, Any]]:
         """Every message of EVENTS since then, read from the stream itself."""

@@ -29,6 +29,8 @@ from medmesh.contracts.message import new_id
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 DEATHS = 500 if SOAK else 25
+PAUSE = 0.2 if SOAK else 0.02
+"""Seconds between two commits of an emitter at most: half an hour of deaths shall not make a million records."""
 EMITTERS = ("annotation", "conversion", "registry", "training")
 VICTIMS = ("audit", "nats", "postgres")
 VERB = "training.finish"  # one of the vocabulary that nothing else records here
@@ -53,7 +55,7 @@ class Emitter:
                 try:
                     while not stop.is_set():
                         await self._commit(sql)
-                        await asyncio.sleep(self.dice.uniform(0, 0.02))
+                        await asyncio.sleep(self.dice.uniform(0, PAUSE))
                 finally:
                     with suppress(Exception):
                         await sql.close(timeout=1)

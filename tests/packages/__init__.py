@@ -8,6 +8,8 @@ from pathlib import Path
 from medmesh.learning.package import Package, pack
 
 TINY = Path(__file__).parent / "tiny"
+TWINS = Path(__file__).parent / "twins"
+"""One model for three frameworks, one of which is written by hand."""
 
 
 def tiny(folder: Path, code: str = "") -> Package:

@@ -53,7 +53,7 @@ class Adapter(Protocol):
         """A fresh model with seeded weights."""
 
     def tensors(self, model: Any) -> dict[str, np.ndarray]:
-        """Its weights."""
+        """Its weights under canonical names: those of PyTorch's twin, in its layouts, so that frameworks can train one model together."""
 
     def assign(self, model: Any, tensors: Mapping[str, np.ndarray]) -> None:
         """Replace its weights."""
@@ -72,7 +72,11 @@ class Adapter(Protocol):
         """Write an ONNX file with a free batch dimension; answers what tools made it."""
 
 
-_OWN = {"torch": "medmesh.learning.torch_adapter", "numpy": "medmesh.learning.numpy_adapter"}
+_OWN = {
+    "torch": "medmesh.learning.torch_adapter",
+    "mindspore": "medmesh.learning.mindspore_adapter",
+    "numpy": "medmesh.learning.numpy_adapter",
+}
 
 
 def adapter(framework: str) -> Adapter:

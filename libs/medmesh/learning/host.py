@@ -28,11 +28,12 @@ def _silent(step: int, steps: int, loss: float) -> None:
 
 
 class Worker:
-    """A running worker; `folder` is the one place it may write, and where inputs are handed in."""
+    """A running worker for `framework`; `folder` is the one place it may write, and where inputs are handed in."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, silence: float) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, silence: float, framework: str) -> None:
         self._process = process
         self.folder = folder
+        self.framework = framework
         self._silence = silence
         self._busy = asyncio.Lock()
 
@@ -126,12 +127,14 @@ async def worker(
     package: Package,
     folder: Path,
     *,
+    framework: str = "",
     python: Path | None = None,
     silence: float = 120.0,
     limits: isolation.Limits | None = None,
     account: str | None = None,
 ) -> AsyncIterator[Worker]:
-    """A worker with `package` opened. `folder` is made fresh and removed at the end; `python` is the framework's interpreter."""
+    """A worker with `package` opened for `framework` (the package's own by default). `folder` is made fresh and removed at the end;
+    `python` is the framework's interpreter."""
     await asyncio.to_thread(wipe, folder)
     folder.mkdir(parents=True, mode=0o700)
     code = package.unpack(folder / "package")
@@ -148,9 +151,9 @@ async def worker(
         start_new_session=True,
         cwd="/",
     )
-    made = Worker(process, folder, silence)
+    made = Worker(process, folder, silence, framework or package.manifest.package.framework)
     try:
-        await made.call("open", package=str(code))
+        await made.call("open", package=str(code), framework=made.framework)
         yield made
     finally:
         await made.kill()

@@ -6,6 +6,10 @@
     framework = "torch"            # an adapter: torch, numpy, or one of your own
     entry = "model"                # the module that defines build(), and optionally optimizer() and loss()
 
+    [[variants]]                   # the same model for another framework; a hospital runs the one it has
+    framework = "mindspore"
+    entry = "model_ms"
+
     [data]
     modality = "MR"
     image_size = 64
@@ -31,11 +35,12 @@ import struct
 import tomllib
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from medmesh.contracts.message import Identifier, Record
 from medmesh.contracts.plan import DataSchema, TensorSignature
@@ -55,13 +60,36 @@ class About(Record):
     entry: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+class Variant(Record):
+    """The same model for another framework: the same tensors by name, shape and meaning."""
+
+    framework: Identifier
+    entry: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
 class Manifest(Record):
     """`medmesh.toml`."""
 
     package: About
+    variants: tuple[Variant, ...] = ()
     data: DataSchema
     hyper: dict[str, int | str] = Field(default_factory=dict)
     tensors: tuple[TensorSignature, ...] = Field(min_length=1)
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """Framework to its entry module, the package's own first."""
+        return {self.package.framework: self.package.entry} | {v.framework: v.entry for v in self.variants}
+
+    def framework(self, wanted: Sequence[str]) -> str:
+        """The first of the wanted frameworks that this package is written for; its own when there is none among them."""
+        return next((name for name in wanted if name in self.entries), self.package.framework)
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Manifest:
+        if len(self.entries) != 1 + len(self.variants):
+            raise ValueError("variants: a framework is named twice")
+        return self
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def check_finite(path: Path) -> None:
 
 def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Write tensors, sorted by name so that the same tensors are the same bytes."""
-    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path)
+    save_file({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, path)  # keeps scalars scalars
 
 
 def load(path: Path) -> dict[str, np.ndarray]:

@@ -25,13 +25,16 @@ from medmesh.learning.protocol import read_frame, write_frame
 class Session:
     """One package in one worker."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, framework: str) -> None:
         import tomllib
 
         self.manifest = Manifest.model_validate_json(_as_json(tomllib.loads((folder / MANIFEST).read_text(encoding="utf-8"))))
-        self.adapter: Adapter = adapter(self.manifest.package.framework)
+        if framework not in self.manifest.entries:
+            raise Problem("package.variant", framework=framework)
+        self.framework = framework
+        self.adapter: Adapter = adapter(framework)
         sys.path.insert(0, str(folder))
-        self.module = importlib.import_module(self.manifest.package.entry)
+        self.module = importlib.import_module(self.manifest.entries[framework])
 
     def model(self, seed: int, path: str | None = None) -> Any:
         """A fresh model, with the weights in `path` when there is one."""
@@ -63,7 +66,7 @@ def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     samples, correction, plain = _samples(call["data"]), _correction(call), bool(call.get("plain"))
     own = getattr(session.module, "train", None)
     if (correction or plain) and not getattr(session.adapter if own is None else session.module, "corrects", False):
-        raise Problem("package.uncorrected", framework=session.manifest.package.framework)
+        raise Problem("package.uncorrected", framework=session.framework)
     schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"], correction, plain)
     model = session.model(call["seed"], call["weights"])
 
@@ -97,6 +100,13 @@ def evaluate(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any
     return {"counts": results}
 
 
+def predict(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
+    """Write the model's answers (float32 [samples, classes]) to given samples."""
+    model = session.model(0, call["weights"])
+    weights.save({"logits": session.adapter.logits(model, _samples(call["data"]).x)}, Path(call["out"]))
+    return {}
+
+
 def export(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Write ONNX, and the model's own answers to seeded inputs for the parity gate."""
     data = session.manifest.data
@@ -108,7 +118,7 @@ def export(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     return {"tools": tools}
 
 
-OPERATIONS = {"initial": initial, "train": train, "evaluate": evaluate, "export": export}
+OPERATIONS = {"initial": initial, "train": train, "evaluate": evaluate, "predict": predict, "export": export}
 
 
 def main() -> int:
@@ -122,7 +132,7 @@ def main() -> int:
     while (call := read_frame(stream_in)) is not None:
         try:
             if call["op"] == "open":
-                session = Session(Path(call["package"]))
+                session = Session(Path(call["package"]), call["framework"])
                 tell({"event": "done", "result": {}})
             elif session is None:
                 raise ValueError("open a package first")

@@ -134,11 +134,13 @@ class Rounds:
         if read.digest != package.sha256:
             raise Problem("objects.digest", expected=package.sha256, found=read.digest)
         settings, stack = self.site.settings, AsyncExitStack()
+        framework = read.manifest.framework(settings.frameworks)
         opened = await stack.enter_async_context(
             worker(
                 read,
                 self.site.layout.work / "worker",
-                python=settings.python.get(read.manifest.package.framework),
+                framework=framework,
+                python=settings.python.get(framework),
                 silence=settings.worker_silence_seconds,
                 limits=isolation.Limits(memory_bytes=settings.worker_memory_bytes),
                 account=settings.worker_account,
@@ -185,7 +187,8 @@ class Rounds:
             await training.remember(uow, event, kept)
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
             used = (Entity("dataset", name) for name in sources)
-            uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail={"round": event.round, "steps": event.steps}))
+            detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
+            uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
         await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
 

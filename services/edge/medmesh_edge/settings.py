@@ -27,6 +27,8 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     """The local page and the hospital's own inference; 0 takes a free port, written to `edge.port`."""
+    frameworks: tuple[str, ...] = ()
+    """Which framework a package that is written for several is run with here, most wanted first; the package's own by default."""
     python: dict[str, Path] = Field(default_factory=dict)
     """Framework to the interpreter that has it; ours by default."""
     worker_account: str | None = None

@@ -72,7 +72,7 @@ def test_plain_descent_with_a_correction_is_as_by_hand(train: Any, corrected: bo
 def test_a_training_that_does_not_correct_is_refused(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.packages import TINY
 
-    session = worker.Session(TINY)
+    session = worker.Session(TINY, "numpy")
     weights.save(START, private / "w")
     weights.save({"x": SAMPLES.x, "y": SAMPLES.y}, private / "data")
     call = {

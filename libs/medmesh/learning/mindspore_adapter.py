@@ -1,0 +1,131 @@
+"""MindSpore. The package's module defines `build(**hyper) -> nn.Cell` and may define `optimizer(parameters, learning_rate)`,
+`loss(logits, y)` and `augment(x, generator)` on numpy arrays; one thread and seeds make a run repeatable.
+
+Weights leave and enter under canonical names: those of the twin in PyTorch, with its layouts. Convolutions, dense layers and transposed
+convolutions have both alike; normalisations and embeddings name their parameters otherwise; counters of batches, which MindSpore does
+not keep, are carried along unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from medmesh.errors import Problem
+from medmesh.learning.adapter import OnStep, Samples, Schedule, batches, float_input
+
+_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_EMBEDDING = {"embedding_table": "weight"}
+_COUNTER = "num_batches_tracked"
+_SEEDS = 2**32
+"""Ours are longer."""
+
+
+@dataclass
+class Model:
+    """A network and the whole numbers that travel with its weights."""
+
+    net: Any
+    carried: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class MindSporeAdapter:
+    """See `medmesh.learning.adapter.Adapter`."""
+
+    def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> Model:
+        _start()
+        ms.set_seed(seed % _SEEDS)
+        model = Model(module.build(**hyper))
+        counters = (name for name, cell in _cells(model.net) if _is_batch_norm(cell))
+        model.carried = {f"{name}.{_COUNTER}": np.zeros((), np.int64) for name in counters}
+        return model
+
+    def tensors(self, model: Model) -> dict[str, np.ndarray]:
+        return {name: parameter.asnumpy().copy() for name, parameter in _parameters(model.net)} | model.carried
+
+    def assign(self, model: Model, tensors: Mapping[str, np.ndarray]) -> None:
+        known = dict(_parameters(model.net))
+        for name in sorted(known.keys() | tensors.keys()):
+            if name not in tensors:
+                raise Problem("weights.missing", tensor=name)
+            if name in known:
+                known[name].set_data(ms.Tensor(np.ascontiguousarray(tensors[name])))
+            elif tensors[name].dtype.kind in "iu":
+                model.carried[name] = np.array(tensors[name])
+            else:
+                raise Problem("weights.foreign", tensor=name[:120])
+
+    def train(self, module: ModuleType, model: Model, samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
+        ms.set_seed(schedule.seed % _SEEDS)
+        generator = np.random.default_rng(schedule.seed)
+        make = getattr(module, "optimizer", lambda parameters, rate: nn.Momentum(parameters, rate, momentum=0.9))
+        loss_of = getattr(module, "loss", nn.CrossEntropyLoss())
+        augment = getattr(module, "augment", lambda x, generator: x)
+        net = model.net
+        optimizer = make(net.trainable_params(), schedule.learning_rate)
+        net.set_train(True)
+        step = ms.value_and_grad(lambda x, y: loss_of(net(x), y), None, optimizer.parameters)
+        losses: list[float] = []
+        for place, chosen in enumerate(batches(len(samples.y), schedule), start=1):
+            x = augment(float_input(samples.x[chosen]), generator)
+            loss, gradients = step(ms.Tensor(np.ascontiguousarray(x)), ms.Tensor(samples.y[chosen].astype(np.int32)))
+            optimizer(gradients)
+            losses.append(float(loss.asnumpy()))
+            on_step(place, losses[-1])
+        tail = losses[-max(1, len(losses) // 10) :]
+        return sum(tail) / len(tail)
+
+    def logits(self, model: Model, x: np.ndarray) -> np.ndarray:
+        model.net.set_train(False)
+        parts = [model.net(ms.Tensor(float_input(x[i : i + 256]))).asnumpy() for i in range(0, len(x), 256)]
+        return np.concatenate(parts).astype(np.float32)
+
+    def export_onnx(self, model: Model, example: np.ndarray, path: Path) -> dict[str, Any]:
+        import mindspore.onnx
+
+        model.net.set_train(False)
+        # It appends the suffix to a name without one, and exports a network once: the worker makes a fresh one for each export.
+        made = path.with_suffix(".onnx")
+        names = {"input_names": ["image"], "output_names": ["logits"], "dynamic_axes": {"image": {0: "batch"}, "logits": {0: "batch"}}}
+        mindspore.onnx.export(model.net, ms.Tensor(float_input(example)), file_name=str(made), **names)
+        made.replace(path)
+        return {"exporter": "mindspore.onnx", "mindspore": ms.__version__}
+
+
+@cache
+def _start() -> None:
+    """Once: a device cannot be chosen again after it was used."""
+    ms.set_device("CPU")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    ms.set_deterministic(True)
+
+
+def _cells(net: Any) -> Iterator[tuple[str, Any]]:
+    """Layers by canonical name: three-dimensional batch normalisation is a layer inside a layer here."""
+    for name, cell in net.cells_and_names():
+        yield name.removesuffix(".bn2d"), cell
+
+
+def _is_batch_norm(cell: Any) -> bool:
+    return "moving_mean" in cell._params
+
+
+def _parameters(net: Any) -> Iterator[tuple[str, Any]]:
+    """Parameters by canonical name."""
+    for name, cell in _cells(net):
+        renamed = {**_NORM, **_EMBEDDING}
+        for attribute, parameter in cell._params.items():
+            if parameter is not None:
+                own = renamed.get(attribute, attribute)
+                yield f"{name}.{own}" if name else own, parameter
+
+
+ADAPTER = MindSporeAdapter()
