@@ -47,6 +47,7 @@ OWN: dict[str, dict[str, tuple[str, ...] | str]] = {
         "HEAD /v1/uploads/{sha256}": "how far an upload came",
         "PUT /v1/uploads/{sha256}": ("object.write",),
         "GET /v1/objects/{sha256}": ("object.read",),
+        "GET /v1/objects/{sha256}/unchanged": "whether two objects that the asker names are alike",
         "GET /v1/inbox": "facts, which are in the log of whoever emitted them",
         "POST /v1/audit/records": "records are what it carries",
         "GET /v1/operations/{operation}": "the answer to one's own command",

@@ -31,6 +31,7 @@ _NAMED: dict[str, Any] = {
     "participants": ["hospital-a", "hospital-b"],
     "classes": ["benign", "malignant"],
     "learning_rate": "0.01",
+    "codec_share": "0.01",
     "algorithm": "fedavg",
     "local": [],
     "media_type": "application/octet-stream",

@@ -18,15 +18,15 @@ from medmesh.security.tokens import hospital_token
 class Credentials(Protocol):
     """Headers for one request."""
 
-    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
-        """`target` is path and query as they are sent."""
+    def headers(self, method: str, target: str, body: bytes, digest: str | None = None) -> dict[str, str]:
+        """`target` is path and query as they are sent, `digest` the SHA-256 of `body` where it is known already."""
 
 
 @dataclass(frozen=True)
 class Anonymous:
     """Nobody."""
 
-    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+    def headers(self, method: str, target: str, body: bytes, digest: str | None = None) -> dict[str, str]:
         """None."""
         return {}
 
@@ -40,7 +40,7 @@ class Person:
     second_factor: Callable[[], Awaitable[str]] | None = None
     shows: Literal["code", "password"] = "code"
 
-    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+    def headers(self, method: str, target: str, body: bytes, digest: str | None = None) -> dict[str, str]:
         """The bearer."""
         return {"Authorization": f"Bearer {self.session}"}
 
@@ -66,6 +66,6 @@ class Node:
             self._token, self._window = hospital_token(self.key, self.certificate), window
         return self._token
 
-    def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+    def headers(self, method: str, target: str, body: bytes, digest: str | None = None) -> dict[str, str]:
         """Token and signature."""
-        return {"Authorization": f"Medmesh-Node {self.token()}", HEADER: sign_request(self.key, method, target, body)}
+        return {"Authorization": f"Medmesh-Node {self.token()}", HEADER: sign_request(self.key, method, target, body, digest=digest)}

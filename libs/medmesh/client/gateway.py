@@ -108,26 +108,39 @@ class Gateway:
         return result
 
     async def raw(
-        self, method: str, path: str, body: bytes = b"", *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        query: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        digest: str | None = None,
     ) -> httpx.Response:
         """One request, repeated with back-off while the gateway is away, and once more after the second factor was shown where it
-        is asked for. Raises `Problem`."""
+        is asked for. `digest` is the body's SHA-256 where it is known. Raises `Problem`."""
         try:
-            return await self._insist(method, path, body, query, headers)
+            return await self._insist(method, path, body, query, headers, digest)
         except Problem as problem:
             ask = getattr(self.credentials, "second_factor", None)
             if problem.code != "security.step_up" or ask is None:
                 raise
         shown = json.dumps({getattr(self.credentials, "shows", "code"): await ask()}).encode()
         await self._insist("POST", "/v1/sessions/step-up", shown, None, {"Content-Type": "application/json"})
-        return await self._insist(method, path, body, query, headers)
+        return await self._insist(method, path, body, query, headers, digest)
 
     async def _insist(
-        self, method: str, path: str, body: bytes, query: dict[str, Any] | None, headers: dict[str, str] | None
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        query: dict[str, Any] | None,
+        headers: dict[str, str] | None,
+        digest: str | None = None,
     ) -> httpx.Response:
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(self._attempts):
-            signed = {**self.credentials.headers(method, target, body), "Accept-Language": self.language, **(headers or {})}
+            signed = {**self.credentials.headers(method, target, body, digest), "Accept-Language": self.language, **(headers or {})}
             try:
                 answer = await self._http.request(method, target, content=body, headers=signed)
             except httpx.TransportError as error:

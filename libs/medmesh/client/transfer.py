@@ -1,4 +1,4 @@
-"""Objects to and from the gateway: in pieces, resumable in both directions, verified."""
+"""Objects to and from the gateway: in pieces, resumable in both directions, verified; what both sides have already is not sent again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 
 from medmesh.client.gateway import Gateway, problem_of, unreachable
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
+from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.port import CHUNK, file_digest
 
 Progress = Callable[[int, int], None]
@@ -22,64 +25,198 @@ def _silent(done: int, total: int) -> None:
     return None
 
 
+class Source(Protocol):
+    """Bytes to send, wherever they lie."""
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes `start`..`end`; called in a thread, at most `CHUNK` at once."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A file."""
+
+    path: Path
+
+    def read(self, start: int, end: int) -> bytes:
+        """See `Source`."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object that lies encrypted: it is opened piece by piece, and never lies in the clear beside itself."""
+
+    store: EncryptedStore
+    sha256: str
+
+    def read(self, start: int, end: int) -> bytes:
+        """See `Source`."""
+        return b"".join(self.store.open(self.sha256, start, end))
+
+
 async def upload(gateway: Gateway, path: Path, *, media_type: str = "application/octet-stream", progress: Progress = _silent) -> ObjectRef:
     """Send a file, going on where an earlier attempt stopped. `progress(done, total)` in bytes."""
     sha256, total = await asyncio.to_thread(file_digest, path)
-    target = f"/v1/uploads/{sha256}"
-    offset, complete = _progress(await gateway.raw("HEAD", target))
-    with path.open("rb") as file:
+    ref = ObjectRef(sha256=sha256, bytes=total, media_type=media_type)
+    await send(gateway, ref, Plain(path), progress=progress)
+    return ref
+
+
+async def send(gateway: Gateway, ref: ObjectRef, source: Source, *, base: Path | None = None, progress: Progress = _silent) -> None:
+    """Send the bytes of `ref`, going on where an earlier attempt stopped.
+
+    `base` is an object that the platform has (its file's name is its SHA-256): pieces that are the same there, at the same place, are
+    named instead of sent. Every piece is verified where it arrives, and the whole at the end. Raises `Problem`.
+    """
+    target = f"/v1/uploads/{ref.sha256}"
+    offset, complete = 0, False
+    if ref.bytes > CHUNK:  # a small one is sent sooner than asked for
+        offset, complete = _progress(await gateway.raw("HEAD", target))
+    ahead: asyncio.Task[_Piece] | None = None
+    try:
         while not complete:
-            file.seek(offset)
-            piece = await asyncio.to_thread(file.read, CHUNK)
-            digest = base64.b64encode(hashlib.sha256(piece).digest()).decode()
-            headers = {"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
+            if ahead is None or (piece := await ahead).offset != offset:
+                piece = await _piece(source, offset, ref.bytes, base)
+            after = offset + piece.length
+            ahead = asyncio.create_task(_piece(source, after, ref.bytes, base)) if after < ref.bytes else None
+            query: dict[str, Any] = {"offset": offset, "total": ref.bytes}
+            if piece.same:
+                query |= {"base": piece.same, "length": piece.length}
             try:
-                answer = await gateway.raw("PUT", target, piece, query={"offset": offset, "total": total}, headers=headers)
+                answer = await gateway.raw("PUT", target, piece.data, query=query, headers=piece.headers, digest=piece.digest.hex())
             except Problem as problem:
+                if piece.same and problem.code == "objects.missing":
+                    base = ahead = None  # the platform has forgotten it: everything is sent
+                    continue
                 if problem.code != "objects.offset":
                     raise
                 answer = await gateway.raw("HEAD", target)  # somebody else's attempt was further, or its file is gone
             offset, complete = _progress(answer)
-            progress(offset, total)
-    return ObjectRef(sha256=sha256, bytes=total, media_type=media_type)
+            progress(offset, ref.bytes)
+    finally:
+        if ahead is not None:
+            ahead.cancel()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    offset: int
+    length: int
+    data: bytes
+    digest: bytes
+    same: str
+    """The object that has the same bytes at the same place; then `data` is empty."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        digest = base64.b64encode(self.digest).decode()
+        return {"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
+
+
+async def _piece(source: Source, offset: int, total: int, base: Path | None) -> _Piece:
+    return await asyncio.to_thread(_cut, source, offset, total, base)
+
+
+def _cut(source: Source, offset: int, total: int, base: Path | None) -> _Piece:
+    # On a grid of whole pieces, so that what was resumed in the middle of one can be compared again from the next.
+    end = min(total, (offset // CHUNK + 1) * CHUNK)
+    data = source.read(offset, end)
+    same = base is not None and Plain(base).read(offset, end) == data
+    sent = b"" if same else data
+    return _Piece(offset, len(data), sent, hashlib.sha256(sent).digest(), base.name if base is not None and same else "")
 
 
 def _progress(answer: httpx.Response) -> tuple[int, bool]:
     return int(answer.headers["upload-offset"]), answer.headers["upload-complete"] == "?1"
 
 
-async def download(gateway: Gateway, ref: ObjectRef, target: Path, *, progress: Progress = _silent, attempts: int = 8) -> Path:
-    """Fetch an object into `target`, going on where an earlier attempt stopped. Raises `Problem` when its bytes are not its own."""
+async def download(
+    gateway: Gateway, ref: ObjectRef, target: Path, *, since: Path | None = None, progress: Progress = _silent, attempts: int = 8
+) -> Path:
+    """Fetch an object into `target`, going on where an earlier attempt stopped. Raises `Problem` when its bytes are not its own.
+
+    `since` is an older object (its file's name is its SHA-256): what did not change since then is taken from there.
+    """
     if target.exists() and (await asyncio.to_thread(file_digest, target))[0] == ref.sha256:
         return target
-    partial = target.with_name(f"{target.name}.part")
+    partial = _Partial(target.with_name(f"{target.name}.part"))
+    await asyncio.to_thread(partial.begin)
+    same = await _same(gateway, ref, since)
     for attempt in range(attempts):
         try:
-            await _fetch(gateway, ref, partial, progress)
+            await _fetch(gateway, ref, partial, progress, same, since)
             break
         except httpx.TransportError as error:
             if attempt + 1 == attempts:
                 raise unreachable(gateway.url, error) from None
             await asyncio.sleep(min(0.2 * 2**attempt, 5))
-    found, _ = await asyncio.to_thread(file_digest, partial)
+    found = partial.whole.hexdigest()
     if found != ref.sha256:
-        partial.unlink()
+        partial.path.unlink()
         raise Problem("objects.digest", expected=ref.sha256, found=found)
-    partial.replace(target)
+    partial.path.replace(target)
     return target
 
 
-async def _fetch(gateway: Gateway, ref: ObjectRef, partial: Path, progress: Progress) -> None:
-    start = partial.stat().st_size if partial.exists() else 0
-    if start >= ref.bytes:
-        partial.touch()
-        return
-    async with gateway.stream(f"/v1/objects/{ref.sha256}", headers={"Range": f"bytes={start}-"}) as answer:
+class _Partial:
+    """A file that grows at its end, digested as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.whole = hashlib.sha256()
+
+    def begin(self) -> None:
+        """Take in what an earlier process left."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    self.whole.update(piece)
+                    self.size += len(piece)
+
+    def append(self, piece: bytes) -> None:
+        """In a thread."""
+        with self.path.open("ab") as file:
+            file.write(piece)
+        self.whole.update(piece)
+        self.size += len(piece)
+
+
+async def _same(gateway: Gateway, ref: ObjectRef, since: Path | None) -> frozenset[int]:
+    """The places (in pieces of `CHUNK`) at which an object is what the older one was; none when the platform cannot say."""
+    if since is None or ref.bytes <= CHUNK or not since.exists() or since.name == ref.sha256:
+        return frozenset()
+    try:
+        answer = await gateway.request("GET", f"/v1/objects/{ref.sha256}/unchanged", query={"since": since.name})
+    except Problem as problem:
+        if problem.code not in ("objects.missing", "request.no_route"):
+            raise
+        return frozenset()
+    return frozenset(int(place) for place in answer["pieces"])
+
+
+async def _fetch(gateway: Gateway, ref: ObjectRef, partial: _Partial, progress: Progress, same: frozenset[int], since: Path | None) -> None:
+    while partial.size < ref.bytes:
+        place, inside = divmod(partial.size, CHUNK)
+        if place in same and since is not None and not inside:
+            end = min(ref.bytes, partial.size + CHUNK)
+            await asyncio.to_thread(partial.append, await asyncio.to_thread(Plain(since).read, partial.size, end))
+            progress(partial.size, ref.bytes)
+            continue
+        after = next((other * CHUNK for other in sorted(same) if other > place), ref.bytes)
+        await _range(gateway, ref, partial, after, progress)
+    if not ref.bytes:
+        partial.path.touch()
+
+
+async def _range(gateway: Gateway, ref: ObjectRef, partial: _Partial, end: int, progress: Progress) -> None:
+    async with gateway.stream(f"/v1/objects/{ref.sha256}", headers={"Range": f"bytes={partial.size}-{end - 1}"}) as answer:
         if answer.status_code >= 400:
             await answer.aread()
             raise problem_of(answer)
-        with partial.open("ab") as file:
-            async for piece in answer.aiter_bytes(1 << 20):
-                await asyncio.to_thread(file.write, piece)
-                start += len(piece)
-                progress(start, ref.bytes)
+        async for piece in answer.aiter_bytes(1 << 20):
+            await asyncio.to_thread(partial.append, piece)
+            progress(partial.size, ref.bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -292,9 +292,20 @@ class RoundProgressed(Signal):
     round: int
     done: int
     total: int
+    phase: Literal["train", "fetch", "send"] = "train"
+    """`done` and `total` count steps while it trains, bytes while weights come or go."""
 
 
 # --- queries --------------------------------------------------------------------------------------------------------
+
+
+class ProgressView(Record):
+    """The newest that a hospital said of itself; nothing in it is proven."""
+
+    round: int
+    phase: str
+    done: int
+    total: int
 
 
 class ParticipantView(Record):
@@ -303,6 +314,7 @@ class ParticipantView(Record):
     online: bool
     drops: int
     reason: str = ""
+    progress: ProgressView | None = None
 
 
 class AnswerView(Record):

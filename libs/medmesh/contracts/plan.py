@@ -65,6 +65,10 @@ class Plan(Record):
     lease_seconds: int = Field(default=15, ge=1, le=86_400)
     baseline: bool = False
     """Each hospital also trains alone for the same number of steps, and all models are evaluated at all hospitals."""
+    codec: Literal["none", "fp16", "bf16", "int8", "topk"] = "none"
+    """How updates travel: whole, or as their difference from the round's model in fewer bytes (`medmesh.federated.codecs`)."""
+    codec_share: str = "0.01"
+    """Of `topk`: the share of numbers that is sent."""
 
     @field_validator("learning_rate")
     @classmethod
@@ -75,6 +79,17 @@ class Plan(Record):
             raise ValueError("learning_rate is a decimal string such as '0.01'") from None
         if not number.is_finite() or not 0 < number < 1000:
             raise ValueError("learning_rate lies between 0 and 1000")
+        return value
+
+    @field_validator("codec_share")
+    @classmethod
+    def _share(cls, value: str) -> str:
+        try:
+            number = Decimal(value)
+        except InvalidOperation:
+            raise ValueError("codec_share is a decimal string such as '0.01'") from None
+        if not number.is_finite() or not 0 < number <= 1:
+            raise ValueError("codec_share is more than 0 and at most 1")
         return value
 
     @model_validator(mode="after")
@@ -100,7 +115,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("parameters", "local")
+LATER = ("codec", "codec_share", "parameters", "local")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 

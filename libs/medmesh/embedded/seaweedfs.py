@@ -67,7 +67,7 @@ class SeaweedFS:
         files.write(self.config, json.dumps({"identities": [{"name": "medmesh", "credentials": keys, "actions": ["Admin"]}]}))
         env = {
             "HOME": str(self.folder),
-            "GOMEMLIMIT": "256MiB",  # a wish, not a wall: it collects garbage earlier
+            "GOMEMLIMIT": "384MiB",  # a wish, not a wall: it collects garbage earlier
         }
         argv = (str(self.program), "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items()))
         # It may take half a minute to stop after load; a kill has been shown to lose nothing.

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import math
-
 from medmesh.contracts.plan import Plan, canonical, plan_hash
 
 __all__ = ["Plan", "canonical", "explain", "plan_hash"]
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
-
 
 def update_bytes(plan: Plan) -> int:
-    """How many bytes one round's update has, headers aside."""
+    """How many bytes one round's update has as it travels, headers aside; a baseline's models travel whole."""
     from medmesh.federated.aggregation import upload_signature  # numpy: not before there is a plan
+    from medmesh.federated.codecs import sent, wire_bytes
 
-    return sum(math.prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in upload_signature(plan))
+    return wire_bytes(upload_signature(plan) if plan.baseline else sent(plan))
+
+
+_CODECS = {
+    "fp16": ("as their difference from the round's model in 16-bit numbers", "以与本轮模型之差的 16 位浮点数传输"),
+    "bf16": ("as their difference from the round's model in 16-bit numbers (bfloat16)", "以与本轮模型之差的 bfloat16 数传输"),
+    "int8": ("as their difference from the round's model in 8-bit numbers", "以与本轮模型之差的 8 位整数传输"),
+    "topk": ("as the largest differences from the round's model only", "仅传输与本轮模型之差中最大的部分"),
+}
+
+
+def _travels(plan: Plan, language: str) -> list[str]:
+    """How updates are shortened, if they are."""
+    if plan.codec == "none":
+        return []
+    en, zh = _CODECS[plan.codec]
+    share = f"{float(plan.codec_share) * 100:g} %" if plan.codec == "topk" else ""
+    if language == "zh":
+        return [f"更新{zh}{f'（{share}）' if share else ''}；未传输的余差留在贵院，并入下一轮。"]
+    how = f"{en} ({share})" if share else en
+    return [f"Updates travel {how}; what that leaves out stays in the hospital and goes into the next round's."]
 
 
 def _algorithm(plan: Plan, language: str) -> list[str]:
@@ -55,6 +72,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             + ("评估时为混淆矩阵计数。" if plan.baseline else "别无其他。"),
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_algorithm(plan, language),
+            *_travels(plan, language),
             f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复，{plan.start_at:%Y-%m-%d %H:%M} UTC 开始；至少 {plan.min_participants} 家参与。",
             "本方案不含差分隐私与安全聚合：平台可见单家医院的更新，更新在本轮结束后删除。",
         ]
@@ -67,6 +85,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         + ("for evaluation, counts of a confusion matrix." if plan.baseline else "nothing else."),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
         *_algorithm(plan, language),
+        *_travels(plan, language),
         f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC, start {plan.start_at:%Y-%m-%d %H:%M} UTC; "
         f"at least {plan.min_participants} take part.",
         "This plan has neither differential privacy nor secure aggregation: the platform sees a single hospital's update "

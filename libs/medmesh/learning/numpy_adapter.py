@@ -14,7 +14,8 @@ from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batc
 
 
 class NumpyAdapter:
-    """See `medmesh.learning.adapter.Adapter`. `module.build(**hyper)` answers {"weight": [features, classes], "bias": [classes]}."""
+    """See `medmesh.learning.adapter.Adapter`. `module.build(**hyper)` answers {"weight": [features, classes], "bias": [classes]}, or any
+    arrays where the module has its own `train(model, samples, schedule, on_step) -> loss`."""
 
     corrects = True
 
@@ -30,6 +31,8 @@ class NumpyAdapter:
             model[name] = np.array(tensors[name])
 
     def train(self, module: ModuleType, model: dict[str, np.ndarray], samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
+        if own := getattr(module, "train", None):
+            return float(own(model, samples, schedule, on_step))
         losses = []
         for step, chosen in enumerate(batches(len(samples.y), schedule), start=1):
             x, y = float_input(samples.x[chosen]).reshape(len(chosen), -1), samples.y[chosen]

@@ -31,10 +31,12 @@ def _text(method: str, target: str, stamp: str, nonce: str, body_sha256: str) ->
     return f"medmesh-request-v1\n{method}\n{target}\n{stamp}\n{nonce}\n{body_sha256}\n".encode()
 
 
-def sign_request(key: ec.EllipticCurvePrivateKey, method: str, target: str, body: bytes, *, now: datetime | None = None) -> str:
-    """The header's value: `time,nonce,signature`. `target` is path and query as sent."""
+def sign_request(
+    key: ec.EllipticCurvePrivateKey, method: str, target: str, body: bytes, *, digest: str | None = None, now: datetime | None = None
+) -> str:
+    """The header's value: `time,nonce,signature`. `target` is path and query as sent; `digest` the body's SHA-256 where it is known."""
     stamp, nonce = str(int((now or datetime.now(UTC)).timestamp())), secrets.token_hex(16)
-    signature = key.sign(_text(method, target, stamp, nonce, hashlib.sha256(body).hexdigest()), ec.ECDSA(hashes.SHA256()))
+    signature = key.sign(_text(method, target, stamp, nonce, digest or hashlib.sha256(body).hexdigest()), ec.ECDSA(hashes.SHA256()))
     return f"{stamp},{nonce},{base64.b64encode(signature).decode()}"
 
 

@@ -31,7 +31,7 @@ async def cursor(site: Site) -> int:
 
 async def take(site: Site, place: int, document: dict[str, Any]) -> None:
     """Take one fact; one of an unknown type (a newer platform) is passed over and said."""
-    handled = HANDLERS.get(str(document.get("type")))
+    handled = HANDLERS.get(kind := str(document.get("type")))
     async with site.unit() as uow:
         before = (await uow.execute(select(inbox_cursor.c.cursor))).scalar_one_or_none() or 0
         if place <= before:
@@ -39,7 +39,7 @@ async def take(site: Site, place: int, document: dict[str, Any]) -> None:
         row = upsert(inbox_cursor).values(one=1, cursor=place)
         await uow.execute(row.on_conflict_do_update(index_elements=["one"], set_={"cursor": place}))
         if handled is None:
-            log("edge.unknown_fact", level=30, type=str(document.get("type"))[:120])
+            log("edge.unknown_fact", level=30, type=kind[:120])
         else:
             message, handler = handled
             try:
@@ -48,7 +48,7 @@ async def take(site: Site, place: int, document: dict[str, Any]) -> None:
                 log("edge.malformed_fact", level=40, error=problem)
             else:
                 await handler(event, uow)
-    site.changed.set()
+    site.changed.set("models" if ".registry." in kind else "consent" if handled and handled[0] is fed.FederationInvited else "rounds")
 
 
 async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any]) -> None:
@@ -109,7 +109,9 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
 
 async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> None:
     done = event.data
-    where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.state == "sent")
+    where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round)
+    # Also what this node has not yet heard the answer to: a round is over soon after its last update came.
+    where &= tasks.c.state.in_(["trained", "sent"])
     await uow.execute(update(tasks).where(where).values(state="releasable"))
 
 

@@ -76,7 +76,7 @@ async def _settle(site: Site, release: str, state: str, code: str, event: ModelR
             await queue(uow, f"/v1/releases/{release}/installs", {"installed": state == "installed", "code": code})
         about = (Entity("model", event.model, version=str(event.version)),)
         uow.audit(AuditEntry(f"model.{'install' if report else 'remove'}", "E", outcome=8 if code else 0, why=code, entities=about))
-    site.changed.set()
+    site.changed.set("models", "requests")
 
 
 async def classify(site: Site, repository: Repository, model: str, *, held_out: bool | None = None) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from medmesh_edge.ports import Site, site
 from medmesh_edge.roster import Refresher
 from medmesh_edge.rounds import Rounds
 
-IDLE_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""How often it is looked whether somebody (the command line, too) changed the store, and by what looks at a clock or a file."""
+IDLE_SECONDS = 30.0
+"""How long a loop that works on the store and that nobody wakes waits before it looks by itself."""
+CLOCKED = ("roster", "certificate", "doorstep")
 
 
 class Node:
@@ -39,7 +44,6 @@ class Node:
         self.doorstep = Doorstep(site.anonymous)
         self.connected = False
         self.last_problem: Problem | None = None
-        self._bells: list[asyncio.Event] = []
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -56,12 +60,10 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._inbox())
-                group.create_task(self._ring())
                 group.create_task(self._progress())
+                group.create_task(self._watch())
                 for name, step in loops:
-                    bell = asyncio.Event()
-                    self._bells.append(bell)
-                    group.create_task(self._loop(name, step, bell))
+                    group.create_task(self._loop(name, step, self.site.changed.of(name)))
         finally:
             await asyncio.shield(self.rounds.close())
 
@@ -76,14 +78,6 @@ class Node:
     async def _doorstep(self) -> bool:
         await self.doorstep.tell()
         return False
-
-    async def _ring(self) -> None:
-        """Pass a change on to every loop."""
-        while True:
-            await self.site.changed.wait()
-            self.site.changed.clear()
-            for bell in self._bells:
-                bell.set()
 
     async def _loop(self, name: str, step: Callable[[], Awaitable[bool]], bell: asyncio.Event) -> None:
         failures = 0
@@ -104,10 +98,20 @@ class Node:
                 log(f"edge.{name}.failed", level=40, error=error, failures=failures)
                 await asyncio.sleep(min(0.5 * 2 ** min(failures, 5), 10))
             if not more:
-                # Another process (the command line) may have changed the store: look again soon even when nothing rang.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(IDLE_SECONDS):
+                    async with asyncio.timeout(LOOK_SECONDS if name in CLOCKED else IDLE_SECONDS):
                         await bell.wait()
+
+    async def _watch(self) -> None:
+        """Wake every loop when the store was changed, by whomever: SQLite tells each connection when another wrote."""
+        with closing(sqlite3.connect(f"file:{self.site.layout.database}?mode=ro", uri=True)) as store:
+            before = -1
+            while True:
+                now = store.execute("PRAGMA data_version").fetchone()[0]
+                if now != before:
+                    self.site.changed.set()
+                before = now
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def _inbox(self) -> None:
         """Server-sent events; long polling where they do not come through."""

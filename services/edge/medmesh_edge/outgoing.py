@@ -37,6 +37,7 @@ async def queue(uow: UnitOfWork[Any], path: str, body: dict[str, Any]) -> str:
     request = new_id()
     seq = (await uow.execute(select(func.coalesce(func.max(requests.c.seq), 0) + 1))).scalar_one()
     await uow.execute(insert(requests).values(id=request, seq=seq, path=path, body=body, state="waiting", at=uow.now))
+    uow.on_commit(lambda: uow.ports.changed.set("requests"))
     return request
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -35,6 +36,22 @@ from medmesh_edge.tables import METADATA
 
 
 @dataclass
+class Bells:
+    """Wakes the node's loops, each by its name; whoever left work for one rings it."""
+
+    _bells: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def of(self, name: str) -> asyncio.Event:
+        """What a loop waits for."""
+        return self._bells.setdefault(name, asyncio.Event())
+
+    def set(self, *names: str) -> None:
+        """Wake these, or all when none is named."""
+        for name in names or tuple(self._bells):
+            self.of(name).set()
+
+
+@dataclass
 class Site:
     """A node's folder, opened: its store, its objects, its policy. Works without any connection."""
 
@@ -44,7 +61,11 @@ class Site:
     objects: EncryptedStore
     keys: FileKeys
     actor: Actor
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: Bells = field(default_factory=Bells)
+    _roster: RosterFile = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._roster = RosterFile(self.layout.roster)  # verified when the file changes, not at every look
 
     @property
     def emitter(self) -> str:
@@ -52,9 +73,9 @@ class Site:
         return f"edge:{self.settings.hospital}"
 
     @asynccontextmanager
-    async def unit(self, actor: Actor | None = None) -> AsyncIterator[UnitOfWork[None]]:
+    async def unit(self, actor: Actor | None = None) -> AsyncIterator[UnitOfWork[Any]]:
         """A transaction on the node's store."""
-        async with self.database.unit(Context(self.emitter, None, actor or self.actor)) as uow:
+        async with self.database.unit(Context(self.emitter, None, actor or self.actor), self) as uow:
             yield uow
 
     @asynccontextmanager
@@ -73,7 +94,7 @@ class Site:
 
     def roster(self) -> Roster:
         """Whose own signatures count here. Raises `Problem` (`roster.none`, `roster.expired`)."""
-        return RosterFile(self.layout.roster)()
+        return self._roster()
 
     def organisation(self) -> Signer:
         """The hospital's own key. Raises `Problem`."""

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import null, select, update
 
-from medmesh.client import download, upload
+from medmesh.client import download
 from medmesh.client.gateway import Gateway
+from medmesh.client.transfer import Stored, send
 from medmesh.contracts.federation import FederationStarted, RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -25,12 +27,10 @@ from medmesh.federated.proof import check_round, verify_start
 from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
-from medmesh.security.residue import wipe
-from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
+from medmesh_edge import encoding, samples, training
 from medmesh_edge import roster as rosters
-from medmesh_edge import samples, training
 from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
@@ -39,6 +39,32 @@ from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations, tasks
 
 WORKER_IDLE_SECONDS = 300.0
+PROOF_SECONDS = 60.0
+"""How long a start that was proven is not proven again, while neither it nor the roster changes."""
+DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.c.update.is_not(None)
+"""An update that is still here and that the platform has no more need of."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round left here, as the store keeps it."""
+
+    update: ObjectRef
+    samples: int
+    metrics: dict[str, float]
+
+    @classmethod
+    def read(cls, row: Any) -> Trained:
+        """From its row."""
+        return cls(ObjectRef.model_validate(row.update), row.samples, row.metrics)
+
+    def values(self) -> dict[str, Any]:
+        """For its row."""
+        return {"update": self.update.model_dump(), "samples": self.samples, "metrics": self.metrics}
+
+    def body(self, event: RoundOpened) -> dict[str, Any]:
+        """As it is told to the platform."""
+        return {"round": event.round, "attempt": event.attempt, **self.values()}
 
 
 @dataclass
@@ -53,6 +79,8 @@ class Rounds:
     _generation: int = 0
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
+    _proof: tuple[Any, ...] = ()
+    _proven_at: float = float("-inf")
 
     async def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do. Raises transient problems."""
@@ -60,11 +88,12 @@ class Rounds:
             await self.close()  # a patient was forgotten: the worker's arrays may still show the images
             self._generation = generation
         async with self.site.unit() as uow:
-            row = await uow.first(select(tasks).where(tasks.c.state == "trained").order_by(tasks.c.at).limit(1))
-            if row is None:
-                row = await uow.first(select(tasks).where(tasks.c.state == "received").order_by(tasks.c.at.desc()).limit(1))
+            found = await uow.all(select(tasks).where(tasks.c.state.in_(["trained", "received"]) | DISPENSABLE).order_by(tasks.c.at))
+        trained, received = ([row for row in found if row.state == state] for state in ("trained", "received"))
+        row = trained[0] if trained else received[-1] if received else None
         if row is None:
-            await self._release()
+            await self._release(found)
+            await encoding.sweep(self.site)
             await self._rest()
             return False
         event = RoundOpened.model_validate(row.event)
@@ -75,7 +104,7 @@ class Rounds:
             return False
         try:
             with span(f"edge round {event.kind}"):
-                await (self._send(row, event) if row.state == "trained" else self._work(event))
+                await (self._send(event, Trained.read(row)) if row.state == "trained" else self._work(event))
         except Problem as problem:
             if is_transient(problem):
                 raise
@@ -96,7 +125,6 @@ class Rounds:
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             uow.audit(AuditEntry("federation.train", "E", outcome=8, why=problem.code, entities=about, detail={"round": event.round}))
         log("edge.round.failed", level=40, federation=event.federation, round=event.round, error=problem)
-        self.site.changed.set()
 
     async def _plan(self, event: RoundOpened) -> tuple[Plan, ObjectRef]:
         """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
@@ -113,18 +141,39 @@ class Rounds:
 
     async def _proven(self, row: Any, plan: Plan, event: RoundOpened) -> None:
         """Who approved and who accepted is shown by their own signatures; where the roster here lacks a key, by the newest there is."""
+        now = asyncio.get_running_loop().time()
         try:
+            shown = (row.federation, row.start, event.everybody, self.site.roster())
+            if shown == self._proof and now - self._proven_at < PROOF_SECONDS:
+                return
             proven(self.site, row, plan, event)
         except Problem as problem:
             if not problem.code.startswith("roster.") or not await rosters.refresh(self.site, self.gateway):
                 raise
+            shown = (row.federation, row.start, event.everybody, self.site.roster())
             proven(self.site, row, plan, event)
+        self._proof, self._proven_at = shown, now
 
     async def _fetch(self, ref: ObjectRef) -> Path:
         """An object of the platform, kept while it is useful."""
         folder = self.site.layout.cache / "objects"
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         return await download(self.gateway, ref, folder / ref.sha256)
+
+    async def _model(self, event: RoundOpened) -> Path:
+        """The round's model. The one before is kept until then: what did not change since is not fetched again."""
+        folder = self.site.layout.cache / "models"
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
+        since = next((path for path in reversed(others) if not path.suffix), None)
+
+        def tell(done: int, total: int) -> None:
+            self._tell(event, "fetch", done, total)
+
+        found = await download(self.gateway, event.base, folder / event.base.sha256, since=since, progress=tell)
+        for path in others:
+            path.unlink(missing_ok=True)
+        return found
 
     async def _open(self, package: ObjectRef) -> Worker:
         if self._worker is not None and self._package == package.sha256:
@@ -176,21 +225,29 @@ class Rounds:
             raise Problem("policy.samples", limit=self.site.policy().min_samples)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
-        async with training.side(self.site, plan, event, count, self._fetch) as local:
+        base = await self._model(event)
+        async with training.side(self.site, plan, event, count, base, self._fetch) as local:
             left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
-            kept = await training.store(self.site, left)
-            ref = await self.site.objects.put_file(left.upload, file_digest(left.upload)[0])
+            kept, out, residual = await training.store(self.site, left), left.upload, None
+            if plan.codec != "none" and event.kind is RoundKind.TRAIN:
+                await asyncio.to_thread(weights.check_finite, out)
+                out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
+            ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
+        done = Trained(ref, count, {"loss": loss})
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
-            values = {"state": "trained", "update": ref.model_dump(), "samples": count, "metrics": {"loss": loss}}
-            await uow.execute(update(tasks).where(_key(event)).values(values))
+            if residual is not None:
+                await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
+            await uow.execute(update(tasks).where(_key(event)).values(state="trained", **done.values()))
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
             used = (Entity("dataset", name) for name in sources)
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
-        await training.forget(self.site, event)
+        if event.kind is RoundKind.TRAIN:
+            await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
+        await self._send(event, done)
 
     def _trainer(self, opened: Worker, plan: Plan, event: RoundOpened, data: Path) -> training.Trainer:
         return training.Trainer(
@@ -198,7 +255,7 @@ class Rounds:
             plan,
             opened.give(data, "data"),
             hospital_seed(event.seed, self.site.settings.hospital),
-            lambda step, steps, loss: self._tell(event, step, steps),
+            lambda step, steps, loss: self._tell(event, "train", step, steps),
         )
 
     async def _evaluate(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
@@ -219,51 +276,54 @@ class Rounds:
             await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail={"models": len(models)}))
-        self.site.changed.set()
 
     async def _own(self, opened: Worker, plan: Plan, event: RoundOpened) -> list[str]:
         """This hospital's own model as the worker sees it; none where its algorithm makes none."""
         if not training.makes_own(plan):
             return []
         data, count = await samples.prepare(self.site, plan.data, held_out=False)
-        async with training.side(self.site, plan, event, count, self._fetch) as local:
+        base = await self._fetch(event.base)
+        async with training.side(self.site, plan, event, count, base, self._fetch) as local:
             own = await training.personal(self._trainer(opened, plan, event, data), local)
             return [opened.give(own, "model-own")] if own is not None else []
 
-    async def _send(self, row: Any, event: RoundOpened) -> None:
-        """Upload what was trained, then say so."""
-        ref = ObjectRef.model_validate(row.update)
-        copy = self.site.layout.work / "outgoing" / ref.sha256
-        copy.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        try:
-            await upload(self.gateway, await fetch(self.site.objects, ref, copy))
-        finally:
-            await asyncio.to_thread(wipe, copy)
-        async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
-            body = {
-                "round": event.round,
-                "attempt": event.attempt,
-                "update": ref.model_dump(),
-                "samples": row.samples,
-                "metrics": row.metrics,
-            }
-            await queue(uow, f"/v1/federations/{event.federation}/updates", body)
-            about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
-            uow.audit(AuditEntry("federation.upload", "E", entities=about, detail={"round": event.round, "bytes": ref.bytes}))
-        self.site.changed.set()
+    async def _send(self, event: RoundOpened, done: Trained) -> None:
+        """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
+        base = self.site.layout.cache / "models" / event.base.sha256
+        source, began = Stored(self.site.objects, done.update.sha256), asyncio.get_running_loop().time()
 
-    async def _release(self) -> None:
-        """Updates the platform has no more need of are deleted: they are this hospital's."""
-        async with self.site.unit() as uow:
-            done = await uow.all(select(tasks).where(tasks.c.state == "releasable"))
-        for row in done:
-            if row.update:
-                await self.site.objects.delete(row.update["sha256"])
-            await self._set(RoundOpened.model_validate(row.event), state="released")
+        def tell(sent: int, total: int) -> None:
+            self._tell(event, "send", sent, total)
 
-    def _tell(self, event: RoundOpened, done: int, total: int) -> None:
-        self._progress = {"federation": event.federation, "round": event.round, "done": done, "total": total}
+        await send(self.gateway, done.update, source, base=base if base.exists() else None, progress=tell)
+        taken = round(asyncio.get_running_loop().time() - began, 3)
+        log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
+        key = f"update:{event.federation}:{event.round}.{event.attempt}"
+        await self.gateway.command("POST", f"/v1/federations/{event.federation}/updates", done.body(event), key=key)
+        async with self.site.unit() as uow:
+            # Unless the round was stored meanwhile: then the update may go already.
+            await uow.execute(update(tasks).where(_key(event), tasks.c.state == "trained").values(state="sent"))
+            about = (
+                Entity("federation", event.federation, digest=event.plan_hash),
+                Entity("update", str(event.round), digest=done.update.sha256),
+            )
+            uow.audit(AuditEntry("federation.upload", "E", entities=about, detail={"round": event.round, "bytes": done.update.bytes}))
+
+    async def _release(self, rows: Sequence[Any]) -> None:
+        """Updates that nobody has more need of are deleted: they are this hospital's."""
+        for row in rows:
+            await self.site.objects.delete(row.update["sha256"])
+        if rows:
+            async with self.site.unit() as uow:
+                for row in rows:
+                    state = "released" if row.state == "releasable" else row.state
+                    key = _key(RoundOpened.model_validate(row.event))
+                    await uow.execute(update(tasks).where(key).values(state=state, update=null()))
+        for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
+            await encoding.forget(self.site, federation, before=round_)
+
+    def _tell(self, event: RoundOpened, phase: str, done: int, total: int) -> None:
+        self._progress = {"federation": event.federation, "round": event.round, "phase": phase, "done": done, "total": total}
 
     async def tell_progress(self) -> None:
         """Pass the newest progress on; nobody minds when it is lost."""

@@ -107,6 +107,16 @@ kept = Table(
     comment="what a federated algorithm has this hospital keep for its next round: it never leaves",
 )
 
+residuals = Table(
+    "residuals",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("object", String(64), nullable=False),
+    comment="what a codec left out of an update: it goes into the next round's, and never leaves the hospital",
+)
+
 requests = Table(
     "requests",
     METADATA,

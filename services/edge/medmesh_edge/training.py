@@ -24,7 +24,7 @@ from medmesh.federated.aggregation import Left, Local, Run, algorithm_of, downlo
 from medmesh.learning import weights
 from medmesh.learning.host import Progress, Worker
 from medmesh.security.residue import wipe
-from medmesh.store.objects.port import fetch, file_digest
+from medmesh.store.objects.port import fetch
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
@@ -34,13 +34,12 @@ Fetch = Callable[[ObjectRef], Awaitable[Path]]
 
 
 @asynccontextmanager
-async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, get: Fetch) -> AsyncIterator[Local]:
+async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, base: Path, get: Fetch) -> AsyncIterator[Local]:
     """What this hospital has in hand, in a folder that is wiped afterwards. Raises `Problem` (`weights.*`)."""
     folder = site.layout.work / "round"
     await asyncio.to_thread(wipe, folder)
     folder.mkdir(parents=True, mode=0o700)
     try:
-        base = await get(event.base)
         weights.check(base, plan.signature)
         state, personal = [await get(ref) if ref else None for ref in (event.state, event.personal)]
         if state:
@@ -102,7 +101,6 @@ class Trainer:
         # Out of the worker's reach first; a link in its place is refused by the check.
         out.rename(target)
         weights.check(target, self.plan.signature)
-        weights.check_finite(target)
         loss = result.get("loss")
         if not isinstance(loss, int | float):  # null: not a number
             raise Problem("training.answer", operation="train")
@@ -121,10 +119,8 @@ async def train(trainer: Trainer, event: RoundOpened, local: Local) -> tuple[Lef
         second, _ = await trainer.run(own, folder / "second")
     trained, loss = await trainer.run(algorithm.train(local), folder / "trained")
     left = await asyncio.to_thread(algorithm.leave, local, trained, second)
-    # Nothing leaves but the tensors that were agreed upon, and only finite ones.
+    # Nothing leaves but the tensors that were agreed upon.
     weights.check(left.upload, upload_signature(plan))
-    if left.upload != trained:
-        weights.check_finite(left.upload)
     return left, loss
 
 
@@ -141,7 +137,7 @@ async def personal(trainer: Trainer, local: Local) -> Path | None:
 
 async def store(site: Site, left: Left) -> ObjectRef | None:
     """Put what is kept into the hospital's own store."""
-    return None if left.keep is None else await site.objects.put_file(left.keep, file_digest(left.keep)[0])
+    return None if left.keep is None else await site.objects.put_file(left.keep, await asyncio.to_thread(weights.finite_digest, left.keep))
 
 
 async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | None) -> None:

@@ -24,6 +24,9 @@ from medmesh_federation.domain import OPEN_STATES, Close, Drop, Move, Open, Roun
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
+STORE_SECONDS = 5.0
+"""After which what could not be stored is tried again."""
+
 
 @dataclass
 class Coordinator:
@@ -39,7 +42,6 @@ class Coordinator:
             for federation in await self._open():
                 while await self._step(federation):
                     pass
-            await self._store_behind()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.ports.settings.tick_seconds):
                     await self.ports.wake.wait()
@@ -77,6 +79,7 @@ class Coordinator:
             if not same or [a.hospital for a in await steps.answers_of(uow, federation, number, attempt)] != [a.hospital for a in given]:
                 return True
             await results.commit(uow, row, situation, made)
+            uow.on_commit(self.ports.committed.set)
         return True
 
     async def _lock(self, uow: UnitOfWork[Any], federation: str) -> Any:
@@ -132,8 +135,17 @@ class Coordinator:
             case Close():
                 raise AssertionError("a round is closed in two transactions")
 
-    async def _store_behind(self) -> None:
-        """Copy committed models to the kept store; only then do hospitals release their updates, and we ours."""
+    async def store_behind(self) -> None:
+        """Forever: copy committed models to the kept store, beside the rounds that go on; only then do hospitals release their updates,
+        and we ours."""
+        while True:
+            self.ports.committed.clear()
+            await self._store()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STORE_SECONDS):
+                    await self.ports.committed.wait()
+
+    async def _store(self) -> None:
         async with self.runtime.unit() as uow:
             waiting = await uow.all(select(rounds).where(rounds.c.state == "committed", ~rounds.c.stored).limit(20))
         for row in waiting:

@@ -16,9 +16,11 @@ from medmesh.contracts.federation import (
     FederationInvited,
     HospitalAlive,
     InvitationAnswered,
+    ProgressView,
     ReportFailure,
     RespondInvitation,
     RoundKind,
+    RoundProgressed,
     SubmitEvaluation,
     SubmitUpdate,
 )
@@ -110,8 +112,9 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     return {"federation": federation, "plan_hash": hash_}
 
 
-async def _locked(uow: UnitOfWork[Ports], federation: str) -> Any:
-    row = await uow.first(select(federations).where(federations.c.federation == federation).with_for_update())
+async def _locked(uow: UnitOfWork[Ports], federation: str, *, lock: bool = True) -> Any:
+    wanted = select(federations).where(federations.c.federation == federation)
+    row = await uow.first(wanted.with_for_update() if lock else wanted)
     if row is None:
         raise Problem("request.not_found", kind="federation", id=federation)
     return row
@@ -201,9 +204,9 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
     return {"state": State.CANCELLED.value}
 
 
-async def _round(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Any, Any, bool]:
+async def _round(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int, *, lock: bool = True) -> tuple[Any, Any, bool]:
     """(federation, round, whether the answer comes too late). Only who was assigned may answer."""
-    row = await _locked(uow, federation)
+    row = await _locked(uow, federation, lock=lock)
     await _mine(uow, federation)
     where = (rounds.c.federation == federation) & (rounds.c.round == number) & (rounds.c.attempt == attempt)
     current = await uow.first(select(rounds).where(where))
@@ -236,32 +239,47 @@ async def _answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: An
     return done.first() is not None
 
 
+async def _wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
+    """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
+    p, a = participants.c, answers.c
+    given = select(a.hospital).where(a.federation == current.federation, a.round == current.round, a.attempt == current.attempt, ~a.late)
+    waited_for = select(p.hospital).where(
+        p.federation == current.federation, p.hospital.in_(current.assigned), p.state == "accepted", p.hospital.not_in(given)
+    )
+    if await uow.first(waited_for.limit(1)) is None:
+        uow.on_commit(uow.ports.wake.set)
+
+
 @HANDLERS.on(SubmitUpdate)
 async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
-    row, current, late = await _round(uow, given.federation, given.round, given.attempt)
+    row, current, late = await _round(uow, given.federation, given.round, given.attempt, lock=False)
     if current.kind == "evaluate":
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if not late:
-        path = await local(uow.ports, given.update)
+        # Before the row is locked: large models of several hospitals are checked at once.
         plan = Plan.model_validate(row.plan)
-        await asyncio.to_thread(_check, path, plan, RoundKind(current.kind))
+        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, RoundKind(current.kind))
+        row, current, late = await _round(uow, given.federation, given.round, given.attempt)
     values = {"update": given.update.model_dump(), "samples": given.samples, "metrics": _bounded(given.metrics)}
     if await _answer(uow, current, late, **values):
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
         uow.unchanged()
-    uow.on_commit(uow.ports.wake.set)
+    await _wake_after_last(uow, current)
     return {"late": late}
 
 
 def _check(path: Path, plan: Plan, kind: RoundKind) -> None:
-    from medmesh.federated.aggregation import upload_signature
+    from medmesh.federated.codecs import sent
     from medmesh.learning import weights
 
-    weights.check(path, plan.signature if kind is RoundKind.BASELINE else upload_signature(plan))
+    if kind is RoundKind.BASELINE:
+        weights.check(path, plan.signature)  # a whole model, as it was trained alone
+    else:
+        weights.check(path, sent(plan))
     weights.check_finite(path)
 
 
@@ -291,7 +309,7 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
         uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
     else:
         uow.unchanged()
-    uow.on_commit(uow.ports.wake.set)
+    await _wake_after_last(uow, current)
     return {"late": late}
 
 
@@ -319,3 +337,10 @@ async def alive(signal: Envelope[HospitalAlive], ports: Ports) -> None:
     """Renew a lease."""
     if ports.leases.renew(signal.data.hospital):
         ports.wake.set()
+
+
+@HANDLERS.hears(RoundProgressed)
+async def progressed(signal: Envelope[RoundProgressed], ports: Ports) -> None:
+    """How far a hospital says it is."""
+    said = signal.data
+    ports.progress.say(said.federation, said.hospital, ProgressView(round=said.round, phase=said.phase, done=said.done, total=said.total))

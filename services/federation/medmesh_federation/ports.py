@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
+from medmesh.contracts.federation import ProgressView
 from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import labelled
@@ -18,6 +20,7 @@ from medmesh.store.objects.port import ObjectStore
 if TYPE_CHECKING:
     from medmesh_federation.settings import Settings
 
+_MOST_PROGRESS = 10_000
 HANDLERS = labelled(Handlers("federation"), "federation")
 
 
@@ -45,6 +48,24 @@ class Leases:
 
 
 @dataclass
+class Newest:
+    """What hospitals said last of their progress, while this process lives; a hint for people."""
+
+    _said: OrderedDict[tuple[str, str], ProgressView] = field(default_factory=OrderedDict)
+
+    def say(self, federation: str, hospital: str, progress: ProgressView) -> None:
+        """Keep it, and forget the oldest."""
+        self._said[federation, hospital] = progress
+        self._said.move_to_end((federation, hospital))
+        while len(self._said) > _MOST_PROGRESS:
+            self._said.popitem(last=False)
+
+    def of(self, federation: str, hospital: str) -> ProgressView | None:
+        """What it said, if anything."""
+        return self._said.get((federation, hospital))
+
+
+@dataclass
 class Ports:
     """Built by the composition root. `models` holds committed models durably until they are in the kept store."""
 
@@ -54,4 +75,7 @@ class Ports:
     trust: Callable[[], TrustBundle]
     roster: Callable[[], Roster]
     leases: Leases = field(default_factory=Leases)
+    progress: Newest = field(default_factory=Newest)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    committed: asyncio.Event = field(default_factory=asyncio.Event)
+    """A round was: its model waits to be stored for good."""

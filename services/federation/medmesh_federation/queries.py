@@ -37,7 +37,14 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
     hospital = uow.actor.id if uow.actor.kind == "hospital" else None
     leases, seconds = uow.ports.leases, plan.lease_seconds
     people = tuple(
-        ParticipantView(hospital=p.hospital, state=p.state, online=leases.online(p.hospital, seconds), drops=p.drops, reason=p.reason)
+        ParticipantView(
+            hospital=p.hospital,
+            state=p.state,
+            online=leases.online(p.hospital, seconds),
+            drops=p.drops,
+            reason=p.reason,
+            progress=uow.ports.progress.of(wanted, p.hospital),
+        )
         for p in await uow.all(select(participants).where(participants.c.federation == wanted).order_by(participants.c.hospital))
     )
     given: dict[tuple[int, int], list[AnswerView]] = {}

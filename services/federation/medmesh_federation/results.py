@@ -13,7 +13,9 @@ from sqlalchemy import select, update
 
 from medmesh.contracts.federation import RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
 from medmesh.service.runtime import Runtime
+from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
@@ -48,6 +50,9 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
         members = len(situation.those("accepted") | situation.those("dropped"))
         state = await local(ports, before) if before else None
+        if plan.codec != "none":
+            whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
+            updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
         start = Start(origin, state=state, members=members, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
         personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
@@ -56,8 +61,19 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
 
 
 async def _put(ports: Ports, path: Path) -> ObjectRef:
-    sha256, _ = await asyncio.to_thread(file_digest, path)
+    sha256, size = await asyncio.to_thread(file_digest, path)
+    if isinstance(ports.models, DirectoryStore):
+        return await asyncio.to_thread(ports.models.adopt, path, sha256, size)
     return await ports.models.put_file(path, sha256)
+
+
+def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
+    """The model that an encoded update stands for."""
+    from medmesh.federated.aggregation import upload_signature
+    from medmesh.federated.codecs import decode
+
+    decode(plan.codec, upload_signature(plan), base, encoded, target, share=plan.codec_share)
+    return target
 
 
 async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result) -> None:

@@ -31,7 +31,9 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         models = DirectoryStore(scratch.folder, durable=True) if isinstance(scratch, DirectoryStore) else opened.kept
         ports = Ports(settings, opened, models, runtime.trust, runtime.roster)
         runtime.ports = ports
-        runtime.background(Coordinator(runtime, ports).run, "coordinator")
+        coordinator = Coordinator(runtime, ports)
+        runtime.background(coordinator.run, "coordinator")
+        runtime.background(coordinator.store_behind, "store")
         yield ports
 
 

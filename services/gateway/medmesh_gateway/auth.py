@@ -23,7 +23,7 @@ from medmesh.security.authority import fingerprint, subject_of
 from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
 from medmesh.security.roles import STEP_UP
-from medmesh.security.tokens import Actor, verify_actor
+from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry
@@ -41,13 +41,15 @@ class Door:
         self._runtime = runtime
         self._settings = settings
         self._sessions: OrderedDict[str, tuple[str, float, str | None]] = OrderedDict()
+        self._nodes: OrderedDict[str, tuple[Actor, x509.Certificate, TrustBundle, float]] = OrderedDict()
 
-    async def actor(self, request: Request, body_sha256: str, action: str | None = None) -> tuple[Actor, str]:
-        """(actor, token) of a request. Raises `Problem`; that nobody was proven is recorded."""
+    async def actor(self, request: Request, body_sha256: str, action: str | None = None, *, again: bool = False) -> tuple[Actor, str]:
+        """(actor, token) of a request. `again`: whoever replays it does no harm, so nobody remembers it. Raises `Problem`; that nobody
+        was proven is recorded."""
         async with self._runtime.doorstep.proving(request):
-            return await self._actor(request, body_sha256, action)
+            return await self._actor(request, body_sha256, action, again)
 
-    async def _actor(self, request: Request, body_sha256: str, action: str | None) -> tuple[Actor, str]:
+    async def _actor(self, request: Request, body_sha256: str, action: str | None, again: bool) -> tuple[Actor, str]:
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and credential:
             if action in STEP_UP:
@@ -57,7 +59,7 @@ class Door:
             await self._runtime.doorstep.placed(request, self._runtime.context(actor=actor), actor)
             return actor, token
         if scheme.lower() == NODE and credential:
-            return await self._node(request, credential, body_sha256), credential
+            return await self._node(request, credential, body_sha256, again), credential
         raise Problem("actor.missing", type=request.url.path)
 
     async def exchange(self, session: str, certificate: str | None) -> str:
@@ -76,22 +78,34 @@ class Door:
         """The session was closed."""
         self._sessions.pop(bearer_hash(session), None)
 
-    async def _node(self, request: Request, token: str, body_sha256: str) -> Actor:
+    async def _node(self, request: Request, token: str, body_sha256: str, again: bool) -> Actor:
         now = datetime.now(UTC)
-        actor = verify_actor(token, self._runtime.trust(), now)
-        if actor.kind != "hospital":
-            raise Problem("security.token_malformed")
-        named = certificate_of(token)
+        actor, named = self._believed(token, now)
         shown = client_certificate(request.scope)
         if shown is None and self._settings.require_client_certificate:
             raise Problem("security.certificate_needed")
-        if shown is not None and fingerprint(shown) != fingerprint(named):
+        if shown is not None and shown != named:
             raise Problem("security.certificate_foreign")
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         nonce = verify_request(named, request.method, target, body_sha256, request.headers.get(HEADER, ""), now=now)
-        if request.method not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD") and not again:
             await self._once(nonce, actor, now)
         return actor
+
+    def _believed(self, token: str, now: datetime) -> tuple[Actor, x509.Certificate]:
+        """Whose token it is, and the certificate in it; verified once in a while, and anew when the trusted keys changed."""
+        trust, clock = self._runtime.trust(), time.monotonic()
+        known = self._nodes.get(token)
+        if known is not None and known[2] is trust and clock < known[3]:
+            return known[0], known[1]
+        actor = verify_actor(token, trust, now)
+        if actor.kind != "hospital":
+            raise Problem("security.token_malformed")
+        named = certificate_of(token)
+        self._nodes[token] = (actor, named, trust, clock + self._settings.session_cache_seconds)
+        while len(self._nodes) > _MOST_SESSIONS:
+            self._nodes.popitem(last=False)
+        return actor, named
 
     async def _once(self, nonce: str, actor: Actor, now: datetime) -> None:
         async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:

@@ -105,12 +105,14 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
 async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int, barred: Barred) -> AsyncIterator[bytes]:
     bell = ports.doorbells.listen(hospital)
     clock = asyncio.get_running_loop().time
-    end = clock() + STREAM_SECONDS
+    end, told = clock() + STREAM_SECONDS, float("-inf")
     try:
         yield b": welcome\n\n"
         while clock() < end and not ports.stopping.is_set() and not barred():
             bell.clear()
-            await runtime.signal(HospitalAlive(hospital=hospital))
+            if clock() - told >= ports.settings.alive_seconds / 2:
+                told = clock()
+                await runtime.signal(HospitalAlive(hospital=hospital))
             rows = await _rows(runtime, hospital, after)
             for row in rows:
                 after = row.cursor

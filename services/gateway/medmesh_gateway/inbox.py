@@ -52,20 +52,20 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
     # Whoever caused it stays inside: a hospital does not get another party's token.
     document.pop("actor", None)
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    for hospital in sorted(event.data.hospitals):
-        counted = upsert(cursors).values(hospital=hospital, last=1)
-        counted = counted.on_conflict_do_update(index_elements=[cursors.c.hospital], set_={"last": cursors.c.last + 1})
-        cursor = (await uow.execute(counted.returning(cursors.c.last))).scalar_one()
-        values = {
-            "hospital": hospital,
-            "cursor": cursor,
-            "event_id": event.id,
-            "type": event.type,
-            "body": body,
-            "created_at": uow.now,
-        }
-        await uow.execute(insert(inboxes).values(values))
-        uow.on_commit(lambda hospital=hospital: uow.ports.doorbells.ring(hospital))  # type: ignore[misc]
+    hospitals = sorted(set(event.data.hospitals))
+    if not hospitals:
+        return
+    counted = upsert(cursors).values([{"hospital": hospital, "last": 1} for hospital in hospitals])
+    counted = counted.on_conflict_do_update(index_elements=[cursors.c.hospital], set_={"last": cursors.c.last + 1})
+    places = await uow.all(counted.returning(cursors.c.hospital, cursors.c.last))
+    same = {"event_id": event.id, "type": event.type, "body": body, "created_at": uow.now}
+    await uow.execute(insert(inboxes), [{"hospital": row.hospital, "cursor": row.last, **same} for row in places])
+
+    def ring() -> None:
+        for hospital in hospitals:
+            uow.ports.doorbells.ring(hospital)
+
+    uow.on_commit(ring)
 
 
 async def read(uow: UnitOfWork[Any], hospital: str, after: int) -> Sequence[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
+from medmesh.store.objects.compare import Comparing
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.upload import Uploads
 from medmesh_gateway.inbox import Doorbells
@@ -46,6 +47,7 @@ class Ports:
     stores: Stores
     uploads: Uploads
     door: Door
+    comparing: Comparing
     doorbells: Doorbells = field(default_factory=Doorbells)
     waiting: Waiting = field(default_factory=Waiting)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

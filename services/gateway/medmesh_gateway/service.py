@@ -14,6 +14,7 @@ from medmesh.contracts.message import Command, Query
 from medmesh.service.http import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
+from medmesh.store.objects.compare import Comparing
 from medmesh.store.objects.open import stores
 from medmesh.store.objects.upload import Uploads
 from medmesh_gateway import handlers
@@ -35,7 +36,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(stores(settings.objects))
         uploads = Uploads(settings.state / "uploads", limit=settings.max_object_bytes)
-        ports = Ports(settings, opened, uploads, Door(runtime, settings))
+        ports = Ports(settings, opened, uploads, Door(runtime, settings), Comparing(opened.scratch))
         runtime.background(ports.door.prune, "nonces", every=60)
 
         async def forget() -> None:

@@ -125,9 +125,11 @@ def enrol(
 @click.option("--port", type=int, help="Its port.")
 def run(folder: Path, host: str | None, port: int | None) -> int:
     """Run the node in the foreground.  运行节点。"""
+    import uvloop
+
     from medmesh_edge.node import run as run_node
 
-    asyncio.run(run_node(folder.absolute(), host, port))
+    uvloop.run(run_node(folder.absolute(), host, port))
     return 0
 
 

@@ -7,13 +7,17 @@ import errno
 import hashlib
 import os
 import shutil
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
+from typing import Any
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.residue import wipe
+from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import CHUNK, ObjectStore
+
+_MOST_GROWING = 1024
 
 
 class Uploads:
@@ -24,6 +28,7 @@ class Uploads:
         self._limit = limit
         self._reserve = reserve
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._growing: OrderedDict[Path, tuple[int, Any]] = OrderedDict()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _path(self, owner: str, sha256: str) -> Path:
@@ -35,7 +40,8 @@ class Uploads:
         return path.stat().st_size if path.exists() else 0
 
     async def append(self, owner: str, sha256: str, offset: int, total: int, piece: bytes, piece_sha256: str) -> int:
-        """Write a piece at `offset`; answers the new offset. Sending a piece again is harmless.
+        """Write a piece at `offset`; answers the new offset. Sending a piece again is harmless. An empty `piece_sha256`: it came from a
+        store of ours.
 
         Raises `Problem`: `objects.too_large`, `objects.piece`, `objects.digest` (the piece arrived altered), `objects.offset` (a
         piece is missing before this one), `objects.full`.
@@ -44,9 +50,11 @@ class Uploads:
             raise Problem("objects.too_large", bytes=total, limit=self._limit)
         if not piece or len(piece) > CHUNK or offset + len(piece) > total:
             raise Problem("objects.piece", bytes=len(piece), limit=CHUNK)
-        found = await asyncio.to_thread(lambda: hashlib.sha256(piece).hexdigest())
-        if found != piece_sha256:
-            raise Problem("objects.digest", expected=piece_sha256, found=found)
+        if piece_sha256:
+            found = await asyncio.to_thread(lambda: hashlib.sha256(piece).hexdigest())
+            if found != piece_sha256:
+                raise Problem("objects.digest", expected=piece_sha256, found=found)
+        path = self._path(owner, sha256)
         async with self._locks[sha256]:
             have = await self.offset(owner, sha256)
             if offset > have:
@@ -55,11 +63,10 @@ class Uploads:
                 return have
             if shutil.disk_usage(self._folder).free < self._reserve + len(piece):
                 raise Problem("objects.full")
-            await asyncio.to_thread(self._write, self._path(owner, sha256), offset, piece)
+            await asyncio.to_thread(self._write, path, offset, piece)
             return offset + len(piece)
 
-    @staticmethod
-    def _write(path: Path, offset: int, piece: bytes) -> None:
+    def _write(self, path: Path, offset: int, piece: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             written = 0
@@ -72,6 +79,16 @@ class Uploads:
             raise
         finally:
             os.close(descriptor)
+        self._digest(path, offset, piece)
+
+    def _digest(self, path: Path, offset: int, piece: bytes) -> None:
+        """Digest an upload while it grows; one that does not grow at its end is read again when it is whole."""
+        known = self._growing.pop(path, None) if offset else (0, hashlib.sha256())
+        if known is not None and known[0] == offset:
+            known[1].update(piece)
+            self._growing[path] = (offset + len(piece), known[1])
+        while len(self._growing) > _MOST_GROWING:
+            self._growing.popitem(last=False)
 
     async def finish(self, owner: str, sha256: str, store: ObjectStore) -> ObjectRef:
         """Move a complete upload into `store`. Raises `Problem` (`objects.digest`), and begins anew, when the whole is not its name."""
@@ -83,13 +100,22 @@ class Uploads:
                     raise Problem("objects.offset", expected=0, found=0)
                 return ObjectRef(sha256=sha256, bytes=size)
             try:
-                ref = await store.put_file(path, sha256)
+                ref = await self._store(path, sha256, store)
             except Problem as problem:
                 if problem.code == "objects.digest":
                     await asyncio.to_thread(wipe, path)
                 raise
-            await asyncio.to_thread(wipe, path)
         self._locks.pop(sha256, None)
+        return ref
+
+    async def _store(self, path: Path, sha256: str, store: ObjectStore) -> ObjectRef:
+        size, whole = self._growing.pop(path, (0, None))
+        if isinstance(store, DirectoryStore) and whole is not None and size == path.stat().st_size:
+            if (found := whole.hexdigest()) != sha256:
+                raise Problem("objects.digest", expected=sha256, found=found)
+            return await asyncio.to_thread(store.adopt, path, sha256, size)
+        ref = await store.put_file(path, sha256)
+        await asyncio.to_thread(wipe, path)
         return ref
 
     async def prune(self, older_than: float) -> int:

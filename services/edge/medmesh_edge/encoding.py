@@ -1,0 +1,69 @@
+"""An update in fewer bytes: what the codec leaves out is kept here, durably with the update, and goes into the next round's."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, insert, select
+
+from medmesh.contracts.federation import RoundOpened
+from medmesh.contracts.plan import Plan
+from medmesh.store.objects.port import fetch, file_digest
+from medmesh.store.unit import UnitOfWork
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import federations, residuals, tasks
+
+
+async def encode(site: Site, plan: Plan, event: RoundOpened, base: Path, update: Path, folder: Path) -> tuple[Path, str]:
+    """(the encoded update, the residual's object): both files' places are in `folder`, which is the worker's alone no longer."""
+    from medmesh.federated import codecs
+    from medmesh.federated.aggregation import upload_signature
+
+    encoded, left = folder / "encoded", folder / "left"
+    before = await _before(site, event, folder)
+    work = (plan.codec, upload_signature(plan), base, update, before, encoded, left)
+    await asyncio.to_thread(codecs.encode, *work, share=plan.codec_share)
+    ref = await site.objects.put_file(left, (await asyncio.to_thread(file_digest, left))[0])
+    return encoded, ref.sha256
+
+
+async def _before(site: Site, event: RoundOpened, folder: Path) -> Path | None:
+    """The residual of the newest round before this one that was not void; none in the first."""
+    r, t = residuals.c, tasks.c
+    same = (r.federation == t.federation) & (r.round == t.round) & (r.attempt == t.attempt)
+    earlier = (r.federation == event.federation) & (r.round < event.round) & t.state.in_(["trained", "sent", "releasable", "released"])
+    wanted = select(r.object).join(tasks, same).where(earlier).order_by(r.round.desc(), r.attempt.desc()).limit(1)
+    async with site.unit() as uow:
+        found = await uow.first(wanted)
+    return None if found is None else await fetch(site.objects, found.object, folder / "residual")
+
+
+async def keep(uow: UnitOfWork[Any], event: RoundOpened, residual: str) -> None:
+    """In the transaction that makes the update durable."""
+    values = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "object": residual}
+    await uow.execute(insert(residuals).values(values))
+
+
+async def sweep(site: Site) -> None:
+    """Forget the residuals of federations that are over."""
+    over = select(federations.c.federation).where(federations.c.state.in_(["completed", "failed"]))
+    async with site.unit() as uow:
+        ended = await uow.all(select(residuals.c.federation).where(residuals.c.federation.in_(over)).distinct())
+    for row in ended:
+        await forget(site, row.federation)
+
+
+async def forget(site: Site, federation: str, before: int | None = None) -> None:
+    """Residuals of rounds before `before` (of all rounds, when it is None) are no longer needed."""
+    which = residuals.c.federation == federation
+    if before is not None:
+        which &= residuals.c.round < before
+    async with site.unit() as uow:
+        gone = await uow.all(select(residuals.c.object).where(which))
+    for row in gone:
+        await site.objects.delete(row.object)
+    if gone:
+        async with site.unit() as uow:
+            await uow.execute(delete(residuals).where(which))
