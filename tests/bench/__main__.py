@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import access, audit, bus, common, objects, platform
+from tests.bench import access, audit, bus, common, federated, objects, platform
 
-AREAS = {"access": access.measure, "audit": audit.measure, "bus": bus.measure, "objects": objects.measure, "platform": platform.measure}
+AREAS = {
+    "access": access.measure,
+    "audit": audit.measure,
+    "bus": bus.measure,
+    "federated": federated.measure,
+    "objects": objects.measure,
+    "platform": platform.measure,
+}
 
 
 def main() -> int:

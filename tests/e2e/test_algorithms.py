@@ -88,7 +88,8 @@ async def test_every_algorithm_trains_at_hospitals_that_are_restarted_meanwhile(
                 counts.setdefault(entry.name, []).append(entry.counts)
             own = name in ("ditto", "fedbn", "fedamp", "finetune")
             assert set(counts) == {"federated", *(() if local else folders), *(("personal",) if own else ())}
-            for which in ("federated", *(("personal",) if own else ())):
+            # A model without the tensors that stay in hospitals is none by itself.
+            for which in (*(() if local else ("federated",)), *(("personal",) if own else ())):
                 assert len(counts[which]) == 2
                 assert metrics.balanced_accuracy(metrics.add(counts[which])) > 0.9, (name, which)
             states = [(await remembered(node, made, world.p.folder))[-1:] for node in nodes]

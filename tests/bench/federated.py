@@ -1,0 +1,160 @@
+"""Federations of real processes against NVIDIA FLARE and Flower: the same work, each in its own processes over loopback, in turn.
+
+The model is eight float32 tensors, a client adds 0.01 and hands everything back, the mean is committed. Ours goes over mutual TLS, through
+gateway, coordinator, bus, database and the audit log, with a sandboxed worker at each hospital; a round is the time from its opening to the
+next one's. The peers' drivers and environments are outside the project: `MEDMESH_BENCH_PEERS` names the folder of the drivers
+(`nvflare_bench.py`, `flower_bench.py`), `MEDMESH_BENCH_NVFLARE` and `MEDMESH_BENCH_FLOWER` the interpreters; without them ours runs alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tests.bench.common import Measure
+from tests.bench.federated_stage import Done, Field, field_of, last_row, package
+from tests.faults.harness import until
+
+SIZES = {"fl.8x1mb": (8, 1.0, 20), "fl.4x100mb": (4, 100.0, 4), "fl.64x40kb": (64, 0.04, 10)}
+GOALS = {"fl.8x1mb": (10, 50), "fl.4x100mb": (1.5, None), "fl.64x40kb": (None, None)}
+"""How many times faster than FLARE and than Flower."""
+TOGETHER = 16
+"""Nodes in a process where there are 64: half a gigabyte of interpreters less, and nothing else is shared."""
+KILLS = 20
+
+
+def measure(names: Sequence[str] = ()) -> list[Measure]:
+    """Every figure whose name begins with one of these."""
+
+    def wanted(name: str) -> bool:
+        return not names or name.startswith(tuple(names))
+
+    found: list[Measure] = []
+    for name, (clients, mb, rounds) in SIZES.items():
+        if wanted(name):
+            ours = asyncio.run(_ours(clients, mb, rounds))
+            found += _measures(name, *ours, _peers(clients, mb, min(rounds, 15)) if clients <= 8 else {})
+    if wanted("fl.int8_bytes"):
+        found.append(asyncio.run(_int8()))
+    if wanted("fl.kill20"):
+        found += asyncio.run(_kills())
+    return found
+
+
+async def _ours(clients: int, mb: float, rounds: int) -> tuple[Done, dict[str, float]]:
+    async with field_of(clients, TOGETHER if clients > 16 else 1) as field:
+        source = package(field.folder / "package", mb)
+        await field.federate(source, field.hospitals, 2)  # workers start with the first
+        peak = field.peak()
+        with peak.watching():
+            done = await field.federate(source, field.hospitals, rounds)
+        return done, peak.mib
+
+
+def _measures(name: str, done: Done, mib: dict[str, float], peers: dict[str, dict[str, Any]]) -> list[Measure]:
+    flare, flower = (peers.get(peer, {}).get("round_s_median") for peer in ("flare", "flower"))
+    times, times_flower = GOALS[name]
+    goal = flare / times if flare and times else {"fl.64x40kb": 0.8}.get(name)
+    found = [Measure(name, done.median, "s/round", peer="FLARE", peer_value=flare, goal=goal)]
+    if times_flower:
+        found.append(
+            Measure(name, done.median, "s/round", peer="Flower", peer_value=flower, goal=flower / times_flower if flower else None)
+        )
+    server = peers.get("flare", {}).get("rss", {}).get("server", {}).get("peak_tree_mib")
+    label = name.removeprefix("fl.")
+    found += [
+        Measure(f"fl.coordinator_pss {label}", mib["coordinator"], "MiB", goal=200),
+        Measure(f"fl.servers_pss {label}", mib["servers"], "MiB", peer="FLARE's server tree (RSS)", peer_value=server),
+        Measure(f"fl.edge_pss {label}", mib["edge"], "MiB", goal=120 if label == "8x1mb" else None),
+        Measure(f"fl.submit_to_round {label}", done.submit_to_round, "s", goal=1.0),
+    ]
+    return found
+
+
+def _peers(clients: int, mb: float, rounds: int) -> dict[str, dict[str, Any]]:
+    """A row of each peer that is there; who is absent is said."""
+    drivers, found = os.environ.get("MEDMESH_BENCH_PEERS"), {}
+    for peer, variable, script, most in (
+        ("flare", "MEDMESH_BENCH_NVFLARE", "nvflare_bench.py", rounds),
+        ("flower", "MEDMESH_BENCH_FLOWER", "flower_bench.py", 3),
+    ):
+        python = os.environ.get(variable)
+        if not drivers or not python:
+            print(f"{peer}: not measured, {variable} or MEDMESH_BENCH_PEERS is not set", file=sys.stderr)
+            continue
+        # FLARE's server listens on all interfaces: it gets a network of its own.
+        alone = (str(Path(drivers) / "netns.sh"),) if peer == "flare" else ()
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "rows.jsonl"
+            argv = (*alone, python, str(Path(drivers) / script), "--clients", str(clients), "--mb", f"{mb:g}", "--rounds", str(most))
+            subprocess.run(argv, check=False, stdout=subprocess.DEVNULL, env={**os.environ, "FL_BENCH_OUT": str(out)}, timeout=300)
+            if out.exists():
+                found[peer] = last_row(out)
+                print(peer, found[peer], file=sys.stderr)
+    return found
+
+
+async def _int8() -> Measure:
+    """Bytes of an update with int8 against the same in float32."""
+    async with field_of(2) as field:
+        source = package(field.folder / "package", 4.0)
+        whole = await field.federate(source, field.hospitals, 2)
+        short = await field.federate(source, field.hospitals, 2, codec="int8")
+        return Measure("fl.int8_bytes", short.bytes / whole.bytes, "of float32", goal=0.26)
+
+
+async def _kills() -> list[Measure]:
+    """The coordinator is killed at random moments of a federation; how often that ended with the model of an undisturbed one."""
+    dice, resumed = random.Random(20_267), []
+    async with field_of(2) as field:
+        source = package(field.folder / "package", 0.2)
+        calm = await field.federate(source, field.hospitals, KILLS * 3)
+        running = asyncio.create_task(field.federate(source, field.hospitals, KILLS * 3))
+        await until(lambda: _rounds(field, calm.federation), 120, 0.05)
+        kills = 0
+        while kills < KILLS and not running.done():
+            await asyncio.sleep(dice.uniform(0.05, 0.6))
+            before = await _committed(field)
+            victim = field.stage.run.processes["federation"]
+            os.kill(victim.pid, signal.SIGKILL)
+            kills, began = kills + 1, monotonic()
+            while not running.done() and await _committed(field) <= before:
+                await asyncio.sleep(0.02)
+            resumed.append(monotonic() - began)
+        hurt = await running
+        twice = sum(_trained_twice(field, name, hurt.federation) for name in field.hospitals)
+    print(f"{kills} kills, resumed after {[round(seconds, 2) for seconds in sorted(resumed)]}, trained twice: {twice}", file=sys.stderr)
+    same = float(kills) if hurt.model == calm.model and not twice else 0.0
+    return [
+        Measure("fl.kill20", same, "of 20 kills", goal=float(KILLS), better="more"),
+        Measure("fl.kill20 resume", max(resumed), "s (the longest, to the next commit)", goal=3.0),
+    ]
+
+
+async def _committed(field: Field) -> int:
+    found = await field.stage.sql("SELECT count(*) AS n FROM federation.rounds WHERE state = 'committed'")
+    return int(found[0]["n"])
+
+
+async def _rounds(field: Field, calm: str) -> bool:
+    found = await field.stage.sql("SELECT count(*) AS n FROM federation.rounds WHERE state = 'committed' AND federation <> $1", calm)
+    return int(found[0]["n"]) > 0
+
+
+def _trained_twice(field: Field, hospital: str, federation: str) -> int:
+    import sqlite3
+
+    store = sqlite3.connect(f"file:{field.folder / hospital / 'store.db'}?mode=ro", uri=True)
+    try:
+        return int(store.execute("SELECT count(*) FROM tasks WHERE federation = ? AND trained > 1", (federation,)).fetchone()[0])
+    finally:
+        store.close()
