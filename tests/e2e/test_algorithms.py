@@ -71,7 +71,7 @@ async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(
             "learning_rate": "0.3",
             "accept_seconds": 30,
         }
-        made = await federation(world, researcher, approver, tuple(folders), accept_seconds=30, **plan)
+        made = await federation(world, researcher, approver, tuple(folders), **plan)
         for node in nodes:
             await until(lambda node=node, made=made: state_of(node, made))
             await consent.approve(node.site, made["federation"], "doctor-zhao")
