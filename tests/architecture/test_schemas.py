@@ -206,6 +206,15 @@ def test_compatible_changes(change: Any) -> None:
     assert breaks(old, new) == []
 
 
+def test_a_record_that_became_a_choice_is_still_held_to_what_it_was() -> None:
+    released = sorted((ROOT / "schemas" / "released").glob("*/evt.federation.federation.invited.v1.json"))
+    old, new = json.loads(released[0].read_text()), schema("evt.federation.federation.invited.v1")
+    assert breaks(old, new) == []
+    narrower = copy.deepcopy(new)
+    del narrower["$defs"]["ImageSchema"]["properties"]["channels"]
+    assert breaks(old, narrower) == ["data.plan.data.channels: removed"]
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [

@@ -139,6 +139,10 @@ class Field:
                 environment = {**os.environ, **ENVIRONMENT}
                 self.processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment))
 
+    async def running(self) -> bool:
+        """Whether every node has opened its own door."""
+        return all((self.folder / name / "edge.port").exists() for name in self.hospitals)
+
     def stop(self) -> None:
         """End them in order."""
         for process in self.processes:
@@ -247,6 +251,7 @@ async def field_of(hospitals: int, together: int = 1) -> AsyncIterator[Field]:
         try:
             await made.enrol()
             made.start(together)
+            await until(made.running, 180, 0.2)
             yield made
         finally:
             made.stop()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmesh.contracts.plan import DataSchema
+from medmesh.contracts.data import ImageSchema
 from medmesh.errors import Problem
 from medmesh.imaging.reading import wrap
 from medmesh.security.keys import write_secret
@@ -29,7 +29,7 @@ from medmesh_edge.settings import Layout, Settings
 
 PATIENTS, EACH = 5, 3
 ALONE = DEFAULT.replace("forget_second_person = true", "forget_second_person = false")
-SCHEMA = DataSchema(modality="MR", image_size=16, channels=1, classes=("none", "tumour"))
+SCHEMA = ImageSchema(modality="MR", image_size=16, channels=1, classes=("none", "tumour"))
 
 
 def pacs(folder: Path) -> Path:

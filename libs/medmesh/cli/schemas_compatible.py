@@ -20,6 +20,10 @@ OPENED = frozenset({"plan.algorithm"})
 """Texts that had one value and may have others now. A node of an earlier release refuses a plan with another one, as it must: it does not
 know what it would sign."""
 
+WIDENED = frozenset({"plan.data"})
+"""Records that became a choice, of which the first is what the record was: what an earlier release wrote is still read, and it refuses,
+as it must, a plan about data that it does not know."""
+
 
 def breaks(old: Schema, new: Schema) -> list[str]:
     """What changed incompatibly from `old` to `new`: `data.plan.rounds: removed`; empty when nothing did."""
@@ -44,6 +48,8 @@ def _compare(old: Any, new: Any, old_root: Schema, new_root: Schema, path: str) 
         old, new = _follow(old, old_root), _follow(new, new_root)
         if path.removeprefix("data.") in OPENED and old.get("type") == new.get("type") and ("const" in old or old == new):
             return []
+        if path.removeprefix("data.") in WIDENED and "oneOf" not in old and "oneOf" in new:
+            return _compare(old, new["oneOf"][0], old_root, new_root, path)
         found = []
         for key in sorted((old.keys() | new.keys()) - _WORDS - {"properties", "required"}):
             if key not in old or key not in new:

@@ -57,8 +57,9 @@ def _value(schema: Schema, root: Schema, name: str) -> Any:
         return schema["const"]
     if "enum" in schema:
         return schema["enum"][0]
-    if "anyOf" in schema:
-        return _value(next(option for option in schema["anyOf"] if option.get("type") != "null"), root, name)
+    for choice in ("anyOf", "oneOf"):
+        if choice in schema:
+            return _value(next(option for option in schema[choice] if option.get("type") != "null"), root, name)
     if name in _NAMED and "string" in (schema.get("type"), schema.get("items", {}).get("type")):
         return _NAMED[name]
     match schema.get("type"):

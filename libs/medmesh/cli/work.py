@@ -101,6 +101,42 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
     return 0
 
 
+def _said(identifier: str, what: str, body: dict[str, Any]) -> int:
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/federations/{identifier}/{what}", body)))
+    return 0
+
+
+@federation.command()
+@click.argument("identifier")
+@click.option("--reason", default="")
+def pause(identifier: str, reason: str) -> int:
+    """Open no further round; the clock of the open one stands still.  暂停。"""
+    return _said(identifier, "pause", {"reason": reason})
+
+
+@federation.command()
+@click.argument("identifier")
+def resume(identifier: str) -> int:
+    """Go on after a pause.  恢复。"""
+    return _said(identifier, "resume", {})
+
+
+@federation.command()
+@click.argument("identifier")
+@click.option("--minutes", type=float, required=True)
+def extend(identifier: str, minutes: float) -> int:
+    """Give the open round so many more minutes.  延长本轮时限。"""
+    return _said(identifier, "extension", {"seconds": round(minutes * 60)})
+
+
+@federation.command()
+@click.argument("identifier")
+@click.option("--reason", required=True)
+def cancel(identifier: str, reason: str) -> int:
+    """End it; its hospitals are told. There is no way back.  取消联邦。"""
+    return _said(identifier, "cancel", {"reason": reason})
+
+
 @click.group()
 def model() -> None:
     """Models: versions, conversion, release.  模型。"""

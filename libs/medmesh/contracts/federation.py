@@ -63,6 +63,38 @@ class CancelFederation(Command):
     reason: str
 
 
+class PauseFederation(Command):
+    """No further round opens; hospitals finish the one they work on, and its clock stands still until `ResumeFederation`."""
+
+    TYPE: ClassVar[str] = "federation.pause.v1"
+    ACTION: ClassVar[str] = "federation.pause"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    reason: str = Field(default="", max_length=200)
+
+
+class ResumeFederation(Command):
+    """Go on: the open round gets back the time it was paused."""
+
+    TYPE: ClassVar[str] = "federation.resume.v1"
+    ACTION: ClassVar[str] = "federation.pause"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+
+
+class ExtendRound(Command):
+    """Give the open round more time. The plan is not touched: its deadline holds for every other round. Result: `{"deadline": …}`."""
+
+    TYPE: ClassVar[str] = "federation.extend.v1"
+    ACTION: ClassVar[str] = "federation.pause"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    seconds: int = Field(ge=1, le=30 * 86_400)
+
+
 # --- commands of hospitals ------------------------------------------------------------------------------------------
 
 
@@ -79,6 +111,18 @@ class RespondInvitation(Command):
     accept: bool
     signature: str = ""
     reason: str = ""
+
+
+class WithdrawFromFederation(Command):
+    """A hospital leaves for good, also after the end. Its answer to the open round is dropped and deleted, and it is never asked again;
+    what was averaged into a committed model cannot be taken out. Result: `{"state": "withdrawn", "rounds": committed with its part}`."""
+
+    TYPE: ClassVar[str] = "federation.withdraw.v1"
+    ACTION: ClassVar[str] = "federation.respond"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    reason: str = Field(default="", max_length=200)
 
 
 class SubmitUpdate(Command):
@@ -230,6 +274,39 @@ class RoundVoided(HospitalEvent):
     federation: str
     round: int
     attempt: int
+
+
+class RoundExtended(HospitalEvent):
+    """The open round has until `deadline` now."""
+
+    TYPE: ClassVar[str] = "federation.round.extended.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    deadline: datetime
+
+
+class FederationPaused(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.paused.v1"
+
+    federation: str
+
+
+class FederationResumed(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.resumed.v1"
+
+    federation: str
+
+
+class ParticipantWithdrew(HospitalEvent):
+    """A hospital left for good; `rounds` committed models have its part."""
+
+    TYPE: ClassVar[str] = "federation.participant.withdrew.v1"
+
+    federation: str
+    hospital: Identifier
+    rounds: int
 
 
 class ParticipantDropped(HospitalEvent):

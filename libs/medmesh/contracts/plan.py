@@ -14,16 +14,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from medmesh.canonical import canonical as canonical_json
+from medmesh.contracts.data import DataSchema
 from medmesh.contracts.message import Identifier, Record, Sha256
-
-
-class DataSchema(Record):
-    """What each hospital must hold to take part: images [samples, channels, size, size], float32 in 0..1, and a class each."""
-
-    modality: str
-    image_size: int = Field(ge=8, le=1024)
-    channels: int = Field(default=1, ge=1, le=4)
-    classes: tuple[str, ...] = Field(min_length=2, max_length=100)
 
 
 class TensorSignature(Record):
@@ -125,6 +117,8 @@ def canonical(plan: Plan) -> bytes:
     for name in LATER:
         if getattr(plan, name) == Plan.model_fields[name].get_default(call_default_factory=True):
             del document[name]
+    if plan.data.kind == "images":
+        del document["data"]["kind"]  # the first release knew nothing else
     return canonical_json(document)
 
 

@@ -55,6 +55,17 @@ def _algorithm(plan: Plan, language: str) -> list[str]:
     return lines
 
 
+def _data(plan: Plan, language: str) -> str:
+    data, zh = plan.data, language == "zh"
+    if data.kind == "images":
+        size = f"{data.image_size}×{data.image_size}"
+        return f"{data.modality} 图像，缩放至 {size}" if zh else f"{data.modality} images scaled to {size}"
+    names = ", ".join(feature.name for feature in data.features[:20]) + (" …" if len(data.features) > 20 else "")
+    if zh:
+        return f"表格 {data.table} 的字段 {names}，按方案中写明的常数缩放"
+    return f"the columns {names} of the table {data.table}, scaled by constants that the plan states"
+
+
 def explain(plan: Plan, language: str = "en") -> list[str]:
     """What code runs, on what data, what leaves the hospital, how often, and when; one sentence a line."""
     from medmesh.federated.aggregation import upload_signature
@@ -67,7 +78,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         return [
             f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
             f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
-            f"使用的数据：{plan.data.modality} 图像，缩放至 {plan.data.image_size}×{plan.data.image_size}，类别：{classes}。数据不出院。",
+            f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
             f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）、样本数与损失；"
             + ("评估时为混淆矩阵计数。" if plan.baseline else "别无其他。"),
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
@@ -79,8 +90,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
     return [
         f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
-        f"Data it uses: {plan.data.modality} images scaled to {plan.data.image_size}×{plan.data.image_size}, classes {classes}. "
-        "They stay in the hospital.",
+        f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
         f"What leaves: {tensors} tensors a round ({size:.2f} MiB), the number of samples and the loss; "
         + ("for evaluation, counts of a confusion matrix." if plan.baseline else "nothing else."),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",

@@ -18,7 +18,7 @@ OnStep = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Samples:
-    """`x` uint8 [samples, channels, size, size] (0..255 stands for 0..1), `y` int64 [samples]."""
+    """`x` uint8 [samples, channels, size, size] (0..255 stands for 0..1) or, of a table, float32 [samples, width]; `y` int64 [samples]."""
 
     x: np.ndarray
     y: np.ndarray
@@ -66,7 +66,7 @@ class Adapter(Protocol):
         """
 
     def logits(self, model: Any, x: np.ndarray) -> np.ndarray:
-        """float32 [samples, classes] for uint8 x."""
+        """float32 [samples, classes] for an x as in `Samples`."""
 
     def export_onnx(self, model: Any, example: np.ndarray, path: Path) -> dict[str, Any]:
         """Write an ONNX file with a free batch dimension; answers what tools made it."""
@@ -96,8 +96,8 @@ def adapter(framework: str) -> Adapter:
 
 
 def float_input(x: np.ndarray) -> np.ndarray:
-    """What models see: float32 in 0..1."""
-    return x.astype(np.float32) / np.float32(255)
+    """What models see: images as float32 in 0..1, rows of a table as they are."""
+    return x if x.dtype == np.float32 else x.astype(np.float32) / np.float32(255)
 
 
 def batches(count: int, schedule: Schedule) -> Any:

@@ -42,8 +42,9 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from medmesh.contracts.data import DataSchema, ImageSchema
 from medmesh.contracts.message import Identifier, Record
-from medmesh.contracts.plan import DataSchema, TensorSignature
+from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 
 MANIFEST = "medmesh.toml"
@@ -75,6 +76,12 @@ class Manifest(Record):
     data: DataSchema
     hyper: dict[str, int | str] = Field(default_factory=dict)
     tensors: tuple[TensorSignature, ...] = Field(min_length=1)
+
+    def images(self) -> ImageSchema:
+        """What it needs, for who works on images alone. Raises `Problem` (`package.images_only`)."""
+        if self.data.kind != "images":
+            raise Problem("package.images_only")
+        return self.data
 
     @property
     def entries(self) -> dict[str, str]:
@@ -142,20 +149,26 @@ def read(archive: bytes) -> Package:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             _check(opened.infolist())
             text = opened.read(MANIFEST).decode()
-        manifest = Manifest.model_validate_json(_json(text))
+        manifest = read_manifest(text)
     except KeyError:
         raise Problem("package.no_manifest") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, RuntimeError, OSError, struct.error, zlib.error):
         # NotImplementedError: a compression zipfile does not know; RuntimeError: encrypted, or nested too deeply (RecursionError)
         raise Problem("package.malformed", reason="not a package") from None
+    except ValueError:  # a directory that points before its own beginning
+        raise Problem("package.malformed", reason="not a package") from None
+    return Package(manifest, archive)
+
+
+def read_manifest(text: str) -> Manifest:
+    """`medmesh.toml`. Raises `Problem` (`package.malformed`)."""
+    try:
+        return Manifest.model_validate_json(_json(text))
     except tomllib.TOMLDecodeError as error:
         raise Problem("package.malformed", reason=f"{MANIFEST}: {error}") from None
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:5])
         raise Problem("package.malformed", reason=f"{MANIFEST}: {where}") from None
-    except ValueError:  # a directory that points before its own beginning
-        raise Problem("package.malformed", reason="not a package") from None
-    return Package(manifest, archive)
 
 
 def _json(text: str) -> str:

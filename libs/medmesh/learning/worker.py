@@ -109,7 +109,7 @@ def predict(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]
 
 def export(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Write ONNX, and the model's own answers to seeded inputs for the parity gate."""
-    data = session.manifest.data
+    data = session.manifest.images()
     generator = np.random.default_rng(call["seed"])
     x = generator.integers(0, 256, (call["examples"], data.channels, data.image_size, data.image_size), dtype=np.uint8)
     model = session.model(0, call["weights"])

@@ -55,6 +55,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "training.read": ("researcher",),
     "federation.create": ("researcher",),
     "federation.cancel": ("researcher", "system_administrator"),
+    "federation.pause": ("researcher", "system_administrator"),
     "federation.read": ("researcher", "approver", "auditor", "hospital", "system_administrator"),
     "federation.respond": ("hospital",),
     "federation.submit": ("hospital",),

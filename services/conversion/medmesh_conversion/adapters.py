@@ -83,7 +83,7 @@ def give(source: Path, target: Path) -> str:
 async def export(package: Package, source: Path, folder: Path, settings: Settings, seed: int) -> Exported:
     """Let the package write ONNX from the weights in `source`. Raises `Problem` (`worker.*`, `package.*`, `conversion.output`,
     `conversion.reference`)."""
-    data, examples = package.manifest.data, settings.examples
+    data, examples = package.manifest.images(), settings.examples
     # Room beyond the limit: a file that is too large is told as that, not as an error of the package's.
     limits = isolation.Limits(memory_bytes=settings.memory_bytes, file_bytes=settings.max_onnx_bytes + 2**30)
     running = worker(

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from medmesh.contracts.data import ImageSchema
 from medmesh.contracts.message import ObjectRef
-from medmesh.contracts.plan import DataSchema
 from medmesh.contracts.registry import VersionView
 from medmesh.errors import Problem
 
@@ -50,7 +50,7 @@ class Measured:
     tools: dict[str, str]
 
 
-def inputs(seed: int, examples: int, data: DataSchema) -> np.ndarray:
+def inputs(seed: int, examples: int, data: ImageSchema) -> np.ndarray:
     """The images both sides answer: uint8 [examples, channels, size, size], the same as a worker's `export` draws from the seed."""
     import numpy as np
 
@@ -132,7 +132,7 @@ def told(problem: Problem) -> Problem:
     )
 
 
-def preprocess(data: DataSchema) -> dict[str, Any]:
+def preprocess(data: ImageSchema) -> dict[str, Any]:
     """What a reader of the file must do to an image: bring it to `size`, `channels` and the range 0..1."""
     return {"size": data.image_size, "channels": data.channels, "scale": "0..1"}
 

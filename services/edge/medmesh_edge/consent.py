@@ -47,6 +47,24 @@ async def decline(site: Site, federation: str, reason: str) -> None:
         await _answer(uow, row, accept=False, reason=reason or "declined by the hospital")
 
 
+async def withdraw(site: Site, federation: str, reason: str) -> None:
+    """A person takes this hospital out, for good, also after the end: from this moment nothing of it leaves. Raises `Problem`."""
+    async with site.unit() as uow:
+        row = await uow.first(select(federations).where(federations.c.federation == federation))
+        if row is None:
+            raise Problem("request.not_found", kind="federation", id=federation)
+        if row.state == "withdrawn":
+            return
+        if row.state in ("invited", "declined"):
+            raise Problem("federation.not_taking_part", federation=federation, state=row.state)
+        ours = federations.c.federation == federation
+        await uow.execute(update(federations).where(ours).values(state="withdrawn", reason=reason))
+        await queue(uow, f"/v1/federations/{federation}/withdrawal", {"reason": reason[:200]})
+        about = (Entity("federation", federation, digest=row.plan_hash),)
+        uow.audit(AuditEntry("federation.withdraw", "E", entities=about))
+    site.changed.set()
+
+
 async def answer_invitations(site: Site) -> None:
     """Answer what can be answered: by the policy at once, by an approval when it is there; the rest waits for a person."""
     async with site.unit() as uow:

@@ -71,7 +71,7 @@ async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any])
 
 
 async def _state(uow: UnitOfWork[Any], federation: str, state: str, reason: str = "") -> None:
-    known = (federations.c.federation == federation) & (federations.c.state != "declined")
+    known = (federations.c.federation == federation) & federations.c.state.not_in(["declined", "withdrawn"])
     await uow.execute(update(federations).where(known).values(state=state, reason=reason))
 
 
@@ -121,7 +121,23 @@ async def _voided(event: Envelope[fed.RoundVoided], uow: UnitOfWork[Any]) -> Non
     await uow.execute(update(tasks).where(where, tasks.c.state.in_(["received", "sent"])).values(state="superseded"))
 
 
-async def _dropped(event: Envelope[fed.ParticipantDropped], uow: UnitOfWork[Any]) -> None:
+async def _extended(event: Envelope[fed.RoundExtended], uow: UnitOfWork[Any]) -> None:
+    done = event.data
+    where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.attempt == done.attempt)
+    row = await uow.first(select(tasks.c.event).where(where))
+    if row is not None:
+        await uow.execute(update(tasks).where(where).values(event={**row.event, "deadline": done.model_dump(mode="json")["deadline"]}))
+
+
+async def _paused(event: Envelope[fed.FederationPaused], uow: UnitOfWork[Any]) -> None:
+    await _state(uow, event.data.federation, "paused")
+
+
+async def _resumed(event: Envelope[fed.FederationResumed], uow: UnitOfWork[Any]) -> None:
+    await _state(uow, event.data.federation, "running")
+
+
+async def _dropped(event: Envelope[fed.ParticipantDropped | fed.ParticipantWithdrew], uow: UnitOfWork[Any]) -> None:
     return None
 
 
@@ -173,6 +189,10 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.RoundOpened, _opened),
     (fed.RoundStored, _stored),
     (fed.RoundVoided, _voided),
+    (fed.RoundExtended, _extended),
+    (fed.FederationPaused, _paused),
+    (fed.FederationResumed, _resumed),
+    (fed.ParticipantWithdrew, _dropped),
     (fed.ParticipantDropped, _dropped),
     (fed.FederationCompleted, _completed),
     (fed.FederationFailed, _failed),

@@ -45,13 +45,14 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One de-identified object."""
+    """One de-identified object: an image, or the values of a row."""
 
     item: str
     patient: str
     modality: str
     data: bytes
     quality: tuple[str, ...]
+    media_type: str = "application/dicom"
 
 
 def read_labels(path: Path) -> dict[str, Label]:
@@ -109,8 +110,14 @@ async def ingest(site: Site, folder: Path, dataset: str, *, progress: Callable[[
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         prepared = await asyncio.to_thread(_all, batch, key, outcome)
-        await _store(site, dataset, prepared, labels, key, outcome)
+        await store(site, dataset, prepared, labels, key, outcome)
         progress(start + len(batch), len(files))
+    await finish(site, dataset, outcome)
+    return outcome
+
+
+async def finish(site: Site, dataset: str, outcome: Outcome) -> None:
+    """A new version of the data set when something is new, and the record."""
     async with site.unit() as uow:
         row = upsert(datasets).values(dataset=dataset, version=1, published=0)
         if outcome.stored:
@@ -120,7 +127,6 @@ async def ingest(site: Site, folder: Path, dataset: str, *, progress: Callable[[
         await uow.execute(row)
         detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total()}
         uow.audit(AuditEntry("edge.ingest", "C", entities=(Entity("dataset", f"{site.settings.hospital}/{dataset}"),), detail=detail))
-    return outcome
 
 
 def _all(batch: list[Path], key: bytes, outcome: Outcome) -> list[tuple[str, Prepared]]:
@@ -144,7 +150,7 @@ def _each(batch: list[Path], key: bytes, outcome: Outcome) -> Iterator[tuple[str
         yield path.name, prepared
 
 
-async def _store(
+async def store(
     site: Site, dataset: str, prepared: list[tuple[str, Prepared]], labels: dict[str, Label], key: bytes, outcome: Outcome
 ) -> None:
     """Keys first, then objects, then rows: a row never names bytes that are not there, or that nobody can open."""
@@ -152,7 +158,7 @@ async def _store(
         return
     async with site.unit() as uow:
         keys = await patients.ensure(uow, site, {entry.patient for _, entry in prepared})
-    refs = {e.item: await patients.images(site, keys[e.patient]).put(e.data, "application/dicom") for _, e in prepared}
+    refs = {e.item: await patients.images(site, keys[e.patient]).put(e.data, e.media_type) for _, e in prepared}
     async with site.unit() as uow:
         if set(keys) - set(await patients.known(uow, site, keys)):
             raise Problem("edge.patient_forgotten")

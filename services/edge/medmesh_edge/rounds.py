@@ -100,6 +100,9 @@ class Rounds:
         if row.state == "received" and datetime.now(UTC) > event.deadline:
             await self._set(event, state="superseded")
             return True
+        if await self._left(event):
+            await self._set(event, state="releasable")  # what was trained stays here, and is deleted
+            return True
         if not in_hours(self.site.policy(), datetime.now().astimezone()):
             return False
         try:
@@ -110,6 +113,12 @@ class Rounds:
                 raise
             await self._fail(event, problem)
         return True
+
+    async def _left(self, event: RoundOpened) -> bool:
+        """Whether a person has taken this hospital out of the federation."""
+        async with self.site.unit() as uow:
+            ours = (federations.c.federation == event.federation) & (federations.c.state == "withdrawn")
+            return await uow.first(select(federations.c.federation).where(ours)) is not None
 
     async def _set(self, event: RoundOpened, **values: Any) -> None:
         async with self.site.unit() as uow:

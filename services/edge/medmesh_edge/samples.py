@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from sqlalchemy import func, select
 
+from medmesh.canonical import parse
+from medmesh.contracts.data import DataSchema, TableSchema
 from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
-from medmesh.contracts.plan import DataSchema
 from medmesh.learning import weights
+from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
 from medmesh_edge.patients import images, opened
 from medmesh_edge.ports import Site
@@ -56,8 +58,15 @@ def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:
     return np.rint(made * 255).astype(np.uint8)
 
 
+def values(site: Site, row: Any, schema: TableSchema) -> np.ndarray:
+    """float32 [width] of one stored row of a table."""
+    stored = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
+    return encode(parse(stored)["values"], schema)
+
+
 async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:
-    """A safetensors file with `x` uint8 [samples, channels, size, size] and `y` int64 [samples], and how many samples."""
+    """A safetensors file with `x` (uint8 [samples, channels, size, size], or float32 [samples, width] of a table) and `y` int64 [samples],
+    and how many samples. Raises `Problem` (`data.row`) for a row of a table that does not fit the plan's schema."""
     found = await rows(site, schema, held_out=held_out)
     name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
@@ -68,9 +77,9 @@ async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Pa
 
 
 def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
-    x = np.zeros((len(found), schema.channels, schema.image_size, schema.image_size), dtype=np.uint8)
+    x = np.zeros((len(found), *schema.shape), dtype=np.float32 if schema.kind == "table" else np.uint8)
     for place, row in enumerate(found):
-        x[place] = image(site, row, schema.image_size, schema.channels)
+        x[place] = values(site, row, schema) if schema.kind == "table" else image(site, row, schema.image_size, schema.channels)
     y = np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
     temporary = path.with_suffix(".new")
     weights.save({"x": x, "y": y}, temporary)
@@ -94,11 +103,13 @@ async def descriptor(site: Site, dataset: str) -> Descriptor:
         version = (await uow.execute(select(datasets.c.version).where(datasets.c.dataset == dataset))).scalar_one_or_none() or 1
     modality = Counter(row.modality for row in found).most_common(1)
     labels = Counter(row.label for row in found if row.label)
+    kind = modality[0][0] if modality else ""
     return Descriptor(
         dataset=dataset,
         version=version,
-        modality=modality[0][0] if modality else "",
+        modality=kind,
         samples=_hidden(len(found)),
         patients=_hidden(len({row.patient for row in found})),
         labels={label: _hidden(number) for label, number in sorted(labels.items())},
+        **({"deidentification": "allow-list of columns"} if kind.startswith("table:") else {}),
     )

@@ -15,12 +15,12 @@ items = Table(
     Column("item", String(64), primary_key=True),
     Column("dataset", String(63), nullable=False),
     Column("patient", String(64), nullable=False),
-    Column("modality", String(16), nullable=False),
+    Column("modality", String(80), nullable=False, comment="of images, or `table:<name>` for a row of a table"),
     Column("object", String(64), nullable=False),
     Column("label", String(80)),
     Column("held_out", Boolean, nullable=False),
     Column("at", Timestamp, nullable=False),
-    comment="de-identified objects by their new SOP instance UID's hash; `patient` is a pseudonym",
+    comment="de-identified objects: images by their new SOP instance UID's hash, rows by patient and visit; `patient` is a pseudonym",
 )
 
 patients = Table(

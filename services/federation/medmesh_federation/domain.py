@@ -1,7 +1,7 @@
 """The rules of a federation as one pure function: from what is known to the one thing to do next.
 
-Federation: inviting -> ready -> queued -> running -> completed | failed | cancelled.
-Participant: invited -> accepted | declined; accepted <-> dropped.
+Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled.
+Participant: invited -> accepted | declined; accepted <-> dropped; accepted, dropped -> withdrawn.
 Round: open -> committed | void. Rounds 1..R train; with a baseline R+1 trains everybody alone and R+2 evaluates all models.
 """
 
@@ -24,12 +24,13 @@ class State(StrEnum):
     READY = "ready"
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-OPEN_STATES = (State.INVITING, State.READY, State.QUEUED, State.RUNNING)
+OPEN_STATES = (State.INVITING, State.READY, State.QUEUED, State.RUNNING, State.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,8 @@ def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | No
     match s.state:
         case State.INVITING:
             return _inviting(s)
+        case State.READY | State.QUEUED if len(s.those("accepted")) < s.plan.min_participants:
+            return Move(State.FAILED, "federation.quorum")  # some withdrew before it began
         case State.READY:
             return Move(State.QUEUED) if s.approved else None
         case State.QUEUED:

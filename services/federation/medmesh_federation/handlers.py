@@ -112,7 +112,7 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     return {"federation": federation, "plan_hash": hash_}
 
 
-async def _locked(uow: UnitOfWork[Ports], federation: str, *, lock: bool = True) -> Any:
+async def locked(uow: UnitOfWork[Ports], federation: str, *, lock: bool = True) -> Any:
     wanted = select(federations).where(federations.c.federation == federation)
     row = await uow.first(wanted.with_for_update() if lock else wanted)
     if row is None:
@@ -120,7 +120,7 @@ async def _locked(uow: UnitOfWork[Ports], federation: str, *, lock: bool = True)
     return row
 
 
-async def _mine(uow: UnitOfWork[Ports], federation: str) -> Any:
+async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
     """The participant row of the hospital that speaks; the guard has let in nobody who was not invited."""
     where = (participants.c.federation == federation) & (participants.c.hospital == uow.actor.id)
     return (await uow.execute(select(participants).where(where))).one()
@@ -130,8 +130,8 @@ async def _mine(uow: UnitOfWork[Ports], federation: str) -> Any:
 async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital accepts by signing the plan's hash with its own key, or declines."""
     answer, hospital = command.data, uow.actor.id
-    row = await _locked(uow, answer.federation)
-    mine = await _mine(uow, answer.federation)
+    row = await locked(uow, answer.federation)
+    mine = await own(uow, answer.federation)
     if answer.plan_hash != row.plan_hash:
         raise Problem("federation.plan_changed", federation=answer.federation)
     wanted = "accepted" if answer.accept else "declined"
@@ -179,7 +179,7 @@ async def approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> 
     grant = event.data
     if grant.action != ACTION:
         return
-    row = await _locked(uow, grant.target)
+    row = await locked(uow, grant.target)
     if row.approval is not None or row.state not in (State.INVITING, State.READY):
         raise Problem("federation.closed", federation=row.federation, state=row.state)
     found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=row.federation, digest=row.plan_hash)
@@ -191,7 +191,7 @@ async def approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> 
 @HANDLERS.on(CancelFederation)
 async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """End a federation; its hospitals are told."""
-    row = await _locked(uow, command.data.federation)
+    row = await locked(uow, command.data.federation)
     if row.state == State.CANCELLED:
         uow.unchanged()
         return {"state": row.state}
@@ -206,13 +206,14 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
 
 async def _round(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int, *, lock: bool = True) -> tuple[Any, Any, bool]:
     """(federation, round, whether the answer comes too late). Only who was assigned may answer."""
-    row = await _locked(uow, federation, lock=lock)
-    await _mine(uow, federation)
+    row = await locked(uow, federation, lock=lock)
+    if (mine := await own(uow, federation)).state == "withdrawn":
+        raise Problem("federation.not_taking_part", federation=federation, state=mine.state)
     where = (rounds.c.federation == federation) & (rounds.c.round == number) & (rounds.c.attempt == attempt)
     current = await uow.first(select(rounds).where(where))
     if current is None or uow.actor.id not in current.assigned:
         raise Problem("federation.not_assigned", federation=federation, round=number)
-    return row, current, current.state != "open" or row.state != State.RUNNING
+    return row, current, current.state != "open" or row.state not in (State.RUNNING, State.PAUSED)
 
 
 async def _answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:

@@ -112,10 +112,10 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
     model = ObjectRef.model_validate(row.model)
     keep = [model]
     async with runtime.unit() as uow:
-        given = await answers_of(uow, row.federation, row.round, row.attempt)
+        given = await answers_of(uow, row.federation, row.round, row.attempt, all_of_them=True)
     updates = [ObjectRef.model_validate(a.update) for a in given if a.update]
     if row.kind == RoundKind.BASELINE:
-        keep += updates
+        keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
     # What the algorithm remembers is needed for the next round only; the chain holds its hash.
     beside = [ObjectRef.model_validate(ref) for ref in (row.state_object, *(row.personal or {}).values()) if ref]
     for ref in (*keep, *beside):

@@ -12,13 +12,13 @@ from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.open import stores
-from medmesh_federation import handlers, queries
+from medmesh_federation import handlers, lifecycle, queries
 from medmesh_federation.coordinator import Coordinator
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.settings import Settings
 from medmesh_federation.tables import METADATA
 
-DECLARING = (handlers, queries)
+DECLARING = (handlers, lifecycle, queries)
 
 
 @asynccontextmanager
@@ -54,6 +54,10 @@ SERVICE = ServiceSpec(
         federation.RoundCommitted,
         federation.RoundStored,
         federation.RoundVoided,
+        federation.RoundExtended,
+        federation.FederationPaused,
+        federation.FederationResumed,
+        federation.ParticipantWithdrew,
         federation.ParticipantDropped,
         federation.ParticipantRejoined,
         federation.FederationCompleted,

@@ -31,7 +31,7 @@ async def load_samples(content: Sequence[Item], manifest: Manifest, stores: Stor
     """
     from medmesh.imaging.preprocess import Preprocess
 
-    data = manifest.data
+    data = manifest.images()
     preprocess = Preprocess(data.image_size, data.channels)
     x = np.empty((len(content), data.channels, data.image_size, data.image_size), dtype=np.uint8)
 

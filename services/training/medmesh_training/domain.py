@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from medmesh.contracts.data import ImageSchema
 from medmesh.contracts.message import ObjectRef, Record
-from medmesh.contracts.plan import DataSchema
 from medmesh.errors import Problem
 
 _HELD_OUT_OF = 5
@@ -99,7 +99,7 @@ def check_size(steps: int, seed: int, version: int, limit: int) -> None:
         raise Problem("request.invalid", reason="seed and version must lie within 2^53")
 
 
-def check_memory(samples: int, data: DataSchema, limit: int) -> None:
+def check_memory(samples: int, data: ImageSchema, limit: int) -> None:
     """Raise a `Problem` (`training.too_large`) when the decoded samples, a byte a pixel, would take more than `limit` bytes."""
     if (needed := samples * data.channels * data.image_size**2) > limit:
         raise Problem("training.too_large", bytes=needed, limit=limit)

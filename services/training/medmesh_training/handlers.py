@@ -26,7 +26,7 @@ async def submit_job(command: Envelope[SubmitJob], work: Work[Ports]) -> dict[st
     wanted, ports = command.data, work.ports
     check_size(wanted.steps, wanted.seed, wanted.version, ports.settings.max_steps)
     package = packages.read(await load(ports.stores.kept, wanted.package))
-    data, settings = package.manifest.data, ports.settings
+    data, settings = package.manifest.images(), ports.settings
     items = await asyncio.to_thread(read_content, await load(ports.stores.kept, wanted.content), data.classes)
     check_memory(len(items), data, settings.max_data_bytes)
     schedule = Schedule(checkpoint_steps=settings.checkpoint_steps, batch_size=settings.batch_size, learning_rate=settings.learning_rate)

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from medmesh.canonical import canonical as canonical_json
-from medmesh.contracts.plan import DataSchema, Plan, TensorSignature, plan_hash
+from medmesh.contracts.data import Feature, ImageSchema, TableSchema
+from medmesh.contracts.plan import Plan, TensorSignature, plan_hash
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import compatible, download_signature, upload_signature
 from medmesh.federated.plan import explain
@@ -24,7 +25,7 @@ def plan(**changed: Any) -> Plan:
         "package": "0" * 64,
         "initial": "1" * 64,
         "framework": "numpy",
-        "data": DataSchema(modality="MR", image_size=8, classes=("none", "tumour")),
+        "data": ImageSchema(modality="MR", image_size=8, classes=("none", "tumour")),
         "signature": (
             TensorSignature(name="bias", shape=(2,), dtype="F32"),
             TensorSignature(name="bn.mean", shape=(3,), dtype="F32"),
@@ -49,6 +50,7 @@ def test_a_plan_that_says_nothing_new_has_the_hash_that_the_first_release_finds(
     old = plan().model_dump(mode="json")
     for name in set(old) - {*FIRST_RELEASE}:
         del old[name]
+    del old["data"]["kind"]
     assert set(old) == set(FIRST_RELEASE)
     assert plan_hash(plan()) == hashlib.sha256(canonical_json(old)).hexdigest()
     hashes = {plan_hash(p) for p in (plan(), plan(local=("bn.mean",)), plan(algorithm="fedprox"), plan(parameters={"mu": "1"}))}
@@ -109,3 +111,13 @@ def test_a_hospital_reads_what_the_algorithm_does() -> None:
     assert "a model of its own" in english
     assert "scaffold.dc" in "\n".join(explain(plan(algorithm="scaffold")))
     assert "mu = 0.5" in "\n".join(explain(plan(algorithm="fedprox", parameters={"mu": "0.5"})))
+
+
+def test_a_hospital_reads_which_columns_of_which_table_are_used() -> None:
+    age = Feature(name="age", kind="number", low="18", high="90")
+    wanted = plan(data=TableSchema(kind="table", table="heart", features=(age,), classes=("well", "ill")))
+    assert "the columns age of the table heart" in "\n".join(explain(wanted))
+    assert "表格 heart 的字段 age" in "\n".join(explain(wanted, "zh"))
+    assert "MR images scaled to 8×8" in "\n".join(explain(plan()))
+    other = plan(data=TableSchema(kind="table", table="heart", features=(age.model_copy(update={"scale": "10"}),), classes=("well", "ill")))
+    assert plan_hash(wanted) != plan_hash(other), "the constants are signed"

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medmesh.contracts.data import ImageSchema
 from medmesh.contracts.federation import RoundKind
-from medmesh.contracts.plan import DataSchema, Plan, TensorSignature
+from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, State, Void, Wait, next_step
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -20,7 +21,7 @@ PLAN = Plan(
     package="0" * 64,
     initial="1" * 64,
     framework="numpy",
-    data=DataSchema(modality="MR", image_size=8, classes=("x", "y")),
+    data=ImageSchema(modality="MR", image_size=8, classes=("x", "y")),
     signature=(TensorSignature(name="w", shape=(1,), dtype="F32"),),
     rounds=2,
     local_steps=1,

@@ -135,14 +135,25 @@ def run(folder: Path, host: str | None, port: int | None) -> int:
 
 @edge.command()
 @FOLDER
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--dataset", required=True)
+@click.option("--table", type=click.Path(exists=True, path_type=Path), help="SOURCE is a CSV file, this package says of what.")
+@click.option("--columns", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What the columns of the CSV file mean.")
 @click.option("--json", "as_json", is_flag=True)
-def ingest(folder: Path, source: Path, dataset: str, as_json: bool) -> int:
-    """Take in the DICOM files below SOURCE, de-identified, with labels from its labels.csv.  导入 DICOM。"""
+def ingest(folder: Path, source: Path, dataset: str, table: Path | None, columns: Path | None, as_json: bool) -> int:
+    """Take in the DICOM files below SOURCE, de-identified, with labels from its labels.csv; or a table.  导入 DICOM 或表格。
+
+    Of a table only the columns that the hospital's own file names are read (docs/tutorial/heart-disease.md).
+    """
+    from medmesh_edge import tabular
     from medmesh_edge.intake import ingest
 
+    if (table is None) != (columns is None) or (table is None) != source.is_dir():
+        raise click.UsageError(say("a table needs --table, --columns and a file", "导入表格需同时给出 --table、--columns 和文件"))
+
     async def work(site: Any) -> Any:
+        if table is not None and columns is not None:
+            return await tabular.ingest(site, source, columns, tabular.schema_of(table), dataset)
         if as_json:
             return await ingest(site, source, dataset)
         with click.progressbar(length=1, label=dataset) as bar:
@@ -239,6 +250,27 @@ def decline(folder: Path, federation: str, reason: str) -> int:
 
     on_site(folder, lambda site: decline(site, federation, reason))
     click.echo(say("declined", "已谢绝"))
+    return 0
+
+
+@edge.command()
+@FOLDER
+@click.argument("federation")
+@click.option("--reason", default="", help="Told to the initiator.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def withdraw(folder: Path, federation: str, reason: str, yes: bool) -> int:
+    """Leave FEDERATION for good, also after its end.  退出联邦。
+
+    From this moment nothing of this hospital leaves: no update, no count. What it gave to the open round is not used and is deleted.
+    What cannot be undone: committed models were averaged with its updates, and models that were released are in use elsewhere; those
+    only their owner can withdraw. 已提交的全局模型中已包含的贡献无法取出；已发布的模型须由其所有者撤回。
+    """
+    from medmesh_edge.consent import withdraw
+
+    if not yes:
+        click.confirm(say(f"leave {federation} for good?", f"确定永久退出 {federation}？"), abort=True)
+    on_site(folder, lambda site: withdraw(site, federation, reason))
+    click.echo(say("withdrawn; nothing of this federation leaves any more", "已退出；不再有任何内容离开本院"))
     return 0
 
 

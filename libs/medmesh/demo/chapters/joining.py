@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from medmesh.client.gateway import Gateway
@@ -51,10 +52,10 @@ async def up(stage: Stage) -> None:
         stage.people[name] = await sign_in(anybody, name, PASSWORD, Authenticator())
 
 
-async def enrol(stage: Stage) -> None:
-    stage.say("four hospitals enrol; a second person approves each", "四家医院注册；由第二人逐一审批")
+async def enrol(stage: Stage, hospitals: Sequence[str] = tuple(source.HOSPITALS)) -> None:
+    stage.say(f"{len(hospitals)} hospitals enrol; a second person approves each", f"{len(hospitals)} 家医院注册；由第二人逐一审批")
     enrolling = []
-    for name in source.HOSPITALS:
+    for name in hospitals:
         made = await stage.people["sun"].request("POST", "/v1/hospitals", {"hospital": name, "display_name": name})
         folder = stage.folder / "hospitals" / name
         folder.mkdir(parents=True)
@@ -63,7 +64,7 @@ async def enrol(stage: Stage) -> None:
         arguments = ("--folder", str(folder), "--gateway", stage.urls["gateway"], "--ca", str(stage.ca), "--hospital", name)
         handed = ("--code", made["code"], "--roster", stage.keepers.pin)
         enrolling.append(asyncio.create_task(medmesh("edge", "enrol", *arguments, *handed, "--wait", "120")))
-    await stage.approve("hospital.enrol", len(source.HOSPITALS))
+    await stage.approve("hospital.enrol", len(hospitals))
     await asyncio.gather(*enrolling)
     stage.keepers.add_hospitals(*(node.folder for node in stage.nodes.values()))
     stage.happened("hospitals enrolled, their keys in the roster")

@@ -1,0 +1,118 @@
+"""What each hospital must hold to take part in a plan: images, or rows of a table."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+
+from medmesh.contracts.message import Identifier, Record
+
+Classes = Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]
+Code = Annotated[str, StringConstraints(min_length=1, max_length=80)]
+FeatureName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class ImageSchema(Record):
+    """Images [samples, channels, size, size], float32 in 0..1, and a class each."""
+
+    kind: Literal["images"] = "images"
+    modality: str
+    image_size: int = Field(ge=8, le=1024)
+    channels: int = Field(default=1, ge=1, le=4)
+    classes: Classes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (self.channels, self.image_size, self.image_size)
+
+
+class Feature(Record):
+    """One column: a number within a range, scaled by the declared constants, or one of `codes`.
+
+    A number enters the model as (value - center) / scale. Both are part of the plan and come from the literature or from the initiator's
+    own patients: no hospital's statistics travel for it. `missing` adds an input that is 1 where there is no value.
+    """
+
+    name: FeatureName
+    kind: Literal["number", "code"]
+    unit: str = Field(default="", max_length=20)
+    """UCUM, such as `mm[Hg]`; for people, not converted."""
+    low: str | None = None
+    high: str | None = None
+    center: str = "0"
+    scale: str = "1"
+    codes: tuple[Code, ...] = Field(default=(), max_length=100)
+    missing: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Feature:
+        if self.kind == "code":
+            if not self.codes or len(set(self.codes)) != len(self.codes):
+                raise ValueError(f"{self.name}: give its codes, each once")
+            if (self.low, self.high, self.center, self.scale, self.unit) != (None, None, "0", "1", ""):
+                raise ValueError(f"{self.name}: a code has no unit, range or scale")
+            return self
+        if self.codes:
+            raise ValueError(f"{self.name}: a number has no codes")
+        if self.low is None or self.high is None or not decimal(self.low) < decimal(self.high):
+            raise ValueError(f"{self.name}: give low and high, the first the smaller one")
+        decimal(self.center)
+        if decimal(self.scale) <= 0:
+            raise ValueError(f"{self.name}: scale is more than 0")
+        return self
+
+    @property
+    def width(self) -> int:
+        """How many inputs of the model it becomes."""
+        return (1 if self.kind == "number" else len(self.codes)) + self.missing
+
+
+class TableSchema(Record):
+    """Rows of the table of this name, with these features and a class each; float32 [samples, width].
+
+    The name stands for the meaning: another set of features is another table.
+    """
+
+    kind: Literal["table"]
+    table: Identifier
+    features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=500)]
+    classes: Classes
+
+    @model_validator(mode="after")
+    def _named_once(self) -> TableSchema:
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
+            raise ValueError("features: one is named twice")
+        return self
+
+    @property
+    def modality(self) -> str:
+        """What hospitals' policies call it: `table:<name>`."""
+        return f"table:{self.table}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (sum(feature.width for feature in self.features),)
+
+
+def decimal(text: str) -> Decimal:
+    """A finite decimal number with at most twelve digits on either side of the point. Raises `ValueError`."""
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        raise ValueError("not a decimal number") from None
+    if not number.is_finite() or abs(number) >= 10**12 or int(number.as_tuple().exponent) < -12:
+        raise ValueError("not a decimal number of at most twelve digits on either side of the point")
+    return number
+
+
+def _kind(given: Any) -> str:
+    """Plans and packages of the first release say no kind: they are about images."""
+    return str((given.get("kind") if isinstance(given, dict) else getattr(given, "kind", None)) or "images")
+
+
+DataSchema = Annotated[Annotated[ImageSchema, Tag("images")] | Annotated[TableSchema, Tag("table")], Discriminator(_kind)]

