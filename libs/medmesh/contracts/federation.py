@@ -161,6 +161,8 @@ class SubmitEvaluation(Command):
     round: int
     attempt: int
     results: tuple[Confusion, ...]
+    personal: tuple[tuple[int, ...], ...] | None = None
+    """The counts of the hospital's own model, which stays there, where its algorithm makes one."""
 
 
 class SubmitSecure(Command):
@@ -247,6 +249,20 @@ class RoundOpened(HospitalEvent):
     steps: int
     seed: int
     deadline: datetime
+    state: ObjectRef | None = None
+    """What the algorithm shows every hospital beside the model (SCAFFOLD's c)."""
+    personal: ObjectRef | None = None
+    """The model that was made for the one hospital told, where the algorithm makes such (FedAMP): then each is told by itself."""
+    assigned: tuple[Identifier, ...] = ()
+    """Everybody in the round, where each hospital is told by itself."""
+    continues: dict[str, str] = Field(default_factory=dict)
+    """Hospital to "round.attempt" of the last round in which its update counted, where the algorithm has hospitals keep something: that
+    is what each goes on from, whatever it trained in vain since."""
+
+    @property
+    def everybody(self) -> tuple[str, ...]:
+        """Who works on this round."""
+        return self.assigned or self.hospitals
 
 
 class SecureAdvanced(HospitalEvent):
@@ -273,7 +289,9 @@ class RoundCommitted(Event):
     model: ObjectRef
     participants: tuple[Identifier, ...]
     chain: Sha256
-    """SHA-256 over the previous round's chain (the plan hash at first), this round's number and model: rounds chain from the plan."""
+    """SHA-256 over the previous round's chain (the plan hash at first), this round's number, kind, model and state."""
+    state: Sha256 | None = None
+    """What the algorithm remembers on the platform after this round."""
 
 
 class RoundStored(HospitalEvent):

@@ -118,7 +118,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("codec", "codec_share", "parameters", "local")
+LATER = ("codec", "codec_share", "parameters", "local", "secure")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 

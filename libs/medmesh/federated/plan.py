@@ -91,7 +91,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
     from medmesh.federated.aggregation import upload_signature
 
     size = update_bytes(plan) / 2**20
-    rounds = plan.rounds + (2 if plan.baseline else 0)
+    rounds = plan.rounds + (2 - bool(plan.local) if plan.baseline else 0)
     classes = ", ".join(plan.data.classes)
     tensors = len(upload_signature(plan))
     if language == "zh":

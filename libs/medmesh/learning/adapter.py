@@ -25,13 +25,25 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """What a federated algorithm adds to the gradient of each step: `pull * (w - anchor[name]) + shift[name]`, for each trained tensor w
+    of that name; a tensor that is in neither mapping is not corrected."""
+
+    pull: float
+    anchor: Mapping[str, np.ndarray]
+    shift: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """One hospital's part of a round."""
+    """One hospital's part of a round. `plain` asks for gradient descent without momentum, whatever the package's own optimiser is."""
 
     steps: int
     batch_size: int
     learning_rate: float
     seed: int
+    correction: Correction | None = None
+    plain: bool = False
 
 
 class Adapter(Protocol):
@@ -47,7 +59,11 @@ class Adapter(Protocol):
         """Replace its weights."""
 
     def train(self, module: ModuleType, model: Any, samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
-        """Train in place; answers the mean loss of the last tenth of the steps. The same inputs give the same weights."""
+        """Train in place; answers the mean loss of the last tenth of the steps. The same inputs give the same weights.
+
+        An adapter that heeds the schedule's `correction` and `plain` says so by an attribute `corrects = True`; without it, only
+        algorithms that ask for neither run.
+        """
 
     def logits(self, model: Any, x: np.ndarray) -> np.ndarray:
         """float32 [samples, classes] for an x as in `Samples`."""

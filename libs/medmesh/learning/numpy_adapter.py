@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from medmesh.errors import Problem
-from medmesh.learning.adapter import OnStep, Samples, Schedule, batches, float_input
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, float_input
 
 
 class NumpyAdapter:
     """See `medmesh.learning.adapter.Adapter`. `module.build(**hyper)` answers {"weight": [features, classes], "bias": [classes]}, or any
     arrays where the module has its own `train(model, samples, schedule, on_step) -> loss`."""
+
+    corrects = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
         model: dict[str, np.ndarray] = module.build(**hyper)
@@ -38,9 +40,9 @@ class NumpyAdapter:
             losses.append(float(-np.log(p[np.arange(len(y)), y] + 1e-9).mean()))
             p[np.arange(len(y)), y] -= 1
             p /= np.float32(len(y))
-            rate = np.float32(schedule.learning_rate)
-            model["weight"] = model["weight"] - rate * (x.T @ p)
-            model["bias"] = model["bias"] - rate * p.sum(axis=0)
+            gradients = {"weight": x.T @ p, "bias": p.sum(axis=0)}
+            for name, gradient in gradients.items():
+                model[name] = model[name] - np.float32(schedule.learning_rate) * corrected(name, model[name], gradient, schedule.correction)
             on_step(step, losses[-1])
         tail = losses[-max(1, len(losses) // 10) :]
         return sum(tail) / len(tail)
@@ -50,6 +52,15 @@ class NumpyAdapter:
 
     def export_onnx(self, model: dict[str, np.ndarray], example: np.ndarray, path: Path) -> dict[str, Any]:
         raise Problem("package.no_export", framework="numpy")
+
+
+def corrected(name: str, w: np.ndarray, gradient: np.ndarray, correction: Correction | None) -> np.ndarray:
+    """A gradient with what the federated algorithm adds to it."""
+    if correction is not None and name in correction.anchor:
+        gradient = gradient + np.float32(correction.pull) * (w - correction.anchor[name])
+    if correction is not None and name in correction.shift:
+        gradient = gradient + correction.shift[name]
+    return gradient
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from medmesh.learning.adapter import OnStep, Samples, Schedule, batches, float_input
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, float_input
 
 
 class TorchAdapter:
     """See `medmesh.learning.adapter.Adapter`."""
+
+    corrects = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> torch.nn.Module:
         torch.set_num_threads(1)
@@ -35,7 +37,11 @@ class TorchAdapter:
         make = getattr(module, "optimizer", lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9))
         loss_of = getattr(module, "loss", torch.nn.functional.cross_entropy)
         augment = getattr(module, "augment", lambda x, generator: x)
-        optimizer = make(model.parameters(), schedule.learning_rate)
+        if schedule.plain:
+            optimizer = torch.optim.SGD(model.parameters(), lr=schedule.learning_rate)
+        else:
+            optimizer = make(model.parameters(), schedule.learning_rate)
+        correct = _correction(model, schedule.correction)
         model.train()
         losses: list[float] = []
         for step, chosen in enumerate(batches(len(samples.y), schedule), start=1):
@@ -43,6 +49,7 @@ class TorchAdapter:
             loss = loss_of(model(x), torch.from_numpy(samples.y[chosen]))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            correct()
             optimizer.step()
             losses.append(float(loss.detach()))
             on_step(step, losses[-1])
@@ -72,6 +79,26 @@ class TorchAdapter:
             verbose=False,
         )
         return {"exporter": "torch.onnx dynamo", "torch": torch.__version__}
+
+
+def _correction(model: torch.nn.Module, correction: Correction | None) -> Callable[[], None]:
+    """Adds a correction to the gradients that are there."""
+    if correction is None:
+        return lambda: None
+    anchors = {name: torch.from_numpy(array) for name, array in correction.anchor.items()}
+    shifts = {name: torch.from_numpy(array) for name, array in correction.shift.items()}
+    trained = [(p, anchors.get(name), shifts.get(name)) for name, p in model.named_parameters() if p.requires_grad]
+
+    def correct() -> None:
+        for parameter, anchor, shift in trained:
+            if parameter.grad is None:
+                continue
+            if anchor is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=correction.pull)
+            if shift is not None:
+                parameter.grad.add_(shift)
+
+    return correct
 
 
 class _Named(torch.nn.Module):

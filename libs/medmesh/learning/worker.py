@@ -17,7 +17,7 @@ import numpy as np
 
 from medmesh.errors import Problem
 from medmesh.learning import weights
-from medmesh.learning.adapter import Adapter, Samples, Schedule, adapter
+from medmesh.learning.adapter import Adapter, Correction, Samples, Schedule, adapter
 from medmesh.learning.package import MANIFEST, Manifest
 from medmesh.learning.protocol import read_frame, write_frame
 
@@ -31,6 +31,7 @@ class Session:
         self.manifest = Manifest.model_validate_json(_as_json(tomllib.loads((folder / MANIFEST).read_text(encoding="utf-8"))))
         if framework not in self.manifest.entries:
             raise Problem("package.variant", framework=framework)
+        self.framework = framework
         self.adapter: Adapter = adapter(framework)
         sys.path.insert(0, str(folder))
         self.module = importlib.import_module(self.manifest.entries[framework])
@@ -61,9 +62,12 @@ def initial(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]
 
 
 def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
-    """Train from given weights on given samples and write the result."""
-    samples = _samples(call["data"])
-    schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"])
+    """Train from given weights on given samples and write the result; with the correction of an algorithm where there is one."""
+    samples, correction, plain = _samples(call["data"]), _correction(call), bool(call.get("plain"))
+    own = getattr(session.module, "train", None)
+    if (correction or plain) and not getattr(session.adapter if own is None else session.module, "corrects", False):
+        raise Problem("package.uncorrected", framework=session.framework)
+    schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"], correction, plain)
     model = session.model(call["seed"], call["weights"])
 
     def on_step(step: int, loss: float) -> None:
@@ -73,6 +77,13 @@ def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     loss = session.adapter.train(session.module, model, samples, schedule, on_step)
     weights.save(session.adapter.tensors(model), Path(call["out"]))
     return {"loss": loss, "samples": len(samples.y)}
+
+
+def _correction(call: dict[str, Any]) -> Correction | None:
+    anchor, shift = call.get("anchor"), call.get("shift")
+    if not anchor and not shift:
+        return None
+    return Correction(call["pull"], weights.load(Path(anchor)) if anchor else {}, weights.load(Path(shift)) if shift else {})
 
 
 def evaluate(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
 from medmesh.security.residue import wipe
-from medmesh.store.unit import AuditEntry, Entity
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_edge import encoding, samples, secure
+from medmesh_edge import encoding, samples, secure, training
 from medmesh_edge import roster as rosters
 from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
@@ -104,8 +104,7 @@ class Rounds:
         if row.state == "received" and datetime.now(UTC) > event.deadline:
             await self._set(event, state="superseded")
             return True
-        if await self._left(event):
-            await self._set(event, state="releasable")  # what was trained stays here, and is deleted
+        if await self._gone(event):
             return True
         if not in_hours(self.site.policy(), datetime.now().astimezone()):
             return False
@@ -118,11 +117,12 @@ class Rounds:
             await self._fail(event, problem)
         return True
 
-    async def _left(self, event: RoundOpened) -> bool:
-        """Whether a person has taken this hospital out of the federation."""
+    async def _gone(self, event: RoundOpened) -> bool:
+        """Whether this hospital left the federation: what was trained stays here, and is deleted."""
         async with self.site.unit() as uow:
-            ours = (federations.c.federation == event.federation) & (federations.c.state == "withdrawn")
-            return await uow.first(select(federations.c.federation).where(ours)) is not None
+            if gone := await _left(uow, event):
+                await uow.execute(update(tasks).where(_key(event)).values(state="releasable"))
+        return gone
 
     async def _set(self, event: RoundOpened, **values: Any) -> None:
         async with self.site.unit() as uow:
@@ -159,14 +159,14 @@ class Rounds:
         """Who approved and who accepted is shown by their own signatures; where the roster here lacks a key, by the newest there is."""
         now = asyncio.get_running_loop().time()
         try:
-            shown = (row.federation, row.start, event.hospitals, self.site.roster())
+            shown = (row.federation, row.start, event.everybody, self.site.roster())
             if shown == self._proof and now - self._proven_at < PROOF_SECONDS:
                 return
             proven(self.site, row, plan, event)
         except Problem as problem:
             if not problem.code.startswith("roster.") or not await rosters.refresh(self.site, self.gateway):
                 raise
-            shown = (row.federation, row.start, event.hospitals, self.site.roster())
+            shown = (row.federation, row.start, event.everybody, self.site.roster())
             proven(self.site, row, plan, event)
         self._proof, self._proven_at = shown, now
 
@@ -236,62 +236,44 @@ class Rounds:
         self._used = asyncio.get_running_loop().time()
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
-        base = await self._model(event)
-        weights.check(base, plan.signature)
         data, count = await samples.prepare(self.site, plan.data, held_out=False)
         if count < max(1, self.site.policy().min_samples):
             raise Problem("policy.samples", limit=self.site.policy().min_samples)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
-        trained = out = opened.folder / f"update-{event.round}-{event.attempt}"
-        result = await opened.call(
-            "train",
-            progress=lambda step, steps, loss: self._tell(event, "train", step, steps),
-            weights=opened.give(base, "base"),
-            data=opened.give(data, "data"),
-            steps=event.steps,
-            batch_size=plan.batch_size,
-            learning_rate=float(plan.learning_rate),
-            seed=hospital_seed(event.seed, self.site.settings.hospital),
-            every=max(1, event.steps // 20),
-            out=str(out),
-        )
-        loss = result.get("loss")
-        if not isinstance(loss, int | float):  # null: not a number
-            raise Problem("training.answer", operation="train")
-        # Nothing leaves but the tensors that were agreed upon, and only finite ones.
-        weights.check(out, plan.signature)
-        residual = None
-        with self._room() as room:
+        base = await self._model(event)
+        async with training.side(self.site, plan, event, count, base, self._fetch) as local:
+            left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
+            kept, out, residual = await training.store(self.site, left), left.upload, None
             if plan.codec != "none" and event.kind is RoundKind.TRAIN:
                 await asyncio.to_thread(weights.check_finite, out)
-                out, residual = await encoding.encode(self.site, plan, event, base, out, room)
+                out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
             ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
-        trained.unlink(missing_ok=True)
-        done = Trained(ref, count, {"loss": float(loss)})
+        done = Trained(ref, count, {"loss": loss})
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
+            await training.remember(uow, event, kept)
             await uow.execute(update(tasks).where(_key(event)).values(state="trained", **done.values()))
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
             used = (Entity("dataset", name) for name in sources)
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
+        if event.kind is RoundKind.TRAIN:
+            await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
         if not secure.is_secure(plan, event):  # else it waits for its masks
             await self._send(event, done)
 
-    @contextmanager
-    def _room(self) -> Iterator[Path]:
-        """A folder of ours for files in between, gone afterwards."""
-        room = self.site.layout.work / "encoding"
-        wipe(room)
-        room.mkdir(parents=True, mode=0o700)
-        try:
-            yield room
-        finally:
-            wipe(room)
+    def _trainer(self, opened: Worker, plan: Plan, event: RoundOpened, data: Path) -> training.Trainer:
+        return training.Trainer(
+            opened,
+            plan,
+            opened.give(data, "data"),
+            hospital_seed(event.seed, self.site.settings.hospital),
+            lambda step, steps, loss: self._tell(event, "train", step, steps),
+        )
 
     async def _evaluate(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
         data, _ = await samples.prepare(self.site, plan.data, held_out=True)
@@ -300,22 +282,39 @@ class Rounds:
             path = await self._fetch(model.weights)
             weights.check(path, plan.signature)
             models.append(opened.give(path, f"model-{place}"))
-        answer = await opened.call("evaluate", data=opened.give(data, "data"), models=models)
-        results = [{"model": m.weights.sha256, "counts": counts} for m, counts in zip(event.models, answer["counts"], strict=True)]
+        models += await self._own(opened, plan, event)
+        counts = (await opened.call("evaluate", data=opened.give(data, "data"), models=models))["counts"]
+        results = [{"model": m.weights.sha256, "counts": c} for m, c in zip(event.models, counts, strict=False)]
+        body = {"round": event.round, "attempt": event.attempt, "results": results}
+        if len(models) > len(results):
+            body["personal"] = counts[-1]
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
-            body = {"round": event.round, "attempt": event.attempt, "results": results}
+            if await _left(uow, event):
+                return
             await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail={"models": len(models)}))
 
+    async def _own(self, opened: Worker, plan: Plan, event: RoundOpened) -> list[str]:
+        """This hospital's own model as the worker sees it; none where its algorithm makes none."""
+        if not training.makes_own(plan):
+            return []
+        data, count = await samples.prepare(self.site, plan.data, held_out=False)
+        base = await self._fetch(event.base)
+        async with training.side(self.site, plan, event, count, base, self._fetch) as local:
+            own = await training.personal(self._trainer(opened, plan, event, data), local)
+            return [opened.give(own, "model-own")] if own is not None else []
+
     async def _send(self, event: RoundOpened, done: Trained) -> None:
         """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
+        if await self._gone(event):
+            return
         base = self.site.layout.cache / "models" / event.base.sha256
         plan = await self._signed(event)
         if masked := secure.is_secure(plan, event):
             # Samples are in the sum, and nothing is said about this hospital alone.
-            with self._room() as room:
+            with _room(self.site) as room:
                 done = Trained(await secure.vector(self.site, event, plan, done.update, done.samples, room), 1, {})
         source, began = Stored(self.site.objects, done.update.sha256), asyncio.get_running_loop().time()
 
@@ -361,6 +360,24 @@ class Rounds:
             await self.gateway.request("POST", f"/v1/federations/{told.pop('federation')}/progress", told)
 
 
+@contextmanager
+def _room(site: Site) -> Iterator[Path]:
+    """A folder of ours for files in between, gone afterwards."""
+    room = site.layout.work / "encoding"
+    wipe(room)
+    room.mkdir(parents=True, mode=0o700)
+    try:
+        yield room
+    finally:
+        wipe(room)
+
+
+async def _left(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
+    """Whether a person has taken this hospital out of the federation."""
+    ours = (federations.c.federation == event.federation) & (federations.c.state == "withdrawn")
+    return await uow.first(select(federations.c.federation).where(ours)) is not None
+
+
 def proven(site: Site, row: Any, plan: Plan, event: RoundOpened) -> None:
     """Raise a `Problem` unless the start of this federation and everybody in this round is proven by keys of the roster."""
     if row.start is None:
@@ -369,8 +386,8 @@ def proven(site: Site, row: Any, plan: Plan, event: RoundOpened) -> None:
     if started.plan_hash != row.plan_hash:
         raise Problem("federation.plan_changed", federation=event.federation)
     verify_start(started, site.trust().governance, site.roster(), datetime.now(UTC))
-    check_round(started, event.hospitals)
-    if len(set(event.hospitals)) < plan.min_participants or site.settings.hospital not in event.hospitals:
+    check_round(started, event.everybody)
+    if len(set(event.everybody)) < plan.min_participants or site.settings.hospital not in event.everybody:
         raise Problem("federation.unproven", federation=event.federation)
 
 

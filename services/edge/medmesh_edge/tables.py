@@ -128,6 +128,17 @@ secure_opened = Table(
     comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
 )
 
+kept = Table(
+    "kept",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("object", Json, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what a federated algorithm has this hospital keep for its next round: it never leaves",
+)
+
 residuals = Table(
     "residuals",
     METADATA,

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import select
 
 from medmesh.contracts.federation import RoundKind, SecurePhase
-from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
@@ -68,15 +67,14 @@ class Coordinator:
             assert situation.round is not None
             kind, number, attempt = situation.round.kind, situation.round.number, situation.round.attempt
             given = await steps.answers_of(uow, federation, number, attempt)
-            base = ObjectRef.model_validate(row.model)
             opening = None
             if situation.round.phase is not None:
                 session = secure.session_of(row, number, attempt)
                 opening = secure.Opening(session, await secure.said(uow, federation, number, attempt))
-        failed = None
+        made, failed = None, None
         with span(f"federation round {kind}"):
             try:
-                model = await results.result(self.ports, situation.plan, kind, base, given, opening)
+                made = await results.result(self.ports, row, situation, given, opening)
             except Problem as problem:
                 if opening is None:
                     raise
@@ -93,7 +91,8 @@ class Coordinator:
             if failed is not None:
                 await steps.move(uow, row, situation, failed)
                 return True
-            await results.commit(uow, row, situation, model)
+            assert made is not None
+            await results.commit(uow, row, situation, made)
             uow.on_commit(self.ports.committed.set)
         return True
 

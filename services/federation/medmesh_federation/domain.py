@@ -129,11 +129,11 @@ def kind_of(plan: Plan, number: int) -> RoundKind | None:
     """What a round does; None after the last."""
     if number <= plan.rounds:
         return RoundKind.TRAIN
-    if plan.baseline and number == plan.rounds + 1:
-        return RoundKind.BASELINE
-    if plan.baseline and number == plan.rounds + 2:
-        return RoundKind.EVALUATE
-    return None
+    after: tuple[RoundKind, ...] = ()
+    if plan.baseline:
+        # Where tensors never leave a hospital, neither does a whole model that was trained alone.
+        after = (RoundKind.EVALUATE,) if plan.local else (RoundKind.BASELINE, RoundKind.EVALUATE)
+    return after[number - plan.rounds - 1] if number - plan.rounds <= len(after) else None
 
 
 def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | None:
@@ -164,6 +164,9 @@ def _inviting(s: Situation) -> Step | None:
 
 def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     current = s.round
+    last = current is not None and current.state == "committed" and kind_of(s.plan, current.number + 1) is None
+    if not last and len(s.those("accepted") | s.those("dropped")) < s.plan.min_participants:
+        return Move(State.FAILED, "federation.quorum_lost")  # too many left for good
     if current is None or current.state in ("committed", "void"):
         return _open_next(s, quorum_grace, max_voids)
     if current.phase is not None and s.plan.secure is not None:
@@ -216,9 +219,10 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     return Open(number, attempt, kind, assigned, back)
 
 
-def link(chain: str, number: int, kind: RoundKind, model: str) -> str:
+def link(chain: str, number: int, kind: RoundKind, model: str, state: str | None = None) -> str:
     """The next link: rounds chain from the plan's hash, so that a model proves the rounds that made it."""
-    return hashlib.sha256(f"{chain}\n{number}\n{kind}\n{model}\n".encode()).hexdigest()
+    lines = [chain, str(number), kind, model, *([state] if state else [])]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def round_seed(plan: Plan, number: int) -> int:

@@ -261,7 +261,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     if not late:
         # Before the row is locked: large models of several hospitals are checked at once.
         plan = Plan.model_validate(row.plan)
-        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, coded=current.kind == RoundKind.TRAIN)
+        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, RoundKind(current.kind))
         row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     # A vector counts only where everybody put masks in for it.
     late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
@@ -275,12 +275,11 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     return {"late": late}
 
 
-def _check(path: Path, plan: Plan, *, coded: bool) -> None:
-    from medmesh.federated.aggregation import upload_signature
+def _check(path: Path, plan: Plan, kind: RoundKind) -> None:
     from medmesh.federated.codecs import sent
     from medmesh.learning import weights
 
-    signature = sent(plan) if coded else upload_signature(plan)
+    signature = plan.signature if kind is RoundKind.BASELINE else sent(plan)  # alone: a whole model
     if plan.secure is not None:
         from medmesh.federated.secure import vectors
 
@@ -306,15 +305,22 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
     if current.kind != "evaluate" or {result.model for result in given.results} != asked:
         raise Problem("federation.evaluation", reason="every model, and only those, must be evaluated")
     for result in given.results:
-        if len(result.counts) != classes or any(len(line) != classes or min(line) < 0 for line in result.counts):
-            raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
+        _check_counts(result.counts, classes)
     results = {result.model: [list(line) for line in result.counts] for result in given.results}
+    if given.personal is not None:
+        _check_counts(given.personal, classes)
+        results["personal"] = [list(line) for line in given.personal]
     if await _answer(uow, current, late, results=results, samples=sum(map(sum, given.results[0].counts))):
         uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
     else:
         uow.unchanged()
     await _wake_after_last(uow, current)
     return {"late": late}
+
+
+def _check_counts(counts: tuple[tuple[int, ...], ...], classes: int) -> None:
+    if len(counts) != classes or any(len(line) != classes or min(line) < 0 for line in counts):
+        raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
 
 
 @HANDLERS.on(ReportFailure)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from medmesh.contracts.federation import RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
@@ -26,15 +27,30 @@ from medmesh_federation.steps import answers_of, change, close_round
 from medmesh_federation.tables import rounds
 
 
-async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, given: Sequence[Any], opening: Opening | None) -> ObjectRef:
-    """The model a round leaves: aggregated where it trained, unchanged otherwise."""
+@dataclass(frozen=True)
+class Result:
+    """What a round leaves, lying durably in `ports.models`: see `medmesh.federated.aggregation.Outcome`."""
+
+    model: ObjectRef
+    state: ObjectRef | None = None
+    personal: Mapping[str, ObjectRef] = field(default_factory=dict)
+    flagged: Mapping[str, str] = field(default_factory=dict)
+
+
+async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[Any], opening: Opening | None = None) -> Result:
+    """Aggregated where a round trained; unchanged otherwise. The same answers give the same bytes."""
     from medmesh.federated.aggregation import Start, aggregate, algorithm_of  # numpy: not before the first round
 
-    if kind is not RoundKind.TRAIN:
-        return base
+    assert situation.round is not None
+    plan, base = situation.plan, ObjectRef.model_validate(row.model)
+    before = ObjectRef.model_validate(row.state_object) if row.state_object else None
+    if situation.round.kind is not RoundKind.TRAIN:
+        return Result(base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
     updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
+        members = len(situation.those("accepted") | situation.those("dropped"))
+        state = await local(ports, before) if before else None
         if plan.codec != "none":
             whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
             updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
@@ -43,12 +59,18 @@ async def result(ports: Ports, plan: Plan, kind: RoundKind, base: ObjectRef, giv
             vectors = {name: path for name, path, _ in updates}
             mean, samples = await asyncio.to_thread(opening.mean, plan, vectors, origin, Path(folder))
             updates = [("sum", mean, samples)]
-        start = Start(origin, local=frozenset(plan.local))
+        start = Start(origin, state=state, members=members, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
-        sha256, size = await asyncio.to_thread(file_digest, outcome.model)
-        if isinstance(ports.models, DirectoryStore):
-            return await asyncio.to_thread(ports.models.adopt, outcome.model, sha256, size)
-        return await ports.models.put_file(outcome.model, sha256)
+        personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
+        remembered = await _put(ports, outcome.state) if outcome.state else None
+        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged)
+
+
+async def _put(ports: Ports, path: Path) -> ObjectRef:
+    sha256, size = await asyncio.to_thread(file_digest, path)
+    if isinstance(ports.models, DirectoryStore):
+        return await asyncio.to_thread(ports.models.adopt, path, sha256, size)
+    return await ports.models.put_file(path, sha256)
 
 
 def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
@@ -60,12 +82,18 @@ def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
     return target
 
 
-async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, model: ObjectRef) -> None:
-    current = situation.round
+async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result) -> None:
+    current, model = situation.round, made.model
     assert current is not None
-    chain = link(row.chain, current.number, current.kind, model.sha256)
-    await close_round(uow, row, current, state="committed", model=model.model_dump(), chain=chain)
-    await change(uow, row, model=model.model_dump(), chain=chain, voids=0)
+    state = made.state.sha256 if made.state else None
+    chain = link(row.chain, current.number, current.kind, model.sha256, state)
+    left = {
+        "model": model.model_dump(),
+        "state_object": made.state.model_dump() if made.state else None,
+        "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
+    }
+    await close_round(uow, row, current, state="committed", chain=chain, **left)
+    await change(uow, row, chain=chain, voids=0, **left)
     parties = tuple(sorted(current.answered))
     uow.emit(
         RoundCommitted(
@@ -76,9 +104,12 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, model: Ob
             model=model,
             participants=parties,
             chain=chain,
+            state=state,
         )
     )
     detail: dict[str, str | int | bool] = {"round": current.number, "parties": len(parties), "model": model.sha256, "chain": chain}
+    if made.flagged:
+        detail["flagged"] = "; ".join(f"{hospital}: {why}" for hospital, why in sorted(made.flagged.items()))
     uow.audit(AuditEntry("federation.round", "E", entities=(entity(row),), hospitals=invited(row), detail=detail))
     log("federation.round.committed", federation=row.federation, round=current.number, parties=len(parties))
 
@@ -91,7 +122,9 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
     updates = [ObjectRef.model_validate(a.update) for a in given if a.update]
     if row.kind == RoundKind.BASELINE:
         keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
-    for ref in keep:
+    # What the algorithm remembers is needed for the next round only; the chain holds its hash.
+    beside = [ObjectRef.model_validate(ref) for ref in (row.state_object, *(row.personal or {}).values()) if ref]
+    for ref in (*keep, *beside):
         if await ports.stores.kept.size(ref.sha256) is None:
             await ports.stores.kept.put_file(await local(ports, ref), ref.sha256)
     async with runtime.unit() as uow:
@@ -101,7 +134,19 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
             uow.emit(
                 RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=tuple(row.assigned))
             )
+    for ref in await _outdated(runtime, row, beside):
+        await ports.stores.kept.delete(ref.sha256)
+        await ports.models.delete(ref.sha256)
     # A single hospital's update is worth nothing now, and is not kept.
     for ref in updates:
         if ref not in keep:
             await ports.stores.scratch.delete(ref.sha256)
+
+
+async def _outdated(runtime: Runtime, row: Any, needed: Sequence[ObjectRef]) -> list[ObjectRef]:
+    """What the algorithm remembered after the round before this one."""
+    before = (rounds.c.federation == row.federation) & (rounds.c.round == row.round - 1) & (rounds.c.state == "committed")
+    async with runtime.unit() as uow:
+        older = await uow.first(select(rounds.c.state_object, rounds.c.personal).where(before))
+    found = [] if older is None else [ref for ref in (older.state_object, *(older.personal or {}).values()) if ref]
+    return [ref for ref in map(ObjectRef.model_validate, found) if ref not in needed]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from medmesh.contracts.federation import (
     SecurePhase,
 )
 from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
 from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -138,34 +139,71 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     await change(uow, row, waiting_since=None)
     # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
     steps = plan.local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
-    uow.emit(
-        RoundOpened(
-            federation=row.federation,
-            round=step.number,
-            attempt=step.attempt,
-            kind=step.kind,
-            plan_hash=row.plan_hash,
-            base=base,
-            models=tuple(models),
-            steps=steps,
-            seed=round_seed(plan, step.number),
-            deadline=deadline,
-            hospitals=assigned,
-        )
+    event = RoundOpened(
+        federation=row.federation,
+        round=step.number,
+        attempt=step.attempt,
+        kind=step.kind,
+        plan_hash=row.plan_hash,
+        base=base,
+        models=tuple(models),
+        steps=steps,
+        seed=round_seed(plan, step.number),
+        deadline=deadline,
+        hospitals=assigned,
+        **await _beside(uow, row, step, plan),
     )
+    for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
+        uow.emit(told)
     log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))
+
+
+async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dict[str, Any]:
+    """What the algorithm has a round carry beside its model."""
+    from medmesh.federated.aggregation import algorithm_of  # numpy: not before the first round
+
+    algorithm = algorithm_of(plan)
+    if step.kind is RoundKind.BASELINE:
+        return {}
+    state = row.state_object if algorithm.SHOWN and step.kind is RoundKind.TRAIN else None
+    return {"state": state, "continues": await _counted(uow, row.federation) if algorithm.KEEPS or plan.local else {}}
+
+
+def _told(event: RoundOpened, personal: dict[str, Any] | None) -> Iterable[RoundOpened]:
+    """One event for all, or one for each: a hospital does not learn the hash of another's model, and so cannot fetch it."""
+    if not personal:
+        return [event]
+    refs = {hospital: ObjectRef.model_validate(ref) for hospital, ref in personal.items()}
+    own = [{"hospitals": (hospital,), "assigned": event.hospitals, "personal": refs.get(hospital)} for hospital in event.hospitals]
+    return [event.model_copy(update={**changed, "continues": _of(event.continues, changed["hospitals"])}) for changed in own]
+
+
+def _of(continues: dict[str, str], hospitals: Any) -> dict[str, str]:
+    return {hospital: place for hospital, place in continues.items() if hospital in hospitals}
+
+
+async def _counted(uow: UnitOfWork[Any], federation: str) -> dict[str, str]:
+    """Hospital to the last training round, with its attempt, that its update is part of."""
+    same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
+    wanted = select(answers.c.hospital, answers.c.round, answers.c.attempt).join(rounds, same)
+    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
+    found = await uow.all(wanted.where(rounds.c.federation == federation, done).order_by(answers.c.round))
+    return {a.hospital: f"{a.round}.{a.attempt}" for a in found}
 
 
 async def _candidates(uow: UnitOfWork[Any], row: Any, situation: Situation) -> list[CandidateModel]:
     """The global model and every hospital's own from the baseline round."""
     assert situation.round is not None
+    made = [CandidateModel(name="federated", weights=ObjectRef.model_validate(row.model))]
+    if situation.plan.local:
+        return made  # nobody trained alone: see `domain.kind_of`
     wanted = select(rounds.c.attempt).where(
         rounds.c.federation == row.federation, rounds.c.round == situation.plan.rounds + 1, rounds.c.state == "committed"
     )
     attempt = (await uow.execute(wanted)).scalar_one()
     own = await answers_of(uow, row.federation, situation.plan.rounds + 1, attempt)
-    made = [CandidateModel(name="federated", weights=ObjectRef.model_validate(row.model))]
-    return made + [CandidateModel(name=a.hospital, weights=ObjectRef.model_validate(a.update)) for a in own]
+    gone = situation.those("withdrawn")  # nobody is shown their models any more
+    return made + [CandidateModel(name=a.hospital, weights=ObjectRef.model_validate(a.update)) for a in own if a.hospital not in gone]
 
 
 async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop) -> None:

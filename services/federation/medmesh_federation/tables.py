@@ -24,6 +24,8 @@ federations = Table(
     Column("token", Text, comment="the approval as governance signed it, with what the approvers signed"),
     Column("chain", String(64), nullable=False),
     Column("model", Json, nullable=False),
+    Column("state_object", Json, comment="what the algorithm remembers after the last committed round"),
+    Column("personal", Json, comment="hospital to the model made for it, where the algorithm makes such"),
     Column("failure", String(80)),
     Column("voids", Integer, nullable=False),
     Column("waiting_since", Timestamp),
@@ -62,6 +64,8 @@ rounds = Table(
     Column("closed_at", Timestamp),
     Column("model", Json),
     Column("chain", String(64)),
+    Column("state_object", Json),
+    Column("personal", Json),
     Column("stored", Boolean, nullable=False),
 )
 

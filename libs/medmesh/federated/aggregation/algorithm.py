@@ -156,8 +156,9 @@ class Algorithm:
     """The weighted mean, unless overridden. Class variables declare what else it needs.
 
     `STATE` and `UPLOADS` map a prefix to a dtype: one tensor `prefix/<name>` for each shared tensor of floats, remembered by the server,
-    or sent by each hospital. `NUMBERS` are single float64 numbers each hospital sends. `SHOWN`: hospitals get the state. `INDIVIDUAL`
-    says why single updates must be seen, which excludes secure aggregation; `KEEPS`: a hospital keeps something between rounds.
+    or sent by each hospital. `NUMBERS` are single float64 numbers each hospital sends. `SHOWN`: hospitals get the state. `KEEPS`: a
+    hospital keeps something between rounds. `INDIVIDUAL` says why the sum weighted by samples is not enough, which excludes secure
+    aggregation.
     """
 
     NAME: ClassVar[str]

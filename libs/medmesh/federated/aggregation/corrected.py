@@ -31,6 +31,7 @@ class Scaffold(Algorithm):
     UPLOADS: ClassVar = {"scaffold.dc": "F32"}
     SHOWN = True
     KEEPS = True
+    INDIVIDUAL = "each hospital counts alike in its mean, and secure aggregation sums by samples"
 
     def check(self, plan: Plan) -> None:
         if plan.local:
@@ -81,6 +82,7 @@ class FedNova(Algorithm):
     NAME = "fednova"
     PARAMETERS: ClassVar = {"epochs": Parameter("passes over a hospital's samples a round", "1", "0.01", "1000")}
     NUMBERS = ("fednova.steps",)
+    INDIVIDUAL = "it divides each hospital's change by that hospital's own steps, and secure aggregation hides single changes"
 
     def check(self, plan: Plan) -> None:
         if plan.local:

@@ -1,0 +1,160 @@
+"""The hospital's side of a federated algorithm: what a training begins with, what of it may travel, and what stays for the next round.
+
+What stays is kept by the round and attempt that made it. The platform says in which round this hospital's update counted last, and that
+is what the next one goes on from: an attempt that was void, or came too late, leaves no trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from medmesh.contracts.federation import RoundKind, RoundOpened
+from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.federated.aggregation import Left, Local, Run, algorithm_of, download_signature, upload_signature
+from medmesh.learning import weights
+from medmesh.learning.host import Progress, Worker
+from medmesh.security.residue import wipe
+from medmesh.store.objects.port import fetch
+from medmesh.store.unit import UnitOfWork
+from medmesh.telemetry import log
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import kept
+
+Fetch = Callable[[ObjectRef], Awaitable[Path]]
+
+
+@asynccontextmanager
+async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, base: Path, get: Fetch) -> AsyncIterator[Local]:
+    """What this hospital has in hand, in a folder that is wiped afterwards. Raises `Problem` (`weights.*`)."""
+    folder = site.layout.work / "round"
+    await asyncio.to_thread(wipe, folder)
+    folder.mkdir(parents=True, mode=0o700)
+    try:
+        weights.check(base, plan.signature)
+        state, personal = [await get(ref) if ref else None for ref in (event.state, event.personal)]
+        if state:
+            weights.check(state, download_signature(plan))
+        if personal:
+            weights.check(personal, plan.signature)
+        yield Local(plan, base, folder, samples, state, personal, await _kept(site, event, folder))
+    finally:
+        await asyncio.to_thread(wipe, folder)
+
+
+async def _kept(site: Site, event: RoundOpened, folder: Path) -> Path | None:
+    if (place := event.continues.get(site.settings.hospital)) is None:
+        return None
+    async with site.unit() as uow:
+        row = await uow.first(select(kept).where(_of(event), _at(*map(int, place.split(".")))))
+    if row is None:
+        log("edge.round.nothing_kept", level=30, federation=event.federation, round=event.round)
+        return None
+    return await fetch(site.objects, ObjectRef.model_validate(row.object), folder / "kept")
+
+
+def _of(event: RoundOpened) -> Any:
+    return kept.c.federation == event.federation
+
+
+def _at(number: int, attempt: int) -> Any:
+    return (kept.c.round == number) & (kept.c.attempt == attempt)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trainings of one round in a worker, on `data` (a path that the worker sees)."""
+
+    worker: Worker
+    plan: Plan
+    data: str
+    seed: int
+    progress: Progress
+
+    async def run(self, run: Run, target: Path) -> tuple[Path, float]:
+        """One training: its weights, checked against the plan's signature, and its loss. Raises `Problem`."""
+        out = self.worker.folder / target.name
+        extra: dict[str, Any] = {"pull": run.pull, "plain": run.plain}
+        extra |= {name: self.worker.give(path, name) for name, path in (("anchor", run.anchor), ("shift", run.shift)) if path}
+        result = await self.worker.call(
+            "train",
+            progress=self.progress,
+            weights=self.worker.give(run.start, "base"),
+            data=self.data,
+            steps=run.steps,
+            batch_size=self.plan.batch_size,
+            learning_rate=float(self.plan.learning_rate),
+            seed=self.seed,
+            every=max(1, run.steps // 20),
+            out=str(out),
+            **extra,
+        )
+        # Out of the worker's reach first; a link in its place is refused by the check.
+        out.rename(target)
+        weights.check(target, self.plan.signature)
+        loss = result.get("loss")
+        if not isinstance(loss, int | float):  # null: not a number
+            raise Problem("training.answer", operation="train")
+        return target, float(loss)
+
+
+async def train(trainer: Trainer, event: RoundOpened, local: Local) -> tuple[Left, float]:
+    """A round's training, by its algorithm: what travels, what is kept, and the loss. Raises `Problem`."""
+    plan, folder = trainer.plan, local.folder
+    if event.kind is RoundKind.BASELINE:
+        trained, loss = await trainer.run(Run(local.base, event.steps), folder / "trained")
+        return Left(trained), loss
+    algorithm = algorithm_of(plan)
+    second = None
+    if (own := algorithm.train_own(local)) is not None:
+        second, _ = await trainer.run(own, folder / "second")
+    trained, loss = await trainer.run(algorithm.train(local), folder / "trained")
+    left = await asyncio.to_thread(algorithm.leave, local, trained, second)
+    # Nothing leaves but the tensors that were agreed upon.
+    weights.check(left.upload, upload_signature(plan))
+    return left, loss
+
+
+def makes_own(plan: Plan) -> bool:
+    """Whether each hospital ends with a model of its own."""
+    return algorithm_of(plan).PERSONAL or bool(plan.local)
+
+
+async def personal(trainer: Trainer, local: Local) -> Path | None:
+    """This hospital's own model, where its algorithm makes one."""
+    made = algorithm_of(trainer.plan).personal(local)
+    return (await trainer.run(made, local.folder / "personal"))[0] if isinstance(made, Run) else made
+
+
+async def store(site: Site, left: Left) -> ObjectRef | None:
+    """Put what is kept into the hospital's own store."""
+    return None if left.keep is None else await site.objects.put_file(left.keep, await asyncio.to_thread(weights.finite_digest, left.keep))
+
+
+async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | None) -> None:
+    """In the transaction that makes the update durable."""
+    if ref is not None:
+        values = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "object": ref.model_dump(), "at": uow.now}
+        await uow.execute(upsert(kept).values(values).on_conflict_do_update(index_elements=list(kept.primary_key), set_=values))
+
+
+async def forget(site: Site, event: RoundOpened) -> None:
+    """Delete what no later round can go on from: all but this round's and that in which an update counted last."""
+    needed = {event.continues.get(site.settings.hospital), f"{event.round}.{event.attempt}"}
+    async with site.unit() as uow:
+        rows = [row for row in await uow.all(select(kept).where(_of(event))) if f"{row.round}.{row.attempt}" not in needed]
+        used = {row.object["sha256"] for row in await uow.all(select(kept)) if row not in rows}
+    for row in rows:
+        if row.object["sha256"] not in used:
+            await site.objects.delete(row.object["sha256"])
+        async with site.unit() as uow:
+            await uow.execute(delete(kept).where(_of(event), _at(row.round, row.attempt)))
