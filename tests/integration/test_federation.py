@@ -48,7 +48,7 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
 
 async def start(p: Platform, hospitals: tuple[str, ...], **changed: object) -> str:
     """A federation that everybody accepted and somebody approved."""
-    soon = datetime.now(UTC) + timedelta(seconds=3)  # on a busy machine three answers take a while
+    soon = datetime.now(UTC) + timedelta(seconds=2)  # on a busy machine three answers take a while
     wanted = await make_plan(p, hospitals, **{"accept_by": soon, "start_at": soon, **changed})
     done = await p.send(wanted, p.person("li", "researcher"))
     assert done.succeeded, done.problem
@@ -59,6 +59,9 @@ async def start(p: Platform, hospitals: tuple[str, ...], **changed: object) -> s
     token = p.approval("federation.start", federation, hash_)
     grant = ApprovalGranted(approval="approval-1", action="federation.start", target=federation, digest=hash_, token=token)
     await p.publish(grant, source="governance")
+    while datetime.now(UTC) < soon:
+        await alive(p, *hospitals)
+        await asyncio.sleep(0.2)
     await alive(p, *hospitals)
     return federation
 

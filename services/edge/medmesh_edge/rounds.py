@@ -339,8 +339,10 @@ class Rounds:
 
     async def _release(self, rows: Sequence[Any]) -> None:
         """Updates that nobody has more need of are deleted: they are this hospital's."""
+        kept = await training.held(self.site) if rows else frozenset[str]()
         for row in rows:
-            await self.site.objects.delete(row.update["sha256"])
+            if row.update["sha256"] not in kept:  # some algorithms keep just what they sent
+                await self.site.objects.delete(row.update["sha256"])
         if rows:
             async with self.site.unit() as uow:
                 for row in rows:

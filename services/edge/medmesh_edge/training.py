@@ -28,7 +28,7 @@ from medmesh.store.objects.port import fetch
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import kept
+from medmesh_edge.tables import kept, tasks
 
 Fetch = Callable[[ObjectRef], Awaitable[Path]]
 
@@ -147,12 +147,19 @@ async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | No
         await uow.execute(upsert(kept).values(values).on_conflict_do_update(index_elements=list(kept.primary_key), set_=values))
 
 
+async def held(site: Site) -> frozenset[str]:
+    """The objects that are kept: equal bytes are one object, whoever else is done with it."""
+    async with site.unit() as uow:
+        return frozenset(row.object["sha256"] for row in await uow.all(select(kept.c.object)))
+
+
 async def forget(site: Site, event: RoundOpened) -> None:
     """Delete what no later round can go on from: all but this round's and that in which an update counted last."""
     needed = {event.continues.get(site.settings.hospital), f"{event.round}.{event.attempt}"}
     async with site.unit() as uow:
         rows = [row for row in await uow.all(select(kept).where(_of(event))) if f"{row.round}.{row.attempt}" not in needed]
         used = {row.object["sha256"] for row in await uow.all(select(kept)) if row not in rows}
+        used |= {row.update["sha256"] for row in await uow.all(select(tasks.c.update)) if row.update}  # goes with its round
     for row in rows:
         if row.object["sha256"] not in used:
             await site.objects.delete(row.object["sha256"])
