@@ -256,7 +256,9 @@ class Rounds:
                 await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
             await uow.execute(update(tasks).where(_key(event)).values(state="trained", **done.values()))
-            about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=ref.sha256))
+            # A hash is as good as the model to whoever can guess it: nothing is told of one that goes masked.
+            digest = "" if secure.is_secure(plan, event) else ref.sha256
+            about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
             used = (Entity("dataset", name) for name in sources)
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
