@@ -47,6 +47,13 @@ def show_federation(identifier: str, as_json: bool) -> int:
     return 0
 
 
+def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    pairs = [part.partition("=") for part in given]
+    if wrong := next((name for name, sign, value in pairs if not (name and sign and value)), None):
+        raise click.BadParameter(f"{wrong!r}: NAME=VALUE, for example mu=0.01")
+    return {name: value for name, _, value in pairs}
+
+
 @federation.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True)
@@ -64,6 +71,18 @@ def show_federation(identifier: str, as_json: bool) -> int:
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
+@click.option("--algorithm", default="fedavg", show_default=True, help="How updates become a model: docs/federation/algorithms.md.")
+@click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_parameters,
+    help="Of the algorithm; may be repeated (mu=0.01).",
+)
+@click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
+@click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
+@click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float | None, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
@@ -87,6 +106,11 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             round_deadline_seconds=options["round_deadline"],
             lease_seconds=options["lease"],
             baseline=options["baseline"],
+            algorithm=options["algorithm"],
+            parameters=options["parameters"],
+            local=options["local"],
+            codec=options["codec"],
+            secure=None if options["secure"] is None else {"threshold": options["secure"]},
         )
 
     made = with_gateway(run)

@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from medmesh.client.gateway import Gateway
 from medmesh.client.transfer import download, upload
 from medmesh.contracts.federation import FederationView
@@ -40,7 +42,7 @@ async def create_federation(
     start_seconds: float | None = None,
     **plan: Any,
 ) -> dict[str, Any]:
-    """Answers `{"federation", "plan_hash"}`. Times count from now. Raises `Problem`, pydantic's `ValidationError` for a bad plan."""
+    """Answers `{"federation", "plan_hash"}`. Times count from now. Raises `Problem`; `federation.plan` names what contradicts."""
     package = pack(folder)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "package.zip"
@@ -48,20 +50,24 @@ async def create_federation(
         initial = await initial_weights(package, plan["seed"], Path(scratch) / "initial.safetensors")
         package_ref, initial_ref = await upload(gateway, archive), await upload(gateway, initial)
     now = datetime.now(UTC).replace(microsecond=0)
-    made = Plan(
-        name=name,
-        purpose=purpose,
-        initiator=initiator,
-        package=package.digest,
-        initial=initial_ref.sha256,
-        framework=package.manifest.package.framework,
-        data=package.manifest.data,
-        signature=package.manifest.tensors,
-        participants=hospitals,
-        accept_by=now + timedelta(seconds=accept_seconds),
-        start_at=now + timedelta(seconds=accept_seconds if start_seconds is None else start_seconds),
-        **plan,
-    )
+    try:
+        made = Plan(
+            name=name,
+            purpose=purpose,
+            initiator=initiator,
+            package=package.digest,
+            initial=initial_ref.sha256,
+            framework=package.manifest.package.framework,
+            data=package.manifest.data,
+            signature=package.manifest.tensors,
+            participants=hospitals,
+            accept_by=now + timedelta(seconds=accept_seconds),
+            start_at=now + timedelta(seconds=accept_seconds if start_seconds is None else start_seconds),
+            **plan,
+        )
+    except ValidationError as error:
+        parts = [".".join(map(str, e["loc"])) + (": " if e["loc"] else "") + e["msg"] for e in error.errors(include_input=False)]
+        raise Problem("federation.plan", reason="; ".join(parts[:5])) from None
     body = {"plan": made.model_dump(mode="json"), "package": package_ref.model_dump(), "initial": initial_ref.model_dump()}
     return await gateway.command("POST", "/v1/federations", body)
 
@@ -94,6 +100,18 @@ class Federation:
     async def cancel(self, reason: str) -> Any:
         """End it for good. Answers `{"state"}`."""
         return await self._do("cancel", {"reason": reason})
+
+    async def pause(self, reason: str = "") -> Any:
+        """Open no further round. Answers `{"state"}`."""
+        return await self._do("pause", {"reason": reason})
+
+    async def resume(self) -> Any:
+        """Go on after a pause. Answers `{"state"}`."""
+        return await self._do("resume", {})
+
+    async def extend(self, seconds: int) -> Any:
+        """Give the open round more time. Answers `{"deadline"}`."""
+        return await self._do("extension", {"seconds": seconds})
 
     async def model(self, target: Path) -> Path:
         """The final model as safetensors in `target`. Raises `Problem` (`federation.closed`) before it is completed."""

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
+from tests.packages import TINY
 
 from medmesh.cli.federation import federation
-from medmesh.client.federation import Federation, cross_site, last_round, remaining
+from medmesh.client.federation import Federation, create_federation, cross_site, last_round, remaining
 from medmesh.client.gateway import Gateway
 from medmesh.client.plot import figure, table
 from medmesh.contracts.data import ImageSchema
@@ -139,3 +141,23 @@ def test_the_matrix_has_every_model_at_every_hospital_and_over_all() -> None:
 
 def test_every_command_of_the_group_is_there() -> None:
     assert {"create", "list", "show", "watch", "result", "plot"} <= federation.commands.keys()
+
+
+def test_a_parameter_without_a_value_is_named(tmp_path: Path) -> None:
+    given = ["create", str(tmp_path), "--name", "m", "--purpose", "test", "--initiator", "person:li@platform", "--hospital", "renji"]
+    said = CliRunner().invoke(federation, [*given, "--algorithm", "fedprox", "--parameter", "mu"])
+    assert said.exit_code == 2
+    assert "'mu': NAME=VALUE" in said.output
+
+
+async def test_a_plan_that_contradicts_itself_is_refused_with_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def taken(*_: object, **__: object) -> ObjectRef:
+        return REF
+
+    monkeypatch.setattr("medmesh.client.federation.upload", taken)
+    rules = {"rounds": 0, "local_steps": 1, "batch_size": 1, "learning_rate": "much", "seed": 1, "min_participants": 1}
+    about = {"name": "m", "purpose": "test", "initiator": "person:li@platform", "hospitals": ("renji",), "accept_seconds": 5}
+    with pytest.raises(Problem) as caught:
+        await create_federation(cast(Gateway, None), TINY, **about, **rules)  # type: ignore[arg-type]
+    assert caught.value.code == "federation.plan"
+    assert "rounds:" in str(caught.value) and "learning_rate:" in str(caught.value)
