@@ -78,7 +78,7 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
     multiple=True,
     metavar="NAME=VALUE",
     callback=_parameters,
-    help="Of the algorithm; may be repeated (mu=0.01).",
+    help="Of the algorithm, as mu=0.01; may be repeated.",
 )
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
