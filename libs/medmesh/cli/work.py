@@ -66,8 +66,8 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--learning-rate", default="0.05", show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--min-participants", default=2, show_default=True)
-@click.option("--accept-minutes", default=60.0, show_default=True)
-@click.option("--start-minutes", type=float, help="From now; the end of the invitation by default, and never before it.")
+@click.option("--accept-minutes", default=60.0, show_default=True, help="How long hospitals may think.")
+@click.option("--start-minutes", default=0.0, help="Not before so many minutes from now; by default as soon as all have answered.")
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
@@ -83,7 +83,7 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
 @click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
-def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float | None, **options: Any) -> int:
+def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
 
@@ -96,7 +96,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             initiator=options["initiator"],
             hospitals=hospitals,
             accept_seconds=accept_minutes * 60,
-            start_seconds=None if start_minutes is None else start_minutes * 60,
+            start_seconds=start_minutes * 60,
             rounds=options["rounds"],
             local_steps=options["steps"],
             batch_size=options["batch_size"],

@@ -61,6 +61,7 @@ class Plan(Record):
     min_participants: int = Field(ge=1)
     accept_by: datetime
     start_at: datetime
+    """Not before this, and not before every hospital has answered or `accept_by` has passed."""
     round_deadline_seconds: int = Field(ge=1, le=30 * 86_400)
     lease_seconds: int = Field(default=15, ge=1, le=86_400)
     secure: SecureAggregation | None = None
@@ -102,8 +103,6 @@ class Plan(Record):
         for name in ("accept_by", "start_at"):
             if getattr(self, name).tzinfo is None:
                 raise ValueError(f"{name}: give the time zone")
-        if self.start_at < self.accept_by:
-            raise ValueError("start_at: the start lies before the end of the invitation (accept_by)")
         names = [tensor.name for tensor in self.signature]
         if len(set(names)) != len(names):
             raise ValueError("signature: a tensor is named twice")

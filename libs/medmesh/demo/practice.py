@@ -47,7 +47,14 @@ async def practice(folder: Path, *hospitals: str) -> AsyncIterator[Stage]:
 async def federate(stage: Stage, package: Path, name: str, purpose: str, **plan: Any) -> FederationView:
     """The researcher creates a federation of all hospitals, each approves the code, a second person the start; answers how it ended.
     Raises `Problem` when it did not complete."""
-    values = {"min_participants": len(stage.nodes), "round_deadline_seconds": 120, "accept_seconds": 60, "seed": stage.seed, **plan}
+    values = {
+        "min_participants": len(stage.nodes),
+        "round_deadline_seconds": 120,
+        "accept_seconds": 180,
+        "start_seconds": 0,
+        "seed": stage.seed,
+        **plan,
+    }
     people = stage.people
     initiator, hospitals = f"person:{RESEARCHER}@platform", tuple(stage.nodes)
     made = await create_federation(

@@ -22,7 +22,7 @@ from medmesh.security.signing import Signer
 PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
 MODEL = "mri-tumour"
 PACKAGE = Path(__file__).parent / "package"
-ROUNDS, STEPS, BATCH, RATE = 8, 36, 32, "0.02"
+ROUNDS, STEPS, BATCH, RATE = 8, 24, 32, "0.02"
 LEASE = 6
 Say = Callable[[str, str], None]
 
@@ -37,8 +37,6 @@ class Stage:
     seed: int = 7
     began: float = field(default_factory=time.monotonic)
     summary: dict[str, Any] = field(default_factory=dict)
-    pace: float = 0.0
-    """Seconds that the intake of all hospitals took: how fast this machine is today."""
     timeline: list[dict[str, Any]] = field(default_factory=list)
     people: dict[str, Gateway] = field(default_factory=dict)
     nodes: dict[str, Process] = field(default_factory=dict)

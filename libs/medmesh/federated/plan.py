@@ -104,7 +104,8 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_algorithm(plan, language),
             *_travels(plan, language),
-            f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复，{plan.start_at:%Y-%m-%d %H:%M} UTC 开始；至少 {plan.min_participants} 家参与。",
+            f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复；各院均已答复后开始，不早于 {plan.start_at:%Y-%m-%d %H:%M} UTC；"
+            f"至少 {plan.min_participants} 家参与。",
             _protection(plan, language),
         ]
     return [
@@ -116,7 +117,8 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
         *_algorithm(plan, language),
         *_travels(plan, language),
-        f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC, start {plan.start_at:%Y-%m-%d %H:%M} UTC; "
+        f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC; it starts when all have answered, not before "
+        f"{plan.start_at:%Y-%m-%d %H:%M} UTC; "
         f"at least {plan.min_participants} take part.",
         _protection(plan, language),
     ]

@@ -82,9 +82,7 @@ async def ingest(stage: Stage) -> None:
             await medmesh("edge", "publish", "--folder", str(hospital.folder), "brain-mri")
             return found
 
-    began = time.monotonic()
     outcomes = await asyncio.gather(*(one(hospital) for hospital in stage.nodes.values()))
-    stage.pace = time.monotonic() - began
     stage.summary["hospitals"] = [
         {"name": name, "samples": outcome["stored"], "rejected": sum(outcome["rejected"].values())}
         for name, outcome in zip(stage.nodes, outcomes, strict=True)
