@@ -94,3 +94,4 @@ async def network(port: int) -> AsyncIterator[tuple[int, Network]]:
         server.close()
         for end in list(between._open):
             end.transport.abort()
+        await asyncio.sleep(0.1)  # what was broken off is closed by the loop, which must still run then

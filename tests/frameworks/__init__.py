@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fcntl import LOCK_EX, flock
 from functools import cache
 from pathlib import Path
 
@@ -24,11 +25,13 @@ def mindspore() -> Path:
 
 @cache
 def handmade() -> Path:
-    """Made when it is missing: what a worker needs, and the framework, installed as anybody would."""
-    if not HANDMADE.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(HANDMADE.parents[1])], check=True)
-    installed = [str(HANDMADE), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*installed, "numpy", "safetensors", "pydantic", str(HERE / "handmade")], check=True)
+    """Made when it is missing, by one process at a time: what a worker needs, and the framework, installed as anybody would."""
+    folder = HANDMADE.parents[1]
+    with folder.with_suffix(".lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        installed = [str(HANDMADE), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*installed, "numpy", "safetensors", "pydantic", str(HERE / "handmade")], check=True)
     return HANDMADE
 
 

@@ -52,6 +52,7 @@ CLASSES: dict[str, AuditClass] = {
     "training.read": "reading",
     "federation.create": "privileged",
     "federation.cancel": "clinical",
+    "federation.pause": "clinical",
     "federation.read": "reading",
     "federation.respond": "clinical",
     "federation.submit": "clinical",

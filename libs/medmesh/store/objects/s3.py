@@ -32,11 +32,15 @@ def connect(url: str, access_key: str, secret_key: str, *, connections: int, ret
     return pool, Minio(where.netloc, access_key=access_key, secret_key=secret_key, secure=secure, region="us-east-1", http_client=pool)
 
 
+# S3 says "InternalError, please try again" (500) and "SlowDown" (503) when it is busy; every request of ours may be made twice.
+_RETRIES = urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), allowed_methods=None, raise_on_status=False)
+
+
 class S3Blobs:
     """See `medmesh.store.objects.blobs.Blobs`: one bucket."""
 
     def __init__(self, url: str, bucket: str, *, access_key: str, secret_key: str) -> None:
-        self._pool, self.client = connect(url, access_key, secret_key, connections=8, retries=urllib3.Retry(total=4, backoff_factor=0.2))
+        self._pool, self.client = connect(url, access_key, secret_key, connections=8, retries=_RETRIES)
         self.bucket = bucket
 
     @classmethod
