@@ -64,11 +64,11 @@ class Verification:
         return problem
 
     def _compare(self) -> tuple[AuditEntry | None, Problem | None]:
+        if not self._path.exists():
+            return None, Problem("program.none")
         try:
             verdict = programs.verify(self._path, self._roster(), datetime.now(UTC), programs.loaded())
         except Problem as problem:
-            if problem.code == "program.none":
-                return None, problem
             told = problem if problem.code.startswith("program.") else Problem("program.unvouched")
             return AuditEntry(VERB, "E", 8, told.code), told
         about = (Entity("program", verdict.version, digest=verdict.digest),)

@@ -11,7 +11,9 @@ from tests.rosters import roster_of
 
 from medmesh.errors import Problem
 from medmesh.security import programs
+from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
+from medmesh.service.programs import Verification
 
 NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 WU, SMITH = Signer.create("person:wu@platform"), Signer.create("person:smith@platform")
@@ -63,6 +65,19 @@ def test_who_has_another_role_signs_for_nothing(laid: Path) -> None:
 def test_no_list_is_said(tmp_path: Path) -> None:
     with pytest.raises(Problem) as caught:
         programs.read(tmp_path / programs.NAME)
+    assert caught.value.code == "program.none"
+
+
+async def test_where_nobody_signed_a_list_nothing_is_told_and_only_who_must_have_one_does_not_start(tmp_path: Path) -> None:
+    def nobody() -> Roster:
+        raise Problem("roster.none")
+
+    def unused() -> None:
+        raise AssertionError("a record was left")
+
+    await Verification(tmp_path / "trust.json", nobody, unused, required=False).look()
+    with pytest.raises(Problem) as caught:
+        await Verification(tmp_path / "trust.json", nobody, unused, required=True).admit()
     assert caught.value.code == "program.none"
 
 
