@@ -37,7 +37,7 @@ GROUPS = {
     "policy": "medmesh.cli.access",
     "emergency": "medmesh.cli.emergency",
     "federation": "medmesh.cli.federation",
-    "model": "medmesh.cli.work",
+    "model": "medmesh.cli.model",
     "dataset": "medmesh.cli.data",
     "annotation": "medmesh.cli.data",
     "package": "medmesh.cli.package",

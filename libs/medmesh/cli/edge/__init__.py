@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from medmesh.cli import language, say
+from medmesh.cli import say
+from medmesh.cli.edge.audit import own_audit
 from medmesh.cli.edge.escrow import escrow
+from medmesh.cli.edge.federation import approve, decline, list_federations, show_plan, withdraw
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
 from medmesh.cli.edge.roster import own_key, own_roster, tell_key
 from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
-from medmesh.embedded import files
 from medmesh.errors import Problem
 
 
@@ -188,92 +188,6 @@ def publish(folder: Path, dataset: str, within: bool) -> int:
     return 0
 
 
-@edge.command(name="federations")
-@FOLDER
-def list_federations(folder: Path) -> int:
-    """Invitations and what became of them.  联邦邀请。"""
-    from sqlalchemy import select
-
-    from medmesh_edge.tables import federations
-
-    async def work(site: Any) -> Any:
-        async with site.unit() as uow:
-            return await uow.all(select(federations).order_by(federations.c.at))
-
-    show([{"federation": r.federation, "name": r.plan["name"], "state": r.state, "reason": r.reason} for r in on_site(folder, work)])
-    return 0
-
-
-@edge.command(name="show")
-@FOLDER
-@click.argument("federation")
-def show_plan(folder: Path, federation: str) -> int:
-    """The plan in plain words: what code runs, what leaves, how often.  查看方案。"""
-    from sqlalchemy import select
-
-    from medmesh.contracts.plan import Plan
-    from medmesh.federated.plan import explain
-    from medmesh_edge.tables import federations
-
-    async def work(site: Any) -> Any:
-        async with site.unit() as uow:
-            return await uow.first(select(federations).where(federations.c.federation == federation))
-
-    row = on_site(folder, work)
-    if row is None:
-        raise Problem("request.not_found", kind="federation", id=federation)
-    for line in explain(Plan.model_validate(row.plan), language()):
-        click.echo(line)
-    click.echo(say(f"Plan hash {row.plan_hash}", f"方案哈希 {row.plan_hash}"))
-    return 0
-
-
-@edge.command()
-@FOLDER
-@click.argument("federation")
-def approve(folder: Path, federation: str) -> int:
-    """Approve the code of FEDERATION by its hash; the node then signs the plan, if the policy allows.  批准代码。"""
-    from medmesh_edge.consent import approve
-
-    package = on_site(folder, lambda site: approve(site, federation, getpass.getuser()))
-    click.echo(say(f"approved {package}", f"已批准 {package}"))
-    return 0
-
-
-@edge.command()
-@FOLDER
-@click.argument("federation")
-@click.option("--reason", default="")
-def decline(folder: Path, federation: str, reason: str) -> int:
-    """Decline an invitation.  谢绝邀请。"""
-    from medmesh_edge.consent import decline
-
-    on_site(folder, lambda site: decline(site, federation, reason))
-    click.echo(say("declined", "已谢绝"))
-    return 0
-
-
-@edge.command()
-@FOLDER
-@click.argument("federation")
-@click.option("--reason", default="", help="Told to the initiator.")
-@click.option("--yes", is_flag=True, help="Ask nothing.")
-def withdraw(folder: Path, federation: str, reason: str, yes: bool) -> int:
-    """Leave FEDERATION for good, also after its end.  退出联邦。
-
-    From this moment nothing of this hospital leaves: no update, no count. What it gave to the open round is not used and is deleted.
-    What cannot be undone: committed models were averaged with its updates, and models that were released are in use elsewhere; those
-    only their owner can withdraw. 已提交的全局模型中已包含的贡献无法取出；已发布的模型须由其所有者撤回。
-    """
-    from medmesh_edge.consent import withdraw
-
-    if not yes:
-        click.confirm(say(f"leave {federation} for good?", f"确定永久退出 {federation}？"), abort=True)
-    on_site(folder, lambda site: withdraw(site, federation, reason))
-    click.echo(say("withdrawn; nothing of this federation leaves any more", "已退出；不再有任何内容离开本院"))
-    return 0
-
-
 @edge.command()
 @FOLDER
 @click.argument("model")
@@ -288,82 +202,6 @@ def classify(folder: Path, model: str, held_out: bool) -> int:
 
     show(on_site(folder, work))
     return 0
-
-
-@edge.group(name="audit")
-def own_audit() -> None:
-    """What the platform's log holds about this hospital's data.  本院数据的审计记录。"""
-
-
-@own_audit.command(name="list")
-@FOLDER
-@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
-@click.option("--verb", help="A verb, or the beginning of one with *")
-@click.option("--actor", help="For example person:li")
-@click.option("--cursor", help="`next` of the page before.")
-@click.option("--limit", default=100, show_default=True)
-def list_own(folder: Path, **filters: Any) -> int:
-    """Records about this hospital's data, whoever made them.  查询本院记录。"""
-    query = {name: value for name, value in filters.items() if value is not None}
-
-    async def work(site: Any) -> Any:
-        async with site.gateway() as gateway:
-            return await gateway.request("GET", "/v1/audit/events", query=query)
-
-    show(on_site(folder, work))
-    return 0
-
-
-@own_audit.command(name="export")
-@FOLDER
-@click.argument("copy", type=click.Path(path_type=Path))
-def export_own(folder: Path, copy: Path) -> int:
-    """Copy the tree and this hospital's records into COPY.  导出本院记录。"""
-    from medmesh.client.audit import export_log, of_a_hospital
-
-    async def work(site: Any) -> int:
-        async with site.gateway() as gateway:
-            return await export_log(of_a_hospital(gateway), copy)
-
-    size = on_site(folder, work)
-    click.echo(say(f"copied a log of {size} entries", f"已复制，日志共 {size} 条"))
-    return 0
-
-
-@own_audit.command(name="verify")
-@FOLDER
-@click.argument("copy", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def verify_own(folder: Path, copy: Path) -> int:
-    """Verify COPY by the pinned roster: nothing altered, forked or forged, and nothing about this hospital withheld.  验证。
-
-    The roster says which log and which witnesses; what is verified is kept, and the next copy must contain it. Ends with 0 when it is
-    whole, 1 when something was altered or withheld, 2 when it cannot be read.
-    """
-    from medmesh.auditing.signatures import Signatures
-    from medmesh.client.audit import withheld
-    from medmesh.ledger.copies import Folder
-    from medmesh.ledger.verify import Wanted, verify_log
-
-    async def work(site: Any) -> tuple[Any, str, Path]:
-        return site.roster(), site.settings.hospital, site.layout.checkpoint
-
-    roster, hospital, seen = on_site(folder, work)
-    kept = seen.read_bytes() if seen.exists() else None
-    signatures = Signatures(roster, whole=False)
-    try:
-        report = verify_log(Folder(copy), Wanted(roster.log_policy(), partial=True, kept=kept, inspect=signatures.inspect))
-        if report.verified and (missing := withheld(copy, hospital)):
-            report.fault("withheld", Problem("audit.withheld", seq=missing[0], records=len(missing), hospital=hospital))
-    except (Problem, OSError, ValueError) as error:
-        click.secho(str(error), fg="red", err=True)
-        return 2
-    for fault in report.faults:
-        click.secho(f"{fault.check}: {fault.problem.detail(language())}", fg="red")
-    if report.verified:
-        shown = f"whole, unaltered, nothing withheld: {report.bodies} of {report.size} records are about this hospital"
-        click.secho(say(shown, f"完整、未被篡改、无隐瞒：{report.size} 条记录中 {report.bodies} 条涉及本院"), fg="green")
-        files.write(seen, report.note.decode())
-    return report.code
 
 
 @edge.command()
@@ -418,5 +256,5 @@ def doctor(folder: Path) -> int:
     return 1 if worst == 2 else 0
 
 
-for command in (forget, forget_approve, forgettings, trace, escrow):
+for command in (list_federations, show_plan, approve, decline, withdraw, own_audit, forget, forget_approve, forgettings, trace, escrow):
     edge.add_command(command)

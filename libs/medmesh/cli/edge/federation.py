@@ -1,0 +1,100 @@
+"""`medmesh edge federations|show|approve|decline|withdraw`: what a hospital says to federations.  联邦邀请与退出。"""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medmesh.cli import language, say
+from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.session import show
+from medmesh.errors import Problem
+
+
+@click.command(name="federations")
+@FOLDER
+def list_federations(folder: Path) -> int:
+    """Invitations and what became of them.  联邦邀请。"""
+    from sqlalchemy import select
+
+    from medmesh_edge.tables import federations
+
+    async def work(site: Any) -> Any:
+        async with site.unit() as uow:
+            return await uow.all(select(federations).order_by(federations.c.at))
+
+    show([{"federation": r.federation, "name": r.plan["name"], "state": r.state, "reason": r.reason} for r in on_site(folder, work)])
+    return 0
+
+
+@click.command(name="show")
+@FOLDER
+@click.argument("federation")
+def show_plan(folder: Path, federation: str) -> int:
+    """The plan in plain words: what code runs, what leaves, how often.  查看方案。"""
+    from sqlalchemy import select
+
+    from medmesh.contracts.plan import Plan
+    from medmesh.federated.plan import explain
+    from medmesh_edge.tables import federations
+
+    async def work(site: Any) -> Any:
+        async with site.unit() as uow:
+            return await uow.first(select(federations).where(federations.c.federation == federation))
+
+    row = on_site(folder, work)
+    if row is None:
+        raise Problem("request.not_found", kind="federation", id=federation)
+    for line in explain(Plan.model_validate(row.plan), language()):
+        click.echo(line)
+    click.echo(say(f"Plan hash {row.plan_hash}", f"方案哈希 {row.plan_hash}"))
+    return 0
+
+
+@click.command()
+@FOLDER
+@click.argument("federation")
+def approve(folder: Path, federation: str) -> int:
+    """Approve the code of FEDERATION by its hash; the node then signs the plan, if the policy allows.  批准代码。"""
+    from medmesh_edge.consent import approve
+
+    package = on_site(folder, lambda site: approve(site, federation, getpass.getuser()))
+    click.echo(say(f"approved {package}", f"已批准 {package}"))
+    return 0
+
+
+@click.command()
+@FOLDER
+@click.argument("federation")
+@click.option("--reason", default="")
+def decline(folder: Path, federation: str, reason: str) -> int:
+    """Decline an invitation.  谢绝邀请。"""
+    from medmesh_edge.consent import decline
+
+    on_site(folder, lambda site: decline(site, federation, reason))
+    click.echo(say("declined", "已谢绝"))
+    return 0
+
+
+@click.command()
+@FOLDER
+@click.argument("federation")
+@click.option("--reason", default="", help="Told to the initiator.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def withdraw(folder: Path, federation: str, reason: str, yes: bool) -> int:
+    """Leave FEDERATION for good, also after its end.  退出联邦。
+
+    From this moment nothing of this hospital leaves: no update, no count. What it gave to the open round is not used and is deleted.
+    What cannot be undone: committed models were averaged with its updates, and models that were released are in use elsewhere; those
+    only their owner can withdraw. 已提交的全局模型中已包含的贡献无法取出；已发布的模型须由其所有者撤回。
+    """
+    from medmesh_edge.consent import withdraw
+
+    if not yes:
+        click.confirm(say(f"leave {federation} for good?", f"确定永久退出 {federation}？"), abort=True)
+    on_site(folder, lambda site: withdraw(site, federation, reason))
+    click.echo(say("withdrawn; nothing of this federation leaves any more", "已退出；不再有任何内容离开本院"))
+    return 0
