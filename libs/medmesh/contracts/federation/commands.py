@@ -1,0 +1,68 @@
+"""What people ask of federations."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Command, Names, ObjectRef
+from medmesh.contracts.plan import Plan
+
+
+class CreateFederation(Command):
+    """Create a federation and invite its participants. Result: `{"federation": id, "plan_hash": sha256}`.
+
+    It is `internal`, as is the global model, and seen by the initiator's organisation and the hospitals of its plan; `label` may raise it.
+    """
+
+    TYPE: ClassVar[str] = "federation.create.v1"
+    ACTION: ClassVar[str] = "federation.create"
+    MAKES: ClassVar[str] = "federation"
+
+    plan: Plan
+    package: ObjectRef
+    initial: ObjectRef
+    label: SecurityLabel | None = None
+
+
+class CancelFederation(Command):
+    TYPE: ClassVar[str] = "federation.cancel.v1"
+    ACTION: ClassVar[str] = "federation.cancel"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    reason: str
+
+
+class PauseFederation(Command):
+    """No further round opens; hospitals finish the one they work on, and its clock stands still until `ResumeFederation`."""
+
+    TYPE: ClassVar[str] = "federation.pause.v1"
+    ACTION: ClassVar[str] = "federation.pause"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    reason: str = Field(default="", max_length=200)
+
+
+class ResumeFederation(Command):
+    """Go on: the open round gets back the time it was paused."""
+
+    TYPE: ClassVar[str] = "federation.resume.v1"
+    ACTION: ClassVar[str] = "federation.pause"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+
+
+class ExtendRound(Command):
+    """Give the open round more time. The plan is not touched: its deadline holds for every other round. Result: `{"deadline": …}`."""
+
+    TYPE: ClassVar[str] = "federation.extend.v1"
+    ACTION: ClassVar[str] = "federation.pause"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    seconds: int = Field(ge=1, le=30 * 86_400)

@@ -1,0 +1,39 @@
+"""What the messages of federations share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from medmesh.contracts.message import ObjectRef, Record, Sha256
+
+
+class RoundKind(StrEnum):
+    """What the hospitals do in a round: train the global model, train alone for comparison, or evaluate models."""
+
+    TRAIN = "train"
+    BASELINE = "baseline"
+    EVALUATE = "evaluate"
+
+
+class SecurePhase(StrEnum):
+    """What is collected from the hospitals of a round under secure aggregation, in this order."""
+
+    KEYS = "keys"
+    SHARES = "shares"
+    VECTORS = "vectors"
+    SURVIVORS = "survivors"
+    REVEAL = "reveal"
+
+
+class Confusion(Record):
+    """How one model did on one hospital's held-out samples: `counts[true class][predicted class]`."""
+
+    model: Sha256
+    counts: tuple[tuple[int, ...], ...]
+
+
+class CandidateModel(Record):
+    """A model to evaluate: the global one, or one hospital's baseline."""
+
+    name: str
+    weights: ObjectRef

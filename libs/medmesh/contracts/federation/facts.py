@@ -1,0 +1,207 @@
+"""What happened to federations, their participants and rounds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar
+
+from pydantic import Field
+
+from medmesh.contracts.federation.common import CandidateModel, RoundKind, SecurePhase
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Event, HospitalEvent, Identifier, ObjectRef, Sha256
+from medmesh.contracts.plan import Plan
+
+
+class FederationInvited(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.invited.v1"
+
+    federation: str
+    plan: Plan
+    plan_hash: Sha256
+    package: ObjectRef
+
+
+class InvitationAnswered(Event):
+    TYPE: ClassVar[str] = "federation.invitation.answered.v1"
+
+    federation: str
+    hospital: Identifier
+    accepted: bool
+
+
+class FederationReady(Event):
+    """Enough hospitals accepted; it waits for the approval of `plan_hash` under the action `federation.start`."""
+
+    TYPE: ClassVar[str] = "federation.federation.ready.v1"
+
+    federation: str
+    plan_hash: Sha256
+
+
+class FederationStarted(HospitalEvent):
+    """`approval` is the token that was spent, `acceptances` what each of `hospitals` signed: every node checks both against the roster
+    it pinned before it trains."""
+
+    TYPE: ClassVar[str] = "federation.federation.started.v1"
+
+    federation: str
+    plan_hash: Sha256
+    approval: str = ""
+    acceptances: tuple[str, ...] = ()
+
+
+class RoundOpened(HospitalEvent):
+    """Every hospital named works on `base` (train, baseline) or on `models` (evaluate) and answers before `deadline`."""
+
+    TYPE: ClassVar[str] = "federation.round.opened.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    kind: RoundKind
+    plan_hash: Sha256
+    base: ObjectRef
+    models: tuple[CandidateModel, ...] = ()
+    steps: int
+    seed: int
+    deadline: datetime
+    state: ObjectRef | None = None
+    """What the algorithm shows every hospital beside the model (SCAFFOLD's c)."""
+    personal: ObjectRef | None = None
+    """The model that was made for the one hospital told, where the algorithm makes such (FedAMP): then each is told by itself."""
+    assigned: tuple[Identifier, ...] = ()
+    """Everybody in the round, where each hospital is told by itself."""
+    continues: dict[str, str] = Field(default_factory=dict)
+    """Hospital to "round.attempt" of the last round in which its update counted, where the algorithm has hospitals keep something: that
+    is what each goes on from, whatever it trained in vain since."""
+
+    @property
+    def everybody(self) -> tuple[str, ...]:
+        """Who works on this round."""
+        return self.assigned or self.hospitals
+
+
+class SecureAdvanced(HospitalEvent):
+    """A secure sum goes on: `messages` is what `phase` needs of the others (shares: signed keys; vectors: the shares sealed for the one
+    hospital that is told; survivors: the names of those whose vectors arrived; reveal: their signed lists)."""
+
+    TYPE: ClassVar[str] = "federation.round.secure-advanced.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    plan_hash: Sha256
+    phase: SecurePhase
+    messages: dict[str, str]
+
+
+class RoundCommitted(Event):
+    TYPE: ClassVar[str] = "federation.round.committed.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    kind: RoundKind
+    model: ObjectRef
+    participants: tuple[Identifier, ...]
+    chain: Sha256
+    """SHA-256 over the previous round's chain (the plan hash at first), this round's number, kind, model and state."""
+    state: Sha256 | None = None
+    """What the algorithm remembers on the platform after this round."""
+
+
+class RoundStored(HospitalEvent):
+    """The round's model is in the kept store: the hospitals may release their updates."""
+
+    TYPE: ClassVar[str] = "federation.round.stored.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    model: ObjectRef
+
+
+class RoundVoided(HospitalEvent):
+    """Too few answered before the deadline; the round is tried again under a new attempt."""
+
+    TYPE: ClassVar[str] = "federation.round.voided.v1"
+
+    federation: str
+    round: int
+    attempt: int
+
+
+class RoundExtended(HospitalEvent):
+    """The open round has until `deadline` now."""
+
+    TYPE: ClassVar[str] = "federation.round.extended.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    deadline: datetime
+
+
+class FederationPaused(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.paused.v1"
+
+    federation: str
+
+
+class FederationResumed(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.resumed.v1"
+
+    federation: str
+
+
+class ParticipantWithdrew(HospitalEvent):
+    """A hospital left for good; `rounds` committed models have its part."""
+
+    TYPE: ClassVar[str] = "federation.participant.withdrew.v1"
+
+    federation: str
+    hospital: Identifier
+    rounds: int
+
+
+class ParticipantDropped(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.participant.dropped.v1"
+
+    federation: str
+    hospital: Identifier
+    round: int
+    reason: str
+
+
+class ParticipantRejoined(Event):
+    TYPE: ClassVar[str] = "federation.participant.rejoined.v1"
+
+    federation: str
+    hospital: Identifier
+    round: int
+
+
+class FederationCompleted(HospitalEvent):
+    """The final model and, where the plan asked for it, every model's counts at every hospital."""
+
+    TYPE: ClassVar[str] = "federation.federation.completed.v1"
+
+    federation: str
+    name: str
+    plan_hash: Sha256
+    chain: Sha256
+    package: ObjectRef
+    model: ObjectRef
+    rounds: int
+    participants: tuple[Identifier, ...]
+    organisation: str = "platform"
+    """The initiator's."""
+    label: SecurityLabel | None = None
+
+
+class FederationFailed(HospitalEvent):
+    TYPE: ClassVar[str] = "federation.federation.failed.v1"
+
+    federation: str
+    code: str

@@ -1,0 +1,102 @@
+"""What people see of federations."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar
+
+from medmesh.contracts.labels import SecurityLabel
+from medmesh.contracts.message import Names, ObjectRef, Query, Record
+from medmesh.contracts.plan import Plan
+
+
+class ProgressView(Record):
+    """The newest that a hospital said of itself; nothing in it is proven."""
+
+    round: int
+    phase: str
+    done: int
+    total: int
+
+
+class ParticipantView(Record):
+    hospital: str
+    state: str
+    online: bool
+    drops: int
+    reason: str = ""
+    progress: ProgressView | None = None
+
+
+class AnswerView(Record):
+    hospital: str
+    samples: int
+    late: bool
+    bytes: int
+    metrics: dict[str, float]
+
+
+class RoundView(Record):
+    round: int
+    attempt: int
+    kind: str
+    state: str
+    opened: datetime
+    deadline: datetime
+    closed: datetime | None
+    base: ObjectRef
+    model: ObjectRef | None
+    chain: str | None
+    answers: tuple[AnswerView, ...]
+
+
+class EvaluationView(Record):
+    """`counts[true][predicted]` of the model `name` at `hospital`."""
+
+    hospital: str
+    name: str
+    counts: tuple[tuple[int, ...], ...]
+
+
+class FederationView(Record):
+    federation: str
+    state: str
+    plan: Plan
+    plan_hash: str
+    chain: str
+    participants: tuple[ParticipantView, ...]
+    rounds: tuple[RoundView, ...]
+    evaluation: tuple[EvaluationView, ...]
+    model: ObjectRef | None
+    failure: str | None
+    label: SecurityLabel | None = None
+
+
+class GetFederation(Query):
+    TYPE: ClassVar[str] = "federation.get.v1"
+    ACTION: ClassVar[str | None] = "federation.read"
+    Reply: ClassVar[type[Record]] = FederationView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+
+
+class FederationSummary(Record):
+    federation: str
+    name: str
+    state: str
+    round: int
+    rounds: int
+    participants: tuple[str, ...]
+    label: SecurityLabel | None = None
+
+
+class FederationList(Record):
+    federations: tuple[FederationSummary, ...]
+
+
+class ListFederations(Query):
+    TYPE: ClassVar[str] = "federation.list.v1"
+    ACTION: ClassVar[str | None] = "federation.read"
+    Reply: ClassVar[type[Record]] = FederationList
+    LISTS: ClassVar[str] = "federation"
