@@ -21,6 +21,7 @@ from medmesh.contracts.federation import (
     SecurePhase,
     SubmitSecure,
     SubmitUpdate,
+    WithdrawFromFederation,
 )
 from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import ObjectRef, OperationFinished
@@ -155,6 +156,24 @@ async def test_the_committed_model_is_the_mean_of_those_whose_vectors_arrived(p:
     target.write_bytes(await load(stored, committed.model))
     exact = sum(VALUES[n] * SAMPLES[n] for n in left) / sum(SAMPLES[n] for n in left)
     np.testing.assert_allclose(weights.load(target)["weight"], exact, rtol=1e-6)
+
+
+async def test_a_hospital_that_leaves_while_the_sum_is_opened_stays_in_it_and_keeps_nobody_from_opening_it(p: Platform) -> None:
+    """Its vector cannot be taken out of what the others signed; without it the rest could not be opened either."""
+    federation = await start(p)
+    parties = Parties(p, (await opened(p, 1)).data)
+    await parties.keys()
+    await parties.shares()
+    for name in HOSPITALS:
+        await alive(p, *HOSPITALS)
+        assert (await parties.vector(name)).succeeded
+    survivors = await parties.survive(HOSPITALS)
+    gone, *left = HOSPITALS
+    assert (await p.send(WithdrawFromFederation(federation=federation), p.hospital(gone))).succeeded
+    await parties.reveal(left, survivors)
+    committed = (await p.wait(RoundCommitted, timeout=30)).data
+    assert committed.participants == tuple(HOSPITALS)
+    assert (await say(p, parties.round, gone, SecurePhase.REVEAL, {})).problem["code"] == "federation.not_taking_part"
 
 
 async def test_what_is_not_asked_for_counts_for_nothing(p: Platform) -> None:

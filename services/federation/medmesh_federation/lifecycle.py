@@ -15,6 +15,7 @@ from medmesh.contracts.federation import (
     PauseFederation,
     ResumeFederation,
     RoundExtended,
+    SecurePhase,
     WithdrawFromFederation,
 )
 from medmesh.contracts.message import Envelope
@@ -24,6 +25,9 @@ from medmesh_federation.domain import State
 from medmesh_federation.handlers import entity, invited, locked, own
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
+
+OPENING = (SecurePhase.SURVIVORS, SecurePhase.REVEAL)
+"""Phases in which a sum is opened: a vector that is in it cannot be taken out, and without it nobody could open the rest."""
 
 
 @HANDLERS.on(PauseFederation)
@@ -90,7 +94,7 @@ async def withdraw(command: Envelope[WithdrawFromFederation], uow: UnitOfWork[Po
     where = (participants.c.federation == row.federation) & (participants.c.hospital == uow.actor.id)
     await uow.execute(update(participants).where(where).values(state="withdrawn", reason=command.data.reason))
     current = await _open_round(uow, row)
-    if current is not None:
+    if current is not None and current.phase not in OPENING:
         # Counts no more, and is deleted with what the others gave when the round is over.
         last = _given(row, uow.actor.id) & (answers.c.round == current.round) & (answers.c.attempt == current.attempt)
         await uow.execute(update(answers).where(last).values(failed="withdrawn", results=None, metrics={}))
