@@ -78,7 +78,7 @@ async def _state(uow: UnitOfWork[Any], federation: str, state: str, reason: str 
 
 async def _started(event: Envelope[fed.FederationStarted], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "running")
-    # Kept as it came: what it proves is looked at before every round (`rounds.proven`).
+    # Kept as it came: what it proves is looked at before every round (`proofs.proven`).
     known = federations.c.federation == event.data.federation
     await uow.execute(update(federations).where(known).values(start=event.data.model_dump(mode="json")))
 

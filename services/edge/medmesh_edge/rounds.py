@@ -19,11 +19,10 @@ from sqlalchemy import null, select, update
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
 from medmesh.client.transfer import Stored, send
-from medmesh.contracts.federation import FederationStarted, RoundKind, RoundOpened
+from medmesh.contracts.federation import RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.proof import check_round, verify_start
 from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
@@ -31,17 +30,14 @@ from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
 from medmesh_edge import encoding, samples, secure, training
-from medmesh_edge import roster as rosters
-from medmesh_edge.consent import permitted
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import in_hours
 from medmesh_edge.ports import Site
+from medmesh_edge.proofs import Proofs
 from medmesh_edge.tables import federations, tasks
 
 WORKER_IDLE_SECONDS = 300.0
-PROOF_SECONDS = 60.0
-"""How long a start that was proven is not proven again, while neither it nor the roster changes."""
 DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.c.update.is_not(None)
 """An update that is still here and that the platform has no more need of."""
 
@@ -80,15 +76,17 @@ class Rounds:
     _generation: int = 0
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
-    _proof: tuple[Any, ...] = ()
-    _proven_at: float = float("-inf")
+    proofs: Proofs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.proofs = Proofs(self.site, self.gateway)
 
     async def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do. Raises transient problems."""
         if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
             await self.close()  # a patient was forgotten: the worker's arrays may still show the images
             self._generation = generation
-        if await secure.step(self.site, self._signed, self._fail):
+        if await secure.step(self.site, self.proofs.plan, self._fail):
             return True
         async with self.site.unit() as uow:
             found = await uow.all(select(tasks).where(tasks.c.state.in_(["trained", "received"]) | DISPENSABLE).order_by(tasks.c.at))
@@ -138,37 +136,6 @@ class Rounds:
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             uow.audit(AuditEntry("federation.train", "E", outcome=8, why=problem.code, entities=about, detail={"round": event.round}))
         log("edge.round.failed", level=40, federation=event.federation, round=event.round, error=problem)
-
-    async def _plan(self, event: RoundOpened) -> tuple[Plan, ObjectRef]:
-        """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
-        async with self.site.unit() as uow:
-            row = await uow.first(select(federations).where(federations.c.federation == event.federation))
-            if row is None or row.plan_hash != event.plan_hash:
-                raise Problem("federation.plan_changed", federation=event.federation)
-            package = ObjectRef.model_validate(row.package)
-            if not await permitted(uow, self.site.policy(), package.sha256):
-                raise Problem("policy.package", package=package.sha256[:16])
-        plan = Plan.model_validate(row.plan)
-        await self._proven(row, plan, event)
-        return plan, package
-
-    async def _signed(self, event: RoundOpened) -> Plan:
-        return (await self._plan(event))[0]
-
-    async def _proven(self, row: Any, plan: Plan, event: RoundOpened) -> None:
-        """Who approved and who accepted is shown by their own signatures; where the roster here lacks a key, by the newest there is."""
-        now = asyncio.get_running_loop().time()
-        try:
-            shown = (row.federation, row.start, event.everybody, self.site.roster())
-            if shown == self._proof and now - self._proven_at < PROOF_SECONDS:
-                return
-            proven(self.site, row, plan, event)
-        except Problem as problem:
-            if not problem.code.startswith("roster.") or not await rosters.refresh(self.site, self.gateway):
-                raise
-            shown = (row.federation, row.start, event.everybody, self.site.roster())
-            proven(self.site, row, plan, event)
-        self._proof, self._proven_at = shown, now
 
     async def _fetch(self, ref: ObjectRef) -> Path:
         """An object of the platform, kept while it is useful."""
@@ -227,7 +194,7 @@ class Rounds:
             await self.close()
 
     async def _work(self, event: RoundOpened) -> None:
-        plan, package = await self._plan(event)
+        plan, package = await self.proofs.allowed(event)
         opened = await self._open(package)
         if event.kind is RoundKind.EVALUATE:
             await self._evaluate(opened, plan, event)
@@ -313,7 +280,7 @@ class Rounds:
         if await self._gone(event):
             return
         base = self.site.layout.cache / "models" / event.base.sha256
-        plan = await self._signed(event)
+        plan = await self.proofs.plan(event)
         if masked := secure.is_secure(plan, event):
             # Samples are in the sum, and nothing is said about this hospital alone.
             with _room(self.site) as room:
@@ -380,19 +347,6 @@ async def _left(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
     """Whether a person has taken this hospital out of the federation."""
     ours = (federations.c.federation == event.federation) & (federations.c.state == "withdrawn")
     return await uow.first(select(federations.c.federation).where(ours)) is not None
-
-
-def proven(site: Site, row: Any, plan: Plan, event: RoundOpened) -> None:
-    """Raise a `Problem` unless the start of this federation and everybody in this round is proven by keys of the roster."""
-    if row.start is None:
-        raise Problem("federation.unproven", federation=event.federation)
-    started = FederationStarted.model_validate(row.start)
-    if started.plan_hash != row.plan_hash:
-        raise Problem("federation.plan_changed", federation=event.federation)
-    verify_start(started, site.trust().governance, site.roster(), datetime.now(UTC))
-    check_round(started, event.everybody)
-    if len(set(event.everybody)) < plan.min_participants or site.settings.hospital not in event.everybody:
-        raise Problem("federation.unproven", federation=event.federation)
 
 
 def _key(event: RoundOpened) -> Any:

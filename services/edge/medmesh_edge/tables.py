@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint
 
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
 METADATA = service_metadata()
+
+
+def _attempt() -> Iterator[Column[Any]]:
+    """The key of what belongs to one attempt at a round: a column is one table's, so each gets its own."""
+    yield Column("federation", String(36), primary_key=True)
+    for name in ("round", "attempt"):
+        yield Column(name, Integer, primary_key=True, autoincrement=False)
+
 
 items = Table(
     "items",
@@ -81,9 +92,7 @@ approved = Table(
 tasks = Table(
     "tasks",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    *_attempt(),
     Column("kind", String(16), nullable=False),
     Column("event", Json, nullable=False),
     Column("state", String(16), nullable=False),
@@ -99,9 +108,7 @@ tasks = Table(
 secure_attempts = Table(
     "secure_attempts",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    *_attempt(),
     Column("document", Json, nullable=False),
     comment="this hospital's secrets of a secure sum, until its round is over",
 )
@@ -109,9 +116,7 @@ secure_attempts = Table(
 secure_phases = Table(
     "secure_phases",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    *_attempt(),
     Column("phase", String(16), primary_key=True),
     Column("messages", Json, nullable=False),
     Column("state", String(16), nullable=False),
@@ -131,9 +136,7 @@ secure_opened = Table(
 kept = Table(
     "kept",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("attempt", Integer, primary_key=True),
+    *_attempt(),
     Column("object", Json, nullable=False),
     Column("at", Timestamp, nullable=False),
     comment="what a federated algorithm has this hospital keep for its next round: it never leaves",
@@ -142,9 +145,7 @@ kept = Table(
 residuals = Table(
     "residuals",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    *_attempt(),
     Column("object", String(64), nullable=False),
     comment="what a codec left out of an update: it goes into the next round's, and never leaves the hospital",
 )

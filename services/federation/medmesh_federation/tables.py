@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text
 
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
 METADATA = add_label_tables(service_metadata())
+
+
+def _attempt() -> Iterator[Column[Any]]:
+    """The key of what belongs to one attempt at a round: a column is one table's, so each gets its own."""
+    yield Column("federation", String(36), primary_key=True)
+    for name in ("round", "attempt"):
+        yield Column(name, Integer, primary_key=True, autoincrement=False)
+
 
 federations = Table(
     "federations",
@@ -49,9 +60,7 @@ participants = Table(
 rounds = Table(
     "rounds",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    *_attempt(),
     Column("kind", String(16), nullable=False),
     Column("state", String(16), nullable=False),
     Column("base", Json, nullable=False),
@@ -72,9 +81,7 @@ rounds = Table(
 secure_messages = Table(
     "secure_messages",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    *_attempt(),
     Column("phase", String(16), primary_key=True),
     Column("hospital", String(63), primary_key=True),
     Column("messages", Json, nullable=False),
@@ -84,9 +91,7 @@ secure_messages = Table(
 answers = Table(
     "answers",
     METADATA,
-    Column("federation", String(36), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    *_attempt(),
     Column("hospital", String(63), primary_key=True),
     Column("update", Json),
     Column("samples", Counter, nullable=False),

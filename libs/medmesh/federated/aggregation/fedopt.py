@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -31,7 +32,7 @@ class FedAvgM(Algorithm):
         return base + self.parameters["rate"] * m, {"m": m}
 
 
-class FedOpt(Algorithm):
+class FedOpt(Algorithm, ABC):
     """Reddi et al. 2021, algorithm 2 (arXiv 2003.00295): m = b1 m + (1 - b1) D; w += rate m / (sqrt(v) + tau). No bias correction;
     m and v begin as zeros."""
 
@@ -45,9 +46,9 @@ class FedOpt(Algorithm):
         v = self.second(piece.remembered("v"), change * change)
         return base + p["rate"] * m / (np.sqrt(v) + p["tau"]), {"m": m, "v": v}
 
+    @abstractmethod
     def second(self, v: np.ndarray, squared: np.ndarray) -> np.ndarray:
         """The new v."""
-        raise NotImplementedError
 
 
 class FedAdagrad(FedOpt):

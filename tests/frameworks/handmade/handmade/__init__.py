@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 
-class Layer:
+class Layer(ABC):
     """`weights` are trained, `kept` are statistics, `gradients` of the last backward pass stand beside the weights by name."""
 
     def __init__(self) -> None:
@@ -16,11 +17,11 @@ class Layer:
         self.kept: dict[str, np.ndarray] = {}
         self.gradients: dict[str, np.ndarray] = {}
 
-    def forward(self, x: np.ndarray, training: bool) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, x: np.ndarray, training: bool) -> np.ndarray: ...
 
-    def backward(self, g: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def backward(self, g: np.ndarray) -> np.ndarray: ...
 
 
 def uniform(shape: tuple[int, ...], bound: float, dice: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""What must be shown before anything of a round is done here: the plan is the one this hospital signed, its code was approved here, and
+who approved and who accepted it signed with keys of the roster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from medmesh.client.gateway import Gateway
+from medmesh.contracts.federation import FederationStarted, RoundOpened
+from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.federated.proof import check_round, verify_start
+from medmesh_edge import roster as rosters
+from medmesh_edge.consent import permitted
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import federations
+
+PROOF_SECONDS = 60.0
+"""How long a start that was proven is not proven again, while neither it nor the roster changes."""
+
+
+@dataclass
+class Proofs:
+    """Remembers what was proven last."""
+
+    site: Site
+    gateway: Gateway
+    _shown: tuple[Any, ...] = ()
+    _at: float = float("-inf")
+
+    async def plan(self, event: RoundOpened) -> Plan:
+        """As `allowed`, without the package."""
+        return (await self.allowed(event))[0]
+
+    async def allowed(self, event: RoundOpened) -> tuple[Plan, ObjectRef]:
+        """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
+        async with self.site.unit() as uow:
+            row = await uow.first(select(federations).where(federations.c.federation == event.federation))
+            if row is None or row.plan_hash != event.plan_hash:
+                raise Problem("federation.plan_changed", federation=event.federation)
+            package = ObjectRef.model_validate(row.package)
+            if not await permitted(uow, self.site.policy(), package.sha256):
+                raise Problem("policy.package", package=package.sha256[:16])
+        plan = Plan.model_validate(row.plan)
+        await self._prove(row, plan, event)
+        return plan, package
+
+    async def _prove(self, row: Any, plan: Plan, event: RoundOpened) -> None:
+        """Where the roster here lacks a key, by the newest there is."""
+        now = asyncio.get_running_loop().time()
+        try:
+            shown = (row.federation, row.start, event.everybody, self.site.roster())
+            if shown == self._shown and now - self._at < PROOF_SECONDS:
+                return
+            proven(self.site, row, plan, event)
+        except Problem as problem:
+            if not problem.code.startswith("roster.") or not await rosters.refresh(self.site, self.gateway):
+                raise
+            shown = (row.federation, row.start, event.everybody, self.site.roster())
+            proven(self.site, row, plan, event)
+        self._shown, self._at = shown, now
+
+
+def proven(site: Site, row: Any, plan: Plan, event: RoundOpened) -> None:
+    """Raise a `Problem` unless the start of this federation and everybody in this round is proven by keys of the roster."""
+    if row.start is None:
+        raise Problem("federation.unproven", federation=event.federation)
+    started = FederationStarted.model_validate(row.start)
+    if started.plan_hash != row.plan_hash:
+        raise Problem("federation.plan_changed", federation=event.federation)
+    verify_start(started, site.trust().governance, site.roster(), datetime.now(UTC))
+    check_round(started, event.everybody)
+    if len(set(event.everybody)) < plan.min_participants or site.settings.hospital not in event.everybody:
+        raise Problem("federation.unproven", federation=event.federation)
