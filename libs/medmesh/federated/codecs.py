@@ -13,18 +13,18 @@ so do floats of another width than 32 bits. Everything here goes through files a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
-from medmesh.learning.weights import header
+from medmesh.federated.streams import Reader, Writer
+from medmesh.learning.weights import BYTES, header
 
 PREFIX = "codec/"
 BLOCK = 4096
@@ -32,7 +32,6 @@ BLOCK = 4096
 SPARSE = 1 << 16
 """Numbers among which the largest are chosen: a place fits into 16 bits."""
 _STEP = 1 << 18
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2}
 
 Parts = dict[str, np.ndarray]
 """What one piece of a tensor becomes, by part."""
@@ -88,7 +87,7 @@ def wire(
 
 def wire_bytes(signature: Iterable[TensorSignature]) -> int:
     """Bytes of these tensors, header aside."""
-    return sum(math.prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in signature)
+    return sum(math.prod(tensor.shape) * BYTES[tensor.dtype] for tensor in signature)
 
 
 # --- the codecs, on one piece of a difference (float32, at most `_STEP` numbers, whole blocks but at the end) -------------------------
@@ -182,56 +181,8 @@ def _part_lengths(name: str, count: int, share: str) -> dict[str, tuple[int, Any
 # --- files ----------------------------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
-    """Tensors of a safetensors file, each read from its beginning on."""
-
-    def __init__(self, path: Path) -> None:
-        self.layout = header(path)
-        self._file = path.open("rb")
-        self._start = 8 + int.from_bytes(self._file.read(8), "little")
-        self._at = {name: entry["data_offsets"][0] for name, entry in self.layout.items()}
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def next(self, name: str, size: int) -> bytes:
-        """The next `size` bytes of a tensor."""
-        self._file.seek(self._start + self._at[name])
-        self._at[name] += size
-        return self._file.read(size)
-
-
-class _Writer:
-    """A safetensors file whose tensors grow side by side; by name, so that the same tensors are the same bytes."""
-
-    def __init__(self, path: Path, signature: Iterable[TensorSignature]) -> None:
-        entries, self._at, place = {}, {}, 0
-        for tensor in sorted(signature, key=lambda one: one.name):
-            size = math.prod(tensor.shape) * _BYTES[tensor.dtype]
-            entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, place + size]}
-            self._at[tensor.name] = place
-            place += size
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._file: BinaryIO = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        self._start = 8 + len(text)
-        self._file.truncate(self._start + place)
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def append(self, name: str, data: bytes) -> None:
-        """More bytes of a tensor."""
-        self._file.seek(self._start + self._at[name])
-        self._at[name] += len(data)
-        self._file.write(data)
+def _named(tensors: Iterable[TensorSignature]) -> dict[str, TensorSignature]:
+    return {tensor.name: tensor for tensor in tensors}
 
 
 def _steps(tensor: TensorSignature) -> Iterator[int]:
@@ -240,7 +191,7 @@ def _steps(tensor: TensorSignature) -> Iterator[int]:
     yield from (min(_STEP, count - start) for start in range(0, count, _STEP))
 
 
-def _floats(reader: _Reader, name: str, count: int) -> np.ndarray:
+def _floats(reader: Reader, name: str, count: int) -> np.ndarray:
     return np.frombuffer(reader.next(name, 4 * count), np.float32)
 
 
@@ -262,16 +213,16 @@ def encode(
     coded = tuple(tensor for tensor in tensors if _coded(tensor, model))
     into, back = _codec(codec, share)
     with (
-        _Reader(base) as before,
-        _Reader(update) as after,
-        _Reader(residual or update) as rest,
-        _Writer(target, wire(tensors, codec, share, model)) as out,
-        _Writer(left, coded) as kept_back,
+        Reader(base) as before,
+        Reader(update) as after,
+        Reader(residual or update) as rest,
+        Writer(target, _named(wire(tensors, codec, share, model)), durable=False) as out,
+        Writer(left, _named(coded), durable=False) as kept_back,
     ):
         for tensor in tensors:
             if tensor not in coded:
                 for count in _steps(tensor):
-                    out.append(tensor.name, after.next(tensor.name, count * _BYTES[tensor.dtype]))
+                    out.append(tensor.name, after.next(tensor.name, count * BYTES[tensor.dtype]))
                 continue
             for count in _steps(tensor):
                 d = _floats(after, tensor.name, count) - _floats(before, tensor.name, count)
@@ -288,12 +239,12 @@ def decode(codec: str, signature: Iterable[TensorSignature], base: Path, encoded
     (`weights.malformed`)."""
     tensors = tuple(signature)
     _, back = _codec(codec, share)
-    with _Reader(base) as before, _Reader(encoded) as sent, _Writer(target, tensors) as out:
+    with Reader(base) as before, Reader(encoded) as sent, Writer(target, _named(tensors), durable=False) as out:
         for tensor in tensors:
             coded = _coded(tensor, before.layout)
             for count in _steps(tensor):
                 if not coded:
-                    out.append(tensor.name, sent.next(tensor.name, count * _BYTES[tensor.dtype]))
+                    out.append(tensor.name, sent.next(tensor.name, count * BYTES[tensor.dtype]))
                     continue
                 parts: Parts = {
                     part: np.frombuffer(sent.next(f"{PREFIX}{part}/{tensor.name}", number * np.dtype(kind).itemsize), kind)

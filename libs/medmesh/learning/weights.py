@@ -20,7 +20,8 @@ MAX_HEADER = 16 * 2**20
 _PIECE = 1 << 20
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
 _NUMPY |= {"I16": np.int16, "I8": np.int8, "U16": np.uint16}  # of encoded updates
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2}
+"""Of one number, by dtype as safetensors names it."""
 
 
 def header(path: Path) -> dict[str, dict[str, Any]]:
@@ -41,7 +42,7 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
             if any(type(number) is not int or number < 0 for number in (begin, stop, *entry["shape"])):
                 raise ValueError
             count = math.prod(entry["shape"])
-            if begin != end or stop - begin != count * _BYTES[entry["dtype"]]:
+            if begin != end or stop - begin != count * BYTES[entry["dtype"]]:
                 raise ValueError
             end = stop
         if size != 8 + length + end:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from medmesh.errors import Problem
-from medmesh.federated.aggregation import aggregate, streams
+from medmesh.federated import streams
+from medmesh.federated.aggregation import aggregate
 from medmesh.learning import weights
 
 

@@ -12,7 +12,8 @@ from tests.unit.federated.test_plan import plan
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.aggregation import ALGORITHMS, Algorithm, Piece, Start, aggregate, named, register, streams
+from medmesh.federated import streams
+from medmesh.federated.aggregation import ALGORITHMS, Algorithm, Piece, Start, aggregate, named, register
 from medmesh.learning import weights
 from medmesh.learning.adapter import Schedule, batches
 

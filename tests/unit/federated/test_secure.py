@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from tests.rosters import roster_of
 
+from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.secure import collector, shamir, vectors
 from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh.federated.secure.session import Session
+from medmesh.federated.streams import Reader, Writer
 from medmesh.learning import weights
 from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
@@ -273,3 +276,24 @@ def test_shamir_over_the_field_in_use() -> None:
     for four in combinations(shares.items(), 4):
         assert shamir.combine(dict(four)) == secret
     assert all(shamir.combine(dict(three)) != secret for three in combinations(shares.items(), 3))
+
+
+def test_every_float_that_a_model_may_have_is_in_the_sum(tmp_path: Path) -> None:
+    """Of 16 bits of either kind, too: what is not summed would silently stay as it was."""
+    kinds: tuple[Literal["F64", "F32", "F16", "BF16"], ...] = ("F64", "F32", "F16", "BF16")
+    named = {dtype: TensorSignature(name=dtype, shape=(3,), dtype=dtype) for dtype in kinds}
+    paths = [tmp_path / f"{n}" for n in range(3)]
+    for place, path in enumerate(paths):
+        with Writer(path, named) as out:
+            for dtype in kinds:
+                out.put(dtype, 0, np.array([1.0, -2.0, 0.5]) * (place + 1))
+    sent = [path.with_suffix(".vector") for path in paths]
+    for path, vector, samples in zip(paths, sent, (10, 20, 30), strict=True):
+        vectors.encode(path, samples, vector, bits=BITS, parties=3)
+        weights.check(vector, vectors.signature(named.values()))
+    vectors.add(sent, tmp_path / "sum")
+    assert vectors.decode(tmp_path / "sum", paths[0], tmp_path / "mean", bits=BITS) == 60
+    with Reader(tmp_path / "mean") as mean:
+        for dtype in kinds:
+            exact = np.array([1.0, -2.0, 0.5]) * (1 * 10 + 2 * 20 + 3 * 30) / 60
+            np.testing.assert_allclose(mean.read(dtype, 0, 3), exact, rtol=2**-7)

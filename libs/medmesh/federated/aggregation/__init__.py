@@ -10,7 +10,7 @@ from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import averages, corrected, fedamp, fedopt, robust
 from medmesh.federated.aggregation.algorithm import Algorithm, Left, Local, Outcome, Parameter, Piece, Run, Start, spread
-from medmesh.federated.aggregation.streams import FLOATS
+from medmesh.federated.streams import FLOATS
 
 __all__ = [
     "ALGORITHMS",

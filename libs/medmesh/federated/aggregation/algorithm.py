@@ -19,7 +19,7 @@ import numpy as np
 
 from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.aggregation.streams import FLOATS, Reader, Writer, elements, merge, pieces
+from medmesh.federated.streams import FLOATS, Reader, Writer, elements, merge, pieces
 
 Dtype = Literal["F64", "F32"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.aggregation.algorithm import Algorithm, Left, Local, Parameter, Piece, Run, spread
-from medmesh.federated.aggregation.streams import FLOATS, Reader, Writer, elements, pieces
+from medmesh.federated.streams import FLOATS, Reader, Writer, elements, pieces
 
 
 class Scaffold(Algorithm):

@@ -8,7 +8,7 @@ import numpy as np
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.federated.aggregation.algorithm import Update
-from medmesh.federated.aggregation.streams import Reader, elements, pieces
+from medmesh.federated.streams import Reader, elements, pieces
 
 
 def gram(updates: Sequence[Update], shared: Mapping[str, TensorSignature], origin: Reader | None) -> np.ndarray:

@@ -16,7 +16,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.aggregation.algorithm import Algorithm, Left, Local, Outcome, Parameter, Run, Update
 from medmesh.federated.aggregation.distances import cosines, gram, squared_distances
-from medmesh.federated.aggregation.streams import Reader, Writer, elements, merge, pieces
+from medmesh.federated.streams import Reader, Writer, elements, merge, pieces
 
 _PROX = Parameter("how strongly a hospital's model is held to the one made for it", "0.1", "0", "100")
 

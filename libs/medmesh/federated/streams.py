@@ -1,10 +1,11 @@
-"""Safetensors files read and written a piece at a time, as float64: memory is one piece of each open file, whatever their size."""
+"""Safetensors files read and written a piece at a time: memory is one piece of each open file, whatever their size."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ import numpy as np
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.learning.weights import header
+from medmesh.learning.weights import BYTES, header
 
 CHUNK_ELEMENTS = 1 << 19
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -59,6 +60,7 @@ class Reader:
         self.layout = header(path)
         self._file = path.open("rb")
         self._start = 8 + int.from_bytes(self._file.read(8), "little")
+        self._at = Counter[str]()
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +85,11 @@ class Reader:
         """`size` bytes of a tensor from its byte `start`."""
         return os.pread(self._file.fileno(), size, self._start + int(self.layout[name]["data_offsets"][0]) + start)
 
+    def next(self, name: str, size: int) -> bytes:
+        """The `size` bytes after those that this said last of a tensor."""
+        self._at[name] += size
+        return self.raw(name, self._at[name] - size, size)
+
     def bytes_of(self, name: str) -> int:
         """A tensor's length in bytes."""
         begin, end = self.layout[name]["data_offsets"]
@@ -90,13 +97,15 @@ class Reader:
 
 
 class Writer:
-    """A safetensors file whose pieces are put in any order; durable when it is closed. The same tensors are the same bytes."""
+    """A safetensors file whose pieces are put in any order; durable when it is closed, unless nobody needs that. The same tensors are
+    the same bytes."""
 
-    def __init__(self, path: Path, signature: Mapping[str, TensorSignature]) -> None:
+    def __init__(self, path: Path, signature: Mapping[str, TensorSignature], *, durable: bool = True) -> None:
         self.signature = dict(sorted(signature.items()))
+        self._durable, self._at = durable, Counter[str]()
         entries, place, self._places = {}, 0, {}
         for name, tensor in self.signature.items():
-            size = elements(tensor) * width(tensor.dtype)
+            size = elements(tensor) * BYTES[tensor.dtype]
             self._places[name] = place
             entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, place + size]}
             place += size
@@ -112,7 +121,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
+        if error is None and self._durable:
             os.fsync(self._file.fileno())
         self._file.close()
 
@@ -131,6 +140,11 @@ class Writer:
             written = os.pwrite(self._file.fileno(), data, place)
             data, place = data[written:], place + written
 
+    def append(self, name: str, data: bytes) -> None:
+        """Bytes after those that were appended last."""
+        self.put_raw(name, self._at[name], data)
+        self._at[name] += len(data)
+
     def copy(self, source: Reader, name: str, origin: str | None = None) -> None:
         """A whole tensor as it is in `source`, there under the name `origin`."""
         origin = origin or name
@@ -142,11 +156,6 @@ class Writer:
 def elements(tensor: TensorSignature) -> int:
     """How many numbers a tensor has."""
     return math.prod(tensor.shape)
-
-
-def width(dtype: str) -> int:
-    """Bytes of a number."""
-    return FLOATS.get(dtype) or {"I64": 8, "I32": 4, "U8": 1}[dtype]
 
 
 def merge(target: Path, sources: Mapping[str, Path]) -> Path:
