@@ -14,21 +14,16 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import func, select, text
 
 from medmesh.auditing.vocabulary import RETENTION_DAYS, VERBS
-from medmesh.contracts.audit import RequestExport
-from medmesh.errors import Problem
 from medmesh.ledger import note
-from medmesh.security.access import Object, Rules, decide, policy_digest
-from medmesh.security.labels import Label, Level
-from medmesh.security.passwords import check_policy
-from medmesh.security.roles import ADMINISTRATORS, TABLE, check_roles
-from medmesh.security.tokens import Actor
+from medmesh.security.access import policy_digest
+from medmesh.security.roles import ADMINISTRATORS, TABLE
 from medmesh.store.unit import UnitOfWork
 from medmesh_audit import probes
 from medmesh_audit.clauses import CLAUSES, Clause
@@ -162,7 +157,7 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         identifiers=sum(bool(_IDENTIFIERS.search(row.body.decode())) for row, _ in records),
         bundles=frozenset(record["policy"]["bundle"] for _, record in records),
         bundle=ports.runtime.policies.digest(),
-        mandatory=_mandatory_access(ports.runtime.policies.rules),
+        mandatory=probes.mandatory_access(ports.runtime.policies.rules),
         labelled=sum(any(rule.startswith("label") for rule in record["policy"]["rules"]) for _, record in records),
         hidden=sum(record["policy"]["decision"] == "deny" and "label" in record["policy"]["rules"] for _, record in records),
         **await _labels(uow),
@@ -171,9 +166,9 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         expected=frozenset(runtime.trust().services) - {"operator"},
         **await _privileges(uow),
         plain=_plain(ports),
-        exclusive=_exclusive(),
-        weak_refused=_weak_refused(),
-        strict=_strict(),
+        exclusive=probes.exclusive(),
+        weak_refused=probes.weak_refused(),
+        strict=probes.strict(),
         networks=tuple(map(str, ports.settings.administrator_networks)),
         elsewhere_refused=ports.settings.administrators_elsewhere == "refuse",
         **await _accounts(uow),
@@ -229,42 +224,6 @@ def _plain(ports: Ports) -> tuple[str, ...]:
     if settings.tls_certificate is None:
         found.append("door")
     return tuple(found)
-
-
-def _exclusive() -> bool:
-    """Whether the running rules refuse every pair of the three administrators."""
-    for first in ADMINISTRATORS:
-        for second in ADMINISTRATORS:
-            if first == second:
-                continue
-            try:
-                check_roles((first, second))
-            except Problem:
-                continue
-            return False
-    return True
-
-
-def _weak_refused() -> bool:
-    """Whether the running rules refuse short, simple and guessable passwords."""
-    for weak in ("Ab1!", "aaaaaaaaaaaaaa", "somebody-Somebody1"):
-        try:
-            check_policy("somebody", weak)
-        except Problem:
-            continue
-        return False
-    return True
-
-
-def _strict() -> bool:
-    """Whether a message with an unknown field or an impossible value is refused."""
-    for wrong in ({"format": "exe"}, {"format": "csv", "unknown": 1}, {"format": "csv", "filter": {"since": "yesterday"}}):
-        try:
-            RequestExport.model_validate(wrong)
-        except ValueError:
-            continue
-        return False
-    return True
 
 
 async def _accounts(uow: UnitOfWork[Any]) -> dict[str, Any]:
@@ -325,19 +284,6 @@ async def _labels(uow: UnitOfWork[Any]) -> dict[str, Any]:
         "ungranted": by_others,
         "adopted": frozenset({policy_digest(), *adopted}),
     }
-
-
-def _mandatory_access(rules: Rules) -> bool:
-    """Whether the running rules keep every level from the one below, and every compartment from who is in none, whatever their roles."""
-    everything = frozenset(role for allowed in TABLE.values() for role in allowed)
-    now = datetime.now(UTC)
-    for level in list(Level)[1:]:
-        thing = Object("dataset", "probe", Label(level, frozenset({"probe"})), True, "probe", frozenset({"probe"}), "person:probe@probe")
-        for clearance in (Label(Level(level - 1), frozenset({"probe"})), Label(Level.CORE)):
-            actor = Actor("person", "probe", "probe", everything, "", now, clearance=clearance)
-            if any(decide(actor, action, now, thing, rules).allowed for action in TABLE):
-                return False
-    return True
 
 
 def _silent(role: str) -> tuple[str, ...]:

@@ -4,47 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 from tests.packages import TINY
+from tests.unit.federation.test_domain import NOW
+from tests.unit.federation.test_domain import PLAN as SMALL
 
 from medmesh.cli.federation import federation
 from medmesh.client.federation import Federation, create_federation, cross_site, last_round, remaining
 from medmesh.client.gateway import Gateway
 from medmesh.client.plot import figure, table
-from medmesh.contracts.data import ImageSchema
 from medmesh.contracts.federation import AnswerView, EvaluationView, FederationView, RoundView
 from medmesh.contracts.message import ObjectRef
-from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REF = ObjectRef(sha256="2" * 64, bytes=8)
-PLAN = Plan(
-    name="m",
-    purpose="test",
-    initiator="person:li@platform",
-    package="0" * 64,
-    initial="1" * 64,
-    framework="numpy",
-    data=ImageSchema(modality="MR", image_size=8, classes=("x", "y")),
-    signature=(TensorSignature(name="w", shape=(1,), dtype="F32"),),
-    rounds=5,
-    local_steps=1,
-    batch_size=1,
-    learning_rate="0.1",
-    seed=1,
-    participants=("a", "b"),
-    min_participants=2,
-    accept_by=NOW,
-    start_at=NOW,
-    round_deadline_seconds=60,
-    baseline=True,
-)
+PLAN = SMALL.model_copy(update={"rounds": 5, "participants": ("a", "b")})
 
 
 def round_(number: int, seconds: float | None, state: str = "committed") -> RoundView:
