@@ -36,22 +36,26 @@ def program() -> None:
 @KEY
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the list there instead of laying it down.")
 def sign(data: Path, file: Path, out: Path | None) -> int:
-    """Measure what is installed here and sign for it.  度量并签署。"""
-    signer = unlock(file)
+    """Measure what is installed here and sign for it.  度量并签署。
+
+    Nothing is laid down when the roster does not know the key: services would raise the alarm.
+    """
+    signer, now = unlock(file), datetime.now(UTC)
+    roster = None if out else RosterFile(data.absolute() / ROSTER)()
     click.echo(say("measuring …", "正在度量……"), err=True)
     found, installed = programs.measured(), version("medmesh")
+    signed = programs.sign(found, installed, now, signer)
+    if roster is not None:
+        roster.person(signed, programs.Programs, now, programs.ROLES)
     target = out or data.absolute() / programs.NAME
-    programs.save(target, found, programs.sign(found, installed, datetime.now(UTC), signer))
-    click.echo(
-        say(
-            f"{len(found)} files of medmesh {installed}, signed by {signer.name}",
-            f"medmesh {installed}：{len(found)} 个文件，签署人 {signer.name}",
-        )
-    )
+    programs.save(target, found, signed)
+    count = len(found)
+    click.echo(say(f"{count} files of medmesh {installed}, signed by {signer.name}", f"{count} 个文件，签署人 {signer.name}"))
     click.echo(f"sha256 {programs.digest_of(found)}")
-    click.echo(
-        say(f"laid down in {target}; services look at their next start, and every hour", f"已写入 {target}；各服务下次启动及每小时核验")
-    )
+    if out is None:
+        click.echo(say(f"laid down in {target}; running services look within half a minute", f"已写入 {target}；运行中的服务半分钟内核验"))
+    else:
+        click.echo(say(f"written to {target}; lay it down as {programs.NAME} beside trust.json", f"已写入 {target}；请放到 trust.json 旁"))
     return 0
 
 
