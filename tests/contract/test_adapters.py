@@ -14,6 +14,7 @@ import pytest
 from tests.frameworks import INTERPRETERS
 from tests.packages import TWINS
 
+from medmesh.errors import Problem
 from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import pack
@@ -75,8 +76,8 @@ async def answers(w: Worker, base: Path, data: Path) -> np.ndarray:
     return weights.load(out)["logits"]
 
 
-async def trained(w: Worker, base: Path, data: Path, *, steps: int = 5, out: str = "out") -> Path:
-    schedule = {"steps": steps, "batch_size": 16, "learning_rate": 0.05, "seed": 2**47 + 11}
+async def trained(w: Worker, base: Path, data: Path, *, steps: int = 5, out: str = "out", **further: object) -> Path:
+    schedule = {"steps": steps, "batch_size": 16, "learning_rate": 0.05, "seed": 2**47 + 11, **further}
     await w.call("train", weights=w.give(base, "base"), data=w.give(data, "data"), out=str(w.folder / out), **schedule)
     return w.folder / out
 
@@ -101,6 +102,28 @@ async def test_the_same_steps_lead_to_the_same_weights(torch: Worker, other: Wor
     assert apart(before, one) > 100 * TRAINED
     assert apart(one, two) <= TRAINED
     assert two["1.num_batches_tracked"] in (7, 12)
+
+
+async def test_each_step_is_corrected_alike_or_the_training_is_refused(torch: Worker, other: Worker, private: Path) -> None:
+    """FedProx, SCAFFOLD and others: `pull * (w - anchor) + shift` on every gradient, without momentum."""
+    base, data = await fresh(torch, private), samples(private)
+    dice = np.random.default_rng(9)
+    floats = {name: array for name, array in weights.load(base).items() if array.dtype.kind == "f"}
+    weights.save({name: array + dice.normal(0, 0.5, array.shape).astype(np.float32) for name, array in floats.items()}, private / "anchor")
+    weights.save({name: dice.normal(0, 0.2, array.shape).astype(np.float32) for name, array in floats.items()}, private / "shift")
+
+    async def corrected(w: Worker) -> Arrays:
+        more = {name: w.give(private / name, name) for name in ("anchor", "shift")}
+        return weights.load(await trained(w, base, data, pull=0.7, plain=True, **more))
+
+    one = await corrected(torch)
+    assert apart(one, weights.load(await trained(torch, base, data, plain=True))) > 100 * TRAINED, "the correction does something"
+    if other.framework == "handmade":
+        with pytest.raises(Problem) as caught:
+            await corrected(other)
+        assert caught.value.code == "package.uncorrected"
+    else:
+        assert apart(one, await corrected(other)) <= TRAINED
 
 
 async def test_its_own_first_weights_are_the_tensors_that_were_agreed(anybody: Worker) -> None:

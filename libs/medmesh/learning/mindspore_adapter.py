@@ -8,7 +8,7 @@ not keep, are carried along unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from mindspore import nn
 
 from medmesh.errors import Problem
-from medmesh.learning.adapter import OnStep, Samples, Schedule, batches, float_input
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, float_input
 
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _EMBEDDING = {"embedding_table": "weight"}
@@ -39,6 +39,8 @@ class Model:
 
 class MindSporeAdapter:
     """See `medmesh.learning.adapter.Adapter`."""
+
+    corrects = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> Model:
         _start()
@@ -70,14 +72,18 @@ class MindSporeAdapter:
         loss_of = getattr(module, "loss", nn.CrossEntropyLoss())
         augment = getattr(module, "augment", lambda x, generator: x)
         net = model.net
-        optimizer = make(net.trainable_params(), schedule.learning_rate)
+        if schedule.plain:
+            optimizer = nn.SGD(net.trainable_params(), schedule.learning_rate)
+        else:
+            optimizer = make(net.trainable_params(), schedule.learning_rate)
+        correct = _correction(net, optimizer.parameters, schedule.correction)
         net.set_train(True)
         step = ms.value_and_grad(lambda x, y: loss_of(net(x), y), None, optimizer.parameters)
         losses: list[float] = []
         for place, chosen in enumerate(batches(len(samples.y), schedule), start=1):
             x = augment(float_input(samples.x[chosen]), generator)
             loss, gradients = step(ms.Tensor(np.ascontiguousarray(x)), ms.Tensor(samples.y[chosen].astype(np.int32)))
-            optimizer(gradients)
+            optimizer(correct(gradients))
             losses.append(float(loss.asnumpy()))
             on_step(place, losses[-1])
         tail = losses[-max(1, len(losses) // 10) :]
@@ -126,6 +132,29 @@ def _parameters(net: Any) -> Iterator[tuple[str, Any]]:
             if parameter is not None:
                 own = renamed.get(attribute, attribute)
                 yield f"{name}.{own}" if name else own, parameter
+
+
+def _correction(net: Any, trained: Sequence[Any], correction: Correction | None) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Adds a correction to the gradients of `trained`."""
+    if correction is None:
+        return lambda gradients: gradients
+    names = {id(parameter): name for name, parameter in _parameters(net)}
+    anchors = [_tensor(correction.anchor.get(names[id(parameter)])) for parameter in trained]
+    shifts = [_tensor(correction.shift.get(names[id(parameter)])) for parameter in trained]
+
+    def correct(gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+        made = []
+        for gradient, parameter, anchor, shift in zip(gradients, trained, anchors, shifts, strict=True):
+            if anchor is not None:
+                gradient = gradient + correction.pull * (parameter.value() - anchor)
+            made.append(gradient if shift is None else gradient + shift)
+        return tuple(made)
+
+    return correct
+
+
+def _tensor(array: np.ndarray | None) -> Any:
+    return None if array is None else ms.Tensor(np.ascontiguousarray(array))
 
 
 ADAPTER = MindSporeAdapter()
