@@ -84,10 +84,10 @@ class Network:
 
 
 @asynccontextmanager
-async def network(port: int) -> AsyncIterator[tuple[int, Network]]:
-    """A port that leads to `port`, and what lies between."""
+async def network(port: int, at: int = 0) -> AsyncIterator[tuple[int, Network]]:
+    """A port (`at`, or any that is free) that leads to `port`, and what lies between."""
     between = Network()
-    server = await asyncio.start_server(lambda reader, writer: between.serve(port, reader, writer), "127.0.0.1", 0)
+    server = await asyncio.start_server(lambda reader, writer: between.serve(port, reader, writer), "127.0.0.1", at)
     try:
         yield server.sockets[0].getsockname()[1], between
     finally:

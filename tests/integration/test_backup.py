@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 from tests.faults.harness import MEDMESH, Stage, until
 
+from medmesh.backup.repository import Repository
 from medmesh.client import Gateway
 from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.transfer import download, upload
+from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.layout import DOMAINS
 from medmesh.embedded.process import birth
 from medmesh.embedded.vault import NAMES
@@ -91,6 +93,12 @@ async def auditors_door(stage: Stage) -> AsyncIterator[Gateway]:
         yield door
 
 
+async def put(stage: Stage, path: Path, content: bytes) -> ObjectRef:
+    path.write_bytes(content * 200_000)
+    async with stage.door("li") as li:
+        return await upload(li, path)
+
+
 async def checkpoint(stage: Stage) -> str:
     async with auditors_door(stage) as door:
         return (await door.raw("GET", "/log/checkpoint")).text
@@ -99,13 +107,7 @@ async def checkpoint(stage: Stage) -> str:
 def test_everything_is_lost_and_comes_back_and_the_log_goes_on(stage: Stage, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     image = tmp_path / "upload.bin"
-    image.write_bytes(b"kept before the backup" * 200_000)
-
-    async def put() -> Any:
-        async with stage.door("li") as li:
-            return await upload(li, image)
-
-    ref = asyncio.run(put())
+    ref = asyncio.run(put(stage, image, b"kept before the backup"))
     log_key = TrustBundle.load(stage.data / "trust.json").log_key
     load = Load(stage)
     try:
@@ -185,19 +187,22 @@ def test_a_second_backup_adds_what_is_new_and_an_altered_one_is_found(stage: Sta
     tmp_path.chmod(0o700)
     where = ("--data", stage.data, tmp_path / "backups", "--key", tmp_path / "holder")
     medmesh("vault", "key", tmp_path / "holder")
+    asyncio.run(put(stage, tmp_path / "upload.bin", b"kept before both backups"))
     medmesh("backup", "create", *where, "--suite", "sm-1")
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "backups" / "parts").rglob("*") if path.is_file()}
     medmesh("backup", "create", *where)
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
-    assert "log_size" in medmesh("backup", "list", *where[2:])
+    assert len(medmesh("backup", "list", *where[2:]).strip().splitlines()) == 2
     medmesh("backup", "verify", *where[2:])
     stranger = tmp_path / "stranger"
     medmesh("vault", "key", stranger)
     medmesh("backup", "verify", tmp_path / "backups", "--key", stranger, code=1)
-    for path in sorted(parts, key=lambda path: path.stat().st_size)[-1:]:
-        data = bytearray(path.read_bytes())
-        data[-20] ^= 1
-        path.write_bytes(data)
+    # The newest is found wanting although its part lies there since the first one.
+    common = set().union(*Repository(tmp_path / "backups", tmp_path / "holder").manifest().blobs.values())
+    altered = max((path for path in parts if path.name.partition(".")[0] in common), key=lambda path: path.stat().st_size)
+    data = bytearray(altered.read_bytes())
+    data[-20] ^= 1
+    altered.write_bytes(data)
     medmesh("backup", "verify", *where[2:], code=1)
 
 

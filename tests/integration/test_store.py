@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
+from tests.proxies import network
 from tests.store import PASSWORD, example_postgres
 
 from medmesh.bus.memory_bus import MemoryBus
@@ -99,11 +100,7 @@ async def test_migrations_make_the_tables_and_a_service_sees_no_other_ones(serve
 async def test_a_service_that_starts_while_its_database_restarts_waits_for_it(servers: RunningServers, unique: str) -> None:
     """It ended instead, and every later start was kept waiting longer: killed servers kept the log away for minutes."""
     where = make_url(servers.postgres_url)
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(where.host, where.port)
-        await asyncio.gather(_pour(reader, there[1]), _pour(there[0], writer))
-
+    assert where.port is not None
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -111,17 +108,10 @@ async def test_a_service_that_starts_while_its_database_restarts_waits_for_it(se
     waiting = asyncio.create_task(database.waited())
     await asyncio.sleep(0.3)
     assert not waiting.done()
-    async with await asyncio.start_server(forward, "127.0.0.1", port), asyncio.timeout(20):
+    async with network(where.port, at=port), asyncio.timeout(20):
         await waiting
         await database.close()
         stranger = Database.postgres(where.set(port=port, username=unique).render_as_string(hide_password=False))
         with pytest.raises(DBAPIError, match="password authentication failed"):
             await stranger.waited()
         await stranger.close()
-
-
-async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()

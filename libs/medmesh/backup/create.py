@@ -36,7 +36,7 @@ def create(folder: Path, database: str, password: str, blobs: Blobs, repository:
     journal = _Journal(repository.folder / "unfinished.jsonl")
     copied = _copy(blobs, repository, journal, progress)
     manifest = Manifest(
-        at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         version=version("medmesh"),
         log_size=checkpoint[0],
         log_note=checkpoint[1],
