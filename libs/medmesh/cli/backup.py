@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from medmesh.cli import say
-from medmesh.cli.platform import DATA
 from medmesh.cli.on_record import on_record
+from medmesh.cli.platform import DATA
 from medmesh.embedded.maintenance import Act
 from medmesh.errors import Problem
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from medmesh.cli import say
-from medmesh.cli.platform import DATA
 from medmesh.cli.on_record import on_record
+from medmesh.cli.platform import DATA
 from medmesh.cli.session import show
 from medmesh.errors import Problem
 
