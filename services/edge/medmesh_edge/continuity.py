@@ -77,7 +77,9 @@ async def trusted(site: Site) -> None:
 
 def against(row: Any) -> Problem | None:
     """What stands against a log by its view."""
-    return Problem(row.fault, size=row.size) if row.fault else None
+    if not row.fault:
+        return None
+    return Problem("edge.log_forked", size=row.size) if row.fault == FORKED else Problem("edge.log_rolled_back", size=row.size)
 
 
 @dataclass
