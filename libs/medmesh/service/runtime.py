@@ -341,8 +341,8 @@ async def running(
 
 
 def _postgres(spec: ServiceSpec, settings: ServiceSettings) -> Callable[..., Database]:
-    pool = {"application": f"medmesh-{spec.name}", "pool_size": settings.pool_size}
-    return partial(Database.postgres, settings.database_url, password=settings.password(), **pool)
+    url, name = settings.database_url, f"medmesh-{spec.name}"
+    return partial(Database.postgres, url, password=settings.password(), application=name, pool_size=settings.pool_size)
 
 
 def _refused(service: str, operation: str, subject: str) -> None:

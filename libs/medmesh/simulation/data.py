@@ -1,4 +1,4 @@
-"""A researcher's own data as if they lay in hospitals: images with `labels.csv`, or CSV tables with `columns.toml`, as nodes take them in."""
+"""A researcher's own data as if they lay in hospitals: images with `labels.csv`, or CSV tables with `columns.toml`, as for nodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from medmesh.canonical import canonical

@@ -79,7 +79,8 @@ class Hospital:
         more = True
         while more:
             told, self._told = self._told, []
-            for self._taken, fact in enumerate(told, start=self._taken + 1):
+            for fact in told:
+                self._taken += 1
                 await inbox.take(self.site, self._taken, fact)
             await consent.answer_invitations(self.site)
             more = False

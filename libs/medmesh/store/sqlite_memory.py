@@ -20,7 +20,7 @@ class _Here(Connection):
 
     def __init__(self) -> None:
         super().__init__(partial(sqlite3.connect, ":memory:", isolation_level=None, check_same_thread=False), 64)
-        self._tx = _Now()  # type: ignore[assignment]
+        self._tx = _Now()
 
     def __await__(self) -> Generator[Any, None, Connection]:
         return self._open().__await__()
