@@ -47,7 +47,7 @@ class Link(Gateway):
             if (found := pattern.fullmatch(path)) is not None:
                 values = {**document, **found.groupdict(), **({"hospital": self._hospital} if issubclass(message, Signal) else {})}
                 return message.model_validate_json(json.dumps(values, default=str))
-        raise Problem("request.no_route")
+        raise Problem("request.no_route", path=path)
 
     async def command(
         self, method: str, path: str, document: Any = None, *, seconds: float = 120, key: str | None = None
