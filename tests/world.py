@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from medmesh.client import Authenticator, Gateway, sign_in
 from medmesh.client.approvals import decide
-from medmesh.client.credentials import Node, Person
+from medmesh.client.credentials import Node
+from medmesh.client.doors import open_door
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.security import signing
@@ -71,8 +72,7 @@ class World:
 
     async def records(self, auditor: Gateway, **query: Any) -> list[dict[str, Any]]:
         """What the log holds, newest or oldest as it answers; waits until there is something."""
-        token = await auditor.request("POST", "/v1/tokens/audit")
-        async with Gateway(self.audit, ca=self.ca, credentials=Person(token["token"])) as door, asyncio.timeout(20):
+        async with await open_door(auditor, "audit", self.audit) as door, asyncio.timeout(20):
             while not (found := (await door.request("GET", "/v1/events", query=query))["events"]):
                 await asyncio.sleep(0.1)
         return [entry["record"] for entry in found]
@@ -100,7 +100,7 @@ async def small_world(
     needed: dict[str, dict[str, Any]] = {
         "governance": {"authority": folder / "ca", "bootstrap_token": folder / "bootstrap", "seal_keys": str(folder / "seal")},
         "gateway": {"client_ca": folder / "ca" / "ca.pem", "port": gateway, **tls},
-        "audit": {"log_key": folder / "keys" / "log.nk", "port": audit, **tls},
+        "audit": {"log_key": folder / "keys" / "log.nk", "port": audit, "client_ca": folder / "ca" / "ca.pem", **tls},
         "registry": {"release_key": folder / "keys" / "release.nk"},
     }
     for name, values in (settings or {}).items():

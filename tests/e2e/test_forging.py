@@ -32,7 +32,7 @@ from medmesh.cli.audit import audit
 from medmesh.cli.edge import edge
 from medmesh.client import Gateway
 from medmesh.client.audit import at_the_door, export_log, of_a_hospital
-from medmesh.client.credentials import Person
+from medmesh.client.doors import open_door
 from medmesh.contracts.audit import AlertRaised
 from medmesh.contracts.federation import FederationView, RespondInvitation
 from medmesh.embedded.ports import Ports
@@ -306,8 +306,7 @@ async def test_two_hospitals_that_were_shown_two_logs_find_it_out_by_what_they_s
 async def _copy(scene: Scene, name: str) -> Path:
     """The log as an auditor copies it, its checkpoint seen by the witness."""
     folder = scene.world.p.folder / name
-    token = (await scene.auditor.request("POST", "/v1/tokens/audit"))["token"]
-    async with Gateway(scene.world.audit, ca=scene.world.ca, credentials=Person(token)) as door:
+    async with await open_door(scene.auditor, "audit", scene.world.audit) as door:
         await export_log(at_the_door(door), folder)
     _witnessed(scene, folder)
     return folder

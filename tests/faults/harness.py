@@ -33,6 +33,7 @@ from medmesh.client import Authenticator, Gateway, sign_in
 from medmesh.client.approvals import decide
 from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
+from medmesh.client.doors import open_door
 from medmesh.embedded import probe
 from medmesh.embedded.run import Run, running
 from medmesh.errors import Problem
@@ -203,9 +204,7 @@ class Stage:
 
     async def log(self, folder: Path) -> list[dict[str, Any]]:
         """Every audit record of a verified export: whole, unaltered, and no emitter's counter with a gap."""
-        async with self.door("qian") as auditor:
-            token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
-        async with self.door(service="audit", token=token) as door:
+        async with self.door("qian") as auditor, await open_door(auditor, "audit", self.run.urls["audit"]) as door:
             await export_log(at_the_door(door), folder)
         checked = await asyncio.to_thread(
             subprocess.run,

@@ -13,6 +13,7 @@ from tests.platform import platform
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
+from medmesh.client.doors import open_door
 from medmesh.contracts.ingestion import Catalogue, ListDescriptors
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -148,10 +149,7 @@ async def _is(call: Awaitable[Any], wanted: Any) -> bool:
 
 async def clauses(world: World, auditor: Gateway) -> dict[str, str]:
     """The state of each clause."""
-    from medmesh.client.credentials import Person
-
-    token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
-    async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
+    async with await open_door(auditor, "audit", world.audit) as door:
         return {one["clause"]: one["state"] for one in (await door.request("GET", "/v1/mlps/evidence"))["clauses"]}
 
 

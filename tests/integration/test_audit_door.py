@@ -13,13 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fhir.resources.R4B.bundle import Bundle
 from fhir.resources.R4B.capabilitystatement import CapabilityStatement
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
 from medmesh.client.audit import at_the_door, export_log, of_a_hospital, withheld
-from medmesh.client.credentials import Anonymous, Person
+from medmesh.client.credentials import Anonymous, Bound
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
@@ -27,6 +28,7 @@ from medmesh.ledger.copies import Folder
 from medmesh.ledger.policy import demanding
 from medmesh.ledger.proof import read_evidence, verify_evidence
 from medmesh.ledger.verify import Wanted, verify_log
+from medmesh.security import possession
 from medmesh.security.tokens import Actor, person_token
 from medmesh.store.unit import AuditEntry, Entity
 
@@ -40,9 +42,11 @@ async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 @asynccontextmanager
 async def door(world: World, name: str = "qian", organisation: str = "platform", role: str = "auditor") -> AsyncIterator[Gateway]:
     """The door with an auditor's token."""
-    actor = Actor("person", name, organisation, frozenset((role,)), "pwd+otp", datetime.now(UTC))
+    key = Ed25519PrivateKey.generate()
+    roles = frozenset((role,))
+    actor = Actor("person", name, organisation, roles, "pwd+otp", datetime.now(UTC), key=possession.thumbprint(key.public_key()))
     token = person_token(world.p.identities["governance"], actor, audience="audit")
-    async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as opened:
+    async with Gateway(world.audit, ca=world.ca, credentials=Bound(world.audit, token, key)) as opened:
         yield opened
 
 

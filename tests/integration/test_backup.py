@@ -24,6 +24,7 @@ from tests.faults.harness import MEDMESH, Stage, until
 from medmesh.backup.repository import Repository
 from medmesh.client import Gateway
 from medmesh.client.audit import at_the_door, export_log
+from medmesh.client.doors import open_door
 from medmesh.client.transfer import download, upload
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.layout import DOMAINS
@@ -90,9 +91,7 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def auditors_door(stage: Stage) -> AsyncIterator[Gateway]:
-    async with stage.door("qian") as qian:
-        token = (await qian.request("POST", "/v1/tokens/audit"))["token"]
-    async with stage.door(service="audit", token=token) as door:
+    async with stage.door("qian") as qian, await open_door(qian, "audit", stage.run.urls["audit"]) as door:
         yield door
 
 

@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import func, select
 from tests.world import PASSWORD, World, small_world
 
-from medmesh.client import Gateway, download, upload
+from medmesh.client import download, upload
 from medmesh.client.credentials import Anonymous, Node, Person
+from medmesh.client.doors import open_door
 from medmesh.contracts.federation import FederationFailed
 from medmesh.contracts.governance import Hospitals
 from medmesh.embedded.ports import Ports
@@ -288,8 +289,7 @@ async def test_every_refusal_is_in_the_log_and_an_auditor_proves_a_record_offlin
     auditor = await world.user(admin, "qian", "auditor")
     with pytest.raises(Problem):
         await researcher.request("GET", "/v1/users")
-    token = await auditor.request("POST", "/v1/tokens/audit")
-    async with Gateway(world.audit, ca=world.ca, credentials=Person(token["token"])) as door:
+    async with await open_door(auditor, "audit", world.audit) as door:
         async with asyncio.timeout(15):
             while not (found := (await door.request("GET", "/v1/events", query={"verb": "access.denied"}))["events"]):
                 await asyncio.sleep(0.2)

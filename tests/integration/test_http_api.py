@@ -29,7 +29,8 @@ from tests.world import World, small_world
 from medmesh.cli.schemas import application
 from medmesh.cli.schemas_matrix import OWN_SESSION
 from medmesh.client import Gateway
-from medmesh.client.credentials import Credentials, Node, Person
+from medmesh.client.credentials import Bound, Credentials, Node, Person
+from medmesh.client.doors import bound_token
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import catalogue
@@ -91,8 +92,7 @@ async def callers(world: World) -> dict[str, dict[str, Caller]]:
     for role, door in people.items():
         found["gateway"][role] = Caller(world.url, door.credentials)
         for service in ("audit", "inference"):
-            token = (await door.request("POST", f"/v1/tokens/{service}"))["token"]
-            found[service][role] = Caller(urls[service], Person(token))
+            found[service][role] = Caller(urls[service], await bound_token(door, service, urls[service]))
     assert isinstance(node.credentials, Node)
     files = world.p.folder / "renji.pem", world.p.folder / "renji.key"
     found["gateway"]["hospital"] = Caller(world.url, node.credentials, files)
@@ -130,7 +130,7 @@ def ask(case: Case, who: Caller, ca: Path) -> requests.Response:
     prepared.headers["Prefer"] = "wait=1"  # whoever owns the command may not run here
     prepared.headers["Accept-Language"] = "zh"
     prepared.headers["Connection"] = "close"  # the servers end without waiting for it
-    if isinstance(who.credentials, Node | Person):
+    if isinstance(who.credentials, Node | Person | Bound):
         body = prepared.body if isinstance(prepared.body, bytes) else (prepared.body or "").encode()
         prepared.headers.update(who.credentials.headers(prepared.method or "", prepared.path_url, body))
     with requests.Session() as session:

@@ -20,7 +20,8 @@ from tests.world import World, small_world
 from medmesh.cli.schemas import application
 from medmesh.cli.schemas_matrix import OPEN, OWN_SESSION, ROLES, Cells, read
 from medmesh.client import Gateway
-from medmesh.client.credentials import Node, Person
+from medmesh.client.credentials import Bound, Node
+from medmesh.client.doors import open_door
 from medmesh.client.people import enrol, sign_in_system
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -121,10 +122,11 @@ async def audit_doors(world: World, doors: dict[str, Gateway]) -> dict[str, Gate
     found = {}
     for role, door in doors.items():
         if isinstance(door.credentials, Node):
-            token = hospital_token(door.credentials.key, door.credentials.certificate, audience="audit")
+            key = door.credentials.key
+            bound = Bound(world.audit, hospital_token(key, door.credentials.certificate, audience="audit"), key)
+            found[role] = Gateway(world.audit, ca=world.ca, credentials=bound)
         else:
-            token = (await door.request("POST", "/v1/tokens/audit"))["token"]
-        found[role] = Gateway(world.audit, ca=world.ca, credentials=Person(token))
+            found[role] = await open_door(door, "audit", world.audit)
     return found
 
 

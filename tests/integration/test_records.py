@@ -23,7 +23,8 @@ from tests.world import World, small_world
 from medmesh.cli.schemas import application
 from medmesh.cli.schemas_example import example
 from medmesh.client import Gateway
-from medmesh.client.credentials import Person
+from medmesh.client.credentials import Bound, Credentials, Person
+from medmesh.client.doors import bound_token
 from medmesh.contracts.audit import RecordMaintenance
 from medmesh.contracts.labels import OWNERS, ChangeLabel
 from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
@@ -127,15 +128,18 @@ async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 class Doors:
     """Who may do everything there is at each door, and what the last request left."""
 
-    def __init__(self, world: World, urls: dict[str, str], bearers: dict[str, str], auditor: Gateway) -> None:
+    def __init__(self, world: World, urls: dict[str, str], bearers: dict[str, Credentials], auditor: Gateway) -> None:
         self.world, self.urls, self.bearers, self.auditor = world, urls, bearers, auditor
         self.records = Records(world.p)
         self.http = httpx.AsyncClient(verify=str(world.ca) and _context(world.ca), timeout=30)
 
-    async def ask(self, service: str, method: str, target: str, bearer: str | None = "", **options: Any) -> httpx.Response:
+    async def ask(self, service: str, method: str, target: str, bearer: str | Credentials | None = "", **options: Any) -> httpx.Response:
         headers = dict(options.pop("headers", {}))
-        if bearer is not None:
-            headers["authorization"] = f"Bearer {bearer or self.bearers[service]}"
+        who = self.bearers[service] if bearer == "" else bearer
+        if isinstance(who, str):
+            headers["authorization"] = f"Bearer {who}"
+        elif who is not None:
+            headers |= who.headers(method, target, b"")
         return await self.http.request(method, self.urls[service] + target, headers=headers, **options)
 
     async def left(self, service: str, method: str, target: str, **options: Any) -> list[tuple[str, str, int, str]]:
@@ -157,10 +161,14 @@ async def doors(world: World) -> AsyncIterator[Doors]:
     auditor = await world.user(admin, "qian", "auditor")
     li = await world.user(admin, "li", "researcher", "clinician")
     assert isinstance(li.credentials, Person)
-    tokens = [(await who.request("POST", f"/v1/tokens/{door}"))["token"] for who, door in ((auditor, "audit"), (li, "inference"))]
-    bearers = {"gateway": li.credentials.session, "audit": tokens[0], "inference": tokens[1]}
     port = world.p.runtimes["inference"].settings.port
-    made = Doors(world, {"gateway": world.url, "audit": world.audit, "inference": f"http://127.0.0.1:{port}"}, bearers, auditor)
+    urls = {"gateway": world.url, "audit": world.audit, "inference": f"http://127.0.0.1:{port}"}
+    bearers: dict[str, Credentials] = {
+        "gateway": li.credentials,
+        "audit": await bound_token(auditor, "audit", urls["audit"]),
+        "inference": await bound_token(li, "inference", urls["inference"]),
+    }
+    made = Doors(world, urls, bearers, auditor)
     async with made.http:
         yield made
 
@@ -179,9 +187,12 @@ async def test_a_stranger_at_any_route_leaves_one_record_and_a_second_one_adds_n
         door = "gateway" if service == "carried" else service
         step = doors.world.p.runtimes[door].doorstep
         for route in rows or [r for r, m in CARRIED.items() if getattr(m, "ACTION", "federation.submit") is not None]:
+            known = doors.bearers[door]
             for bearer, code in (
                 (None, "actor.missing"),
                 ("x" * 43, "governance.session_over" if door == "gateway" else "security.token_malformed"),
+                # Somebody overheard a token, and has not its key.
+                *([(known.token, "security.possession")] if isinstance(known, Bound) else []),
             ):
                 step._counts.clear()
                 left = await doors.left(door, route.split()[0], target(route), bearer=bearer)
@@ -262,7 +273,7 @@ async def test_somebody_without_the_role_leaves_one_refusal_at_inference(doors: 
     """The gateway's and the auditors' doors: `test_matrix.py`, cell by cell."""
     admin = doors.world.authenticators and await doors.world.sign_in("sun")
     zhao = await doors.world.user(admin, "zhao", "annotator")
-    token = (await zhao.request("POST", "/v1/tokens/inference"))["token"]
+    token = await bound_token(zhao, "inference", doors.urls["inference"])
     for route, leaves in OWN["inference"].items():
         left = await doors.left("inference", route.split()[0], target(route), bearer=token)
         assert left == ([] if leaves == OPEN else [("inference", "access.denied", 8, "access.denied")]), route

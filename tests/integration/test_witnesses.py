@@ -20,8 +20,8 @@ from tests.world import World, small_world
 
 from medmesh.cli import main
 from medmesh.cli.session import save
-from medmesh.client import Gateway
 from medmesh.client.credentials import Person
+from medmesh.client.doors import bound_token, open_door
 from medmesh.contracts.audit import AuditRecord
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -102,8 +102,7 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
     async with witnessed(servers, private, ports) as (world, policy, hospitals):
         admin = await world.admin()
         auditor = await world.user(admin, "qian", "auditor")
-        token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
-        async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
+        async with await open_door(auditor, "audit", world.audit) as door:
 
             async def shown(state: str) -> httpx.Response | None:
                 answer = await door.raw("GET", "/log/checkpoint")
@@ -145,7 +144,8 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
             await until(lambda: _saw(world, "huashan"))
             assert asking._refusing == set()
 
-            report = await asyncio.to_thread(_verify, Served(f"{world.audit}/log", lambda: token, world.ca), policy)
+            bound = await bound_token(auditor, "audit", world.audit)
+            report = await asyncio.to_thread(_verify, Served(f"{world.audit}/log", lambda address, _: bound.at(address), world.ca), policy)
             assert report.faults == []
             assert report.bodies == report.size > 5
             assert len(report.witnesses) >= 2
@@ -193,8 +193,7 @@ async def test_witnesses_join_a_running_log_and_are_not_lost_by_accident(servers
         asking = world.p.runtimes["audit"].ports.witnesses
         admin = await world.admin()
         auditor = await world.user(admin, "qian", "auditor")
-        token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
-        async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
+        async with await open_door(auditor, "audit", world.audit) as door:
             fourth = Hospital(create(private / "witness-late", "tongji/witness", [str(policy.logs[0])], port=ports.take("late")[0]))
             for one in (*hospitals.values(), fourth):
                 one.start()
@@ -242,8 +241,7 @@ async def test_a_witness_that_knows_another_history_raises_the_alarm(servers: Ru
     async with witnessed(servers, private, ports, another) as (world, policy, hospitals):
         admin = await world.admin()
         auditor = await world.user(admin, "qian", "auditor")
-        token = (await auditor.request("POST", "/v1/tokens/audit"))["token"]
-        async with Gateway(world.audit, ca=world.ca, credentials=Person(token)) as door:
+        async with await open_door(auditor, "audit", world.audit) as door:
 
             async def recorded() -> Any:
                 return (await door.request("GET", "/v1/events", query={"verb": "audit.witness_refused"}))["events"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from medmesh.cli.verify import verify
 from medmesh.errors import Problem
 
 if TYPE_CHECKING:
+    from medmesh.client.credentials import Bound
     from medmesh.client.gateway import Gateway
 
 T = TypeVar("T")
@@ -23,14 +24,12 @@ AUDIT = click.option("--audit", "url", required=True, envvar="MEDMESH_AUDIT", me
 
 def visit(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the audit service for the signed-in person."""
-    from medmesh.cli.session import ask_code, load, with_gateway
-    from medmesh.client.credentials import Person
-    from medmesh.client.gateway import Gateway
+    from medmesh.cli.session import ask_code, with_gateway
+    from medmesh.client.doors import open_door
 
     async def run(gateway: Gateway) -> T:
         async def try_once() -> T:
-            token = await gateway.request("POST", "/v1/tokens/audit")
-            async with Gateway(url, ca=Path(load()["ca"]), credentials=Person(token["token"])) as door:
+            async with await open_door(gateway, "audit", url) as door:
                 return await work(door)
 
         try:
@@ -44,14 +43,20 @@ def visit(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:
     return with_gateway(run)
 
 
-def door_token() -> str:
-    """A token for the audit service, of the signed-in person."""
-    from medmesh.cli.session import with_gateway
+class DoorProof:
+    """Headers for the auditors' door at `url`, of the signed-in person; a new token when the one before was refused."""
 
-    async def ask(gateway: Gateway) -> str:
-        return str((await gateway.request("POST", "/v1/tokens/audit"))["token"])
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._bound: Bound | None = None
 
-    return with_gateway(ask)
+    def __call__(self, address: str, refused: bool) -> Mapping[str, str]:
+        from medmesh.cli.session import with_gateway
+        from medmesh.client.doors import bound_token
+
+        if self._bound is None or refused:
+            self._bound = with_gateway(lambda gateway: bound_token(gateway, "audit", self._url))
+        return self._bound.at(address)
 
 
 def _show(document: Any) -> None:

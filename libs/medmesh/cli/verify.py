@@ -191,7 +191,7 @@ def export(
 @TREE
 @click.option("--again", is_flag=True, help="With --from: read what it vouches for once more.  重新读取已验证部分。")
 @click.option("--ca", type=FILE, help="The authority of the server's certificate.")
-@click.option("--token", type=FILE, help="A bearer token; that of the signed-in person by default.")
+@click.option("--token", type=FILE, help="A token that is bound to no key; the signed-in person's own by default.")
 @click.argument("url")
 def log(
     policy: Policy,
@@ -231,7 +231,7 @@ def db(
 @trusting
 @click.option("--tolerance", default=TOLERANCE, show_default=True, help="Seconds a clock may be set back.  允许的时钟回拨秒数。")
 @click.option("--ca", type=FILE, help="For a URL: the authority of the server's certificate.")
-@click.option("--token", type=FILE, help="For a URL: a bearer token.")
+@click.option("--token", type=FILE, help="For a URL: a token that is bound to no key.")
 @click.argument("source")
 def gaps(policy: Policy, roster: Roster | None, as_json: bool, tolerance: int, ca: Path | None, token: Path | None, source: str) -> int:
     """What each emitter counted, and entries whose dates run back, in a folder, a served log or a database.  完整性与倒签检查。"""
@@ -329,14 +329,14 @@ def _served(url: str, ca: Path | None, token: Path | None) -> Copy:
     from medmesh.ledger.remote import Served
 
     if token is not None:
-        return Served(url, lambda: token.read_text().strip(), ca)
+        return Served(url, lambda _, __: {"Authorization": f"Bearer {token.read_text().strip()}"}, ca)
     from medmesh.cli.session import load, place
 
     if not place().exists():
         return Served(url, None, ca)
-    from medmesh.cli.audit import door_token
+    from medmesh.cli.audit import DoorProof
 
-    return Served(url, door_token, ca or Path(load()["ca"]))
+    return Served(url, DoorProof(url), ca or Path(load()["ca"]))
 
 
 def _database(dsn: str) -> Copy:

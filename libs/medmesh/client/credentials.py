@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from medmesh.errors import Problem
+from medmesh.security import possession
 from medmesh.security.requests import HEADER, sign_request
 from medmesh.security.tokens import hospital_token
 
@@ -69,3 +70,20 @@ class Node:
     def headers(self, method: str, target: str, body: bytes, digest: str | None = None) -> dict[str, str]:
         """Token and signature."""
         return {"Authorization": f"Medmesh-Node {self.token()}", HEADER: sign_request(self.key, method, target, body, digest=digest)}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A token for another door, and the key without which it opens nothing (RFC 9449); `url` is that door's address."""
+
+    url: str
+    token: str = field(repr=False)
+    key: possession.PrivateKey = field(repr=False)
+
+    def headers(self, method: str, target: str, body: bytes, digest: str | None = None) -> dict[str, str]:
+        """Token, and the proof for this request."""
+        return self.at(self.url.rstrip("/") + target, method)
+
+    def at(self, address: str, method: str = "GET") -> dict[str, str]:
+        """The same for a whole address."""
+        return {"Authorization": f"DPoP {self.token}", "DPoP": possession.prove(self.key, method, address, self.token)}

@@ -77,6 +77,10 @@ class Gateway:
         other.credentials, other._owner = credentials, False
         return other
 
+    def at(self, url: str, credentials: Credentials) -> Gateway:
+        """Connections of their own to another door of the same platform."""
+        return Gateway(url, ca=self._ca, credentials=credentials, language=self.language, proxy=self._proxy, attempts=self._attempts)
+
     async def request(
         self, method: str, path: str, document: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
     ) -> Any:

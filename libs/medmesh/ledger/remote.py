@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,18 +21,19 @@ _MOST_BYTES = 64 << 20
 
 @dataclass
 class Served:
-    """`url` is the log's prefix (`https://…/log`); `token` gives a bearer token for our audit service, and is asked again when it expired.
+    """`url` is the log's prefix (`https://…/log`); `proof` answers the headers with which our audit service is asked for an address, and is
+    told when the ones before were refused.
 
     Without one the tree is read and no bodies. Raises `Problem` (`ledger.unreachable`) for whatever is not a 200 or 404.
     """
 
     url: str
-    token: Callable[[], str] | None = None
+    proof: Callable[[str, bool], Mapping[str, str]] | None = None
     ca: Path | None = None
     seconds: float = 30
     removed_is_tampering: bool = False
     _connection: http.client.HTTPConnection | None = None
-    _bearer: str = field(default="", repr=False)
+    _refused: bool = False
     _second: Served | None = None
 
     def checkpoint(self) -> bytes:
@@ -49,12 +50,12 @@ class Served:
 
     def bodies(self, first: int, size: int) -> Iterator[Body] | None:
         """See `Copy`."""
-        return self._pages(first, size) if self.token is not None else None
+        return self._pages(first, size) if self.proof is not None else None
 
     def second(self) -> Stored | None:
         """See `Copy`."""
         if self._second is None:
-            self._second = Served(f"{self.url.rstrip('/')}/{PREFIX}", self.token, self.ca, self.seconds)
+            self._second = Served(f"{self.url.rstrip('/')}/{PREFIX}", self.proof, self.ca, self.seconds)
         return self._second
 
     def history(self) -> Iterator[Signed]:
@@ -104,8 +105,8 @@ class Served:
                 if attempt == 1:
                     continue
                 raise Problem("ledger.unreachable", reason=f"{type(error).__name__}: {error}") from None
-            if status == http.client.UNAUTHORIZED and self.token is not None and attempt == 1:
-                self._bearer = ""
+            self._refused = status == http.client.UNAUTHORIZED
+            if self._refused and self.proof is not None and attempt == 1:
                 continue
             if status == http.client.OK:
                 return body
@@ -124,10 +125,9 @@ class Served:
                 self._connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=self.seconds, context=context)
             else:
                 self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=self.seconds)
-        if self.token is not None and not self._bearer:
-            self._bearer = self.token()
-        headers = {"Authorization": f"Bearer {self._bearer}"} if self._bearer else {}
-        self._connection.request("GET", target, headers=headers)
+        parts = urlsplit(self.url)
+        headers = self.proof(f"{parts.scheme}://{parts.netloc}{target}", self._refused) if self.proof is not None else {}
+        self._connection.request("GET", target, headers=dict(headers))
         answer = self._connection.getresponse()
         body = answer.read(_MOST_BYTES + 1)
         if len(body) > _MOST_BYTES:

@@ -28,6 +28,7 @@ from medmesh.security.authority import hospital_of, verify_node
 from medmesh.security.emergency import Emergency
 from medmesh.security.keys import Identity, public_key
 from medmesh.security.labels import EVERYTHING, NOTHING, Label, level, of_hospital
+from medmesh.security.possession import thumbprint
 
 Kind = Literal["person", "service", "hospital", "system"]
 LEEWAY = timedelta(seconds=60)
@@ -52,6 +53,8 @@ class Actor:
     """SHA-256 of the client certificate the session belongs to (RFC 8705 `x5t#S256`, in hexadecimal)."""
     clearance: Label = NOTHING
     """What they may read: of people and systems as the security administrator set it, of services and hospitals by rule."""
+    key: str = ""
+    """Thumbprint (RFC 7638) of the key that must be proven beside the token (RFC 9449 `jkt`); a hospital's is its certificate's."""
 
     @property
     def text(self) -> str:
@@ -109,8 +112,8 @@ def person_token(governance: Identity, actor: Actor, *, audience: str = AUDIENCE
     extra |= {"lvl": actor.clearance.level.text, "cmp": sorted(actor.clearance.compartments)}
     if actor.strong_at is not None:
         extra["stp"] = int(actor.strong_at.timestamp())
-    if actor.certificate:
-        extra["cnf"] = {"x5t#S256": actor.certificate}
+    if bound := {name: value for name, value in (("x5t#S256", actor.certificate), ("jkt", actor.key)) if value}:
+        extra["cnf"] = bound
     if (open_now := actor.emergency) is not None:
         extra["emg"] = {"id": open_now.id, "org": open_now.organisation, "exp": open_now.until.timestamp()}
     claims = _claims("service:governance", actor.id, audience, minutes, extra, now)
@@ -191,9 +194,10 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
         roles = frozenset(("service", f"service:{claims['sub']}"))
     strong = datetime.fromtimestamp(int(claims["stp"]), UTC) if kind == "person" and "stp" in claims else None
     shown = str(claims.get("cnf", {}).get("x5t#S256", "")) if kind == "person" else ""
+    bound = thumbprint(key) if kind == "hospital" else str(claims.get("cnf", {}).get("jkt", ""))  # type: ignore[arg-type]
     opened = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
     method, clearance = str(claims.get("mth", "")), _clearance(kind, claims)
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, shown, clearance)  # type: ignore[arg-type]
+    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, shown, clearance, bound)  # type: ignore[arg-type]
 
 
 def _clearance(kind: str, claims: dict[str, Any]) -> Label:

@@ -29,6 +29,7 @@ from medmesh.security.keys import Identity
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
+from medmesh.service.bearer import Bearer
 from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
 from medmesh.service.doorstep import Doorstep
 from medmesh.service.emission import Emission
@@ -81,6 +82,7 @@ class Runtime:
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
         self.doorstep = Doorstep(self.unit, settings.administrator_networks, settings.administrators_elsewhere == "refuse")
+        self.bearer = Bearer(trust, self.doorstep, spec.name, unbound=settings.unbound_tokens)
         self.programs = Verification(settings.trust, self.roster, self.unit, required=settings.require_programs)
         self.ports: Any = None
         self._tasks: list[asyncio.Task[None]] = []

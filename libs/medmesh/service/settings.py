@@ -59,6 +59,9 @@ class ServiceSettings(BaseModel):
     """From where administrators may come, as CIDR; everywhere when there is none. Behind a proxy the address is the proxy's."""
     administrators_elsewhere: Literal["refuse", "record"] = "refuse"
     """What happens to one who comes from somewhere else; it is recorded and an alert either way."""
+    unbound_tokens: bool = False
+    """Whether the doors of audit and inference also take tokens that are bound to no key (RFC 9449): whoever overhears one has it for ten
+    minutes. For clients that can send nothing but a fixed header."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     pool_size: int = 6

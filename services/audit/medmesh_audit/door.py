@@ -8,15 +8,13 @@ from typing import Any
 
 from fastapi import Depends, Request
 
-from medmesh.errors import Problem
 from medmesh.security.access import decide
 from medmesh.security.roles import Decision
-from medmesh.security.tokens import Actor, verify_actor
+from medmesh.security.tokens import Actor
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import Context
 from medmesh_audit.domain import scope
 
-AUDIENCE = "audit"
 OPEN = {"x-medmesh-action": "open"}
 """Said by a route that anybody may use."""
 
@@ -39,11 +37,7 @@ def may(runtime: Runtime, action: str) -> Any:
     """A FastAPI dependency: the visitor, or a refusal that is recorded."""
 
     async def check(request: Request) -> Visitor:
-        async with runtime.doorstep.proving(request):
-            kind, _, token = request.headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not token:
-                raise Problem("actor.missing", type="audit")
-            actor = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
+        actor = await runtime.bearer.actor(request)
         await runtime.doorstep.placed(request, runtime.context(actor=actor), actor)
         decision = decide(actor, action, datetime.now(UTC), rules=runtime.policies.rules)
         context = runtime.context(actor=actor, decision=decision)

@@ -112,6 +112,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             port=settings.port,
             certificate=settings.tls_certificate,
             key=settings.tls_key,
+            client_ca=settings.client_ca if settings.tls_certificate else None,
         )
         await stack.enter_async_context(door)
         yield ports

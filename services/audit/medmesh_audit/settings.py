@@ -16,6 +16,8 @@ class Settings(ServiceSettings):
 
     log_key: Path
     """NKEY seed of the key that signs checkpoints; it opens nothing else."""
+    client_ca: Path | None = None
+    """Certificate of the authority whose client certificates are taken: for tokens of a session that belongs to one."""
     origin: str = "medmesh/log"
     """The log's name, first line of every checkpoint; each deployment has its own."""
     sm_keys: tuple[Path, ...] = ()

@@ -23,7 +23,7 @@ from medmesh.service.http import handle_errors, language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
 from medmesh_gateway import hospitals, objects
-from medmesh_gateway.auth import Door, body_digest, shown_with
+from medmesh_gateway.auth import Door, body_digest, proven_key, shown_with
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route, schema_of
 from medmesh_gateway.tables import operations
@@ -280,12 +280,15 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
 
     @app.post("/v1/tokens/{audience}", tags=["governance"], openapi_extra={ACTION: OWN_SESSION})
     async def token(audience: str, request: Request) -> ActorToken:
-        """Exchange the session for a short-lived token for the audit or the inference service."""
+        """Exchange the session for a short-lived token for the audit or the inference service. With a `DPoP` header (RFC 9449) it is good
+        only together with that key; without one, only where the session's certificate is shown, or where the door takes unbound ones."""
         async with runtime.doorstep.proving(request):
             session = bearer(request)
             if audience not in ("audit", "inference"):
                 raise Problem("request.not_found", kind="audience", id=audience)
-            return await runtime.ask(ResolveSession(session=session, audience=audience, certificate=shown_with(request)), ActorToken)
+            return await runtime.ask(
+                ResolveSession(session=session, audience=audience, certificate=shown_with(request), key=proven_key(request)), ActorToken
+            )
 
     @app.delete("/v1/sessions", tags=["governance"], status_code=204, openapi_extra={ACTION: OWN_SESSION})
     async def sign_out(request: Request) -> None:

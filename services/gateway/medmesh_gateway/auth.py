@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medmesh.contracts.governance import ActorToken, ResolveSession
 from medmesh.errors import Problem
+from medmesh.security import possession
 from medmesh.security.access import decide
 from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint, subject_of
@@ -24,6 +25,7 @@ from medmesh.security.codes import bearer_hash
 from medmesh.security.requests import HEADER, WINDOW, verify_request
 from medmesh.security.roles import STEP_UP
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
+from medmesh.service.bearer import proven
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry
@@ -157,6 +159,11 @@ def shown_with(request: Request) -> str | None:
     """SHA-256 of the client certificate the connection was proven with."""
     shown = client_certificate(request.scope)
     return fingerprint(shown) if shown is not None else None
+
+
+def proven_key(request: Request) -> str | None:
+    """Thumbprint of the key with which a request that asks for a token was signed (RFC 9449 §5). Raises `Problem`."""
+    return proven(request).key if possession.HEADER in request.headers else None
 
 
 def certificate_of(token: str) -> x509.Certificate:

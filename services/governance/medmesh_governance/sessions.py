@@ -210,7 +210,8 @@ async def resolve_session(query: Envelope[ResolveSession], uow: UnitOfWork[Ports
     emergency = await open_in(uow, row.id)
     clearance, shown = Label(level(row.clearance), frozenset(row.compartments)), row.certificate or ""
     roles = frozenset(row.roles)
-    actor = Actor(row.kind, row.name, row.organisation, roles, method, row.strong_at, emergency, shown, clearance)
+    key = query.data.key or ""
+    actor = Actor(row.kind, row.name, row.organisation, roles, method, row.strong_at, emergency, shown, clearance, key)
     minutes = EMERGENCY_TOKEN_MINUTES if emergency else TOKEN_MINUTES
     token = person_token(uow.ports.identity, actor, audience=query.data.audience, minutes=minutes, now=uow.now)
     return ActorToken(token=token, expires=uow.now + timedelta(minutes=minutes))

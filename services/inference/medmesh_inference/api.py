@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from medmesh.errors import Problem
 from medmesh.security.access import decide
 from medmesh.security.roles import Decision
-from medmesh.security.tokens import Actor, verify_actor
+from medmesh.security.tokens import Actor
 from medmesh.service.guard import Refusal
 from medmesh.service.http import handle_errors
 from medmesh.service.runtime import Runtime
@@ -18,7 +18,6 @@ from medmesh.serving.repository import Repository, Served
 from medmesh.store.unit import AuditEntry
 from medmesh_inference import queries
 
-AUDIENCE = "inference"
 ACTION = "inference.infer"
 
 
@@ -31,11 +30,7 @@ def application(runtime: Runtime, repository: Repository) -> FastAPI:
         return decide(who, ACTION, datetime.now(UTC), rules=runtime.policies.rules)
 
     async def authorise(request: Request) -> Actor:
-        async with runtime.doorstep.proving(request):
-            kind, _, token = request.headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not token:
-                raise Problem("actor.missing", type=ACTION)
-            who = verify_actor(token, runtime.trust(), datetime.now(UTC), audience=AUDIENCE)
+        who = await runtime.bearer.actor(request)
         decision = decided(who)
         if not decision.allowed:
             await runtime.doorstep.denied(runtime.context(actor=who, decision=decision), who, ACTION, decision)

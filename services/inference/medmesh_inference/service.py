@@ -45,6 +45,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             port=settings.port,
             certificate=settings.tls_certificate,
             key=settings.tls_key,
+            client_ca=settings.client_ca if settings.tls_certificate else None,
         )
         async with door:
             yield ports

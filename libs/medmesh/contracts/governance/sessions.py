@@ -52,6 +52,8 @@ class ResolveSession(Query, OfSession):
     Reply: ClassVar[type[Record]] = ActorToken
 
     audience: str = "medmesh"
+    key: str | None = None
+    """Thumbprint of the key that was proven with the request (RFC 9449): the token is good only together with it."""
 
 
 class CloseSession(Exchange):

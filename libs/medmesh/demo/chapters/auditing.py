@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medmesh.auditing.signatures import Signatures
 from medmesh.client.audit import at_the_door, export_log, fetch_export
-from medmesh.client.credentials import Person
+from medmesh.client.doors import open_door
 from medmesh.client.gateway import Gateway
 from medmesh.demo.chapters import witnessing
 from medmesh.demo.evidence import alter_record, restore_record
@@ -50,8 +50,7 @@ async def audit(stage: Stage, federation: str) -> None:
 @asynccontextmanager
 async def _door(stage: Stage) -> AsyncIterator[Gateway]:
     """The auditors' door, for the auditor."""
-    token = (await stage.people["qian"].request("POST", "/v1/tokens/audit"))["token"]
-    async with Gateway(stage.urls["audit"], ca=stage.ca, credentials=Person(token)) as door:
+    async with await open_door(stage.people["qian"], "audit", stage.urls["audit"]) as door:
         yield door
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medmesh.client.credentials import Person
-from medmesh.client.gateway import Gateway
+from medmesh.client.doors import open_door
 from medmesh.contracts.registry import ModelList
 from medmesh.demo import source
 from medmesh.demo.processes import medmesh
@@ -63,14 +62,13 @@ async def classify(stage: Stage, slices: list[source.Slice]) -> None:
     np.add.at(counts, (truths, predicted), 1)
     stage.summary["edge_acc"] = metrics.balanced_accuracy(counts)
     x, y = await asyncio.to_thread(source.arrays, [s for s in slices if s.held_out][:64], 64)
-    token = (await stage.people["li"].request("POST", "/v1/tokens/inference"))["token"]
 
     async def served() -> bool:
         models = (await stage.people["li"].request("GET", "/v1/served"))["models"]
         return any(m["model"] == MODEL and m["state"] in ("serving", "active") for m in models)
 
     await stage.until("the inference service to serve it", served)
-    async with Gateway(stage.urls["inference"], ca=stage.ca, credentials=Person(token)) as door:
+    async with await open_door(stage.people["li"], "inference", stage.urls["inference"]) as door:
         for start in range(0, len(x), 16):
             part = x[start : start + 16].astype(np.float32) / np.float32(255)
             tensor = {"name": "image", "datatype": "FP32", "shape": list(part.shape), "data": part.reshape(-1).tolist()}
