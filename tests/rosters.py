@@ -57,6 +57,11 @@ class Rosters:
         self.book = self.book.ended(datetime.now(UTC), name, until, compromised).signed(self.keeper)
         self.lay_down()
 
+    def rule(self, **changed: object) -> None:
+        """Change a rule of the roster."""
+        self.book = self.book.edited(datetime.now(UTC), **changed).signed(self.keeper)
+        self.lay_down()
+
     def signer(self, name: str, *roles: str) -> Signer:
         """The key of somebody, who is in the roster from the first use on."""
         if name not in self.signers:

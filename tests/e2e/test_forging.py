@@ -31,12 +31,15 @@ from tests.world import World, small_world
 from medmesh.cli.audit import audit
 from medmesh.cli.edge import edge
 from medmesh.client import Gateway
+from medmesh.client import approvals as approvals_client
+from medmesh.client.approvals import ask, asking, look
 from medmesh.client.audit import at_the_door, export_log, of_a_hospital
 from medmesh.client.doors import open_door
 from medmesh.contracts.audit import AlertRaised
 from medmesh.contracts.federation import FederationView, RespondInvitation
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
 from medmesh.learning import isolation
 from medmesh.ledger import note, tiles
 from medmesh.ledger.cosignature import cosign, witness_key
@@ -266,6 +269,50 @@ async def test_hospitals_train_and_install_nothing_that_was_forged(scene: Scene)
     await _forged_approval(scene)
     await _invented_hospital(scene)
     await _honest(scene)
+
+
+async def test_nobody_can_be_made_to_have_asked_for_a_federation(scene: Scene) -> None:
+    """Wu would approve what li asks for. The platform asks in li's name, and she approves; every hospital refuses nevertheless."""
+    world, node = scene.world, scene.nodes["huashan"]
+    li = Signer.create("person:li@platform")
+    world.p.rosters.add(li.vkey, "requester")
+    world.p.rosters.rule(signed_requests=("federation.start",))
+    made = await _invited(scene, ("huashan", "renji"), approved=False)
+    wanted = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
+    with pytest.raises(Problem) as caught:
+        await ask(scene.researcher, wanted)
+    assert caught.value.code == "statement.missing", "the platform itself refuses, as long as it is honest"
+    for forged in (asking(wanted, Signer.create("person:li@platform")), asking({**wanted, "target": "another"}, li)):
+        with pytest.raises(Problem):
+            await scene.researcher.command("POST", "/v1/approvals", {**wanted, "asking": forged})
+    # Written past governance: a request in li's name, a genuine approver's genuine decision, governance's own key.
+    expires = datetime.now(UTC) + timedelta(hours=1)
+    about = {"approval": "in-her-name", **wanted, "requester": "person:li@platform"}
+    signed = [decision(world.p.rosters.signer("person:wu@platform"), **about, expires=expires)]
+    token = approvals.issue(world.p.identities["governance"], **about, statements=signed, expires=expires)
+    statement = "UPDATE federation.federations SET approval = $1, token = $2 WHERE federation = $3"
+    await scene.attacker.sql(statement, "in-her-name", token, made["federation"])
+    assert await _refused(node, made) == "statement.missing"
+    await _over(scene, made)
+
+    made = await _invited(scene, ("huashan", "renji"), approved=False)
+    wanted = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
+    asked = await ask(scene.researcher, wanted, lambda: li)
+    view = await look(scene.approver, asked["approval"])
+    assert approvals_client.asked(view, world.p.rosters.present()), "the approver sees who asked, before she signs"
+    forged = view.model_copy(update={"requester": "person:zhao@platform"})
+    with pytest.raises(Problem):
+        approvals_client.asked(forged, world.p.rosters.present())
+    await world.decide(scene.approver, asked["approval"])
+
+    async def completed() -> Any:
+        return (await scene.researcher.ask(f"/v1/federations/{made['federation']}", FederationView)).state == "completed"
+
+    await until(completed, 60)
+    for service in ("governance", "federation", "gateway"):
+        await _logged(scene, service)
+    copy = await _copy(scene, "asked")
+    assert await _verified(scene, copy) == (0, [])
 
 
 async def test_two_hospitals_that_were_shown_two_logs_find_it_out_by_what_they_sign(scene: Scene) -> None:

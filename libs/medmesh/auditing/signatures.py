@@ -67,12 +67,22 @@ class Signatures:
             raise Problem("statement.other", what="approver")
         return 1
 
+    def _requested(self, record: Record) -> int:
+        """Where it was signed, by who asked; where it must be and is not, what follows from it is named too."""
+        who, approval = f"{record['agents'][0]['who']}@{record['agents'][0]['org']}", record["entities"][0]
+        about = {"action": record["detail"]["action"], "target": record["detail"].get("target", ""), "digest": approval["digest"]}
+        asking = statements.unpack(record["detail"]["asking"]) if "asking" in record["detail"] else ""
+        return int(approvals.asked(asking, self._roster, **about, requester=who, seen=_seen(record)) is not None)
+
     def _approval(self, record: Record, action: str, target: str, digest: str) -> int:
         said = record["approval"]
         signed = [statements.unpack(one) for one in filter(None, said.get("statements", "").split(","))]
         about = {"approval": said["id"], "action": action, "target": target, "digest": digest, "requester": said["requester"]}
         approvals.approvers_of(signed, self._roster, **about, seen=_seen(record))
-        return len(signed)
+        del about["approval"]
+        asking = statements.unpack(said["asking"]) if "asking" in said else ""
+        found = approvals.asked(asking, self._roster, **about, seen=_seen(record))
+        return len(signed) + (found is not None)
 
     def _released(self, record: Record) -> int:
         if record["act"] != "E":
@@ -191,6 +201,7 @@ def _seen(record: Record) -> datetime:
 
 
 _CHECKS: dict[str, Callable[[Signatures, Record], int]] = {
+    "approval.request": Signatures._requested,
     "approval.decide": Signatures._decided,
     "model.release": Signatures._released,
     "audit.export": Signatures._exported,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from medmesh.cli import say
+from medmesh.cli.asking import request_approval
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.labels import OWNERS
@@ -52,7 +53,7 @@ def set_label(kind: str, id_: str, level: str, compartments: tuple[str, ...], re
         if answer["state"] == "pending":
             summary = {"label": f"{level} {' '.join(compartments)}".strip(), "reason": reason}
             wanted = {"action": "label.change", "target": answer["target"], "digest": answer["digest"], "summary": summary}
-            answer |= await gateway.command("POST", "/v1/approvals", wanted)
+            answer |= await request_approval(gateway, wanted)
         return answer
 
     show(with_gateway(run))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.asking import request_approval
 from medmesh.cli.restore import restore
 from medmesh.cli.verify import verify
 from medmesh.errors import Problem
@@ -148,7 +149,7 @@ def request_export(kind: str, complete: bool, **filters: Any) -> int:
     async def work(gateway: Gateway) -> Any:
         made = await gateway.command("POST", "/v1/audit/exports", {"format": kind, "filter": given, "complete": complete})
         body = {"action": "audit.export", "target": made["export"], "digest": made["digest"], "summary": {"format": kind, **given}}
-        asked = await gateway.command("POST", "/v1/approvals", body)
+        asked = await request_approval(gateway, body)
         return {**made, "approval": asked["approval"]}
 
     _show(with_gateway(work))
@@ -219,7 +220,7 @@ def _asked(path: str, body: dict[str, Any], action: str) -> int:
         made = await gateway.command("POST", path, body)
         summary = {name: value for name, value in made["request"].items() if name not in ("change", "requester", "action")}
         wanted = {"action": action, "target": made["change"], "digest": made["digest"], "summary": summary}
-        return {**made, "approval": (await gateway.command("POST", "/v1/approvals", wanted))["approval"]}
+        return {**made, "approval": (await request_approval(gateway, wanted))["approval"]}
 
     _show(with_gateway(work))
     return 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from medmesh.cli.asking import request_approval
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
 
@@ -37,7 +38,7 @@ def release(name: str, version: int) -> int:
         found = await gateway.request("GET", f"/v1/datasets/{name}", query={"version": version})
         summary = {"samples": str(found["samples"]), "content": found["content"]["sha256"]}
         wanted = {"action": "dataset.release", "target": f"{name}/{version}", "digest": found["release_digest"], "summary": summary}
-        return await gateway.command("POST", "/v1/approvals", wanted)
+        return await request_approval(gateway, wanted)
 
     show(with_gateway(run))
     return 0
@@ -59,7 +60,7 @@ def export(project: str) -> int:
             return frozen
         wanted = {"action": "annotation.export", "target": frozen["target"], "digest": frozen["digest"]}
         summary = {"accepted": str(frozen["accepted"])}
-        return {**frozen, **await gateway.command("POST", "/v1/approvals", {**wanted, "summary": summary})}
+        return {**frozen, **await request_approval(gateway, {**wanted, "summary": summary})}
 
     show(with_gateway(run))
     return 0

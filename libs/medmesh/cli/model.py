@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from medmesh.cli.asking import request_approval
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
 
@@ -42,7 +43,7 @@ def release(name: str, version: int, hospitals: tuple[str, ...]) -> int:
     async def run(gateway: Gateway) -> Any:
         prepared = await gateway.command("POST", f"/v1/models/{name}/versions/{version}/release", {"hospitals": hospitals})
         body = {"action": "model.release", "target": prepared["release"], "digest": prepared["digest"]}
-        return {**prepared, **await gateway.command("POST", "/v1/approvals", body)}
+        return {**prepared, **await request_approval(gateway, body)}
 
     show(with_gateway(run))
     return 0

@@ -12,6 +12,7 @@ import click
 from medmesh.cli import key as keys
 from medmesh.cli import language, say
 from medmesh.cli.account import CA, GATEWAY, PASSWORD, where
+from medmesh.cli.asking import request_approval
 from medmesh.cli.platform import DATA
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
@@ -275,9 +276,13 @@ def list_approvals(state: str) -> int:
 @click.argument("approval_id")
 @click.option("--refuse", is_flag=True)
 @click.option("--comment", default="")
+@click.option("--roster", type=click.Path(exists=True, path_type=Path), envvar="MEDMESH_ROSTER", help="Against it who asked is verified.")
+@click.option("--pin", metavar="DIGITS", envvar="MEDMESH_PIN", help="The roster's fingerprint, as it was read to you.")
 @keys.KEY
-def decide(approval_id: str, refuse: bool, comment: str, file: Path) -> int:
+def decide(approval_id: str, refuse: bool, comment: str, roster: Path | None, pin: str | None, file: Path) -> int:
     """Approve, or refuse, one request, signed with your own key. Nobody approves their own.  批准或拒绝（以本人密钥签名）。
+
+    With --roster and --pin it is verified before that who asked signed the request; otherwise their name is what the platform says.
 
     What is shown is what gets signed. The key is made with `medmesh key create` and counts when it is in the roster.
     """
@@ -289,12 +294,29 @@ def decide(approval_id: str, refuse: bool, comment: str, file: Path) -> int:
             click.echo(f"  {name:<10} {getattr(view, name)}", err=True)
         for name, value in view.summary.items():
             click.echo(f"  {name:<10} {value}", err=True)
+        _tell_asked(view, roster, pin)
         signed = statement(view, keys.unlock(file), approve=not refuse)
         body = {"approve": not refuse, "comment": comment, "statement": signed}
         return await gateway.command("POST", f"/v1/approvals/{approval_id}/decision", body)
 
     show(with_gateway(run))
     return 0
+
+
+def _tell_asked(view: Any, roster: Path | None, pin: str | None) -> None:
+    """Whether the requester's signature holds. Raises `Problem` when it does not."""
+    from medmesh.client.approvals import asked
+    from medmesh.security.roster import believe, notes_of
+
+    if roster is None:
+        click.echo(
+            say("  the requester's name is the platform's word (--roster, --pin)", "  申请人姓名仅由平台声称（可用 --roster、--pin 核验）"),
+            err=True,
+        )
+    elif asked(view, believe(notes_of(roster.read_bytes()), pin).roster):
+        click.secho(say(f"  signed by {view.requester}", f"  申请人 {view.requester} 已签名"), fg="green", err=True)
+    else:
+        click.echo(say("  the requester signed nothing, and the roster does not ask for it", "  申请人未签名，名册亦未要求"), err=True)
 
 
 @approval.command(name="revoke")
@@ -313,5 +335,5 @@ def revoke_approval(approval_id: str, reason: str) -> int:
 def request(action: str, target: str, digest: str) -> int:
     """Ask for approval of ACTION on TARGET, bound to DIGEST.  申请审批。"""
     body = {"action": action, "target": target, "digest": digest}
-    show(with_gateway(lambda gateway: gateway.command("POST", "/v1/approvals", body)))
+    show(with_gateway(lambda gateway: request_approval(gateway, body)))
     return 0

@@ -148,7 +148,16 @@ def end(file: Path, until: datetime | None, compromised: bool, name: str) -> int
 @click.option("--threshold", type=int)
 @click.option("--policy", type=click.Path(exists=True, path_type=Path), help="Another log, other witnesses.")
 @click.option("--approvers", type=int, help="How many approvers an action needs at least.")
-def change(file: Path, vkeys: tuple[str, ...], threshold: int | None, policy: Path | None, approvers: int | None) -> int:
+@click.option(
+    "--signed-request",
+    "signed",
+    multiple=True,
+    type=click.Choice(["none", *sorted(rosters.ASKED_FOR)]),
+    help="Who asks for this action must sign, with a key of the roster (--role requester). All of them; none ends it.",
+)
+def change(
+    file: Path, vkeys: tuple[str, ...], threshold: int | None, policy: Path | None, approvers: int | None, signed: tuple[str, ...]
+) -> int:
     """Change keepers, threshold, witnesses or the number of approvers; also, with no option, just renew the date.  变更名册规则。"""
     changed: dict[str, Any] = {}
     if vkeys:
@@ -159,6 +168,8 @@ def change(file: Path, vkeys: tuple[str, ...], threshold: int | None, policy: Pa
         changed["policy"] = policy.read_text()
     if approvers is not None:
         changed["approvals"] = {"*": approvers}
+    if signed:
+        changed["signed_requests"] = tuple(sorted(set(signed) - {"none"}))
     book = Workbook.load(file).edited(datetime.now(UTC), **changed)
     book.save(file)
     _state(book)

@@ -19,7 +19,7 @@ from medmesh.errors import Problem
 from medmesh.security import statements
 from medmesh.security.keys import Identity, public_key
 from medmesh.security.roster import Roster
-from medmesh.security.statements import Decision
+from medmesh.security.statements import Asking, Decision
 from medmesh.security.tokens import LEEWAY
 
 AUDIENCE = "medmesh-approval"
@@ -43,6 +43,8 @@ class Approval:
     requester: str
     approvers: tuple[str, ...]
     statements: tuple[str, ...]
+    asking: str = ""
+    """What who asked signed, where they did."""
 
     def evidence(self) -> dict[str, str]:
         """As it stands in an audit record: everything with which anybody may check it against the roster, for ever."""
@@ -53,6 +55,7 @@ class Approval:
             "approvers": ",".join(self.approvers),
             "digest": self.digest,
             "statements": ",".join(map(statements.pack, self.statements)),
+            **({"asking": statements.pack(self.asking)} if self.asking else {}),
         }
 
 
@@ -70,6 +73,22 @@ def decided(
     if found.made > found.expires + LEEWAY:
         raise Problem("security.approval_expired")
     return who, found
+
+
+def asked(signed: str, roster: Roster, *, action: str, target: str, digest: str, requester: str, seen: datetime) -> Asking | None:
+    """What who asked signed, when it is about exactly this; None where nothing was signed and the roster does not want it. Raises
+    `Problem` (`roster.*`, `statement.*`)."""
+    if not signed:
+        if action in roster.signed_requests:
+            raise Problem("statement.missing", what=f"The request for {action}")
+        return None
+    who, found = roster.person(signed, Asking, seen, ())
+    if who != requester:
+        raise Problem("statement.other", what="requester")
+    for name, value in {"action": action, "target": target, "digest": digest, "requester": requester}.items():
+        if getattr(found, name) != value:
+            raise Problem("statement.other", what=name)
+    return found
 
 
 def approvers_of(
@@ -97,6 +116,7 @@ def issue(
     requester: str,
     statements: Sequence[str],
     expires: datetime,
+    asking: str = "",
 ) -> str:
     """The token over the approvers' signed statements. What it holds is verified by who executes it."""
     claims = {
@@ -110,6 +130,7 @@ def issue(
         "dig": digest,
         "req": requester,
         "sts": list(statements),
+        **({"ask": asking} if asking else {}),
     }
     return jwt.encode(claims, governance.private_key, algorithm="EdDSA", headers={"kid": governance.public})
 
@@ -133,5 +154,6 @@ def verify(token: str, governance_key: str, roster: Roster, *, action: str, dige
     signed = tuple(map(str, given)) if isinstance(given, list) else ()
     seen = at or datetime.now(UTC)
     about = {"approval": approval, "action": action, "target": target, "digest": digest, "requester": requester}
-    approvers = approvers_of(signed, roster, **about, seen=seen)
-    return Approval(approval, action, target, digest, requester, approvers, signed)
+    approvers, asking = approvers_of(signed, roster, **about, seen=seen), str(claims.get("ask", ""))
+    asked(asking, roster, action=action, target=target, digest=digest, requester=requester, seen=seen)
+    return Approval(approval, action, target, digest, requester, approvers, signed, asking)

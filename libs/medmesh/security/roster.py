@@ -27,6 +27,19 @@ from medmesh.security.signing import read_aloud
 from medmesh.security.statements import S
 
 HEAD = "medmesh-roster-v1"
+ASKED_FOR = frozenset(
+    (
+        "annotation.export",
+        "audit.export",
+        "dataset.release",
+        "federation.start",
+        "label.change",
+        "log.prune",
+        "model.release",
+        "retention.change",
+    )
+)
+"""What somebody asks approval for in words of their own; a policy and an enrolment are asked for by what is proposed and by a node."""
 SKEW = timedelta(minutes=5)
 """How far the clocks of a signer and of a keeper may be apart."""
 
@@ -61,6 +74,8 @@ class Roster(Record):
     people: tuple[Member, ...] = ()
     hospitals: tuple[Member, ...] = ()
     approvals: dict[str, int] = Field(default_factory=lambda: {"*": 1})
+    signed_requests: tuple[str, ...] = ()
+    """Actions for which who asks must have signed too, with a key of this roster: nothing can be asked for under another's name."""
     policy: str
     """C2SP tlog-policy: the log's key, its witnesses and their quorum."""
 
@@ -78,9 +93,10 @@ class Roster(Record):
             raise Problem("roster.expired", version=self.version, end=self.expires.date().isoformat())
 
     def person(self, signed: str, kind: type[S], seen: datetime, roles: Collection[str]) -> tuple[str, S]:
-        """(who, what) of a person's statement; one of `roles` must be the signer's. Raises `Problem` (`roster.*`, `statement.*`)."""
+        """(who, what) of a person's statement; one of `roles` must be the signer's, where any are named. Raises `Problem` (`roster.*`,
+        `statement.*`)."""
         member, found = _vouched(signed, kind, self.people, seen)
-        if not set(roles) & set(member.roles):
+        if roles and not set(roles) & set(member.roles):
             raise Problem("roster.role", name=member.name, wanted=", ".join(sorted(roles)))
         return member.name, found
 
@@ -113,8 +129,9 @@ def _vouched(signed: str, kind: type[S], members: Sequence[Member], seen: dateti
 
 
 def text(roster: Roster) -> str:
-    """What keepers sign."""
-    return f"{HEAD}\n{canonical(roster.model_dump(mode='json')).decode()}\n"
+    """What keepers sign. Who has no list of signed requests says nothing of it, as rosters did before there was one."""
+    document = roster.model_dump(mode="json", exclude=set() if roster.signed_requests else {"signed_requests"})
+    return f"{HEAD}\n{canonical(document).decode()}\n"
 
 
 def fingerprint(content: str) -> str:
@@ -153,6 +170,8 @@ def _check(roster: Roster) -> None:
         raise ValueError("one key under two names")
     if min(roster.approvals.values(), default=1) < 1:
         raise ValueError("an action that needs no approver")
+    if unknown := set(roster.signed_requests) - ASKED_FOR:
+        raise ValueError(f"nobody asks for {sorted(unknown)[0]} by themselves")
     roster.log_policy()
 
 

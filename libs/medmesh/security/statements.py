@@ -47,6 +47,17 @@ class Decision(Statement):
     expires: datetime
 
 
+class Asking(Statement):
+    """Somebody asks for the approval of one exact request, under their own name."""
+
+    HEAD = "medmesh-asking-v1"
+
+    action: str
+    target: str
+    digest: Sha256
+    requester: str
+
+
 class Acceptance(Statement):
     """A hospital takes part in a federation under exactly this plan. `seen` is the newest checkpoint of the platform's log it knew, as the
     log signed it: what two hospitals were shown must be one log."""

@@ -38,7 +38,7 @@ from medmesh_governance import policies
 from medmesh_governance.domain import APPROVABLE, NEXT, ApprovalState, Vote, decide, move, stands
 from medmesh_governance.enrolment import issue_certificate, refuse_enrolment
 from medmesh_governance.ports import HANDLERS, Ports
-from medmesh_governance.signatures import check_decision, signed_approvals
+from medmesh_governance.signatures import check_asking, check_decision, signed_approvals
 from medmesh_governance.tables import approvals, decisions
 
 
@@ -55,10 +55,11 @@ async def request_approval(command: Envelope[RequestApproval], uow: UnitOfWork[P
     if command.data.action not in APPROVABLE:
         raise Problem("governance.not_approvable", action=command.data.action, known=", ".join(sorted(APPROVABLE)))
     said = command.data
-    return {"approval": await submit(uow, said.action, said.target, said.digest, said.summary)}
+    check_asking(uow, said)
+    return {"approval": await submit(uow, said.action, said.target, said.digest, said.summary, said.asking)}
 
 
-async def submit(uow: UnitOfWork[Ports], action: str, target: str, digest: str, summary: Mapping[str, str]) -> str:
+async def submit(uow: UnitOfWork[Ports], action: str, target: str, digest: str, summary: Mapping[str, str], asking: str = "") -> str:
     """The approval, opened unless it is open."""
     requester = uow.actor.text
     same = (approvals.c.action == action) & (approvals.c.target == target) & (approvals.c.digest == digest)
@@ -74,6 +75,7 @@ async def submit(uow: UnitOfWork[Ports], action: str, target: str, digest: str, 
         "digest": digest,
         "requester": requester,
         "summary": dict(summary),
+        "asking": asking,
         "state": ApprovalState.OPEN.value,
         "needed": uow.ports.settings.approvals_needed,
         "created_at": uow.now,
@@ -81,7 +83,10 @@ async def submit(uow: UnitOfWork[Ports], action: str, target: str, digest: str, 
     }
     await uow.execute(insert(approvals).values(values))
     uow.emit(ApprovalRequested(approval=approval, action=action, target=target, digest=digest, requester=requester))
-    uow.audit(AuditEntry("approval.request", "C", entities=(Entity("approval", approval, digest=digest),), detail={"action": action}))
+    detail: dict[str, str | int | bool] = {"action": action, "target": target}
+    if asking:
+        detail["asking"] = statements.pack(asking)
+    uow.audit(AuditEntry("approval.request", "C", entities=(Entity("approval", approval, digest=digest),), detail=detail))
     return approval
 
 
@@ -225,6 +230,7 @@ async def _grant(uow: UnitOfWork[Ports], row: Any) -> None:
         requester=row.requester,
         statements=await signed_approvals(uow, row.approval),
         expires=row.expires_at,
+        asking=row.asking,
     )
     if row.action in (policies.ACTION, "hospital.enrol"):
         # Governance executes these itself: the approval is spent in the same transaction that decides it.
@@ -265,6 +271,7 @@ async def list_approvals(query: Envelope[ListApprovals], uow: UnitOfWork[Ports])
             needed=row.needed,
             approvers=tuple(voters.get(row.approval, ())),
             expires=row.expires_at,
+            asking=row.asking,
         )
         for row in rows
     )

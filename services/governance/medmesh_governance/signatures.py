@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
-from medmesh.contracts.governance import DecideApproval, KeyView, ListKeys, RegisterKey, SigningKeys
+from medmesh.contracts.governance import DecideApproval, KeyView, ListKeys, RegisterKey, RequestApproval, SigningKeys
 from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
 from medmesh.ledger.note import parse_key
@@ -17,6 +17,20 @@ from medmesh.security.tokens import LEEWAY
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_governance.ports import HANDLERS, Ports
 from medmesh_governance.tables import decisions, enrolments, signing_keys
+
+
+def check_asking(uow: UnitOfWork[Ports], wanted: RequestApproval) -> None:
+    """What comes with a request is signed by the very person who sends it, about exactly this, and new. Raises `Problem`."""
+    try:
+        roster = uow.ports.roster()
+    except Problem:
+        if wanted.asking:
+            raise
+        return  # without one nothing is approved; then it may be asked for as well
+    about = {"action": wanted.action, "target": wanted.target, "digest": wanted.digest, "requester": uow.actor.text}
+    found = tokens.asked(wanted.asking, roster, **about, seen=uow.now)
+    if found is not None and uow.now - found.made > uow.ports.settings.statement_age:
+        raise Problem("statement.other", what="time")
 
 
 def check_decision(uow: UnitOfWork[Ports], row: Any, wanted: DecideApproval) -> None:
@@ -44,7 +58,7 @@ async def evidence(uow: UnitOfWork[Ports], row: Any) -> dict[str, str]:
     """What the record of something governance executes itself says of its approval (a row of `approvals`)."""
     wanted = select(decisions.c.approver).where(decisions.c.approval == row.approval, decisions.c.approve).order_by(decisions.c.approver)
     approvers, signed = tuple(one.approver for one in await uow.all(wanted)), await signed_approvals(uow, row.approval)
-    return tokens.Approval(row.approval, row.action, row.target, row.digest, row.requester, approvers, signed).evidence()
+    return tokens.Approval(row.approval, row.action, row.target, row.digest, row.requester, approvers, signed, row.asking).evidence()
 
 
 @HANDLERS.on(RegisterKey)

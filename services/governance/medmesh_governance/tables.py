@@ -134,6 +134,7 @@ approvals = Table(
     Column("digest", String(64), nullable=False),
     Column("requester", String(160), nullable=False),
     Column("summary", Json, nullable=False),
+    Column("asking", Text, nullable=False, server_default=text("''"), comment="what who asked signed with their own key"),
     Column("state", String(16), nullable=False),
     Column("needed", Integer, nullable=False),
     Column("created_at", Timestamp, nullable=False),

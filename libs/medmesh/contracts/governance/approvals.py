@@ -21,6 +21,8 @@ class ApprovalView(Record):
     needed: int
     approvers: tuple[str, ...]
     expires: datetime
+    asking: str = ""
+    """What who asked signed (`medmesh.security.statements.Asking`), where they did."""
 
 
 class Approvals(Record):
@@ -36,7 +38,8 @@ class ListApprovals(Query):
 
 
 class RequestApproval(Command):
-    """Ask for the approval of one exact request: `digest` binds it. Result: `{"approval": id}`."""
+    """Ask for the approval of one exact request: `digest` binds it. `asking` is the same signed with one's own key
+    (`medmesh.security.statements.Asking`), which the roster wants for some actions. Result: `{"approval": id}`."""
 
     TYPE: ClassVar[str] = "governance.request-approval.v1"
     ACTION: ClassVar[str] = "approval.request"
@@ -45,6 +48,7 @@ class RequestApproval(Command):
     target: str
     digest: Sha256
     summary: dict[str, str] = Field(default_factory=dict)
+    asking: str = Field(default="", max_length=4096)
 
 
 class DecideApproval(Command):
