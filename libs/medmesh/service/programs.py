@@ -1,4 +1,5 @@
-"""A service verifies the programs it has loaded, at its start, every hour and when a list was laid down: `medmesh.security.programs`.
+"""A service, and a hospital's node, verifies the programs it has loaded, at its start, every hour and when a list was laid down:
+`medmesh.security.programs`.
 
 What is found becomes an audit record when it is found first and when it changes; the log's watcher makes an alert of a bad one. Where
 nobody signed a list there is nothing to compare with, and nothing is recorded: the evidence for auditors says so.
@@ -28,6 +29,8 @@ class Verification:
 
     def __init__(self, trust: Path, roster: Callable[[], Roster], unit: Callable[[], Any], *, required: bool) -> None:
         self._path = trust.with_name(programs.NAME)
+        self.state: AuditEntry | None = None
+        """What the newest look found; None where there is no list, and before the first look."""
         self._roster = roster
         self._unit = unit
         self._required = required
@@ -56,6 +59,7 @@ class Verification:
 
     async def _tell(self) -> Problem | None:
         entry, problem = await asyncio.to_thread(self._compare)
+        self.state = entry
         if entry is not None and (found := (entry.why, *(entity.digest for entity in entry.entities))) != self._told:
             async with self._unit() as uow:
                 uow.audit(entry)

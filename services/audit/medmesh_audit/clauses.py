@@ -68,12 +68,13 @@ def confidential(f: Facts) -> Judgement:
 
 
 def trusted(f: Facts) -> Judgement:
-    bad = ", ".join(sorted(f.unverified))
+    bad, nodes = ", ".join(sorted(f.unverified)), sum(name.startswith("edge:") for name in f.verified)
     return decided(
         bool(f.verified) and not bad,
-        f"{len(f.verified)} services verified the programs they loaded against a list that a person of the roster signed, and do so every "
-        "hour; the boot chain below the interpreter is the host's (secure boot)",
-        f"{len(f.verified)} 个服务启动时及每小时按名册人员签署的清单核验已加载程序；解释器以下的引导链由主机保证（安全启动）",
+        f"{len(f.verified) - nodes} services and {nodes} hospitals' nodes verified the programs they loaded against a list a person of "
+        "the roster signed, and do so every hour; the boot chain below the interpreter is the host's (secure boot)",
+        f"{len(f.verified) - nodes} 个服务与 {nodes} 个医院节点启动时及每小时按名册人员签署的清单核验已加载程序；"
+        "解释器以下的引导链由主机保证（安全启动）",
         best="part",
         otherwise=(
             f"programs that were not verified: {bad}" if bad else "nobody signed a list of programs: medmesh program sign",

@@ -86,6 +86,7 @@ async def status(node: Node) -> dict[str, Any]:
         "models": [{"model": m.model, "version": m.version, "state": m.state, "code": m.code} for m in installed],
         "requests_waiting": waiting,
         "log": None if seen is None else _log(seen),
+        "programs": _programs(node.programs.state),
     }
 
 
@@ -93,6 +94,11 @@ def _log(seen: Any) -> dict[str, Any]:
     """How far the platform's log was followed, and what stands against it."""
     problem = continuity.against(seen)
     return {"records": seen.size, "at": seen.at.isoformat(), "problem": None if problem is None else problem.document()}
+
+
+def _programs(found: AuditEntry | None) -> dict[str, Any] | None:
+    """Who vouched for what runs here; None where nobody did."""
+    return None if found is None else {"code": found.why, "by": found.detail.get("signer", ""), "changed": found.detail.get("changed", 0)}
 
 
 def _warning(seen: dict[str, Any] | None, tongue: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import ssl
@@ -16,6 +17,7 @@ import httpx
 
 from medmesh.errors import Problem
 from medmesh.learning import isolation
+from medmesh.security import programs
 from medmesh_edge import continuity
 from medmesh_edge.ports import Site, site
 
@@ -37,7 +39,8 @@ async def examine(folder: Path) -> list[Finding]:
     findings = [_isolation(), _disk(folder)]
     try:
         async with site(folder) as opened:
-            findings += [_policy(opened.layout.policy), _certificate(opened), _roster(opened), await _log(opened)]
+            findings += [_policy(opened.layout.policy), await _programs(opened)]
+            findings += [_certificate(opened), _roster(opened), await _log(opened)]
             findings += _network(opened.settings.gateway, opened.layout.ca, opened.settings.proxy)
     except Problem as problem:
         findings.append(Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}"))
@@ -105,6 +108,24 @@ async def _log(opened: Site) -> Finding:
     hours = int((datetime.now(UTC) - row.at).total_seconds() // 3600)
     en = f"the platform's log only grew, to {row.size} records; seen {hours} h ago"
     return Finding(1 if hours >= QUIET_HOURS else 0, en, f"平台日志仅有增长，现 {row.size} 条；{hours} 小时前查验")
+
+
+async def _programs(opened: Site) -> Finding:
+    """Everything that is installed, which a running node does not look at."""
+    try:
+        path = opened.layout.trust.with_name(programs.NAME)
+        if not path.exists():
+            return Finding(
+                1, "nobody signed for the programs of this node: medmesh program sign", "尚无已签署的程序清单：medmesh program sign"
+            )
+        found = await asyncio.to_thread(lambda: programs.verify(path, opened.roster(), datetime.now(UTC), programs.measured(), whole=True))
+    except Problem as problem:
+        return Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}")
+    if found.changed:
+        first, count = found.changed[0], len(found.changed)
+        en = f"{count} files of programs are not those that {found.signer} signed for, the first: {first}"
+        return Finding(2, en, f"{count} 个程序文件与 {found.signer} 签署的清单不符，首个为 {first}")
+    return Finding(0, f"every file of programs is one that {found.signer} signed for", f"全部程序文件与 {found.signer} 签署的清单一致")
 
 
 def _network(gateway: str, ca: Path, proxy: str | None) -> list[Finding]:

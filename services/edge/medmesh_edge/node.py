@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
 from medmesh.security.residue import lock_down, wipe
 from medmesh.service.doorstep import Doorstep
+from medmesh.service.programs import TICK_SECONDS, Verification
 from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples
@@ -29,13 +31,13 @@ LOOK_SECONDS = 1.0
 """How often it is looked whether somebody (the command line, too) changed the store, and by what looks at a clock or a file."""
 IDLE_SECONDS = 30.0
 """How long a loop that works on the store and that nobody wakes waits before it looks by itself."""
-CLOCKED = ("roster", "certificate", "doorstep", "log")
+CLOCKED = ("roster", "certificate", "doorstep", "log", "programs")
 
 
 class Node:
     """The loops of a node; each goes on by itself when the platform is away."""
 
-    def __init__(self, site: Site, gateway: Gateway) -> None:
+    def __init__(self, site: Site, gateway: Gateway, programs: Verification | None = None) -> None:
         from medmesh.serving.repository import Repository
 
         self.site = site
@@ -43,6 +45,8 @@ class Node:
         self.repository = Repository(site.layout.models)
         self.rounds = Rounds(site, gateway)
         self.doorstep = Doorstep(site.anonymous)
+        self.programs = programs or verification(site)
+        self._look_at_programs = 0.0
         self.connected = False
         self.last_problem: Problem | None = None
 
@@ -55,6 +59,7 @@ class Node:
             ("rounds", self.rounds.step),
             ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),
+            ("programs", self._programs),
             ("log", Continuity(self.site, self.gateway).step),
             ("doorstep", self._doorstep),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
@@ -75,6 +80,13 @@ class Node:
 
     async def _certificate(self) -> bool:
         await renewal.renew(self.site, self.gateway, datetime.now(UTC))
+        return False
+
+    async def _programs(self) -> bool:
+        now = time.monotonic()
+        if now >= self._look_at_programs:
+            await self.programs.tick()
+            self._look_at_programs = now + TICK_SECONDS
         return False
 
     async def _doorstep(self) -> bool:
@@ -149,6 +161,11 @@ class Node:
                 await self.rounds.tell_progress()
 
 
+def verification(site: Site) -> Verification:
+    """Of the programs this node runs."""
+    return Verification(site.layout.trust, site.roster, site.unit, required=site.settings.require_programs)
+
+
 @asynccontextmanager
 async def running(folder: Path, host: str | None = None, port: int | None = None) -> Any:
     """A node on its folder with its local page, until the block ends; `host` and `port` replace the settings'. Raises `Problem`."""
@@ -159,12 +176,14 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
     async with AsyncExitStack() as stack:
         stack.callback(lock.close)
         opened = await stack.enter_async_context(site(folder))
+        programs = verification(opened)
+        await programs.admit()
         # What a kill left in the clear, or half forgotten.
         await asyncio.to_thread(wipe, opened.layout.work)
         await asyncio.to_thread(samples.forget_arrays, opened)
         await forgetting.finish(opened)
         gateway = await stack.enter_async_context(opened.gateway())
-        node = Node(opened, gateway)
+        node = Node(opened, gateway, programs)
         settings = opened.settings
         door = serve(application(node), host=host or settings.host, port=settings.port if port is None else port)
         files.write(opened.layout.port, str(await stack.enter_async_context(door)))

@@ -13,7 +13,7 @@ from medmesh.auditing.signatures import Signatures
 from medmesh.ledger.report import Report
 from medmesh.security.approvals import Approval
 from medmesh.security.signing import Signer
-from medmesh.security.statements import CodeApproval, enrolment_digest, pack, sign
+from medmesh.security.statements import Asking, CodeApproval, enrolment_digest, pack, sign
 from medmesh.security.tokens import Actor
 from medmesh.service.recording import recorder
 from medmesh.store.unit import AuditEntry, Context, Entity
@@ -151,3 +151,63 @@ def test_absent_records_prove_nothing_and_refusals_and_others_need_no_signature(
     assert look(body("registry", refused), body("registry", AuditEntry("model.register", "C"))).faults == []
     hidden = AuditEntry("model.release", "E", entities=(Entity("release", "r", digest=DIGEST),), detail={"sub": "model.register"})
     assert look(body("registry", hidden)).code == 1, "what a detail says is no way around"
+
+
+# --- who asked ------------------------------------------------------------------------------------------------------
+
+ASKER = Signer.create(LI)
+STRICT = roster_of(WU, ASKER).model_copy(update={"signed_requests": ("model.release",)})
+
+
+def requested(by: Signer | None = ASKER, who: str = "li", **said: str) -> bytes:
+    values = {"action": "model.release", "target": "r", "digest": DIGEST, "requester": LI, **said}
+    detail: dict[str, Any] = {"action": "model.release", "target": "r"}
+    if by is not None:
+        detail["asking"] = pack(sign(Asking(made=datetime.now(UTC), **values), by))
+    entry = AuditEntry("approval.request", "C", entities=(Entity("approval", "a", digest=DIGEST),), detail=detail)
+    return body("governance", entry, Actor("person", who, "platform", frozenset(("researcher",))))
+
+
+def released_as_asked(by: Signer | None = ASKER) -> bytes:
+    about = (Entity("release", "r", digest=DIGEST), Entity("model", "m", "1"))
+    said = approved("model.release", "r", DIGEST)
+    if by is not None:
+        values = {"action": "model.release", "target": "r", "digest": DIGEST, "requester": LI}
+        said["asking"] = pack(sign(Asking(made=datetime.now(UTC), **values), by))
+    return body("registry", AuditEntry("model.release", "E", entities=about, approval=said))
+
+
+def strictly(*bodies: bytes) -> Report:
+    report, signatures = Report(), Signatures(STRICT)
+    for seq, one in enumerate(bodies):
+        signatures.inspect(report, seq, one)
+    return report
+
+
+def test_a_request_that_was_signed_passes_and_is_counted() -> None:
+    report = strictly(requested(), released_as_asked())
+    assert (report.faults, report.signatures) == ([], 3)
+    assert look(requested(None), released()).faults == [], "where the keepers do not want it nothing is missing"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        requested(None),
+        requested(Signer.create(LI)),
+        requested(WU),
+        requested(who="zhao"),
+        requested(target="s"),
+        requested(action="federation.start"),
+        requested(digest="9" * 64),
+        requested(requester=WU.name),
+        released_as_asked(None),
+        released_as_asked(Signer.create(LI)),
+        released_as_asked(WU),
+    ],
+    ids=("unsigned", "another key", "another person's", "under another's name", "another target", "another action", "other bytes",
+         "another requester", "released unasked", "released, another key", "released, asked by the approver"),
+)  # fmt: skip
+def test_a_request_in_anothers_name_is_found(forged: bytes) -> None:
+    (fault,) = strictly(requested(), forged).faults
+    assert (fault.problem.code, fault.seq) == ("audit.unsigned", 1)

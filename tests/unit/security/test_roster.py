@@ -205,3 +205,13 @@ def test_the_file_is_read_again_when_it_changes_and_refused_when_it_is_old(tmp_p
     assert code(read) == "roster.expired"
     path.write_text('{"versions": "x"}')
     assert code(read) in ("roster.form", "ledger.note")
+
+
+def test_which_requests_must_be_signed_is_the_keepers_word_and_older_rosters_say_nothing_of_it() -> None:
+    begun_book = book()
+    before = begun_book.versions[-1]
+    assert "signed_requests" not in before, "what keepers signed before there was such a list still reads the same"
+    strict = begun_book.edited(NOW, signed_requests=("federation.start",)).signed(ZHAO).signed(QIAN)
+    assert strict.believed().roster.signed_requests == ("federation.start",)
+    assert code(begun_book.edited, NOW, signed_requests=("hospital.enrol",)) == "roster.form"
+    assert code(believe, [before, forged(before, [SUN], signed_requests=("model.release",))]) == "roster.unsigned"
