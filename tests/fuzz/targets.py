@@ -32,7 +32,7 @@ from medmesh.imaging import reading
 from medmesh.learning import package, protocol, weights
 from medmesh.ledger import cosignature, leaf, note, policy, proof, tiles, witness
 from medmesh.ledger.record import outline, read_record
-from medmesh.security import assertions, authority, requests
+from medmesh.security import assertions, authority, possession, requests, statements
 from medmesh.security.authority import Authority
 from medmesh.security.tokens import TrustBundle, hospital_token, verify_actor
 from medmesh.serving import protocol as inference
@@ -208,6 +208,27 @@ def _signature(data: bytes) -> bytes | None:
     return None
 
 
+def _possession(data: bytes) -> bytes | None:
+    """A stranger's DPoP header. The id goes into memory for minutes."""
+    found = possession.verify(data.decode("latin-1"), "GET", "h", "/v1/events", "token", now=NOW)
+    assert len(found.id) <= 128
+    return None
+
+
+def _possession_claims(data: bytes) -> bytes | None:
+    """Any claims under a good signature, by a key of the sender's own."""
+    import jwt
+
+    head = {"typ": possession.TYPE, "jwk": possession.public_jwk(KEY.public_key())}
+    possession.verify(jwt.PyJWS().encode(data, KEY, algorithm="EdDSA", headers=head), "GET", "h", "/v1/events", "token", now=NOW)
+    return None
+
+
+def _asking(data: bytes) -> bytes | None:
+    """The text of a statement, whose signature is looked at before: what is taken is spelled in one way."""
+    return statements.text(statements.read(data.decode(errors="surrogateescape"), statements.Asking)).encode()
+
+
 def _file(data: bytes, suffix: str = "") -> Path:
     path = _folder() / f"input{suffix}"
     path.write_bytes(data)
@@ -289,6 +310,16 @@ def _image() -> bytes:
     )  # fmt: skip
 
 
+def jwt_claims(token: str) -> bytes:
+    """The payload of a JWT."""
+    part = token.split(".")[1]
+    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+
+
+def _asking_text() -> str:
+    return statements.text(statements.Asking(made=NOW, action="model.release", target="r", digest="0" * 64, requester="person:li@platform"))
+
+
 def _proof_text() -> str:
     return proof.encode(3, [b"\x07" * 32, b"\x08" * 32], checkpoint(), b'{"body":"e30=","leaf":"e30=","salt":"AAAA"}')
 
@@ -325,6 +356,11 @@ TARGETS: dict[str, Target] = {
     "assertion": Target(lambda: [assertions.sign(KEY, "his", now=NOW).encode()], _assertion),
     "system-key": Target(lambda: [PUBLIC_KEY], _system_key),
     "request-signature": Target(lambda: [requests.sign_request(ca()[1], "POST", "/v1/x", b"", now=NOW).encode()], _signature),
+    "possession": Target(lambda: [possession.prove(KEY, "GET", "https://h/v1/events", "token", now=NOW).encode()], _possession),
+    "possession-claims": Target(
+        lambda: [jwt_claims(possession.prove(KEY, "GET", "https://h/v1/events", "token", now=NOW))], _possession_claims
+    ),
+    "statement": Target(lambda: [_asking_text().encode()], _asking),
     "safetensors": Target(lambda: [_tensors()], _weights),
     "package": Target(lambda: [_zip({"medmesh.toml": MANIFEST, "model.py": b"pass"})], _package),
     "archive": Target(lambda: [_zip({"a.dcm": b"DICM" * 40, "b/c.csv": b"x,y\n1,2\n"})], _archive),
