@@ -294,6 +294,7 @@ async def test_nobody_can_be_made_to_have_asked_for_a_federation(scene: Scene) -
     await scene.attacker.sql(statement, "in-her-name", token, made["federation"])
     assert await _refused(node, made) == "statement.missing"
     await _over(scene, made)
+    forged_one = made["federation"]
 
     made = await _invited(scene, ("huashan", "renji"), approved=False)
     wanted = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
@@ -312,7 +313,11 @@ async def test_nobody_can_be_made_to_have_asked_for_a_federation(scene: Scene) -
     for service in ("governance", "federation", "gateway"):
         await _logged(scene, service)
     copy = await _copy(scene, "asked")
-    assert await _verified(scene, copy) == (0, [])
+    code, faults = await _verified(scene, copy)
+    bodies = [json.loads(entry.body) for entry in _entries(copy)]
+    named = {bodies[fault["seq"]]["entities"][0]["id"] for fault in faults}
+    assert (code, named) == (1, {forged_one}), "the verifier names the forged one, and nothing about the honest one"
+    assert any(body["sub"] == "approval.request" and "asking" in body["detail"] for body in bodies)
 
 
 async def test_two_hospitals_that_were_shown_two_logs_find_it_out_by_what_they_sign(scene: Scene) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.platform import Platform, platform
 from tests.unit.serving.models import CLASSES, SIZE, Authorities, graph, manifest
 
@@ -22,6 +23,7 @@ from medmesh.contracts.registry import Manifest, ModelReleased, ModelWithdrawn
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.security import possession
 from medmesh.security.keys import Identity
 from medmesh.security.labels import INTERNAL, Label, Level
 from medmesh.security.tokens import Actor, person_token
@@ -42,11 +44,19 @@ class Inference:
         self.p = p
         self.authorities = Authorities(Identity.load(p.folder / "keys" / "release.nk"), p.identities["governance"])
         p.rosters.add(self.authorities.approver.vkey, "approver")
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20)
+        self.key = Ed25519PrivateKey.generate()
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, event_hooks={"request": [self.prove]})
+
+    async def prove(self, request: httpx.Request) -> None:
+        """As a client does with each request: the token is bound to its key."""
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind == "DPoP":
+            request.headers["dpop"] = possession.prove(self.key, request.method, str(request.url), token)
 
     def bearer(self, *roles: str, audience: str = "inference", organisation: str = "renji", clearance: Label = INTERNAL) -> dict[str, str]:
-        who = Actor("person", "chen", organisation, frozenset(roles), clearance=clearance)
-        return {"authorization": f"Bearer {person_token(self.p.identities['governance'], who, audience=audience)}"}
+        bound = possession.thumbprint(self.key.public_key())
+        who = Actor("person", "chen", organisation, frozenset(roles), clearance=clearance, key=bound)
+        return {"authorization": f"DPoP {person_token(self.p.identities['governance'], who, audience=audience)}"}
 
     async def infer(self, version: int | None = None, headers: dict[str, str] | None = None) -> httpx.Response:
         path = f"/v2/models/{MODEL}" + ("" if version is None else f"/versions/{version}")
