@@ -11,6 +11,7 @@ import click
 from medmesh.cli import language, say
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
+from medmesh.errors import catalogue
 
 if TYPE_CHECKING:
     from medmesh.client.federation import Federation
@@ -59,6 +60,29 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
     return {name: value for name, _, value in pairs}
 
 
+def _privacy(options: dict[str, Any]) -> dict[str, str] | None:
+    names = ("epsilon", "delta", "clip", "noise", "rate", "quantile")
+    return {"unit": options["privacy"], **{name: options[name] for name in names}} if options["privacy"] else None
+
+
+def _reason(code: str) -> str:
+    """Its sentence; the code itself where that needs more than the code."""
+    text = catalogue().get(code)
+    sentence = "" if text is None else say(text.en, text.zh)
+    return code if not sentence or "{" in sentence else f"{sentence} ({code})"
+
+
+def _ended(view: FederationView) -> None:
+    """Why it ended, and what its privacy ledger says."""
+    if view.failure:
+        click.secho(f"  {_reason(view.failure)}", fg="red" if view.state == "failed" else "yellow")
+    if (spent := view.privacy) is not None:
+        unit = say(f"a {spent.unit}", {"hospital": "医院", "patient": "患者"}[spent.unit])
+        en = f"privacy of {unit}: epsilon {spent.epsilon:.3f} of {spent.budget} at delta {spent.delta}, {spent.attempts} attempts"
+        zh = f"隐私（保护单位：{unit}）：ε={spent.epsilon:.3f}，预算 {spent.budget}，δ={spent.delta}，已计 {spent.attempts} 次尝试"
+        click.echo(f"  {say(en, zh)}")
+
+
 @federation.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True)
@@ -88,6 +112,13 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
 @click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
+@click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden.")
+@click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more.")
+@click.option("--delta", default="0.00001", show_default=True)
+@click.option("--clip", default="1", show_default=True, help="L2 norm to which an update, or a patient's gradient, is clipped.")
+@click.option("--noise", default="1", show_default=True, help="Standard deviation of the noise over the clipping norm.")
+@click.option("--rate", default="1", show_default=True, help="Of patients: the probability to be in a step.")
+@click.option("--quantile", default="0", show_default=True, help="Of hospitals: the clipping norm follows this quantile of updates; 0 not.")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
@@ -116,6 +147,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             local=options["local"],
             codec=options["codec"],
             secure=None if options["secure"] is None else {"threshold": options["secure"]},
+            privacy=_privacy(options),
         )
 
     made = with_gateway(run)
@@ -176,8 +208,7 @@ def _now(view: FederationView) -> None:
     left = remaining(view)
     eta = "" if left is None else say(f", about {left:.0f} s of work left", f"，约剩 {left:.0f} 秒")
     click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
-    if view.failure:
-        click.secho(f"  {view.failure}", fg="red")
+    _ended(view)
     for one in view.participants:
         online = say("online", "在线") if one.online else say("offline", "离线")
         at = one.progress
@@ -226,8 +257,10 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
         return 1
     cells = cross_site(view)
     if as_json:
-        show({"model": view.model.model_dump(), "chain": view.chain, "cells": [cell._asdict() for cell in cells]})
+        privacy = {"privacy": view.privacy.model_dump()} if view.privacy else {}
+        show({"model": view.model.model_dump(), "chain": view.chain, "cells": [cell._asdict() for cell in cells], **privacy})
         return 0
+    _ended(view)
     click.echo(f"{say('model', '模型')} {view.model.sha256}  {view.model.bytes} B{f'  -> {saved}' if saved else ''}")
     for cell in cells:
         where = cell.hospital or say("all hospitals", "全部医院")

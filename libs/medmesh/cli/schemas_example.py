@@ -34,6 +34,7 @@ _NAMED: dict[str, Any] = {
     "codec_share": "0.01",
     "algorithm": "fedavg",
     "local": [],
+    "privacy": None,
     "secure": None,
     "media_type": "application/octet-stream",
     "modality": "US",

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import DataSchema
 from medmesh.contracts.message import Identifier, Record, Sha256
+from medmesh.contracts.privacy import Privacy
 
 
 class TensorSignature(Record):
@@ -71,6 +72,8 @@ class Plan(Record):
     """How updates travel: whole, or as their difference from the round's model in fewer bytes (`medmesh.federated.codecs`)."""
     codec_share: str = "0.01"
     """Of `topk`: the share of numbers that is sent."""
+    privacy: Privacy | None = None
+    """Differential privacy, with its budget. Then every hospital counts alike, and neither samples nor a loss are told."""
 
     @field_validator("learning_rate")
     @classmethod
@@ -110,6 +113,8 @@ class Plan(Record):
             raise ValueError("local: a tensor is named twice")
         if self.secure is not None:
             _check_secure(self, self.secure)
+        if self.privacy is not None:
+            _check_privacy(self, self.privacy)
         if unknown := sorted(set(self.local) - set(names)):
             raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
         if not set(names) - set(self.local):
@@ -117,7 +122,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("codec", "codec_share", "parameters", "local", "secure")
+LATER = ("codec", "codec_share", "parameters", "local", "privacy", "secure")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 
@@ -134,6 +139,14 @@ def _check_secure(plan: Plan, secure: SecureAggregation) -> None:
         raise ValueError("secure: masked numbers do not get fewer by a codec")
     if plan.baseline:
         raise ValueError("secure: a baseline shows each hospital's own model to the platform")
+
+
+def _check_privacy(plan: Plan, privacy: Privacy) -> None:
+    """Raise `ValueError` for what would leave beside what is noised."""
+    if plan.baseline:
+        raise ValueError("privacy: a baseline shows models without noise, and counts of single patients")
+    if privacy.unit == "hospital" and plan.codec != "none":
+        raise ValueError("privacy: what a codec leaves out of an update goes into a later one, beyond the clipping of a hospital's part")
 
 
 def canonical(plan: Plan) -> bytes:

@@ -29,7 +29,7 @@ from medmesh.learning.package import read as read_package
 from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_edge import encoding, samples, secure, training
+from medmesh_edge import encoding, privacy, samples, secure, training
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import in_hours
@@ -206,17 +206,20 @@ class Rounds:
         data, count = await samples.prepare(self.site, plan.data, held_out=False)
         if count < max(1, self.site.policy().min_samples):
             raise Problem("policy.samples", limit=self.site.policy().min_samples)
+        await privacy.charge(self.site, plan, event)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
         base = await self._model(event)
         async with training.side(self.site, plan, event, count, base, self._fetch) as local:
             left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
-            kept, out, residual = await training.store(self.site, left), left.upload, None
+            kept, residual = await training.store(self.site, left), None
+            out = await privacy.protect(plan, event, base, left.upload, local.folder / "protected")
             if plan.codec != "none" and event.kind is RoundKind.TRAIN:
                 await asyncio.to_thread(weights.check_finite, out)
                 out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
             ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
-        done = Trained(ref, count, {"loss": loss})
+        # Neither samples nor a loss are noised: where privacy is promised they stay.
+        done = Trained(ref, count, {"loss": loss}) if plan.privacy is None else Trained(ref, 1, {})
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
             if residual is not None:

@@ -65,10 +65,11 @@ def values(site: Site, row: Any, schema: TableSchema) -> np.ndarray:
 
 
 async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:
-    """A safetensors file with `x` (uint8 [samples, channels, size, size], or float32 [samples, width] of a table) and `y` int64 [samples],
-    and how many samples. Raises `Problem` (`data.row`) for a row of a table that does not fit the plan's schema."""
+    """A safetensors file with `x` (uint8 [samples, channels, size, size], or float32 [samples, width] of a table), `y` int64 [samples] and
+    `patients` int64 [samples] (equal for samples of one patient, and nothing else), and how many samples. Raises `Problem` (`data.row`)
+    for a row of a table that does not fit the plan's schema."""
     found = await rows(site, schema, held_out=held_out)
-    name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label) for r in found])).encode()).hexdigest()
+    name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label, r.patient) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
@@ -81,8 +82,9 @@ def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> 
     for place, row in enumerate(found):
         x[place] = values(site, row, schema) if schema.kind == "table" else image(site, row, schema.image_size, schema.channels)
     y = np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
+    patients = np.unique([row.patient for row in found], return_inverse=True)[1].astype(np.int64)
     temporary = path.with_suffix(".new")
-    weights.save({"x": x, "y": y}, temporary)
+    weights.save({"x": x, "y": y, "patients": patients}, temporary)
     temporary.replace(path)
 
 

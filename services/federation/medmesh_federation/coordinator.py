@@ -19,7 +19,7 @@ from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import results, secure, steps
+from medmesh_federation import privacy, results, secure, steps
 from medmesh_federation.domain import OPEN_STATES, Advance, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
@@ -134,8 +134,8 @@ class Coordinator:
         unstored = await uow.first(
             select(rounds.c.round).where(rounds.c.federation == row.federation, rounds.c.state == "committed", ~rounds.c.stored).limit(1)
         )
-        approved, stored = row.approval is not None, unstored is None
-        return Situation(State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now)
+        approved, stored, begun = row.approval is not None, unstored is None, await privacy.begun(uow, row.federation)
+        return Situation(State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now, begun)
 
     def _decide(self, situation: Situation) -> Step | None:
         settings = self.ports.settings

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from medmesh.contracts.federation import RoundKind, SecurePhase
 from medmesh.contracts.plan import Plan
+from medmesh.federated.privacy.budget import affordable
 
 
 class State(StrEnum):
@@ -66,6 +67,8 @@ class Situation:
     stored: bool
     """Every committed model is in the kept store."""
     now: datetime
+    begun: int = 0
+    """Attempts at training rounds that the privacy ledger has."""
 
     def those(self, state: str) -> frozenset[str]:
         """Hospitals in a state."""
@@ -207,6 +210,10 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     if kind is None:
         # Whoever hears of the final model must be able to fetch it for good.
         return Move(State.COMPLETED) if s.stored else None
+    if kind is RoundKind.TRAIN and not affordable(s.plan, s.begun + 1):
+        if number == 1:
+            return Move(State.FAILED, "privacy.budget")  # no attempt at the first round came to an end
+        return Move(State.COMPLETED, "privacy.budget") if s.stored else None
     if s.voids >= max_voids:
         return Move(State.FAILED, "federation.void")
     back = s.online & s.those("dropped")
