@@ -55,8 +55,8 @@ async def ledger(p: Platform) -> list[tuple[int, str]]:
 
 
 async def test_hospitals_count_alike_noise_is_added_and_the_budget_ends_the_run_with_the_last_model(p: Platform) -> None:
-    privacy = Privacy(unit="hospital", epsilon="2.0", delta="1e-5", clip="3", noise="4")
-    fits = max(n for n in range(20) if by_hand(4.0, n, 1e-5) <= 2.0) if by_hand(4.0, 1, 1e-5) <= 2.0 else 0
+    privacy = Privacy(unit="hospital", epsilon="1.6", delta="1e-5", clip="3", noise="4")
+    fits = max(n for n in range(1, 20) if by_hand(4.0, n, 1e-5) <= 1.6)
     assert fits == 2
     federation = await start(p, HOSPITALS, privacy=privacy, rounds=5)
     before: dict[str, np.ndarray] = {"weight": np.zeros((64, 2)), "bias": np.zeros(2)}
@@ -77,7 +77,7 @@ async def test_hospitals_count_alike_noise_is_added_and_the_budget_ends_the_run_
     assert (seen.state, seen.failure) == ("completed", "privacy.budget")
     assert seen.model == completed.model
     assert seen.privacy is not None
-    assert (seen.privacy.attempts, seen.privacy.budget) == (2, "2.0")
+    assert (seen.privacy.attempts, seen.privacy.budget) == (2, "1.6")
     assert seen.privacy.epsilon == pytest.approx(by_hand(4.0, 2, 1e-5), abs=1e-6)
     assert [round_ for round_, _ in await ledger(p)] == [1, 2]
     assert float((await ledger(p))[-1][1]) == pytest.approx(by_hand(4.0, 2, 1e-5), abs=1e-6)
@@ -88,7 +88,7 @@ async def test_hospitals_count_alike_noise_is_added_and_the_budget_ends_the_run_
 async def test_attempts_that_came_to_nothing_are_spent_and_a_restart_forgets_none(servers: RunningServers, private: Path) -> None:
     from medmesh.service.runtime import running
 
-    privacy = Privacy(unit="hospital", epsilon="2.0", delta="1e-5", clip="3", noise="4")
+    privacy = Privacy(unit="hospital", epsilon="1.6", delta="1e-5", clip="3", noise="4")
     async with platform(servers, private, SERVICE, settings=SETTINGS) as p:
         federation = await start(p, HOSPITALS, privacy=privacy, rounds=5, round_deadline_seconds=2)
         await opened(p, 1)

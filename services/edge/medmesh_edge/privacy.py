@@ -15,7 +15,7 @@ from medmesh.federated.privacy import clipping
 from medmesh.federated.privacy.budget import COUNT_NOISE, affordable, multiplier, spent
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import privacy_spent
+from medmesh_edge.tables import federations, privacy_spent
 
 
 async def charge(site: Site, plan: Plan, event: RoundOpened) -> None:
@@ -69,3 +69,18 @@ def clip_of(plan: Plan, event: RoundOpened) -> float:
     if not 0 < clip <= 1e9:
         raise Problem("federation.plan_changed", federation=event.federation)
     return clip
+
+
+async def ledger(site: Site) -> list[dict[str, Any]]:
+    """One line a federation: what it has spent of this hospital's privacy."""
+    async with site.unit() as uow:
+        rows = await uow.all(select(privacy_spent).order_by(privacy_spent.c.at, privacy_spent.c.round, privacy_spent.c.attempt))
+        plans = {row.federation: Plan.model_validate(row.plan) for row in await uow.all(select(federations))}
+    lines: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        plan = plans[row.federation]
+        assert plan.privacy is not None
+        about = {"name": plan.name, "unit": plan.privacy.unit, "budget": plan.privacy.epsilon, "delta": plan.privacy.delta}
+        attempts = lines.get(row.federation, {}).get("attempts", 0) + 1
+        lines[row.federation] = {"federation": row.federation, **about, "epsilon": row.epsilon, "attempts": attempts, "round": row.round}
+    return list(lines.values())
