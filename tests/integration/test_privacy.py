@@ -105,7 +105,7 @@ async def test_attempts_that_came_to_nothing_are_spent_and_a_restart_forgets_non
 
 
 async def test_the_norm_follows_the_updates_and_is_told_with_each_round(p: Platform) -> None:
-    privacy = Privacy(unit="hospital", epsilon="900", delta="1e-5", clip="3", noise="0.01", quantile="0.5")
+    privacy = Privacy(unit="hospital", epsilon="900", delta="1e-5", clip="3", noise="0.1", quantile="0.5")
     await start(p, HOSPITALS, privacy=privacy, rounds=2)
     first = (await opened(p, 1)).data
     assert first.clip == "3"
@@ -113,8 +113,8 @@ async def test_the_norm_follows_the_updates_and_is_told_with_each_round(p: Platf
         assert (await _counted(p, first, hospital, 0.5)).succeeded
     await alive(p, *HOSPITALS)
     second = (await opened(p, 2)).data
-    # Both were within: the norm goes down, by steps of 0.2 towards the median; noise x 2 / 2 hospitals is what may be off.
-    assert float(second.clip) == pytest.approx(adapted(3.0, 1.0), rel=0.2 * 5 * 0.01)
+    # Both were within: the norm goes down, by at most the step towards the median; what the noise takes from that is a tenth of it.
+    assert adapted(3.0, 1.0) <= float(second.clip) < adapted(3.0, 0.6) < 3
     plain = await submit(p, second, "huashan", 0.5)
     assert plain.problem and plain.problem["code"] == "weights.missing", "the count is part of what the plan asks for"
 

@@ -19,6 +19,7 @@ from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
 from medmesh_edge.patients import images, opened
+from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items, patients
 
@@ -27,10 +28,12 @@ def _wanted(schema: DataSchema, held_out: bool) -> Any:
     return (items.c.modality == schema.modality) & items.c.label.in_(schema.classes) & (items.c.held_out == held_out)
 
 
-async def count(site: Site, schema: DataSchema) -> int:
-    """Samples this hospital can train on under a schema."""
+async def cohort(site: Site, schema: DataSchema) -> Cohort:
+    """What this hospital can train on under a schema."""
+    counted = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(schema, False))
     async with site.unit() as uow:
-        return int((await uow.execute(select(func.count()).select_from(items).where(_wanted(schema, False)))).scalar_one())
+        found = (await uow.execute(counted)).one()
+    return Cohort(samples=int(found[0]), patients=int(found[1]))
 
 
 async def sources(site: Site, schema: DataSchema) -> list[str]:
