@@ -116,5 +116,3 @@ async def test_patients_are_hidden_by_their_hospitals_own_training(world: World)
     assert fits == 2
     view, ledgers, _ = await run(world, HOSPITALS[:2], local_steps=10, privacy=privacy)
     check(view, ledgers, fits, spent[:fits])
-    spoken = [record for record in await world.p.audited("federation") if record["sub"] == "federation.privacy"]
-    assert [record["detail"]["budget"] for record in spoken] == ["10"] * fits
