@@ -30,7 +30,7 @@ def _wanted(schema: DataSchema, held_out: bool) -> Any:
 
 async def cohort(site: Site, schema: DataSchema) -> Cohort:
     """What this hospital can train on under a schema."""
-    counted = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(schema, False))
+    counted: Any = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(schema, False))
     async with site.unit() as uow:
         found = (await uow.execute(counted)).one()
     return Cohort(samples=int(found[0]), patients=int(found[1]))
