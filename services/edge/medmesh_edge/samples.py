@@ -32,7 +32,7 @@ async def cohort(site: Site, schema: DataSchema) -> Cohort:
     """What this hospital can train on under a schema."""
     counted: Any = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(schema, False))
     async with site.unit() as uow:
-        found = (await uow.execute(counted)).one()
+        found: Any = (await uow.execute(counted)).one()
     return Cohort(samples=int(found[0]), patients=int(found[1]))
 
 
