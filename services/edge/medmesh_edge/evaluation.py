@@ -66,7 +66,7 @@ async def evaluate(site: Site, opened: Worker, plan: Plan, models: Sequence[Path
     if any(len(one) and not 0 <= one.min() <= one.max() < classes for one in predicted.values()):
         raise Problem("training.answer", operation="evaluate")
     truth = samples.truth(plan.data, rows)
-    items, key = [row.item for row in rows], _key(site)
+    items, key = [row.item for row in rows], _key(site) if smallest > 1 else b""
     return [
         told(truth, predicted[str(place)], items, classes=classes, smallest=smallest, key=key)  # one model at a time
         for place in range(len(models))
