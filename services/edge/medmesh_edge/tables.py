@@ -144,6 +144,18 @@ secure_opened = Table(
     comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
 )
 
+log_views = Table(
+    "log_views",
+    METADATA,
+    Column("origin", String(200), primary_key=True),
+    Column("note", Text, nullable=False),
+    Column("size", Counter, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    Column("fault", String(40), nullable=False),
+    Column("shown", Text, nullable=False),
+    comment="the newest signed checkpoint of each log; with a fault, `shown` is the one that contradicts it",
+)
+
 kept = Table(
     "kept",
     METADATA,
