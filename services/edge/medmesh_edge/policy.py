@@ -35,6 +35,7 @@ min_patients = 0          # 本院最少患者数 and the patients they are of
 min_hospitals = 0         # 每轮最少参与医院数 hospitals in every round, at least
 max_update_mib = 512
 max_rounds = 1000
+small_cell = 0            # 评估计数至少按此数的倍数外传 counts of evaluations leave as multiples of this at least, whatever a plan says
 secure = false            # 必须使用安全聚合 only where the platform sees sums
 privacy = "none"          # none、any、hospital、patient：必须的差分隐私 the differential privacy that a plan must have
 max_epsilon = "1000"      # 差分隐私预算上限 where a plan has it, its budget at most
@@ -69,6 +70,7 @@ class Policy:
     min_hospitals: int = 0
     max_update_mib: int = 0
     max_rounds: int = 0
+    small_cell: int = 0
     secure: bool = False
     privacy: str = "none"
     max_epsilon: str = "1000"

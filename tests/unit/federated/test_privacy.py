@@ -147,6 +147,7 @@ PATIENT = {**HOSPITAL, "unit": "patient", "rate": "0.1"}
         ({"privacy": {**PATIENT, "quantile": "0.5"}}, "follows updates of hospitals"),
         ({"privacy": HOSPITAL, "baseline": True}, "a baseline shows models without noise"),
         ({"privacy": PATIENT, "baseline": True}, "a baseline shows models without noise"),
+        ({"privacy": PATIENT, "evaluate_every": 1}, "counts of an evaluation are of single patients"),
         ({"privacy": HOSPITAL, "codec": "int8"}, "what a codec leaves out"),
     ],
 )

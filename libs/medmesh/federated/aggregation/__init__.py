@@ -78,6 +78,9 @@ def compatible(plan: Plan) -> Algorithm:
     if plan.privacy is not None:
         _private(plan, plan.privacy, algorithm)
     algorithm.check(plan)
+    if plan.stop is not None and (algorithm.PERSONAL or plan.local):
+        reason = "`stop` brings back the best global model, and no hospital's own model of that round"
+        raise Problem("federation.plan", reason=reason)
     return algorithm
 
 
