@@ -19,6 +19,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation import evaluation, privacy
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
@@ -35,6 +36,8 @@ class Result:
     state: ObjectRef | None = None
     personal: Mapping[str, ObjectRef] = field(default_factory=dict)
     flagged: Mapping[str, str] = field(default_factory=dict)
+    clip: str | None = None
+    """The next round's clipping norm, where it follows the updates."""
 
 
 async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[Any], opening: Opening | None = None) -> Result:
@@ -45,7 +48,8 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
     plan, base = situation.plan, ObjectRef.model_validate(row.model)
     before = ObjectRef.model_validate(row.state_object) if row.state_object else None
     if situation.round.kind is not RoundKind.TRAIN:
-        return Result(base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
+        chosen = evaluation.kept(situation, given) if situation.round.kind is RoundKind.EVALUATE else None
+        return Result(chosen or base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
     updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
@@ -59,11 +63,12 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
             vectors = {name: path for name, path, _ in updates}
             mean, samples = await asyncio.to_thread(opening.mean, plan, vectors, origin, Path(folder))
             updates = [("sum", mean, samples)]
+        updates, clip = await privacy.noised(row, plan, origin, updates, Path(folder))
         start = Start(origin, state=state, members=members, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
         personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
         remembered = await _put(ports, outcome.state) if outcome.state else None
-        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged)
+        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, clip)
 
 
 async def _put(ports: Ports, path: Path) -> ObjectRef:
@@ -82,7 +87,7 @@ def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
     return target
 
 
-async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result) -> None:
+async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result, milliseconds: int) -> None:
     current, model = situation.round, made.model
     assert current is not None
     state = made.state.sha256 if made.state else None
@@ -92,8 +97,8 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
         "state_object": made.state.model_dump() if made.state else None,
         "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
     }
-    await close_round(uow, row, current, state="committed", chain=chain, **left)
-    await change(uow, row, chain=chain, voids=0, **left)
+    await close_round(uow, row, current, state="committed", chain=chain, aggregate_milliseconds=milliseconds, **left)
+    await change(uow, row, chain=chain, voids=0, clip=made.clip, **left)
     parties = tuple(sorted(current.answered))
     uow.emit(
         RoundCommitted(
@@ -145,8 +150,9 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
 
 async def _outdated(runtime: Runtime, row: Any, needed: Sequence[ObjectRef]) -> list[ObjectRef]:
     """What the algorithm remembered after the round before this one."""
-    before = (rounds.c.federation == row.federation) & (rounds.c.round == row.round - 1) & (rounds.c.state == "committed")
-    async with runtime.unit() as uow:
-        older = await uow.first(select(rounds.c.state_object, rounds.c.personal).where(before))
+    before = (rounds.c.federation == row.federation) & (rounds.c.round < row.round) & (rounds.c.state == "committed")
+    async with runtime.unit() as uow:  # rounds that an early stop left out are none
+        wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(1)
+        older = await uow.first(wanted)
     found = [] if older is None else [ref for ref in (older.state_object, *(older.personal or {}).values()) if ref]
     return [ref for ref in map(ObjectRef.model_validate, found) if ref not in needed]
