@@ -130,7 +130,7 @@ class Doors:
 
     def __init__(self, world: World, urls: dict[str, str], bearers: dict[str, Credentials], auditor: Gateway) -> None:
         self.world, self.urls, self.bearers, self.auditor = world, urls, bearers, auditor
-        self.records = Records(world.p)
+        self.records = Records(world.p, aside=("audit.heartbeat",))  # every minute, whatever is asked
         self.http = httpx.AsyncClient(verify=str(world.ca) and _context(world.ca), timeout=30)
 
     async def ask(self, service: str, method: str, target: str, bearer: str | Credentials | None = "", **options: Any) -> httpx.Response:
