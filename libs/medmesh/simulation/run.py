@@ -54,11 +54,13 @@ def _silent(kind: str, fact: dict[str, Any]) -> None:
     return None
 
 
-async def simulate(source: Path, shares: Shares, model: Path, *, news: News = _silent, workers: int = 0, **plan: Any) -> Simulated:
+async def simulate(
+    source: Path, shares: Shares, model: Path, *, news: News = _silent, workers: int = 0, ranks: int = 1, **plan: Any
+) -> Simulated:
     """Train the package in the folder `source` at the hospitals of `shares`; the final model goes to the file `model`.
 
     `plan` are the fields of `medmesh.contracts.plan.Plan` that say how; `news(type, fact)` hears every fact as it happens. `workers`
-    processes train, as many as there are processors by default. Raises `Problem`; a federation that failed is no problem, its view says.
+    processes train, as many as there are processors by default, each by `ranks` of its own. Raises `Problem`; a federation that failed is no problem, its view says.
     """
     package = pack(source)
     with tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
@@ -73,7 +75,10 @@ async def simulate(source: Path, shares: Shares, model: Path, *, news: News = _s
             news(kind, fact)
 
         policy(folder, package.digest)
-        async with hub(folder, keys, hear) as platform, _field(platform, package, keys, shares, workers or os.cpu_count() or 1) as tasks:
+        async with (
+            hub(folder, keys, hear) as platform,
+            _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as tasks,
+        ):
             federation = await _create(platform, package, tuple(sorted(shares)), plan)
             await _until(ended, tasks)
             view = await platform.ask(GetFederation(federation=federation), FederationView, platform.person(RESEARCHER, "researcher"))
@@ -118,13 +123,13 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
 
 @asynccontextmanager
 async def _field(
-    platform: Hub, package: Package, keys: Sequence[Signer], shares: Shares, workers: int
+    platform: Hub, package: Package, keys: Sequence[Signer], shares: Shares, workers: int, ranks: int
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Every hospital at work, until the block ends; the tasks end only when one of them fails."""
     async with AsyncExitStack() as stack:
         roster, benches = RosterFile(platform.folder / NAME), []
         for n in range(min(workers, len(keys))):
-            benches.append(Bench(await stack.enter_async_context(worker(package, platform.folder / f"worker-{n}"))))
+            benches.append(Bench(await stack.enter_async_context(worker(package, platform.folder / f"worker-{n}", ranks=ranks))))
         for n, key in enumerate(keys):
             samples = shares[key.name.removeprefix("hospital:")]
             await stack.enter_async_context(hospital(platform, key, samples, benches[n % len(benches)], roster))

@@ -177,6 +177,7 @@ class Rounds:
                 silence=settings.worker_silence_seconds,
                 limits=isolation.Limits(memory_bytes=settings.worker_memory_bytes),
                 account=settings.worker_account,
+                ranks=settings.worker_processes,
             )
         )
         self._stack, self._worker, self._package = stack, opened, package.sha256
