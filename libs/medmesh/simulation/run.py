@@ -60,7 +60,8 @@ async def simulate(
     """Train the package in the folder `source` at the hospitals of `shares`; the final model goes to the file `model`.
 
     `plan` are the fields of `medmesh.contracts.plan.Plan` that say how; `news(type, fact)` hears every fact as it happens. `workers`
-    processes train, as many as there are processors by default, each by `ranks` of its own. Raises `Problem`; a federation that failed is no problem, its view says.
+    processes train, as many as there are processors by default, each by `ranks` of its own. Raises `Problem`; a federation that failed
+    is no problem: its view says so.
     """
     package = pack(source)
     with tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
