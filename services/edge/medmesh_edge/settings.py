@@ -38,6 +38,8 @@ class Settings(BaseModel):
     worker_silence_seconds: float = Field(default=120, gt=0)
     roster_every: timedelta = timedelta(seconds=30)
     """How often the platform is asked for newer versions of the roster."""
+    log_every: timedelta = timedelta(seconds=30)
+    """How often it is looked whether the platform's log only grew."""
     holdout: float = Field(default=0.25, gt=0, lt=1)
     """The share of patients whose samples are never trained on."""
     log_level: str = "info"
