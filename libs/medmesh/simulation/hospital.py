@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from medmesh.learning.host import Worker
 from medmesh.security import signing
 from medmesh.security.authority import new_key, node_request
 from medmesh.security.keyring.memory import MemoryKey
-from medmesh.security.keys import write_secret
 from medmesh.security.keys import write_secret
 from medmesh.security.roster_file import NAME, RosterFile
 from medmesh.security.signing import Signer
@@ -109,7 +107,6 @@ async def hospital(hub: Hub, own: Signer, samples: list[Sample], bench: Bench, r
     layout.policy, layout.trust, layout.roster = hub.folder / "policy.toml", hub.folder / "trust.json", hub.folder / NAME
     layout.site_key = hub.folder / SITE_KEY
     signing.save(layout.organisation_key, own, None)
-    write_secret(layout.site_key, hashlib.sha256(name.encode()).hexdigest().encode())  # what is drawn with it is drawn alike each time
     settings = Settings(hospital=name, node="simulated", gateway="memory:")
     record = recorder(service=f"edge:{name}", instance="simulated", organisation=name, version=version("medmesh"), node=True)
     database = Database.memory(recorder=record)
