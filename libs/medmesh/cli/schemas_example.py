@@ -36,6 +36,7 @@ _NAMED: dict[str, Any] = {
     "algorithm": "fedavg",
     "local": [],
     "secure": None,
+    "pace": None,
     "media_type": "application/octet-stream",
     "modality": "US",
     "framework": "torch",
