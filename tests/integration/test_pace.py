@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.federations import alive, opened, submit, view
-from tests.integration.test_federation import SETTINGS, start
+from tests.integration.test_federation import SETTINGS
+from tests.integration.test_federation import start as started
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundOpened, RoundStored, WithdrawFromFederation
@@ -29,8 +31,14 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
         yield made
 
 
+async def start(p: Platform, **changed: object) -> str:
+    """It begins as soon as all have accepted."""
+    now = datetime.now(UTC)
+    return await started(p, HOSPITALS, accept_by=now + timedelta(seconds=60), start_at=now, lease_seconds=120, **changed)
+
+
 async def committed(p: Platform, number: int) -> RoundCommitted:
-    return (await p.wait(RoundCommitted, lambda event: event.data.round == number, timeout=30)).data
+    return (await p.wait(RoundCommitted, lambda event: event.data.round == number, timeout=60)).data
 
 
 async def bias(p: Platform, ref: ObjectRef) -> float:
@@ -43,7 +51,7 @@ async def bias(p: Platform, ref: ObjectRef) -> float:
 
 
 async def test_the_fast_go_on_and_the_slow_count_later_with_less_weight(p: Platform) -> None:
-    federation = await start(p, HOSPITALS, pace=PACE, rounds=3)
+    federation = await start(p, pace=PACE, rounds=3)
     first: RoundOpened = (await opened(p, 1)).data
     assert first.hospitals == HOSPITALS
     for place, hospital in enumerate(FAST):
@@ -78,7 +86,7 @@ async def test_the_fast_go_on_and_the_slow_count_later_with_less_weight(p: Platf
 
 
 async def test_what_comes_too_late_counts_nowhere_and_who_left_does_not_count(p: Platform) -> None:
-    federation = await start(p, HOSPITALS, pace={**PACE, "staleness": 1}, rounds=4)
+    federation = await start(p, pace={**PACE, "staleness": 1}, rounds=4)
     first = (await opened(p, 1)).data
     for number in (1, 2):
         round_ = (await opened(p, number)).data
@@ -103,7 +111,7 @@ async def test_what_comes_too_late_counts_nowhere_and_who_left_does_not_count(p:
 
 
 async def test_a_coordinator_that_begins_anew_makes_the_same_of_late_updates(p: Platform) -> None:
-    await start(p, HOSPITALS, pace=PACE, rounds=2)
+    await start(p, pace=PACE, rounds=2)
     first = (await opened(p, 1)).data
     for place, hospital in enumerate(FAST):
         await submit(p, first, hospital, 10.0 + place)
