@@ -84,17 +84,23 @@ class Hospital:
             for fact in told:
                 self._taken += 1
                 await inbox.take(self.site, self._taken, fact)
-            await consent.answer_invitations(self.site)
-            more = False
-            for work in (self.rounds.step, self._send, self._record):
-                while await work():
-                    more = True
+            if self._rang("consent"):
+                await consent.answer_invitations(self.site)
+            while await self.rounds.step():
+                pass
+            while self._rang("requests"):
+                while await outgoing.send_one(self.site, self.link):
+                    pass
+            more = bool(self._told)
+        while await outgoing.ship_audit(self.site, self.link):
+            pass
 
-    async def _send(self) -> bool:
-        return await outgoing.send_one(self.site, self.link)
-
-    async def _record(self) -> bool:
-        return await outgoing.ship_audit(self.site, self.link)
+    def _rang(self, name: str) -> bool:
+        """Whether somebody left work for a loop of this name since it was last asked."""
+        bell = self.site.changed.of(name)
+        rang = bell.is_set()
+        bell.clear()
+        return rang
 
 
 @asynccontextmanager

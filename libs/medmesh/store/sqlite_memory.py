@@ -14,7 +14,6 @@ from aiosqlite import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-
 HERE = "medmesh_here"
 """Of an engine's options: a statement ends before anybody could cancel it."""
 
