@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import DataSchema
 from medmesh.contracts.message import Identifier, Record, Sha256
+from medmesh.contracts.privacy import Privacy
 
 
 class TensorSignature(Record):
@@ -125,6 +126,8 @@ class Plan(Record):
     """Whether rounds go on without the slow; by default every round waits for everybody in it."""
     small_cell: int = Field(default=0, ge=0, le=1000)
     """Counts of an evaluation leave as multiples of this, none below it (`medmesh.federated.cells`); 0: exactly as they are."""
+    privacy: Privacy | None = None
+    """Differential privacy, with its budget. Then every hospital counts alike, and neither samples nor a loss are told."""
 
     @field_validator("learning_rate")
     @classmethod
@@ -168,6 +171,8 @@ class Plan(Record):
             _check_pace(self, self.pace)
         if self.stop is not None and not self.evaluate_every:
             raise ValueError("stop: nothing tells when to stop while evaluate_every is 0")
+        if self.privacy is not None:
+            _check_privacy(self, self.privacy)
         if unknown := sorted(set(self.local) - set(names)):
             raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
         if not set(names) - set(self.local):
@@ -175,7 +180,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("codec", "codec_share", "parameters", "local", "secure", "evaluate_every", "stop", "small_cell", "pace")
+LATER = ("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "pace")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 
@@ -206,6 +211,18 @@ def _check_pace(plan: Plan, pace: SemiAsynchrony) -> None:
         raise ValueError("pace: tensors that stay in a hospital go on from the round in which it counted last, which the slow do not know")
     if plan.stop is not None:
         raise ValueError("pace: the fast hospitals alone would decide when to stop")
+    if plan.privacy is not None:
+        raise ValueError("pace: the noise and its account are for rounds in which every hospital counts once and alike")
+
+
+def _check_privacy(plan: Plan, privacy: Privacy) -> None:
+    """Raise `ValueError` for what would leave beside what is noised."""
+    if plan.baseline:
+        raise ValueError("privacy: a baseline shows models without noise, and counts of single patients")
+    if plan.evaluate_every:
+        raise ValueError("privacy: counts of an evaluation are of single patients, and no budget covers them")
+    if privacy.unit == "hospital" and plan.codec != "none":
+        raise ValueError("privacy: what a codec leaves out of an update goes into a later one, beyond the clipping of a hospital's part")
 
 
 def canonical(plan: Plan) -> bytes:

@@ -56,6 +56,8 @@ def together(session: Session, call: Mapping[str, Any], tell: Any) -> dict[str, 
     """Train in `session.ranks` processes; answers what the first of them does. Raises `Problem` (`package.not_parallel`, `worker.rank`)."""
     if hasattr(session.module, "train") or not getattr(session.adapter, "parallel", False):
         raise Problem("package.not_parallel", framework=session.framework)
+    if call.get("private"):
+        raise Problem("privacy.package", reason="gradients are clipped by patient in one process: worker_processes in edge.json")
     if call["batch_size"] < session.ranks:
         raise Problem("worker.ranks_few", batch=call["batch_size"], ranks=session.ranks)
     attempt = new_id()

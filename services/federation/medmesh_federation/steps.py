@@ -27,7 +27,7 @@ from medmesh.federated.plan import after_training
 from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation import evaluation
+from medmesh_federation import evaluation, privacy
 from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, round_seed
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -100,13 +100,19 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
             chain=row.chain,
             package=ObjectRef.model_validate(row.package),
             model=ObjectRef.model_validate(row.model),
-            rounds=situation.plan.rounds,
+            rounds=_trained(situation),
             participants=members,
             organisation=row.initiator.rpartition("@")[2],
             label=label.record,
             hospitals=members,
         )
     )
+
+
+def _trained(situation: Situation) -> int:
+    """How many training rounds made the model."""
+    last = situation.round
+    return 0 if last is None else min(situation.plan.rounds, last.number - (last.state != "committed"))
 
 
 async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Open) -> None:
@@ -138,6 +144,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         "parties": list(assigned) if secure else None,
     }
     await uow.execute(insert(rounds).values(values))
+    await privacy.charge(uow, row, plan, step)
     await change(uow, row, waiting_since=None)
     # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
     steps = plan.local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
@@ -153,6 +160,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         seed=round_seed(plan, step.number),
         deadline=deadline,
         hospitals=assigned,
+        clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
         **await _beside(uow, row, step, plan),
     )
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):

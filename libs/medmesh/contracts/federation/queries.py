@@ -68,6 +68,16 @@ class EvaluationView(Record):
     counts: tuple[tuple[int, ...], ...]
 
 
+class PrivacyView(Record):
+    """The federation's ledger: `epsilon` is spent at `delta` after `attempts` at training rounds, each counted when it began."""
+
+    unit: str
+    epsilon: float
+    budget: str
+    delta: str
+    attempts: int
+
+
 class FederationView(Record):
     federation: str
     state: str
@@ -79,6 +89,8 @@ class FederationView(Record):
     evaluation: tuple[EvaluationView, ...]
     model: ObjectRef | None
     failure: str | None
+    """Why it ended as it did; of one that is completed, why before its last round."""
+    privacy: PrivacyView | None = None
     label: SecurityLabel | None = None
 
 
