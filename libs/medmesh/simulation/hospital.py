@@ -11,6 +11,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from medmesh.contracts.federation import RoundStored
 from medmesh.learning.host import Worker
 from medmesh.security import signing
 from medmesh.security.authority import new_key, node_request
@@ -66,19 +67,21 @@ class Hospital:
     rounds: Rounds = field(init=False)
     _told: list[dict[str, Any]] = field(default_factory=list)
     _taken: int = 0
+    _waits: bool = False
 
     def __post_init__(self) -> None:
         self.rounds = Rounds(self.site, self.link, self.bench.borrowed)
 
     def tell(self, fact: dict[str, Any]) -> None:
-        """Put a fact into its inbox."""
+        """Put a fact into its inbox. That an update may be released is read with the next thing there is to do."""
         self._told.append(fact)
-        if len(self._told) == 1:
+        if not self._waits and fact["type"] != RoundStored.subject():
+            self._waits = True
             self.bench.waiting.put_nowait(self)
 
     async def step(self) -> None:
         """Take in what was told, answer invitations, work, send and hand in, as a node's loops do, until there is nothing to do."""
-        more = True
+        self._waits, more = False, True
         while more:
             told, self._told = self._told, []
             for fact in told:

@@ -42,6 +42,7 @@ def test_what_training_changed_is_carried_to_the_present_model(tmp_path: Path) -
 
 
 PACE = {"quorum": 2}
+PRIVACY = {"unit": "hospital", "epsilon": "8", "delta": "0.00001", "clip": "1", "noise": "20"}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ PACE = {"quorum": 2}
         ({"pace": {"quorum": 3}, "min_participants": 3, "secure": {"threshold": 3}}, "opened once"),
         ({"pace": PACE, "local": ("bn.mean",)}, "stay in a hospital"),
         ({"pace": PACE, "evaluate_every": 1, "stop": {}}, "alone would decide"),
+        ({"pace": PACE, "privacy": PRIVACY}, "once and alike"),
     ],
 )
 def test_what_cannot_go_on_without_the_slow_is_refused_with_its_reason(changed: dict[str, object], why: str) -> None:
