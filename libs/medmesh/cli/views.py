@@ -58,7 +58,7 @@ def now(view: FederationView) -> None:
             if at is not None and view.state == "running"
             else ""
         )
-        took = f"({spent(last[one.hospital])} s)" if one.hospital in last and last[one.hospital].milliseconds else ""
+        took = f"({spent(last[one.hospital])} {say('s', '秒')})" if one.hospital in last and last[one.hospital].milliseconds else ""
         click.echo(f"  {one.hospital:<16} {one.state:<10} {online} {doing} {took} {one.reason}".rstrip())
     if done and (found := split(done[-1])) is not None:
         move = found.fetch + found.send
