@@ -37,6 +37,22 @@ def spent(answer: AnswerView) -> str:
     return ", ".join(f"{say(*words)} {told[work]:.1f}" for work, words in WORK.items() if work in told)
 
 
+WAITS = {
+    "answer": ("{0} has not answered yet", "{0} 尚未答复"),
+    "approval": ("its start is not approved yet", "启动尚未获批"),
+    "time": ("it is not to start yet", "未到开始时间"),
+    "online": ("too few hospitals are online", "在线医院不足"),
+    "initiator": ("its initiator has as many running as one may", "发起人运行中的联邦已达上限"),
+    "busy": ("{0} takes part in as many as one may", "{0} 参加的联邦已达上限"),
+}
+
+
+def waits(view: FederationView) -> list[str]:
+    """What it waits for before it runs."""
+    given = [text.partition(":") for text in view.waiting]
+    return [say(*WAITS[kind]).format(about) if kind in WAITS else kind for kind, _, about in given]
+
+
 def now(view: FederationView) -> None:
     """Where it stands: one line for the whole, one a hospital, with what its last round's time went into."""
     from medmesh.client.results import curve, last_round, remaining, split, trained
@@ -48,6 +64,8 @@ def now(view: FederationView) -> None:
     click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
     if view.failure:
         click.secho(f"  {view.failure}", fg="red")
+    for line in waits(view):
+        click.echo(f"  {line}")
     done = trained(view)
     last = {answer.hospital: answer for answer in done[-1].answers} if done else {}
     for one in view.participants:

@@ -19,6 +19,8 @@ class Lineage(Record):
     chain: Sha256 | None = None
     package: Sha256 | None = None
     hospitals: tuple[Identifier, ...] = ()
+    rounds: int | None = None
+    """Of a federation: which training round made it; `hospitals` are those whose updates are in it."""
     datasets: tuple[str, ...] = ()
 
 

@@ -77,6 +77,8 @@ class FederationView(Record):
     evaluation: tuple[EvaluationView, ...]
     model: ObjectRef | None
     failure: str | None
+    waiting: tuple[str, ...] = ()
+    """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
 
 
