@@ -30,6 +30,8 @@ GOALS = {"fl.8x1mb": (10, 50), "fl.4x100mb": (1.5, None), "fl.64x40kb": (None, N
 TOGETHER = 16
 """Nodes in a process where there are 64: half a gigabyte of interpreters less, and nothing else is shared."""
 KILLS = 20
+SECURE = ((4, 100.0, 4), (8, 1.0, 10))
+"""Hospitals, MB and rounds of secure sums beside plain ones."""
 
 
 def measure(names: Sequence[str] = ()) -> list[Measure]:
@@ -45,6 +47,9 @@ def measure(names: Sequence[str] = ()) -> list[Measure]:
             found += _measures(name, *ours, _peers(clients, mb, min(rounds, 15)) if clients <= 8 else {})
     if wanted("fl.int8_bytes"):
         found.append(asyncio.run(_int8()))
+    for clients, mb, rounds in SECURE:
+        if wanted("fl.secagg"):
+            found.append(asyncio.run(_secagg(clients, mb, rounds)))
     if wanted("fl.kill20"):
         found += asyncio.run(_kills())
     return found
@@ -110,6 +115,17 @@ async def _int8() -> Measure:
         whole = await field.federate(source, field.hospitals, 2)
         short = await field.federate(source, field.hospitals, 2, codec="int8")
         return Measure("fl.int8_bytes", short.bytes / whole.bytes, "of float32", goal=0.26)
+
+
+async def _secagg(clients: int, mb: float, rounds: int) -> Measure:
+    """A round under secure aggregation over a plain one, in the same run: median over median."""
+    async with field_of(clients) as field:
+        source = package(field.folder / "package", mb)
+        await field.federate(source, field.hospitals, 2)
+        plain = await field.federate(source, field.hospitals, rounds)
+        secure = await field.federate(source, field.hospitals, rounds, secure={"threshold": 2 * clients // 3 + 1})
+    print(f"secagg {clients}x{mb:g}mb: plain {plain.median:.3f} s, secure {secure.median:.3f} s a round", file=sys.stderr)
+    return Measure(f"fl.secagg {clients}x{mb:g}mb", secure.median / plain.median, "of the plain round", goal=2.0)
 
 
 async def _kills() -> list[Measure]:

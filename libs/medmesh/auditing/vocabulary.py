@@ -146,6 +146,7 @@ VERBS: dict[str, Verb] = {
     "federation.invitation": Verb("rest", "create", _RESEARCH, _SECURITY, "收到联邦邀请"),
     "federation.move": Verb("rest", "update", _RESEARCH, _SECURITY, "联邦状态变更"),
     "federation.pause": Verb("rest", "update", _RESEARCH, _SECURITY, "暂停或恢复联邦"),
+    "federation.privacy": Verb("rest", "create", _RESEARCH, _CLINICAL, "隐私预算支出"),
     "federation.rejoin": Verb("rest", "update", _RESEARCH, _SECURITY, "参与方重新加入"),
     "federation.respond": Verb("rest", "update", _RESEARCH, _SECURITY, "收到医院答复"),
     "federation.round": Verb("110100", "operation", _RESEARCH, _CLINICAL, "联邦训练轮次"),

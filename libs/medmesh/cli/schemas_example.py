@@ -35,6 +35,7 @@ _NAMED: dict[str, Any] = {
     "min_delta": "0.01",
     "algorithm": "fedavg",
     "local": [],
+    "privacy": None,
     "secure": None,
     "media_type": "application/octet-stream",
     "modality": "US",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import language, say
+from medmesh.errors import catalogue
 
 if TYPE_CHECKING:
     from medmesh.contracts.federation import AnswerView, FederationView
@@ -53,6 +54,24 @@ def waits(view: FederationView) -> list[str]:
     return [say(*WAITS[kind]).format(about) if kind in WAITS else kind for kind, _, about in given]
 
 
+def _reason(code: str) -> str:
+    """Its sentence; the code itself where that needs more than the code."""
+    text = catalogue().get(code)
+    sentence = "" if text is None else say(text.en, text.zh)
+    return code if not sentence or "{" in sentence else f"{sentence} ({code})"
+
+
+def _ended(view: FederationView) -> None:
+    """Why it ended, and what its privacy ledger says."""
+    if view.failure:
+        click.secho(f"  {_reason(view.failure)}", fg="red" if view.state == "failed" else "yellow")
+    if (spent := view.privacy) is not None:
+        unit = say(f"a {spent.unit}", {"hospital": "医院", "patient": "患者"}[spent.unit])
+        en = f"privacy of {unit}: epsilon {spent.epsilon:.3f} of {spent.budget} at delta {spent.delta}, {spent.attempts} attempts"
+        zh = f"隐私（保护单位：{unit}）：ε={spent.epsilon:.3f}，预算 {spent.budget}，δ={spent.delta}，已计 {spent.attempts} 次尝试"
+        click.echo(f"  {say(en, zh)}")
+
+
 def now(view: FederationView) -> None:
     """Where it stands: one line for the whole, one a hospital, with what its last round's time went into."""
     from medmesh.client.results import curve, last_round, remaining, split, trained
@@ -62,8 +81,7 @@ def now(view: FederationView) -> None:
     most = say("at most", "最多") if view.plan.stop is not None else say("about", "约")
     eta = "" if left is None else say(f", {most} {seconds(left)} left", f"，{most}剩 {seconds(left)}")
     click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
-    if view.failure:
-        click.secho(f"  {view.failure}", fg="red")
+    _ended(view)
     for line in waits(view):
         click.echo(f"  {line}")
     done = trained(view)
@@ -103,6 +121,7 @@ def document(view: FederationView) -> dict[str, Any]:
         "cells": [cell._asdict() for cell in cross_site(view)],
         "gains": [gain._asdict() for gain in gains(view)],
         "curve": [point._asdict() for point in curve(view)],
+        **({"privacy": view.privacy.model_dump()} if view.privacy else {}),
     }
 
 
@@ -111,6 +130,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
     from medmesh.client.results import cross_site, gains, kept_round, trained
 
     assert view.model is not None
+    _ended(view)
     click.echo(f"{say('model', '模型')} {view.model.sha256}  {view.model.bytes} B{f'  -> {saved}' if saved else ''}")
     kept, last = kept_round(view), max((one.round for one in trained(view)), default=0)
     if kept is not None and (kept, last) != (view.plan.rounds, view.plan.rounds):

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import DataSchema
 from medmesh.contracts.message import Identifier, Record, Sha256
+from medmesh.contracts.privacy import Privacy
 
 
 class TensorSignature(Record):
@@ -102,6 +103,8 @@ class Plan(Record):
     stop: EarlyStopping | None = None
     small_cell: int = Field(default=0, ge=0, le=1000)
     """Counts of an evaluation leave as multiples of this, none below it (`medmesh.federated.cells`); 0: exactly as they are."""
+    privacy: Privacy | None = None
+    """Differential privacy, with its budget. Then every hospital counts alike, and neither samples nor a loss are told."""
 
     @field_validator("learning_rate")
     @classmethod
@@ -143,6 +146,8 @@ class Plan(Record):
             _check_secure(self, self.secure)
         if self.stop is not None and not self.evaluate_every:
             raise ValueError("stop: nothing tells when to stop while evaluate_every is 0")
+        if self.privacy is not None:
+            _check_privacy(self, self.privacy)
         if unknown := sorted(set(self.local) - set(names)):
             raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
         if not set(names) - set(self.local):
@@ -150,7 +155,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("codec", "codec_share", "parameters", "local", "secure", "evaluate_every", "stop", "small_cell", "max_drops")
+LATER = ("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "max_drops")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 
@@ -169,6 +174,16 @@ def _check_secure(plan: Plan, secure: SecureAggregation) -> None:
         raise ValueError("secure: a baseline shows each hospital's own model to the platform")
     if plan.evaluate_every:
         raise ValueError("secure: the counts of an evaluation are a single hospital's")
+
+
+def _check_privacy(plan: Plan, privacy: Privacy) -> None:
+    """Raise `ValueError` for what would leave beside what is noised."""
+    if plan.baseline:
+        raise ValueError("privacy: a baseline shows models without noise, and counts of single patients")
+    if plan.evaluate_every:
+        raise ValueError("privacy: counts of an evaluation are of single patients, and no budget covers them")
+    if privacy.unit == "hospital" and plan.codec != "none":
+        raise ValueError("privacy: what a codec leaves out of an update goes into a later one, beyond the clipping of a hospital's part")
 
 
 def canonical(plan: Plan) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medmesh.contracts.federation.common import RoundKind
 from medmesh.contracts.plan import Plan, canonical, plan_hash
+from medmesh.federated.privacy import words
 
 __all__ = ["Plan", "after_training", "canonical", "evaluates", "explain", "plan_hash"]
 
@@ -105,6 +106,10 @@ def _drops(plan: Plan, language: str) -> list[str]:
 
 def _protection(plan: Plan, language: str) -> str:
     """What the platform sees of a single hospital."""
+    if plan.secure is None and plan.privacy is not None:
+        if language == "zh":
+            return "本方案不含安全聚合：平台可见单家医院的更新，更新在本轮结束后删除。"
+        return "There is no secure aggregation in this plan: the platform sees a single hospital's update and deletes it after the round."
     if plan.secure is None:
         if language == "zh":
             return "本方案不含差分隐私与安全聚合：平台可见单家医院的更新，更新在本轮结束后删除。"
@@ -114,12 +119,12 @@ def _protection(plan: Plan, language: str) -> str:
         )
     least, count = plan.secure.threshold, len(plan.participants)
     if language == "zh":
-        return (
-            f"安全聚合：更新与样本数加掩码后离开医院，平台只能得到 {count} 家中至少 {least} 家之和，且每轮只打开一次；本方案不含差分隐私。"
-        )
+        without = "；本方案不含差分隐私" if plan.privacy is None else ""
+        return f"安全聚合：更新与样本数加掩码后离开医院，平台只能得到 {count} 家中至少 {least} 家之和，且每轮只打开一次{without}。"
+    without = " There is no differential privacy in this plan." if plan.privacy is None else ""
     return (
         f"Secure aggregation: updates and sample counts leave masked; the platform learns one sum a round, over at least {least} of the "
-        f"{count} hospitals, and no single one. There is no differential privacy in this plan."
+        f"{count} hospitals, and no single one.{without}"
     )
 
 
@@ -147,7 +152,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
             f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
-            f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）、样本数与损失；{_counts(plan, language)}",
+            f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_algorithm(plan, language),
             *_travels(plan, language),
@@ -155,13 +160,15 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             *_drops(plan, language),
             f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复；各院均已答复后开始，不早于 {plan.start_at:%Y-%m-%d %H:%M} UTC；"
             f"至少 {plan.min_participants} 家参与。",
+            *words.explain(plan, language),
             _protection(plan, language),
         ]
     return [
         f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
         f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
-        f"What leaves: {tensors} tensors a round ({size:.2f} MiB), the number of samples and the loss; {_counts(plan, language)}",
+        f"What leaves: {tensors} tensors a round ({size:.2f} MiB){'' if plan.privacy else ', the number of samples and the loss'}; "
+        + _counts(plan, language),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
         *_algorithm(plan, language),
         *_travels(plan, language),
@@ -170,5 +177,6 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC; it starts when all have answered, not before "
         f"{plan.start_at:%Y-%m-%d %H:%M} UTC; "
         f"at least {plan.min_participants} take part.",
+        *words.explain(plan, language),
         _protection(plan, language),
     ]

@@ -17,7 +17,7 @@ import numpy as np
 
 from medmesh.errors import Problem
 from medmesh.learning import weights
-from medmesh.learning.adapter import Adapter, Correction, Samples, Schedule, adapter
+from medmesh.learning.adapter import Adapter, Correction, Private, Samples, Schedule, adapter
 from medmesh.learning.package import MANIFEST, Manifest
 from medmesh.learning.protocol import read_frame, write_frame
 
@@ -52,7 +52,7 @@ def _as_json(document: dict[str, Any]) -> str:
 
 def _samples(path: str) -> Samples:
     stored = weights.load(Path(path))
-    return Samples(stored["x"], stored["y"])
+    return Samples(stored["x"], stored["y"], stored.get("patients"))
 
 
 def initial(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
@@ -67,7 +67,10 @@ def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     own = getattr(session.module, "train", None)
     if (correction or plain) and not getattr(session.adapter if own is None else session.module, "corrects", False):
         raise Problem("package.uncorrected", framework=session.framework)
-    schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"], correction, plain)
+    private = Private(**call["private"]) if call.get("private") else None
+    if private and (own is not None or not getattr(session.adapter, "private", False)):
+        raise Problem("privacy.package", reason="its framework does not clip by patient" if own is None else "it has a training of its own")
+    schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"], correction, plain, private)
     model = session.model(call["seed"], call["weights"])
 
     def on_step(step: int, loss: float) -> None:

@@ -74,7 +74,7 @@ async def answer_invitations(site: Site) -> None:
     policy = site.policy()
     for row in waiting:
         plan = Plan.model_validate(row.plan)
-        refused = refusal(policy, plan, await samples.count(site, plan.data))
+        refused = refusal(policy, plan, await samples.cohort(site, plan.data))
         async with site.unit() as uow:
             if refused is not None:
                 await _answer(uow, row, accept=False, reason=refused.code)

@@ -24,16 +24,16 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates
-from medmesh.learning import isolation, weights
+from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
 from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_edge import encoding, evaluation, samples, secure, training
+from medmesh_edge import encoding, evaluation, privacy, samples, secure, training
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
-from medmesh_edge.policy import in_hours
+from medmesh_edge.policy import hours_begin, refusal, worker_limits
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proofs
 from medmesh_edge.tables import federations, tasks
@@ -110,7 +110,10 @@ class Rounds:
             return True
         if await self._gone(event):
             return True
-        if not in_hours(self.site.policy(), datetime.now().astimezone()):
+        if (wait := hours_begin(self.site.policy(), now := datetime.now().astimezone())) > now:
+            if row.state == "received" and wait > event.deadline:
+                await self._fail(event, Problem("policy.hours"))  # nobody needs to wait for us
+                return True
             return False
         try:
             with span(f"edge round {event.kind}"):
@@ -180,7 +183,7 @@ class Rounds:
                 framework=framework,
                 python=settings.python.get(framework),
                 silence=settings.worker_silence_seconds,
-                limits=isolation.Limits(memory_bytes=settings.worker_memory_bytes),
+                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes),
                 account=settings.worker_account,
             )
         )
@@ -201,6 +204,9 @@ class Rounds:
 
     async def _work(self, event: RoundOpened) -> None:
         plan, package = await self.proofs.allowed(event)
+        # The policy may be another by now than when the plan was signed.
+        if (refused := refusal(self.site.policy(), plan, await samples.cohort(self.site, plan.data))) is not None:
+            raise refused
         opened = await self._open(package)
         if event.kind is RoundKind.EVALUATE:
             await self._evaluate(opened, plan, event)
@@ -210,8 +216,7 @@ class Rounds:
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
         data, count = await samples.prepare(self.site, plan.data, held_out=False)
-        if count < max(1, self.site.policy().min_samples):
-            raise Problem("policy.samples", limit=self.site.policy().min_samples)
+        await privacy.charge(self.site, plan, event)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
         clock, counts = Clock(), None
@@ -224,12 +229,15 @@ class Rounds:
             with clock.of("train"):
                 left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
             with clock.of("store"):
-                kept, out, residual = await training.store(self.site, left), left.upload, None
+                kept, residual = await training.store(self.site, left), None
+                out = await privacy.protect(plan, event, base, left.upload, local.folder / "protected")
                 if plan.codec != "none" and event.kind is RoundKind.TRAIN:
                     await asyncio.to_thread(weights.check_finite, out)
                     out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
                 ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
         done = Trained(ref, count, {"loss": loss}, counts, clock.milliseconds)
+        if plan.privacy is not None:
+            done = Trained(ref, 1, {})  # neither samples, a loss nor a time is noised: they stay
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
             if residual is not None:

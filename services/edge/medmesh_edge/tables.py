@@ -144,6 +144,15 @@ secure_opened = Table(
     comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
 )
 
+privacy_spent = Table(
+    "privacy_spent",
+    METADATA,
+    *_attempt(),
+    Column("epsilon", String(32), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="written before an attempt trains: what the federation has spent of this hospital's privacy with it; a row never goes",
+)
+
 log_views = Table(
     "log_views",
     METADATA,

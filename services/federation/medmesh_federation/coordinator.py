@@ -20,7 +20,7 @@ from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, queue, results, secure, steps
+from medmesh_federation import evaluation, privacy, queue, results, secure, steps
 from medmesh_federation.domain import OPEN_STATES, Advance, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
@@ -139,7 +139,6 @@ class Coordinator:
         # Looked up only where a round is about to open.
         closed = plan.stop is not None and current is not None and current.state == "committed"
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
-        blocked = row.state == State.QUEUED and bool(await queue.quotas(uow, row, self.ports))
         return Situation(
             State(row.state),
             plan,
@@ -149,10 +148,11 @@ class Coordinator:
             current,
             row.voids,
             row.waiting_since,
-            unstored is None,
-            uow.now,
-            blocked,
-            scores,
+            stored=unstored is None,
+            now=uow.now,
+            blocked=row.state == State.QUEUED and bool(await queue.quotas(uow, row, self.ports)),
+            scores=scores,
+            begun=await privacy.begun(uow, row.federation),
         )
 
     def _decide(self, situation: Situation) -> Step | None:

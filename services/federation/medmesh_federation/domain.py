@@ -18,6 +18,7 @@ from fractions import Fraction
 from medmesh.contracts.federation import CandidateModel, RoundKind, SecurePhase
 from medmesh.contracts.plan import EarlyStopping, Plan
 from medmesh.federated.plan import after_training
+from medmesh.federated.privacy.budget import affordable
 
 
 class State(StrEnum):
@@ -75,6 +76,8 @@ class Situation:
     """By a quota: too many others run."""
     scores: Mapping[int, Fraction] = field(default_factory=dict)
     """Training round to how its model did, as far as it was evaluated; 0 for the first weights. Only where the plan can stop early."""
+    begun: int = 0
+    """Attempts at training rounds that the privacy ledger has."""
 
     def those(self, state: str) -> frozenset[str]:
         """Hospitals in a state."""
@@ -245,6 +248,10 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     if kind is None:
         # Whoever hears of the final model must be able to fetch it for good.
         return Move(State.COMPLETED) if s.stored else None
+    if kind is RoundKind.TRAIN and not affordable(s.plan, s.begun + 1):
+        if number == 1:
+            return Move(State.FAILED, "privacy.budget")  # no attempt at the first round came to an end
+        return Move(State.COMPLETED, "privacy.budget") if s.stored else None
     if s.voids >= max_voids:
         return Move(State.FAILED, "federation.void")
     back = s.online & s.those("dropped")

@@ -21,6 +21,7 @@ from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.store.unit import UnitOfWork
+from medmesh_federation import privacy
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.queue import waits
@@ -86,6 +87,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         model=row.model,
         failure=row.failure,
         waiting=await waits(uow, row, plan, {one.hospital: one.state for one in people}, uow.ports),
+        privacy=await privacy.view(uow, wanted, plan),
     )
 
 

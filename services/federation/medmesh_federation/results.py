@@ -19,7 +19,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation import evaluation
+from medmesh_federation import evaluation, privacy
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
@@ -36,6 +36,8 @@ class Result:
     state: ObjectRef | None = None
     personal: Mapping[str, ObjectRef] = field(default_factory=dict)
     flagged: Mapping[str, str] = field(default_factory=dict)
+    clip: str | None = None
+    """The next round's clipping norm, where it follows the updates."""
 
 
 async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[Any], opening: Opening | None = None) -> Result:
@@ -61,11 +63,12 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
             vectors = {name: path for name, path, _ in updates}
             mean, samples = await asyncio.to_thread(opening.mean, plan, vectors, origin, Path(folder))
             updates = [("sum", mean, samples)]
+        updates, clip = await privacy.noised(row, plan, origin, updates, Path(folder))
         start = Start(origin, state=state, members=members, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
         personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
         remembered = await _put(ports, outcome.state) if outcome.state else None
-        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged)
+        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, clip)
 
 
 async def _put(ports: Ports, path: Path) -> ObjectRef:
@@ -95,7 +98,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
         "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
     }
     await close_round(uow, row, current, state="committed", chain=chain, aggregate_milliseconds=milliseconds, **left)
-    await change(uow, row, chain=chain, voids=0, **left)
+    await change(uow, row, chain=chain, voids=0, clip=made.clip, **left)
     parties = tuple(sorted(current.answered))
     uow.emit(
         RoundCommitted(

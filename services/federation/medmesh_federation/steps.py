@@ -27,7 +27,7 @@ from medmesh.federated.plan import after_training
 from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation import evaluation
+from medmesh_federation import evaluation, privacy
 from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, round_seed
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -115,7 +115,7 @@ async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]
     """The training round whose model was kept, and the hospitals whose updates are in it, also of those that left since."""
     where = (rounds.c.federation == row.federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
     made = await uow.all(select(rounds.c.round, rounds.c.attempt, rounds.c.model).where(where).order_by(rounds.c.round))
-    number = next((one.round for one in made if one.model == row.model), 0)
+    number = max((one.round for one in made if one.model == row.model), default=0)
     given = [await answers_of(uow, row.federation, one.round, one.attempt) for one in made if one.round <= number]
     return number, tuple(sorted({a.hospital for one in given for a in one}))
 
@@ -149,6 +149,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         "parties": list(assigned) if secure else None,
     }
     await uow.execute(insert(rounds).values(values))
+    await privacy.charge(uow, row, plan, step)
     await change(uow, row, waiting_since=None)
     # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
     steps = plan.local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
@@ -164,6 +165,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         seed=round_seed(plan, step.number),
         deadline=deadline,
         hospitals=assigned,
+        clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
         **await _beside(uow, row, step, plan),
     )
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):

@@ -37,6 +37,7 @@ federations = Table(
     Column("model", Json, nullable=False),
     Column("state_object", Json, comment="what the algorithm remembers after the last committed round"),
     Column("personal", Json, comment="hospital to the model made for it, where the algorithm makes such"),
+    Column("clip", String(40), comment="the next round's clipping norm, where it follows the updates"),
     Column("failure", String(80)),
     Column("voids", Integer, nullable=False),
     Column("waiting_since", Timestamp),
@@ -103,4 +104,13 @@ answers = Table(
     Column("failed", String(80)),
     Column("at", Timestamp, nullable=False),
     comment="keyed (federation, round, attempt, hospital): a duplicate is a no-op",
+)
+
+privacy_spent = Table(
+    "privacy_spent",
+    METADATA,
+    *_attempt(),
+    Column("epsilon", String(32), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="written in the transaction that opens an attempt: what the federation has spent of its budget with it; a row never goes",
 )

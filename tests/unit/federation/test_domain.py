@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from medmesh.contracts.data import ImageSchema
 from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.plan import EarlyStopping, Plan, TensorSignature
+from medmesh.contracts.privacy import Privacy
+from medmesh.federated.privacy.budget import rounds_within
 from medmesh.learning.metrics import add, balanced_accuracy
 from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, State, Void, Wait, best, next_step, score
 
@@ -75,6 +77,19 @@ def round_(**changed: object) -> Round:
         **changed,
     }
     return Round(**values)  # type: ignore[arg-type]
+
+
+def test_a_round_that_would_exceed_the_privacy_budget_is_not_begun() -> None:
+    privacy = Privacy(unit="hospital", epsilon="1.7", delta="1e-5", clip="1", noise="4")
+    plan = PLAN.model_copy(update={"privacy": privacy, "baseline": False, "rounds": 9})
+    fits = rounds_within(plan)
+    done = round_(number=3, state="committed")
+    assert isinstance(step(situation(plan=plan, round=done, begun=fits - 1)), Open)
+    assert step(situation(plan=plan, round=done, begun=fits)) == Move(State.COMPLETED, "privacy.budget")
+    assert step(situation(plan=plan, round=done, begun=fits, stored=False)) is None, "who hears of the model can fetch it"
+    void = round_(number=1, state="void")
+    assert step(situation(plan=plan, round=void, begun=fits)) == Move(State.FAILED, "privacy.budget"), "attempts count, too"
+    assert step(situation(plan=plan, round=round_(number=9, state="committed"), begun=fits)) == Move(State.COMPLETED)
 
 
 def test_the_order_of_rounds() -> None:

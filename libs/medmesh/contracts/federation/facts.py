@@ -75,6 +75,8 @@ class RoundOpened(HospitalEvent):
     continues: dict[str, str] = Field(default_factory=dict)
     """Hospital to "round.attempt" of the last round in which its update counted, where the algorithm has hospitals keep something: that
     is what each goes on from, whatever it trained in vain since."""
+    clip: str = ""
+    """The clipping norm of this round, a decimal string, where the plan's privacy lets it follow the updates."""
 
     @property
     def everybody(self) -> tuple[str, ...]:

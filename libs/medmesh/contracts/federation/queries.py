@@ -66,6 +66,16 @@ class EvaluationView(Record):
     counts: tuple[tuple[int, ...], ...]
 
 
+class PrivacyView(Record):
+    """The federation's ledger: `epsilon` is spent at `delta` after `attempts` at training rounds, each counted when it began."""
+
+    unit: str
+    epsilon: float
+    budget: str
+    delta: str
+    attempts: int
+
+
 class FederationView(Record):
     federation: str
     state: str
@@ -77,6 +87,8 @@ class FederationView(Record):
     evaluation: tuple[EvaluationView, ...]
     model: ObjectRef | None
     failure: str | None
+    """Why it ended as it did; of one that is completed, why before its last round."""
+    privacy: PrivacyView | None = None
     waiting: tuple[str, ...] = ()
     """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
