@@ -22,8 +22,8 @@ async def quotas(uow: UnitOfWork[Any], row: Any, ports: Ports) -> tuple[str, ...
     if not others:
         return ()
     theirs = participants.c.federation.in_([row.federation, *(other.federation for other in others)])
-    theirs &= participants.c.state.in_(["accepted", "dropped"])
-    part = await uow.all(select(participants.c.federation, participants.c.hospital).where(theirs))
+    at_work = participants.c.state.in_(["accepted", "dropped"])
+    part = await uow.all(select(participants.c.federation, participants.c.hospital).where(theirs, at_work))
     ours = {p.hospital for p in part if p.federation == row.federation}
     busy = Counter(p.hospital for p in part if p.federation != row.federation)
     full = [f"busy:{hospital}" for hospital in sorted(ours) if busy[hospital] >= ports.settings.running_per_hospital]
