@@ -19,8 +19,7 @@ class Lineage(Record):
     chain: Sha256 | None = None
     package: Sha256 | None = None
     hospitals: tuple[Identifier, ...] = ()
-    rounds: int | None = None
-    """Of a federation: which training round made it; `hospitals` are those whose updates are in it."""
+    """Of a federation: those whose updates are in the model."""
     datasets: tuple[str, ...] = ()
 
 
