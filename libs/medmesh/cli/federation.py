@@ -101,6 +101,7 @@ def _privacy(options: dict[str, Any]) -> dict[str, str] | None:
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
 @click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
+@click.option("--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight.")
 @click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden.")
 @click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more.")
 @click.option("--delta", default="0.00001", show_default=True)
@@ -139,6 +140,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             local=options["local"],
             codec=options["codec"],
             secure=None if options["secure"] is None else {"threshold": options["secure"]},
+            pace=None if options["pace"] is None else {"quorum": options["pace"]},
             privacy=_privacy(options),
         )
 
