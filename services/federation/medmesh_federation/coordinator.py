@@ -20,7 +20,7 @@ from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, pace, privacy, results, secure, steps
+from medmesh_federation import evaluation, pace, privacy, queue, results, secure, steps
 from medmesh_federation.domain import OPEN_STATES, Advance, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
@@ -146,9 +146,22 @@ class Coordinator:
         busy = frozenset[str]()
         if current is not None and current.state != "open":
             busy = await pace.busy(uow, row.federation, plan, current.number + (current.state == "committed"))
-        approved, stored, begun = row.approval is not None, unstored is None, await privacy.begun(uow, row.federation)
-        known = (State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now, scores)
-        return Situation(*known, begun, busy)
+        return Situation(
+            State(row.state),
+            plan,
+            row.approval is not None,
+            people,
+            online,
+            current,
+            row.voids,
+            row.waiting_since,
+            stored=unstored is None,
+            now=uow.now,
+            blocked=row.state == State.QUEUED and bool(await queue.quotas(uow, row, self.ports)),
+            scores=scores,
+            begun=await privacy.begun(uow, row.federation),
+            busy=busy,
+        )
 
     def _decide(self, situation: Situation) -> Step | None:
         settings = self.ports.settings
