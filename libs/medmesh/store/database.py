@@ -56,7 +56,7 @@ class Database:
         """SQLite in memory, gone with this object: for simulations."""
         from medmesh.store import sqlite_memory
 
-        return cls(sqlite_memory.engine(), **options)
+        return cls(cast(AsyncEngine, sqlite_memory.HereEngine()), **options)
 
     async def create(self, metadata: MetaData) -> None:
         """Make the tables of a store that has no migrations of its own (SQLite); safe to run again."""
@@ -114,7 +114,7 @@ class Database:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[tuple[AsyncConnection, Journal]]:
         async with self.engine.connect() as sql:
-            if self.engine.dialect.name == "sqlite" and "medmesh_here" not in self.engine.get_execution_options():
+            if self.engine.dialect.name == "sqlite" and isinstance(sql, AsyncConnection):
                 from medmesh.store.sqlite import Steady
 
                 sql = cast(AsyncConnection, Steady(sql))

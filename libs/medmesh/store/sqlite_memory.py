@@ -5,62 +5,64 @@ It is the same dialect, journal and unit of work as the edge's file, and passes 
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Generator
-from functools import partial
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
-from aiosqlite import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
-
-HERE = "medmesh_here"
-"""Of an engine's options: a statement ends before anybody could cancel it."""
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.engine import Dialect
+from sqlalchemy.pool import StaticPool
 
 
-class _Here(Connection):
-    """A connection of aiosqlite's that has no thread: what it is asked blocks, for microseconds."""
+class HereConnection:
+    """What is used of SQLAlchemy's `AsyncConnection`; a statement blocks for microseconds, and ends before anybody could cancel it."""
+
+    def __init__(self, sql: Connection) -> None:
+        self._sql = sql
+
+    async def execute(self, statement: Any, parameters: Any = None) -> Any:
+        """As there."""
+        return self._sql.execute(statement, parameters)
+
+    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
+        """As there."""
+        return self._sql.exec_driver_sql(statement, parameters)
+
+    async def run_sync(self, call: Callable[..., Any]) -> Any:
+        """As there."""
+        return call(self._sql)
+
+    async def invalidate(self) -> None:
+        """The database would be gone with it: there is no connection but this one."""
+
+
+class HereEngine:
+    """What is used of SQLAlchemy's `AsyncEngine`, on a database of its own, gone with it. There is one connection: transactions wait for
+    each other, as they do on a file."""
 
     def __init__(self) -> None:
-        super().__init__(partial(sqlite3.connect, ":memory:", isolation_level=None, check_same_thread=False), 64)
-        self._tx = _Now()
+        self._engine = create_engine(
+            "sqlite://", isolation_level="AUTOCOMMIT", poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+        self._sql: Connection | None = None
+        self._turn = asyncio.Lock()
 
-    def __await__(self) -> Generator[Any, None, Connection]:
-        return self._open().__await__()
+    @property
+    def dialect(self) -> Dialect:
+        """SQLite's."""
+        return self._engine.dialect
 
-    async def _open(self) -> Connection:
-        self._connection = self._connector()
-        return self
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[HereConnection]:
+        """The connection, when it is nobody else's."""
+        async with self._turn:
+            if self._sql is None:
+                self._sql = self._engine.connect()
+            yield HereConnection(self._sql)
 
-    async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs)
-
-    async def close(self) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-
-class _Now:
-    """In place of the queue to the thread, which SQLAlchemy uses too."""
-
-    def put_nowait(self, task: tuple[Any, Callable[[], Any]]) -> None:
-        future, function = task
-        future.set_result(function())
-
-
-def engine() -> AsyncEngine:
-    """An engine on a database of its own, gone with it. One connection: transactions wait for each other, as they do on a file."""
-    return create_async_engine(
-        "sqlite+aiosqlite://",
-        async_creator=_Here,
-        isolation_level="AUTOCOMMIT",
-        poolclass=AsyncAdaptedQueuePool,
-        pool_size=1,
-        max_overflow=0,
-        pool_reset_on_return=None,
-        execution_options={HERE: True},
-    )
+    async def dispose(self) -> None:
+        """Forget everything."""
+        if self._sql is not None:
+            self._sql.close()
+        self._engine.dispose()
