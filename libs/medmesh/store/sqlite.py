@@ -1,14 +1,19 @@
-"""SQLite for the hospital's edge: WAL, synchronous FULL, one writer at a time."""
+"""SQLite for the hospital's edge: WAL, synchronous FULL, one connection, and whoever wants it waits for their turn.
+
+Statements run where they are called, in the event loop: each takes microseconds, less than handing it to a thread. What may wait does so in
+a thread: `BEGIN IMMEDIATE` for another process, `COMMIT` for the disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Connection, create_engine, event, text
 
 from medmesh.store.journal import Outgoing
 from medmesh.tasks import uninterrupted
@@ -18,40 +23,52 @@ def _iso(now: datetime) -> str:
     return now.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-class Steady:
-    """A connection whose statements end before a cancellation goes on. A statement runs in SQLite's thread whatever its caller does;
-    a connection that is thrown away meanwhile keeps its lock until the last cursor is collected, and everybody else waits."""
+class Inline:
+    """What we use of SQLAlchemy's asynchronous connection, on its plain one. No statement can be cancelled half way."""
 
-    def __init__(self, sql: AsyncConnection) -> None:
+    def __init__(self, sql: Connection) -> None:
         self._sql = sql
 
     async def execute(self, statement: Any, parameters: Any = None) -> Any:
         """As the connection's."""
-        return await uninterrupted(self._sql.execute(statement, parameters))
+        return self._sql.execute(statement, parameters)
 
     async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
         """As the connection's."""
-        return await uninterrupted(self._sql.exec_driver_sql(statement, parameters))
+        return self._sql.exec_driver_sql(statement, parameters)
+
+    async def patiently(self, statement: str) -> Any:
+        """The row that a statement answers which may wait; its caller goes on once it is over, also when cancelled meanwhile."""
+
+        def run() -> Any:
+            done = self._sql.exec_driver_sql(statement)
+            return done.first() if done.returns_rows else None
+
+        return await uninterrupted(asyncio.to_thread(run))
+
+    async def run_sync(self, work: Callable[[Connection], Any]) -> Any:
+        """As the connection's."""
+        return work(self._sql)
 
     async def invalidate(self) -> None:
         """As the connection's."""
-        await self._sql.invalidate()
+        self._sql.invalidate()
 
 
 class SqliteJournal:
     """See `medmesh.store.journal.Journal`."""
 
-    def __init__(self, connection: AsyncConnection | Steady) -> None:
+    def __init__(self, connection: Inline) -> None:
         self._sql = connection
         self._begun = False
 
     async def begin(self) -> None:
         # IMMEDIATE takes the write lock at once: two transactions wait for each other instead of failing half way.
-        await self._sql.exec_driver_sql("BEGIN IMMEDIATE")
+        await self._sql.patiently("BEGIN IMMEDIATE")
         self._begun = True
 
     async def commit(self) -> None:
-        await self._sql.exec_driver_sql("COMMIT")
+        await self._sql.patiently("COMMIT")
         self._begun = False
 
     async def rollback(self) -> None:
@@ -84,14 +101,28 @@ class SqliteJournal:
         )
 
 
-def engine(path: Path) -> AsyncEngine:
-    """An engine on the file `path`, created 0600 when it does not exist."""
-    path.touch(mode=0o600, exist_ok=True)
-    made = create_async_engine(f"sqlite+aiosqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=3, max_overflow=0)
+class Engine:
+    """What we use of SQLAlchemy's asynchronous engine, on the file `path`, created 0600 when it does not exist."""
 
-    @event.listens_for(made.sync_engine, "connect")
-    def _configure(connection: Any, _record: Any) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+    def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600, exist_ok=True)
+        options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": 0}
+        self._engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False}, **options)
+        self._turn = asyncio.Lock()
+        self.dialect = self._engine.dialect
 
-    return made
+        @event.listens_for(self._engine, "connect")
+        def _configure(connection: Any, _record: Any) -> None:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Inline]:
+        """The connection, for one at a time."""
+        async with self._turn:
+            with self._engine.connect() as sql:
+                yield Inline(sql)
+
+    async def dispose(self) -> None:
+        """Close it."""
+        self._engine.dispose()
