@@ -1,22 +1,28 @@
 """SQLite for the hospital's edge: WAL, synchronous FULL, one connection, and whoever wants it waits for their turn.
 
-Statements run where they are called, in the event loop: each takes microseconds, less than handing it to a thread. What may wait does so in
-a thread: `BEGIN IMMEDIATE` for another process, `COMMIT` for the disk.
+Statements run where they are called, in the event loop: each takes microseconds, less than handing it to a thread. What waits for the disk
+does so in a thread, and for another process it is waited in the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from medmesh.store.journal import Outgoing
 from medmesh.tasks import uninterrupted
+
+BUSY_SECONDS = 10.0
+"""How long a transaction waits for another process's."""
 
 
 def _iso(now: datetime) -> str:
@@ -46,6 +52,11 @@ class Inline:
 
         return await uninterrupted(asyncio.to_thread(run))
 
+    @property
+    def changes(self) -> int:
+        """How many rows this connection has changed so far."""
+        return int(cast(sqlite3.Connection, self._sql.connection.driver_connection).total_changes)
+
     async def run_sync(self, work: Callable[[Connection], Any]) -> Any:
         """As the connection's."""
         return work(self._sql)
@@ -61,14 +72,26 @@ class SqliteJournal:
     def __init__(self, connection: Inline) -> None:
         self._sql = connection
         self._begun = False
+        self._before = 0
 
     async def begin(self) -> None:
-        # IMMEDIATE takes the write lock at once: two transactions wait for each other instead of failing half way.
-        await self._sql.patiently("BEGIN IMMEDIATE")
-        self._begun = True
+        # IMMEDIATE takes the write lock at once: two processes wait for each other instead of failing half way.
+        end = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                await self._sql.exec_driver_sql("BEGIN IMMEDIATE")
+                break
+            except OperationalError as error:
+                if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            await asyncio.sleep(0.005)
+        self._begun, self._before = True, self._sql.changes
 
     async def commit(self) -> None:
-        await self._sql.patiently("COMMIT")
+        if self._sql.changes == self._before:
+            await self._sql.exec_driver_sql("COMMIT")  # nothing was written: nothing to wait for
+        else:
+            await self._sql.patiently("COMMIT")
         self._begun = False
 
     async def rollback(self) -> None:
@@ -113,7 +136,14 @@ class Engine:
 
         @event.listens_for(self._engine, "connect")
         def _configure(connection: Any, _record: Any) -> None:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
+            for pragma in (
+                "busy_timeout=10000",
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "secure_delete=ON",
+                "busy_timeout=0",
+            ):
                 connection.execute(f"PRAGMA {pragma}")
 
     @asynccontextmanager

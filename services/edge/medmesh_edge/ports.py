@@ -19,7 +19,7 @@ from medmesh.errors import Problem
 from medmesh.security import signing
 from medmesh.security.authority import load_key
 from medmesh.security.keyring.file import FileKeys
-from medmesh.security.roster import Roster
+from medmesh.security.roster import Believed, Roster
 from medmesh.security.roster_file import RosterFile
 from medmesh.security.signing import Signer
 from medmesh.security.tokens import Actor, TrustBundle
@@ -96,6 +96,10 @@ class Site:
         """Whose own signatures count here. Raises `Problem` (`roster.none`, `roster.expired`)."""
         return self._roster()
 
+    def chain(self) -> Believed:
+        """All its versions. Raises `Problem` (`roster.none`)."""
+        return self._roster.chain()
+
     def organisation(self) -> Signer:
         """The hospital's own key. Raises `Problem`."""
         return signing.load(self.layout.organisation_key)
@@ -139,6 +143,8 @@ async def site(folder: Path) -> AsyncIterator[Site]:
         actor = Actor("hospital", settings.hospital, settings.hospital, frozenset(("hospital",)))
         keys = FileKeys(layout.keys).ensure(HOSPITAL)
         objects = EncryptedStore(DirectoryBlobs(layout.objects), Wrapping(keys, HOSPITAL))
-        yield Site(layout, settings, database, objects, keys, actor)
+        opened = Site(layout, settings, database, objects, keys, actor)
+        database.on_audited = lambda: opened.changed.set("audit")
+        yield opened
     finally:
         await database.close()
