@@ -15,6 +15,7 @@ from medmesh.contracts.data import DataSchema, TableSchema
 from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh_edge import forgetting, samples, tabular
+from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site, site
 
 COUNT = 40
@@ -103,8 +104,8 @@ async def test_a_plan_whose_table_has_other_features_gets_a_reason_and_another_t
     with pytest.raises(Problem) as caught:
         await samples.prepare(at, TypeAdapter(DataSchema).validate_python(other), held_out=False)
     assert caught.value.code == "data.row"
-    assert await samples.count(at, SCHEMA.model_copy(update={"table": "lung"})) == 0
-    assert 0 < await samples.count(at, SCHEMA) < COUNT
+    assert await samples.cohort(at, SCHEMA.model_copy(update={"table": "lung"})) == Cohort(0, 0)
+    assert 0 < (await samples.cohort(at, SCHEMA)).samples < COUNT
 
 
 async def test_a_table_that_cannot_be_read_leaves_nothing(private: Path) -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.plan_options import evaluation, evaluation_of
 from medmesh.cli.session import show, with_gateway
+from medmesh.cli.simulate import simulate
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.ingestion import SMALL_CELL
 
 if TYPE_CHECKING:
     from medmesh.client.federation import Federation
-    from medmesh.contracts.federation import FederationView
 
 
 @click.group()
@@ -34,6 +36,7 @@ def list_federations() -> int:
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
+    from medmesh.cli.views import waits
     from medmesh.contracts.federation import FederationView
     from medmesh.federated.plan import explain
 
@@ -43,6 +46,8 @@ def show_federation(identifier: str, as_json: bool) -> int:
         return 0
     click.secho(f"{view.plan.name}  {view.state}", bold=True)
     for line in explain(view.plan, language()):
+        click.echo(f"  {line}")
+    for line in waits(view):
         click.echo(f"  {line}")
     for participant in view.participants:
         online = say("online", "在线") if participant.online else say("offline", "离线")
@@ -57,6 +62,11 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
     if wrong := next((name for name, sign, value in pairs if not (name and sign and value)), None):
         raise click.BadParameter(f"{wrong!r}: NAME=VALUE, for example mu=0.01")
     return {name: value for name, _, value in pairs}
+
+
+def _privacy(options: dict[str, Any]) -> dict[str, str] | None:
+    names = ("epsilon", "delta", "clip", "noise", "rate", "quantile")
+    return {"unit": options["privacy"], **{name: options[name] for name in names}} if options["privacy"] else None
 
 
 @federation.command()
@@ -75,7 +85,10 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--start-minutes", default=0.0, help="Not before so many minutes from now; by default as soon as all have answered.")
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
+@click.option("--max-drops", default=0, show_default=True, help="A hospital that drops out so often is not asked again; 0: always.")
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
+@evaluation
+@click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
 @click.option("--algorithm", default="fedavg", show_default=True, help="How updates become a model: docs/federation/algorithms.md.")
 @click.option(
     "--parameter",
@@ -88,6 +101,14 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
 @click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
+@click.option("--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight.")
+@click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden.")
+@click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more.")
+@click.option("--delta", default="0.00001", show_default=True)
+@click.option("--clip", default="1", show_default=True, help="L2 norm to which an update, or a patient's gradient, is clipped.")
+@click.option("--noise", default="1", show_default=True, help="Standard deviation of the noise over the clipping norm.")
+@click.option("--rate", default="1", show_default=True, help="Of patients: the probability to be in a step.")
+@click.option("--quantile", default="0", show_default=True, help="Of hospitals: the clipping norm follows this quantile of updates; 0 not.")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
@@ -110,12 +131,17 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             min_participants=options["min_participants"],
             round_deadline_seconds=options["round_deadline"],
             lease_seconds=options["lease"],
+            max_drops=options["max_drops"],
             baseline=options["baseline"],
+            small_cell=options["small_cell"],
+            **evaluation_of(options),
             algorithm=options["algorithm"],
             parameters=options["parameters"],
             local=options["local"],
             codec=options["codec"],
             secure=None if options["secure"] is None else {"threshold": options["secure"]},
+            pace=None if options["pace"] is None else {"quorum": options["pace"]},
+            privacy=_privacy(options),
         )
 
     made = with_gateway(run)
@@ -168,33 +194,17 @@ def cancel(identifier: str, reason: str) -> int:
     return _steer(identifier, lambda one: one.cancel(reason))
 
 
-def _now(view: FederationView) -> None:
-    """Where it stands: one line for the whole, one a hospital."""
-    from medmesh.client.federation import last_round, remaining
-
-    current = view.rounds[-1].round if view.rounds else 0
-    left = remaining(view)
-    eta = "" if left is None else say(f", about {left:.0f} s of work left", f"，约剩 {left:.0f} 秒")
-    click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
-    if view.failure:
-        click.secho(f"  {view.failure}", fg="red")
-    for one in view.participants:
-        online = say("online", "在线") if one.online else say("offline", "离线")
-        at = one.progress
-        doing = f"{at.round} {at.phase} {at.done}/{at.total}" if at is not None and view.state == "running" else ""
-        click.echo(f"  {one.hospital:<16} {one.state:<10} {online} {doing} {one.reason}".rstrip())
-
-
 @federation.command()
 @click.argument("identifier")
 def watch(identifier: str) -> int:
     """Follow a federation until it ends, a block for every change; exit code 1 when it did not complete.  跟踪联邦直至结束。"""
+    from medmesh.cli.views import now
     from medmesh.client.federation import Federation
 
     async def run(gateway: Gateway) -> str:
         state = ""
         async for view in Federation(gateway, identifier).watch():
-            _now(view)
+            now(view)
             state = view.state
         return state
 
@@ -206,14 +216,16 @@ def watch(identifier: str) -> int:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the final model (safetensors).  保存最终模型。")
 @click.option("--json", "as_json", is_flag=True)
 def result(identifier: str, out: Path | None, as_json: bool) -> int:
-    """The final model, and how every model did at every hospital.  查看结果与跨院评估矩阵。
+    """The final model, how every model did at every hospital, and what personal models gain.  查看结果与跨院评估矩阵。
 
     Balanced accuracy with 95 % intervals, computed from the counts that hospitals sent: they take samples as independent, so that where
-    patients gave several samples the true interval is wider.
+    patients gave several samples the true interval is wider. That counts were rounded (the small-cell rule) is in the intervals.
 
     平衡准确率及 95% 置信区间由各院提交的计数得出，假定样本相互独立；同一患者有多个样本时真实区间更宽。
+    计数取整（小单元格规则）的影响已计入区间。
     """
-    from medmesh.client.federation import Federation, cross_site
+    from medmesh.cli.views import document, show_result
+    from medmesh.client.federation import Federation
 
     async def run(gateway: Gateway) -> Any:
         one = Federation(gateway, identifier)
@@ -224,14 +236,10 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
     if view.state != "completed":
         click.echo(say(f"not completed: {view.state}", f"尚未完成：{view.state}"), err=True)
         return 1
-    cells = cross_site(view)
     if as_json:
-        show({"model": view.model.model_dump(), "chain": view.chain, "cells": [cell._asdict() for cell in cells]})
+        show(document(view))
         return 0
-    click.echo(f"{say('model', '模型')} {view.model.sha256}  {view.model.bytes} B{f'  -> {saved}' if saved else ''}")
-    for cell in cells:
-        where = cell.hospital or say("all hospitals", "全部医院")
-        click.echo(f"  {cell.model:<16} {where:<16} {cell.value:.3f}  [{cell.low:.3f}, {cell.high:.3f}]  n={cell.samples}")
+    show_result(view, saved)
     return 0
 
 
@@ -239,16 +247,11 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
 @click.argument("identifier")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Without an ending: OUT.png and OUT.csv are written.")
 def plot(identifier: str, out: Path) -> int:
-    """Draw metric, bytes and duration of every round, with the numbers as CSV beside it.  绘制每轮指标、流量与耗时。"""
+    """Draw metric, bytes and time of every round, with the numbers as CSV beside it.  绘制每轮指标、流量与耗时。"""
+    from medmesh.cli.views import draw
     from medmesh.client.federation import Federation
-    from medmesh.client.plot import figure, table
 
-    view = with_gateway(lambda gateway: Federation(gateway, identifier).view())
-    out.with_name(f"{out.name}.csv").write_text(table(view), "utf-8")
-    try:
-        figure(view, language()).savefig(out.with_name(f"{out.name}.png"), dpi=120)
-    except ImportError:
-        click.echo(say(f"{out}.csv; for the picture: pip install matplotlib", f"{out}.csv；绘图需先 pip install matplotlib"), err=True)
-        return 1
-    click.echo(f"{out}.png {out}.csv")
-    return 0
+    return draw(with_gateway(lambda gateway: Federation(gateway, identifier).view()), out)
+
+
+federation.add_command(simulate)

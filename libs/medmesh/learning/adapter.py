@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,10 +20,12 @@ OnStep = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Samples:
-    """`x` uint8 [samples, channels, size, size] (0..255 stands for 0..1) or, of a table, float32 [samples, width]; `y` int64 [samples]."""
+    """`x` uint8 [samples, channels, size, size] (0..255 stands for 0..1) or, of a table, float32 [samples, width]; `y` int64 [samples];
+    `patients` int64 [samples], equal for samples of one patient, where they are known."""
 
     x: np.ndarray
     y: np.ndarray
+    patients: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Private:
+    """DP-SGD with a patient as the unit (`medmesh.contracts.privacy`): who is in a step by chance, how much each counts, how much noise."""
+
+    rate: float
+    clip: float
+    noise: float
+
+
+@dataclass(frozen=True)
 class Schedule:
     """One hospital's part of a round. `plain` asks for gradient descent without momentum, whatever the package's own optimiser is."""
 
@@ -44,6 +57,14 @@ class Schedule:
     seed: int
     correction: Correction | None = None
     plain: bool = False
+    private: Private | None = None
+    rank: int = 0
+    ranks: int = 1
+    """Of the processes that train together (`medmesh.learning.ranks`): each takes its part of every batch."""
+
+    def mine(self, count: int) -> slice:
+        """Which of a batch's `count` samples are this process's."""
+        return slice(count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks)
 
 
 class Adapter(Protocol):
@@ -62,7 +83,12 @@ class Adapter(Protocol):
         """Train in place; answers the mean loss of the last tenth of the steps. The same inputs give the same weights.
 
         An adapter that heeds the schedule's `correction` and `plain` says so by an attribute `corrects = True`; without it, only
-        algorithms that ask for neither run.
+        algorithms that ask for neither run. One that heeds `private` says so by `private = True`; `draws` and `noised` do its chances.
+
+        One that trains in several processes says so by `parallel = True`: of each batch it answers `schedule.mine`, all have all answers
+        and the one loss of the whole batch, and before a step they add up what each finds of its gradient. Processes find each other as
+        torchrun's do, by `MASTER_ADDR`, `MASTER_PORT`, `RANK` and `WORLD_SIZE` (MindSpore's as msrun's). All end with the same weights,
+        and only the first one's are taken.
         """
 
     def logits(self, model: Any, x: np.ndarray) -> np.ndarray:
@@ -98,6 +124,34 @@ def adapter(framework: str) -> Adapter:
 def float_input(x: np.ndarray) -> np.ndarray:
     """What models see: images as float32 in 0..1, rows of a table as they are."""
     return x if x.dtype == np.float32 else x.astype(np.float32) / np.float32(255)
+
+
+def draws(samples: Samples, schedule: Schedule) -> Iterator[list[np.ndarray]]:
+    """One list a step: the samples' indices of each patient whom chance put into it (Poisson sampling; a step may have none). What is
+    drawn is secret, so it comes from the operating system and from no seed."""
+    assert schedule.private is not None
+    names = np.arange(len(samples.y)) if samples.patients is None else samples.patients
+    patients = [np.flatnonzero(names == name) for name in np.unique(names)]
+    generator = np.random.Generator(np.random.PCG64(secrets.randbits(128)))
+    for _ in range(schedule.steps):
+        chosen = generator.random(len(patients)) < schedule.private.rate
+        yield [patients[place] for place in np.flatnonzero(chosen)]
+
+
+def clipped(gradients: Sequence[np.ndarray], clip: float) -> list[np.ndarray]:
+    """One patient's gradients, float64, scaled so that all together have an L2 norm of at most `clip`."""
+    size = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients))
+    if not math.isfinite(size):
+        raise Problem("weights.not_finite", tensor="*")
+    scale = min(1.0, clip / size) if size > 0 else 1.0
+    return [g.astype(np.float64) * scale for g in gradients]
+
+
+def noised(total: np.ndarray, schedule: Schedule, draw: Callable[[int], np.ndarray]) -> np.ndarray:
+    """The float32 gradient of a private step from the sum of what patients gave."""
+    assert schedule.private is not None
+    deviation = schedule.private.noise * schedule.private.clip
+    return ((total + deviation * draw(total.size).reshape(total.shape)) / schedule.batch_size).astype(np.float32)
 
 
 def batches(count: int, schedule: Schedule) -> Any:

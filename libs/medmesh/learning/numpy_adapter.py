@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medmesh.errors import Problem
-from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, float_input
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, clipped, draws, float_input, noised
 
 
 class NumpyAdapter:
@@ -18,6 +18,7 @@ class NumpyAdapter:
     arrays where the module has its own `train(model, samples, schedule, on_step) -> loss`."""
 
     corrects = True
+    private = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
         model: dict[str, np.ndarray] = module.build(**hyper)
@@ -34,13 +35,13 @@ class NumpyAdapter:
         if own := getattr(module, "train", None):
             return float(own(model, samples, schedule, on_step))
         losses = []
-        for step, chosen in enumerate(batches(len(samples.y), schedule), start=1):
-            x, y = float_input(samples.x[chosen]).reshape(len(chosen), -1), samples.y[chosen]
-            p = _softmax(x @ model["weight"] + model["bias"])
-            losses.append(float(-np.log(p[np.arange(len(y)), y] + 1e-9).mean()))
-            p[np.arange(len(y)), y] -= 1
-            p /= np.float32(len(y))
-            gradients = {"weight": x.T @ p, "bias": p.sum(axis=0)}
+        steps = batches(len(samples.y), schedule) if schedule.private is None else draws(samples, schedule)
+        for step, chosen in enumerate(steps, start=1):
+            if schedule.private is None:
+                loss, gradients = _gradients(model, samples, chosen)
+            else:
+                loss, gradients = _private(model, samples, chosen, schedule)
+            losses.append(loss)
             for name, gradient in gradients.items():
                 model[name] = model[name] - np.float32(schedule.learning_rate) * corrected(name, model[name], gradient, schedule.correction)
             on_step(step, losses[-1])
@@ -52,6 +53,32 @@ class NumpyAdapter:
 
     def export_onnx(self, model: dict[str, np.ndarray], example: np.ndarray, path: Path) -> dict[str, Any]:
         raise Problem("package.no_export", framework="numpy")
+
+
+def _gradients(model: dict[str, np.ndarray], samples: Samples, chosen: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+    x, y = float_input(samples.x[chosen]).reshape(len(chosen), -1), samples.y[chosen]
+    p = _softmax(x @ model["weight"] + model["bias"])
+    loss = float(-np.log(p[np.arange(len(y)), y] + 1e-9).mean())
+    p[np.arange(len(y)), y] -= 1
+    p /= np.float32(len(y))
+    return loss, {"weight": x.T @ p, "bias": p.sum(axis=0)}
+
+
+def _private(
+    model: dict[str, np.ndarray], samples: Samples, patients: Sequence[np.ndarray], schedule: Schedule
+) -> tuple[float, dict[str, np.ndarray]]:
+    from medmesh.learning.noise import Normal
+
+    assert schedule.private is not None
+    names, losses = ("weight", "bias"), [0.0]
+    totals = [np.zeros(model[name].shape) for name in names]
+    for patient in patients:
+        loss, gradients = _gradients(model, samples, patient)
+        losses.append(loss)
+        for total, part in zip(totals, clipped([gradients[name] for name in names], schedule.private.clip), strict=True):
+            total += part
+    draw = Normal()
+    return sum(losses) / max(1, len(patients)), {n: noised(total, schedule, draw) for n, total in zip(names, totals, strict=True)}
 
 
 def corrected(name: str, w: np.ndarray, gradient: np.ndarray, correction: Correction | None) -> np.ndarray:

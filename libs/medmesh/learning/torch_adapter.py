@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,13 +11,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, float_input
+from medmesh.errors import Problem
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, clipped, draws, float_input, noised
+
+
+class Alone:
+    """The only process: the batch is its own."""
+
+    def answers(self, own: torch.Tensor, mine: slice, count: int) -> torch.Tensor:
+        """Those to the whole batch."""
+        return own
+
+    def add_gradients(self) -> None:
+        """Those of the whole batch are there."""
 
 
 class TorchAdapter:
     """See `medmesh.learning.adapter.Adapter`."""
 
     corrects = True
+    parallel = True
+    private = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> torch.nn.Module:
         torch.set_num_threads(1)
@@ -42,16 +56,31 @@ class TorchAdapter:
         else:
             optimizer = make(model.parameters(), schedule.learning_rate)
         correct = _correction(model, schedule.correction)
+        group = Alone()
+        if schedule.ranks > 1:
+            from medmesh.learning.torch_ranks import Group
+
+            group = Group(model)
         model.train()
         losses: list[float] = []
-        for step, chosen in enumerate(batches(len(samples.y), schedule), start=1):
+
+        def gradients(chosen: np.ndarray) -> float:
+            mine, y = schedule.mine(len(chosen)), torch.from_numpy(samples.y[chosen])
+            # Drawn for the whole batch: what happens to a sample does not depend on which process has it.
             x = augment(torch.from_numpy(float_input(samples.x[chosen])), generator)
-            loss = loss_of(model(x), torch.from_numpy(samples.y[chosen]))
+            loss = loss_of(group.answers(model(x[mine]), mine, len(y)), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            group.add_gradients()
+            return float(loss.detach())
+
+        if schedule.private is not None:
+            _refuse_statistics(model)
+        steps = batches(len(samples.y), schedule) if schedule.private is None else draws(samples, schedule)
+        for step, chosen in enumerate(steps, start=1):
+            losses.append(gradients(chosen) if schedule.private is None else _private(model, gradients, chosen, schedule))
             correct()
             optimizer.step()
-            losses.append(float(loss.detach()))
             on_step(step, losses[-1])
         tail = losses[-max(1, len(losses) // 10) :]
         return sum(tail) / len(tail)
@@ -79,6 +108,32 @@ class TorchAdapter:
             verbose=False,
         )
         return {"exporter": "torch.onnx dynamo", "torch": torch.__version__}
+
+
+def _refuse_statistics(model: torch.nn.Module) -> None:
+    """Raise `Problem` for layers that mix samples, or remember them beside the weights that get noise."""
+    for name, layer in model.named_modules():
+        kinds = torch.nn.modules.batchnorm
+        if isinstance(layer, kinds._BatchNorm) or (isinstance(layer, kinds._NormBase) and layer.track_running_stats):
+            raise Problem("privacy.package", reason=f"{type(layer).__name__} {name!r} keeps statistics of patients; GroupNorm does not")
+
+
+def _private(model: torch.nn.Module, gradients: Callable[[np.ndarray], float], patients: Sequence[np.ndarray], schedule: Schedule) -> float:
+    """Leave the private gradient of a step in the parameters; answers the mean loss. One patient at a time, so that any model and loss do
+    whose samples it does not mix with others'."""
+    from medmesh.learning.noise import Normal
+
+    assert schedule.private is not None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    totals, losses, draw = [np.zeros(tuple(p.shape)) for p in trained], [0.0], Normal()
+    for patient in patients:
+        losses.append(gradients(patient))
+        parts = [np.zeros(tuple(p.shape)) if p.grad is None else p.grad.numpy() for p in trained]
+        for total, part in zip(totals, clipped(parts, schedule.private.clip), strict=True):
+            total += part
+    for parameter, total in zip(trained, totals, strict=True):
+        parameter.grad = torch.from_numpy(noised(total, schedule, draw)).to(parameter.dtype)
+    return sum(losses) / max(1, len(patients))
 
 
 def _correction(model: torch.nn.Module, correction: Correction | None) -> Callable[[], None]:

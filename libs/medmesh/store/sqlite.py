@@ -1,4 +1,5 @@
-"""SQLite for the hospital's edge: WAL, synchronous FULL, one connection, and whoever wants it waits for their turn.
+"""SQLite for the hospital's edge: WAL, synchronous FULL, one connection, and whoever wants it waits for their turn. Simulations have it in
+memory, where nothing waits for a disk.
 
 Statements run where they are called, in the event loop: each takes microseconds, less than handing it to a thread. What waits for the disk
 does so in a thread, and for another process it is waited in the loop.
@@ -17,6 +18,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import QueuePool
 
 from medmesh.store.journal import Outgoing
 from medmesh.tasks import uninterrupted
@@ -32,8 +34,9 @@ def _iso(now: datetime) -> str:
 class Inline:
     """What we use of SQLAlchemy's asynchronous connection, on its plain one. No statement can be cancelled half way."""
 
-    def __init__(self, sql: Connection) -> None:
+    def __init__(self, sql: Connection, *, disk: bool) -> None:
         self._sql = sql
+        self._disk = disk
 
     async def execute(self, statement: Any, parameters: Any = None) -> Any:
         """As the connection's."""
@@ -50,7 +53,7 @@ class Inline:
             done = self._sql.exec_driver_sql(statement)
             return done.first() if done.returns_rows else None
 
-        return await uninterrupted(asyncio.to_thread(run))
+        return await uninterrupted(asyncio.to_thread(run)) if self._disk else run()
 
     @property
     def changes(self) -> int:
@@ -125,13 +128,15 @@ class SqliteJournal:
 
 
 class Engine:
-    """What we use of SQLAlchemy's asynchronous engine, on the file `path`, created 0600 when it does not exist."""
+    """What we use of SQLAlchemy's asynchronous engine, on the file `path`, created 0600 when it does not exist, or in memory."""
 
-    def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600, exist_ok=True)
-        options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": 0}
-        self._engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False}, **options)
+    def __init__(self, path: Path | None) -> None:
+        if path is not None:
+            path.touch(mode=0o600, exist_ok=True)
+        options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+        self._engine = create_engine(f"sqlite:///{path or ':memory:'}", connect_args={"check_same_thread": False}, **options)
         self._turn = asyncio.Lock()
+        self._disk = path is not None
         self.dialect = self._engine.dialect
 
         @event.listens_for(self._engine, "connect")
@@ -151,7 +156,7 @@ class Engine:
         """The connection, for one at a time."""
         async with self._turn:
             with self._engine.connect() as sql:
-                yield Inline(sql)
+                yield Inline(sql, disk=self._disk)
 
     async def dispose(self) -> None:
         """Close it."""

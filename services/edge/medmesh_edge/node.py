@@ -19,6 +19,7 @@ from medmesh.service.doorstep import Doorstep
 from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples
+from medmesh_edge.continuity import Continuity
 from medmesh_edge.ports import Site, site
 from medmesh_edge.roster import Refresher
 from medmesh_edge.rounds import Rounds
@@ -29,7 +30,7 @@ IDLE_SECONDS = 30.0
 """How long a loop that works on the store and that nobody wakes waits before it looks by itself."""
 GATHER_SECONDS = 0.5
 """How long records gather before they are handed in together: a round leaves several within a moment."""
-CLOCKED = ("roster", "certificate", "doorstep")
+CLOCKED = ("roster", "certificate", "doorstep", "log")
 
 
 class Node:
@@ -55,6 +56,7 @@ class Node:
             ("rounds", self.rounds.step),
             ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),
+            ("log", Continuity(self.site, self.gateway).step),
             ("doorstep", self._doorstep),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]

@@ -1,46 +1,51 @@
 """The hospital's policy: a file it owns, read anew for every decision. What it does not allow does not happen.
 
-[federation]
-initiators = ["person:li@platform"]   # "*" allows everybody
-packages = []                         # hashes accepted without asking; others wait for `medmesh edge approve`
-algorithms = ["*"]                    # or a list such as ["fedavg", "fedprox"]
-modalities = ["*"]
-min_samples = 20                      # refuse to take part with fewer
-max_update_mib = 512
-max_rounds = 1000
-hours = "00:00-24:00"                 # training only between these local times
-
-[models]
-install = true
-
-[patients]
-forget_second_person = true           # forgetting a patient waits for a second person of this hospital
+`DEFAULT` is the file a node begins with, and says what each rule means. A list that is missing allows nothing; a floor or a limit that is
+missing asks for nothing.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import update_bytes
+from medmesh.learning.isolation import Limits
 
 DEFAULT = """\
 # 本院策略：本文件由医院所有，平台无权更改。 The hospital's policy: this file is the hospital's; the platform cannot change it.
 [federation]
-initiators = ["*"]        # 允许的发起人 who may invite
-packages = []             # 免确认的训练包哈希 code accepted without asking; everything else waits for `medmesh edge approve`
+initiators = ["*"]        # 允许的发起人 who may invite, such as ["person:li@platform"]
+packages = []             # 免确认的训练包哈希 code accepted without asking
+other_code = "ask"        # 其余代码：ask 待本院批准，refuse 一律拒绝 all other code waits for `medmesh edge approve`, or is refused
 algorithms = ["*"]        # 允许的聚合算法 algorithms, such as ["fedavg", "fedprox"]
 modalities = ["*"]
-min_samples = 20
+tensors = ["*"]           # 允许出院的张量名 names of tensors that may leave, such as ["encoder.*"]
+min_samples = 20          # 本院最少样本数 this hospital's matching samples, at least
+min_patients = 0          # 本院最少患者数 and the patients they are of
+min_hospitals = 0         # 每轮最少参与医院数 hospitals in every round, at least
 max_update_mib = 512
 max_rounds = 1000
+small_cell = 0            # 评估计数至少按此数的倍数外传 counts of evaluations leave as multiples of this at least, whatever a plan says
+secure = false            # 必须使用安全聚合 only where the platform sees sums
+privacy = "none"          # none、any、hospital、patient：必须的差分隐私 the differential privacy that a plan must have
+max_epsilon = "1000"      # 差分隐私预算上限 where a plan has it, its budget at most
+max_delta = "0.1"
 hours = "00:00-24:00"     # 允许训练的本地时间 local time at which training may run
+
+[worker]
+memory_mib = 0            # 训练进程内存上限，0 为节点设置 of each process of a worker; 0: as the node is set
+cpu_seconds = 3600
+threads = 1
 
 [models]
 install = true            # 自动安装已验证的模型 install releases that verify
@@ -52,79 +57,204 @@ forget_second_person = true   # 遗忘患者须本院第二人批准 forgetting 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """See the module."""
+    """See `DEFAULT`."""
 
     initiators: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    other_code: str = "ask"
     algorithms: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ("*",)
     min_samples: int = 20
+    min_patients: int = 0
+    min_hospitals: int = 0
     max_update_mib: int = 0
     max_rounds: int = 0
+    small_cell: int = 0
+    secure: bool = False
+    privacy: str = "none"
+    max_epsilon: str = "1000"
+    max_delta: str = "0.1"
     hours: tuple[int, int] = (0, 1440)
+    memory_mib: int = 0
+    cpu_seconds: int = 3600
+    threads: int = 1
     install: bool = False
     forget_second_person: bool = True
 
 
-_LISTS = ("initiators", "packages", "algorithms", "modalities")
-_NUMBERS = ("min_samples", "max_update_mib", "max_rounds")
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """What this hospital has under a plan's data schema."""
+
+    samples: int
+    patients: int
+
+
+_TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads"), "models": ("install",), "patients": ("forget_second_person",)}
+_TABLES["federation"] = tuple(f.name for f in fields(Policy) if f.name not in {name for table in _TABLES.values() for name in table})
+_CHOICES = {"other_code": ("ask", "refuse"), "privacy": ("none", "any", "hospital", "patient")}
 
 
 def read(path: Path) -> Policy:
     """Raises `Problem` (`policy.invalid`) with the place at fault; a policy that cannot be read allows nothing."""
+    values: dict[str, Any] = {}
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-        federation, models = dict(document.pop("federation", {})), dict(document.pop("models", {}))
-        patients = dict(document.pop("patients", {}))
-        second = patients.pop("forget_second_person", True)
-        if patients or not isinstance(second, bool):
-            raise ValueError("[patients] has forget_second_person = true or false and nothing else")
-        if document:
-            raise ValueError(f"unknown table {sorted(document)[0]}")
-        values = _federation(federation)
-        install = models.pop("install", False)
-        if models or not isinstance(install, bool):
-            raise ValueError("[models] has install = true or false and nothing else")
+        for table, given in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            if table not in _TABLES or not isinstance(given, dict):
+                raise ValueError(f"unknown table {table}")
+            for name, value in given.items():
+                if name not in _TABLES[table]:
+                    raise ValueError(f"[{table}] {name} is unknown")
+                values[name] = _value(table, name, value)
     except OSError as error:
         raise Problem("policy.invalid", reason=error.strerror or "unreadable") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise Problem("policy.invalid", reason=str(error)) from None
-    return Policy(**values, install=install, forget_second_person=second)
+    return Policy(**values)
 
 
-def _federation(given: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in _LISTS and isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-            values[name] = tuple(value)
-        elif name in _NUMBERS and type(value) is int and value >= 0:
-            values[name] = value
-        elif name == "hours" and isinstance(value, str) and (found := re.fullmatch(r"(\d\d):(\d\d)-(\d\d):(\d\d)", value)):
-            a, b, c, d = map(int, found.groups())
-            values[name] = (a * 60 + b, c * 60 + d)
-        else:
-            raise ValueError(f"[federation] {name} is unknown or has the wrong kind of value")
-    return values
+def _value(table: str, name: str, value: Any) -> Any:
+    """A value of the kind that the rule's default has. Raises `ValueError`."""
+    kind = type(getattr(Policy(), name))
+    if name == "hours" and isinstance(value, str) and (found := re.fullmatch(r"(\d\d):(\d\d)-(\d\d):(\d\d)", value)):
+        a, b, c, d = map(int, found.groups())
+        return a * 60 + b, c * 60 + d
+    if kind is tuple and name != "hours" and isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return tuple(value)
+    if type(value) is kind and (kind is bool or (kind is int and value >= 0) or (kind is str and _said(name, value))):
+        return value
+    wanted = f"one of {', '.join(_CHOICES[name])}" if name in _CHOICES else "another kind of value"
+    raise ValueError(f"[{table}] {name} is {wanted}")
 
 
-def refusal(policy: Policy, plan: Plan, samples: int) -> Problem | None:
-    """The rule by which the hospital does not take part in a plan; None when there is none."""
-    if "*" not in policy.initiators and plan.initiator not in policy.initiators:
-        return Problem("policy.initiator", initiator=plan.initiator)
-    if "*" not in policy.algorithms and plan.algorithm not in policy.algorithms:
-        return Problem("policy.algorithm", algorithm=plan.algorithm)
-    if "*" not in policy.modalities and plan.data.modality not in policy.modalities:
-        return Problem("policy.modality", modality=plan.data.modality)
-    if plan.rounds > policy.max_rounds:
-        return Problem("policy.rounds", rounds=plan.rounds, limit=policy.max_rounds)
-    if update_bytes(plan) > policy.max_update_mib * 2**20:
-        return Problem("policy.bytes", mib=update_bytes(plan) // 2**20 + 1, limit=policy.max_update_mib)
-    if samples < policy.min_samples:
-        return Problem("policy.samples", limit=policy.min_samples)
-    return None
+def _said(name: str, value: str) -> bool:
+    if name in _CHOICES:
+        return value in _CHOICES[name]
+    try:
+        return Decimal(value) >= 0
+    except InvalidOperation:
+        return False
+
+
+Check = Callable[[Policy, Plan, Cohort], Problem | None]
+
+
+def _initiators(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    allowed = {"*", plan.initiator} & set(policy.initiators)
+    return None if allowed else Problem("policy.initiator", initiator=plan.initiator)
+
+
+def _other_code(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    known = policy.other_code == "ask" or plan.package in policy.packages
+    return None if known else Problem("policy.code", package=plan.package[:16])
+
+
+def _algorithms(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    return None if {"*", plan.algorithm} & set(policy.algorithms) else Problem("policy.algorithm", algorithm=plan.algorithm)
+
+
+def _modalities(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    return None if {"*", plan.data.modality} & set(policy.modalities) else Problem("policy.modality", modality=plan.data.modality)
+
+
+def _tensors(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    leaving = [tensor.name for tensor in plan.signature if tensor.name not in plan.local]
+    other = [name for name in leaving if not any(fnmatchcase(name, pattern) for pattern in policy.tensors)]
+    return Problem("policy.tensor", tensor=other[0]) if other else None
+
+
+def _min_samples(policy: Policy, _: Plan, cohort: Cohort) -> Problem | None:
+    return Problem("policy.samples", limit=policy.min_samples) if cohort.samples < max(1, policy.min_samples) else None
+
+
+def _min_patients(policy: Policy, _: Plan, cohort: Cohort) -> Problem | None:
+    return Problem("policy.patients", limit=policy.min_patients) if cohort.patients < policy.min_patients else None
+
+
+def _min_hospitals(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    few = plan.min_participants < policy.min_hospitals
+    return Problem("policy.hospitals", hospitals=plan.min_participants, limit=policy.min_hospitals) if few else None
+
+
+def _max_update_mib(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    size = update_bytes(plan)
+    return Problem("policy.bytes", mib=size // 2**20 + 1, limit=policy.max_update_mib) if size > policy.max_update_mib * 2**20 else None
+
+
+def _max_rounds(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    return Problem("policy.rounds", rounds=plan.rounds, limit=policy.max_rounds) if plan.rounds > policy.max_rounds else None
+
+
+def _secure(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    return Problem("policy.secure") if policy.secure and plan.secure is None else None
+
+
+def _privacy(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    unit = plan.privacy.unit if plan.privacy is not None else "none"
+    enough = policy.privacy in ("none", unit) or (policy.privacy == "any" and unit != "none")
+    return None if enough else Problem("policy.privacy", wanted=policy.privacy, found=unit)
+
+
+def _max_epsilon(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    if plan.privacy is None or Decimal(plan.privacy.epsilon) <= Decimal(policy.max_epsilon):
+        return None
+    return Problem("policy.epsilon", what="epsilon", found=plan.privacy.epsilon, limit=policy.max_epsilon)
+
+
+def _max_delta(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    if plan.privacy is None or Decimal(plan.privacy.delta) <= Decimal(policy.max_delta):
+        return None
+    return Problem("policy.epsilon", what="delta", found=plan.privacy.delta, limit=policy.max_delta)
+
+
+RULES: dict[str, Check] = {
+    "initiators": _initiators,
+    "other_code": _other_code,
+    "algorithms": _algorithms,
+    "modalities": _modalities,
+    "tensors": _tensors,
+    "max_rounds": _max_rounds,
+    "max_update_mib": _max_update_mib,
+    "min_hospitals": _min_hospitals,
+    "secure": _secure,
+    "privacy": _privacy,
+    "max_epsilon": _max_epsilon,
+    "max_delta": _max_delta,
+    "min_samples": _min_samples,
+    "min_patients": _min_patients,
+}
+"""By the name each has in the file."""
+
+
+def refusals(policy: Policy, plan: Plan, cohort: Cohort) -> dict[str, Problem]:
+    """Every rule by which the hospital does not take part in a plan."""
+    found = {name: check(policy, plan, cohort) for name, check in RULES.items()}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def refusal(policy: Policy, plan: Plan, cohort: Cohort) -> Problem | None:
+    """The first of them; None when there is none."""
+    return next(iter(refusals(policy, plan, cohort).values()), None)
 
 
 def in_hours(policy: Policy, now: datetime) -> bool:
     """Whether training may run at the local time `now`; hours may wrap around midnight."""
     minute, (begin, end) = now.hour * 60 + now.minute, policy.hours
     return begin <= minute < end if begin <= end else minute >= begin or minute < end
+
+
+def hours_begin(policy: Policy, now: datetime) -> datetime:
+    """When training may run next; `now` where it may. Where no minute is allowed, in a year."""
+    if in_hours(policy, now):
+        return now
+    if policy.hours[0] == policy.hours[1]:
+        return now + timedelta(days=365)
+    day = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    return next(at for days in (0, 1) if (at := day + timedelta(days=days, minutes=policy.hours[0])) > now)
+
+
+def worker_limits(policy: Policy, memory_bytes: int) -> Limits:
+    """What each process of a worker may use: the node's own setting for memory, unless the policy allows less."""
+    memory = min(memory_bytes, policy.memory_mib * 2**20) if policy.memory_mib else memory_bytes
+    return Limits(memory_bytes=memory, cpu_seconds=policy.cpu_seconds, threads=policy.threads)

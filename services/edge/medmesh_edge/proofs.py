@@ -5,7 +5,7 @@ who approved and who accepted it signed with keys of the roster.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +17,13 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.proof import check_round, verify_start
+from medmesh.ledger.note import split
+from medmesh.security import statements
+from medmesh.security.statements import Acceptance
+from medmesh_edge import continuity
 from medmesh_edge import roster as rosters
 from medmesh_edge.consent import permitted
+from medmesh_edge.continuity import Continuity
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations
 
@@ -32,8 +37,12 @@ class Proofs:
 
     site: Site
     gateway: Gateway
+    continuity: Continuity = field(init=False)
     _shown: tuple[Any, ...] = ()
     _at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.continuity = Continuity(self.site, self.gateway)
 
     async def plan(self, event: RoundOpened) -> Plan:
         """As `allowed`, without the package."""
@@ -41,6 +50,7 @@ class Proofs:
 
     async def allowed(self, event: RoundOpened) -> tuple[Plan, ObjectRef]:
         """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
+        await continuity.trusted(self.site)
         async with self.site.unit() as uow:
             row = await uow.first(select(federations).where(federations.c.federation == event.federation))
             if row is None or row.plan_hash != event.plan_hash:
@@ -65,6 +75,10 @@ class Proofs:
                 raise
             shown = (row.federation, row.start, event.everybody, self.site.roster())
             proven(self.site, row, plan, event)
+        started = FederationStarted.model_validate(row.start)
+        for hospital, signed in zip(started.hospitals, started.acceptances, strict=True):
+            if seen := statements.read(split(signed)[0], Acceptance).seen:
+                await self.continuity.compare(seen, f"hospital:{hospital}")
         self._shown, self._at = shown, now
 
 

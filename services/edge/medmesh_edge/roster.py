@@ -37,7 +37,7 @@ def pin(layout: Layout, notes: Sequence[str], fingerprint: str | None) -> Believ
 
 def take(site: Site, notes: Sequence[str]) -> Believed | None:
     """What the roster is with the versions that continue it; None when there is nothing new. Raises `Problem`."""
-    known = site.chain()
+    known = site.roster_file.chain()
     if tuple(notes) == tuple(known.notes) or len((found := known.extended(notes)).notes) == len(known.notes):
         return None
     files.write(site.layout.roster, found.document())

@@ -19,6 +19,7 @@ from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
 from medmesh_edge.patients import images, opened
+from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items, patients
 
@@ -27,10 +28,12 @@ def _wanted(schema: DataSchema, held_out: bool) -> Any:
     return (items.c.modality == schema.modality) & items.c.label.in_(schema.classes) & (items.c.held_out == held_out)
 
 
-async def count(site: Site, schema: DataSchema) -> int:
-    """Samples this hospital can train on under a schema."""
+async def cohort(site: Site, schema: DataSchema) -> Cohort:
+    """What this hospital can train on under a schema."""
+    counted: Any = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(schema, False))
     async with site.unit() as uow:
-        return int((await uow.execute(select(func.count()).select_from(items).where(_wanted(schema, False)))).scalar_one())
+        found: Any = (await uow.execute(counted)).one()
+    return Cohort(samples=int(found[0]), patients=int(found[1]))
 
 
 async def sources(site: Site, schema: DataSchema) -> list[str]:
@@ -65,24 +68,35 @@ def values(site: Site, row: Any, schema: TableSchema) -> np.ndarray:
 
 
 async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:
-    """A safetensors file with `x` (uint8 [samples, channels, size, size], or float32 [samples, width] of a table) and `y` int64 [samples],
-    and how many samples. Raises `Problem` (`data.row`) for a row of a table that does not fit the plan's schema."""
+    """A safetensors file with `x` (uint8 [samples, channels, size, size], or float32 [samples, width] of a table), `y` int64 [samples] and
+    `patients` int64 [samples] (equal for samples of one patient, and nothing else), and how many samples. Raises `Problem` (`data.row`)
+    for a row of a table that does not fit the plan's schema."""
     found = await rows(site, schema, held_out=held_out)
-    name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label) for r in found])).encode()).hexdigest()
+    return await arrays(site, schema, found), len(found)
+
+
+async def arrays(site: Site, schema: DataSchema, found: Sequence[Any]) -> Path:
+    """The same of these samples, in this order."""
+    name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label, r.patient) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
         await asyncio.to_thread(_write, site, schema, found, path)
-    return path, len(found)
+    return path
+
+
+def truth(schema: DataSchema, found: Sequence[Any]) -> np.ndarray:
+    """int64 [samples]: which class each is of."""
+    return np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
 
 
 def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
     x = np.zeros((len(found), *schema.shape), dtype=np.float32 if schema.kind == "table" else np.uint8)
     for place, row in enumerate(found):
         x[place] = values(site, row, schema) if schema.kind == "table" else image(site, row, schema.image_size, schema.channels)
-    y = np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
+    patients = np.unique([row.patient for row in found], return_inverse=True)[1].astype(np.int64)
     temporary = path.with_suffix(".new")
-    weights.save({"x": x, "y": y}, temporary)
+    weights.save({"x": x, "y": truth(schema, found), "patients": patients}, temporary)
     temporary.replace(path)
 
 

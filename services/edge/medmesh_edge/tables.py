@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint
+from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint, text
 
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
@@ -99,10 +99,21 @@ tasks = Table(
     Column("update", Json),
     Column("samples", Counter, nullable=False),
     Column("metrics", Json, nullable=False),
+    Column("counts", Json, comment="of the model the round began with, as they may be told"),
+    Column("milliseconds", Json, nullable=False, server_default=text("'{}'"), comment="what the round's time went into"),
     Column("trained", Integer, nullable=False),
     Column("code", String(80), nullable=False),
     Column("at", Timestamp, nullable=False),
     comment="received -> trained -> sent -> released | failed | superseded; `trained` counts how often it was trained",
+)
+
+cohorts = Table(
+    "cohorts",
+    METADATA,
+    Column("modality", String(80), primary_key=True),
+    Column("label", String(80), primary_key=True),
+    Column("members", Json, nullable=False),
+    comment="held-out samples that are counted where small cells are not told: changes only by several at once",
 )
 
 secure_attempts = Table(
@@ -131,6 +142,27 @@ secure_opened = Table(
     Column("round", Integer, primary_key=True, autoincrement=False),
     Column("list", String(80), nullable=False),
     comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
+)
+
+privacy_spent = Table(
+    "privacy_spent",
+    METADATA,
+    *_attempt(),
+    Column("epsilon", String(32), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="written before an attempt trains: what the federation has spent of this hospital's privacy with it; a row never goes",
+)
+
+log_views = Table(
+    "log_views",
+    METADATA,
+    Column("origin", String(200), primary_key=True),
+    Column("note", Text, nullable=False),
+    Column("size", Counter, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    Column("fault", String(40), nullable=False),
+    Column("shown", Text, nullable=False),
+    comment="the newest signed checkpoint of each log; with a fault, `shown` is the one that contradicts it",
 )
 
 kept = Table(

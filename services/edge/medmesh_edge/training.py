@@ -21,12 +21,14 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import Left, Local, Run, algorithm_of, download_signature, upload_signature
+from medmesh.federated.privacy.clipping import WITHIN
 from medmesh.learning import weights
 from medmesh.learning.host import Progress, Worker
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import fetch
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
+from medmesh_edge import privacy
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import kept, tasks
 
@@ -83,7 +85,7 @@ class Trainer:
     async def run(self, run: Run, target: Path) -> tuple[Path, float]:
         """One training: its weights, checked against the plan's signature, and its loss. Raises `Problem`."""
         out = self.worker.folder / target.name
-        extra: dict[str, Any] = {"pull": run.pull, "plain": run.plain}
+        extra: dict[str, Any] = {"pull": run.pull, "plain": run.plain, **privacy.of_worker(self.plan)}
         extra |= {name: self.worker.give(path, name) for name, path in (("anchor", run.anchor), ("shift", run.shift)) if path}
         result = await self.worker.call(
             "train",
@@ -117,10 +119,13 @@ async def train(trainer: Trainer, event: RoundOpened, local: Local) -> tuple[Lef
     second = None
     if (own := algorithm.train_own(local)) is not None:
         second, _ = await trainer.run(own, folder / "second")
-    trained, loss = await trainer.run(algorithm.train(local), folder / "trained")
+    run = algorithm.train(local)
+    if plan.privacy is not None and run.steps > plan.local_steps:
+        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason="it takes more steps than the plan says and the ledger counts")
+    trained, loss = await trainer.run(run, folder / "trained")
     left = await asyncio.to_thread(algorithm.leave, local, trained, second)
-    # Nothing leaves but the tensors that were agreed upon.
-    weights.check(left.upload, upload_signature(plan))
+    # Nothing leaves but the tensors that were agreed upon; what privacy adds comes later, and is ours.
+    weights.check(left.upload, [tensor for tensor in upload_signature(plan) if tensor.name != WITHIN.name])
     return left, loss
 
 

@@ -19,6 +19,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation import evaluation, pace, privacy
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
@@ -35,6 +36,8 @@ class Result:
     state: ObjectRef | None = None
     personal: Mapping[str, ObjectRef] = field(default_factory=dict)
     flagged: Mapping[str, str] = field(default_factory=dict)
+    clip: str | None = None
+    """The next round's clipping norm, where it follows the updates."""
 
 
 async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[Any], opening: Opening | None = None) -> Result:
@@ -45,13 +48,17 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
     plan, base = situation.plan, ObjectRef.model_validate(row.model)
     before = ObjectRef.model_validate(row.state_object) if row.state_object else None
     if situation.round.kind is not RoundKind.TRAIN:
-        return Result(base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
-    updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
+        chosen = evaluation.kept(situation, given) if situation.round.kind is RoundKind.EVALUATE else None
+        return Result(chosen or base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
         members = len(situation.those("accepted") | situation.those("dropped"))
         state = await local(ports, before) if before else None
-        if plan.codec != "none":
+        if plan.pace is not None:
+            updates = await pace.weighed(ports, plan, given, situation.round.number, origin, Path(folder), _whole)
+        else:
+            updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
+        if plan.codec != "none" and plan.pace is None:
             whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
             updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
         if opening is not None:
@@ -59,11 +66,12 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
             vectors = {name: path for name, path, _ in updates}
             mean, samples = await asyncio.to_thread(opening.mean, plan, vectors, origin, Path(folder))
             updates = [("sum", mean, samples)]
+        updates, clip = await privacy.noised(row, plan, origin, updates, Path(folder))
         start = Start(origin, state=state, members=members, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
         personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
         remembered = await _put(ports, outcome.state) if outcome.state else None
-        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged)
+        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, clip)
 
 
 async def _put(ports: Ports, path: Path) -> ObjectRef:
@@ -82,7 +90,7 @@ def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
     return target
 
 
-async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result) -> None:
+async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result, milliseconds: int) -> None:
     current, model = situation.round, made.model
     assert current is not None
     state = made.state.sha256 if made.state else None
@@ -92,9 +100,9 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
         "state_object": made.state.model_dump() if made.state else None,
         "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
     }
-    await close_round(uow, row, current, state="committed", chain=chain, **left)
-    await change(uow, row, chain=chain, voids=0, **left)
-    parties = tuple(sorted(current.answered))
+    await close_round(uow, row, current, state="committed", chain=chain, aggregate_milliseconds=milliseconds, **left)
+    await change(uow, row, chain=chain, voids=0, clip=made.clip, **left)
+    parties = tuple(sorted(current.here))
     uow.emit(
         RoundCommitted(
             federation=row.federation,
@@ -119,7 +127,8 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
     keep = [model]
     async with runtime.unit() as uow:
         given = await answers_of(uow, row.federation, row.round, row.attempt, all_of_them=True)
-    updates = [ObjectRef.model_validate(a.update) for a in given if a.update]
+        stale = await pace.stale(uow, row.federation, row.round)
+    updates = [ObjectRef.model_validate(a.update) for a in (*given, *stale) if a.update]
     if row.kind == RoundKind.BASELINE:
         keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
     # What the algorithm remembers is needed for the next round only; the chain holds its hash.
@@ -131,8 +140,10 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
         where = (rounds.c.federation == row.federation) & (rounds.c.round == row.round) & (rounds.c.attempt == row.attempt)
         done = await uow.execute(update(rounds).where(where, ~rounds.c.stored).values(stored=True))
         if done.rowcount:
+            told = tuple(sorted({*row.assigned, *(a.hospital for a in stale)}))
+            earlier = {a.hospital: a.round for a in stale}
             uow.emit(
-                RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=tuple(row.assigned))
+                RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=told, stale=earlier)
             )
     for ref in await _outdated(runtime, row, beside):
         await ports.stores.kept.delete(ref.sha256)
@@ -145,8 +156,9 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
 
 async def _outdated(runtime: Runtime, row: Any, needed: Sequence[ObjectRef]) -> list[ObjectRef]:
     """What the algorithm remembered after the round before this one."""
-    before = (rounds.c.federation == row.federation) & (rounds.c.round == row.round - 1) & (rounds.c.state == "committed")
-    async with runtime.unit() as uow:
-        older = await uow.first(select(rounds.c.state_object, rounds.c.personal).where(before))
+    before = (rounds.c.federation == row.federation) & (rounds.c.round < row.round) & (rounds.c.state == "committed")
+    async with runtime.unit() as uow:  # rounds that an early stop left out are none
+        wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(1)
+        older = await uow.first(wanted)
     found = [] if older is None else [ref for ref in (older.state_object, *(older.personal or {}).values()) if ref]
     return [ref for ref in map(ObjectRef.model_validate, found) if ref not in needed]

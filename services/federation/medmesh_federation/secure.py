@@ -155,5 +155,18 @@ class Opening:
         masks = collector.corrections(self.session, keys, sharers, survivors, self.said[SecurePhase.REVEAL])
         total, mean = folder / "sum", folder / "mean"
         vectors.add([vectors_of[name] for name in survivors], total, masks=masks)
+        if plan.privacy is not None and plan.privacy.adaptive:
+            base = _with_count(base, folder)
         samples = vectors.decode(total, base, mean, bits=plan.secure.bits, without=frozenset(plan.local))
         return mean, samples
+
+
+def _with_count(base: Path, folder: Path) -> Path:
+    """A model like those whose vectors were summed, which carry a number beside (`clipping.WITHIN`)."""
+    from medmesh.federated.privacy.clipping import WITHIN
+    from medmesh.federated.streams import Writer, merge
+    from medmesh.learning.weights import header
+
+    with Writer(folder / "count", {WITHIN.name: WITHIN}, durable=False):
+        pass
+    return merge(folder / "like", {**dict.fromkeys(header(base), base), WITHIN.name: folder / "count"})

@@ -23,9 +23,11 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.federated.plan import after_training
 from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation import evaluation, privacy
 from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, round_seed
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -89,6 +91,7 @@ async def _started(uow: UnitOfWork[Any], row: Any, members: tuple[str, ...]) -> 
 
 
 async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
+    number, contributors = await _made_by(uow, row)
     label = await labels.label_of(uow, "federation", row.federation)
     uow.emit(
         FederationCompleted(
@@ -98,13 +101,23 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
             chain=row.chain,
             package=ObjectRef.model_validate(row.package),
             model=ObjectRef.model_validate(row.model),
-            rounds=situation.plan.rounds,
+            rounds=number,
             participants=members,
+            contributors=contributors,
             organisation=row.initiator.rpartition("@")[2],
             label=label.record,
             hospitals=members,
         )
     )
+
+
+async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]]:
+    """The training round whose model was kept, and the hospitals whose updates are in it, also of those that left since."""
+    where = (rounds.c.federation == row.federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+    made = await uow.all(select(rounds.c.round, rounds.c.attempt, rounds.c.model).where(where).order_by(rounds.c.round))
+    number = max((one.round for one in made if one.model == row.model), default=0)
+    given = [await answers_of(uow, row.federation, one.round, one.attempt) for one in made if one.round <= number]
+    return number, tuple(sorted({a.hospital for one in given for a in one}))
 
 
 async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Open) -> None:
@@ -136,6 +149,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         "parties": list(assigned) if secure else None,
     }
     await uow.execute(insert(rounds).values(values))
+    await privacy.charge(uow, row, plan, step)
     await change(uow, row, waiting_since=None)
     # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
     steps = plan.local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
@@ -151,6 +165,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         seed=round_seed(plan, step.number),
         deadline=deadline,
         hospitals=assigned,
+        clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
         **await _beside(uow, row, step, plan),
     )
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
@@ -193,10 +208,9 @@ async def _counted(uow: UnitOfWork[Any], federation: str) -> dict[str, str]:
 
 async def _candidates(uow: UnitOfWork[Any], row: Any, situation: Situation) -> list[CandidateModel]:
     """The global model and every hospital's own from the baseline round."""
-    assert situation.round is not None
-    made = [CandidateModel(name="federated", weights=ObjectRef.model_validate(row.model))]
-    if situation.plan.local:
-        return made  # nobody trained alone: see `domain.kind_of`
+    made = await evaluation.global_models(uow, row, situation)
+    if RoundKind.BASELINE not in after_training(situation.plan):
+        return made
     wanted = select(rounds.c.attempt).where(
         rounds.c.federation == row.federation, rounds.c.round == situation.plan.rounds + 1, rounds.c.state == "committed"
     )
@@ -210,15 +224,16 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
     assert situation.round is not None
     for hospital, reason in sorted(step.hospitals.items()):
         where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
-        values = {"state": "dropped", "reason": reason, "drops": participants.c.drops + 1}
+        drops = 1 + (await uow.execute(select(participants.c.drops).where(where))).scalar_one()
+        excluded = 0 < situation.plan.max_drops <= drops
+        values = {"state": "excluded" if excluded else "dropped", "reason": reason, "drops": drops}
         await uow.execute(update(participants).where(where).values(values))
         told = tuple(situation.plan.participants)
-        uow.emit(
-            ParticipantDropped(federation=row.federation, hospital=hospital, round=situation.round.number, reason=reason, hospitals=told)
-        )
-        about = (entity(row), Entity("hospital", hospital))
-        detail = {"round": situation.round.number}
-        uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=about, detail=detail))
+        about = {"federation": row.federation, "hospital": hospital, "round": situation.round.number}
+        uow.emit(ParticipantDropped(**about, reason=reason, excluded=excluded, hospitals=told))
+        detail: dict[str, str | int | bool] = {"round": situation.round.number, "excluded": excluded}
+        entities = (entity(row), Entity("hospital", hospital))
+        uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=entities, detail=detail))
         log("federation.participant.dropped", level=30, federation=row.federation, hospital=hospital, reason=reason)
 
 

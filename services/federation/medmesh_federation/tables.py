@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text
+from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text, text
 
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
@@ -37,6 +37,7 @@ federations = Table(
     Column("model", Json, nullable=False),
     Column("state_object", Json, comment="what the algorithm remembers after the last committed round"),
     Column("personal", Json, comment="hospital to the model made for it, where the algorithm makes such"),
+    Column("clip", String(40), comment="the next round's clipping norm, where it follows the updates"),
     Column("failure", String(80)),
     Column("voids", Integer, nullable=False),
     Column("waiting_since", Timestamp),
@@ -76,6 +77,7 @@ rounds = Table(
     Column("state_object", Json),
     Column("personal", Json),
     Column("stored", Boolean, nullable=False),
+    Column("aggregate_milliseconds", Integer, comment="from the last answer's being there to the model's being durable"),
 )
 
 secure_messages = Table(
@@ -96,9 +98,20 @@ answers = Table(
     Column("update", Json),
     Column("samples", Counter, nullable=False),
     Column("metrics", Json, nullable=False),
-    Column("results", Json),
+    Column("results", Json, comment="model, or `base` of a training round, to counts"),
+    Column("milliseconds", Json, nullable=False, server_default=text("'{}'"), comment="what the hospital's time went into"),
     Column("late", Boolean, nullable=False),
+    Column("counted", Integer, comment="the later round that a late update is part of, where the plan lets it be"),
     Column("failed", String(80)),
     Column("at", Timestamp, nullable=False),
     comment="keyed (federation, round, attempt, hospital): a duplicate is a no-op",
+)
+
+privacy_spent = Table(
+    "privacy_spent",
+    METADATA,
+    *_attempt(),
+    Column("epsilon", String(32), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="written in the transaction that opens an attempt: what the federation has spent of its budget with it; a row never goes",
 )

@@ -6,9 +6,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from tests.unit.federation.test_domain import PLAN
+from tests.unit.federated.test_plan import plan
 
+from medmesh.contracts.privacy import Privacy
 from medmesh.errors import Problem
+from medmesh.learning.isolation import Limits
 from medmesh_edge import policy
 
 
@@ -18,39 +20,123 @@ def _policy(folder: Path, text: str) -> policy.Policy:
     return policy.read(path)
 
 
+PLAN = plan(
+    participants=("a", "b", "c", "d"),
+    min_participants=3,
+    secure={"threshold": 3},
+    privacy=Privacy(unit="patient", epsilon="8", delta="0.00001", clip="1", noise="2", rate="0.1"),
+)
+COHORT = policy.Cohort(samples=100, patients=50)
+
+
 def test_the_policy_a_node_begins_with_asks_a_person_for_the_code(private: Path) -> None:
     begun = _policy(private, policy.DEFAULT)
-    assert begun.packages == ()
-    assert policy.refusal(begun, PLAN, 100) is None
+    assert begun.packages == () and begun.other_code == "ask"
+    assert policy.refusals(begun, PLAN, COHORT) == {}
+
+
+CASES = (
+    ('initiators = ["person:wang@platform"]', "policy.initiator"),
+    ('other_code = "refuse"', "policy.code"),
+    ("algorithms = []", "policy.algorithm"),
+    ('modalities = ["CT"]', "policy.modality"),
+    ('tensors = ["bias", "bn.[a-l]*"]', "policy.tensor"),
+    ("max_rounds = 2", "policy.rounds"),
+    ("max_update_mib = 0", "policy.bytes"),
+    ("min_hospitals = 4", "policy.hospitals"),
+    ("secure = true", "policy.secure"),
+    ('privacy = "hospital"', "policy.privacy"),
+    ('max_epsilon = "7.9"', "policy.epsilon"),
+    ('max_delta = "0.000009"', "policy.epsilon"),
+    ("min_samples = 101", "policy.samples"),
+    ("min_patients = 51", "policy.patients"),
+)
+
+
+def _with(folder: Path, rule: str) -> policy.Policy:
+    name = rule.split(" ")[0]
+    lines = [rule if line.startswith(f"{name} ") else line for line in policy.DEFAULT.splitlines()]
+    assert rule in lines
+    return _policy(folder, "\n".join(lines))
+
+
+def test_every_rule_has_a_case() -> None:
+    assert [rule.split(" ")[0] for rule, _ in CASES] == list(policy.RULES)
+
+
+@pytest.mark.parametrize(("rule", "code"), CASES)
+def test_every_rule_refuses_its_case_and_no_other_does(private: Path, rule: str, code: str) -> None:
+    wanted = PLAN.model_copy(update={"secure": None}) if rule.startswith("secure") else PLAN
+    assert policy.refusals(_policy(private, policy.DEFAULT), wanted, COHORT) == {}
+    found = policy.refusals(_with(private, rule), wanted, COHORT)
+    assert {name: problem.code for name, problem in found.items()} == {rule.split(" ")[0]: code}
+    for language in ("en", "zh"):
+        assert found[rule.split(" ")[0]].detail(language)
+    one = policy.refusal(_with(private, rule), wanted, COHORT)
+    assert one is not None and one.code == code
 
 
 @pytest.mark.parametrize(
-    ("rule", "code"),
+    ("rule", "plan_has", "allowed"),
     [
-        ('initiators = ["person:wang@platform"]', "policy.initiator"),
-        ("algorithms = []", "policy.algorithm"),
-        ('modalities = ["CT"]', "policy.modality"),
-        ("max_rounds = 1", "policy.rounds"),
-        ("max_update_mib = 0", "policy.bytes"),
-        ("min_samples = 101", "policy.samples"),
+        ('privacy = "any"', "patient", True),
+        ('privacy = "any"', "hospital", True),
+        ('privacy = "any"', None, False),
+        ('privacy = "patient"', "patient", True),
+        ('privacy = "patient"', None, False),
+        ('privacy = "none"', None, True),
+        ('max_epsilon = "1"', None, True),
     ],
 )
-def test_every_rule_refuses_by_its_name(private: Path, rule: str, code: str) -> None:
-    name = rule.split(" ")[0]
-    lines = [rule if line.startswith(f"{name} ") else line for line in policy.DEFAULT.splitlines()]
-    found = policy.refusal(_policy(private, "\n".join(lines)), PLAN, 100)
-    assert found is not None
-    assert found.code == code
+def test_a_floor_of_privacy(private: Path, rule: str, plan_has: str | None, allowed: bool) -> None:
+    given = None if plan_has is None else Privacy(unit=plan_has, epsilon="50", delta="0.00001", clip="1", noise="2")
+    assert (policy.refusal(_with(private, rule), PLAN.model_copy(update={"privacy": given}), COHORT) is None) == allowed
+
+
+def test_a_tensor_that_stays_needs_no_leave_and_listed_code_is_allowed(private: Path) -> None:
+    staying = plan(algorithm="fedbn", local=("bn.mean",))
+    assert policy.refusal(_with(private, 'tensors = ["bias", "bn.count"]'), staying, COHORT) is None
+    text = policy.DEFAULT.replace('other_code = "ask"', 'other_code = "refuse"').replace("packages = []", f'packages = ["{PLAN.package}"]')
+    assert policy.refusal(_policy(private, text), PLAN, COHORT) is None
+
+
+def test_a_file_of_before_allows_what_it_did(private: Path) -> None:
+    old = """[federation]
+initiators = ["*"]
+packages = []
+algorithms = ["*"]
+modalities = ["*"]
+min_samples = 20
+max_update_mib = 512
+max_rounds = 1000
+hours = "00:00-24:00"
+[models]
+install = true
+"""
+    assert policy.refusals(_policy(private, old), PLAN, COHORT) == {}
+
+
+def test_a_worker_gets_what_the_policy_allows_and_no_more_than_the_node_has(private: Path) -> None:
+    begun = _policy(private, policy.DEFAULT)
+    assert policy.worker_limits(begun, 2**32) == Limits(memory_bytes=2**32)
+    less = _policy(private, "[worker]\nmemory_mib = 512\ncpu_seconds = 60\nthreads = 2")
+    assert policy.worker_limits(less, 2**32) == Limits(memory_bytes=2**29, cpu_seconds=60, threads=2)
+    assert policy.worker_limits(less, 2**28).memory_bytes == 2**28
 
 
 def test_an_empty_policy_allows_nothing(private: Path) -> None:
     empty = _policy(private, "")
-    assert policy.refusal(empty, PLAN, 10**6) is not None
+    assert policy.refusal(empty, PLAN, policy.Cohort(10**6, 10**6)) is not None
     assert not empty.install
 
 
 @pytest.mark.parametrize(
-    "text", ["[federation]\nrounds = 1", "[other]\n", "[federation]\nhours = '9-5'", "[models]\ninstall = 1", "= nonsense"]
+    "text",
+    [
+        *("[federation]\nrounds = 1", "[other]\n", "[federation]\nhours = '9-5'", "[models]\ninstall = 1", "= nonsense"),
+        *("[federation]\nmax_epsilon = 'much'", "[federation]\nprivacy = 'some'", "[federation]\nmax_rounds = true", "worker = 3"),
+        *("[federation]\nmax_epsilon = 'NaN'", "[worker]\nrounds = 3", "[federation]\nmemory_mib = 3", "[federation]\ntensors = '*'"),
+    ],
 )
 def test_a_mistake_in_the_file_is_named_and_allows_nothing(private: Path, text: str) -> None:
     with pytest.raises(Problem) as caught:
@@ -63,3 +149,16 @@ def test_hours_may_wrap_around_midnight(private: Path) -> None:
     at = {hour: policy.in_hours(night, datetime(2026, 1, 1, hour)) for hour in (21, 22, 23, 0, 5, 6, 12)}
     assert at == {21: False, 22: True, 23: True, 0: True, 5: True, 6: False, 12: False}
     assert all(policy.in_hours(_policy(private, policy.DEFAULT), datetime(2026, 1, 1, hour)) for hour in range(24))
+
+
+@pytest.mark.parametrize(
+    ("hours", "now", "begins"),
+    [
+        ("22:00-06:00", datetime(2026, 1, 1, 21, 30), datetime(2026, 1, 1, 22)),
+        ("22:00-06:00", datetime(2026, 1, 1, 5, 59), datetime(2026, 1, 1, 5, 59)),
+        ("08:00-12:00", datetime(2026, 1, 1, 12), datetime(2026, 1, 2, 8)),
+        ("08:00-08:00", datetime(2026, 1, 1, 8), datetime(2027, 1, 1, 8)),
+    ],
+)
+def test_when_training_may_run_next(private: Path, hours: str, now: datetime, begins: datetime) -> None:
+    assert policy.hours_begin(_with(private, f'hours = "{hours}"'), now) == begins

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from tests.unit.federated.test_plan import plan
 
-from medmesh.federated.privacy import accountant, clipping
+from medmesh.contracts.privacy import Privacy
+from medmesh.errors import Problem
+from medmesh.federated.aggregation import compatible
+from medmesh.federated.plan import explain
+from medmesh.federated.privacy import accountant, budget, clipping, noise
 from medmesh.learning import weights
 
 ORACLE = [
@@ -52,10 +59,11 @@ def _pair(folder: Path, size: float, numbers: int = 20_000) -> tuple[Path, Path,
 @pytest.mark.parametrize(("size", "scale"), [(0.5, 1.0), (4.0, 0.25)])
 def test_the_difference_is_clipped_and_what_is_no_float_stays(private: Path, size: float, scale: float) -> None:
     base, model, difference = _pair(private, size)
-    within = clipping.privatise(base, model, private / "out", clip=1.0, noise=0.0)
+    clipping.privatise(base, model, private / "out", clip=1.0, count=0.0)
     made = weights.load(private / "out")
     np.testing.assert_allclose(made["w"] - 1, difference * scale, atol=1e-12)
-    assert made["n"][0] == 3 and within == (scale == 1.0)
+    assert made["n"][0] == 3
+    assert made[clipping.WITHIN.name][0] == (0.5 if scale == 1.0 else -0.5)
 
 
 def test_noise_has_the_agreed_deviation_and_is_never_the_same(private: Path) -> None:
@@ -68,6 +76,24 @@ def test_noise_has_the_agreed_deviation_and_is_never_the_same(private: Path) -> 
     assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.05
 
 
+def test_noise_is_normal_as_another_library_says() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    drawn = noise.Normal(bytes(32))(100_001)
+    assert len(drawn) == 100_001 and np.isfinite(drawn).all()
+    assert stats.kstest(drawn, "norm").pvalue > 0.01
+    np.testing.assert_array_equal(drawn, noise.Normal(bytes(32))(100_001))
+    assert not np.array_equal(noise.Normal()(8), noise.Normal()(8))
+
+
+def test_noise_on_a_model_leaves_what_is_no_float_and_what_stays(private: Path) -> None:
+    base, _, _ = _pair(private, 1.0)
+    noise.add(base, private / "kept", 3.0, without=frozenset({"w"}))
+    assert (private / "kept").read_bytes() == base.read_bytes()
+    noise.add(base, private / "out", 3.0)
+    made = weights.load(private / "out")
+    assert np.std(made["w"] - 1) == pytest.approx(3.0, rel=0.05) and made["n"][0] == 3
+
+
 def test_the_norm_moves_to_the_quantile() -> None:
     norms = np.random.default_rng(2).lognormal(size=400)
     clip = 50.0
@@ -76,8 +102,95 @@ def test_the_norm_moves_to_the_quantile() -> None:
     assert clip == pytest.approx(float(np.median(norms)), rel=0.05)
 
 
-def test_a_patient_with_many_images_counts_once() -> None:
-    gradients = np.ones((100, 4))
-    patients = np.array([0] * 99 + [1])
-    total = clipping.per_patient(gradients, patients, 1.0, 0.0, np.zeros)
-    np.testing.assert_allclose(total, np.ones(4))  # two patients, each of norm 1: (0.5, 0.5, 0.5, 0.5) twice
+def test_what_patients_give_is_clipped_to_a_norm_and_added() -> None:
+    gradients = np.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    np.testing.assert_allclose(clipping.per_patient(gradients, 1.0, 0.0, np.zeros), [0.9, 1.2])
+
+
+def test_a_ledger_of_a_plan_is_the_accountants_and_both_releases_of_an_adaptive_round_are_counted() -> None:
+    hospital = plan(privacy=Privacy(unit="hospital", epsilon="100", delta="1e-5", clip="1", noise="1"))
+    assert budget.spent(hospital, 1) == pytest.approx(4.752728336819822, rel=1e-9)  # of another library, as above
+    patient = plan(local_steps=5, privacy=Privacy(unit="patient", epsilon="7", delta="1e-6", clip="1", noise="1", rate="0.1"))
+    assert budget.spent(patient, 10) == pytest.approx(6.789020341167042, rel=1e-9)
+    assert budget.affordable(patient, 10) and not budget.affordable(patient, 11)
+    adaptive = Privacy(unit="hospital", epsilon="100", delta="1e-5", clip="1", noise="1", quantile="0.5")
+    # Renyi divergences of Gaussians add as 1/noise^2; the count's sensitivity is 1/2.
+    together = 1 / budget.multiplier(adaptive) ** 2 + (0.5 / (budget.COUNT_NOISE * 1.0)) ** 2
+    assert together == pytest.approx(1.0, rel=1e-12)
+
+
+def test_a_plan_says_how_many_rounds_its_budget_allows_and_one_that_allows_none_is_refused() -> None:
+    values = {"unit": "hospital", "delta": "1e-5", "clip": "1", "noise": "4"}
+    two = plan(rounds=9, privacy=Privacy(**values, epsilon="1.7"))
+    fits = budget.rounds_within(two)
+    assert 1 <= fits < 9
+    assert budget.spent(two, fits) <= 1.7 < budget.spent(two, fits + 1)
+    assert f"at most {fits} of 9 rounds" in "\n".join(explain(two))
+    with pytest.raises(Problem) as caught:
+        compatible(plan(privacy=Privacy(**values, epsilon="0.1")))
+    assert caught.value.code == "federation.plan"
+    assert "a single round spends" in caught.value.document()["title"]
+
+
+HOSPITAL = {"unit": "hospital", "epsilon": "50", "delta": "1e-5", "clip": "1", "noise": "2"}
+PATIENT = {**HOSPITAL, "unit": "patient", "rate": "0.1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"privacy": {**HOSPITAL, "noise": "0"}}, "noise is more than 0"),
+        ({"privacy": {**HOSPITAL, "delta": "0.5"}}, "delta is more than 0 and at most 0.1"),
+        ({"privacy": {**HOSPITAL, "epsilon": "NaN"}}, "finite"),
+        ({"privacy": {**HOSPITAL, "clip": "much"}}, "decimal string"),
+        ({"privacy": {**HOSPITAL, "rate": "0.5"}}, "hospitals are not drawn"),
+        ({"privacy": {**PATIENT, "quantile": "0.5"}}, "follows updates of hospitals"),
+        ({"privacy": HOSPITAL, "baseline": True}, "a baseline shows models without noise"),
+        ({"privacy": PATIENT, "baseline": True}, "a baseline shows models without noise"),
+        ({"privacy": PATIENT, "evaluate_every": 1}, "counts of an evaluation are of single patients"),
+        ({"privacy": HOSPITAL, "codec": "int8"}, "what a codec leaves out"),
+    ],
+)
+def test_a_plan_that_contradicts_its_privacy_is_refused_with_the_reason(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        plan(**changed)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "privacy", "refused"),
+    [
+        *((name, HOSPITAL, False) for name in ("fedavg", "fedprox", "fedavgm", "fedadam", "ditto")),
+        *((name, HOSPITAL, True) for name in ("scaffold", "fednova", "fedamp", "median", "trimmed-mean", "krum", "norm-clipping")),
+        *((name, PATIENT, False) for name in ("fedavg", "scaffold", "median", "fedamp")),
+        ("fednova", PATIENT, True),
+    ],
+)
+def test_algorithms_that_need_more_than_the_noised_mean_are_refused(algorithm: str, privacy: dict[str, str], refused: bool) -> None:
+    parties = tuple("abcdefg")
+    wanted = plan(algorithm=algorithm, privacy=privacy, participants=parties, min_participants=7)
+    if not refused:
+        compatible(wanted)
+        return
+    with pytest.raises(Problem) as caught:
+        compatible(wanted)
+    assert caught.value.code == "privacy.algorithm"
+
+
+@pytest.mark.parametrize(
+    ("changed", "english", "chinese"),
+    [
+        ({"privacy": HOSPITAL}, "added by the platform: it protects against everybody who gets the model, not against", "噪声由平台加入"),
+        (
+            {"privacy": HOSPITAL, "secure": {"threshold": 3}, "min_participants": 3},
+            "its share of the noise before masking",
+            "各自份额的噪声",
+        ),
+        ({"privacy": PATIENT}, "for a single patient: epsilon at most 50 at delta 1e-5", "单个患者"),
+    ],
+)
+def test_a_hospital_reads_what_is_hidden_from_whom_and_what_is_not(changed: dict[str, Any], english: str, chinese: str) -> None:
+    words, other = "\n".join(explain(plan(**changed))), "\n".join(explain(plan(**changed), "zh"))
+    assert english in words and chinese in other
+    assert "It hides" in words and "所隐藏的是" in other
+    assert "the loss" not in words and "损失" not in other, "neither samples nor a loss leave"
+    assert "neither differential privacy" not in words and "不含差分隐私" not in other

@@ -14,6 +14,8 @@ from medmesh.cli.edge.audit import own_audit
 from medmesh.cli.edge.escrow import escrow
 from medmesh.cli.edge.federation import approve, decline, list_federations, show_plan, withdraw
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
+from medmesh.cli.edge.policy import site_policy
+from medmesh.cli.edge.privacy import ledger
 from medmesh.cli.edge.roster import own_key, own_roster, tell_key
 from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
@@ -27,6 +29,8 @@ def edge() -> None:
 
 edge.add_command(own_key)
 edge.add_command(own_roster)
+edge.add_command(ledger)
+edge.add_command(site_policy)
 
 
 @edge.command()

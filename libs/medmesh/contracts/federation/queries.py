@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import ClassVar
 
+from pydantic import Field
+
+from medmesh.contracts.federation.common import Work
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record
 from medmesh.contracts.plan import Plan
@@ -34,6 +37,11 @@ class AnswerView(Record):
     late: bool
     bytes: int
     metrics: dict[str, float]
+    counts: tuple[tuple[int, ...], ...] | None = None
+    """Of the model that the round began with, where it was evaluated."""
+    milliseconds: dict[Work, int] = Field(default_factory=dict)
+    counted: int | None = None
+    """The later round that this update is part of, where rounds do not wait for the slow."""
 
 
 class RoundView(Record):
@@ -48,6 +56,8 @@ class RoundView(Record):
     model: ObjectRef | None
     chain: str | None
     answers: tuple[AnswerView, ...]
+    aggregate_milliseconds: int | None = None
+    """From the last answer's being there to the model's being durable."""
 
 
 class EvaluationView(Record):
@@ -56,6 +66,16 @@ class EvaluationView(Record):
     hospital: str
     name: str
     counts: tuple[tuple[int, ...], ...]
+
+
+class PrivacyView(Record):
+    """The federation's ledger: `epsilon` is spent at `delta` after `attempts` at training rounds, each counted when it began."""
+
+    unit: str
+    epsilon: float
+    budget: str
+    delta: str
+    attempts: int
 
 
 class FederationView(Record):
@@ -69,6 +89,10 @@ class FederationView(Record):
     evaluation: tuple[EvaluationView, ...]
     model: ObjectRef | None
     failure: str | None
+    """Why it ended as it did; of one that is completed, why before its last round."""
+    privacy: PrivacyView | None = None
+    waiting: tuple[str, ...] = ()
+    """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
 
 

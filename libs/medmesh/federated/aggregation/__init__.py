@@ -7,9 +7,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from medmesh.contracts.plan import Plan, TensorSignature
+from medmesh.contracts.privacy import Privacy
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import averages, corrected, fedamp, fedopt, robust
 from medmesh.federated.aggregation.algorithm import Algorithm, Left, Local, Outcome, Parameter, Piece, Run, Start, spread
+from medmesh.federated.privacy.budget import affordable, spent
+from medmesh.federated.privacy.clipping import WITHIN
 from medmesh.federated.streams import FLOATS
 
 __all__ = [
@@ -72,8 +75,37 @@ def compatible(plan: Plan) -> Algorithm:
         raise Problem("federation.secure", algorithm=plan.algorithm, reason="it sends more than a model")
     if algorithm.INDIVIDUAL and plan.secure is not None:
         raise Problem("federation.secure", algorithm=plan.algorithm, reason=algorithm.INDIVIDUAL)
+    if plan.privacy is not None:
+        _private(plan, plan.privacy, algorithm)
     algorithm.check(plan)
+    if plan.pace is not None and (reason := _hurried(algorithm)):
+        raise Problem("federation.pace", algorithm=plan.algorithm, reason=reason)
+    if plan.stop is not None and (algorithm.PERSONAL or plan.local):
+        reason = "`stop` brings back the best global model, and no hospital's own model of that round"
+        raise Problem("federation.plan", reason=reason)
     return algorithm
+
+
+def _hurried(algorithm: Algorithm) -> str:
+    """Why an update of an earlier round cannot count in a later one."""
+    if algorithm.INDIVIDUAL:
+        return algorithm.INDIVIDUAL
+    if algorithm.UPLOADS or algorithm.NUMBERS:
+        return "what it sends beside a model belongs to the round it was trained in"
+    return "each hospital goes on from the round in which it counted last" if algorithm.KEEPS or algorithm.SHOWN else ""
+
+
+def _private(plan: Plan, privacy: Privacy, algorithm: Algorithm) -> None:
+    """Raise `Problem` where an algorithm needs more than the one noised mean, or the budget is too small for a single round."""
+    if privacy.unit == "hospital" and (algorithm.UPLOADS or algorithm.NUMBERS):
+        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason="it sends more than a model, and only the model is noised")
+    if privacy.unit == "hospital" and algorithm.INDIVIDUAL:
+        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason=algorithm.INDIVIDUAL)
+    if privacy.unit == "patient" and algorithm.NUMBERS:
+        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason="the numbers it sends beside a model tell of the samples")
+    if not affordable(plan, 1):
+        reason = f"privacy: a single round spends epsilon {spent(plan, 1):.3f}, more than {privacy.epsilon}: more noise, or more to spend"
+        raise Problem("federation.plan", reason=reason)
 
 
 def upload_signature(plan: Plan) -> tuple[TensorSignature, ...]:
@@ -82,7 +114,8 @@ def upload_signature(plan: Plan) -> tuple[TensorSignature, ...]:
     shared = tuple(tensor for tensor in plan.signature if tensor.name not in plan.local)
     extra = spread(kind.UPLOADS, [tensor for tensor in shared if tensor.dtype in FLOATS])
     numbers = tuple(TensorSignature(name=name, shape=(1,), dtype="F64") for name in kind.NUMBERS)
-    return (*shared, *extra.values(), *numbers)
+    within = (WITHIN,) if plan.privacy is not None and plan.privacy.adaptive else ()
+    return (*shared, *extra.values(), *numbers, *within)
 
 
 def download_signature(plan: Plan) -> tuple[TensorSignature, ...]:

@@ -1,0 +1,70 @@
+"""Differential privacy of a plan: whose contribution is hidden, how, and how much may be spent."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from medmesh.contracts.message import Record
+
+_BOUNDS: dict[str, tuple[str, str]] = {
+    "epsilon": ("0", "1000"),
+    "delta": ("0", "0.1"),
+    "clip": ("0", "1000000"),
+    "noise": ("0", "1000"),
+    "rate": ("0", "1"),
+}
+"""More than the first and at most the second."""
+
+
+class Privacy(Record):
+    """(epsilon, delta) differential privacy of what leaves a hospital. Numbers are decimal strings, as everywhere in a plan.
+
+    `unit` says whose contribution is hidden, against none at all in its place. Of a `hospital`: each update's difference from the round's
+    model is clipped to the L2 norm `clip`, and the sum over hospitals gets Gaussian noise of standard deviation `noise` x `clip`
+    (DP-FedAvg, McMahan et al., ICLR 2018). Of a `patient`: each step takes every patient with probability `rate`, clips the gradient of
+    each patient's samples to `clip`, adds noise of `noise` x `clip` to their sum and divides by the plan's batch size (DP-SGD, Abadi et
+    al., CCS 2016). A run ends before it spends more than `epsilon` at `delta`.
+    """
+
+    unit: Literal["hospital", "patient"]
+    epsilon: str
+    delta: str
+    clip: str
+    noise: str
+    rate: str = "1"
+    """Of a patient: the probability to be in a step."""
+    quantile: str = "0"
+    """Of a hospital: the share of updates that the clipping norm shall leave whole; it then follows that quantile of their norms (Andrew
+    et al., NeurIPS 2021). 0: the norm stays as it is."""
+
+    @field_validator("epsilon", "delta", "clip", "noise", "rate", "quantile")
+    @classmethod
+    def _decimal(cls, value: str) -> str:
+        try:
+            number = Decimal(value)
+        except InvalidOperation:
+            raise ValueError("a decimal string such as '0.5'") from None
+        if not number.is_finite():
+            raise ValueError("a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Privacy:
+        for name, (low, high) in _BOUNDS.items():
+            if not Decimal(low) < Decimal(getattr(self, name)) <= Decimal(high):
+                raise ValueError(f"{name} is more than {low} and at most {high}")
+        if not 0 <= Decimal(self.quantile) < 1:
+            raise ValueError("quantile is at least 0 and less than 1")
+        if self.unit == "hospital" and Decimal(self.rate) != 1:
+            raise ValueError("rate: hospitals are not drawn, each one that is online takes part in every round; only patients are")
+        if self.unit == "patient" and self.adaptive:
+            raise ValueError("quantile: the clipping norm follows updates of hospitals, and gradients of patients are never shown")
+        return self
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the clipping norm changes from round to round."""
+        return Decimal(self.quantile) > 0
