@@ -74,7 +74,7 @@ def parse(data: bytes) -> Dataset:
             raise Problem("imaging.not_dicom")
         _touch(dataset)
         syntax = dataset.file_meta.get("TransferSyntaxUID") or _found_syntax(dataset)
-        if str(syntax) not in UID_dictionary or not syntax.is_transfer_syntax:
+        if not isinstance(syntax, UID) or str(syntax) not in UID_dictionary or not syntax.is_transfer_syntax:
             raise _unreadable("the transfer syntax is unknown")
         dataset.file_meta.TransferSyntaxUID = syntax
         return dataset

@@ -48,7 +48,7 @@ def verify_request(certificate: x509.Certificate, method: str, target: str, body
             raise ValueError
         signature = base64.b64decode(encoded, validate=True)
         made = datetime.fromtimestamp(int(stamp), UTC)
-    except (ValueError, binascii.Error, OverflowError):
+    except (ValueError, binascii.Error, OverflowError, OSError):
         raise Problem("security.request_unsigned") from None
     key = certificate.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)

@@ -1,7 +1,7 @@
 """The rules of a federation as one pure function: from what is known to the one thing to do next.
 
 Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled.
-Participant: invited -> accepted | declined; accepted <-> dropped; accepted, dropped -> withdrawn.
+Participant: invited -> accepted | declined; accepted <-> dropped; dropped -> excluded; all three -> withdrawn.
 Round: open -> committed | void. Rounds 1..R train; with a baseline R+1 trains everybody alone; the last evaluates all
 models. Where training ends early, the rounds up to R are left out.
 """
@@ -55,6 +55,13 @@ class Round:
     spoken: frozenset[str] = frozenset()
     models: tuple[CandidateModel, ...] = ()
     """What is evaluated."""
+    late: frozenset[str] = frozenset()
+    """Whose update of an earlier round counts in this one."""
+
+    @property
+    def here(self) -> frozenset[str]:
+        """Whose updates it would be made of now."""
+        return self.answered | self.late
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +79,14 @@ class Situation:
     stored: bool
     """Every committed model is in the kept store."""
     now: datetime
+    blocked: bool = False
+    """By a quota: too many others run."""
     scores: Mapping[int, Fraction] = field(default_factory=dict)
     """Training round to how its model did, as far as it was evaluated; 0 for the first weights. Only where the plan can stop early."""
     begun: int = 0
     """Attempts at training rounds that the privacy ledger has."""
+    busy: frozenset[str] = frozenset()
+    """At work on an earlier round, with an update that would count in the next: where rounds do not wait for the slow."""
 
     def those(self, state: str) -> frozenset[str]:
         """Hospitals in a state."""
@@ -184,7 +195,7 @@ def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | No
             return Move(State.QUEUED) if s.approved else None
         case State.QUEUED:
             ready = s.now >= s.plan.start_at and len(s.online & s.those("accepted")) >= s.plan.min_participants
-            return Move(State.RUNNING) if ready else None
+            return Move(State.RUNNING) if ready and not s.blocked else None
         case State.RUNNING:
             return _running(s, quorum_grace, max_voids)
         case _:
@@ -214,7 +225,9 @@ def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     if gone:
         return Drop(gone)
     waiting = frozenset(h for h in missing if s.participants.get(h) == "accepted")
-    enough = len(current.answered) >= s.plan.min_participants
+    if s.plan.pace is not None and current.kind is RoundKind.TRAIN and current.answered and len(current.here) >= s.plan.pace.quorum:
+        return Close()
+    enough = len(current.here) >= s.plan.min_participants
     if enough and (not waiting or s.now >= current.deadline):
         return Close()
     if s.now >= current.deadline:
@@ -253,7 +266,7 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     if s.voids >= max_voids:
         return Move(State.FAILED, "federation.void")
     back = s.online & s.those("dropped")
-    assigned = (s.online & s.those("accepted")) | back
+    assigned = ((s.online & s.those("accepted")) - (s.busy if kind is RoundKind.TRAIN else frozenset())) | back
     if len(assigned) < s.plan.min_participants:
         if s.waiting_since is not None and (s.now - s.waiting_since).total_seconds() > quorum_grace:
             return Move(State.FAILED, "federation.quorum_lost")

@@ -24,6 +24,7 @@ from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.queue import waits
 from medmesh_federation.tables import answers, federations, participants, rounds
 
 _MOST_ROUNDS = 100
@@ -66,6 +67,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
             hospital=a.hospital,
             samples=a.samples if mine else 0,
             late=a.late,
+            counted=a.counted,
             bytes=size,
             metrics=a.metrics if mine else {},
             counts=results.pop("base", None),
@@ -85,6 +87,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         evaluation=tuple(evaluation),
         model=row.model,
         failure=row.failure,
+        waiting=await waits(uow, row, plan, {one.hospital: one.state for one in people}, uow.ports),
         privacy=await privacy.view(uow, wanted, plan),
     )
 

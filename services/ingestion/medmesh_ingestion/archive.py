@@ -133,7 +133,7 @@ def _zip_entries(packed: _Bounded) -> Iterator[_Entry]:
                 fault = "is encrypted"
             elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 fault = "is compressed by another method than deflate"
-            folder = info.is_dir()
+            folder = info.filename.endswith("/")  # is_dir() stumbles over an empty name
             yield _Entry(name, folder, fault, None if folder or fault else opened.open(info))
 
 

@@ -114,7 +114,8 @@ class RoundCommitted(Event):
 
 
 class RoundStored(HospitalEvent):
-    """The round's model is in the kept store: the hospitals may release their updates."""
+    """The round's model is in the kept store: the hospitals may release their updates, those in `stale` that of an earlier round, which
+    counted in this one."""
 
     TYPE: ClassVar[str] = "federation.round.stored.v1"
 
@@ -122,6 +123,7 @@ class RoundStored(HospitalEvent):
     round: int
     attempt: int
     model: ObjectRef
+    stale: dict[Identifier, int] = Field(default_factory=dict)
 
 
 class RoundVoided(HospitalEvent):
@@ -168,12 +170,15 @@ class ParticipantWithdrew(HospitalEvent):
 
 
 class ParticipantDropped(HospitalEvent):
+    """It may return at the next round, unless it is `excluded`: that was once too often for the plan."""
+
     TYPE: ClassVar[str] = "federation.participant.dropped.v1"
 
     federation: str
     hospital: Identifier
     round: int
     reason: str
+    excluded: bool = False
 
 
 class ParticipantRejoined(Event):
@@ -185,7 +190,8 @@ class ParticipantRejoined(Event):
 
 
 class FederationCompleted(HospitalEvent):
-    """The final model and, where the plan asked for it, every model's counts at every hospital."""
+    """The final model: that of training round `rounds`, with the part of each of `contributors` in it; `participants` are those who
+    belong to the federation at its end."""
 
     TYPE: ClassVar[str] = "federation.federation.completed.v1"
 
@@ -197,6 +203,7 @@ class FederationCompleted(HospitalEvent):
     model: ObjectRef
     rounds: int
     participants: tuple[Identifier, ...]
+    contributors: tuple[Identifier, ...] = ()
     organisation: str = "platform"
     """The initiator's."""
     label: SecurityLabel | None = None

@@ -40,6 +40,8 @@ class AnswerView(Record):
     counts: tuple[tuple[int, ...], ...] | None = None
     """Of the model that the round began with, where it was evaluated."""
     milliseconds: dict[Work, int] = Field(default_factory=dict)
+    counted: int | None = None
+    """The later round that this update is part of, where rounds do not wait for the slow."""
 
 
 class RoundView(Record):
@@ -89,6 +91,8 @@ class FederationView(Record):
     failure: str | None
     """Why it ended as it did; of one that is completed, why before its last round."""
     privacy: PrivacyView | None = None
+    waiting: tuple[str, ...] = ()
+    """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
 
 
