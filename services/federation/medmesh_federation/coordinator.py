@@ -21,7 +21,22 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
 from medmesh_federation import evaluation, privacy, results, secure, steps
-from medmesh_federation.domain import OPEN_STATES, Advance, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
+from medmesh_federation.domain import (
+    OPEN_STATES,
+    Advance,
+    Close,
+    Drop,
+    Move,
+    Open,
+    Round,
+    Situation,
+    Skip,
+    State,
+    Step,
+    Void,
+    Wait,
+    next_step,
+)
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -79,7 +94,7 @@ class Coordinator:
             except Problem as problem:
                 if opening is None:
                     raise
-                failed = Move(State.FAILED, problem.code)  # there is no second sum of this round
+                failed = problem.code  # there is no second sum of this round
         async with self.runtime.unit() as uow:
             row = await self._lock(uow, federation)
             if row is None:
@@ -90,7 +105,7 @@ class Coordinator:
             if not same or [a.hospital for a in await steps.answers_of(uow, federation, number, attempt)] != [a.hospital for a in given]:
                 return True
             if failed is not None:
-                await steps.move(uow, row, situation, failed)
+                await steps.void(uow, row, situation, skipped=failed)
                 return True
             assert made is not None
             await results.commit(uow, row, situation, made, round(1000 * (time.monotonic() - began)))
@@ -139,9 +154,11 @@ class Coordinator:
         # Looked up only where a round is about to open.
         closed = plan.stop is not None and current is not None and current.state == "committed"
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
-        approved, stored, begun = row.approval is not None, unstored is None, await privacy.begun(uow, row.federation)
+        approved, stored = row.approval is not None, unstored is None
+        begun = await privacy.begun(uow, row.federation) if plan.privacy is not None else 0
+        trained = 0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation)
         known = (State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now, scores)
-        return Situation(*known, begun)
+        return Situation(*known, begun, trained)
 
     def _decide(self, situation: Situation) -> Step | None:
         settings = self.ports.settings
@@ -159,6 +176,8 @@ class Coordinator:
                 await secure.advance(uow, row, situation, step)
             case Void():
                 await steps.void(uow, row, situation)
+            case Skip():
+                await steps.void(uow, row, situation, skipped="secure.unopened")
             case Wait():
                 await steps.change(uow, row, waiting_since=uow.now)
                 log("federation.waiting", federation=row.federation)
