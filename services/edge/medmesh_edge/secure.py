@@ -189,8 +189,9 @@ async def forget(uow: UnitOfWork[Any], event: Any) -> bool:
     """A round is over, or this hospital's part in it: its secrets go; which list was signed stays. Whether there were any."""
     gone = await uow.execute(delete(secure_attempts).where(_of(secure_attempts, event)))
     await uow.execute(delete(secure_phases).where(_of(secure_phases, event)))
-    keys, label = _keys(uow.ports, event)
-    uow.on_commit(lambda: keys.destroy(label, 1))
+    if gone.rowcount:
+        keys, label = _keys(uow.ports, event)
+        uow.on_commit(lambda: keys.destroy(label, 1))
     return bool(gone.rowcount)
 
 
