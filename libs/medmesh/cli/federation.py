@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import language, say
-from medmesh.cli.plan_options import evaluation, evaluation_of
+from medmesh.cli.plan_options import evaluation, evaluation_of, privacy, privacy_of
 from medmesh.cli.session import show, with_gateway
 from medmesh.cli.simulate import simulate
 from medmesh.client.gateway import Gateway
@@ -61,11 +61,6 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
     return {name: value for name, _, value in pairs}
 
 
-def _privacy(options: dict[str, Any]) -> dict[str, str] | None:
-    names = ("epsilon", "delta", "clip", "noise", "rate", "quantile")
-    return {"unit": options["privacy"], **{name: options[name] for name in names}} if options["privacy"] else None
-
-
 @federation.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True)
@@ -97,13 +92,7 @@ def _privacy(options: dict[str, Any]) -> dict[str, str] | None:
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
 @click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
-@click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden.")
-@click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more.")
-@click.option("--delta", default="0.00001", show_default=True)
-@click.option("--clip", default="1", show_default=True, help="L2 norm to which an update, or a patient's gradient, is clipped.")
-@click.option("--noise", default="1", show_default=True, help="Standard deviation of the noise over the clipping norm.")
-@click.option("--rate", default="1", show_default=True, help="Of patients: the probability to be in a step.")
-@click.option("--quantile", default="0", show_default=True, help="Of hospitals: the clipping norm follows this quantile of updates; 0 not.")
+@privacy
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
@@ -134,7 +123,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             local=options["local"],
             codec=options["codec"],
             secure=None if options["secure"] is None else {"threshold": options["secure"]},
-            privacy=_privacy(options),
+            privacy=privacy_of(options),
         )
 
     made = with_gateway(run)

@@ -15,6 +15,16 @@ _EVALUATION = (
     click.option("--stop-delta", default="0", show_default=True, help="Better means by more than this."),
 )
 
+_PRIVACY = (
+    click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden."),
+    click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more."),
+    click.option("--delta", default="0.00001", show_default=True),
+    click.option("--clip", default="1", show_default=True, help="L2 norm to which an update, or a patient's gradient, is clipped."),
+    click.option("--noise", default="1", show_default=True, help="Standard deviation of the noise over the clipping norm."),
+    click.option("--rate", default="1", show_default=True, help="Of patients: the probability to be in a step."),
+    click.option("--quantile", default="0", show_default=True, help="Of hospitals: the clipping norm follows this quantile; 0: it stays."),
+)
+
 
 def evaluation(command: F) -> F:
     """Evaluation while training, and early stopping."""
@@ -27,3 +37,16 @@ def evaluation_of(options: dict[str, Any]) -> dict[str, Any]:
     """Their part of a plan."""
     stop = {"metric": options["stop_metric"], "patience": options["stop_after"], "min_delta": options["stop_delta"]}
     return {"evaluate_every": options["evaluate_every"], "stop": None if options["stop_after"] is None else stop}
+
+
+def privacy(command: F) -> F:
+    """Differential privacy."""
+    for option in reversed(_PRIVACY):
+        command = option(command)
+    return command
+
+
+def privacy_of(options: dict[str, Any]) -> dict[str, str] | None:
+    """Its part of a plan."""
+    names = ("epsilon", "delta", "clip", "noise", "rate", "quantile")
+    return {"unit": options["privacy"], **{name: options[name] for name in names}} if options["privacy"] else None

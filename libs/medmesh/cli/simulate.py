@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import say
-from medmesh.cli.plan_options import evaluation, evaluation_of
+from medmesh.cli.plan_options import evaluation, evaluation_of, privacy, privacy_of
 
 if TYPE_CHECKING:
     from medmesh.simulation.data import Shares
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=1, show_default=True)
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
 @evaluation
+@privacy
 @click.option("--algorithm", default="fedavg", show_default=True, help="docs/federation/algorithms.md")
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Of the algorithm, as mu=0.01; may be repeated.")
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
@@ -67,6 +68,7 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
         "parameters": _pairs(options["parameters"]),
         "local": options["local"],
         "codec": options["codec"],
+        "privacy": privacy_of(options),
         "secure": None if threshold is None else {"threshold": threshold},
     }
     model = out.with_name(f"{out.name}.safetensors")
