@@ -12,17 +12,27 @@ import asyncio
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from medmesh.contracts.federation import RoundCommitted
+from medmesh.imaging.reading import wrap
+from medmesh.simulation.data import Sample
+from medmesh.simulation.run import simulate
 from tests.bench.common import Measure
 from tests.bench.federated_stage import Done, Field, field_of, last_row, package
 from tests.faults.harness import until
+from tests.packages import TINY
 
 SIZES = {"fl.8x1mb": (8, 1.0, 20), "fl.4x100mb": (4, 100.0, 4), "fl.64x40kb": (64, 0.04, 10)}
 GOALS = {"fl.8x1mb": (10, 50), "fl.4x100mb": (1.5, None), "fl.64x40kb": (None, None)}
@@ -52,7 +62,33 @@ def measure(names: Sequence[str] = ()) -> list[Measure]:
             found.append(asyncio.run(_secagg(clients, mb, rounds)))
     if wanted("fl.kill20"):
         found += asyncio.run(_kills())
+    if wanted("fl.sim256"):
+        found.append(asyncio.run(_simulated(256, 5)))
     return found
+
+
+async def _simulated(hospitals: int, rounds: int) -> Measure:
+    """A round of simulated hospitals with eight samples and a softmax regression each: what is left is bookkeeping."""
+    shares, opened = {f"h{n:03d}": [_sample(n, place) for place in range(8)] for n in range(hospitals)}, [0.0]
+
+    def hear(kind: str, fact: dict[str, Any]) -> None:
+        if kind == RoundCommitted.subject():
+            opened.append(monotonic())
+
+    with tempfile.TemporaryDirectory() as folder:
+        rules = {"rounds": rounds, "local_steps": 5, "batch_size": 4, "learning_rate": "0.1"}
+        done = await simulate(TINY, shares, Path(folder) / "model", news=hear, **rules)
+    assert done.view.state == "completed", done.view.failure
+    taken = [after - before for before, after in pairwise(opened[1:])]
+    print(f"sim{hospitals}: rounds after the first {[round(one, 2) for one in taken]}", file=sys.stderr)
+    return Measure(f"fl.sim{hospitals}", statistics.median(taken), "s/round", goal=1.0)
+
+
+def _sample(hospital: int, place: int) -> Sample:
+    pixels = (np.random.default_rng(1000 * hospital + place).integers(0, 90, (8, 8)) + 130 * (place % 2)).astype(np.uint8)
+    about = {"patient_id": "", "patient_name": "", "study_uid": "2.25.1", "series_uid": "2.25.2", "study_date": "", "modality": "MR"}
+    data = wrap(Image.fromarray(pixels), sop_uid=f"2.25.{1000 * hospital + place + 1}", extra={}, **about)
+    return Sample(data, ("none", "tumour")[place % 2], f"p{place}", place > 5, "MR")
 
 
 async def _ours(clients: int, mb: float, rounds: int) -> tuple[Done, dict[str, float]]:

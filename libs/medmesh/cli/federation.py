@@ -92,6 +92,7 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
 @click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
+@click.option("--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight.")
 @privacy
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
@@ -123,6 +124,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             local=options["local"],
             codec=options["codec"],
             secure=None if options["secure"] is None else {"threshold": options["secure"]},
+            pace=None if options["pace"] is None else {"quorum": options["pace"]},
             privacy=privacy_of(options),
         )
 

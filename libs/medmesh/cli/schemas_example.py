@@ -37,6 +37,7 @@ _NAMED: dict[str, Any] = {
     "local": [],
     "privacy": None,
     "secure": None,
+    "pace": None,
     "media_type": "application/octet-stream",
     "modality": "US",
     "framework": "torch",

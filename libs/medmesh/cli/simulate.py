@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
 @click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
 @click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
+@click.option("--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight.")
 @click.option("--workers", default=0, help="Processes that train; one a processor by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.safetensors, OUT.json, OUT.csv and OUT.png are written.")
 def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: float, shards: int, out: Path, **options: Any) -> int:
@@ -70,6 +71,7 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
         "codec": options["codec"],
         "privacy": privacy_of(options),
         "secure": None if threshold is None else {"threshold": threshold},
+        "pace": None if options["pace"] is None else {"quorum": options["pace"]},
     }
     model = out.with_name(f"{out.name}.safetensors")
     done = asyncio.run(run(package, shares, model, news=_news, workers=options["workers"], **plan))

@@ -58,6 +58,29 @@ class EarlyStopping(Record):
         return value
 
 
+class SemiAsynchrony(Record):
+    """Rounds at the pace of the fast: one closes once `quorum` updates are there, and hospitals that still train go on with what they have.
+    Their update counts in one of the `staleness` rounds after its own, with a weight of (1 + rounds late) ^ -`decay`.
+
+    A buffer of updates as in Nguyen et al. 2022 (FedBuff, arXiv:2106.06639), weighted as in Xie et al. 2019 (FedAsync, arXiv:1903.03934).
+    """
+
+    quorum: int = Field(ge=1)
+    staleness: int = Field(default=3, ge=1, le=100)
+    decay: str = "0.5"
+
+    @field_validator("decay")
+    @classmethod
+    def _decay(cls, value: str) -> str:
+        try:
+            number = Decimal(value)
+        except InvalidOperation:
+            raise ValueError("decay is a decimal string such as '0.5'") from None
+        if not number.is_finite() or not 0 <= number <= 10:
+            raise ValueError("decay is at least 0 and at most 10")
+        return value
+
+
 class Plan(Record):
     """See the module. Times are UTC; durations are whole seconds."""
 
@@ -99,6 +122,8 @@ class Plan(Record):
     """Hospitals evaluate the model that a round begins with on samples that are never trained on, in round 1 and every so many rounds
     after it, and the final model at the end; 0: never while it trains."""
     stop: EarlyStopping | None = None
+    pace: SemiAsynchrony | None = None
+    """Whether rounds go on without the slow; by default every round waits for everybody in it."""
     small_cell: int = Field(default=0, ge=0, le=1000)
     """Counts of an evaluation leave as multiples of this, none below it (`medmesh.federated.cells`); 0: exactly as they are."""
     privacy: Privacy | None = None
@@ -142,6 +167,8 @@ class Plan(Record):
             raise ValueError("local: a tensor is named twice")
         if self.secure is not None:
             _check_secure(self, self.secure)
+        if self.pace is not None:
+            _check_pace(self, self.pace)
         if self.stop is not None and not self.evaluate_every:
             raise ValueError("stop: nothing tells when to stop while evaluate_every is 0")
         if self.privacy is not None:
@@ -153,7 +180,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell")
+LATER = ("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "pace")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 
@@ -172,6 +199,20 @@ def _check_secure(plan: Plan, secure: SecureAggregation) -> None:
         raise ValueError("secure: a baseline shows each hospital's own model to the platform")
     if plan.evaluate_every:
         raise ValueError("secure: the counts of an evaluation are a single hospital's")
+
+
+def _check_pace(plan: Plan, pace: SemiAsynchrony) -> None:
+    """Raise `ValueError` for what cannot wait."""
+    if not plan.min_participants <= pace.quorum <= len(plan.participants):
+        raise ValueError("pace: the quorum is not below min_participants, and not above the number of participants")
+    if plan.secure is not None:
+        raise ValueError("pace: a secure sum is opened once and over one round's model; who comes later has no masks for the next")
+    if plan.local:
+        raise ValueError("pace: tensors that stay in a hospital go on from the round in which it counted last, which the slow do not know")
+    if plan.stop is not None:
+        raise ValueError("pace: the fast hospitals alone would decide when to stop")
+    if plan.privacy is not None:
+        raise ValueError("pace: the noise and its account are for rounds in which every hospital counts once and alike")
 
 
 def _check_privacy(plan: Plan, privacy: Privacy) -> None:

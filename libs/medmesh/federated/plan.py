@@ -121,6 +121,21 @@ def _protection(plan: Plan, language: str) -> str:
     )
 
 
+def _pace(plan: Plan, language: str) -> list[str]:
+    """Whether rounds wait for the slow."""
+    if (pace := plan.pace) is None:
+        return []
+    if language == "zh":
+        return [
+            f"每轮收到 {pace.quorum} 家更新即结束，不等待较慢的医院；较慢医院的更新可计入其后 {pace.staleness} 轮之内，"
+            f"权重按（1 + 迟到轮数）的 -{pace.decay} 次方递减。"
+        ]
+    return [
+        f"A round ends once {pace.quorum} updates are there and does not wait for the slow; theirs count in one of the {pace.staleness} "
+        f"rounds after, with a weight of (1 + rounds late) ^ -{pace.decay}."
+    ]
+
+
 def _data(plan: Plan, language: str) -> str:
     data, zh = plan.data, language == "zh"
     if data.kind == "images":
@@ -148,6 +163,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_algorithm(plan, language),
+            *_pace(plan, language),
             *_travels(plan, language),
             *_stops(plan, language),
             f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复；各院均已答复后开始，不早于 {plan.start_at:%Y-%m-%d %H:%M} UTC；"
@@ -163,6 +179,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         + _counts(plan, language),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
         *_algorithm(plan, language),
+        *_pace(plan, language),
         *_travels(plan, language),
         *_stops(plan, language),
         f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC; it starts when all have answered, not before "

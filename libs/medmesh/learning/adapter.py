@@ -58,6 +58,13 @@ class Schedule:
     correction: Correction | None = None
     plain: bool = False
     private: Private | None = None
+    rank: int = 0
+    ranks: int = 1
+    """Of the processes that train together (`medmesh.learning.ranks`): each takes its part of every batch."""
+
+    def mine(self, count: int) -> slice:
+        """Which of a batch's `count` samples are this process's."""
+        return slice(count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks)
 
 
 class Adapter(Protocol):
@@ -77,6 +84,11 @@ class Adapter(Protocol):
 
         An adapter that heeds the schedule's `correction` and `plain` says so by an attribute `corrects = True`; without it, only
         algorithms that ask for neither run. One that heeds `private` says so by `private = True`; `draws` and `noised` do its chances.
+
+        One that trains in several processes says so by `parallel = True`: of each batch it answers `schedule.mine`, all have all answers
+        and the one loss of the whole batch, and before a step they add up what each finds of its gradient. Processes find each other as
+        torchrun's do, by `MASTER_ADDR`, `MASTER_PORT`, `RANK` and `WORLD_SIZE` (MindSpore's as msrun's). All end with the same weights,
+        and only the first one's are taken.
         """
 
     def logits(self, model: Any, x: np.ndarray) -> np.ndarray:

@@ -132,15 +132,16 @@ async def worker(
     silence: float = 120.0,
     limits: isolation.Limits | None = None,
     account: str | None = None,
+    ranks: int = 1,
 ) -> AsyncIterator[Worker]:
     """A worker with `package` opened for `framework` (the package's own by default). `folder` is made fresh and removed at the end;
-    `python` is the framework's interpreter."""
+    `python` is the framework's interpreter. It trains in `ranks` processes, which share its sandbox and have a loopback of their own."""
     await asyncio.to_thread(wipe, folder)
     folder.mkdir(parents=True, mode=0o700)
     code = package.unpack(folder / "package")
     # Where medmesh itself lies: an editable install is outside the interpreter's own folders.
     library = Path(medmesh.__path__[0]).parent
-    sandbox = isolation.Sandbox(read=(library,), write=folder, limits=limits or isolation.Limits(), account=account)
+    sandbox = isolation.Sandbox(read=(library,), write=folder, limits=limits or isolation.Limits(), account=account, loopback=ranks > 1)
     argv = [str(python or sys.executable), "-P", "-m", "medmesh.learning.worker"]
     process = await asyncio.create_subprocess_exec(
         *isolation.wrap(argv, sandbox),
@@ -153,7 +154,7 @@ async def worker(
     )
     made = Worker(process, folder, silence, framework or package.manifest.package.framework)
     try:
-        await made.call("open", package=str(code), framework=made.framework)
+        await made.call("open", package=str(code), framework=made.framework, ranks=ranks)
         yield made
     finally:
         await made.kill()

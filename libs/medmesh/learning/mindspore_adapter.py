@@ -41,6 +41,7 @@ class MindSporeAdapter:
     """See `medmesh.learning.adapter.Adapter`."""
 
     corrects = True
+    parallel = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> Model:
         _start()
@@ -79,9 +80,12 @@ class MindSporeAdapter:
         correct = _correction(net, optimizer.parameters, schedule.correction)
         net.set_train(True)
         step = ms.value_and_grad(lambda x, y: loss_of(net(x), y), None, optimizer.parameters)
+        if schedule.ranks > 1:
+            step = _joined(net, loss_of, optimizer.parameters, schedule)
         losses: list[float] = []
         for place, chosen in enumerate(batches(len(samples.y), schedule), start=1):
-            x = augment(float_input(samples.x[chosen]), generator)
+            # Drawn for the whole batch: what happens to a sample does not depend on which process has it.
+            x = augment(float_input(samples.x[chosen]), generator)[schedule.mine(len(chosen))]
             loss, gradients = step(ms.Tensor(np.ascontiguousarray(x)), ms.Tensor(samples.y[chosen].astype(np.int32)))
             optimizer(correct(gradients))
             losses.append(float(loss.asnumpy()))
@@ -132,6 +136,37 @@ def _parameters(net: Any) -> Iterator[tuple[str, Any]]:
             if parameter is not None:
                 own = renamed.get(attribute, attribute)
                 yield f"{name}.{own}" if name else own, parameter
+
+
+def _joined(net: Any, loss_of: Any, trained: Sequence[Any], schedule: Schedule) -> Callable[[Any, Any], tuple[Any, tuple[Any, ...]]]:
+    """Find the other processes, as msrun's do. The answer takes the own images and all labels, and gives loss and gradients of the whole
+    batch: each computes the loss of all answers, in which it can change its own only, and what they find adds up. Raises `Problem`
+    (`package.batch_statistics`): on a CPU MindSpore has no batch normalisation over several processes."""
+    if any(_is_batch_norm(cell) for _, cell in _cells(net)):
+        raise Problem("package.batch_statistics", framework="mindspore")
+    ms.communication.init()
+    add = ms.ops.AllReduce()
+
+    def everybody(x: Any, before: Any, after: Any, y: Any) -> Any:
+        return loss_of(ms.ops.cat([before, net(x), after]), y)
+
+    differentiate = ms.value_and_grad(everybody, None, trained)
+
+    def step(x: Any, y: Any) -> tuple[Any, tuple[Any, ...]]:
+        mine, own = schedule.mine(len(y)), net(x).asnumpy()
+        padded = np.zeros((len(y), *own.shape[1:]), own.dtype)
+        padded[mine] = own
+        found = add(ms.Tensor(padded))
+        loss, gradients = differentiate(x, found[: mine.start], found[mine.stop :], y)
+        return loss, tuple(add(gradient) for gradient in gradients)
+
+    return step
+
+
+def schedule_ranks() -> None:
+    """The process beside the ranks through which they find each other; returns when they are done."""
+    _start()
+    ms.communication.init()
 
 
 def _correction(net: Any, trained: Sequence[Any], correction: Correction | None) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:

@@ -15,10 +15,22 @@ from medmesh.errors import Problem
 from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, clipped, draws, float_input, noised
 
 
+class Alone:
+    """The only process: the batch is its own."""
+
+    def answers(self, own: torch.Tensor, mine: slice, count: int) -> torch.Tensor:
+        """Those to the whole batch."""
+        return own
+
+    def add_gradients(self) -> None:
+        """Those of the whole batch are there."""
+
+
 class TorchAdapter:
     """See `medmesh.learning.adapter.Adapter`."""
 
     corrects = True
+    parallel = True
     private = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> torch.nn.Module:
@@ -44,14 +56,22 @@ class TorchAdapter:
         else:
             optimizer = make(model.parameters(), schedule.learning_rate)
         correct = _correction(model, schedule.correction)
+        group = Alone()
+        if schedule.ranks > 1:
+            from medmesh.learning.torch_ranks import Group
+
+            group = Group(model)
         model.train()
         losses: list[float] = []
 
         def gradients(chosen: np.ndarray) -> float:
+            mine, y = schedule.mine(len(chosen)), torch.from_numpy(samples.y[chosen])
+            # Drawn for the whole batch: what happens to a sample does not depend on which process has it.
             x = augment(torch.from_numpy(float_input(samples.x[chosen])), generator)
-            loss = loss_of(model(x), torch.from_numpy(samples.y[chosen]))
+            loss = loss_of(group.answers(model(x[mine]), mine, len(y)), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            group.add_gradients()
             return float(loss.detach())
 
         if schedule.private is not None:

@@ -25,13 +25,13 @@ from medmesh.learning.protocol import read_frame, write_frame
 class Session:
     """One package in one worker."""
 
-    def __init__(self, folder: Path, framework: str) -> None:
+    def __init__(self, folder: Path, framework: str, ranks: int = 1) -> None:
         import tomllib
 
         self.manifest = Manifest.model_validate_json(_as_json(tomllib.loads((folder / MANIFEST).read_text(encoding="utf-8"))))
         if framework not in self.manifest.entries:
             raise Problem("package.variant", framework=framework)
-        self.framework = framework
+        self.folder, self.framework, self.ranks = folder, framework, ranks
         self.adapter: Adapter = adapter(framework)
         sys.path.insert(0, str(folder))
         self.module = importlib.import_module(self.manifest.entries[framework])
@@ -63,6 +63,10 @@ def initial(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]
 
 def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Train from given weights on given samples and write the result; with the correction of an algorithm where there is one."""
+    if session.ranks > 1 and "rank" not in call:
+        from medmesh.learning.ranks import together
+
+        return together(session, call, tell)
     samples, correction, plain = _samples(call["data"]), _correction(call), bool(call.get("plain"))
     own = getattr(session.module, "train", None)
     if (correction or plain) and not getattr(session.adapter if own is None else session.module, "corrects", False):
@@ -70,7 +74,8 @@ def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     private = Private(**call["private"]) if call.get("private") else None
     if private and (own is not None or not getattr(session.adapter, "private", False)):
         raise Problem("privacy.package", reason="its framework does not clip by patient" if own is None else "it has a training of its own")
-    schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"], correction, plain, private)
+    how = (correction, plain, private, call.get("rank", 0), call.get("ranks", 1))
+    schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"], *how)
     model = session.model(call["seed"], call["weights"])
 
     def on_step(step: int, loss: float) -> None:
@@ -78,7 +83,8 @@ def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
             tell({"event": "progress", "step": step, "steps": schedule.steps, "loss": loss})
 
     loss = session.adapter.train(session.module, model, samples, schedule, on_step)
-    weights.save(session.adapter.tensors(model), Path(call["out"]))
+    if schedule.rank == 0:
+        weights.save(session.adapter.tensors(model), Path(call["out"]))
     return {"loss": loss, "samples": len(samples.y)}
 
 
@@ -95,13 +101,13 @@ def evaluate(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any
     samples = _samples(call["data"])
     classes = len(session.manifest.data.classes)
     results, answers = [], {}
-    for place, path in enumerate(call["models"], start=1):
+    for number, path in enumerate(call["models"], start=1):
         predicted = session.adapter.logits(session.model(0, path), samples.x).argmax(axis=1)
-        answers[str(place - 1)] = predicted.astype(np.int64)
+        answers[str(number - 1)] = predicted.astype(np.int64)
         counts = np.zeros((classes, classes), dtype=np.int64)
         np.add.at(counts, (samples.y, predicted), 1)
         results.append(counts.tolist())
-        tell({"event": "progress", "step": place, "steps": len(call["models"]), "loss": 0.0})
+        tell({"event": "progress", "step": number, "steps": len(call["models"]), "loss": 0.0})
     if call.get("out"):
         weights.save(answers, Path(call["out"]))
     return {"counts": results}
@@ -130,7 +136,7 @@ OPERATIONS = {"initial": initial, "train": train, "evaluate": evaluate, "predict
 
 def main() -> int:
     """Serve until the host closes the pipe."""
-    stream_in, stream_out = _take_pipes()
+    stream_in, stream_out = take_pipes()
 
     def tell(document: dict[str, Any]) -> None:
         write_frame(stream_out, document)
@@ -139,7 +145,7 @@ def main() -> int:
     while (call := read_frame(stream_in)) is not None:
         try:
             if call["op"] == "open":
-                session = Session(Path(call["package"]), call["framework"])
+                session = Session(Path(call["package"]), call["framework"], call.get("ranks", 1))
                 tell({"event": "done", "result": {}})
             elif session is None:
                 raise ValueError("open a package first")
@@ -150,19 +156,19 @@ def main() -> int:
         except MemoryError:
             tell({"event": "failed", "error": "MemoryError", "at": ""})
         except BaseException as error:
-            tell({"event": "failed", "error": type(error).__name__, "at": _place(error)})
+            tell({"event": "failed", "error": type(error).__name__, "at": place(error)})
             if not isinstance(error, Exception):
                 return 1
     return 0
 
 
-def _place(error: BaseException) -> str:
+def place(error: BaseException) -> str:
     """File and line of the innermost frame: enough to find the mistake, too little to carry data."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
-def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+def take_pipes() -> tuple[BinaryIO, BinaryIO]:
     """Keep the host's pipes for ourselves; whatever the package prints is dropped."""
     stream_in, stream_out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)

@@ -11,6 +11,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from medmesh.contracts.federation import RoundStored
 from medmesh.learning.host import Worker
 from medmesh.security import signing
 from medmesh.security.authority import new_key, node_request
@@ -66,35 +67,43 @@ class Hospital:
     rounds: Rounds = field(init=False)
     _told: list[dict[str, Any]] = field(default_factory=list)
     _taken: int = 0
+    _waits: bool = False
 
     def __post_init__(self) -> None:
         self.rounds = Rounds(self.site, self.link, self.bench.borrowed)
 
     def tell(self, fact: dict[str, Any]) -> None:
-        """Put a fact into its inbox."""
+        """Put a fact into its inbox. That an update may be released is read with the next thing there is to do."""
         self._told.append(fact)
-        if len(self._told) == 1:
+        if not self._waits and fact["type"] != RoundStored.subject():
+            self._waits = True
             self.bench.waiting.put_nowait(self)
 
     async def step(self) -> None:
         """Take in what was told, answer invitations, work, send and hand in, as a node's loops do, until there is nothing to do."""
-        more = True
+        self._waits, more = False, True
         while more:
             told, self._told = self._told, []
             for fact in told:
                 self._taken += 1
                 await inbox.take(self.site, self._taken, fact)
-            await consent.answer_invitations(self.site)
-            more = False
-            for work in (self.rounds.step, self._send, self._record):
-                while await work():
-                    more = True
+            if self._rang("consent"):
+                await consent.answer_invitations(self.site)
+            while await self.rounds.step():
+                pass
+            while self._rang("requests"):
+                while await outgoing.send_one(self.site, self.link):
+                    pass
+            more = bool(self._told)
+        while await outgoing.ship_audit(self.site, self.link):
+            pass
 
-    async def _send(self) -> bool:
-        return await outgoing.send_one(self.site, self.link)
-
-    async def _record(self) -> bool:
-        return await outgoing.ship_audit(self.site, self.link)
+    def _rang(self, name: str) -> bool:
+        """Whether somebody left work for a loop of this name since it was last asked."""
+        bell = self.site.changed.of(name)
+        rang = bell.is_set()
+        bell.clear()
+        return rang
 
 
 @asynccontextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,14 +55,17 @@ def _silent(kind: str, fact: dict[str, Any]) -> None:
     return None
 
 
-async def simulate(source: Path, shares: Shares, model: Path, *, news: News = _silent, workers: int = 0, **plan: Any) -> Simulated:
+async def simulate(
+    source: Path, shares: Shares, model: Path, *, news: News = _silent, workers: int = 0, ranks: int = 1, **plan: Any
+) -> Simulated:
     """Train the package in the folder `source` at the hospitals of `shares`; the final model goes to the file `model`.
 
     `plan` are the fields of `medmesh.contracts.plan.Plan` that say how; `news(type, fact)` hears every fact as it happens. `workers`
-    processes train, as many as there are processors by default. Raises `Problem`; a federation that failed is no problem, its view says.
+    processes train, as many as there are processors by default, each by `ranks` of its own. Raises `Problem`; a federation that failed
+    is no problem: its view says so.
     """
     package = pack(source)
-    with tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
+    with _here(), tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # a worker's account finds its folder, and reads nothing else
         keys = [Signer.create(f"hospital:{one}") for one in sorted(shares)]
@@ -73,7 +77,10 @@ async def simulate(source: Path, shares: Shares, model: Path, *, news: News = _s
             news(kind, fact)
 
         policy(folder, package.digest)
-        async with hub(folder, keys, hear) as platform, _field(platform, package, keys, shares, workers or os.cpu_count() or 1) as tasks:
+        async with (
+            hub(folder, keys, hear) as platform,
+            _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as tasks,
+        ):
             federation = await _create(platform, package, tuple(sorted(shares)), plan)
             await _until(ended, tasks)
             view = await platform.ask(GetFederation(federation=federation), FederationView, platform.person(RESEARCHER, "researcher"))
@@ -81,6 +88,29 @@ async def simulate(source: Path, shares: Shares, model: Path, *, news: News = _s
                 store = await platform.stores.holding(view.model.sha256)
                 await fetch(store, view.model, model)
             return Simulated(view, model, platform.records)
+
+
+class _Here(ThreadPoolExecutor):
+    """In place of threads: what takes microseconds is done at once, instead of waiting for its turn at the interpreter twice."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+@contextmanager
+def _here() -> Iterator[None]:
+    """`asyncio.to_thread` makes no threads meanwhile."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(_Here())
+    try:
+        yield
+    finally:
+        loop.set_default_executor(ThreadPoolExecutor())
 
 
 async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], plan: dict[str, Any]) -> str:
@@ -118,13 +148,13 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
 
 @asynccontextmanager
 async def _field(
-    platform: Hub, package: Package, keys: Sequence[Signer], shares: Shares, workers: int
+    platform: Hub, package: Package, keys: Sequence[Signer], shares: Shares, workers: int, ranks: int
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Every hospital at work, until the block ends; the tasks end only when one of them fails."""
     async with AsyncExitStack() as stack:
         roster, benches = RosterFile(platform.folder / NAME), []
         for n in range(min(workers, len(keys))):
-            benches.append(Bench(await stack.enter_async_context(worker(package, platform.folder / f"worker-{n}"))))
+            benches.append(Bench(await stack.enter_async_context(worker(package, platform.folder / f"worker-{n}", ranks=ranks))))
         for n, key in enumerate(keys):
             samples = shares[key.name.removeprefix("hospital:")]
             await stack.enter_async_context(hospital(platform, key, samples, benches[n % len(benches)], roster))

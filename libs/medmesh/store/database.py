@@ -114,7 +114,7 @@ class Database:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[tuple[AsyncConnection, Journal]]:
         async with self.engine.connect() as sql:
-            if self.engine.dialect.name == "sqlite":
+            if self.engine.dialect.name == "sqlite" and "medmesh_here" not in self.engine.get_execution_options():
                 from medmesh.store.sqlite import Steady
 
                 sql = cast(AsyncConnection, Steady(sql))

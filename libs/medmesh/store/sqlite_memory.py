@@ -14,6 +14,9 @@ from aiosqlite import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+HERE = "medmesh_here"
+"""Of an engine's options: a statement ends before anybody could cancel it."""
+
 
 class _Here(Connection):
     """A connection of aiosqlite's that has no thread: what it is asked blocks, for microseconds."""
@@ -59,4 +62,5 @@ def engine() -> AsyncEngine:
         pool_size=1,
         max_overflow=0,
         pool_reset_on_return=None,
+        execution_options={HERE: True},
     )

@@ -123,7 +123,9 @@ async def _secured(event: Envelope[fed.SecureAdvanced], uow: UnitOfWork[Any]) ->
 
 async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> None:
     done = event.data
-    where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round)
+    # Of an earlier round where that is what counted in this one.
+    mine = [done.round, *([done.stale[hospital]] if (hospital := uow.ports.settings.hospital) in done.stale else [])]
+    where = (tasks.c.federation == done.federation) & tasks.c.round.in_(mine)
     # Also what this node has not yet heard the answer to: a round is over soon after its last update came.
     where &= tasks.c.state.in_(["trained", "sent"])
     await uow.execute(update(tasks).where(where).values(state="releasable"))
@@ -160,6 +162,9 @@ async def _dropped(event: Envelope[fed.ParticipantDropped | fed.ParticipantWithd
 
 async def _completed(event: Envelope[fed.FederationCompleted], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "completed")
+    # What came too late for any round is of no more use to anybody.
+    left = (tasks.c.federation == event.data.federation) & tasks.c.state.in_(["trained", "sent"])
+    await uow.execute(update(tasks).where(left).values(state="releasable"))
     await secure.forget_all(uow, event.data.federation)
 
 

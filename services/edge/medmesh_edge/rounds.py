@@ -195,6 +195,7 @@ class Rounds:
                 silence=settings.worker_silence_seconds,
                 limits=worker_limits(self.site.policy(), settings.worker_memory_bytes),
                 account=settings.worker_account,
+                ranks=settings.worker_processes,
             )
         )
         self._stack, self._worker, self._package = stack, opened, package.sha256

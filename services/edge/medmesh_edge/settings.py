@@ -33,6 +33,8 @@ class Settings(BaseModel):
     """Framework to the interpreter that has it; ours by default."""
     worker_account: str | None = None
     worker_memory_bytes: int = Field(default=4 * 2**30, gt=0)
+    worker_processes: int = Field(default=1, ge=1, le=64)
+    """In how many processes a package is trained here; needs namespaces, and a framework that can."""
     worker_silence_seconds: float = Field(default=120, gt=0)
     roster_every: timedelta = timedelta(seconds=30)
     """How often the platform is asked for newer versions of the roster."""

@@ -20,9 +20,10 @@ from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, privacy, results, secure, steps
+from medmesh_federation import evaluation, pace, privacy, results, secure, steps
 from medmesh_federation.domain import (
     OPEN_STATES,
+    OVER,
     Advance,
     Close,
     Drop,
@@ -82,7 +83,7 @@ class Coordinator:
                 return not isinstance(step, Wait)
             assert situation.round is not None
             kind, number, attempt = situation.round.kind, situation.round.number, situation.round.attempt
-            given = await steps.answers_of(uow, federation, number, attempt)
+            given = await pace.counting(uow, federation, situation.plan, number, attempt, kind)
             opening = None
             if situation.round.phase is not None:
                 session = secure.session_of(row, number, attempt)
@@ -102,12 +103,14 @@ class Coordinator:
             situation = await self._situation(uow, row)
             # Somebody else (a second instance, a cancellation) may have been here: only the very same decision is carried out.
             same = isinstance(self._decide(situation), Close) and situation.round is not None and situation.round.number == number
-            if not same or [a.hospital for a in await steps.answers_of(uow, federation, number, attempt)] != [a.hospital for a in given]:
+            again = await pace.counting(uow, federation, situation.plan, number, attempt, kind) if same else []
+            if not same or [(a.hospital, a.round) for a in again] != [(a.hospital, a.round) for a in given]:
                 return True
             if failed is not None:
                 await steps.void(uow, row, situation, skipped=failed)
                 return True
             assert made is not None
+            await pace.settle(uow, federation, given, number)
             await results.commit(uow, row, situation, made, round(1000 * (time.monotonic() - began)))
             uow.on_commit(self.ports.committed.set)
         return True
@@ -129,6 +132,7 @@ class Coordinator:
             phase = SecurePhase(newest.phase) if newest.phase else None
             answered = frozenset(a.hospital for a in given if a.failed is None)
             spoken = answered
+            training = newest.kind == RoundKind.TRAIN and newest.state == "open"
             if phase is not None and phase is not SecurePhase.VECTORS:
                 spoken = frozenset((await secure.said(uow, row.federation, newest.round, newest.attempt))[phase])
             current = Round(
@@ -144,6 +148,7 @@ class Coordinator:
                 frozenset(newest.parties or ()),
                 spoken,
                 tuple(CandidateModel.model_validate(model) for model in newest.models),
+                frozenset(await pace.waiting(uow, row.federation, plan, newest.round, answered)) if training else frozenset(),
             )
             if newest.state == "open":
                 # While a round runs a hospital is given its whole lease, also right after our own restart.
@@ -154,11 +159,14 @@ class Coordinator:
         # Looked up only where a round is about to open.
         closed = plan.stop is not None and current is not None and current.state == "committed"
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
+        busy = frozenset[str]()
+        if current is not None and current.state != "open":
+            busy = await pace.busy(uow, row.federation, plan, current.number + (current.state in OVER))
         approved, stored = row.approval is not None, unstored is None
         begun = await privacy.begun(uow, row.federation) if plan.privacy is not None else 0
         trained = 0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation)
         known = (State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now, scores)
-        return Situation(*known, begun, trained)
+        return Situation(*known, begun, trained, busy)
 
     def _decide(self, situation: Situation) -> Step | None:
         settings = self.ports.settings

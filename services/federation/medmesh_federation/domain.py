@@ -56,6 +56,13 @@ class Round:
     spoken: frozenset[str] = frozenset()
     models: tuple[CandidateModel, ...] = ()
     """What is evaluated."""
+    late: frozenset[str] = frozenset()
+    """Whose update of an earlier round counts in this one."""
+
+    @property
+    def here(self) -> frozenset[str]:
+        """Whose updates it would be made of now."""
+        return self.answered | self.late
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,8 @@ class Situation:
     """Attempts at training rounds that the privacy ledger has."""
     trained: int = 0
     """Training rounds that were committed; only where a plan's privacy or secure sums may end it early."""
+    busy: frozenset[str] = frozenset()
+    """At work on an earlier round, with an update that would count in the next: where rounds do not wait for the slow."""
 
     def those(self, state: str) -> frozenset[str]:
         """Hospitals in a state."""
@@ -224,7 +233,9 @@ def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     if gone:
         return Drop(gone)
     waiting = frozenset(h for h in missing if s.participants.get(h) == "accepted")
-    enough = len(current.answered) >= s.plan.min_participants
+    if s.plan.pace is not None and current.kind is RoundKind.TRAIN and current.answered and len(current.here) >= s.plan.pace.quorum:
+        return Close()
+    enough = len(current.here) >= s.plan.min_participants
     if enough and (not waiting or s.now >= current.deadline):
         return Close()
     if s.now >= current.deadline:
@@ -263,7 +274,7 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     if s.voids >= max_voids:
         return Move(State.FAILED, "federation.void")
     back = s.online & s.those("dropped")
-    assigned = (s.online & s.those("accepted")) | back
+    assigned = ((s.online & s.those("accepted")) - (s.busy if kind is RoundKind.TRAIN else frozenset())) | back
     if len(assigned) < s.plan.min_participants:
         if s.waiting_since is not None and (s.now - s.waiting_since).total_seconds() > quorum_grace:
             return Move(State.FAILED, "federation.quorum_lost")

@@ -266,7 +266,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         if current.kind != "train" or not evaluates(plan, given.round):
             raise Problem("federation.evaluation", reason="the plan has nothing evaluated in this round")
         results = {"base": checked(given.counts, plan)}
-    if not late:
+    if not late or plan.pace is not None:
         # Before the row is locked: large models of several hospitals are checked at once.
         await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, RoundKind(current.kind))
         row, current, late = await answering(uow, given.federation, given.round, given.attempt)
@@ -285,6 +285,8 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     else:
         uow.unchanged()
     await wake_after_last(uow, current)
+    if plan.pace is not None:  # one is enough to close a round, also a later one than its own
+        uow.on_commit(uow.ports.wake.set)
     return {"late": late}
 
 

@@ -66,6 +66,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
             hospital=a.hospital,
             samples=a.samples if mine else 0,
             late=a.late,
+            counted=a.counted,
             bytes=size,
             metrics=a.metrics if mine else {},
             counts=results.pop("base", None),

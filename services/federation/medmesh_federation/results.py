@@ -19,7 +19,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation import evaluation, privacy
+from medmesh_federation import evaluation, pace, privacy
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
@@ -50,12 +50,15 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
     if situation.round.kind is not RoundKind.TRAIN:
         chosen = evaluation.kept(situation, given) if situation.round.kind is RoundKind.EVALUATE else None
         return Result(chosen or base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
-    updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
         members = len(situation.those("accepted") | situation.those("dropped"))
         state = await local(ports, before) if before else None
-        if plan.codec != "none":
+        if plan.pace is not None:
+            updates = await pace.weighed(ports, plan, given, situation.round.number, origin, Path(folder), _whole)
+        else:
+            updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
+        if plan.codec != "none" and plan.pace is None:
             whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
             updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
         if opening is not None:
@@ -99,7 +102,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     }
     await close_round(uow, row, current, state="committed", chain=chain, aggregate_milliseconds=milliseconds, **left)
     await change(uow, row, chain=chain, voids=0, clip=made.clip, **left)
-    parties = tuple(sorted(current.answered))
+    parties = tuple(sorted(current.here))
     uow.emit(
         RoundCommitted(
             federation=row.federation,
@@ -124,7 +127,8 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
     keep = [model]
     async with runtime.unit() as uow:
         given = await answers_of(uow, row.federation, row.round, row.attempt, all_of_them=True)
-    updates = [ObjectRef.model_validate(a.update) for a in given if a.update]
+        stale = await pace.stale(uow, row.federation, row.round)
+    updates = [ObjectRef.model_validate(a.update) for a in (*given, *stale) if a.update]
     if row.kind == RoundKind.BASELINE:
         keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
     # What the algorithm remembers is needed for the next round only; the chain holds its hash.
@@ -136,8 +140,10 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
         where = (rounds.c.federation == row.federation) & (rounds.c.round == row.round) & (rounds.c.attempt == row.attempt)
         done = await uow.execute(update(rounds).where(where, ~rounds.c.stored).values(stored=True))
         if done.rowcount:
+            told = tuple(sorted({*row.assigned, *(a.hospital for a in stale)}))
+            earlier = {a.hospital: a.round for a in stale}
             uow.emit(
-                RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=tuple(row.assigned))
+                RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=told, stale=earlier)
             )
     for ref in await _outdated(runtime, row, beside):
         await ports.stores.kept.delete(ref.sha256)

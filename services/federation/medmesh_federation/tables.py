@@ -101,6 +101,7 @@ answers = Table(
     Column("results", Json, comment="model, or `base` of a training round, to counts"),
     Column("milliseconds", Json, nullable=False, server_default=text("'{}'"), comment="what the hospital's time went into"),
     Column("late", Boolean, nullable=False),
+    Column("counted", Integer, comment="the later round that a late update is part of, where the plan lets it be"),
     Column("failed", String(80)),
     Column("at", Timestamp, nullable=False),
     comment="keyed (federation, round, attempt, hospital): a duplicate is a no-op",

@@ -502,3 +502,34 @@ def test_the_filter_decides_alike_on_both_machines(machine: str, architecture: i
 def test_an_unknown_machine_is_not_guessed() -> None:
     with pytest.raises(ValueError, match="riscv64"):
         seccomp.program("riscv64", shared=False, signals=False, truncation=False, process=1)
+
+
+def test_processes_of_one_worker_meet_over_a_loopback_of_their_own(namespace: Ground) -> None:
+    """What listens on the machine's own 127.0.0.1 is not there, and neither is the rest of the world."""
+    code = """
+        import os, socket, sys
+        listener = socket.create_server(("127.0.0.1", 0))
+        if os.fork() == 0:
+            socket.create_connection(listener.getsockname(), 5).sendall(b"rank 1")
+            os._exit(0)
+        print(listener.accept()[0].recv(6).decode())
+        for address in (("127.0.0.1", int(os.environ["OUTSIDE"])), ("192.0.2.1", 80)):
+            try:
+                socket.create_connection(address, 2)
+            except OSError as error:
+                print(type(error).__name__)
+    """
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        sandbox = Sandbox(read=(namespace.read,), write=namespace.write, loopback=True)
+        argv = command([namespace.python, "-c", textwrap.dedent(code)], sandbox, namespace.capability)
+        variables = {**environment(sandbox), "OUTSIDE": str(outside.getsockname()[1])}
+        done = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=30)
+    assert done.stdout.split("\n")[:3] == ["rank 1", "ConnectionRefusedError", "OSError"], done.stderr
+    namespace.refused("(lambda own: socket.create_connection(own.getsockname(), 2))(socket.create_server(('127.0.0.1', 0)))")
+
+
+def test_without_namespaces_nobody_gets_a_loopback(folder: Path) -> None:
+    sandbox = Sandbox(read=(), write=folder, loopback=True)
+    with pytest.raises(Problem) as caught:
+        command(["python3"], sandbox, Capability("landlock", "no namespaces", 4))
+    assert caught.value.code == "isolation.loopback"

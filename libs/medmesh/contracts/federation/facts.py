@@ -114,7 +114,8 @@ class RoundCommitted(Event):
 
 
 class RoundStored(HospitalEvent):
-    """The round's model is in the kept store: the hospitals may release their updates."""
+    """The round's model is in the kept store: the hospitals may release their updates, those in `stale` that of an earlier round, which
+    counted in this one."""
 
     TYPE: ClassVar[str] = "federation.round.stored.v1"
 
@@ -122,6 +123,7 @@ class RoundStored(HospitalEvent):
     round: int
     attempt: int
     model: ObjectRef
+    stale: dict[Identifier, int] = Field(default_factory=dict)
 
 
 class RoundVoided(HospitalEvent):

@@ -40,6 +40,8 @@ class AnswerView(Record):
     counts: tuple[tuple[int, ...], ...] | None = None
     """Of the model that the round began with, where it was evaluated."""
     milliseconds: dict[Work, int] = Field(default_factory=dict)
+    counted: int | None = None
+    """The later round that this update is part of, where rounds do not wait for the slow."""
 
 
 class RoundView(Record):

@@ -78,10 +78,21 @@ def compatible(plan: Plan) -> Algorithm:
     if plan.privacy is not None:
         _private(plan, plan.privacy, algorithm)
     algorithm.check(plan)
+    if plan.pace is not None and (reason := _hurried(algorithm)):
+        raise Problem("federation.pace", algorithm=plan.algorithm, reason=reason)
     if plan.stop is not None and (algorithm.PERSONAL or plan.local):
         reason = "`stop` brings back the best global model, and no hospital's own model of that round"
         raise Problem("federation.plan", reason=reason)
     return algorithm
+
+
+def _hurried(algorithm: Algorithm) -> str:
+    """Why an update of an earlier round cannot count in a later one."""
+    if algorithm.INDIVIDUAL:
+        return algorithm.INDIVIDUAL
+    if algorithm.UPLOADS or algorithm.NUMBERS:
+        return "what it sends beside a model belongs to the round it was trained in"
+    return "each hospital goes on from the round in which it counted last" if algorithm.KEEPS or algorithm.SHOWN else ""
 
 
 def _private(plan: Plan, privacy: Privacy, algorithm: Algorithm) -> None:

@@ -1,18 +1,23 @@
 """The few kernel calls that the standard library does not offer, each raising `OSError` with the reason.
 
-Constants are those of linux/sched.h, linux/prctl.h, sys/mount.h and linux/capability.h; they are the same on every machine.
+Constants are those of linux/sched.h, linux/prctl.h, linux/sockios.h, sys/mount.h and linux/capability.h, the same on every machine.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import socket
+import struct
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 22, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER, _CAPABILITY_VERSION_3 = 4, 2, 0x20080522
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -31,6 +36,13 @@ def call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None
 def unshare(flags: int) -> None:
     """Leave the namespaces named by `flags`; a new process namespace begins with the next child."""
     call("unshare", flags)
+
+
+def raise_loopback() -> None:
+    """Let this network namespace's processes speak to each other over 127.0.0.1; netdevice(7). A new one has it, and it is down."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_one:
+        flags = struct.unpack("16xH", fcntl.ioctl(any_one, _SIOCGIFFLAGS, struct.pack("16s24x", b"lo"))[:18])[0]
+        fcntl.ioctl(any_one, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:

@@ -39,13 +39,13 @@ def rights(version: int) -> int:
     return _FIRST_RIGHTS | sum(right for since, right in later if version >= since)
 
 
-def restrict(version: int, read: Iterable[str], write: Iterable[str]) -> None:
-    """Keep reading and executing below `read`, everything but device files below `write`; no TCP, no signals outside.
+def restrict(version: int, read: Iterable[str], write: Iterable[str], *, network: bool = False) -> None:
+    """Keep reading and executing below `read`, everything but device files below `write`; no TCP without `network`, no signals outside.
 
     A `read` path that does not exist is left out; a `write` path must exist. Raises `OSError`.
     """
     known = rights(version)
-    ruleset = struct.pack("=QQQ", known, _BIND_TCP | _CONNECT_TCP, _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL)
+    ruleset = struct.pack("=QQQ", known, 0 if network else _BIND_TCP | _CONNECT_TCP, _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL)
     size = 24 if version >= SCOPE_ABI else 16 if version >= NETWORK_ABI else 8
     rules = kernel.call("syscall", _CREATE_RULESET, ruleset[:size], size, 0)
     try:

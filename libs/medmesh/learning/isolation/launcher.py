@@ -146,6 +146,7 @@ def _enter(order: dict[str, Any]) -> None:
             ("parent", lambda: kernel.die_with_parent(signal.SIGKILL)),
             ("parent", lambda: _still_there(not _hung_up(report))),
             ("network", lambda: kernel.unshare(kernel.CLONE_NEWNET)),
+            ("network", lambda: kernel.raise_loopback() if order["loopback"] else None),
             ("namespaces", lambda: kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)),
             ("files", lambda: root.build(places, shared_bytes=shared, account=(name, uid, gid))),
             ("inspection", kernel.forbid_inspection),
@@ -220,7 +221,7 @@ def _become(order: dict[str, Any]) -> NoReturn:
             ("privileges", kernel.drop_capabilities),
             ("privileges", kernel.no_new_privileges),
             ("parent", lambda: kernel.die_with_parent(signal.SIGKILL)),  # the kernel forgot it with the account
-            ("files", lambda: landlock.restrict(abi, readable, writable) if abi or shared else None),
+            ("files", lambda: landlock.restrict(abi, readable, writable, network=order["loopback"]) if abi or shared else None),
             ("folder", lambda: os.chdir(order["write"])),
             ("calls", lambda: kernel.filter_calls(filtered)),
             ("program", lambda: os.execvp(order["program"][0], order["program"])),  # noqa: S606

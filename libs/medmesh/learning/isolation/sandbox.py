@@ -38,12 +38,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The folders a worker may read and the one fresh folder it may write; the account counts only when we are root."""
+    """The folders a worker may read and the one fresh folder it may write; the account counts only when we are root. With `loopback` the
+    worker's own processes may speak to each other over 127.0.0.1 of a network that nobody else is in."""
 
     read: tuple[Path, ...]
     write: Path
     limits: Limits = field(default_factory=Limits)
     account: str | None = None
+    loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,13 @@ def account(configured: str | None = None) -> Account | None:
 def command(argv: Sequence[str], sandbox: Sandbox, capability: Capability) -> list[str]:
     """The command that isolates itself as `capability` says and becomes `argv`.
 
-    Raises `Problem`: `isolation.unavailable`, `isolation.account_missing`, `isolation.folder_missing` (a folder, or the program).
+    Raises `Problem`: `isolation.unavailable`, `isolation.loopback`, `isolation.account_missing`, `isolation.folder_missing` (a folder, or
+    the program).
     """
     if capability.kind == "none":
         raise Problem("isolation.unavailable", reason=capability.reason)
+    if sandbox.loopback and capability.kind != "namespace":
+        raise Problem("isolation.loopback", reason=capability.reason)
     program = Path(shutil.which(argv[0]) or argv[0])
     for path, usable in (
         (program, program.is_file()),
@@ -104,6 +109,7 @@ def command(argv: Sequence[str], sandbox: Sandbox, capability: Capability) -> li
         "program": [os.path.abspath(program), *argv[1:]],
         "places": seen,
         "write": str(sandbox.write.resolve()),
+        "loopback": sandbox.loopback,
         "readable": readable,
         "writable": writable,
         "limits": dataclasses.asdict(sandbox.limits),

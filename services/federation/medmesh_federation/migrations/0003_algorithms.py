@@ -20,6 +20,7 @@ def upgrade() -> None:
     op.add_column('rounds', sa.Column('personal', types.Json, nullable=True))
     op.add_column('rounds', sa.Column('aggregate_milliseconds', sa.Integer(), nullable=True, comment="from the last answer's being there to the model's being durable"))
     op.add_column('answers', sa.Column('milliseconds', types.Json, server_default=sa.text("'{}'"), nullable=False, comment="what the hospital's time went into"))
+    op.add_column('answers', sa.Column('counted', sa.Integer(), nullable=True, comment='the later round that a late update is part of, where the plan lets it be'))
     op.alter_column('answers', 'results', existing_type=types.Json, comment="model, or `base` of a training round, to counts")
 
 
