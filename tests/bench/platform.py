@@ -36,7 +36,7 @@ PASSWORD = "Bench-only-Passw0rd!"
 MB = 1e6
 
 SERVICE_LIKE = "fastapi, uvicorn, sqlalchemy.ext.asyncio, asyncpg, nats, minio, opentelemetry.sdk.trace, prometheus_client"
-NODE_LIKE = "fastapi, uvicorn, sqlalchemy.ext.asyncio, aiosqlite, httpx, pydicom, numpy, PIL.Image"
+NODE_LIKE = "fastapi, uvicorn, sqlalchemy.ext.asyncio, httpx, pydicom, numpy, PIL.Image"
 NOTHING = "asyncio, ssl"
 
 Taken = dict[str, list[float]]

@@ -56,8 +56,9 @@ async def start(p: Platform, hospitals: tuple[str, ...], **changed: object) -> s
     federation = str(done.result["federation"])
     await accept(p, federation, wanted.plan, *hospitals)
     hash_ = plan_hash(wanted.plan)
-    token = p.approval("federation.start", federation, hash_)
-    grant = ApprovalGranted(approval="approval-1", action="federation.start", target=federation, digest=hash_, token=token)
+    approval = f"approval-{federation}"
+    token = p.approval("federation.start", federation, hash_, approval=approval)
+    grant = ApprovalGranted(approval=approval, action="federation.start", target=federation, digest=hash_, token=token)
     await p.publish(grant, source="governance")
     while datetime.now(UTC) < soon:
         await alive(p, *hospitals)

@@ -220,15 +220,16 @@ async def test_a_request_of_a_node_needs_its_certificate_its_signature_and_is_go
     async with world.node("renji") as renji:
         credentials = renji.credentials
         assert isinstance(credentials, Node)
-        headers = credentials.headers("POST", "/v1/federations/f/answer", b"{}")
-        first = await renji._http.post("/v1/federations/f/answer", content=b"{}", headers=headers)
-        assert first.json()["code"] == "request.invalid"
-        again = await renji._http.post("/v1/federations/f/answer", content=b"{}", headers=headers)
+        body = b'{"round": 1, "attempt": 1, "code": "worker.died"}'
+        headers = credentials.headers("POST", "/v1/federations/f/failures", body)
+        first = await renji._http.post("/v1/federations/f/failures", content=body, headers=headers)
+        assert first.json()["state"] == "running", "a command was taken"
+        again = await renji._http.post("/v1/federations/f/failures", content=body, headers=headers)
         assert again.json()["code"] == "security.request_replayed"
         async with asyncio.timeout(15):
             while not await recorded(world, "request.replayed"):
                 await asyncio.sleep(0.1)
-        altered = await renji._http.post("/v1/federations/f/answer", content=b'{"accept":true}', headers=headers)
+        altered = await renji._http.post("/v1/federations/f/failures", content=body + b" ", headers=headers)
         assert altered.json()["code"] == "security.request_unsigned"
         world.p.hospital("huashan")
         thief = renji.acting_as(Node(*world.p.nodes["huashan"]))

@@ -36,6 +36,7 @@ def list_federations() -> int:
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
+    from medmesh.cli.views import waits
     from medmesh.contracts.federation import FederationView
     from medmesh.federated.plan import explain
 
@@ -45,6 +46,8 @@ def show_federation(identifier: str, as_json: bool) -> int:
         return 0
     click.secho(f"{view.plan.name}  {view.state}", bold=True)
     for line in explain(view.plan, language()):
+        click.echo(f"  {line}")
+    for line in waits(view):
         click.echo(f"  {line}")
     for participant in view.participants:
         online = say("online", "在线") if participant.online else say("offline", "离线")
@@ -77,6 +80,7 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--start-minutes", default=0.0, help="Not before so many minutes from now; by default as soon as all have answered.")
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
+@click.option("--max-drops", default=0, show_default=True, help="A hospital that drops out so often is not asked again; 0: always.")
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
 @evaluation
 @click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
@@ -116,6 +120,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             min_participants=options["min_participants"],
             round_deadline_seconds=options["round_deadline"],
             lease_seconds=options["lease"],
+            max_drops=options["max_drops"],
             baseline=options["baseline"],
             small_cell=options["small_cell"],
             **evaluation_of(options),

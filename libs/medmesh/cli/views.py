@@ -38,6 +38,22 @@ def spent(answer: AnswerView) -> str:
     return ", ".join(f"{say(*words)} {told[work]:.1f}" for work, words in WORK.items() if work in told)
 
 
+WAITS = {
+    "answer": ("{0} has not answered yet", "{0} 尚未答复"),
+    "approval": ("its start is not approved yet", "启动尚未获批"),
+    "time": ("it is not to start yet", "未到开始时间"),
+    "online": ("too few hospitals are online", "在线医院不足"),
+    "initiator": ("its initiator has as many running as one may", "发起人运行中的联邦已达上限"),
+    "busy": ("{0} takes part in as many as one may", "{0} 参加的联邦已达上限"),
+}
+
+
+def waits(view: FederationView) -> list[str]:
+    """What it waits for before it runs."""
+    given = [text.partition(":") for text in view.waiting]
+    return [say(*WAITS[kind]).format(about) if kind in WAITS else kind for kind, _, about in given]
+
+
 def _reason(code: str) -> str:
     """Its sentence; the code itself where that needs more than the code."""
     text = catalogue().get(code)
@@ -66,6 +82,8 @@ def now(view: FederationView) -> None:
     eta = "" if left is None else say(f", {most} {seconds(left)} left", f"，{most}剩 {seconds(left)}")
     click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
     _ended(view)
+    for line in waits(view):
+        click.echo(f"  {line}")
     done = trained(view)
     last = {answer.hospital: answer for answer in done[-1].answers} if done else {}
     for one in view.participants:
@@ -76,7 +94,7 @@ def now(view: FederationView) -> None:
             if at is not None and view.state == "running"
             else ""
         )
-        took = f"({spent(last[one.hospital])} s)" if one.hospital in last and last[one.hospital].milliseconds else ""
+        took = f"({spent(last[one.hospital])} {say('s', '秒')})" if one.hospital in last and last[one.hospital].milliseconds else ""
         click.echo(f"  {one.hospital:<16} {one.state:<10} {online} {doing} {took} {one.reason}".rstrip())
     if done and (found := split(done[-1])) is not None:
         move = found.fetch + found.send

@@ -129,7 +129,7 @@ def kept_round(view: FederationView) -> int | None:
     if view.model is None:
         return None
     made = [one.round for one in trained(view) if one.model == view.model]
-    return min(made) if made else 0 if trained(view) and trained(view)[0].base == view.model else None
+    return max(made) if made else 0 if trained(view) and trained(view)[0].base == view.model else None
 
 
 def split(one: RoundView) -> Split | None:

@@ -111,6 +111,8 @@ class Plan(Record):
     """Not before this, and not before every hospital has answered or `accept_by` has passed."""
     round_deadline_seconds: int = Field(ge=1, le=30 * 86_400)
     lease_seconds: int = Field(default=15, ge=1, le=86_400)
+    max_drops: int = Field(default=0, ge=0, le=1000)
+    """A hospital that lost its lease or failed so often is not asked again; 0: it always may return at the next round."""
     secure: SecureAggregation | None = None
     baseline: bool = False
     """Each hospital also trains alone for the same number of steps, and all models are evaluated at all hospitals."""
@@ -180,7 +182,10 @@ class Plan(Record):
         return self
 
 
-LATER = ("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "pace")
+LATER = (
+    *("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "pace"),
+    "max_drops",
+)
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 

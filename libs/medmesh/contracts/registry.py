@@ -19,6 +19,7 @@ class Lineage(Record):
     chain: Sha256 | None = None
     package: Sha256 | None = None
     hospitals: tuple[Identifier, ...] = ()
+    """Of a federation: those whose updates are in the model."""
     datasets: tuple[str, ...] = ()
 
 

@@ -97,6 +97,13 @@ def _stops(plan: Plan, language: str) -> list[str]:
     ]
 
 
+def _drops(plan: Plan, language: str) -> list[str]:
+    if not plan.max_drops:
+        return []
+    text = f"A hospital that drops out {plan.max_drops} times is not asked again; until then it may return at the next round."
+    return [f"掉线或失败满 {plan.max_drops} 次的医院不再参加；此前可在下一轮返回。" if language == "zh" else text]
+
+
 def _protection(plan: Plan, language: str) -> str:
     """What the platform sees of a single hospital."""
     if plan.secure is None and plan.privacy is not None:
@@ -166,6 +173,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             *_pace(plan, language),
             *_travels(plan, language),
             *_stops(plan, language),
+            *_drops(plan, language),
             f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复；各院均已答复后开始，不早于 {plan.start_at:%Y-%m-%d %H:%M} UTC；"
             f"至少 {plan.min_participants} 家参与。",
             *words.explain(plan, language),
@@ -182,6 +190,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         *_pace(plan, language),
         *_travels(plan, language),
         *_stops(plan, language),
+        *_drops(plan, language),
         f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC; it starts when all have answered, not before "
         f"{plan.start_at:%Y-%m-%d %H:%M} UTC; "
         f"at least {plan.min_participants} take part.",

@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from medmesh.contracts.message import new_id
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from medmesh.learning.worker import Session
 
 HERE = "127.0.0.1"
+GRACE_SECONDS = 2.0
+LOST = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
+"""What PyTorch and MindSpore raise where another process is gone."""
 SCHEDULER = -1
 """In place of a rank: the process through which MindSpore's find each other."""
 
@@ -100,29 +105,46 @@ def _listen(rank: int, stream: Any, said: queue.Queue[tuple[int, dict[str, Any] 
 def _follow(
     running: Mapping[int, subprocess.Popen[bytes]], said: queue.Queue[tuple[int, dict[str, Any] | None]], tell: Any
 ) -> dict[str, Any]:
-    """Until every rank is done."""
+    """Until every rank is done, or one is not."""
     results: dict[int, dict[str, Any]] = {}
     wanted = {rank for rank in running if rank != SCHEDULER}
     while set(results) != wanted:
         rank, frame = said.get()
+        if frame is None and rank not in wanted - set(results):
+            continue
         match frame and frame["event"]:
             case "progress":
-                if rank == 0:
+                if rank == 0 and frame is not None:
                     tell(frame)
             case "done":
                 assert frame is not None
                 results[rank] = frame["result"]
-            case "problem":
-                assert frame is not None
-                raise Problem.from_document(frame["document"])
-            case "failed":
-                assert frame is not None
-                raise Problem("worker.rank", rank=rank, ranks=len(wanted), reason=f"{frame['error']} at {frame['at']}")
-            case _ if rank in wanted - set(results):
-                raise Problem("worker.rank", rank=rank, ranks=len(wanted), reason=_ending(running[rank].wait()))
             case _:
-                continue
+                raise _blame(running, said, [(rank, frame)], len(wanted))
     return results[0]
+
+
+def _blame(
+    running: Mapping[int, subprocess.Popen[bytes]],
+    said: queue.Queue[tuple[int, dict[str, Any] | None]],
+    heard: list[tuple[int, dict[str, Any] | None]],
+    ranks: int,
+) -> Problem:
+    """Whose fault it was. The others fail too, because they lose it, and may be heard first: so a little is waited for, and one that ended
+    without a word, or said what was wrong, comes before those that lost a connection."""
+    end = time.monotonic() + GRACE_SECONDS
+    with suppress(queue.Empty):
+        while (left := end - time.monotonic()) > 0:
+            heard.append(said.get(timeout=left))
+    told = {rank for rank, frame in heard if frame is not None and frame["event"] != "progress"}
+    for rank, frame in heard:
+        if frame is None and rank not in told and rank != SCHEDULER:
+            return Problem("worker.rank", rank=rank, ranks=ranks, reason=_ending(running[rank].wait()))
+    failed = [(rank, frame) for rank, frame in heard if frame is not None and frame["event"] in ("problem", "failed")]
+    rank, frame = min(failed, key=lambda one: one[1].get("error") in LOST)
+    if frame["event"] == "problem":
+        return Problem.from_document(frame["document"])
+    return Problem("worker.rank", rank=rank, ranks=ranks, reason=f"{frame['error']} at {frame['at']}")
 
 
 def _ending(code: int) -> str:

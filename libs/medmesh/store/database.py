@@ -49,14 +49,14 @@ class Database:
         """A SQLite file, at the edge."""
         from medmesh.store import sqlite
 
-        return cls(sqlite.engine(path), **options)
+        return cls(cast(AsyncEngine, sqlite.Engine(path)), **options)
 
     @classmethod
     def memory(cls, **options: Any) -> Database:
         """SQLite in memory, gone with this object: for simulations."""
-        from medmesh.store import sqlite_memory
+        from medmesh.store import sqlite
 
-        return cls(sqlite_memory.engine(), **options)
+        return cls(cast(AsyncEngine, sqlite.Engine(None)), **options)
 
     async def create(self, metadata: MetaData) -> None:
         """Make the tables of a store that has no migrations of its own (SQLite); safe to run again."""
@@ -91,9 +91,9 @@ class Database:
 
     async def _journal(self, sql: AsyncConnection) -> Journal:
         if self.engine.dialect.name == "sqlite":
-            from medmesh.store.sqlite import SqliteJournal
+            from medmesh.store.sqlite import Inline, SqliteJournal
 
-            return SqliteJournal(sql)
+            return SqliteJournal(cast(Inline, sql))
         from medmesh.store.postgres import PostgresJournal
 
         return PostgresJournal((await sql.get_raw_connection()).driver_connection)
@@ -114,10 +114,6 @@ class Database:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[tuple[AsyncConnection, Journal]]:
         async with self.engine.connect() as sql:
-            if self.engine.dialect.name == "sqlite" and "medmesh_here" not in self.engine.get_execution_options():
-                from medmesh.store.sqlite import Steady
-
-                sql = cast(AsyncConnection, Steady(sql))
             journal = await self._journal(sql)
             try:
                 await journal.begin()

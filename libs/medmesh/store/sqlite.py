@@ -1,57 +1,100 @@
-"""SQLite for the hospital's edge: WAL, synchronous FULL, one writer at a time."""
+"""SQLite for the hospital's edge: WAL, synchronous FULL, one connection, and whoever wants it waits for their turn. Simulations have it in
+memory, where nothing waits for a disk.
+
+Statements run where they are called, in the event loop: each takes microseconds, less than handing it to a thread. What waits for the disk
+does so in a thread, and for another process it is waited in the loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import QueuePool
 
 from medmesh.store.journal import Outgoing
 from medmesh.tasks import uninterrupted
+
+BUSY_SECONDS = 10.0
+"""How long a transaction waits for another process's."""
 
 
 def _iso(now: datetime) -> str:
     return now.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-class Steady:
-    """A connection whose statements end before a cancellation goes on. A statement runs in SQLite's thread whatever its caller does;
-    a connection that is thrown away meanwhile keeps its lock until the last cursor is collected, and everybody else waits."""
+class Inline:
+    """What we use of SQLAlchemy's asynchronous connection, on its plain one. No statement can be cancelled half way."""
 
-    def __init__(self, sql: AsyncConnection) -> None:
+    def __init__(self, sql: Connection, *, disk: bool) -> None:
         self._sql = sql
+        self._disk = disk
 
     async def execute(self, statement: Any, parameters: Any = None) -> Any:
         """As the connection's."""
-        return await uninterrupted(self._sql.execute(statement, parameters))
+        return self._sql.execute(statement, parameters)
 
     async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
         """As the connection's."""
-        return await uninterrupted(self._sql.exec_driver_sql(statement, parameters))
+        return self._sql.exec_driver_sql(statement, parameters)
+
+    async def patiently(self, statement: str) -> Any:
+        """The row that a statement answers which may wait; its caller goes on once it is over, also when cancelled meanwhile."""
+
+        def run() -> Any:
+            done = self._sql.exec_driver_sql(statement)
+            return done.first() if done.returns_rows else None
+
+        return await uninterrupted(asyncio.to_thread(run)) if self._disk else run()
+
+    @property
+    def changes(self) -> int:
+        """How many rows this connection has changed so far."""
+        return int(cast(sqlite3.Connection, self._sql.connection.driver_connection).total_changes)
+
+    async def run_sync(self, work: Callable[[Connection], Any]) -> Any:
+        """As the connection's."""
+        return work(self._sql)
 
     async def invalidate(self) -> None:
         """As the connection's."""
-        await self._sql.invalidate()
+        self._sql.invalidate()
 
 
 class SqliteJournal:
     """See `medmesh.store.journal.Journal`."""
 
-    def __init__(self, connection: AsyncConnection | Steady) -> None:
+    def __init__(self, connection: Inline) -> None:
         self._sql = connection
         self._begun = False
+        self._before = 0
 
     async def begin(self) -> None:
-        # IMMEDIATE takes the write lock at once: two transactions wait for each other instead of failing half way.
-        await self._sql.exec_driver_sql("BEGIN IMMEDIATE")
-        self._begun = True
+        # IMMEDIATE takes the write lock at once: two processes wait for each other instead of failing half way.
+        end = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                await self._sql.exec_driver_sql("BEGIN IMMEDIATE")
+                break
+            except OperationalError as error:
+                if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            await asyncio.sleep(0.005)
+        self._begun, self._before = True, self._sql.changes
 
     async def commit(self) -> None:
-        await self._sql.exec_driver_sql("COMMIT")
+        if self._sql.changes == self._before:
+            await self._sql.exec_driver_sql("COMMIT")  # nothing was written: nothing to wait for
+        else:
+            await self._sql.patiently("COMMIT")
         self._begun = False
 
     async def rollback(self) -> None:
@@ -84,14 +127,37 @@ class SqliteJournal:
         )
 
 
-def engine(path: Path) -> AsyncEngine:
-    """An engine on the file `path`, created 0600 when it does not exist."""
-    path.touch(mode=0o600, exist_ok=True)
-    made = create_async_engine(f"sqlite+aiosqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=3, max_overflow=0)
+class Engine:
+    """What we use of SQLAlchemy's asynchronous engine, on the file `path`, created 0600 when it does not exist, or in memory."""
 
-    @event.listens_for(made.sync_engine, "connect")
-    def _configure(connection: Any, _record: Any) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+    def __init__(self, path: Path | None) -> None:
+        if path is not None:
+            path.touch(mode=0o600, exist_ok=True)
+        options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+        self._engine = create_engine(f"sqlite:///{path or ':memory:'}", connect_args={"check_same_thread": False}, **options)
+        self._turn = asyncio.Lock()
+        self._disk = path is not None
+        self.dialect = self._engine.dialect
 
-    return made
+        @event.listens_for(self._engine, "connect")
+        def _configure(connection: Any, _record: Any) -> None:
+            for pragma in (
+                "busy_timeout=10000",
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "secure_delete=ON",
+                "busy_timeout=0",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Inline]:
+        """The connection, for one at a time."""
+        async with self._turn:
+            with self._engine.connect() as sql:
+                yield Inline(sql, disk=self._disk)
+
+    async def dispose(self) -> None:
+        """Close it."""
+        self._engine.dispose()

@@ -43,12 +43,10 @@ def application(node: Node) -> Any:
     async def record(who: Actor, served: Served, inputs: int) -> None:
         async with node.site.unit(who) as uow:
             uow.audit(AuditEntry("inference.infer", "E", entities=about(served), detail={"inputs": inputs}))
-        node.site.changed.set("audit")
 
     async def refused(who: Actor, served: Served | None, problem: Problem) -> None:
         async with node.site.unit(who) as uow:
             uow.audit(AuditEntry("inference.infer", "E", outcome=4, why=problem.code, entities=about(served)))
-        node.site.changed.set("audit")
 
     app.include_router(router(node.repository, authorise, admit, record, refused))
 

@@ -16,7 +16,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import delete, func, insert, select, update
 
@@ -26,6 +26,7 @@ from medmesh.imaging.deidentify import pseudonym
 from medmesh.ledger.copies import Folder
 from medmesh.security.keys import read_secret
 from medmesh.security.suites import DEFAULT
+from medmesh.store.sqlite import Inline
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import patients as keys
 from medmesh_edge import samples
@@ -139,7 +140,7 @@ async def compact(site: Site) -> None:
     """What was deleted leaves the file of the store, and its journal. A reader may be in the way for a moment."""
     for _ in range(20):
         async with site.database.engine.connect() as sql:
-            busy = (await sql.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).first()
+            busy = await cast(Inline, sql).patiently("PRAGMA wal_checkpoint(TRUNCATE)")
         if busy is not None and busy[0] == 0:
             return
         await asyncio.sleep(0.1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ LOOK_SECONDS = 1.0
 """How often it is looked whether somebody (the command line, too) changed the store, and by what looks at a clock or a file."""
 IDLE_SECONDS = 30.0
 """How long a loop that works on the store and that nobody wakes waits before it looks by itself."""
+GATHER_SECONDS = 0.5
+"""How long records gather before they are handed in together: a round leaves several within a moment."""
 CLOCKED = ("roster", "certificate", "doorstep", "log")
 
 
@@ -104,17 +105,19 @@ class Node:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS if name in CLOCKED else IDLE_SECONDS):
                         await bell.wait()
+                if name == "audit":
+                    await asyncio.sleep(GATHER_SECONDS)
 
     async def _watch(self) -> None:
-        """Wake every loop when the store was changed, by whomever: SQLite tells each connection when another wrote."""
-        with closing(sqlite3.connect(f"file:{self.site.layout.database}?mode=ro", uri=True)) as store:
-            before = -1
-            while True:
-                now = store.execute("PRAGMA data_version").fetchone()[0]
-                if now != before:
-                    self.site.changed.set()
-                before = now
-                await asyncio.sleep(LOOK_SECONDS)
+        """Wake every loop when another process changed the store, which SQLite tells a connection."""
+        before = -1
+        while True:
+            async with self.site.database.engine.connect() as sql:
+                now = (await sql.exec_driver_sql("PRAGMA data_version")).scalar_one()
+            if now != before:
+                self.site.changed.set()
+            before = now
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _inbox(self) -> None:
         """Server-sent events; long polling where they do not come through."""

@@ -140,6 +140,8 @@ async def site(folder: Path) -> AsyncIterator[Site]:
         actor = Actor("hospital", settings.hospital, settings.hospital, frozenset(("hospital",)))
         keys = FileKeys(layout.keys).ensure(HOSPITAL)
         objects = EncryptedStore(DirectoryBlobs(layout.objects), Wrapping(keys, HOSPITAL))
-        yield Site(layout, settings, database, objects, keys, actor)
+        opened = Site(layout, settings, database, objects, keys, actor)
+        database.on_audited = lambda: opened.changed.set("audit")
+        yield opened
     finally:
         await database.close()

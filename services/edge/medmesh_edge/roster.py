@@ -35,13 +35,12 @@ def pin(layout: Layout, notes: Sequence[str], fingerprint: str | None) -> Believ
     return found
 
 
-def take(layout: Layout, notes: Sequence[str]) -> Believed | None:
+def take(site: Site, notes: Sequence[str]) -> Believed | None:
     """What the roster is with the versions that continue it; None when there is nothing new. Raises `Problem`."""
-    known = RosterFile(layout.roster).chain()
-    found = known.extended(notes)
-    if len(found.notes) == len(known.notes):
+    known = site.roster_file.chain()
+    if tuple(notes) == tuple(known.notes) or len((found := known.extended(notes)).notes) == len(known.notes):
         return None
-    files.write(layout.roster, found.document())
+    files.write(site.layout.roster, found.document())
     return found
 
 
@@ -56,7 +55,7 @@ async def refresh(site: Site, gateway: Gateway) -> bool:
             raise
         return False
     try:
-        found = take(site.layout, offered)
+        found = take(site, offered)
     except Problem as problem:
         log("edge.roster.refused", level=40, error=problem)
         async with site.unit() as uow:
@@ -79,7 +78,7 @@ async def record(site: Site, found: Believed, *, pinned: bool = False) -> None:
 
 async def hand_over(site: Site, content: bytes) -> Believed | None:
     """Newer versions in a file that came by another way than the platform. Raises `Problem`."""
-    found = take(site.layout, notes_of(content))
+    found = take(site, notes_of(content))
     if found is not None:
         await record(site, found)
     return found

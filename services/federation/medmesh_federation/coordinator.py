@@ -20,7 +20,7 @@ from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, pace, privacy, results, secure, steps
+from medmesh_federation import evaluation, pace, privacy, queue, results, secure, steps
 from medmesh_federation.domain import (
     OPEN_STATES,
     OVER,
@@ -162,11 +162,23 @@ class Coordinator:
         busy = frozenset[str]()
         if current is not None and current.state != "open":
             busy = await pace.busy(uow, row.federation, plan, current.number + (current.state in OVER))
-        approved, stored = row.approval is not None, unstored is None
-        begun = await privacy.begun(uow, row.federation) if plan.privacy is not None else 0
-        trained = 0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation)
-        known = (State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now, scores)
-        return Situation(*known, begun, trained, busy)
+        return Situation(
+            State(row.state),
+            plan,
+            row.approval is not None,
+            people,
+            online,
+            current,
+            row.voids,
+            row.waiting_since,
+            stored=unstored is None,
+            now=uow.now,
+            blocked=row.state == State.QUEUED and bool(await queue.quotas(uow, row, self.ports)),
+            scores=scores,
+            begun=await privacy.begun(uow, row.federation) if plan.privacy is not None else 0,
+            trained=0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation),
+            busy=busy,
+        )
 
     def _decide(self, situation: Situation) -> Step | None:
         settings = self.ports.settings

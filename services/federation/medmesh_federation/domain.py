@@ -1,7 +1,7 @@
 """The rules of a federation as one pure function: from what is known to the one thing to do next.
 
 Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled.
-Participant: invited -> accepted | declined; accepted <-> dropped; accepted, dropped -> withdrawn.
+Participant: invited -> accepted | declined; accepted <-> dropped; dropped -> excluded; all three -> withdrawn.
 Round: open -> committed | void | skipped (a secure sum that stayed closed: its number is spent).
 Rounds 1..R train; with a baseline R+1 trains everybody alone; the last evaluates all
 models. Where training ends early, the rounds up to R are left out.
@@ -80,6 +80,8 @@ class Situation:
     stored: bool
     """Every committed model is in the kept store."""
     now: datetime
+    blocked: bool = False
+    """By a quota: too many others run."""
     scores: Mapping[int, Fraction] = field(default_factory=dict)
     """Training round to how its model did, as far as it was evaluated; 0 for the first weights. Only where the plan can stop early."""
     begun: int = 0
@@ -203,7 +205,7 @@ def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | No
             return Move(State.QUEUED) if s.approved else None
         case State.QUEUED:
             ready = s.now >= s.plan.start_at and len(s.online & s.those("accepted")) >= s.plan.min_participants
-            return Move(State.RUNNING) if ready else None
+            return Move(State.RUNNING) if ready and not s.blocked else None
         case State.RUNNING:
             return _running(s, quorum_grace, max_voids)
         case _:

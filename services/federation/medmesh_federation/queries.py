@@ -24,6 +24,7 @@ from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.queue import waits
 from medmesh_federation.tables import answers, federations, participants, rounds
 
 _MOST_ROUNDS = 100
@@ -86,6 +87,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         evaluation=tuple(evaluation),
         model=row.model,
         failure=row.failure,
+        waiting=await waits(uow, row, plan, {one.hospital: one.state for one in people}, uow.ports),
         privacy=await privacy.view(uow, wanted, plan),
     )
 

@@ -15,3 +15,7 @@ class Settings(ServiceSettings):
     quorum_grace_seconds: float = Field(default=3600, gt=0)
     """How long a running federation waits for enough hospitals before it fails."""
     max_void_rounds: int = Field(default=5, ge=1)
+    running_per_initiator: int = Field(default=8, ge=1)
+    running_per_hospital: int = Field(default=4, ge=1)
+    """How many federations of one person, and with one hospital, run at once (paused ones, too); others wait in the queue, the oldest
+    first. With several coordinators one more may begin when two look at the same moment."""

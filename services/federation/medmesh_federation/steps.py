@@ -91,6 +91,7 @@ async def _started(uow: UnitOfWork[Any], row: Any, members: tuple[str, ...]) -> 
 
 
 async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
+    number, contributors = await _made_by(uow, row)
     label = await labels.label_of(uow, "federation", row.federation)
     uow.emit(
         FederationCompleted(
@@ -100,8 +101,9 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
             chain=row.chain,
             package=ObjectRef.model_validate(row.package),
             model=ObjectRef.model_validate(row.model),
-            rounds=await trained(uow, row.federation),
+            rounds=number,
             participants=members,
+            contributors=contributors,
             organisation=row.initiator.rpartition("@")[2],
             label=label.record,
             hospitals=members,
@@ -114,6 +116,15 @@ async def trained(uow: UnitOfWork[Any], federation: str) -> int:
     done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
     wanted = select(func.count()).select_from(rounds).where(rounds.c.federation == federation, done)
     return int((await uow.execute(wanted)).scalar_one())
+
+
+async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]]:
+    """The training round whose model was kept, and the hospitals whose updates are in it, also of those that left since."""
+    where = (rounds.c.federation == row.federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+    made = await uow.all(select(rounds.c.round, rounds.c.attempt, rounds.c.model).where(where).order_by(rounds.c.round))
+    number = max((one.round for one in made if one.model == row.model), default=0)
+    given = [await answers_of(uow, row.federation, one.round, one.attempt) for one in made if one.round <= number]
+    return number, tuple(sorted({a.hospital for one in given for a in one}))
 
 
 async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Open) -> None:
@@ -220,15 +231,16 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
     assert situation.round is not None
     for hospital, reason in sorted(step.hospitals.items()):
         where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
-        values = {"state": "dropped", "reason": reason, "drops": participants.c.drops + 1}
+        drops = 1 + (await uow.execute(select(participants.c.drops).where(where))).scalar_one()
+        excluded = 0 < situation.plan.max_drops <= drops
+        values = {"state": "excluded" if excluded else "dropped", "reason": reason, "drops": drops}
         await uow.execute(update(participants).where(where).values(values))
         told = tuple(situation.plan.participants)
-        uow.emit(
-            ParticipantDropped(federation=row.federation, hospital=hospital, round=situation.round.number, reason=reason, hospitals=told)
-        )
-        about = (entity(row), Entity("hospital", hospital))
-        detail = {"round": situation.round.number}
-        uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=about, detail=detail))
+        about = {"federation": row.federation, "hospital": hospital, "round": situation.round.number}
+        uow.emit(ParticipantDropped(**about, reason=reason, excluded=excluded, hospitals=told))
+        detail: dict[str, str | int | bool] = {"round": situation.round.number, "excluded": excluded}
+        entities = (entity(row), Entity("hospital", hospital))
+        uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=entities, detail=detail))
         log("federation.participant.dropped", level=30, federation=row.federation, hospital=hospital, reason=reason)
 
 

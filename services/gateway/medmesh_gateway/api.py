@@ -22,6 +22,7 @@ from medmesh.security.tokens import Actor
 from medmesh.service.http import handle_errors, language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
+from medmesh.store.unit import UnitOfWork
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, shown_with
 from medmesh_gateway.ports import Ports
@@ -165,7 +166,9 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
         actor: Actor | None = None
         token: str | None = None
         if action is not None:
-            actor, token = await ports.door.actor(request, body_digest(body), action)
+            # That a command comes but once is seen to in its own transaction.
+            once = issubclass(route.message, Command)
+            actor, token = await ports.door.actor(request, body_digest(body), action, again=once)
             await ports.door.permit(actor, action)
         async with runtime.doorstep.proving(request):
             message = _message(route, request, body, actor)
@@ -190,44 +193,60 @@ async def _command(runtime: Runtime, ports: Ports, request: Request, command: Co
     key = request.headers.get("idempotency-key")
     if key is not None and not 8 <= len(key) <= 128:
         raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
-    operation = await _begin(runtime, command, actor, token, key)
-    waiting = ports.waiting.expect(operation)
+    operation, waiting = await _begin(runtime, ports, request, command, actor, token, key)
+    over = False
     try:
-        row = await _operation(runtime, operation, actor)
-        if not row.finished and (wait := _wait(request)):
+        if waiting is None:
+            waiting = ports.waiting.expect(operation)
+            over = (await _operation(runtime, operation, actor)).finished
+        if not over and (wait := _wait(request)):
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await waiting.wait()
-            row = await _operation(runtime, operation, actor)
+        return _answer(await _operation(runtime, operation, actor), request)
     finally:
         ports.waiting.forget(operation)
-    return _answer(row, request)
 
 
-async def _begin(runtime: Runtime, command: Command, actor: Actor, token: str | None, key: str | None) -> str:
-    """Write the operation and its command in one transaction; a repeated key answers the operation it began."""
+async def _begin(
+    runtime: Runtime, ports: Ports, request: Request, command: Command, actor: Actor, token: str | None, key: str | None
+) -> tuple[str, asyncio.Event | None]:
+    """Write the operation and its command in one transaction; a repeated key answers the operation it began. A new one's answer is expected
+    from before the commit on."""
     hospital = actor.id if actor.kind == "hospital" else None
+    known = waiting = None
     async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
-        if key is not None:
-            same = (operations.c.actor == actor.text) & (operations.c.idempotency_key == key)
-            if (known := await uow.first(select(operations.c.operation, operations.c.command).where(same))) is not None:
-                if known.command != command.TYPE:
-                    raise Problem("request.key_reused", key=key)
-                return str(known.operation)
-        operation = uow.emit(command, hospital=hospital)
-        values = {
-            "operation": operation,
-            "actor": actor.text,
-            "command": command.TYPE,
-            "idempotency_key": key,
-            "finished": False,
-            "created_at": uow.now,
-        }
-        # Two requests with one key at once: the second waits for the first and then fails here; its command is rolled back with it.
-        made = await uow.execute(insert(operations).values(values).on_conflict_do_nothing().returning(operations.c.operation))
-        if made.first() is None:
-            raise Problem("request.in_progress")
-    return operation
+        if fresh := await ports.door.unseen(uow, request):
+            known = await _known(uow, actor, key) if key is not None else None
+            if known is not None and known.command != command.TYPE:
+                raise Problem("request.key_reused", key=key)
+            if known is None:
+                operation = uow.emit(command, hospital=hospital)
+                await _note(uow, operation, command, actor, key)
+                waiting = ports.waiting.expect(operation)
+    if not fresh:
+        raise Problem("security.request_replayed")
+    return (str(known.operation), None) if known is not None else (operation, waiting)
+
+
+async def _known(uow: UnitOfWork[Any], actor: Actor, key: str) -> Any:
+    same = (operations.c.actor == actor.text) & (operations.c.idempotency_key == key)
+    return await uow.first(select(operations.c.operation, operations.c.command).where(same))
+
+
+async def _note(uow: UnitOfWork[Any], operation: str, command: Command, actor: Actor, key: str | None) -> None:
+    values = {
+        "operation": operation,
+        "actor": actor.text,
+        "command": command.TYPE,
+        "idempotency_key": key,
+        "finished": False,
+        "created_at": uow.now,
+    }
+    # Two requests with one key at once: the second waits for the first and then fails here; its command is rolled back with it.
+    made = await uow.execute(insert(operations).values(values).on_conflict_do_nothing().returning(operations.c.operation))
+    if made.first() is None:
+        raise Problem("request.in_progress")
 
 
 def _wait(request: Request) -> float:

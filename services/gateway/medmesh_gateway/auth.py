@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
 import jwt
 from cryptography import x509
@@ -26,7 +26,7 @@ from medmesh.security.roles import STEP_UP
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
-from medmesh.store.unit import AuditEntry
+from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh_gateway.settings import Settings
 from medmesh_gateway.tables import nonces
 
@@ -44,8 +44,8 @@ class Door:
         self._nodes: OrderedDict[str, tuple[Actor, x509.Certificate, TrustBundle, float]] = OrderedDict()
 
     async def actor(self, request: Request, body_sha256: str, action: str | None = None, *, again: bool = False) -> tuple[Actor, str]:
-        """(actor, token) of a request. `again`: whoever replays it does no harm, so nobody remembers it. Raises `Problem`; that nobody
-        was proven is recorded."""
+        """(actor, token) of a request. `again`: whoever replays it does no harm, or `unseen` is asked in the transaction that it leads to.
+        Raises `Problem`; that nobody was proven is recorded."""
         async with self._runtime.doorstep.proving(request):
             return await self._actor(request, body_sha256, action, again)
 
@@ -87,9 +87,12 @@ class Door:
         if shown is not None and shown != named:
             raise Problem("security.certificate_foreign")
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        nonce = verify_request(named, request.method, target, body_sha256, request.headers.get(HEADER, ""), now=now)
+        request.state.nonce = verify_request(named, request.method, target, body_sha256, request.headers.get(HEADER, ""), now=now)
         if request.method not in ("GET", "HEAD") and not again:
-            await self._once(nonce, actor, now)
+            async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
+                fresh = await self.unseen(uow, request)
+            if not fresh:
+                raise Problem("security.request_replayed")
         return actor
 
     def _believed(self, token: str, now: datetime) -> tuple[Actor, x509.Certificate]:
@@ -107,14 +110,16 @@ class Door:
             self._nodes.popitem(last=False)
         return actor, named
 
-    async def _once(self, nonce: str, actor: Actor, now: datetime) -> None:
-        async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
-            row = insert(nonces).values(nonce=nonce, until=now + 2 * WINDOW).on_conflict_do_nothing().returning(nonces.c.nonce)
-            fresh = (await uow.execute(row)).first() is not None
-            if not fresh:
-                uow.audit(AuditEntry("request.replayed", "E", outcome=8, why="security.request_replayed"))
+    async def unseen(self, uow: UnitOfWork[Any], request: Request) -> bool:
+        """Whether this request, signed by a node, comes for the first time; that it does not is recorded. Whoever came with a session is
+        not asked."""
+        if (nonce := getattr(request.state, "nonce", None)) is None:
+            return True
+        row = insert(nonces).values(nonce=nonce, until=uow.now + 2 * WINDOW).on_conflict_do_nothing().returning(nonces.c.nonce)
+        fresh = (await uow.execute(row)).first() is not None
         if not fresh:
-            raise Problem("security.request_replayed")
+            uow.audit(AuditEntry("request.replayed", "E", outcome=8, why="security.request_replayed"))
+        return fresh
 
     async def permit(self, actor: Actor, action: str | None) -> None:
         """Raise unless it is allowed as far as can be said before the object is known; the refusal is recorded. The owner of the message

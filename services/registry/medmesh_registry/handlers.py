@@ -32,7 +32,7 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
         plan_hash=done.plan_hash,
         chain=done.chain,
         package=done.package.sha256,
-        hospitals=done.participants,
+        hospitals=done.contributors or done.participants,
     )
     version = await _register(uow, done.name, done.model, done.package, lineage, federation=done.federation)
     label = labels.DEFAULT if done.label is None else read(done.label)

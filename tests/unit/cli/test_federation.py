@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import pytest
 from click.testing import CliRunner
 from tests.packages import TINY
@@ -15,11 +16,12 @@ from tests.unit.federation.test_domain import NOW
 from tests.unit.federation.test_domain import PLAN as SMALL
 
 from medmesh.cli.federation import federation
+from medmesh.cli.views import now
 from medmesh.client.federation import Federation, create_federation
 from medmesh.client.gateway import Gateway
 from medmesh.client.plot import figure, table
 from medmesh.client.results import cross_site, curve, gains, kept_round, last_round, remaining, split
-from medmesh.contracts.federation import AnswerView, EvaluationView, FederationView, RoundView
+from medmesh.contracts.federation import AnswerView, EvaluationView, FederationView, ParticipantView, RoundView
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 
@@ -85,19 +87,66 @@ async def test_what_people_decide_goes_to_its_route() -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_table_and_the_picture_show_every_hospital_and_round(language: str) -> None:
     def answered(number: int) -> RoundView:
-        given = [AnswerView(hospital=h, samples=9, late=False, bytes=2_000_000, metrics={"loss": number / 2}) for h in ("a", "b")]
-        return round_(number, 5.0 * number).model_copy(update={"answers": tuple(given)})
+        times, counts = {"fetch": 100, "train": 2000}, ((6 + number, 4 - number), (4 - number, 6 + number))
+        about = {"metrics": {"loss": number / 2}, "milliseconds": times, "counts": counts}
+        given = tuple(answer(hospital, **about) for hospital in ("a", "b"))
+        return round_(number, 5.0 * number).model_copy(update={"answers": given, "aggregate_milliseconds": 400})
 
-    shown = view("completed", rounds=(answered(1), answered(2), round_(3, None, "open")))
+    cell = EvaluationView(hospital="a", name="federated", counts=((9, 1), (1, 9)))
+    shown = view("completed", rounds=(answered(1), answered(2), round_(3, None, "open")), evaluation=(cell,))
     lines = list(csv.DictReader(io.StringIO(table(shown))))
-    assert [(x["round"], x["hospital"], x["seconds"], x["metric"], x["value"]) for x in lines][:2] == [
-        ("1", "a", "5.0", "loss", "0.5"),
-        ("1", "b", "5.0", "loss", "0.5"),
+    assert [(x["round"], x["hospital"], x["metric"], x["model_of_round"], x["value"]) for x in lines][:4] == [
+        ("1", "a", "loss", "1", "0.5"),
+        ("1", "a", "balanced_accuracy", "0", "0.7"),
+        ("1", "b", "loss", "1", "0.5"),
+        ("1", "b", "balanced_accuracy", "0", "0.7"),
     ]
-    values, size, took = figure(shown, language).axes
-    assert [(line.get_label(), list(line.get_ydata())) for line in values.lines] == [("a", [0.5, 1.0]), ("b", [0.5, 1.0])]
-    assert list(size.lines[0].get_ydata()) == [2.0, 2.0]
-    assert [bar.get_height() for bar in took.patches] == [5.0, 10.0]
+    assert {(x["seconds"], x["train"], x["aggregate"], x["send"]) for x in lines[:4]} == {("5.0", "2.0", "0.4", "")}
+    accuracy, loss, size, took, usual, matrix = figure(shown, language).axes
+    assert [list(line.get_ydata()) for line in accuracy.lines[:3]] == [[0.7, 0.8]] * 3, "each of two hospitals, and both together"
+    assert [(line.get_label(), list(line.get_ydata())) for line in loss.lines] == [("a", [0.5, 1.0]), ("b", [0.5, 1.0])]
+    assert [bar.get_height() for bar in size.patches] == [2.0] * 4
+    by_round = [sum(bar.get_height() for bar in took.patches if round(bar.get_x() + 0.4) == number) for number in (1, 2)]
+    assert by_round == [pytest.approx(5.0), pytest.approx(10.0)], "all of a round's time is told"
+    assert {bar.get_width() for bar in usual.patches} == {0.1, 0.0, 2.0}
+    assert [text.get_text().splitlines()[0] for text in matrix.texts] == ["0.90", "0.90"]
+
+
+@pytest.mark.parametrize("hospitals", [0, 1, 40])
+def test_there_is_a_picture_of_nothing_and_of_many(hospitals: int) -> None:
+    names = [f"h{n}" for n in range(hospitals)]
+    one = round_(1, 2).model_copy(update={"answers": tuple(answer(name, metrics={"loss": 1.0}) for name in names)})
+    cells = tuple(EvaluationView(hospital=name, name="federated", counts=((9, 1), (1, 9))) for name in names)
+    drawn = figure(view(rounds=(one,) if names else (), evaluation=cells))
+    assert len(drawn.axes) == 6
+    assert len(drawn.axes[1].lines) == hospitals
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_watching_says_how_long_it_takes_and_where_time_went(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", language)
+    times = {"fetch": 250, "evaluate": 100, "train": 4000, "store": 50, "send": 750}
+    given = (answer("a", milliseconds=times, counts=((9, 1), (1, 9))),)
+    one = round_(1, 6).model_copy(update={"answers": given, "aggregate_milliseconds": 300})
+    person = ParticipantView(hospital="a", state="accepted", online=True, drops=0)
+    shown = view(rounds=(one,)).model_copy(update={"participants": (person,)})
+
+    @click.command()
+    def told() -> None:
+        now(shown)
+
+    said = CliRunner().invoke(told).output
+    wanted = {
+        "en": (
+            "about 52 s left",
+            "(fetch 0.2, evaluate 0.1, train 4.0, store 0.1, send 0.8 s)",
+            "train 4.0 s, move 1.0 s, aggregate 0.3 s",
+        ),
+        "zh": ("约剩 52 秒", "(下载 0.2, 评估 0.1, 训练 4.0, 存盘 0.1, 上传 0.8 秒)", "训练 4.0 秒，传输 1.0 秒，聚合 0.3 秒"),
+    }
+    for text in wanted[language]:
+        assert text in said, said
+    assert "0.900  [" in said
 
 
 def test_time_left_is_the_median_round_times_those_to_come_and_training_alone_is_all_of_them_at_once() -> None:

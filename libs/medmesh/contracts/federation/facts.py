@@ -172,12 +172,15 @@ class ParticipantWithdrew(HospitalEvent):
 
 
 class ParticipantDropped(HospitalEvent):
+    """It may return at the next round, unless it is `excluded`: that was once too often for the plan."""
+
     TYPE: ClassVar[str] = "federation.participant.dropped.v1"
 
     federation: str
     hospital: Identifier
     round: int
     reason: str
+    excluded: bool = False
 
 
 class ParticipantRejoined(Event):
@@ -189,7 +192,8 @@ class ParticipantRejoined(Event):
 
 
 class FederationCompleted(HospitalEvent):
-    """The final model and, where the plan asked for it, every model's counts at every hospital."""
+    """The final model: that of training round `rounds`, with the part of each of `contributors` in it; `participants` are those who
+    belong to the federation at its end."""
 
     TYPE: ClassVar[str] = "federation.federation.completed.v1"
 
@@ -201,6 +205,7 @@ class FederationCompleted(HospitalEvent):
     model: ObjectRef
     rounds: int
     participants: tuple[Identifier, ...]
+    contributors: tuple[Identifier, ...] = ()
     organisation: str = "platform"
     """The initiator's."""
     label: SecurityLabel | None = None

@@ -91,6 +91,8 @@ class FederationView(Record):
     failure: str | None
     """Why it ended as it did; of one that is completed, why before its last round."""
     privacy: PrivacyView | None = None
+    waiting: tuple[str, ...] = ()
+    """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
 
 

@@ -1,0 +1,114 @@
+"""What a federation waits for, its turn, and who is not asked again, on real servers with pretended hospitals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.federations import accept, alive, make_plan, opened, submit, view
+from tests.integration.test_federation import SETTINGS, start
+from tests.platform import Platform, platform
+
+from medmesh.contracts.federation import (
+    CancelFederation,
+    FederationCompleted,
+    FederationStarted,
+    ParticipantDropped,
+    ReportFailure,
+    RoundOpened,
+)
+from medmesh.contracts.message import Command
+from medmesh.embedded.testing import RunningServers
+from medmesh_federation.service import SERVICE
+
+THREE = ("huashan", "renji", "tongji")
+
+
+@pytest.fixture
+async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
+    settings = {"federation": {**SETTINGS["federation"], "running_per_hospital": 1, "running_per_initiator": 2}}
+    async with platform(servers, private, SERVICE, settings=settings) as made:
+        yield made
+
+
+async def do(p: Platform, command: Command, who: str = "li") -> None:
+    done = await p.send(command, p.hospital(who) if who in THREE else p.person(who, "researcher"))
+    assert done.succeeded, done.problem
+
+
+async def running(p: Platform, federation: str) -> None:
+    await p.wait(FederationStarted, lambda event: event.data.federation == federation)
+
+
+async def waits(p: Platform, federation: str, *wanted: str) -> None:
+    """As people see it; a while may pass until it is so."""
+    found: tuple[str, ...] = ()
+    try:
+        async with asyncio.timeout(10):
+            while (found := (await view(p, federation)).waiting) != wanted:
+                await alive(p, *THREE)
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"{found} instead of {wanted}") from None
+
+
+async def test_what_it_waits_for_is_said_until_it_runs(p: Platform) -> None:
+    late = datetime.now(UTC) + timedelta(hours=1)
+    wanted = await make_plan(p, THREE, accept_by=late, start_at=late)
+    done = await p.send(wanted, p.person("li", "researcher"))
+    federation = str((done.result or {})["federation"])
+    await waits(p, federation, "answer:huashan", "answer:renji", "answer:tongji", "approval", "time")
+    await accept(p, federation, wanted.plan, "huashan", "renji")
+    await waits(p, federation, "answer:tongji", "approval", "time")
+    await accept(p, federation, wanted.plan, "tongji")
+    await waits(p, federation, "approval", "time")
+
+
+async def test_a_hospital_works_for_as_many_as_it_may_and_the_next_begins_when_one_is_over(p: Platform) -> None:
+    first = await start(p, ("huashan", "renji"))
+    await running(p, first)
+    second = await start(p, ("renji", "tongji"))
+    await waits(p, second, "busy:renji")
+    assert (await view(p, second)).state == "queued"
+    await do(p, CancelFederation(federation=first, reason="enough"))
+    await running(p, second)
+    assert (await view(p, second)).waiting == ()
+
+
+async def test_a_person_has_as_many_running_as_one_may(p: Platform) -> None:
+    p.runtimes["federation"].ports.settings = p.runtimes["federation"].ports.settings.model_copy(update={"running_per_initiator": 1})
+    first = await start(p, ("huashan", "renji"))
+    await running(p, first)
+    second = await start(p, ("tongji", "xiehe"))
+    async with asyncio.timeout(10):
+        while (await view(p, second)).waiting != ("initiator",):
+            await alive(p, "tongji", "xiehe")
+            await asyncio.sleep(0.1)
+
+
+async def test_a_hospital_that_fails_too_often_is_not_asked_again_and_what_it_gave_stays_said(p: Platform) -> None:
+    federation = await start(p, THREE, rounds=4, max_drops=2)
+    for number in (1, 2, 3, 4):
+        round_ = (await opened(p, number)).data
+        fails = number in (2, 3)
+        assert ("tongji" in round_.hospitals) == (number < 4)
+        if fails:
+            about = {"federation": federation, "round": round_.round, "attempt": round_.attempt}
+            await do(p, ReportFailure(**about, code="worker.failed"), "tongji")
+        for hospital in round_.hospitals:
+            if not (fails and hospital == "tongji"):
+                assert (await submit(p, round_, hospital, float(number))).succeeded
+        await alive(p, *THREE)
+    completed = (await p.wait(FederationCompleted)).data
+    assert completed.participants == ("huashan", "renji")
+    assert completed.contributors == THREE, "its first update is in the model"
+    assert completed.rounds == 4
+    dropped = [(e.data.round, e.data.excluded) for e in p.emitted(ParticipantDropped)]
+    assert dropped == [(2, False), (3, True)]
+    seen = {one.hospital: one for one in (await view(p, federation)).participants}
+    assert (seen["tongji"].state, seen["tongji"].drops) == ("excluded", 2)
+    assert [r["detail"]["excluded"] for r in await p.audited("federation") if r["sub"] == "federation.drop"] == [False, True]
+    assert len(p.emitted(RoundOpened)) == 4
