@@ -93,7 +93,7 @@ class Hospital:
                 await inbox.take(self.site, self._taken, fact)
             if self._rang("consent"):
                 await consent.answer_invitations(self.site)
-            while await self.rounds.step():
+            while await self.rounds.phases() or await self.rounds.step():
                 pass
             while self._rang("requests"):
                 while await outgoing.send_one(self.site, self.link):
