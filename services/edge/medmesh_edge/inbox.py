@@ -49,7 +49,12 @@ async def take(site: Site, place: int, document: dict[str, Any]) -> None:
                 log("edge.malformed_fact", level=40, error=problem)
             else:
                 await handler(event, uow)
-    site.changed.set("models" if ".registry." in kind else "consent" if handled and handled[0] is fed.FederationInvited else "rounds")
+    if ".registry." in kind:
+        site.changed.set("models")
+    elif handled and handled[0] is fed.FederationInvited:
+        site.changed.set("consent")
+    else:
+        site.changed.set("rounds", "secure")
 
 
 async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any]) -> None:

@@ -71,7 +71,7 @@ async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
         async with site.unit() as uow:
             await uow.execute(update(secure_phases).where(_of(secure_phases, phase)).values(state="done"))
         await fail(event, problem)
-    site.changed.set()
+    site.changed.set("rounds")
     return True
 
 
@@ -79,6 +79,7 @@ def _keys(site: Site, event: Any) -> tuple[FileKeys, str]:
     """(the node's keys, the label of the attempt's own): what is deleted of a store may be read from its pages for long, and from copies
     of it for ever; without the key it is noise."""
     name = hashlib.sha256(f"{event.federation}:{event.round}:{event.attempt}".encode()).hexdigest()[:24]
+    site.layout.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     return FileKeys(site.layout.keys), f"{ATTEMPT}-{name}"
 
 
