@@ -130,9 +130,21 @@ def test_the_command_deals_out_trains_and_writes_what_a_federation_would(private
     assert f"model {view.model.sha256}" in again.output, "the same data, seed and plan: the same bytes, with or without a baseline"
 
 
-def test_secure_sums_are_simulated_too(private: Path) -> None:
-    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "4", "--secure", "3")
+@pytest.mark.parametrize(
+    "further",
+    [
+        ("--secure", "3"),
+        ("--pace", "2"),
+        ("--privacy", "hospital", "--noise", "20", "--epsilon", "10"),
+        ("--evaluate-every", "1", "--stop-after", "1"),
+        ("--algorithm", "scaffold"),
+    ],
+    ids=lambda further: further[0],
+)
+def test_whatever_a_plan_can_have_is_simulated(private: Path, further: tuple[str, ...]) -> None:
+    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "4", *further)
     assert done.exit_code == 0, done.output
+    assert FederationView.model_validate_json((private / "out.json").read_bytes()).state == "completed"
 
 
 def test_what_contradicts_is_said(private: Path) -> None:

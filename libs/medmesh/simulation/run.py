@@ -117,7 +117,8 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
     """Create the federation, and have its start approved when everybody has answered."""
     archive, weights = platform.folder / "package.zip", platform.folder / "initial.safetensors"
     archive.write_bytes(package.archive)
-    values = {"min_participants": len(hospitals), "round_deadline_seconds": 86_400, "lease_seconds": LEASE_SECONDS, "seed": 1, **plan}
+    least = plan["pace"]["quorum"] if plan.get("pace") else len(hospitals)
+    values = {"min_participants": least, "round_deadline_seconds": 86_400, "lease_seconds": LEASE_SECONDS, "seed": 1, **plan}
     await initial_weights(package, values["seed"], weights)
     first = await platform.stores.kept.put_file(weights, file_digest(weights)[0])
     packed = await platform.stores.kept.put_file(archive, package.digest)
