@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--alpha", default=0.5, show_default=True, help="Of dirichlet: the smaller, the less alike.")
 @click.option("--shards", default=2, show_default=True, help="Of pathological: shards of one class a hospital.")
 @training
+@click.option("--min-participants", type=int, help="How many must answer a round; by default all.")
 @click.option("--workers", default=0, help="Processes that train; one a processor by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.safetensors, OUT.json, OUT.csv and OUT.png are written.")
 def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: float, shards: int, out: Path, **options: Any) -> int:
@@ -43,8 +44,11 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     places = read(data, pack(package).manifest.data, options["seed"])
     shares = share(places, hospitals, partition, seed=options["seed"], alpha=alpha, classes=shards)
     _tell(shares)
+    plan = training_of(options)
+    if options["min_participants"] is not None:
+        plan["min_participants"] = options["min_participants"]
     model = out.with_name(f"{out.name}.safetensors")
-    done = asyncio.run(run(package, shares, model, news=_news, workers=options["workers"], **training_of(options)))
+    done = asyncio.run(run(package, shares, model, news=_news, workers=options["workers"], **plan))
     out.with_name(f"{out.name}.json").write_text(done.view.model_dump_json(indent=1), encoding="utf-8")
     if done.view.state != "completed":
         click.secho(f"{done.view.state}: {done.view.failure}", fg="red", err=True)

@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 from medmesh.client.gateway import Gateway
 from medmesh.client.http import Answer
 from medmesh.contracts.audit import AuditBatch
+from medmesh.contracts.federation import ReportFailure
 from medmesh.contracts.message import Command, Message, Signal
 from medmesh.errors import Problem
 from medmesh.security.tokens import hospital_token
@@ -56,6 +57,8 @@ class Link(Gateway):
         """As `Gateway.command`."""
         message = self._message(path, document or {})
         assert isinstance(message, Command)
+        if isinstance(message, ReportFailure):
+            self._hub.failures[self._hospital] = message.code
         return await self._hub.command(message, self.token(), f"{self._hospital}-{key}" if key else None)
 
     async def request(
