@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy import func, select
 from tests.world import PASSWORD, World, small_world
 
 from medmesh.client import Gateway, download, upload
 from medmesh.client.credentials import Anonymous, Node, Person
+from medmesh.client.http import Broken
 from medmesh.contracts.federation import FederationFailed
 from medmesh.contracts.governance import Hospitals
 from medmesh.embedded.ports import Ports
@@ -274,7 +274,7 @@ async def test_an_expired_certificate_is_named_before_anything_is_sent_and_opens
         with pytest.raises(Problem) as caught:
             await renji.poll(0, 0)
         assert caught.value.code == "security.certificate_expired"
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises(Broken):
             await renji._http.get("/health/live")
 
 
