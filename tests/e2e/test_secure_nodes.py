@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.packages import tiny
 from tests.world import World, small_world
 
 from medmesh.contracts.federation import FederationView
@@ -20,7 +21,7 @@ from medmesh.learning import isolation
 from medmesh_edge import consent, intake
 from medmesh_edge.node import running
 from medmesh_edge.ports import site
-from medmesh_edge.tables import secure_attempts, secure_opened
+from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases, tasks
 from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_ingestion.service import SERVICE as INGESTION
 from medmesh_registry.service import SERVICE as REGISTRY
@@ -82,3 +83,58 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
             async with node.site.unit() as uow:
                 assert len(await uow.all(select(secure_opened))) == 2, "which list was signed is never forgotten"
     await asyncio.sleep(0)
+
+
+SLOW = """
+
+def train(model, samples, schedule, on_step):
+    import time
+
+    for step in range(1, schedule.steps + 1):
+        time.sleep(0.2)
+        on_step(step, 0.0)
+    return 0.0
+"""
+
+
+async def test_phases_are_answered_beside_the_training(world: World) -> None:
+    """Keys and shares of a round are exchanged while its training runs, which takes ten seconds here."""
+    admin = await world.admin()
+    researcher, approver = await world.user(admin, "li", "researcher"), await world.user(admin, "wu", "approver")
+    folders = {name: await enrolled(world, admin, approver, name) for name in HOSPITALS}
+    for name, folder in folders.items():
+        async with site(folder) as opened:
+            await intake.ingest(opened, pacs(world.p.folder, name), "brain")
+    tiny(world.p.folder, SLOW)
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        wanted: dict[str, Any] = {"rounds": 1, "baseline": False, "min_participants": 3, "lease_seconds": 20, "local_steps": 50}
+        slow = world.p.folder / "package-source"
+        made = await federation(world, researcher, approver, HOSPITALS, slow, secure={"threshold": 3}, **wanted)
+        for node in nodes:
+            await until(lambda node=node: state_of(node, made))
+            await consent.approve(node.site, made["federation"], "doctor-zhao")
+            node.site.changed.set()
+
+        async def masked() -> Any:
+            """A hospital has all it needs for its masks, and no model yet."""
+            async with nodes[0].site.unit() as uow:
+                done = select(secure_phases).where(secure_phases.c.phase == "vectors", secure_phases.c.state == "done")
+                task = await uow.first(select(tasks))
+                assert task is None or task.state == "received", "trained before its phases were answered"
+                return await uow.first(done)
+
+        assert await until(masked, 60)
+
+        async def finished() -> Any:
+            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
+            assert view.state not in ("failed", "cancelled"), view.failure
+            return view if view.state == "completed" else None
+
+        await until(finished, 60)
+        for node in nodes:
+            await until(lambda node=node: _no_keys(node))
+
+
+async def _no_keys(node: Any) -> bool:
+    return not list(node.site.layout.keys.glob("attempt-*"))

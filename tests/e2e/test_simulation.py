@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from tests.hospitals import enrolled, federation, pacs, state_of, until
-from tests.packages import TINY
+from tests.packages import TINY, tiny
 from tests.world import World, small_world
 
 from medmesh.cli.federation import federation as command
@@ -111,9 +111,9 @@ def pictures(folder: Path, count: int = 80) -> Path:
     return folder
 
 
-def simulated(data: Path, out: Path, *further: str) -> Any:
+def simulated(data: Path, out: Path, *further: str, package: Path = TINY) -> Any:
     options = ["--rounds", "2", "--steps", "10", "--learning-rate", "0.5", "--out", str(out), *further]
-    return CliRunner().invoke(command, ["simulate", str(TINY), "--data", str(data), *options])
+    return CliRunner().invoke(command, ["simulate", str(package), "--data", str(data), *options])
 
 
 def test_the_command_deals_out_trains_and_writes_what_a_federation_would(private: Path) -> None:
@@ -130,9 +130,21 @@ def test_the_command_deals_out_trains_and_writes_what_a_federation_would(private
     assert f"model {view.model.sha256}" in again.output, "the same data, seed and plan: the same bytes, with or without a baseline"
 
 
-def test_secure_sums_are_simulated_too(private: Path) -> None:
-    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "4", "--secure", "3")
+@pytest.mark.parametrize(
+    "further",
+    [
+        ("--secure", "3"),
+        ("--pace", "2"),
+        ("--privacy", "hospital", "--noise", "20", "--epsilon", "10"),
+        ("--evaluate-every", "1", "--stop-after", "1"),
+        ("--algorithm", "scaffold"),
+    ],
+    ids=lambda further: further[0],
+)
+def test_whatever_a_plan_can_have_is_simulated(private: Path, further: tuple[str, ...]) -> None:
+    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "4", *further)
     assert done.exit_code == 0, done.output
+    assert FederationView.model_validate_json((private / "out.json").read_bytes()).state == "completed"
 
 
 def test_what_contradicts_is_said(private: Path) -> None:
@@ -143,3 +155,26 @@ def test_what_contradicts_is_said(private: Path) -> None:
         assert getattr(done.exception, "code", None) == code, done.output
     (private / "nothing").mkdir()
     assert getattr(simulated(private / "nothing", private / "out").exception, "code", None) == "simulation.data"
+
+
+def test_one_that_cannot_go_on_says_so_and_with_fewer_it_does(private: Path) -> None:
+    """A hospital whose only patients are held out has nothing to train on."""
+    data = pictures(private / "data", 40)
+    rows = (data / "labels.csv").read_text().splitlines()
+    (private / "places").mkdir()
+    for name, part, split in (("a", rows[1:15], "train"), ("b", rows[15:29], "train"), ("c", rows[29:], "test")):
+        (place := private / "places" / name).mkdir()
+        (place / "labels.csv").write_text("\n".join(["file,label,patient,split", *(f"{row},{split}" for row in part)]))
+        for row in part:
+            (data / row.split(",")[0]).rename(place / row.split(",")[0])
+    done = simulated(private / "places", private / "out", "--partition", "natural")
+    assert "failed: federation.quorum" in done.output
+    done = simulated(private / "places", private / "out", "--partition", "natural", "--min-participants", "2")
+    assert "round 2 train: 2 hospitals" in done.output
+
+
+def test_when_nobody_can_go_on_the_reason_is_told(private: Path) -> None:
+    tiny(private, "\ndef train(model, samples, schedule, on_step):\n    raise ValueError\n")
+    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "2", package=private / "package-source")
+    assert getattr(done.exception, "code", None) == "simulation.stuck", done.output
+    assert "h0: worker.failed, h1: worker.failed" in str(done.exception)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy import func, select
 from tests.world import PASSWORD, World, small_world
@@ -17,6 +16,7 @@ from tests.world import PASSWORD, World, small_world
 from medmesh.client import download, upload
 from medmesh.client.credentials import Anonymous, Node, Person
 from medmesh.client.doors import open_door
+from medmesh.client.http import Broken
 from medmesh.contracts.federation import FederationFailed
 from medmesh.contracts.governance import Hospitals
 from medmesh.embedded.ports import Ports
@@ -275,7 +275,7 @@ async def test_an_expired_certificate_is_named_before_anything_is_sent_and_opens
         with pytest.raises(Problem) as caught:
             await renji.poll(0, 0)
         assert caught.value.code == "security.certificate_expired"
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises(Broken):
             await renji._http.get("/health/live")
 
 

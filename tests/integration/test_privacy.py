@@ -63,12 +63,12 @@ async def test_hospitals_count_alike_noise_is_added_and_the_budget_ends_the_run_
     for number in (1, 2):
         round_ = (await opened(p, number)).data
         assert round_.clip == ""
-        for hospital, value, samples in (("huashan", 0.02, 1), ("renji", 0.04, 1000)):
+        for hospital, value, samples in (("huashan", number + 0.02, 1), ("renji", number + 0.04, 1000)):
             assert (await submit(p, round_, hospital, value, samples=samples)).succeeded
         await alive(p, *HOSPITALS)
         found = await model_of(p, await committed(p, number))
         # Uploads are all of one value; both hospitals weigh the same, whatever samples they say.
-        noise = np.concatenate([(found[name] - 0.03).ravel() for name in before])
+        noise = np.concatenate([(found[name] - number - 0.03).ravel() for name in before])
         assert np.std(noise) == pytest.approx(4 * 3 / 2, rel=0.25), "noise x clip over the number of hospitals"
         before = found
     completed = (await p.wait(FederationCompleted, timeout=30)).data

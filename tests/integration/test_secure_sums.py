@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.federations import accept, alive, make_plan, opened, put_weights
+from tests.federations import accept, alive, make_plan, opened, put_weights, view
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import (
+    FederationCompleted,
     FederationFailed,
     ReportFailure,
     RoundCommitted,
     RoundOpened,
+    RoundVoided,
     SecureAdvanced,
     SecurePhase,
     SubmitSecure,
@@ -72,8 +75,11 @@ async def say(p: Platform, round_: RoundOpened, hospital: str, phase: SecurePhas
     return await p.send(SubmitSecure(**about, phase=phase, messages=messages), p.hospital(hospital))
 
 
-async def told(p: Platform, phase: SecurePhase, hospital: str) -> dict[str, str]:
-    event = await p.wait(SecureAdvanced, lambda e: e.data.phase is phase and hospital in e.data.hospitals, timeout=30)
+async def told(p: Platform, phase: SecurePhase, hospital: str, number: int = 1) -> dict[str, str]:
+    def wanted(e: Any) -> bool:
+        return e.data.phase is phase and e.data.round == number and hospital in e.data.hospitals
+
+    event = await p.wait(SecureAdvanced, wanted, timeout=30)
     return event.data.messages
 
 
@@ -101,7 +107,7 @@ class Parties:
 
     async def shares(self) -> None:
         for name, one in self.all.items():
-            messages = one.share(self.roster, await told(self.p, SecurePhase.SHARES, name), datetime.now(UTC))
+            messages = one.share(self.roster, await told(self.p, SecurePhase.SHARES, name, self.round.round), datetime.now(UTC))
             assert (await say(self.p, self.round, name, SecurePhase.SHARES, messages)).succeeded
 
     async def vector(self, name: str) -> OperationFinished:
@@ -109,14 +115,14 @@ class Parties:
         await put_weights(p, p.folder, VALUES[name])
         model, out = p.folder / f"model-{name}", p.folder / f"vector-{name}"
         weights.save({"weight": np.full((64, 2), VALUES[name], np.float32), "bias": np.full(2, VALUES[name], np.float32)}, model)
-        masks = self.all[name].masks(await told(p, SecurePhase.VECTORS, name))
+        masks = self.all[name].masks(await told(p, SecurePhase.VECTORS, name, self.round.round))
         vectors.encode(model, SAMPLES[name], out, bits=24, parties=len(HOSPITALS), masks=masks)
         ref: ObjectRef = await p.stores.scratch.put_file(out, file_digest(out)[0])
         about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
         return await p.send(SubmitUpdate(**about, update=ref, samples=1), p.hospital(name))
 
     async def survive(self, names: Sequence[str]) -> list[str]:
-        survivors = sorted(await told(self.p, SecurePhase.SURVIVORS, names[0]))
+        survivors = sorted(await told(self.p, SecurePhase.SURVIVORS, names[0], self.round.round))
         for name in names:
             signed = self.all[name].survive(survivors, self.signer(name), datetime.now(UTC), lambda *a: a[-1])
             assert (await say(self.p, self.round, name, SecurePhase.SURVIVORS, {name: signed})).succeeded
@@ -124,7 +130,7 @@ class Parties:
 
     async def reveal(self, names: Sequence[str], survivors: Sequence[str]) -> None:
         for name in names:
-            signed = await told(self.p, SecurePhase.REVEAL, name)
+            signed = await told(self.p, SecurePhase.REVEAL, name, self.round.round)
             assert (
                 await say(
                     self.p, self.round, name, SecurePhase.REVEAL, self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC))
@@ -190,9 +196,45 @@ async def test_what_is_not_asked_for_counts_for_nothing(p: Platform) -> None:
     assert (await say(p, round_, "renji", SecurePhase.KEYS, {"renji": again})).result == {"late": True}
 
 
-async def test_a_sum_that_too_few_open_ends_the_federation_and_is_not_tried_again(p: Platform) -> None:
+async def test_a_sum_that_too_few_open_is_skipped_and_never_tried_again_and_the_next_round_goes_on(p: Platform) -> None:
+    federation = await start(p, rounds=2, round_deadline_seconds=20, lease_seconds=8)
+
+    async def living() -> None:
+        while True:
+            await alive(p, *HOSPITALS)
+            await asyncio.sleep(1)
+
+    heart = asyncio.create_task(living())
+    first = (await opened(p, 1)).data
+    parties = Parties(p, first)
+    await parties.keys()
+    await parties.shares()
+    for name in HOSPITALS:
+        assert (await parties.vector(name)).succeeded
+    await told(p, SecurePhase.SURVIVORS, "renji")
+    voided = (await p.wait(RoundVoided, timeout=60)).data
+    assert (voided.round, voided.skipped) == (1, True)
+    second = (await opened(p, 2)).data
+    assert second.attempt == 1 and second.base == first.base
+    again = Parties(p, second)
+    await again.keys()
+    await again.shares()
+    for name in HOSPITALS:
+        assert (await again.vector(name)).succeeded
+    survivors = await again.survive(HOSPITALS)
+    await again.reveal(HOSPITALS, survivors)
+    completed = (await p.wait(FederationCompleted, lambda e: e.data.federation == federation, timeout=30)).data
+    heart.cancel()
+    assert completed.rounds == 2, "the round whose model it is"
+    seen = await view(p, federation)
+    assert (seen.state, seen.failure) == ("completed", "secure.unopened")
+    assert [(one.round, one.state) for one in seen.rounds] == [(1, "skipped"), (2, "committed")]
+    voids = [(r["detail"]["round"], r["why"]) for r in await p.audited("federation") if r["sub"] == "federation.void"]
+    assert voids == [(1, "secure.unopened")]
+
+
+async def test_a_federation_whose_only_sum_stays_closed_fails_by_its_name(p: Platform) -> None:
     federation = await start(p, round_deadline_seconds=20, lease_seconds=8)
-    await alive(p, *HOSPITALS)
     parties = Parties(p, (await opened(p, 1)).data)
     for step in (parties.keys, parties.shares):
         await alive(p, *HOSPITALS)

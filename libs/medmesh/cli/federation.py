@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import language, say
-from medmesh.cli.plan_options import evaluation, evaluation_of
+from medmesh.cli.plan_options import training, training_of
 from medmesh.cli.session import show, with_gateway
 from medmesh.cli.simulate import simulate
 from medmesh.client.gateway import Gateway
@@ -57,58 +57,20 @@ def show_federation(identifier: str, as_json: bool) -> int:
     return 0
 
 
-def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    pairs = [part.partition("=") for part in given]
-    if wrong := next((name for name, sign, value in pairs if not (name and sign and value)), None):
-        raise click.BadParameter(f"{wrong!r}: NAME=VALUE, for example mu=0.01")
-    return {name: value for name, _, value in pairs}
-
-
-def _privacy(options: dict[str, Any]) -> dict[str, str] | None:
-    names = ("epsilon", "delta", "clip", "noise", "rate", "quantile")
-    return {"unit": options["privacy"], **{name: options[name] for name in names}} if options["privacy"] else None
-
-
 @federation.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True)
 @click.option("--purpose", required=True)
 @click.option("--initiator", required=True, help="You, as person:NAME@ORGANISATION.")
 @click.option("--hospital", "hospitals", multiple=True, required=True)
-@click.option("--rounds", default=10, show_default=True)
-@click.option("--steps", default=50, show_default=True, help="Local steps a round.")
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--learning-rate", default="0.05", show_default=True)
-@click.option("--seed", default=1, show_default=True)
+@training
 @click.option("--min-participants", default=2, show_default=True)
 @click.option("--accept-minutes", default=60.0, show_default=True, help="How long hospitals may think.")
 @click.option("--start-minutes", default=0.0, help="Not before so many minutes from now; by default as soon as all have answered.")
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--max-drops", default=0, show_default=True, help="A hospital that drops out so often is not asked again; 0: always.")
-@click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
-@evaluation
 @click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
-@click.option("--algorithm", default="fedavg", show_default=True, help="How updates become a model: docs/federation/algorithms.md.")
-@click.option(
-    "--parameter",
-    "parameters",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=_parameters,
-    help="Of the algorithm, as mu=0.01; may be repeated.",
-)
-@click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
-@click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
-@click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
-@click.option("--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight.")
-@click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden.")
-@click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more.")
-@click.option("--delta", default="0.00001", show_default=True)
-@click.option("--clip", default="1", show_default=True, help="L2 norm to which an update, or a patient's gradient, is clipped.")
-@click.option("--noise", default="1", show_default=True, help="Standard deviation of the noise over the clipping norm.")
-@click.option("--rate", default="1", show_default=True, help="Of patients: the probability to be in a step.")
-@click.option("--quantile", default="0", show_default=True, help="Of hospitals: the clipping norm follows this quantile of updates; 0 not.")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
@@ -123,25 +85,12 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             hospitals=hospitals,
             accept_seconds=accept_minutes * 60,
             start_seconds=start_minutes * 60,
-            rounds=options["rounds"],
-            local_steps=options["steps"],
-            batch_size=options["batch_size"],
-            learning_rate=options["learning_rate"],
-            seed=options["seed"],
             min_participants=options["min_participants"],
             round_deadline_seconds=options["round_deadline"],
             lease_seconds=options["lease"],
             max_drops=options["max_drops"],
-            baseline=options["baseline"],
             small_cell=options["small_cell"],
-            **evaluation_of(options),
-            algorithm=options["algorithm"],
-            parameters=options["parameters"],
-            local=options["local"],
-            codec=options["codec"],
-            secure=None if options["secure"] is None else {"threshold": options["secure"]},
-            pace=None if options["pace"] is None else {"quorum": options["pace"]},
-            privacy=_privacy(options),
+            **training_of(options),
         )
 
     made = with_gateway(run)

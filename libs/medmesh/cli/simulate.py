@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import say
-from medmesh.cli.plan_options import evaluation, evaluation_of
+from medmesh.cli.plan_options import training, training_of
 
 if TYPE_CHECKING:
     from medmesh.simulation.data import Shares
@@ -23,19 +23,8 @@ if TYPE_CHECKING:
 @click.option("--partition", type=click.Choice(["natural", "iid", "dirichlet", "pathological"]), default="iid", show_default=True)
 @click.option("--alpha", default=0.5, show_default=True, help="Of dirichlet: the smaller, the less alike.")
 @click.option("--shards", default=2, show_default=True, help="Of pathological: shards of one class a hospital.")
-@click.option("--rounds", default=10, show_default=True)
-@click.option("--steps", default=50, show_default=True, help="Local steps a round.")
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--learning-rate", default="0.05", show_default=True)
-@click.option("--seed", default=1, show_default=True)
-@click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
-@evaluation
-@click.option("--algorithm", default="fedavg", show_default=True, help="docs/federation/algorithms.md")
-@click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Of the algorithm, as mu=0.01; may be repeated.")
-@click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
-@click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True)
-@click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update.")
-@click.option("--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight.")
+@training
+@click.option("--min-participants", type=int, help="How many must answer a round; by default all.")
 @click.option("--workers", default=0, help="Processes that train; one a processor by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.safetensors, OUT.json, OUT.csv and OUT.png are written.")
 def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: float, shards: int, out: Path, **options: Any) -> int:
@@ -55,22 +44,9 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     places = read(data, pack(package).manifest.data, options["seed"])
     shares = share(places, hospitals, partition, seed=options["seed"], alpha=alpha, classes=shards)
     _tell(shares)
-    threshold = options["secure"]
-    plan = {
-        "rounds": options["rounds"],
-        "local_steps": options["steps"],
-        "batch_size": options["batch_size"],
-        "learning_rate": options["learning_rate"],
-        "seed": options["seed"],
-        "baseline": options["baseline"],
-        **evaluation_of(options),
-        "algorithm": options["algorithm"],
-        "parameters": _pairs(options["parameters"]),
-        "local": options["local"],
-        "codec": options["codec"],
-        "secure": None if threshold is None else {"threshold": threshold},
-        "pace": None if options["pace"] is None else {"quorum": options["pace"]},
-    }
+    plan = training_of(options)
+    if options["min_participants"] is not None:
+        plan["min_participants"] = options["min_participants"]
     model = out.with_name(f"{out.name}.safetensors")
     done = asyncio.run(run(package, shares, model, news=_news, workers=options["workers"], **plan))
     out.with_name(f"{out.name}.json").write_text(done.view.model_dump_json(indent=1), encoding="utf-8")
@@ -79,13 +55,6 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
         return 1
     show_result(done.view, model)
     return draw(done.view, out)
-
-
-def _pairs(given: tuple[str, ...]) -> dict[str, str]:
-    pairs = [part.partition("=") for part in given]
-    if wrong := next((name for name, sign, value in pairs if not (name and sign and value)), None):
-        raise click.BadParameter(f"{wrong!r}: NAME=VALUE, for example mu=0.01", param_hint="--parameter")
-    return {name: value for name, _, value in pairs}
 
 
 def _tell(shares: Shares) -> None:

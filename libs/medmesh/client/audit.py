@@ -135,10 +135,9 @@ async def fetch_export(door: Gateway, export: str, file: Path, *, seconds: float
     digest = hashlib.sha256()
     async with door.stream(f"/v1/exports/{export}/content") as answer:
         if answer.status_code >= 400:
-            await answer.aread()
-            raise problem_of(answer)
+            raise problem_of(await answer.whole())
         with file.open("wb") as target:
-            async for piece in answer.aiter_bytes():
+            async for piece in answer.pieces():
                 digest.update(piece)
                 target.write(piece)
     if digest.hexdigest() != view.object.sha256:

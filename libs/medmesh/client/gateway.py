@@ -11,9 +11,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 
-import httpx
-
 from medmesh.client.credentials import Anonymous, Credentials
+from medmesh.client.http import Answer, Broken, Pool
 from medmesh.contracts.message import Record, new_id
 from medmesh.errors import Problem
 
@@ -45,14 +44,11 @@ class Gateway:
         self._attempts = attempts
         self._owner = True
 
-    def _pool(self, identity: tuple[Path, Path] | None) -> httpx.AsyncClient:
+    def _pool(self, identity: tuple[Path, Path] | None) -> Pool:
         context = ssl.create_default_context(cafile=str(self._ca) if self._ca else None)
         if identity:
             context.load_cert_chain(*map(str, identity))
-        # One connection pool for everybody; trust_env off so that only a proxy that was configured is used.
-        return httpx.AsyncClient(
-            base_url=self.url, verify=context, proxy=self._proxy, trust_env=False, timeout=httpx.Timeout(15, read=60, pool=60), http2=False
-        )
+        return Pool(self.url, context, self._proxy)
 
     async def present(self, identity: tuple[Path, Path], credentials: Credentials) -> None:
         """Show another certificate from now on. What is under way breaks off and is tried again, as when the network does."""
@@ -120,7 +116,7 @@ class Gateway:
         query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         digest: str | None = None,
-    ) -> httpx.Response:
+    ) -> Answer:
         """One request, repeated with back-off while the gateway is away, and once more after the second factor was shown where it
         is asked for. `digest` is the body's SHA-256 where it is known. Raises `Problem`."""
         try:
@@ -141,13 +137,13 @@ class Gateway:
         query: dict[str, Any] | None,
         headers: dict[str, str] | None,
         digest: str | None = None,
-    ) -> httpx.Response:
+    ) -> Answer:
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(self._attempts):
             signed = {**self.credentials.headers(method, target, body, digest), "Accept-Language": self.language, **(headers or {})}
             try:
                 answer = await self._http.request(method, target, content=body, headers=signed)
-            except httpx.TransportError as error:
+            except Broken as error:
                 if attempt + 1 == self._attempts:
                     raise unreachable(self.url, error) from None
                 await asyncio.sleep(min(0.2 * 2**attempt, 5))
@@ -164,7 +160,7 @@ class Gateway:
         """An open response whose body is read piece by piece."""
         target = f"{path}?{urlencode(query)}" if query else path
         signed = {**self.credentials.headers("GET", target, b""), **(headers or {})}
-        return self._http.stream("GET", target, headers=signed, timeout=httpx.Timeout(15, read=read))
+        return self._http.stream(target, headers=signed, read=read)
 
     async def inbox(self, after: int, opened: Callable[[], None] = lambda: None) -> AsyncIterator[tuple[int, dict[str, Any]]]:
         """A hospital's facts after a cursor as they come; ends when the connection does. Raises `Problem`.
@@ -174,16 +170,15 @@ class Gateway:
         try:
             async with self.stream("/v1/inbox", query={"after": after}, headers={"Accept": "text/event-stream"}, read=15) as answer:
                 if answer.status_code >= 400:
-                    await answer.aread()
-                    raise problem_of(answer)
+                    raise problem_of(await answer.whole())
                 opened()
                 cursor = after
-                async for line in answer.aiter_lines():
+                async for line in answer.lines():
                     if line.startswith("id: "):
                         cursor = int(line[4:])
                     elif line.startswith("data: "):
                         yield cursor, json.loads(line[6:])
-        except httpx.TransportError as error:
+        except Broken as error:
             raise unreachable(self.url, error) from None
 
     async def poll(self, after: int, wait: float) -> list[tuple[int, dict[str, Any]]]:
@@ -192,7 +187,7 @@ class Gateway:
         return [(entry["cursor"], entry["event"]) for entry in answer["events"]]
 
 
-def problem_of(answer: httpx.Response) -> Problem:
+def problem_of(answer: Answer) -> Problem:
     """The problem in an answer."""
     try:
         return Problem.from_document(answer.json())
@@ -200,9 +195,9 @@ def problem_of(answer: httpx.Response) -> Problem:
         return Problem("client.answer", status=answer.status_code)
 
 
-def unreachable(url: str, error: Exception) -> Problem:
+def unreachable(url: str, error: Broken) -> Problem:
     """Why the gateway could not be reached, as far as it can be told."""
-    text = str(error).lower()
+    text, reason = str(error).lower(), type(error.__cause__).__name__
     if "certificate" in text or "tls" in text or "ssl" in text:
-        return Problem("client.tls", url=url, reason=type(error).__name__)
-    return Problem("client.unreachable", url=url, reason=type(error).__name__)
+        return Problem("client.tls", url=url, reason=reason)
+    return Problem("client.unreachable", url=url, reason=reason)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
-
 from medmesh.client.gateway import Gateway, problem_of, unreachable
+from medmesh.client.http import Answer, Broken
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.objects.encrypted import EncryptedStore
@@ -129,7 +128,7 @@ def _cut(source: Source, offset: int, total: int, base: Path | None) -> _Piece:
     return _Piece(offset, len(data), sent, hashlib.sha256(sent).digest(), base.name if base is not None and same else "")
 
 
-def _progress(answer: httpx.Response) -> tuple[int, bool]:
+def _progress(answer: Answer) -> tuple[int, bool]:
     return int(answer.headers["upload-offset"]), answer.headers["upload-complete"] == "?1"
 
 
@@ -149,7 +148,7 @@ async def download(
         try:
             await _fetch(gateway, ref, partial, progress, same, since)
             break
-        except httpx.TransportError as error:
+        except Broken as error:
             if attempt + 1 == attempts:
                 raise unreachable(gateway.url, error) from None
             await asyncio.sleep(min(0.2 * 2**attempt, 5))
@@ -215,8 +214,7 @@ async def _fetch(gateway: Gateway, ref: ObjectRef, partial: _Partial, progress: 
 async def _range(gateway: Gateway, ref: ObjectRef, partial: _Partial, end: int, progress: Progress) -> None:
     async with gateway.stream(f"/v1/objects/{ref.sha256}", headers={"Range": f"bytes={partial.size}-{end - 1}"}) as answer:
         if answer.status_code >= 400:
-            await answer.aread()
-            raise problem_of(answer)
-        async for piece in answer.aiter_bytes(1 << 20):
+            raise problem_of(await answer.whole())
+        async for piece in answer.pieces():
             await asyncio.to_thread(partial.append, piece)
             progress(partial.size, ref.bytes)

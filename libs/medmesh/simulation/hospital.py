@@ -45,6 +45,7 @@ class Bench:
 
     worker: Worker
     waiting: asyncio.Queue[Hospital] = field(default_factory=asyncio.Queue)
+    idle: bool = True
 
     @asynccontextmanager
     async def borrowed(self, *_: Any, **__: Any) -> AsyncIterator[Worker]:
@@ -54,7 +55,10 @@ class Bench:
     async def work(self) -> None:
         """For ever: let those work who were told something. Raises what one of them raises."""
         while True:
-            await (await self.waiting.get()).step()
+            self.idle = self.waiting.empty()
+            hospital = await self.waiting.get()
+            self.idle = False
+            await hospital.step()
 
 
 @dataclass
@@ -89,7 +93,7 @@ class Hospital:
                 await inbox.take(self.site, self._taken, fact)
             if self._rang("consent"):
                 await consent.answer_invitations(self.site)
-            while await self.rounds.step():
+            while await self.rounds.phases() or await self.rounds.step():
                 pass
             while self._rang("requests"):
                 while await outgoing.send_one(self.site, self.link):

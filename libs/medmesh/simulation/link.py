@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from multidict import CIMultiDict
 
 from medmesh.client.gateway import Gateway
+from medmesh.client.http import Answer
 from medmesh.contracts.audit import AuditBatch
+from medmesh.contracts.federation import ReportFailure
 from medmesh.contracts.message import Command, Message, Signal
 from medmesh.errors import Problem
 from medmesh.security.tokens import hospital_token
@@ -55,6 +57,8 @@ class Link(Gateway):
         """As `Gateway.command`."""
         message = self._message(path, document or {})
         assert isinstance(message, Command)
+        if isinstance(message, ReportFailure):
+            self._hub.failures[self._hospital] = message.code
         return await self._hub.command(message, self.token(), f"{self._hospital}-{key}" if key else None)
 
     async def request(
@@ -79,7 +83,7 @@ class Link(Gateway):
         query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         digest: str | None = None,
-    ) -> httpx.Response:
+    ) -> Answer:
         """Of uploads: where to go on, and a piece."""
         sha256, stores, uploads = path.removeprefix("/v1/uploads/"), self._hub.stores, self._hub.uploads
         asked = query or {}
@@ -95,7 +99,7 @@ class Link(Gateway):
             offset = await uploads.append(self._hospital, sha256, int(asked["offset"]), int(asked["total"]), body, digest or "")
             if whole := offset == int(asked["total"]):
                 await uploads.finish(self._hospital, sha256, stores.scratch)
-        return httpx.Response(204, headers={"Upload-Offset": str(offset), "Upload-Complete": "?1" if whole else "?0"})
+        return Answer(204, CIMultiDict({"Upload-Offset": str(offset), "Upload-Complete": "?1" if whole else "?0"}))
 
     def stream(self, path: str, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None, read: float = 60.0) -> Any:
         """Of downloads: a range of an object."""
@@ -117,6 +121,6 @@ class _Body:
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
         self._pieces = pieces
 
-    async def aiter_bytes(self, _: int) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[bytes]:
         async for piece in self._pieces:
             yield piece

@@ -38,6 +38,8 @@ from medmesh.tasks import end
 
 LEASE_SECONDS = 3600
 ALIVE_SECONDS = 60.0
+STUCK_SECONDS = 20
+"""When for so long nobody has anything to do, nobody ever will: no one here is merely slow."""
 News = Callable[[str, dict[str, Any]], None]
 
 
@@ -79,10 +81,10 @@ async def simulate(
         policy(folder, package.digest)
         async with (
             hub(folder, keys, hear) as platform,
-            _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as tasks,
+            _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as (tasks, benches),
         ):
             federation = await _create(platform, package, tuple(sorted(shares)), plan)
-            await _until(ended, tasks)
+            await _until(ended, tasks, benches, platform)
             view = await platform.ask(GetFederation(federation=federation), FederationView, platform.person(RESEARCHER, "researcher"))
             if view.model is not None:
                 store = await platform.stores.holding(view.model.sha256)
@@ -117,7 +119,8 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
     """Create the federation, and have its start approved when everybody has answered."""
     archive, weights = platform.folder / "package.zip", platform.folder / "initial.safetensors"
     archive.write_bytes(package.archive)
-    values = {"min_participants": len(hospitals), "round_deadline_seconds": 86_400, "lease_seconds": LEASE_SECONDS, "seed": 1, **plan}
+    least = plan["pace"]["quorum"] if plan.get("pace") else len(hospitals)
+    values = {"min_participants": least, "round_deadline_seconds": 86_400, "lease_seconds": LEASE_SECONDS, "seed": 1, **plan}
     await initial_weights(package, values["seed"], weights)
     first = await platform.stores.kept.put_file(weights, file_digest(weights)[0])
     packed = await platform.stores.kept.put_file(archive, package.digest)
@@ -149,7 +152,7 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
 @asynccontextmanager
 async def _field(
     platform: Hub, package: Package, keys: Sequence[Signer], shares: Shares, workers: int, ranks: int
-) -> AsyncIterator[list[asyncio.Task[None]]]:
+) -> AsyncIterator[tuple[list[asyncio.Task[None]], list[Bench]]]:
     """Every hospital at work, until the block ends; the tasks end only when one of them fails."""
     async with AsyncExitStack() as stack:
         roster, benches = RosterFile(platform.folder / NAME), []
@@ -161,7 +164,7 @@ async def _field(
         tasks = [asyncio.create_task(bench.work()) for bench in benches]
         tasks.append(asyncio.create_task(_alive(platform, sorted(shares))))
         try:
-            yield tasks
+            yield tasks, benches
         finally:
             await end(*tasks)
 
@@ -174,10 +177,16 @@ async def _alive(platform: Hub, hospitals: Sequence[str]) -> None:
         await asyncio.sleep(ALIVE_SECONDS)
 
 
-async def _until(ended: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
-    """The end of the federation. Raises what a hospital raised."""
-    waiting = asyncio.create_task(ended.wait())
-    done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    await end(waiting)
+async def _until(ended: asyncio.Event, tasks: Sequence[asyncio.Task[None]], benches: Sequence[Bench], platform: Hub) -> None:
+    """The end of the federation. Raises what a hospital raised, and `Problem` (`simulation.stuck`) when nobody has anything left to do."""
+    waiting, quiet = asyncio.create_task(ended.wait()), 0.0
+    try:
+        while not (done := (await asyncio.wait([waiting, *tasks], timeout=1, return_when=asyncio.FIRST_COMPLETED))[0]):
+            quiet = quiet + 1 if all(bench.idle for bench in benches) else 0
+            if quiet >= STUCK_SECONDS:
+                why = ", ".join(f"{name}: {code}" for name, code in sorted(platform.failures.items())) or "nobody said why"
+                raise Problem("simulation.stuck", reason=why)
+    finally:
+        await end(waiting)
     for task in done - {waiting}:
         task.result()

@@ -49,7 +49,12 @@ async def take(site: Site, place: int, document: dict[str, Any]) -> None:
                 log("edge.malformed_fact", level=40, error=problem)
             else:
                 await handler(event, uow)
-    site.changed.set("models" if ".registry." in kind else "consent" if handled and handled[0] is fed.FederationInvited else "rounds")
+    if ".registry." in kind:
+        site.changed.set("models")
+    elif handled and handled[0] is fed.FederationInvited:
+        site.changed.set("consent")
+    else:
+        site.changed.set("rounds", "secure")
 
 
 async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any]) -> None:
@@ -165,12 +170,14 @@ async def _completed(event: Envelope[fed.FederationCompleted], uow: UnitOfWork[A
     # What came too late for any round is of no more use to anybody.
     left = (tasks.c.federation == event.data.federation) & tasks.c.state.in_(["trained", "sent"])
     await uow.execute(update(tasks).where(left).values(state="releasable"))
+    await secure.forget_all(uow, event.data.federation)
 
 
 async def _failed(event: Envelope[fed.FederationFailed], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "failed", event.data.code)
     where = (tasks.c.federation == event.data.federation) & (tasks.c.state == "received")
     await uow.execute(update(tasks).where(where).values(state="superseded"))
+    await secure.forget_all(uow, event.data.federation)
 
 
 async def _released(event: Envelope[ModelReleased], uow: UnitOfWork[Any]) -> None:

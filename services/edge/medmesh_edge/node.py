@@ -20,7 +20,7 @@ from medmesh.service.doorstep import Doorstep
 from medmesh.service.programs import TICK_SECONDS, Verification
 from medmesh.tasks import end
 from medmesh.telemetry import log
-from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples
+from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples, secure
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.ports import Site, site
 from medmesh_edge.roster import Refresher
@@ -58,6 +58,7 @@ class Node:
             ("requests", lambda: outgoing.send_one(self.site, self.gateway)),
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
+            ("secure", self.rounds.phases),
             ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),
             ("programs", self._programs),
@@ -185,6 +186,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         await asyncio.to_thread(wipe, opened.layout.work)
         await asyncio.to_thread(samples.forget_arrays, opened)
         await forgetting.finish(opened)
+        await secure.sweep(opened)
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway, programs)
         settings = opened.settings

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import null, select, update
+from sqlalchemy import case, null, select, update
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
@@ -92,8 +92,6 @@ class Rounds:
         if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
             await self.close()  # a patient was forgotten: the worker's arrays may still show the images
             self._generation = generation
-        if await secure.step(self.site, self.proofs.plan, self._fail):
-            return True
         async with self.site.unit() as uow:
             found = await uow.all(select(tasks).where(tasks.c.state.in_(["trained", "received"]) | DISPENSABLE).order_by(tasks.c.at))
             trained = [one for one in found if one.state == "trained" and await secure.ready(uow, one)]
@@ -124,6 +122,10 @@ class Rounds:
             await self._fail(event, problem)
         return True
 
+    async def phases(self) -> bool:
+        """Answer a phase of a secure sum, beside a training of the same round; False when there is none. Raises transient problems."""
+        return await secure.step(self.site, self.proofs.plan, self._say_failed)
+
     async def _gone(self, event: RoundOpened) -> bool:
         """Whether this hospital left the federation: what was trained stays here, and is deleted."""
         async with self.site.unit() as uow:
@@ -138,8 +140,16 @@ class Rounds:
     async def _fail(self, event: RoundOpened, problem: Problem) -> None:
         """Tell the platform at once, so that nobody waits for us; the next round is a new chance."""
         await self.close()
+        await self._say_failed(event, problem)
+
+    async def _say_failed(self, event: RoundOpened, problem: Problem) -> None:
         async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(_key(event)).values(state="failed", code=problem.code))
+            failed = await uow.execute(
+                update(tasks).where(_key(event), tasks.c.state != "failed").values(state="failed", code=problem.code)
+            )
+            if not failed.rowcount:
+                return  # said already: a phase of the same round failed beside its training
+            await secure.forget(uow, event)
             body = {"round": event.round, "attempt": event.attempt, "code": problem.code}
             await queue(uow, f"/v1/federations/{event.federation}/failures", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
@@ -244,7 +254,9 @@ class Rounds:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
-            await uow.execute(update(tasks).where(_key(event)).values(state="trained", **done.values()))
+            # What failed beside, or was void meanwhile and got no masks any more, stays so: then the update is dispensable.
+            over = tasks.c.state.in_(["failed", "superseded"] if secure.is_secure(plan, event) else ["failed"])
+            await uow.execute(update(tasks).where(_key(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values()))
             # A hash is as good as the model to whoever can guess it: nothing is told of one that goes masked.
             digest = "" if secure.is_secure(plan, event) else ref.sha256
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))

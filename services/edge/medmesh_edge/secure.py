@@ -7,6 +7,7 @@ A phase's answer, what is remembered of it and its record are one transaction. W
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 
+from medmesh.canonical import canonical, parse
 from medmesh.contracts.federation import RoundKind, RoundOpened, SecurePhase
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -21,6 +23,7 @@ from medmesh.errors import Problem
 from medmesh.federated.secure import vectors
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
+from medmesh.security.keyring.file import FileKeys
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -28,6 +31,7 @@ from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases, tasks
 
+ATTEMPT = "attempt"
 Plans = Callable[[RoundOpened], Awaitable[Plan]]
 """The plan this hospital signed for a round, proven. Raises `Problem`."""
 Fails = Callable[[RoundOpened, Problem], Awaitable[None]]
@@ -67,8 +71,41 @@ async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
         async with site.unit() as uow:
             await uow.execute(update(secure_phases).where(_of(secure_phases, phase)).values(state="done"))
         await fail(event, problem)
-    site.changed.set()
+    site.changed.set("rounds")
     return True
+
+
+def _keys(site: Site, event: Any) -> tuple[FileKeys, str]:
+    """(the node's keys, the label of the attempt's own): what is deleted of a store may be read from its pages for long, and from copies
+    of it for ever; without the key it is noise."""
+    name = hashlib.sha256(f"{event.federation}:{event.round}:{event.attempt}".encode()).hexdigest()[:24]
+    site.layout.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return FileKeys(site.layout.keys), f"{ATTEMPT}-{name}"
+
+
+def _bound(event: Any) -> bytes:
+    return f"{event.federation}\0{event.round}\0{event.attempt}".encode()
+
+
+def sealed(site: Site, event: Any, party: Contributor) -> str:
+    """What is stored of an attempt."""
+    keys, label = _keys(site, event)
+    return keys.ensure(label).wrap(label, canonical(party.document()), _bound(event))
+
+
+def restored(site: Site, event: Any, document: str) -> Contributor:
+    """The attempt again. Raises `Problem` (`keyring.*`)."""
+    keys, label = _keys(site, event)
+    return Contributor.restore(parse(keys.unwrap(label, document, _bound(event))))
+
+
+async def sweep(site: Site) -> None:
+    """Destroy the keys of attempts that are over: what a kill left."""
+    keys = FileKeys(site.layout.keys)
+    async with site.unit() as uow:
+        needed = {_keys(site, row)[1] for row in await uow.all(select(secure_attempts))}
+    for label in {path.name.partition(".")[0] for path in site.layout.keys.glob(f"{ATTEMPT}-*.wrap")} - needed:
+        keys.destroy(label, 1)
 
 
 async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan, phase: SecurePhase, messages: dict[str, str]) -> None:
@@ -76,7 +113,7 @@ async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Pl
     row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
     if row is None and phase is not SecurePhase.KEYS:
         raise Problem("secure.changed", what="round")
-    party = Contributor.restore(row.document) if row is not None else Contributor(session_of(event, plan), here)
+    party = restored(site, event, row.document) if row is not None else Contributor(session_of(event, plan), here)
     said: dict[str, str] | None = None
     match phase:
         case SecurePhase.KEYS:
@@ -100,12 +137,12 @@ async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Pl
         case SecurePhase.REVEAL:
             survivors = await _survivors(uow, event)
             said = party.reveal(roster, survivors, messages, now)
+    document = sealed(site, event, party)
     if row is None:
-        await uow.execute(
-            insert(secure_attempts).values(federation=event.federation, round=event.round, attempt=event.attempt, document=party.document())
-        )
+        place = {"federation": event.federation, "round": event.round, "attempt": event.attempt}
+        await uow.execute(insert(secure_attempts).values(**place, document=document))
     else:
-        await uow.execute(update(secure_attempts).where(_of(secure_attempts, event)).values(document=party.document()))
+        await uow.execute(update(secure_attempts).where(_of(secure_attempts, event)).values(document=document))
     if said is not None:
         body = {"round": event.round, "attempt": event.attempt, "phase": phase.value, "messages": said}
         await queue(uow, f"/v1/federations/{event.federation}/secure", body)
@@ -142,7 +179,7 @@ async def vector(site: Site, event: RoundOpened, plan: Plan, model: ObjectRef, s
         row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
     if row is None:
         raise Problem("secure.changed", what="round")
-    party, out = Contributor.restore(row.document), room / "vector"
+    party, out = restored(site, event, row.document), room / "vector"
     source = await fetch(site.objects, model, room / "model")
     settings: dict[str, Any] = {"bits": plan.secure.bits, "parties": len(plan.participants), "without": frozenset(plan.local)}
     await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings)
@@ -150,7 +187,17 @@ async def vector(site: Site, event: RoundOpened, plan: Plan, model: ObjectRef, s
 
 
 async def forget(uow: UnitOfWork[Any], event: Any) -> bool:
-    """A round is over: its secrets go; which list was signed stays. Whether there were any."""
+    """A round is over, or this hospital's part in it: its secrets go; which list was signed stays. Whether there were any."""
     gone = await uow.execute(delete(secure_attempts).where(_of(secure_attempts, event)))
     await uow.execute(delete(secure_phases).where(_of(secure_phases, event)))
+    if gone.rowcount:
+        keys, label = _keys(uow.ports, event)
+        uow.on_commit(lambda: keys.destroy(label, 1))
     return bool(gone.rowcount)
+
+
+async def forget_all(uow: UnitOfWork[Any], federation: str) -> None:
+    """A federation is over."""
+    for row in await uow.all(select(secure_attempts).where(secure_attempts.c.federation == federation)):
+        await forget(uow, row)
+    await uow.execute(delete(secure_phases).where(secure_phases.c.federation == federation))

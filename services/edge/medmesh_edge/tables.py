@@ -120,8 +120,8 @@ secure_attempts = Table(
     "secure_attempts",
     METADATA,
     *_attempt(),
-    Column("document", Json, nullable=False),
-    comment="this hospital's secrets of a secure sum, until its round is over",
+    Column("document", Text, nullable=False),
+    comment="this hospital's secrets of a secure sum under a key of the attempt, which is destroyed when the round is over",
 )
 
 secure_phases = Table(

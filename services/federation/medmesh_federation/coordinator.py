@@ -21,7 +21,23 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
 from medmesh_federation import evaluation, pace, privacy, queue, results, secure, steps
-from medmesh_federation.domain import OPEN_STATES, Advance, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
+from medmesh_federation.domain import (
+    OPEN_STATES,
+    OVER,
+    Advance,
+    Close,
+    Drop,
+    Move,
+    Open,
+    Round,
+    Situation,
+    Skip,
+    State,
+    Step,
+    Void,
+    Wait,
+    next_step,
+)
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -79,7 +95,7 @@ class Coordinator:
             except Problem as problem:
                 if opening is None:
                     raise
-                failed = Move(State.FAILED, problem.code)  # there is no second sum of this round
+                failed = problem.code  # there is no second sum of this round
         async with self.runtime.unit() as uow:
             row = await self._lock(uow, federation)
             if row is None:
@@ -91,7 +107,7 @@ class Coordinator:
             if not same or [(a.hospital, a.round) for a in again] != [(a.hospital, a.round) for a in given]:
                 return True
             if failed is not None:
-                await steps.move(uow, row, situation, failed)
+                await steps.void(uow, row, situation, skipped=failed)
                 return True
             assert made is not None
             await pace.settle(uow, federation, given, number)
@@ -145,7 +161,7 @@ class Coordinator:
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
         busy = frozenset[str]()
         if current is not None and current.state != "open":
-            busy = await pace.busy(uow, row.federation, plan, current.number + (current.state == "committed"))
+            busy = await pace.busy(uow, row.federation, plan, current.number + (current.state in OVER))
         return Situation(
             State(row.state),
             plan,
@@ -159,7 +175,8 @@ class Coordinator:
             now=uow.now,
             blocked=row.state == State.QUEUED and bool(await queue.quotas(uow, row, self.ports)),
             scores=scores,
-            begun=await privacy.begun(uow, row.federation),
+            begun=await privacy.begun(uow, row.federation) if plan.privacy is not None else 0,
+            trained=0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation),
             busy=busy,
         )
 
@@ -179,6 +196,8 @@ class Coordinator:
                 await secure.advance(uow, row, situation, step)
             case Void():
                 await steps.void(uow, row, situation)
+            case Skip():
+                await steps.void(uow, row, situation, skipped="secure.unopened")
             case Wait():
                 await steps.change(uow, row, waiting_since=uow.now)
                 log("federation.waiting", federation=row.federation)

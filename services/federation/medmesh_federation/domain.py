@@ -2,7 +2,8 @@
 
 Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled.
 Participant: invited -> accepted | declined; accepted <-> dropped; dropped -> excluded; all three -> withdrawn.
-Round: open -> committed | void. Rounds 1..R train; with a baseline R+1 trains everybody alone; the last evaluates all
+Round: open -> committed | void | skipped (a secure sum that stayed closed: its number is spent).
+Rounds 1..R train; with a baseline R+1 trains everybody alone; the last evaluates all
 models. Where training ends early, the rounds up to R are left out.
 """
 
@@ -85,6 +86,8 @@ class Situation:
     """Training round to how its model did, as far as it was evaluated; 0 for the first weights. Only where the plan can stop early."""
     begun: int = 0
     """Attempts at training rounds that the privacy ledger has."""
+    trained: int = 0
+    """Training rounds that were committed; only where a plan's privacy or secure sums may end it early."""
     busy: frozenset[str] = frozenset()
     """At work on an earlier round, with an update that would count in the next: where rounds do not wait for the slow."""
 
@@ -138,11 +141,18 @@ class Void:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """A secure sum stays closed. Who signed a list of survivors opens no other sum of that round: it goes on with the next number."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Too few hospitals are online to open a round: wait, and fail when that takes too long."""
 
 
-Step = Move | Open | Drop | Advance | Close | Void | Wait
+Step = Move | Open | Drop | Advance | Close | Void | Skip | Wait
+OVER = ("committed", "skipped")
+"""Of a round: the next has another number."""
 PHASES = tuple(SecurePhase)
 
 
@@ -212,10 +222,10 @@ def _inviting(s: Situation) -> Step | None:
 
 def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     current = s.round
-    last = current is not None and current.state == "committed" and kind_of(s.plan, current.number + 1) is None
+    last = current is not None and current.state in OVER and kind_of(s.plan, current.number + 1) is None
     if not last and len(s.those("accepted") | s.those("dropped")) < s.plan.min_participants:
         return Move(State.FAILED, "federation.quorum_lost")  # too many left for good
-    if current is None or current.state in ("committed", "void"):
+    if current is None or current.state in (*OVER, "void"):
         return _open_next(s, quorum_grace, max_voids)
     if current.phase is not None and s.plan.secure is not None:
         return _secure(s, current, current.phase, s.plan.secure.threshold)
@@ -236,7 +246,7 @@ def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
 
 
 def _secure(s: Situation, current: Round, phase: SecurePhase, threshold: int) -> Step | None:
-    """As for any round, of those still in it. Who signed a survivor list helps with no second one: then trying again is no use."""
+    """As for any round, of those still in it."""
     missing = current.parties - current.spoken
     accepted = s.those("accepted")
     gone = dict.fromkeys((missing & accepted) - s.online, "lease") | dict.fromkeys(missing & accepted & current.failed, "failed")
@@ -246,23 +256,23 @@ def _secure(s: Situation, current: Round, phase: SecurePhase, threshold: int) ->
     if len(current.spoken) >= threshold and (not missing & accepted or over):
         return Close() if phase is SecurePhase.REVEAL else Advance(PHASES[PHASES.index(phase) + 1], current.spoken)
     if over:
-        return Move(State.FAILED, "secure.unopened") if phase in (SecurePhase.SURVIVORS, SecurePhase.REVEAL) else Void()
+        return Skip() if phase in (SecurePhase.SURVIVORS, SecurePhase.REVEAL) else Void()
     return None
 
 
 def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     current = s.round
-    number = 1 if current is None else current.number + (current.state == "committed")
+    number = 1 if current is None else current.number + (current.state in OVER)
     if number <= s.plan.rounds and stopped(s.plan, s.scores):
         number = s.plan.rounds + 1
     kind = kind_of(s.plan, number)
     if kind is None:
         # Whoever hears of the final model must be able to fetch it for good.
+        if s.plan.secure is not None and s.trained < s.plan.rounds:
+            return _ended(s, "secure.unopened")
         return Move(State.COMPLETED) if s.stored else None
     if kind is RoundKind.TRAIN and not affordable(s.plan, s.begun + 1):
-        if number == 1:
-            return Move(State.FAILED, "privacy.budget")  # no attempt at the first round came to an end
-        return Move(State.COMPLETED, "privacy.budget") if s.stored else None
+        return _ended(s, "privacy.budget")
     if s.voids >= max_voids:
         return Move(State.FAILED, "federation.void")
     back = s.online & s.those("dropped")
@@ -273,6 +283,13 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
         return Wait() if s.waiting_since is None else None
     attempt = current.attempt + 1 if current is not None and current.state == "void" else 1
     return Open(number, attempt, kind, assigned, back)
+
+
+def _ended(s: Situation, reason: str) -> Step | None:
+    """Before its last round: with the last committed model, or with none."""
+    if s.trained == 0:
+        return Move(State.FAILED, reason)
+    return Move(State.COMPLETED, reason) if s.stored else None
 
 
 def link(chain: str, number: int, kind: RoundKind, model: str, state: str | None = None) -> str:

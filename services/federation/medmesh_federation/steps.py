@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from medmesh.contracts.federation import (
     CandidateModel,
@@ -109,6 +109,13 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
             hospitals=members,
         )
     )
+
+
+async def trained(uow: UnitOfWork[Any], federation: str) -> int:
+    """How many training rounds made its model."""
+    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+    wanted = select(func.count()).select_from(rounds).where(rounds.c.federation == federation, done)
+    return int((await uow.execute(wanted)).scalar_one())
 
 
 async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]]:
@@ -237,15 +244,17 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
         log("federation.participant.dropped", level=30, federation=row.federation, hospital=hospital, reason=reason)
 
 
-async def void(uow: UnitOfWork[Any], row: Any, situation: Situation) -> None:
+async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, skipped: str = "") -> None:
+    """The attempt came to nothing; `skipped` says why there is no other at this round."""
     current = situation.round
     assert current is not None
-    await close_round(uow, row, current, state="void")
+    await close_round(uow, row, current, state="skipped" if skipped else "void")
     await change(uow, row, voids=row.voids + 1)
-    event = RoundVoided(federation=row.federation, round=current.number, attempt=current.attempt, hospitals=tuple(sorted(current.assigned)))
-    uow.emit(event)
-    detail = {"round": current.number}
-    uow.audit(AuditEntry("federation.void", "U", outcome=4, entities=(entity(row),), hospitals=invited(row), detail=detail))
+    about = {"federation": row.federation, "round": current.number, "attempt": current.attempt, "skipped": bool(skipped)}
+    uow.emit(RoundVoided(**about, hospitals=tuple(sorted(current.assigned))))
+    detail: dict[str, str | int | bool] = {"round": current.number}
+    uow.audit(AuditEntry("federation.void", "U", outcome=4, why=skipped, entities=(entity(row),), hospitals=invited(row), detail=detail))
+    log("federation.round.void", level=30, federation=row.federation, round=current.number, why=skipped)
 
 
 async def close_round(uow: UnitOfWork[Any], row: Any, current: Round, **values: Any) -> None:

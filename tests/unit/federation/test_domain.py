@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmesh.contracts.data import ImageSchema
-from medmesh.contracts.federation import RoundKind
-from medmesh.contracts.plan import EarlyStopping, Plan, TensorSignature
+from medmesh.contracts.federation import RoundKind, SecurePhase
+from medmesh.contracts.plan import EarlyStopping, Plan, SecureAggregation, TensorSignature
 from medmesh.contracts.privacy import Privacy
 from medmesh.federated.privacy.budget import rounds_within
 from medmesh.learning.metrics import add, balanced_accuracy
-from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, State, Void, Wait, best, next_step, score
+from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, Skip, State, Void, Wait, best, next_step, score
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOSPITALS = ("a", "b", "c", "d")
@@ -84,12 +84,27 @@ def test_a_round_that_would_exceed_the_privacy_budget_is_not_begun() -> None:
     plan = PLAN.model_copy(update={"privacy": privacy, "baseline": False, "rounds": 9})
     fits = rounds_within(plan)
     done = round_(number=3, state="committed")
-    assert isinstance(step(situation(plan=plan, round=done, begun=fits - 1)), Open)
-    assert step(situation(plan=plan, round=done, begun=fits)) == Move(State.COMPLETED, "privacy.budget")
-    assert step(situation(plan=plan, round=done, begun=fits, stored=False)) is None, "who hears of the model can fetch it"
+    assert isinstance(step(situation(plan=plan, round=done, begun=fits - 1, trained=3)), Open)
+    assert step(situation(plan=plan, round=done, begun=fits, trained=3)) == Move(State.COMPLETED, "privacy.budget")
+    assert step(situation(plan=plan, round=done, begun=fits, trained=3, stored=False)) is None, "who hears of the model can fetch it"
     void = round_(number=1, state="void")
     assert step(situation(plan=plan, round=void, begun=fits)) == Move(State.FAILED, "privacy.budget"), "attempts count, too"
-    assert step(situation(plan=plan, round=round_(number=9, state="committed"), begun=fits)) == Move(State.COMPLETED)
+    assert step(situation(plan=plan, round=round_(number=9, state="committed"), begun=fits, trained=9)) == Move(State.COMPLETED)
+
+
+def test_a_secure_sum_that_stays_closed_skips_its_round() -> None:
+    plan = PLAN.model_copy(update={"secure": SecureAggregation(threshold=3), "baseline": False, "min_participants": 3})
+    late = {"phase": SecurePhase.REVEAL, "parties": frozenset(HOSPITALS), "spoken": frozenset("ab"), "deadline": NOW}
+    assert step(situation(plan=plan, round=round_(**late))) == Skip()
+    assert step(situation(plan=plan, round=round_(**{**late, "phase": SecurePhase.SURVIVORS}))) == Skip()
+    assert step(situation(plan=plan, round=round_(**{**late, "phase": SecurePhase.VECTORS}))) == Void(), "nobody signed a list yet"
+    skipped = step(situation(plan=plan, round=round_(state="skipped"), voids=1))
+    assert isinstance(skipped, Open) and (skipped.number, skipped.attempt) == (2, 1)
+    last = round_(number=2, state="skipped")
+    assert step(situation(plan=plan, round=last, trained=1)) == Move(State.COMPLETED, "secure.unopened")
+    assert step(situation(plan=plan, round=last, trained=0)) == Move(State.FAILED, "secure.unopened")
+    assert step(situation(plan=plan, round=round_(state="skipped"), voids=3)) == Move(State.FAILED, "federation.void")
+    assert step(situation(plan=plan, round=round_(number=2, state="committed"), trained=2)) == Move(State.COMPLETED)
 
 
 def test_the_order_of_rounds() -> None:

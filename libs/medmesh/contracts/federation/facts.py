@@ -127,13 +127,15 @@ class RoundStored(HospitalEvent):
 
 
 class RoundVoided(HospitalEvent):
-    """Too few answered before the deadline; the round is tried again under a new attempt."""
+    """Too few answered before the deadline; the round is tried again under a new attempt. A round that is `skipped` is not: its secure
+    sum stayed closed, and no hospital opens a second one of it."""
 
     TYPE: ClassVar[str] = "federation.round.voided.v1"
 
     federation: str
     round: int
     attempt: int
+    skipped: bool = False
 
 
 class RoundExtended(HospitalEvent):

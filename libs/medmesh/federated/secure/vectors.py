@@ -19,7 +19,7 @@ from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.streams import FLOATS, Reader, Writer, elements
 
-CHUNK = 1 << 19
+CHUNK = 1 << 16
 TENSOR = "secure.sum"
 _ZEROS = bytes(8 * CHUNK)
 
@@ -39,10 +39,12 @@ class Mask:
 class _Stream:
     def __init__(self, mask: Mask) -> None:
         self._cipher, self._sign = Cipher(algorithms.AES(mask.key), modes.CTR(bytes(16))).encryptor(), mask.sign
+        self._room = bytearray(len(_ZEROS))
 
     def apply(self, vector: np.ndarray) -> None:
         """Add the next numbers to `vector` (uint64, in place)."""
-        numbers = np.frombuffer(self._cipher.update(memoryview(_ZEROS)[: 8 * vector.size]), "<u8")
+        self._cipher.update_into(memoryview(_ZEROS)[: 8 * vector.size], self._room)
+        numbers = np.frombuffer(self._room, "<u8", vector.size)
         if self._sign > 0:
             np.add(vector, numbers, out=vector)
         else:
@@ -108,7 +110,7 @@ def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozens
             for tensor in summed:
                 for start in range(0, count := elements(tensor), CHUNK):
                     numbers = np.frombuffer(sums.next(TENSOR, 8 * min(CHUNK, count - start)), "<i8")
-                    out.put(tensor.name, start, np.ldexp(numbers.astype(np.float64), -bits) / samples)
+                    out.put(tensor.name, start, numbers * 2.0**-bits / samples)
             for name in signature.keys() - {tensor.name for tensor in summed}:
                 out.copy(origin, name)
     return samples
@@ -120,16 +122,17 @@ def _summed(model: Reader, without: frozenset[str]) -> list[TensorSignature]:
 
 
 def _numbers(model: Reader, samples: int, bits: int, parties: int, without: frozenset[str]) -> Iterator[np.ndarray]:
-    limit = float((2**63 - 1) // parties)
+    limit = float((2**63 - 1) // parties) * (1 - 2**-52)
     yield np.array([samples], np.int64).view(np.uint64)
     for tensor in _summed(model, without):
         for start in range(0, count := elements(tensor), CHUNK):
             values = model.read(tensor.name, start, min(CHUNK, count - start))
-            scaled = np.rint(np.ldexp(values * samples, bits))
+            values *= samples * 2.0**bits  # a power of two changes no digit: as exact as the product alone
+            np.rint(values, out=values)
             # Also false for what is not a number. Below the limit by a part in 2^53, so that rounding cannot step over it.
-            if not (np.abs(scaled) < limit * (1 - 2**-52)).all():
+            if values.size and not (-limit < values.min() and values.max() < limit):
                 raise Problem("secure.range", tensor=tensor.name)
-            yield scaled.astype(np.int64).view(np.uint64)
+            yield values.astype(np.int64).view(np.uint64)
 
 
 def _chunks(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -1,0 +1,145 @@
+"""One connection pool over aiohttp: its parser is C, which is what moves models at the speed of TLS (`docs/decisions/0063`)."""
+
+from __future__ import annotations
+
+import io
+import json
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+CONNECT_SECONDS = 15.0
+READ_SECONDS = 60.0
+BUFFER = 256 * 1024
+
+
+class Broken(Exception):
+    """The connection could not be made, or did not last. The cause says more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; names of headers in any case."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8."""
+        return self.content.decode(errors="replace")
+
+    def json(self) -> Any:
+        """The body's document. Raises `ValueError`."""
+        return json.loads(self.content)
+
+
+class Streaming:
+    """An answer whose body is read piece by piece. Raises `Broken`."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+        self.status_code = answer.status
+
+    async def whole(self) -> Answer:
+        """Everything at once."""
+        with _told():
+            return Answer(self._answer.status, self._answer.headers, await self._answer.read())
+
+    async def pieces(self, size: int = 1 << 20) -> AsyncIterator[bytes]:
+        """The body in pieces of at least `size` bytes, but for the last."""
+        held: list[bytes] = []
+        length = 0
+        with _told():
+            async for part in self._answer.content.iter_any():
+                held.append(part)
+                length += len(part)
+                if length >= size:
+                    yield b"".join(held)
+                    held, length = [], 0
+        if held:
+            yield b"".join(held)
+
+    async def lines(self) -> AsyncIterator[str]:
+        """The body's lines as they come."""
+        rest = b""
+        with _told():
+            async for part in self._answer.content.iter_any():
+                *whole, rest = (rest + part).split(b"\n")
+                for line in whole:
+                    yield line.decode()
+
+
+class Pool:
+    """Connections to `url`; the proxy of the environment is never used, only one that is given. A session begins with the first request."""
+
+    def __init__(self, url: str, context: ssl.SSLContext, proxy: str | None = None) -> None:
+        self._url, self._context, self._proxy = url.rstrip("/"), context, proxy
+        self._session: aiohttp.ClientSession | None = None
+        self._streams: set[aiohttp.ClientResponse] = set()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=100),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
+                read_bufsize=BUFFER,
+                skip_auto_headers=("Content-Type",),
+            )
+        return self._session
+
+    def _ask(self, method: str, target: str, **options: Any) -> Any:
+        # The target is signed as it stands: it is sent as it stands.
+        url = URL(f"{self._url}{target}", encoded=True)
+        return self._opened().request(method, url, proxy=self._proxy, allow_redirects=False, **options)
+
+    async def request(self, method: str, target: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+        """Send and get everything. Raises `Broken`."""
+        data = io.BytesIO(content) if len(content) > BUFFER else content or None  # a large one in pieces, so that others get their turn
+        with _told():
+            async with self._ask(method, target, data=data, headers=headers) as answer:
+                return Answer(answer.status, answer.headers, await answer.read())
+
+    async def get(self, target: str, *, headers: Mapping[str, str] | None = None) -> Answer:
+        """See `request`."""
+        return await self.request("GET", target, headers=headers)
+
+    async def post(self, target: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+        """See `request`."""
+        return await self.request("POST", target, content=content, headers=headers)
+
+    @asynccontextmanager
+    async def stream(self, target: str, *, headers: Mapping[str, str], read: float = READ_SECONDS) -> AsyncIterator[Streaming]:
+        """Get an answer to read from; `read` is how many seconds nothing may come. Raises `Broken`."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read)
+        with _told():
+            answer = await self._ask("GET", target, headers=headers, timeout=timeout)
+        self._streams.add(answer)
+        try:
+            async with answer:
+                yield Streaming(answer)
+        finally:
+            self._streams.discard(answer)
+
+    async def aclose(self) -> None:
+        """Close the connections; what is under way breaks."""
+        session, self._session = self._session, None
+        for answer in self._streams:
+            answer.close()  # whoever reads it would wait on
+        if session is not None:
+            await session.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        raise Broken(str(error) or type(error).__name__) from error

@@ -1,0 +1,82 @@
+"""An attempt's secrets at the hospital: never in the clear on its disk, and gone for good when its part is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+
+from medmesh.errors import Problem
+from medmesh.federated.secure.contributor import Contributor
+from medmesh.federated.secure.session import Session
+from medmesh_edge import secure
+from medmesh_edge.ports import Site, site
+from medmesh_edge.settings import Settings
+from medmesh_edge.tables import secure_attempts, secure_opened
+
+PARTY = Contributor(Session("f", "0" * 64, 1, 1, ("a", "b", "c"), 3), "a")
+EVENT = SimpleNamespace(federation="f", round=1, attempt=1)
+
+
+async def _kept(node: Site, attempt: int = 1) -> Any:
+    event = SimpleNamespace(federation="f", round=1, attempt=attempt)
+    async with node.unit() as uow:
+        values = {"federation": "f", "round": 1, "attempt": attempt, "document": secure.sealed(node, event, PARTY)}
+        await uow.execute(insert(secure_attempts).values(values))
+    return event
+
+
+def _disk(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+@pytest.fixture
+async def node(private: Path) -> Any:
+    Settings(hospital="a", node="node-1", gateway="https://127.0.0.1:1").save(private)
+    async with site(private) as opened:
+        yield opened
+
+
+async def test_nothing_of_it_lies_in_the_clear_and_it_comes_back_as_it_was(node: Site) -> None:
+    await _kept(node)
+    found = _disk(node.layout.folder)
+    for secret in (PARTY.cipher, PARTY.mask, PARTY.seed):
+        assert secret not in found and secret.hex().encode() not in found
+    async with node.unit() as uow:
+        row = await uow.first(select(secure_attempts))
+    assert row is not None
+    assert secure.restored(node, EVENT, row.document) == PARTY
+    with pytest.raises(Problem):
+        secure.restored(node, SimpleNamespace(federation="f", round=1, attempt=2), row.document)
+
+
+async def test_what_is_forgotten_cannot_be_opened_from_a_copy_and_which_list_was_signed_stays(node: Site) -> None:
+    event = await _kept(node)
+    async with node.unit() as uow:
+        await uow.execute(insert(secure_opened).values(federation="f", round=1, list="1:x"))
+        copy = (await uow.first(select(secure_attempts))).document
+    async with node.unit() as uow:
+        assert await secure.forget(uow, event)
+    with pytest.raises(Problem) as caught:
+        secure.restored(node, EVENT, copy)
+    assert caught.value.code in ("keyring.gone", "keyring.unknown")
+    async with node.unit() as uow:
+        assert await uow.first(select(secure_attempts)) is None
+        assert await uow.first(select(secure_opened)) is not None
+        assert not await secure.forget(uow, event)
+
+
+async def test_the_end_of_a_federation_and_a_kill_leave_no_key(node: Site) -> None:
+    for attempt in (1, 2):
+        await _kept(node, attempt)
+    stray = SimpleNamespace(federation="f", round=9, attempt=9)
+    secure.sealed(node, stray, PARTY)  # its row was never committed
+    assert len(list(node.layout.keys.glob("attempt-*"))) == 3
+    await secure.sweep(node)
+    assert len(list(node.layout.keys.glob("attempt-*"))) == 2
+    async with node.unit() as uow:
+        await secure.forget_all(uow, "f")
+    assert not list(node.layout.keys.glob("attempt-*"))
