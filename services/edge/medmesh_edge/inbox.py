@@ -17,7 +17,7 @@ from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_edge import secure
+from medmesh_edge import chain, secure
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations, inbox_cursor, releases, secure_phases, tasks
 
@@ -106,6 +106,7 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
         "at": uow.now,
     }
     await uow.execute(upsert(tasks).values(values).on_conflict_do_nothing())
+    await chain.note(uow, wanted)
     if known.plan.get("secure") is not None and wanted.kind is fed.RoundKind.TRAIN:
         await _phase(uow, wanted, fed.SecurePhase.KEYS, {})
 

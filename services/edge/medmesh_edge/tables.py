@@ -133,6 +133,24 @@ secure_opened = Table(
     comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
 )
 
+chain = Table(
+    "chain",
+    METADATA,
+    *_attempt(),
+    Column("value", String(64), nullable=False),
+    comment="the chain of each federation's rounds as this hospital saw it; a row never goes and never changes",
+)
+
+witnessed = Table(
+    "witnessed",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("plan_hash", String(64), nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="the start's record in the platform's log, with what proves it: a `.tlog-proof` under a checkpoint that was witnessed",
+)
+
 kept = Table(
     "kept",
     METADATA,
