@@ -6,6 +6,7 @@ is not the one that was seen, and a history that leaves out or alters what this 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import select
@@ -13,17 +14,22 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import RoundChain, RoundOpened
+from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.chain import extend, round_digest
+from medmesh.federated.chain import check_agreed, extend, round_digest
 from medmesh.store.unit import UnitOfWork
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import chain
 
 
-async def note(uow: UnitOfWork[Any], event: RoundOpened) -> None:
-    """Write down a round that continues the newest here; with the fact itself, so that it costs no transaction of its own."""
-    if (await _newest(uow, event)).value == event.previous and _whole(event):
-        await _write(uow, event)
+async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
+    """Write down a round that continues the newest here, and is as the plan says; with the fact itself, so that it costs no transaction
+    of its own. What is not written down now is looked at, and refused with its reason, before it is worked on."""
+    newest = await _newest(uow, event)
+    if newest.value == event.previous and _whole(event) and _later(event, newest):
+        with suppress(Problem):
+            check_agreed(plan, event)
+            await _write(uow, event)
 
 
 async def known(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
@@ -38,7 +44,7 @@ async def follow(site: Site, gateway: Gateway, event: RoundOpened) -> None:
     """Write down a round after some that this hospital was not told of, whose digests the platform shows. Raises `Problem`."""
     async with site.unit() as uow:
         newest = await _newest(uow, event)
-    if not _whole(event) or (event.round, event.attempt) <= (newest.round, newest.attempt):
+    if not _whole(event) or not _later(event, newest):
         raise _broken(event)
     value, after, more = newest.value, {"round": newest.round, "attempt": newest.attempt}, True
     while value != event.previous and more:
@@ -56,6 +62,10 @@ async def follow(site: Site, gateway: Gateway, event: RoundOpened) -> None:
 
 def _whole(event: RoundOpened) -> bool:
     return event.previous is not None and event.chain == extend(event.previous, [round_digest(event)])
+
+
+def _later(event: RoundOpened, newest: Any) -> bool:
+    return (event.round, event.attempt) > (newest.round, newest.attempt)
 
 
 def _of(event: RoundOpened) -> Any:

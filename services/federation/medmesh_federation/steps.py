@@ -150,7 +150,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     )
     digest, previous = round_digest(event), row.opened or row.plan_hash
     opened = extend(previous, [digest])
-    await uow.execute(insert(rounds).values(values, digest=digest))
+    await uow.execute(insert(rounds).values({**values, "digest": digest}))
     await change(uow, row, waiting_since=None, opened=opened)
     event = event.model_copy(update={"previous": previous, "chain": opened})
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
