@@ -71,3 +71,12 @@ async def example_sqlite(folder: Path, **options: Any) -> AsyncIterator[Database
     await database.create(example_metadata())
     yield database
     await database.close()
+
+
+@asynccontextmanager
+async def example_memory(**options: Any) -> AsyncIterator[Database]:
+    """The same in memory."""
+    database = Database.memory(recorder=plain_record, **options)
+    await database.create(example_metadata())
+    yield database
+    await database.close()

@@ -21,6 +21,7 @@ from medmesh.store.objects.blobs import Blobs
 from medmesh.store.objects.directory import DirectoryBlobs, DirectoryStore
 from medmesh.store.objects.encrypted import INLINE, EncryptedStore
 from medmesh.store.objects.envelope import PIECE, Wrapping
+from medmesh.store.objects.memory import MemoryBlobs
 from medmesh.store.objects.port import CHUNK, ObjectStore, fetch
 from medmesh.store.objects.s3 import S3Blobs, S3Store
 from medmesh.store.objects.upload import Uploads
@@ -38,13 +39,15 @@ async def bucket(request: pytest.FixtureRequest, private: Path, unique: str) -> 
     return await S3Blobs.open(running.s3_url, f"test-{unique}", keys)
 
 
-@pytest.fixture(params=["s3", "directory", "encrypted-s3", "encrypted-directory", "encrypted-sm"])
+@pytest.fixture(params=["s3", "directory", "encrypted-s3", "encrypted-directory", "encrypted-sm", "encrypted-memory"])
 async def store(request: pytest.FixtureRequest, private: Path, unique: str) -> AsyncIterator[ObjectStore]:
     match request.param:
         case "directory":
             yield DirectoryStore(private / "objects", durable=True)
         case "encrypted-directory":
             yield EncryptedStore(DirectoryBlobs(private / "objects"), wrapping(private))
+        case "encrypted-memory":
+            yield EncryptedStore(MemoryBlobs(), wrapping(private))
         case "encrypted-sm":
             yield EncryptedStore(DirectoryBlobs(private / "objects"), wrapping(private, "sm-1"))
         case _:
@@ -53,9 +56,16 @@ async def store(request: pytest.FixtureRequest, private: Path, unique: str) -> A
             blobs.close()
 
 
-@pytest.fixture(params=["s3", "directory"])
+@pytest.fixture(params=["s3", "directory", "memory"])
 async def encrypted(request: pytest.FixtureRequest, private: Path, unique: str) -> AsyncIterator[EncryptedStore]:
-    blobs: Blobs = DirectoryBlobs(private / "objects") if request.param == "directory" else await bucket(request, private, unique)
+    blobs: Blobs
+    match request.param:
+        case "directory":
+            blobs = DirectoryBlobs(private / "objects")
+        case "memory":
+            blobs = MemoryBlobs()
+        case _:
+            blobs = await bucket(request, private, unique)
     yield EncryptedStore(blobs, wrapping(private))
     blobs.close()
 

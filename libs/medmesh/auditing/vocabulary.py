@@ -106,6 +106,9 @@ VERBS: dict[str, Verb] = {
     "audit.search": Verb("110101", "search", _COMPLY, _SECURITY, "查询审计日志"),
     "audit.witness_policy": Verb("110113", "110129", _COMPLY, _SECURITY, "更换见证策略"),
     "audit.witness_refused": Verb("110113", "110132", _COMPLY, _SECURITY, "见证方拒签"),
+    "backup.create": Verb("110106", "operation", _ADMIN, _SECURITY, "创建备份"),
+    "backup.restore": Verb("110107", "operation", _ADMIN, _SECURITY, "从备份恢复"),
+    "backup.verify": Verb("110100", "operation", _ADMIN, _SECURITY, "校验备份"),
     "catalogue.publish": Verb("rest", "update", _RESEARCH, _OPERATIONS, "发布数据目录"),
     "clearance.set": Verb("110113", "110137", _ADMIN, _SECURITY, "设置安全许可级别"),
     "dataset.release": Verb("110113", "110135", _RESEARCH, _SECURITY, "发布数据集版本"),
@@ -224,6 +227,14 @@ VERBS: dict[str, Verb] = {
     "user.recover": Verb("110113", "110137", _ADMIN, _SECURITY, "恢复账户"),
     "user.roles": Verb("110113", "110137", _ADMIN, _SECURITY, "变更角色"),
     "user.unlock": Verb("110113", "110137", _ADMIN, _SECURITY, "解锁账户"),
+    "log.forgive": Verb("110113", "110129", _COMPLY, _SECURITY, "医院决定继续采用日志"),
+    "log.refused": Verb("110113", "110132", _COMPLY, _SECURITY, "医院发现日志分叉或回退"),
+    "log.seen": Verb("110101", "read", _COMPLY, _SECURITY, "医院首次查验日志"),
+    "maintenance.record": Verb("110100", "operation", _ADMIN, _SECURITY, "运维操作记录被拒"),
+    "vault.export": Verb("110106", "operation", _ADMIN, _SECURITY, "导出密钥域"),
+    "vault.import": Verb("110107", "operation", _ADMIN, _SECURITY, "导入密钥域"),
+    "vault.retire": Verb("110113", "110129", _ADMIN, _SECURITY, "销毁旧密钥"),
+    "vault.rotate": Verb("110113", "110129", _ADMIN, _SECURITY, "轮换密钥"),
 }
 
 

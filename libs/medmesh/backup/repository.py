@@ -86,6 +86,10 @@ class Repository:
         files.write(self.folder / "backups" / f"{name}.json", json.dumps({"manifest": sha256}))
         return name
 
+    def digest(self, name: str) -> str:
+        """SHA-256 of a backup's manifest: everything in it follows from that."""
+        return str(json.loads((self.folder / "backups" / f"{name}.json").read_bytes())["manifest"])
+
     def names(self) -> list[str]:
         """Backups, the newest last."""
         return sorted(path.stem for path in (self.folder / "backups").glob("*.json"))

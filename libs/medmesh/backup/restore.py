@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medmesh.backup.create import Progress, program, query
 from medmesh.backup.repository import Manifest, Repository
-from medmesh.embedded import files, material, servers
+from medmesh.embedded import files, maintenance, material, servers
 from medmesh.embedded.layout import Together
 from medmesh.embedded.ports import HOST
 from medmesh.embedded.supervisor import Supervisor
@@ -38,7 +38,7 @@ async def restore(repository: Repository, name: str, folder: Path, progress: Pro
     """Fill `folder`, in which nothing but imported keys may lie. Raises `Problem`; then throw the folder away."""
     if absent := missing(folder):
         raise Problem("backup.keys_missing", domains=", ".join(absent))
-    if any(path.name != "secrets" for path in folder.iterdir()):
+    if any(path.name not in ("secrets", maintenance.FOLDER) for path in folder.iterdir()):
         raise Problem("backup.not_empty", folder=folder)
     manifest = await asyncio.to_thread(verify, repository, name, progress)
     for public, content in manifest.public.items():

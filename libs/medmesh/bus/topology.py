@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from medmesh.bus.declarations import Handlers
 from medmesh.bus.port import ConsumerSpec, StreamSpec, TopologyBus
-from medmesh.contracts.audit import record_subject
+from medmesh.contracts.audit import RecordMaintenance, record_subject
 from medmesh.contracts.governance import CertificateRevoked, GetPolicy, ListRevocations, NodeRevoked, PolicyChanged
 from medmesh.contracts.labels import DescribeObject
-from medmesh.contracts.message import Event, Query
+from medmesh.contracts.message import Command, Event, Query
 
 
 class Declared(Protocol):
@@ -58,6 +58,7 @@ EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (*REVOCATIONS_HEARD, *POLICY_HEAR
 the stream."""
 
 OPERATOR = "operator"
+OPERATOR_SENDS: tuple[type[Command], ...] = (RecordMaintenance,)
 TOPOLOGY = "topology"
 
 
@@ -109,7 +110,7 @@ def permissions(spec: Declared) -> Permissions:
 
 
 def administrators() -> list[Permissions]:
-    """The identity that applies the topology, and the operator's, which looks at dead letters and at nothing else."""
+    """The identity that applies the topology, and the operator's, which looks at dead letters and says what was done on the machine."""
     inbox = "_INBOX_{}.>"
     return [
         Permissions(
@@ -123,6 +124,7 @@ def administrators() -> list[Permissions]:
             (
                 "medmesh.qry.*.dead-letters.v1",
                 "medmesh.qry.*.replay-dead-letter.v1",
+                *(command.subject() for command in OPERATOR_SENDS),
                 "$JS.API.STREAM.INFO.*",
                 "$JS.API.STREAM.MSG.GET.DEAD",
             ),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from medmesh.cli import say
+from medmesh.cli.on_record import on_record
 from medmesh.cli.platform import DATA
+from medmesh.embedded.maintenance import Act
 from medmesh.errors import Problem
 
 if TYPE_CHECKING:
@@ -83,19 +86,19 @@ class _Progress:
 def create(data: Path, folder: Path, holder: Path, suite: str) -> int:
     """Back up into FOLDER while the platform runs. Only what changed is added; interrupted, run it again.  创建备份。"""
     from medmesh.backup.create import create
-    from medmesh.embedded.run import running
     from medmesh.store.objects.s3 import S3Blobs
 
     data = data.absolute()
     where, password = database(data)
-    run = running(data)
-    assert run is not None
     settings = json.loads((data / "settings" / "registry.json").read_text(encoding="utf-8"))["objects"]
-    blobs = asyncio.run(S3Blobs.open(settings["s3_url"], "kept", Path(settings["s3_credentials"])))
-    try:
-        name = create(data, where, password, blobs, _repository(folder, holder, suite), _progress())
-    finally:
-        blobs.close()
+    with on_record(data, "backup.create") as act:
+        repository = _repository(folder, holder, suite)
+        blobs = asyncio.run(S3Blobs.open(settings["s3_url"], "kept", Path(settings["s3_credentials"])))
+        try:
+            name = create(data, where, password, blobs, repository, _progress())
+        finally:
+            blobs.close()
+        _tell(act, repository, name)
     click.echo(name)
     return 0
 
@@ -114,14 +117,25 @@ def list_(folder: Path, holder: Path) -> int:
 
 
 @backup.command()
+@DATA
 @FOLDER
 @KEY
 @NAME
-def verify(folder: Path, holder: Path, name: str) -> int:
-    """Read every part of a backup; the first that is not what it was is an error.  校验备份。"""
+def verify(data: Path, folder: Path, holder: Path, name: str) -> int:
+    """Read every part of a backup; the first that is not what it was is an error.  校验备份。
+
+    It is recorded in the log of the platform in --data; on another machine it verifies just as well, and says that nothing was recorded.
+    """
     from medmesh.backup.restore import told, verify
 
-    click.echo(told(verify(_repository(folder, holder), name, _progress())))
+    data = data.absolute()
+    if not (data / "secrets").is_dir():
+        click.echo(say(f"no platform in {data}: not recorded", f"{data} 中没有平台：未记录"), err=True)
+    with on_record(data, "backup.verify") if (data / "secrets").is_dir() else nullcontext(Act()) as act:
+        repository = _repository(folder, holder)
+        manifest = verify(repository, name, _progress())
+        _tell(act, repository, name)
+    click.echo(told(manifest))
     return 0
 
 
@@ -134,5 +148,18 @@ def restore(data: Path, folder: Path, holder: Path, name: str) -> int:
     """Restore into the new data folder --data, after the keys of every domain were imported there; then `medmesh up`.  恢复。"""
     from medmesh.backup.restore import restore, told
 
-    click.echo(told(asyncio.run(restore(_repository(folder, holder), name, data.absolute(), _progress()))))
+    data = data.absolute()
+    with on_record(data, "backup.restore") as act:
+        repository = _repository(folder, holder)
+        manifest = asyncio.run(restore(repository, name, data, _progress()))
+        _tell(act, repository, name)
+    click.echo(told(manifest))
     return 0
+
+
+def _tell(act: Act, repository: Repository, name: str) -> None:
+    """Which backup it was, and how much of the log is in it."""
+    found = name or repository.names()[-1]
+    act.about("backup", found, repository.digest(found))
+    manifest = repository.manifest(found)
+    act.detail |= {"log_size": manifest.log_size, "objects": len(manifest.blobs), "made": manifest.at}

@@ -10,6 +10,7 @@ import click
 
 from medmesh.cli import language, say
 from medmesh.cli.session import show, with_gateway
+from medmesh.cli.simulate import simulate
 from medmesh.client.gateway import Gateway
 
 if TYPE_CHECKING:
@@ -228,11 +229,19 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
     if as_json:
         show({"model": view.model.model_dump(), "chain": view.chain, "cells": [cell._asdict() for cell in cells]})
         return 0
+    show_result(view, saved)
+    return 0
+
+
+def show_result(view: FederationView, saved: Path | None) -> None:
+    """The final model, and every model at every hospital."""
+    from medmesh.client.federation import cross_site
+
+    assert view.model is not None
     click.echo(f"{say('model', '模型')} {view.model.sha256}  {view.model.bytes} B{f'  -> {saved}' if saved else ''}")
-    for cell in cells:
+    for cell in cross_site(view):
         where = cell.hospital or say("all hospitals", "全部医院")
         click.echo(f"  {cell.model:<16} {where:<16} {cell.value:.3f}  [{cell.low:.3f}, {cell.high:.3f}]  n={cell.samples}")
-    return 0
 
 
 @federation.command()
@@ -241,9 +250,14 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
 def plot(identifier: str, out: Path) -> int:
     """Draw metric, bytes and duration of every round, with the numbers as CSV beside it.  绘制每轮指标、流量与耗时。"""
     from medmesh.client.federation import Federation
+
+    return draw(with_gateway(lambda gateway: Federation(gateway, identifier).view()), out)
+
+
+def draw(view: FederationView, out: Path) -> int:
+    """Write `out`.csv and `out`.png; exit code 1 where nothing draws."""
     from medmesh.client.plot import figure, table
 
-    view = with_gateway(lambda gateway: Federation(gateway, identifier).view())
     out.with_name(f"{out.name}.csv").write_text(table(view), "utf-8")
     try:
         figure(view, language()).savefig(out.with_name(f"{out.name}.png"), dpi=120)
@@ -252,3 +266,6 @@ def plot(identifier: str, out: Path) -> int:
         return 1
     click.echo(f"{out}.png {out}.csv")
     return 0
+
+
+federation.add_command(simulate)

@@ -55,6 +55,7 @@ def up(data: Path, nats: str, postgres: str, s3: str, s3_credentials: Path | Non
     else:
         raise Problem("embedded.start_failed", server="supervisor", reason=say("it ended", "已退出"), log=data / "supervisor.log")
     _summary(data, time.monotonic() - began)
+    _recorded_before(data)
     if foreground:
         try:
             return child.wait()
@@ -62,6 +63,14 @@ def up(data: Path, nats: str, postgres: str, s3: str, s3_credentials: Path | Non
             child.terminate()
             return child.wait()
     return 0
+
+
+def _recorded_before(data: Path) -> None:
+    """What was done on this machine while the platform did not run goes to the log now."""
+    if (data / "maintenance").exists():
+        from medmesh.cli.on_record import hand_in
+
+        hand_in(data)
 
 
 def _show(step: dict[str, str], seconds: float) -> None:

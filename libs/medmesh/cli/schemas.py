@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from medmesh.bus.topology import OPERATOR, administrators, permissions
+from medmesh.bus.topology import OPERATOR, OPERATOR_SENDS, administrators, permissions
 from medmesh.cli import schemas_asyncapi, schemas_matrix
 from medmesh.cli.schemas_asyncapi import first_line
 from medmesh.cli.schemas_example import example
@@ -106,7 +106,7 @@ def _speaker(message: type[Message], data: Mapping[str, Any]) -> str:
     """Who says it: the owner of a fact; of what is asked or signalled the gateway, and the operator of dead letters."""
     if issubclass(message, Event):
         return str(data["service"]) if "*" in message.TYPE else message.owner()
-    return OPERATOR if message in DEAD_LETTERS else "gateway"
+    return OPERATOR if message in (*DEAD_LETTERS, *OPERATOR_SENDS) else "gateway"
 
 
 def _plain(name: str, model: type[BaseModel]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from medmesh import contracts
-from medmesh.bus.topology import EVERY_SERVICE_ASKS, EVERY_SERVICE_HEARS, OPERATOR
+from medmesh.bus.topology import EVERY_SERVICE_ASKS, EVERY_SERVICE_HEARS, OPERATOR, OPERATOR_SENDS
 from medmesh.contracts.audit import AuditBatch, Receipts
 from medmesh.contracts.labels import LabelChanged
 from medmesh.contracts.message import Message, OperationFinished, Query, Signal
@@ -81,9 +81,10 @@ def audit_flow() -> Flow:
 
 
 def parties(specs: Mapping[str, ServiceSpec]) -> list[Party]:
-    """Every service, then the operator who looks after dead letters."""
+    """Every service, then the operator."""
     found = [_party(spec) for spec in specs.values()]
-    return [*found, Party(OPERATOR, "Looks at dead letters and has them handled again.", (), _sorted(map(flow, DEAD_LETTERS)))]
+    purpose = "Looks at dead letters and has them handled again; says what was done on the machine itself."
+    return [*found, Party(OPERATOR, purpose, (), _sorted(map(flow, (*DEAD_LETTERS, *OPERATOR_SENDS))))]
 
 
 def _party(spec: ServiceSpec) -> Party:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from medmesh.cli import say
+from medmesh.cli.on_record import on_record
 from medmesh.cli.platform import DATA
 from medmesh.cli.session import show
 from medmesh.errors import Problem
@@ -35,7 +37,7 @@ def vault() -> None:
 
     Kept objects and the secrets of authenticators are encrypted; the keys that wrap theirs lie in secrets/objects and secrets/seal. Turning
     one over (`rotate`) re-wraps small keys and touches no object. Each domain's keys have a backup of their own (`export`), with another
-    holder: whoever has one domain's cannot do what another's is for.
+    holder: whoever has one domain's cannot do what another's is for. What changes or copies a key is in the audit log, with the account.
     """
 
 
@@ -95,14 +97,17 @@ def rotate(data: Path, label: str, suite: str, resume: bool) -> int:
 
     data = data.absolute()
     keys = FileKeys(data / "secrets" / label)
-    version = keys.versions(label)[-1] if resume else keys.create(label, "wrap", suite)
+
+    def tell(done: int) -> None:
+        if done % 1000 == 0:
+            click.echo(say(f"  {done} objects looked at", f"  已检查 {done} 个对象"))
+
+    with on_record(data, "vault.rotate") as act:
+        version = keys.versions(label)[-1] if resume else keys.create(label, "wrap", suite)
+        act.about("key", f"{label}.{version}")
+        moved = _kept(data, lambda store: store.rewrap(tell)) if label == "objects" else 0
+        act.detail |= {"suite": suite, "resumed": resume, "wrapped": moved}
     if label == "objects":
-
-        def tell(done: int) -> None:
-            if done % 1000 == 0:
-                click.echo(say(f"  {done} objects looked at", f"  已检查 {done} 个对象"))
-
-        moved = _kept(data, lambda store: store.rewrap(tell))
         click.echo(say(f"version {version}: {moved} keys wrapped anew", f"第 {version} 版：已重新包裹 {moved} 个密钥"))
     else:
         click.echo(say(f"version {version}: governance follows within five minutes", f"第 {version} 版：治理服务将在五分钟内完成更新"))
@@ -118,12 +123,15 @@ def retire(data: Path, label: str) -> int:
 
     data = data.absolute()
     keys = FileKeys(data / "secrets" / label)
-    used, old = _used(data, label), keys.versions(label)[:-1]
-    for version in old:
-        if used.get(version):
-            raise Problem("vault.in_use", label=label, version=version, count=used[version])
-    for version in old:
-        keys.destroy(label, version)
+    with on_record(data, "vault.retire") as act:
+        used, old = _used(data, label), keys.versions(label)[:-1]
+        act.about("key", label)
+        act.detail["versions"] = ",".join(map(str, old))
+        for version in old:
+            if used.get(version):
+                raise Problem("vault.in_use", label=label, version=version, count=used[version])
+        for version in old:
+            keys.destroy(label, version)
     click.echo(say(f"destroyed: {old or 'nothing'}", f"已销毁：{old or '无'}"))
     return 0
 
@@ -148,7 +156,10 @@ def export(data: Path, domain: str, target: Path, holder: Path) -> int:
     """Write the keys of DOMAIN (authority, log, release, pseudonyms, objects, seal, services), encrypted, to TARGET.  备份密钥域。"""
     from medmesh.embedded import vault as work
 
-    count = work.export(data.absolute(), domain, work.holder(holder.absolute()), target.absolute())
+    with on_record(data.absolute(), "vault.export") as act:
+        act.about("domain", domain[:200])
+        count = work.export(data.absolute(), domain, work.holder(holder.absolute()), target.absolute())
+        act.detail |= {"keys": count, "file": hashlib.sha256(target.read_bytes()).hexdigest()}
     click.echo(say(f"{domain}: {count} files", f"{domain}：{count} 个文件"))
     return 0
 
@@ -163,6 +174,10 @@ def import_(data: Path, domain: str, source: Path, holder: Path) -> int:
     from medmesh.embedded import files
     from medmesh.embedded import vault as work
 
-    count = work.bring(files.folder(data.absolute(), 0o711), domain, work.holder(holder.absolute()), source.absolute())
+    folder = files.folder(data.absolute(), 0o711)
+    with on_record(folder, "vault.import") as act:
+        act.about("domain", domain[:200])
+        act.detail["file"] = hashlib.sha256(source.read_bytes()).hexdigest()
+        act.detail["keys"] = count = work.bring(folder, domain, work.holder(holder.absolute()), source.absolute())
     click.echo(say(f"{domain}: {count} files", f"{domain}：{count} 个文件"))
     return 0

@@ -285,6 +285,35 @@ class GetRetention(Query):
     Reply: ClassVar[type[Record]] = RetentionView
 
 
+# --- what operators do ----------------------------------------------------------------------------------------------
+
+MaintenanceVerb = Literal[
+    "backup.create", "backup.restore", "backup.verify", "vault.export", "vault.import", "vault.retire", "vault.rotate"
+]
+
+
+class Thing(Record):
+    """What a command touched: a backup, a domain of keys, a wrapping key; `digest` where it has one."""
+
+    kind: str = Field(max_length=40)
+    id: str = Field(max_length=200)
+    digest: Sha256 | None = None
+
+
+class RecordMaintenance(Command):
+    """Something was done on the platform's own machine, at `at`, by this account of it; `code` says why it failed. No secrets, no paths."""
+
+    TYPE: ClassVar[str] = "audit.record-maintenance.v1"
+    ACTION: ClassVar[str] = "maintenance.record"
+
+    verb: MaintenanceVerb
+    at: datetime
+    account: str = Field(max_length=100)
+    code: str = Field(default="", max_length=80)
+    things: tuple[Thing, ...] = Field(default=(), max_length=8)
+    detail: dict[str, str | int | bool] = Field(default={}, max_length=8)
+
+
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 

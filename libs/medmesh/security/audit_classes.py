@@ -68,6 +68,7 @@ CLASSES: dict[str, AuditClass] = {
     "audit.proof": "reading",
     "audit.append": "clinical",
     "log.hold": "clinical",
+    "maintenance.record": "clinical",
     "log.prune": "privileged",
     "retention.change": "privileged",
     "object.write": "clinical",

@@ -71,6 +71,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "audit.proof": ("auditor", "audit_administrator", "researcher", "approver", "hospital"),
     "audit.append": ("hospital",),
     "log.hold": ("audit_administrator",),
+    "maintenance.record": ("service:operator",),
     "log.prune": ("audit_administrator",),
     "retention.change": ("audit_administrator",),
     "object.write": ("researcher", "hospital"),

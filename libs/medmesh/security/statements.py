@@ -48,13 +48,15 @@ class Decision(Statement):
 
 
 class Acceptance(Statement):
-    """A hospital takes part in a federation under exactly this plan."""
+    """A hospital takes part in a federation under exactly this plan. `seen` is the newest checkpoint of the platform's log it knew, as the
+    log signed it: what two hospitals were shown must be one log."""
 
     HEAD = "medmesh-acceptance-v1"
 
     federation: str
     plan: Sha256
     hospital: Identifier
+    seen: str = ""
 
 
 class CodeApproval(Statement):

@@ -29,7 +29,7 @@ def recorder(
         if entry.verb not in VERBS or (entry.purpose and entry.purpose not in PURPOSES):
             raise ValueError(f"the audit vocabulary has no verb {entry.verb} with the purpose {entry.purpose or 'of its own'}")
         now = datetime.now(UTC)
-        occurred = context.cause.time if context.cause is not None else now
+        occurred = entry.at or (context.cause.time if context.cause is not None else now)
         document: dict[str, Any] = {
             "v": VERSION,
             "id": record_id,

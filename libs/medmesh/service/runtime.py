@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanKind
@@ -274,17 +275,16 @@ def _system_responders(runtime: Runtime, dispatchers: dict[str, Dispatcher]) -> 
 
 
 @asynccontextmanager
-async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | None = None) -> AsyncIterator[Runtime]:
-    """Start a service and stop it when the block ends: first it takes nothing new, then it finishes, then it leaves."""
+async def running(
+    spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | None = None, store: Callable[..., Database] | None = None
+) -> AsyncIterator[Runtime]:
+    """Start a service and stop it when the block ends: first it takes nothing new, then it finishes, then it leaves. `bus` and `store`
+    (which gets what `Database` does) stand in for the servers of the settings; whoever gives the store made its tables."""
     identity = Identity.load(settings.identity)
     trust = Trust(settings.trust, settings.state)
     policies = Policies(settings.state)
     instance = f"{socket.gethostname()}-{os.getpid()}"
-    database = Database.postgres(
-        settings.database_url,
-        password=settings.password(),
-        application=f"medmesh-{spec.name}",
-        pool_size=settings.pool_size,
+    database = (store or _postgres(spec, settings))(
         emits=spec.writes,
         recorder=recorder(service=spec.name, instance=instance, organisation=settings.platform, version=_version(), bundle=policies.digest),
     )
@@ -338,6 +338,11 @@ async def running(spec: ServiceSpec, settings: ServiceSettings, *, bus: Bus | No
         log("service.started", instance=instance)
         yield runtime
         log("service.stopping")
+
+
+def _postgres(spec: ServiceSpec, settings: ServiceSettings) -> Callable[..., Database]:
+    url, name = settings.database_url, f"medmesh-{spec.name}"
+    return partial(Database.postgres, url, password=settings.password(), application=name, pool_size=settings.pool_size)
 
 
 def _refused(service: str, operation: str, subject: str) -> None:

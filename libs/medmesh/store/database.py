@@ -51,8 +51,15 @@ class Database:
 
         return cls(sqlite.engine(path), **options)
 
+    @classmethod
+    def memory(cls, **options: Any) -> Database:
+        """SQLite in memory, gone with this object: for simulations."""
+        from medmesh.store import sqlite_memory
+
+        return cls(sqlite_memory.engine(), **options)
+
     async def create(self, metadata: MetaData) -> None:
-        """Make the tables of a store that has no migrations of its own (SQLite at the edge); safe to run again."""
+        """Make the tables of a store that has no migrations of its own (SQLite); safe to run again."""
         async with self.engine.connect() as sql:
             await sql.run_sync(metadata.create_all)
             await sql.execute(text("INSERT INTO audit_counter (one, n, last_id) VALUES (1, 0, '') ON CONFLICT DO NOTHING"))

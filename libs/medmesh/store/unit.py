@@ -56,6 +56,8 @@ class AuditEntry:
     hospitals: Sequence[str] = ()
     """Whose data it is about, beside the actor's hospital and those among `entities`: they may read the record."""
     detail: Mapping[str, str | int | bool] = field(default_factory=dict)
+    at: datetime | None = None
+    """When it happened, where that was neither now nor when the message was made."""
 
 
 class Actor(Protocol):

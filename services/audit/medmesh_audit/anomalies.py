@@ -43,6 +43,7 @@ from medmesh_audit.rules import (
     policy,
     programs,
     purposes,
+    refused,
     skew,
     split,
     volume,
@@ -134,7 +135,7 @@ class Anomalies:
     def _found(self, fresh: Sequence[Seen]) -> list[Anomaly]:
         settings = cast(Settings, self.runtime.settings)
         found = [anomaly for burst in self._bursts for anomaly in burst.look(fresh)]
-        found += [*skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh), *programs(fresh)]
+        found += [*skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh), *programs(fresh), *refused(fresh)]
         found += elsewhere(fresh) + hours(fresh, settings.working_hours, ZoneInfo(settings.time_zone))
         return found + purposes(fresh, settings.working_purposes) + emergencies(fresh)
 

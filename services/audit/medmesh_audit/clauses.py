@@ -82,6 +82,39 @@ def trusted(f: Facts) -> Judgement:
     )
 
 
+BACKUP_DAYS, DRILL_DAYS = 7, 92
+"""How old the newest backup may be, and its verification and restore drill."""
+
+
+def backed_up(f: Facts) -> Judgement:
+    """8.1.4.9 a: made, read back, and restored from, as the log tells."""
+    made, checked, drill = (f.backups.get(f"backup.{act}") for act in ("create", "verify", "restore"))
+    if made is None:
+        return (
+            "procedural",
+            "procedural: no backup was made with medmesh backup; the operator shows their own and the restore drill",
+            "制度：未使用 medmesh backup 备份；由运营方出示其备份与恢复演练",
+        )
+    if made.outcome or made.days > BACKUP_DAYS:
+        return (
+            "not_met",
+            f"the newest backup is {made.days} days old" if not made.outcome else "the newest backup failed",
+            f"最近一次备份已过 {made.days} 天" if not made.outcome else "最近一次备份失败",
+        )
+    en = f"backed up {made.days} days ago, {made.log_size} of {f.size} records of the log in it"
+    zh = f"{made.days} 天前已备份，含日志 {f.size} 条记录中的 {made.log_size} 条"
+    if checked is None or checked.outcome or checked.days > DRILL_DAYS:
+        return "part", f"{en}; no backup was verified in {DRILL_DAYS} days", f"{zh}；{DRILL_DAYS} 天内未成功校验备份"
+    en, zh = f"{en}; every part was read back {checked.days} days ago", f"{zh}；{checked.days} 天前逐块读回校验"
+    if drill is None or drill.outcome or drill.days > DRILL_DAYS:
+        return (
+            "part",
+            f"{en}; a drill on another machine is in that one's log: none is in this",
+            f"{zh}；在其他机器上的恢复演练记入该机日志，本日志中没有",
+        )
+    return "met", f"{en}; restored from one {drill.days} days ago", f"{zh}；{drill.days} 天前曾由备份恢复"
+
+
 def undumped(f: Facts) -> Judgement:
     return decided(
         f.undumpable,
@@ -411,7 +444,8 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.4.9 a)",
         "本地数据备份与恢复",
         "local backup and restore",
-        procedural("backups and restore drills of the operator", "运营方备份与恢复演练"),
+        backed_up,
+        ("backup.create", "backup.verify", "backup.restore"),
     ),
     Clause(
         "8.1.4.9 b)",

@@ -40,11 +40,23 @@ STATES = {
     "procedural": ("procedural", "制度"),
     "not_met": ("not met", "不符合"),
 }
+BACKUPS = ("backup.create", "backup.verify", "backup.restore")
 PRIVILEGED = frozenset({"dataset.release", "federation.approved", "model.release", "policy.change"})
 _IDENTIFIERS = re.compile(
     r"(?<![0-9a-fA-F-])(?:[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]|1[3-9]\d{9})(?![0-9a-fA-F-])"
 )
 """An identity number of a resident (GB 11643), or a mobile telephone number."""
+
+
+@dataclass(frozen=True)
+class Backup:
+    """One act on a backup as the log tells it."""
+
+    days: int
+    """How long ago."""
+    outcome: int
+    log_size: int
+    """How many records of the log are in it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,8 @@ class Facts:
     verified: frozenset[str] = frozenset()
     unverified: frozenset[str] = frozenset()
     """Services whose newest verification of the programs they loaded succeeded, and failed."""
+    backups: Mapping[str, Backup] = field(default_factory=dict)
+    """The newest of `backup.create`, `backup.verify` and `backup.restore`, by verb."""
     retention: int = 0
     watched: bool = False
     sealed: bool = False
@@ -174,6 +188,7 @@ async def collect(uow: UnitOfWork[Any], ports: Ports) -> Facts:
         **await _accounts(uow),
         **await _approvals(uow),
         **await _programs(uow),
+        backups=await _backups(uow),
         retention=min(RETENTION_DAYS.values()),
         watched=ports.anomalies.last_run > 0 and time.monotonic() - ports.anomalies.last_run < 12 * ports.settings.anomaly_seconds,
         sealed=await asyncio.to_thread(probes.sealed_at_rest, ports.stores.kept),
@@ -264,6 +279,18 @@ async def _programs(uow: UnitOfWork[Any]) -> dict[str, Any]:
         "verified": frozenset(row.service for row in rows if row.outcome == 0),
         "unverified": frozenset(row.service for row in rows if row.outcome),
     }
+
+
+async def _backups(uow: UnitOfWork[Any]) -> dict[str, Backup]:
+    newest = select(func.max(facts.c.seq)).where(facts.c.verb.in_(BACKUPS)).group_by(facts.c.verb)
+    rows = await uow.all(
+        select(facts.c.verb, facts.c.t.label("when"), entries).join(entries, entries.c.seq == facts.c.seq).where(facts.c.seq.in_(newest))
+    )
+    found = {}
+    for row in rows:
+        record: dict[str, Any] = json.loads(row.body) if whole(row) else {"out": 12, "detail": {}}
+        found[row.verb] = Backup((uow.now - row.when).days, record["out"], int(record["detail"].get("log_size", 0)))
+    return found
 
 
 async def _labels(uow: UnitOfWork[Any]) -> dict[str, Any]:

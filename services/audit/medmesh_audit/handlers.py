@@ -14,6 +14,7 @@ from medmesh.contracts.audit import (
     LogFile,
     ProveEvent,
     ReadLog,
+    RecordMaintenance,
     SearchEvents,
 )
 from medmesh.contracts.federation import HospitalAlive
@@ -93,3 +94,13 @@ async def read_log(query: Envelope[ReadLog], uow: UnitOfWork[Ports]) -> LogFile:
         return LogFile(content=base64.b64encode(await second.log_file(uow, path.removeprefix(f"{PREFIX}/"))).decode())
     shown = (await uow.ports.witnesses.newest(uow)).note.encode() if path == "checkpoint" else await queries.log_file(uow, path)
     return LogFile(content=base64.b64encode(shown).decode())
+
+
+@HANDLERS.on(RecordMaintenance)
+async def record_maintenance(command: Envelope[RecordMaintenance], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """What an operator did on the machine itself."""
+    done, verb = command.data, command.data.verb
+    about = [Entity(thing.kind, thing.id, digest=thing.digest or "") for thing in done.things]
+    detail = {"account": done.account, **done.detail}
+    uow.audit(AuditEntry(verb, "E", 8 if done.code else 0, done.code, about, detail=detail, at=done.at))
+    return {}

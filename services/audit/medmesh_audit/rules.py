@@ -15,7 +15,7 @@ DENIALS = 10
 SKEW = timedelta(seconds=2)
 EXPORTS = frozenset({"annotation.export", "audit.copy", "audit.download", "audit.export"})
 FEWEST_EXPORTS = 20
-VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.", "program.verify")
+VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.", "log.refused", "program.verify")
 """What records are remarkable for themselves begin with."""
 SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
@@ -30,6 +30,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "heartbeat": "warning",
     "log_alarm": "critical",
     "log_heartbeat": "critical",
+    "log_refused": "critical",
     "outside_hours": "warning",
     "outside_purpose": "warning",
     "policy_changed": "critical",
@@ -146,6 +147,11 @@ def programs(tail: Iterable[Seen]) -> list[Anomaly]:
         for seen in tail
         if seen.record["sub"] == "program.verify" and seen.record["out"]
     ]
+
+
+def refused(tail: Iterable[Seen]) -> list[Anomaly]:
+    """A hospital's node was shown a log that does not continue the one it saw."""
+    return [_anomaly("log_refused", str(seen.record["src"]["service"]), seen) for seen in tail if seen.record["sub"] == "log.refused"]
 
 
 def emergencies(tail: Iterable[Seen]) -> list[Anomaly]:

@@ -17,6 +17,7 @@ from medmesh.service.http import Observed, handle_errors, language
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
+from medmesh_edge import continuity
 from medmesh_edge.tables import federations, items, releases, requests, tasks
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ async def status(node: Node) -> dict[str, Any]:
         waiting = (await uow.execute(select(func.count()).select_from(requests).where(requests.c.state == "waiting"))).scalar_one()
         joined = await uow.all(select(federations.c.federation, federations.c.state, federations.c.reason))
         installed = await uow.all(select(releases.c.model, releases.c.version, releases.c.state, releases.c.code))
+    seen = await continuity.present(node.site)
     return {
         "hospital": node.site.settings.hospital,
         "node": node.site.settings.node,
@@ -83,7 +85,21 @@ async def status(node: Node) -> dict[str, Any]:
         "rounds": [{"round": r.round, "kind": r.kind, "state": r.state, "trained": r.trained} for r in rounds],
         "models": [{"model": m.model, "version": m.version, "state": m.state, "code": m.code} for m in installed],
         "requests_waiting": waiting,
+        "log": None if seen is None else _log(seen),
     }
+
+
+def _log(seen: Any) -> dict[str, Any]:
+    """How far the platform's log was followed, and what stands against it."""
+    problem = continuity.against(seen)
+    return {"records": seen.size, "at": seen.at.isoformat(), "problem": None if problem is None else problem.document()}
+
+
+def _warning(seen: dict[str, Any] | None, tongue: str) -> str:
+    if seen is None or seen["problem"] is None:
+        return ""
+    problem = Problem.from_document(seen["problem"])
+    return f"<p><strong>{html.escape(problem.detail(tongue))}</strong> {html.escape(problem.hint(tongue))}</p>"
 
 
 def _page(found: dict[str, Any], tongue: str) -> str:
@@ -106,6 +122,7 @@ def _page(found: dict[str, Any], tongue: str) -> str:
         "<style>body{font:15px system-ui;margin:2em auto;max-width:52em}table{border-collapse:collapse}"
         "td,th{border:1px solid #ccc;padding:.3em .7em;text-align:left}</style>"
         f"<title>medmesh – {html.escape(found['hospital'])}</title><h1>{html.escape(found['hospital'])} · {state}</h1><p>{words[6]}</p>"
+        + _warning(found["log"], tongue)
         + table(words[2], sets)
         + table(words[3], found["federations"])
         + table(words[4], found["rounds"])

@@ -12,7 +12,7 @@ from medmesh.errors import Problem
 from medmesh.security import statements
 from medmesh.security.statements import Acceptance, CodeApproval
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import samples
+from medmesh_edge import continuity, samples
 from medmesh_edge.outgoing import queue
 from medmesh_edge.policy import Policy, refusal
 from medmesh_edge.ports import Site
@@ -84,15 +84,17 @@ async def answer_invitations(site: Site) -> None:
 
 async def _accept(site: Site, uow: UnitOfWork[Any], row: Any) -> None:
     """Sign the plan with the hospital's own key; one that the roster does not have would be believed by nobody, so the answer waits."""
-    key = site.organisation()
+    key, seen = site.organisation(), await continuity.view(uow, continuity.keys(site)[0].name)
     try:
         missing = None if site.roster().has_hospital(key.vkey) else "edge.not_rostered"
+        missing = missing or (seen.fault if seen else "") or None
     except Problem as problem:
         missing = problem.code
     if missing is not None:
         await uow.execute(update(federations).where(federations.c.federation == row.federation).values(reason=missing))
         return
-    said = Acceptance(made=uow.now, federation=row.federation, plan=row.plan_hash, hospital=site.settings.hospital)
+    knows = seen.note if seen else ""
+    said = Acceptance(made=uow.now, federation=row.federation, plan=row.plan_hash, hospital=site.settings.hospital, seen=knows)
     await _answer(uow, row, accept=True, signature=statements.sign(said, key))
 
 

@@ -16,7 +16,11 @@ import httpx
 
 from medmesh.errors import Problem
 from medmesh.learning import isolation
+from medmesh_edge import continuity
 from medmesh_edge.ports import Site, site
+
+QUIET_HOURS = 24
+"""After so many without a record of anybody it is worth knowing that the log stood still, or was not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ async def examine(folder: Path) -> list[Finding]:
     findings = [_isolation(), _disk(folder)]
     try:
         async with site(folder) as opened:
-            findings += [_policy(opened.layout.policy), _certificate(opened), _roster(opened)]
+            findings += [_policy(opened.layout.policy), _certificate(opened), _roster(opened), await _log(opened)]
             findings += _network(opened.settings.gateway, opened.layout.ca, opened.settings.proxy)
     except Problem as problem:
         findings.append(Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}"))
@@ -87,6 +91,20 @@ def _roster(opened: Site) -> Finding:
     days = (roster.expires - datetime.now(UTC)).days
     en = f"the roster's version {roster.version} has this hospital's key and counts for {days} more days"
     return Finding(1 if days < 30 else 0, en, f"名册第 {roster.version} 版含本院密钥，剩余有效期 {days} 天")
+
+
+async def _log(opened: Site) -> Finding:
+    try:
+        row = await continuity.present(opened)
+    except Problem as problem:
+        return Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}")
+    if row is None:
+        return Finding(1, "the platform's log was not seen yet: run the node", "尚未查验平台日志：请运行节点")
+    if found := continuity.against(row):
+        return Finding(2, str(found), f"{found.detail('zh')} {found.hint('zh')}")
+    hours = int((datetime.now(UTC) - row.at).total_seconds() // 3600)
+    en = f"the platform's log only grew, to {row.size} records; seen {hours} h ago"
+    return Finding(1 if hours >= QUIET_HOURS else 0, en, f"平台日志仅有增长，现 {row.size} 条；{hours} 小时前查验")
 
 
 def _network(gateway: str, ca: Path, proxy: str | None) -> list[Finding]:

@@ -17,6 +17,7 @@ from medmesh.errors import Problem
 from medmesh.serving.release import verify_release
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log
+from medmesh_edge import continuity
 from medmesh_edge import roster as rosters
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import about_patients, known
@@ -41,6 +42,7 @@ async def install_waiting(site: Site, gateway: Gateway, repository: Repository) 
     if row is None or not site.policy().install:
         return False
     event = ModelReleased.model_validate(row.event)
+    await continuity.trusted(site)
     site.roster()  # without one it waits: whether it is to be believed cannot be known
     try:
         manifest = await _verified(site, gateway, event)

@@ -20,6 +20,7 @@ from medmesh.service.doorstep import Doorstep
 from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples
+from medmesh_edge.continuity import Continuity
 from medmesh_edge.ports import Site, site
 from medmesh_edge.roster import Refresher
 from medmesh_edge.rounds import Rounds
@@ -28,7 +29,7 @@ LOOK_SECONDS = 1.0
 """How often it is looked whether somebody (the command line, too) changed the store, and by what looks at a clock or a file."""
 IDLE_SECONDS = 30.0
 """How long a loop that works on the store and that nobody wakes waits before it looks by itself."""
-CLOCKED = ("roster", "certificate", "doorstep")
+CLOCKED = ("roster", "certificate", "doorstep", "log")
 
 
 class Node:
@@ -54,6 +55,7 @@ class Node:
             ("rounds", self.rounds.step),
             ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),
+            ("log", Continuity(self.site, self.gateway).step),
             ("doorstep", self._doorstep),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]

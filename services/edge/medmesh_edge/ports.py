@@ -19,6 +19,7 @@ from medmesh.errors import Problem
 from medmesh.security import signing
 from medmesh.security.authority import load_key
 from medmesh.security.keyring.file import FileKeys
+from medmesh.security.keyring.port import KeyProvider
 from medmesh.security.roster import Roster
 from medmesh.security.roster_file import RosterFile
 from medmesh.security.signing import Signer
@@ -59,13 +60,13 @@ class Site:
     settings: Settings
     database: Database
     objects: EncryptedStore
-    keys: FileKeys
+    keys: KeyProvider
     actor: Actor
     changed: Bells = field(default_factory=Bells)
-    _roster: RosterFile = field(init=False, repr=False)
+    roster_file: RosterFile = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._roster = RosterFile(self.layout.roster)  # verified when the file changes, not at every look
+        self.roster_file = RosterFile(self.layout.roster)  # verified when the file changes, not at every look
 
     @property
     def emitter(self) -> str:
@@ -94,7 +95,7 @@ class Site:
 
     def roster(self) -> Roster:
         """Whose own signatures count here. Raises `Problem` (`roster.none`, `roster.expired`)."""
-        return self._roster()
+        return self.roster_file()
 
     def organisation(self) -> Signer:
         """The hospital's own key. Raises `Problem`."""

@@ -5,7 +5,7 @@ approved and who accepted it signed with keys of the roster, its start is in the
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,9 +19,13 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.chain import check_agreed
 from medmesh.federated.proof import MOST_BYTES, StartProof, check_round, unpack, verify_start
-from medmesh_edge import chain, witnessed
+from medmesh.ledger.note import split
+from medmesh.security import statements
+from medmesh.security.statements import Acceptance
+from medmesh_edge import chain, continuity, witnessed
 from medmesh_edge import roster as rosters
 from medmesh_edge.consent import permitted
+from medmesh_edge.continuity import Continuity
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations
 
@@ -35,8 +39,12 @@ class Proofs:
 
     site: Site
     gateway: Gateway
+    continuity: Continuity = field(init=False)
     _shown: tuple[Any, ...] = ()
     _at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.continuity = Continuity(self.site, self.gateway)
 
     async def plan(self, event: RoundOpened) -> Plan:
         """As `allowed`, without the package."""
@@ -44,6 +52,7 @@ class Proofs:
 
     async def allowed(self, event: RoundOpened) -> tuple[Plan, ObjectRef]:
         """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
+        await continuity.trusted(self.site)
         async with self.site.unit() as uow:
             row = await uow.first(select(federations).where(federations.c.federation == event.federation))
             if row is None or row.plan_hash != event.plan_hash:
@@ -77,6 +86,9 @@ class Proofs:
             shown = (row.federation, row.start, event.everybody, self.site.roster())
             started, proof = await self._start(row)
             proven(self.site, started, proof, plan, event)
+        for hospital in started.hospitals:
+            if seen := statements.read(split(proof.acceptances[hospital])[0], Acceptance).seen:
+                await self.continuity.compare(seen, f"hospital:{hospital}")
         self._shown, self._at = shown, now
 
     async def _start(self, row: Any) -> tuple[FederationStarted, StartProof]:

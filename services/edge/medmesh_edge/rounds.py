@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,10 +66,11 @@ class Trained:
 
 @dataclass
 class Rounds:
-    """Works on one round at a time with a worker that stays for the next."""
+    """Works on one round at a time with a worker that stays for the next; `start` starts one."""
 
     site: Site
     gateway: Gateway
+    start: Callable[..., AbstractAsyncContextManager[Worker]] = worker
     _stack: AsyncExitStack | None = None
     _worker: Worker | None = None
     _package: str = ""
@@ -168,7 +169,7 @@ class Rounds:
         settings, stack = self.site.settings, AsyncExitStack()
         framework = read.manifest.framework(settings.frameworks)
         opened = await stack.enter_async_context(
-            worker(
+            self.start(
                 read,
                 self.site.layout.work / "worker",
                 framework=framework,

@@ -151,6 +151,18 @@ witnessed = Table(
     comment="the start's record in the platform's log, with what proves it: a `.tlog-proof` under a checkpoint that was witnessed",
 )
 
+log_views = Table(
+    "log_views",
+    METADATA,
+    Column("origin", String(200), primary_key=True),
+    Column("note", Text, nullable=False),
+    Column("size", Counter, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    Column("fault", String(40), nullable=False),
+    Column("shown", Text, nullable=False),
+    comment="the newest signed checkpoint of each log; with a fault, `shown` is the one that contradicts it",
+)
+
 kept = Table(
     "kept",
     METADATA,

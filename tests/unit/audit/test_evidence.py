@@ -9,7 +9,7 @@ import pytest
 
 from medmesh_audit import evidence
 from medmesh_audit.clauses import CLAUSES
-from medmesh_audit.evidence import STATES, Facts
+from medmesh_audit.evidence import STATES, Backup, Facts
 
 GOOD = Facts(
     verbs={"audit.search": 3, "user.create": 2, "password.change": 1},
@@ -52,6 +52,7 @@ GOOD = Facts(
     factors={"password+otp": 4},
     unapproved=0,
     approved=2,
+    backups={"backup.create": Backup(1, 0, 15), "backup.verify": Backup(30, 0, 15), "backup.restore": Backup(30, 0, 15)},
     retention=180,
     watched=True,
     sealed=True,
@@ -113,6 +114,10 @@ BREAKS: list[tuple[dict[str, Any], set[str]]] = [
     ({"emitting": frozenset(("gateway", "governance"))}, {"8.1.5.4 d)", "8.1.3.5 d)"}),
     ({"unapproved": 1}, {"8.1.10.6 变更性运维", "8.1.10.10"}),
     ({"approved": 0}, {"8.1.10.6 变更性运维", "8.1.10.10"}),
+    ({"backups": {**GOOD.backups, "backup.create": Backup(8, 0, 15)}}, {"8.1.4.9 a)"}),
+    ({"backups": {**GOOD.backups, "backup.create": Backup(1, 8, 0)}}, {"8.1.4.9 a)"}),
+    ({"backups": {**GOOD.backups, "backup.verify": Backup(1, 8, 0)}}, {"8.1.4.9 a)"}),
+    ({"backups": {**GOOD.backups, "backup.restore": Backup(93, 0, 15)}}, {"8.1.4.9 a)"}),
     ({"sealed": False}, {"8.1.4.8 b)"}),
     ({"undumpable": False}, {"8.1.4.10 a)"}),
     ({"wiped": False}, {"8.1.4.10 b)"}),

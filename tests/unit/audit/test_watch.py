@@ -94,8 +94,14 @@ def test_programs_that_nobody_signed_for() -> None:
     assert [(found.rule, found.seq) for found in watch.programs([seen(1, fits), seen(2, changed)])] == [("program_changed", 2)]
 
 
+def test_a_hospital_that_was_shown_another_log() -> None:
+    refused, first = AuditEntry("log.refused", "R", 12, "edge.log_forked"), AuditEntry("log.seen", "R")
+    (found,) = watch.refused([seen(1, first), seen(2, refused)])
+    assert (found.rule, found.seq, watch.SEVERITY[found.rule]) == ("log_refused", 2, "critical")
+
+
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
     rules |= {"log_alarm", "record_altered", "split_view", "emergency", "emergency_overdue", "checkpoint_old", "log_heartbeat"}
-    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere", "program_changed"}
+    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere", "program_changed", "log_refused"}
     assert set(watch.SEVERITY) == rules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,31 @@ def verify_own(folder: Path, copy: Path) -> int:
         click.secho(say(shown, f"完整、未被篡改、无隐瞒：{report.size} 条记录中 {report.bodies} 条涉及本院"), fg="green")
         files.write(seen, report.note.decode())
     return report.code
+
+
+@own_audit.command()
+@FOLDER
+@click.argument("file", type=click.File("w"), default="-")
+def proof(folder: Path, file: Any) -> int:
+    """The newest checkpoint this node saw, as the log signed it, and one that contradicts it: both are a proof.  所见检查点。"""
+    from medmesh_edge import continuity
+
+    row = on_site(folder, continuity.present)
+    if row is None:
+        raise Problem("request.not_found", kind="checkpoint", id=say("none seen yet", "尚未查验"))
+    file.write("\n".join(filter(None, (row.note, row.shown))))
+    return 1 if row.fault else 0
+
+
+@own_audit.command()
+@FOLDER
+def forgive(folder: Path) -> int:
+    """Go on with the platform's log as it is shown from now on, after somebody explained why it changed. Recorded.  查明原因后继续。"""
+    from medmesh_edge import continuity
+
+    async def work(site: Any) -> None:
+        await continuity.forgive(site, getpass.getuser())
+
+    on_site(folder, work)
+    click.echo(say("recorded; the log as it is shown next is the beginning", "已记录；以下一次所示日志为起点"))
+    return 0

@@ -1,0 +1,121 @@
+"""A researcher's own data as if they lay in hospitals: images with `labels.csv`, or CSV tables with `columns.toml`, as for nodes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medmesh.canonical import canonical
+from medmesh.contracts.data import DataSchema, ImageSchema, TableSchema
+from medmesh.errors import Problem
+from medmesh.simulation.partition import deal
+
+HELD_OUT = 0.25
+"""The share of patients whose samples are for testing, where the data do not say themselves who is."""
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image (DICOM) or row (JSON, as a node keeps it). Samples of one `patient` stay together, at one hospital and on one side."""
+
+    data: bytes
+    label: str
+    patient: str
+    held_out: bool
+    modality: str
+
+
+Shares = Mapping[str, list[Sample]]
+"""Hospital to its samples, in the order in which it has them."""
+
+
+def read(folder: Path, schema: DataSchema, seed: int) -> Shares:
+    """Samples by where they lie: each sub-folder (of images) or CSV file (of a table) is one place, the folder itself otherwise.
+
+    Images: DICOM or pictures, `labels.csv` with the columns file and label, and where known split (train, test) and patient. Tables: what
+    the columns mean stands in `columns.toml`, as for a node. Raises `Problem` (`intake.*`, `imaging.*`, `simulation.data`).
+    """
+    if isinstance(schema, ImageSchema):
+        places = sorted({path.parent for path in folder.rglob("labels.csv")})
+        found = {place.name if place != folder else "all": list(_images(place, schema, seed)) for place in places}
+    else:
+        found = {path.stem: list(_rows(path, folder / "columns.toml", schema, seed)) for path in sorted(folder.glob("*.csv"))}
+    found = {name: samples for name, samples in found.items() if samples}
+    if not found:
+        raise Problem("simulation.data", reason="no labels.csv, no *.csv, or no sample of the package's classes")
+    return found
+
+
+def share(places: Shares, hospitals: int, way: str, *, seed: int, alpha: float = 0.5, classes: int = 2) -> Shares:
+    """The samples of all places dealt out to `hospitals` (see `partition.deal`); "natural" leaves each where it lies. Raises `Problem`."""
+    if way == "natural":
+        return places
+    together = [sample for samples in places.values() for sample in samples]
+    by_patient: dict[str, list[Sample]] = {}
+    for sample in together:
+        by_patient.setdefault(sample.patient, []).append(sample)
+    patients, names = list(by_patient), sorted({sample.label for sample in together})
+    labels = [names.index(by_patient[patient][0].label) for patient in patients]
+    dealt = deal(labels, hospitals, way, seed=seed, alpha=alpha, classes=classes)
+    width = len(str(hospitals - 1))
+    return {f"h{n:0{width}d}": [s for place in mine for s in by_patient[patients[place]]] for n, mine in enumerate(dealt)}
+
+
+def held_out(patient: str, seed: int) -> bool:
+    """Drawn by patient and seed."""
+    drawn = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
+    return int.from_bytes(drawn[:8], "big") < HELD_OUT * 2**64
+
+
+def _images(place: Path, schema: ImageSchema, seed: int) -> Iterator[Sample]:
+    from medmesh.imaging import reading
+
+    with (place / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if not {"file", "label"} <= set(reader.fieldnames or ()):
+            raise Problem("intake.labels", row=1, reason="the columns file and label are needed")
+        for number, row in enumerate(reader, start=2):
+            path = place / (row["file"] or "")
+            if row["label"] not in schema.classes:
+                continue
+            if not path.is_file() or not path.resolve().is_relative_to(place.resolve()):
+                raise Problem("intake.labels", row=number, reason="the file is not there")
+            patient = (row.get("patient") or "").strip() or f"{place.name}/{row['file']}"
+            testing = row.get("split") == "test" if row.get("split") else held_out(patient, seed)
+            data = _wrapped(path, number, schema) if path.suffix.lower() in _PICTURES else path.read_bytes()
+            yield Sample(data, row["label"], patient, testing, str(reading.read(data).get("Modality") or ""))
+
+
+def _wrapped(path: Path, number: int, schema: ImageSchema) -> bytes:
+    from PIL import Image
+
+    from medmesh.imaging.reading import wrap
+
+    with Image.open(path) as image:
+        return wrap(
+            image.convert("L"),
+            patient_id="",
+            patient_name="",
+            study_uid=f"2.25.{number}1",
+            series_uid=f"2.25.{number}2",
+            sop_uid=f"2.25.{number}3",
+            modality=schema.modality,
+            study_date="",
+            extra={},
+        )
+
+
+def _rows(path: Path, meaning: Path, schema: TableSchema, seed: int) -> Iterator[Sample]:
+    from medmesh.learning.table import Row, read_columns, read_rows
+
+    fitting: Iterable[Row] = (
+        row for row in read_rows(path, read_columns(meaning, schema), schema) if isinstance(row, Row) and row.label is not None
+    )
+    for number, row in enumerate(fitting):
+        patient = f"{path.stem}/{row.patient}"
+        data = canonical({"item": f"{number:032x}", "values": dict(row.values)})
+        yield Sample(data, row.label or "", patient, held_out(patient, seed), schema.modality)

@@ -1,0 +1,129 @@
+"""The gateway as a simulated hospital's node sees it: the same requests by the same routes, answered in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+from medmesh.client.gateway import Gateway
+from medmesh.contracts.audit import AuditBatch
+from medmesh.contracts.federation import GetRoundChain, RoundChain
+from medmesh.contracts.message import Command, Message, Signal
+from medmesh.errors import Problem
+from medmesh.security.tokens import hospital_token
+from medmesh.simulation.hub import Hub, holding
+from medmesh_gateway.routes import ROUTES
+
+_TOKEN_SECONDS = 300.0
+_CHAIN = re.compile(r"/v1/federations/([^/]+)/chain")
+_ROUTES = [
+    (re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route.message)
+    for route in ROUTES
+    if route.method == "POST" and issubclass(route.message, Command | Signal)
+]
+
+
+class Link(Gateway):
+    """One hospital's. What is refused is refused by the service, with its own problem."""
+
+    def __init__(self, hub: Hub, hospital: str, key: EllipticCurvePrivateKey, certificate: x509.Certificate, clock: Any) -> None:
+        self.url = "memory:"
+        self._hub, self._hospital, self._keys, self._clock = hub, hospital, (key, certificate), clock
+        self._token, self._until = "", float("-inf")
+
+    def token(self) -> str:
+        """As the node would sign it."""
+        if self._clock() > self._until:
+            self._token, self._until = hospital_token(*self._keys), self._clock() + _TOKEN_SECONDS
+        return self._token
+
+    def _message(self, path: str, document: Any) -> Message:
+        for pattern, message in _ROUTES:
+            if (found := pattern.fullmatch(path)) is not None:
+                values = {**document, **found.groupdict(), **({"hospital": self._hospital} if issubclass(message, Signal) else {})}
+                return message.model_validate_json(json.dumps(values, default=str))
+        raise Problem("request.no_route", path=path)
+
+    async def command(
+        self, method: str, path: str, document: Any = None, *, seconds: float = 120, key: str | None = None
+    ) -> dict[str, Any]:
+        """As `Gateway.command`."""
+        message = self._message(path, document or {})
+        assert isinstance(message, Command)
+        return await self._hub.command(message, self.token(), f"{self._hospital}-{key}" if key else None)
+
+    async def request(
+        self, method: str, path: str, document: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        """As `Gateway.request`."""
+        if path == "/v1/roster":
+            return {"versions": list(self._hub.believed.notes)}
+        if path == "/v1/audit/records":
+            return self._hub.log.take(AuditBatch.model_validate(document)).model_dump()
+        if path.startswith("/v1/audit/events"):
+            return self._hub.log.prove() if path.endswith("/proof") else self._hub.log.find()
+        if found := _CHAIN.fullmatch(path):
+            asked = GetRoundChain(federation=found[1], **(query or {}))
+            return (await self._hub.ask(asked, RoundChain, self.token())).model_dump()
+        message = self._message(path, document or {})
+        assert isinstance(message, Signal)
+        await self._hub.signal(message)
+        return None
+
+    async def raw(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        query: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        digest: str | None = None,
+    ) -> httpx.Response:
+        """Of uploads: where to go on, and a piece."""
+        sha256, stores, uploads = path.removeprefix("/v1/uploads/"), self._hub.stores, self._hub.uploads
+        asked = query or {}
+        if method == "HEAD":
+            size = await stores.scratch.size(sha256)
+            offset, whole = (size, True) if size is not None else (await uploads.offset(self._hospital, sha256), False)
+        else:
+            if asked.get("base"):
+                store, _ = await holding(stores, asked["base"])
+                start = int(asked["offset"])
+                body = b"".join([part async for part in store.read(asked["base"], start, start + int(asked["length"]))])
+                digest = ""
+            offset = await uploads.append(self._hospital, sha256, int(asked["offset"]), int(asked["total"]), body, digest or "")
+            if whole := offset == int(asked["total"]):
+                await uploads.finish(self._hospital, sha256, stores.scratch)
+        return httpx.Response(204, headers={"Upload-Offset": str(offset), "Upload-Complete": "?1" if whole else "?0"})
+
+    def stream(self, path: str, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None, read: float = 60.0) -> Any:
+        """Of downloads: a range of an object."""
+        return self._range(path.removeprefix("/v1/objects/"), (headers or {}).get("Range", ""))
+
+    @asynccontextmanager
+    async def _range(self, sha256: str, wanted: str) -> AsyncIterator[_Body]:
+        store, size = await holding(self._hub.stores, sha256)
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        start, end = (int(found[1]), int(found[2]) + 1) if found else (0, size)
+        yield _Body(store.read(sha256, start, min(end, size)))
+
+
+class _Body:
+    """The part of a response that a download reads."""
+
+    status_code = 200
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
+
+    async def aiter_bytes(self, _: int) -> AsyncIterator[bytes]:
+        async for piece in self._pieces:
+            yield piece

@@ -1,0 +1,153 @@
+"""`simulate`: a federation from a training package and samples, to its end, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from medmesh.client.federation import initial_weights
+from medmesh.contracts.federation import (
+    CreateFederation,
+    FederationCompleted,
+    FederationFailed,
+    FederationView,
+    GetFederation,
+    HospitalAlive,
+)
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.learning.host import worker
+from medmesh.learning.package import Package, pack
+from medmesh.security.roster_file import NAME, RosterFile
+from medmesh.security.signing import Signer
+from medmesh.simulation.data import Shares
+from medmesh.simulation.hospital import Bench, hospital, policy
+from medmesh.simulation.hub import RESEARCHER, Hub, hub
+from medmesh.store.objects.port import fetch, file_digest
+from medmesh.tasks import end
+
+LEASE_SECONDS = 3600
+ALIVE_SECONDS = 60.0
+News = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """How it ended: what people would see, and the final model's file, which lies where it was asked for."""
+
+    view: FederationView
+    model: Path
+    records: int
+    """Audit records that a real one would have left."""
+
+
+def _silent(kind: str, fact: dict[str, Any]) -> None:
+    return None
+
+
+async def simulate(source: Path, shares: Shares, model: Path, *, news: News = _silent, workers: int = 0, **plan: Any) -> Simulated:
+    """Train the package in the folder `source` at the hospitals of `shares`; the final model goes to the file `model`.
+
+    `plan` are the fields of `medmesh.contracts.plan.Plan` that say how; `news(type, fact)` hears every fact as it happens. `workers`
+    processes train, as many as there are processors by default. Raises `Problem`; a federation that failed is no problem, its view says.
+    """
+    package = pack(source)
+    with tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # a worker's account finds its folder, and reads nothing else
+        keys = [Signer.create(f"hospital:{one}") for one in sorted(shares)]
+        ended = asyncio.Event()
+
+        def hear(kind: str, fact: dict[str, Any]) -> None:
+            if kind in (FederationCompleted.subject(), FederationFailed.subject()):
+                ended.set()
+            news(kind, fact)
+
+        policy(folder, package.digest)
+        async with hub(folder, keys, hear) as platform, _field(platform, package, keys, shares, workers or os.cpu_count() or 1) as tasks:
+            federation = await _create(platform, package, tuple(sorted(shares)), plan)
+            await _until(ended, tasks)
+            view = await platform.ask(GetFederation(federation=federation), FederationView, platform.person(RESEARCHER, "researcher"))
+            if view.model is not None:
+                store = await platform.stores.holding(view.model.sha256)
+                await fetch(store, view.model, model)
+            return Simulated(view, model, platform.log.records)
+
+
+async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], plan: dict[str, Any]) -> str:
+    """Create the federation, and have its start approved when everybody has answered."""
+    archive, weights = platform.folder / "package.zip", platform.folder / "initial.safetensors"
+    archive.write_bytes(package.archive)
+    values = {"min_participants": len(hospitals), "round_deadline_seconds": 86_400, "lease_seconds": LEASE_SECONDS, "seed": 1, **plan}
+    await initial_weights(package, values["seed"], weights)
+    first = await platform.stores.kept.put_file(weights, file_digest(weights)[0])
+    packed = await platform.stores.kept.put_file(archive, package.digest)
+    now = datetime.now(UTC).replace(microsecond=0)
+    about = {"initiator": f"person:{RESEARCHER}@platform", "purpose": "a simulation", "name": "simulation"}
+    shown = {"framework": package.manifest.package.framework, "data": package.manifest.data, "signature": package.manifest.tensors}
+    try:
+        made = Plan.model_validate(
+            {
+                **about,
+                **shown,
+                "package": package.digest,
+                "initial": first.sha256,
+                "participants": hospitals,
+                "accept_by": now + timedelta(hours=1),
+                "start_at": now,
+                **values,
+            }
+        )
+    except ValidationError as error:
+        parts = [".".join(map(str, e["loc"])) + (": " if e["loc"] else "") + e["msg"] for e in error.errors(include_input=False)]
+        raise Problem("federation.plan", reason="; ".join(parts[:5])) from None
+    asked = CreateFederation(plan=made, package=packed, initial=first)
+    done = await platform.command(asked, platform.person(RESEARCHER, "researcher"))
+    await platform.approve(done["federation"], done["plan_hash"])
+    return str(done["federation"])
+
+
+@asynccontextmanager
+async def _field(
+    platform: Hub, package: Package, keys: Sequence[Signer], shares: Shares, workers: int
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Every hospital at work, until the block ends; the tasks end only when one of them fails."""
+    async with AsyncExitStack() as stack:
+        roster, benches = RosterFile(platform.folder / NAME), []
+        for n in range(min(workers, len(keys))):
+            benches.append(Bench(await stack.enter_async_context(worker(package, platform.folder / f"worker-{n}"))))
+        for n, key in enumerate(keys):
+            samples = shares[key.name.removeprefix("hospital:")]
+            await stack.enter_async_context(hospital(platform, key, samples, benches[n % len(benches)], roster))
+        tasks = [asyncio.create_task(bench.work()) for bench in benches]
+        tasks.append(asyncio.create_task(_alive(platform, sorted(shares))))
+        try:
+            yield tasks
+        finally:
+            await end(*tasks)
+
+
+async def _alive(platform: Hub, hospitals: Sequence[str]) -> None:
+    """As the gateway tells of those that hold their connection."""
+    while True:
+        for name in hospitals:
+            await platform.signal(HospitalAlive(hospital=name))
+        await asyncio.sleep(ALIVE_SECONDS)
+
+
+async def _until(ended: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
+    """The end of the federation. Raises what a hospital raised."""
+    waiting = asyncio.create_task(ended.wait())
+    done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    await end(waiting)
+    for task in done - {waiting}:
+        task.result()

@@ -1,0 +1,145 @@
+"""What a simulation says is what would happen: the same plan on real servers, with real nodes, ends in the same bytes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.packages import TINY
+from tests.world import World, small_world
+
+from medmesh.cli.federation import federation as command
+from medmesh.contracts.federation import FederationView
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.learning import isolation
+from medmesh.learning.package import pack
+from medmesh.simulation.data import Sample
+from medmesh.simulation.run import simulate
+from medmesh_edge import consent, intake, samples
+from medmesh_edge.node import running
+from medmesh_edge.patients import images, opened
+from medmesh_edge.ports import Site, site
+from medmesh_federation.service import SERVICE as FEDERATION
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")]
+HOSPITALS = ("huashan", "renji", "tongji")
+RULES: dict[str, Any] = {
+    "rounds": 3,
+    "local_steps": 20,
+    "batch_size": 8,
+    "learning_rate": "0.3",
+    "seed": 11,
+    "min_participants": 3,
+    "baseline": True,
+    "algorithm": "fedadam",
+    "codec": "int8",
+}
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    async with small_world(servers, private, ports, FEDERATION, settings={"federation": {"tick_seconds": 0.1}}) as made:
+        yield made
+
+
+async def held(opened_site: Site) -> list[Sample]:
+    """What a node took in, in its own order."""
+    schema, found = pack(TINY).manifest.data, []
+    for testing in (False, True):
+        for row in await samples.rows(opened_site, schema, held_out=testing):
+            data = b"".join(images(opened_site, opened(opened_site, row.patient, row.key)).open(row.object))
+            found.append(Sample(data, row.label, row.patient, testing, schema.modality))
+    return found
+
+
+async def test_the_same_plan_simulated_and_on_real_servers_ends_in_the_same_model(world: World) -> None:
+    admin = await world.admin()
+    researcher, approver = await world.user(admin, "li", "researcher"), await world.user(admin, "wu", "approver")
+    shares = {}
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for hospital in HOSPITALS:
+            folder = await enrolled(world, admin, approver, hospital)
+            async with site(folder) as opened_site:
+                await intake.ingest(opened_site, pacs(world.p.folder, hospital), "brain")
+                shares[hospital] = await held(opened_site)
+            nodes.append(await stack.enter_async_context(running(folder)))
+        made = await federation(world, researcher, approver, HOSPITALS, **RULES)
+        for node in nodes:
+            await until(lambda node=node: state_of(node, made))
+            await consent.approve(node.site, made["federation"], "doctor-zhao")
+            node.site.changed.set()
+
+        async def finished() -> Any:
+            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
+            assert view.state != "failed", view.failure
+            return view if view.state == "completed" else None
+
+        real: FederationView = await until(finished, 120)
+    target = world.p.folder / "simulated"
+    done = await simulate(TINY, shares, target, **RULES)
+    assert (done.view.state, done.view.failure) == ("completed", None)
+    assert real.model is not None
+    assert done.view.model == real.model
+    assert [round_.model for round_ in done.view.rounds] == [round_.model for round_ in real.rounds]
+    assert [[(a.hospital, a.samples, a.bytes, a.metrics) for a in r.answers] for r in done.view.rounds] == [
+        [(a.hospital, a.samples, a.bytes, a.metrics) for a in r.answers] for r in real.rounds
+    ]
+    assert sorted(done.view.evaluation, key=str) == sorted(real.evaluation, key=str)
+    assert target.stat().st_size == real.model.bytes
+
+
+def pictures(folder: Path, count: int = 80) -> Path:
+    """Bright ones are tumours."""
+    folder.mkdir()
+    dice = np.random.default_rng(1)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file", "label", "patient"))
+        for n in range(count):
+            Image.fromarray((dice.integers(0, 90, (16, 16)) + 130 * (n % 2)).astype(np.uint8)).save(folder / f"{n}.png")
+            rows.writerow((f"{n}.png", ("none", "tumour")[n % 2], f"p{n // 2}"))
+    return folder
+
+
+def simulated(data: Path, out: Path, *further: str) -> Any:
+    options = ["--rounds", "2", "--steps", "10", "--learning-rate", "0.5", "--out", str(out), *further]
+    return CliRunner().invoke(command, ["simulate", str(TINY), "--data", str(data), *options])
+
+
+def test_the_command_deals_out_trains_and_writes_what_a_federation_would(private: Path) -> None:
+    data, out = pictures(private / "data"), private / "out"
+    done = simulated(data, out, "--hospitals", "5", "--baseline")
+    assert done.exit_code == 0, done.output
+    view = FederationView.model_validate_json((private / "out.json").read_bytes())
+    assert [answer.hospital for answer in view.rounds[0].answers] == ["h0", "h1", "h2", "h3", "h4"]
+    assert view.model is not None
+    assert f"model {view.model.sha256}" in done.output
+    assert (private / "out.png").stat().st_size > 10_000
+    assert len((private / "out.csv").read_text().splitlines()) == 1 + 5 * 4
+    again = simulated(data, private / "again", "--hospitals", "5", "--workers", "1")
+    assert f"model {view.model.sha256}" in again.output, "the same data, seed and plan: the same bytes, with or without a baseline"
+
+
+def test_secure_sums_are_simulated_too(private: Path) -> None:
+    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "4", "--secure", "3")
+    assert done.exit_code == 0, done.output
+
+
+def test_what_contradicts_is_said(private: Path) -> None:
+    data = pictures(private / "data", 8)
+    for further, code in ((("--hospitals", "30"), "simulation.partition"), (("--secure", "1"), "federation.plan")):
+        done = simulated(data, private / "out", *further)
+        assert done.exit_code == 1
+        assert getattr(done.exception, "code", None) == code, done.output
+    (private / "nothing").mkdir()
+    assert getattr(simulated(private / "nothing", private / "out").exception, "code", None) == "simulation.data"
