@@ -95,10 +95,11 @@ async def opened(p: Platform, number: int, attempt: int = 1, kind: RoundKind | N
     return await p.wait(RoundOpened, wanted, timeout=30)
 
 
-async def submit(p: Platform, round_: RoundOpened, hospital: str, value: float, samples: int = 10) -> OperationFinished:
-    """A trained model that is all `value`."""
+async def submit(p: Platform, round_: RoundOpened, hospital: str, value: float, samples: int = 10, **beside: Any) -> OperationFinished:
+    """A trained model that is all `value`; `beside` are further fields of the answer."""
     ref = await put_weights(p, p.folder, value)
-    command = SubmitUpdate(federation=round_.federation, round=round_.round, attempt=round_.attempt, update=ref, samples=samples)
+    about = {"federation": round_.federation, "round": round_.round, "attempt": round_.attempt}
+    command = SubmitUpdate(**about, update=ref, samples=samples, **beside)
     return await p.send(command, p.hospital(hospital))
 
 

@@ -94,6 +94,7 @@ async def federation(
         "lease_seconds": 8,
         "baseline": True,
         "accept_seconds": 20,
+        "small_cell": 0,
         **changed,
     }
     made = await create_federation(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.plan_options import evaluation, evaluation_of
 from medmesh.cli.session import show, with_gateway
 from medmesh.cli.simulate import simulate
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.ingestion import SMALL_CELL
 
 if TYPE_CHECKING:
     from medmesh.client.federation import Federation
-    from medmesh.contracts.federation import FederationView
 
 
 @click.group()
@@ -77,6 +78,8 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
+@evaluation
+@click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
 @click.option("--algorithm", default="fedavg", show_default=True, help="How updates become a model: docs/federation/algorithms.md.")
 @click.option(
     "--parameter",
@@ -112,6 +115,8 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             round_deadline_seconds=options["round_deadline"],
             lease_seconds=options["lease"],
             baseline=options["baseline"],
+            small_cell=options["small_cell"],
+            **evaluation_of(options),
             algorithm=options["algorithm"],
             parameters=options["parameters"],
             local=options["local"],
@@ -169,33 +174,17 @@ def cancel(identifier: str, reason: str) -> int:
     return _steer(identifier, lambda one: one.cancel(reason))
 
 
-def _now(view: FederationView) -> None:
-    """Where it stands: one line for the whole, one a hospital."""
-    from medmesh.client.federation import last_round, remaining
-
-    current = view.rounds[-1].round if view.rounds else 0
-    left = remaining(view)
-    eta = "" if left is None else say(f", about {left:.0f} s of work left", f"，约剩 {left:.0f} 秒")
-    click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
-    if view.failure:
-        click.secho(f"  {view.failure}", fg="red")
-    for one in view.participants:
-        online = say("online", "在线") if one.online else say("offline", "离线")
-        at = one.progress
-        doing = f"{at.round} {at.phase} {at.done}/{at.total}" if at is not None and view.state == "running" else ""
-        click.echo(f"  {one.hospital:<16} {one.state:<10} {online} {doing} {one.reason}".rstrip())
-
-
 @federation.command()
 @click.argument("identifier")
 def watch(identifier: str) -> int:
     """Follow a federation until it ends, a block for every change; exit code 1 when it did not complete.  跟踪联邦直至结束。"""
+    from medmesh.cli.views import now
     from medmesh.client.federation import Federation
 
     async def run(gateway: Gateway) -> str:
         state = ""
         async for view in Federation(gateway, identifier).watch():
-            _now(view)
+            now(view)
             state = view.state
         return state
 
@@ -207,14 +196,16 @@ def watch(identifier: str) -> int:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the final model (safetensors).  保存最终模型。")
 @click.option("--json", "as_json", is_flag=True)
 def result(identifier: str, out: Path | None, as_json: bool) -> int:
-    """The final model, and how every model did at every hospital.  查看结果与跨院评估矩阵。
+    """The final model, how every model did at every hospital, and what personal models gain.  查看结果与跨院评估矩阵。
 
     Balanced accuracy with 95 % intervals, computed from the counts that hospitals sent: they take samples as independent, so that where
-    patients gave several samples the true interval is wider.
+    patients gave several samples the true interval is wider. That counts were rounded (the small-cell rule) is in the intervals.
 
     平衡准确率及 95% 置信区间由各院提交的计数得出，假定样本相互独立；同一患者有多个样本时真实区间更宽。
+    计数取整（小单元格规则）的影响已计入区间。
     """
-    from medmesh.client.federation import Federation, cross_site
+    from medmesh.cli.views import document, show_result
+    from medmesh.client.federation import Federation
 
     async def run(gateway: Gateway) -> Any:
         one = Federation(gateway, identifier)
@@ -225,47 +216,22 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
     if view.state != "completed":
         click.echo(say(f"not completed: {view.state}", f"尚未完成：{view.state}"), err=True)
         return 1
-    cells = cross_site(view)
     if as_json:
-        show({"model": view.model.model_dump(), "chain": view.chain, "cells": [cell._asdict() for cell in cells]})
+        show(document(view))
         return 0
     show_result(view, saved)
     return 0
-
-
-def show_result(view: FederationView, saved: Path | None) -> None:
-    """The final model, and every model at every hospital."""
-    from medmesh.client.federation import cross_site
-
-    assert view.model is not None
-    click.echo(f"{say('model', '模型')} {view.model.sha256}  {view.model.bytes} B{f'  -> {saved}' if saved else ''}")
-    for cell in cross_site(view):
-        where = cell.hospital or say("all hospitals", "全部医院")
-        click.echo(f"  {cell.model:<16} {where:<16} {cell.value:.3f}  [{cell.low:.3f}, {cell.high:.3f}]  n={cell.samples}")
 
 
 @federation.command()
 @click.argument("identifier")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Without an ending: OUT.png and OUT.csv are written.")
 def plot(identifier: str, out: Path) -> int:
-    """Draw metric, bytes and duration of every round, with the numbers as CSV beside it.  绘制每轮指标、流量与耗时。"""
+    """Draw metric, bytes and time of every round, with the numbers as CSV beside it.  绘制每轮指标、流量与耗时。"""
+    from medmesh.cli.views import draw
     from medmesh.client.federation import Federation
 
     return draw(with_gateway(lambda gateway: Federation(gateway, identifier).view()), out)
-
-
-def draw(view: FederationView, out: Path) -> int:
-    """Write `out`.csv and `out`.png; exit code 1 where nothing draws."""
-    from medmesh.client.plot import figure, table
-
-    out.with_name(f"{out.name}.csv").write_text(table(view), "utf-8")
-    try:
-        figure(view, language()).savefig(out.with_name(f"{out.name}.png"), dpi=120)
-    except ImportError:
-        click.echo(say(f"{out}.csv; for the picture: pip install matplotlib", f"{out}.csv；绘图需先 pip install matplotlib"), err=True)
-        return 1
-    click.echo(f"{out}.png {out}.csv")
-    return 0
 
 
 federation.add_command(simulate)

@@ -32,6 +32,7 @@ _NAMED: dict[str, Any] = {
     "classes": ["benign", "malignant"],
     "learning_rate": "0.01",
     "codec_share": "0.01",
+    "min_delta": "0.01",
     "algorithm": "fedavg",
     "local": [],
     "secure": None,
@@ -87,7 +88,8 @@ def _object(schema: Schema, root: Schema, name: str) -> dict[str, Any]:
     if "properties" in schema:
         return {field: _value(inner, root, field) for field, inner in schema["properties"].items()}
     others = schema.get("additionalProperties", True)
-    return {"example": _value(others, root, name)} if isinstance(others, Mapping) else {}
+    key = _value(schema["propertyNames"], root, name) if "propertyNames" in schema else "example"
+    return {str(key): _value(others, root, name)} if isinstance(others, Mapping) else {}
 
 
 def _array(schema: Schema, root: Schema, name: str) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import say
+from medmesh.cli.plan_options import evaluation, evaluation_of
 
 if TYPE_CHECKING:
     from medmesh.simulation.data import Shares
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--learning-rate", default="0.05", show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.")
+@evaluation
 @click.option("--algorithm", default="fedavg", show_default=True, help="docs/federation/algorithms.md")
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Of the algorithm, as mu=0.01; may be repeated.")
 @click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.")
@@ -44,7 +46,7 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     """
     import asyncio
 
-    from medmesh.cli.federation import draw, show_result
+    from medmesh.cli.views import draw, show_result
     from medmesh.learning.package import pack
     from medmesh.simulation.data import read, share
     from medmesh.simulation.run import simulate as run
@@ -60,6 +62,7 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
         "learning_rate": options["learning_rate"],
         "seed": options["seed"],
         "baseline": options["baseline"],
+        **evaluation_of(options),
         "algorithm": options["algorithm"],
         "parameters": _pairs(options["parameters"]),
         "local": options["local"],

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from medmesh.client.gateway import Gateway
+from medmesh.client.results import ENDED
 from medmesh.client.transfer import download, upload
 from medmesh.contracts.federation import FederationView
+from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.learning.host import worker
@@ -40,9 +41,11 @@ async def create_federation(
     hospitals: tuple[str, ...],
     accept_seconds: float,
     start_seconds: float | None = None,
+    small_cell: int = SMALL_CELL,
     **plan: Any,
 ) -> dict[str, Any]:
-    """Answers `{"federation", "plan_hash"}`. Times count from now. Raises `Problem`; `federation.plan` names what contradicts."""
+    """Answers `{"federation", "plan_hash"}`. Times count from now; `plan` has further fields of the plan. Raises `Problem`;
+    `federation.plan` names what contradicts."""
     package = pack(folder)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "package.zip"
@@ -63,6 +66,7 @@ async def create_federation(
             participants=hospitals,
             accept_by=now + timedelta(seconds=accept_seconds),
             start_at=now + timedelta(seconds=accept_seconds if start_seconds is None else start_seconds),
+            small_cell=small_cell,
             **plan,
         )
     except ValidationError as error:
@@ -70,9 +74,6 @@ async def create_federation(
         raise Problem("federation.plan", reason="; ".join(parts[:5])) from None
     body = {"plan": made.model_dump(mode="json"), "package": package_ref.model_dump(), "initial": initial_ref.model_dump()}
     return await gateway.command("POST", "/v1/federations", body)
-
-
-ENDED = ("completed", "failed", "cancelled")
 
 
 class Federation:
@@ -122,44 +123,3 @@ class Federation:
 
     async def _do(self, what: str, body: dict[str, Any]) -> Any:
         return await self.gateway.command("POST", f"/v1/federations/{self.federation}/{what}", body)
-
-
-def last_round(plan: Plan) -> int:
-    """The number of the last round: with a baseline, training alone and evaluation are rounds of their own."""
-    return plan.rounds + (2 if plan.baseline else 0)
-
-
-def remaining(view: FederationView) -> float | None:
-    """Seconds of work left in training rounds, at the median of those that were committed; None where nothing can be said."""
-    took = [(r.closed - r.opened).total_seconds() for r in view.rounds if r.state == "committed" and r.kind == "train" and r.closed]
-    if not took or view.state in ENDED:
-        return None
-    done = max(r.round for r in view.rounds if r.state == "committed")
-    return statistics.median(took) * max(0, view.plan.rounds - done)
-
-
-class Cell(NamedTuple):
-    """Balanced accuracy of `model` at `hospital` (all together when empty) with a 95 % interval over `samples`."""
-
-    model: str
-    hospital: str
-    value: float
-    low: float
-    high: float
-    samples: int
-
-
-def cross_site(view: FederationView) -> list[Cell]:
-    """Every model at every hospital and over all of them: `federated` is the global model, the others were trained alone by the hospital
-    of their name. Intervals (`medmesh.learning.metrics.interval`) come from counts and take samples as independent: a bootstrap by
-    patient needs the samples, which do not leave the hospital."""
-    from medmesh.learning.metrics import add, balanced_accuracy, interval  # numpy
-
-    found = []
-    for model in sorted({e.name for e in view.evaluation}, key=lambda name: (name != "federated", name)):
-        tables = {e.hospital: e.counts for e in view.evaluation if e.name == model}
-        rows = [(hospital, add([counts])) for hospital, counts in sorted(tables.items())]
-        for hospital, counts in [*rows, ("", add(tables.values()))]:
-            low, high = interval(counts)
-            found.append(Cell(model, hospital, balanced_accuracy(counts), low, high, int(counts.sum())))
-    return found

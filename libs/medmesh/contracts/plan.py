@@ -34,6 +34,29 @@ class SecureAggregation(Record):
     bits: int = Field(default=24, ge=8, le=40)
 
 
+class EarlyStopping(Record):
+    """End training when the federation's model has not got better by more than `min_delta` for `patience` evaluations, and keep the best.
+
+    `metric` is computed from the counts of all hospitals together. An evaluation travels with the round after it, which is therefore
+    trained before it is known (Prechelt 1998, "Early stopping - but when?", the criterion UP).
+    """
+
+    metric: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
+    patience: int = Field(default=3, ge=1, le=1000)
+    min_delta: str = "0"
+
+    @field_validator("min_delta")
+    @classmethod
+    def _delta(cls, value: str) -> str:
+        try:
+            number = Decimal(value)
+        except InvalidOperation:
+            raise ValueError("min_delta is a decimal string such as '0.005'") from None
+        if not number.is_finite() or not 0 <= number < 1:
+            raise ValueError("min_delta is at least 0 and less than 1")
+        return value
+
+
 class Plan(Record):
     """See the module. Times are UTC; durations are whole seconds."""
 
@@ -71,6 +94,12 @@ class Plan(Record):
     """How updates travel: whole, or as their difference from the round's model in fewer bytes (`medmesh.federated.codecs`)."""
     codec_share: str = "0.01"
     """Of `topk`: the share of numbers that is sent."""
+    evaluate_every: int = Field(default=0, ge=0, le=10_000)
+    """Hospitals evaluate the model that a round begins with on samples that are never trained on, in round 1 and every so many rounds
+    after it, and the final model at the end; 0: never while it trains."""
+    stop: EarlyStopping | None = None
+    small_cell: int = Field(default=0, ge=0, le=1000)
+    """Counts of an evaluation leave as multiples of this, none below it (`medmesh.federated.cells`); 0: exactly as they are."""
 
     @field_validator("learning_rate")
     @classmethod
@@ -110,6 +139,8 @@ class Plan(Record):
             raise ValueError("local: a tensor is named twice")
         if self.secure is not None:
             _check_secure(self, self.secure)
+        if self.stop is not None and not self.evaluate_every:
+            raise ValueError("stop: nothing tells when to stop while evaluate_every is 0")
         if unknown := sorted(set(self.local) - set(names)):
             raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
         if not set(names) - set(self.local):
@@ -117,7 +148,7 @@ class Plan(Record):
         return self
 
 
-LATER = ("codec", "codec_share", "parameters", "local", "secure")
+LATER = ("codec", "codec_share", "parameters", "local", "secure", "evaluate_every", "stop", "small_cell")
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
 
@@ -134,6 +165,8 @@ def _check_secure(plan: Plan, secure: SecureAggregation) -> None:
         raise ValueError("secure: masked numbers do not get fewer by a codec")
     if plan.baseline:
         raise ValueError("secure: a baseline shows each hospital's own model to the platform")
+    if plan.evaluate_every:
+        raise ValueError("secure: the counts of an evaluation are a single hospital's")
 
 
 def canonical(plan: Plan) -> bytes:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from medmesh.contracts.federation.common import RoundKind
 from medmesh.contracts.plan import Plan, canonical, plan_hash
 
-__all__ = ["Plan", "canonical", "explain", "plan_hash"]
+__all__ = ["Plan", "after_training", "canonical", "evaluates", "explain", "plan_hash"]
+
+
+def after_training(plan: Plan) -> tuple[RoundKind, ...]:
+    """The rounds after the training rounds. Where tensors never leave a hospital, neither does a whole model that was trained alone."""
+    if plan.baseline and not plan.local:
+        return (RoundKind.BASELINE, RoundKind.EVALUATE)
+    return (RoundKind.EVALUATE,) if plan.baseline or plan.evaluate_every else ()
+
+
+def evaluates(plan: Plan, number: int) -> bool:
+    """Whether hospitals evaluate the model that training round `number` begins with."""
+    return 0 < number <= plan.rounds and plan.evaluate_every > 0 and (number - 1) % plan.evaluate_every == 0
 
 
 def update_bytes(plan: Plan) -> int:
@@ -55,6 +68,34 @@ def _algorithm(plan: Plan, language: str) -> list[str]:
     return lines
 
 
+def _counts(plan: Plan, language: str) -> str:
+    """What an evaluation tells."""
+    zh = language == "zh"
+    if not after_training(plan):
+        return "别无其他。" if zh else "nothing else."
+    every, cell = plan.evaluate_every, plan.small_cell
+    if zh:
+        when = f"每 {every} 轮及结束时" if every > 1 else "每轮及结束时" if every else "结束时"
+        how = f"，均为 {cell} 的倍数，小于 {cell} 的计数不外传" if cell > 1 else "，为精确数值，不作小单元格处理"
+        return f"{when}另有留出样本的混淆矩阵计数{how}。"
+    when = f"every {every} rounds and at the end" if every > 1 else "every round and at the end" if every else "at the end"
+    how = f"as multiples of {cell}, none below it" if cell > 1 else "exactly as they are, however small"
+    return f"{when}, counts of a confusion matrix over held-out samples, {how}."
+
+
+def _stops(plan: Plan, language: str) -> list[str]:
+    if plan.stop is None:
+        return []
+    stop, metric = plan.stop, plan.stop.metric.replace("_", " ")
+    if language == "zh":
+        name = {"balanced accuracy": "平衡准确率", "accuracy": "准确率"}[metric]
+        return [f"若 {name} 连续 {stop.patience} 次评估提升不超过 {stop.min_delta}，则提前结束，并保留评估最好的模型。"]
+    return [
+        f"Training ends early when {metric} has not risen by more than {stop.min_delta} for {stop.patience} evaluations; "
+        "the best model is kept."
+    ]
+
+
 def _protection(plan: Plan, language: str) -> str:
     """What the platform sees of a single hospital."""
     if plan.secure is None:
@@ -91,7 +132,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
     from medmesh.federated.aggregation import upload_signature
 
     size = update_bytes(plan) / 2**20
-    rounds = plan.rounds + (2 - bool(plan.local) if plan.baseline else 0)
+    rounds = plan.rounds + len(after_training(plan))
     classes = ", ".join(plan.data.classes)
     tensors = len(upload_signature(plan))
     if language == "zh":
@@ -99,11 +140,11 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
             f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
-            f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）、样本数与损失；"
-            + ("评估时为混淆矩阵计数。" if plan.baseline else "别无其他。"),
+            f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）、样本数与损失；{_counts(plan, language)}",
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_algorithm(plan, language),
             *_travels(plan, language),
+            *_stops(plan, language),
             f"{plan.accept_by:%Y-%m-%d %H:%M} UTC 前答复；各院均已答复后开始，不早于 {plan.start_at:%Y-%m-%d %H:%M} UTC；"
             f"至少 {plan.min_participants} 家参与。",
             _protection(plan, language),
@@ -112,11 +153,11 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
         f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
-        f"What leaves: {tensors} tensors a round ({size:.2f} MiB), the number of samples and the loss; "
-        + ("for evaluation, counts of a confusion matrix." if plan.baseline else "nothing else."),
+        f"What leaves: {tensors} tensors a round ({size:.2f} MiB), the number of samples and the loss; {_counts(plan, language)}",
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
         *_algorithm(plan, language),
         *_travels(plan, language),
+        *_stops(plan, language),
         f"Answer before {plan.accept_by:%Y-%m-%d %H:%M} UTC; it starts when all have answered, not before "
         f"{plan.start_at:%Y-%m-%d %H:%M} UTC; "
         f"at least {plan.min_participants} take part.",

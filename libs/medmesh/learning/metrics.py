@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 Counts = Sequence[Sequence[int]]
+Tables = Counts | Sequence[Counts] | np.ndarray
 
 
 def add(matrices: Iterable[Counts]) -> np.ndarray:
@@ -22,15 +23,41 @@ def balanced_accuracy(counts: Counts | np.ndarray) -> float:
     return float((np.diag(matrix)[seen] / totals[seen]).mean()) if seen.any() else 0.0
 
 
-def interval(counts: Counts | np.ndarray, *, draws: int = 4000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of balanced accuracy: each class's recall drawn from its Jeffreys posterior (Brown, Cai, DasGupta 2001)."""
-    matrix = np.asarray(counts, dtype=np.float64)
-    totals, hits = matrix.sum(axis=1), np.diag(matrix)
+def _draws(counts: Tables, draws: int, seed: int, smallest: int) -> np.ndarray:
+    """[draws] of balanced accuracy as the counts leave it possible; empty where no class occurs."""
     generator = np.random.default_rng(seed)
-    recalls = [generator.beta(hit + 0.5, total - hit + 0.5, draws) for hit, total in zip(hits, totals, strict=True) if total > 0]
-    if not recalls:
+    tables = np.asarray(counts, dtype=np.float64)
+    tables = tables[None] if tables.ndim == 2 else tables
+    matrix = np.broadcast_to(tables.sum(axis=0), (draws, *tables.shape[1:]))
+    if smallest > 1:
+        # What was rounded at random lies within one step of what is told, nearer more likely; each table was rounded by itself.
+        matrix = np.zeros(matrix.shape)
+        for table in tables:
+            off = smallest * (generator.random(matrix.shape) - generator.random(matrix.shape))
+            matrix += np.where(table > 0, table + off, np.where(table.sum(axis=1, keepdims=True) > 0, np.abs(off), 0))
+    seen = tables.sum(axis=(0, 2)) > 0
+    hits, totals = np.diagonal(matrix, axis1=1, axis2=2)[:, seen], matrix.sum(axis=2)[:, seen]
+    recalls = generator.beta(hits + 0.5, np.maximum(totals - hits, 0) + 0.5)
+    return np.asarray(recalls.mean(axis=1)) if seen.any() else np.empty(0)
+
+
+def interval(counts: Tables, *, draws: int = 4000, seed: int = 0, smallest: int = 0) -> tuple[float, float]:
+    """95 % interval of balanced accuracy: each class's recall drawn from its Jeffreys posterior (Brown, Cai, DasGupta 2001). `counts` is
+    one table [true][predicted] or several that count together; `smallest` is to which multiple each was rounded at random."""
+    found = _draws(counts, draws, seed, smallest)
+    if not len(found):
         return 0.0, 1.0
-    low, high = np.quantile(np.mean(recalls, axis=0), [0.025, 0.975])
+    low, high = np.quantile(found, [0.025, 0.975])
     # Where every sample is right (or none), the interval of Brown et al. ends at the estimate itself.
-    estimate = balanced_accuracy(matrix)
+    tables = np.asarray(counts)
+    estimate = balanced_accuracy(tables if tables.ndim == 2 else tables.sum(axis=0))
     return min(float(low), estimate), max(float(high), estimate)
+
+
+def difference(one: Tables, other: Tables, *, draws: int = 4000, smallest: int = 0) -> tuple[float, float]:
+    """95 % interval of `one`'s balanced accuracy minus `other`'s, as if they had been counted on different samples."""
+    a, b = _draws(one, draws, 0, smallest), _draws(other, draws, 1, smallest)
+    if not len(a) or not len(b):
+        return -1.0, 1.0
+    low, high = np.quantile(a - b, [0.025, 0.975])
+    return float(low), float(high)

@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from medmesh.learning.host import Worker
 from medmesh.security import signing
 from medmesh.security.authority import new_key, node_request
 from medmesh.security.keyring.memory import MemoryKey
+from medmesh.security.keys import write_secret
 from medmesh.security.roster_file import NAME, RosterFile
 from medmesh.security.signing import Signer
 from medmesh.security.suites import DEFAULT, suite
@@ -33,7 +35,7 @@ from medmesh_edge.rounds import Rounds
 from medmesh_edge.settings import Layout, Settings
 from medmesh_edge.tables import METADATA
 
-DATASET = "simulated"
+DATASET, SITE_KEY = "simulated", "site.key"
 
 
 @dataclass
@@ -103,6 +105,7 @@ async def hospital(hub: Hub, own: Signer, samples: list[Sample], bench: Bench, r
     folder.mkdir(parents=True)
     layout = Layout(folder)
     layout.policy, layout.trust, layout.roster = hub.folder / "policy.toml", hub.folder / "trust.json", hub.folder / NAME
+    layout.site_key = hub.folder / SITE_KEY
     signing.save(layout.organisation_key, own, None)
     settings = Settings(hospital=name, node="simulated", gateway="memory:")
     record = recorder(service=f"edge:{name}", instance="simulated", organisation=name, version=version("medmesh"), node=True)
@@ -137,7 +140,8 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
 
 
 def policy(folder: Path, package: str) -> None:
-    """One for all: it lets this package run, and refuses nothing that a simulation is for."""
+    """One for all: it lets this package run, and refuses nothing that a simulation is for. So is the secret that rounds counts."""
+    write_secret(folder / SITE_KEY, token_hex(32).encode())
     (folder / "policy.toml").write_text(
         f'[federation]\ninitiators = ["*"]\npackages = ["{package}"]\nalgorithms = ["*"]\nmodalities = ["*"]\n'
         f"min_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\n"

@@ -8,6 +8,7 @@ modalities = ["*"]
 min_samples = 20                      # refuse to take part with fewer
 max_update_mib = 512
 max_rounds = 1000
+small_cell = 0                        # counts of evaluations leave as multiples of this at least, whatever a plan says
 hours = "00:00-24:00"                 # training only between these local times
 
 [models]
@@ -40,6 +41,7 @@ modalities = ["*"]
 min_samples = 20
 max_update_mib = 512
 max_rounds = 1000
+small_cell = 0            # 评估计数至少按此数的倍数外传 counts of evaluations leave as multiples of this at least, whatever a plan says
 hours = "00:00-24:00"     # 允许训练的本地时间 local time at which training may run
 
 [models]
@@ -61,13 +63,14 @@ class Policy:
     min_samples: int = 20
     max_update_mib: int = 0
     max_rounds: int = 0
+    small_cell: int = 0
     hours: tuple[int, int] = (0, 1440)
     install: bool = False
     forget_second_person: bool = True
 
 
 _LISTS = ("initiators", "packages", "algorithms", "modalities")
-_NUMBERS = ("min_samples", "max_update_mib", "max_rounds")
+_NUMBERS = ("min_samples", "max_update_mib", "max_rounds", "small_cell")
 
 
 def read(path: Path) -> Policy:

@@ -19,23 +19,25 @@ from sqlalchemy import null, select, update
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
 from medmesh.client.transfer import Stored, send
-from medmesh.contracts.federation import RoundKind, RoundOpened
+from medmesh.contracts.federation import RoundKind, RoundOpened, Work
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.plan import evaluates
 from medmesh.learning import isolation, weights
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import read as read_package
 from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_edge import encoding, samples, secure, training
+from medmesh_edge import encoding, evaluation, samples, secure, training
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import in_hours
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proofs
 from medmesh_edge.tables import federations, tasks
+from medmesh_edge.timing import Clock
 
 WORKER_IDLE_SECONDS = 300.0
 DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.c.update.is_not(None)
@@ -49,15 +51,18 @@ class Trained:
     update: ObjectRef
     samples: int
     metrics: dict[str, float]
+    counts: evaluation.Table | None = None
+    milliseconds: dict[Work, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, row: Any) -> Trained:
         """From its row."""
-        return cls(ObjectRef.model_validate(row.update), row.samples, row.metrics)
+        return cls(ObjectRef.model_validate(row.update), row.samples, row.metrics, row.counts, row.milliseconds)
 
     def values(self) -> dict[str, Any]:
         """For its row."""
-        return {"update": self.update.model_dump(), "samples": self.samples, "metrics": self.metrics}
+        beside = {"samples": self.samples, "metrics": self.metrics, "counts": self.counts, "milliseconds": self.milliseconds}
+        return {"update": self.update.model_dump(), **beside}
 
     def body(self, event: RoundOpened) -> dict[str, Any]:
         """As it is told to the platform."""
@@ -209,15 +214,22 @@ class Rounds:
             raise Problem("policy.samples", limit=self.site.policy().min_samples)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
-        base = await self._model(event)
+        clock, counts = Clock(), None
+        with clock.of("fetch"):
+            base = await self._model(event)
         async with training.side(self.site, plan, event, count, base, self._fetch) as local:
-            left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
-            kept, out, residual = await training.store(self.site, left), left.upload, None
-            if plan.codec != "none" and event.kind is RoundKind.TRAIN:
-                await asyncio.to_thread(weights.check_finite, out)
-                out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
-            ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
-        done = Trained(ref, count, {"loss": loss})
+            if event.kind is RoundKind.TRAIN and evaluates(plan, event.round):
+                with clock.of("evaluate"):
+                    counts = await evaluation.beginning(self.site, opened, plan, local)
+            with clock.of("train"):
+                left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
+            with clock.of("store"):
+                kept, out, residual = await training.store(self.site, left), left.upload, None
+                if plan.codec != "none" and event.kind is RoundKind.TRAIN:
+                    await asyncio.to_thread(weights.check_finite, out)
+                    out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
+                ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
+        done = Trained(ref, count, {"loss": loss}, counts, clock.milliseconds)
         sources = await samples.sources(self.site, plan.data)
         async with self.site.unit() as uow:
             if residual is not None:
@@ -247,35 +259,22 @@ class Rounds:
         )
 
     async def _evaluate(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
-        data, _ = await samples.prepare(self.site, plan.data, held_out=True)
-        models = []
-        for place, model in enumerate(event.models):
-            path = await self._fetch(model.weights)
-            weights.check(path, plan.signature)
-            models.append(opened.give(path, f"model-{place}"))
-        models += await self._own(opened, plan, event)
-        counts = (await opened.call("evaluate", data=opened.give(data, "data"), models=models))["counts"]
-        results = [{"model": m.weights.sha256, "counts": c} for m, c in zip(event.models, counts, strict=False)]
-        body = {"round": event.round, "attempt": event.attempt, "results": results}
-        if len(models) > len(results):
-            body["personal"] = counts[-1]
+        clock = Clock()
+        with clock.of("evaluate"):
+            results, personal = await evaluation.everything(
+                self.site, plan, event, lambda data: self._trainer(opened, plan, event, data), self._fetch
+            )
+        body = {"round": event.round, "attempt": event.attempt, "results": results, "milliseconds": clock.milliseconds}
+        if personal is not None:
+            body["personal"] = personal
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
             if await _left(uow, event):
                 return
             await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
-            uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail={"models": len(models)}))
-
-    async def _own(self, opened: Worker, plan: Plan, event: RoundOpened) -> list[str]:
-        """This hospital's own model as the worker sees it; none where its algorithm makes none."""
-        if not training.makes_own(plan):
-            return []
-        data, count = await samples.prepare(self.site, plan.data, held_out=False)
-        base = await self._fetch(event.base)
-        async with training.side(self.site, plan, event, count, base, self._fetch) as local:
-            own = await training.personal(self._trainer(opened, plan, event, data), local)
-            return [opened.give(own, "model-own")] if own is not None else []
+            detail: dict[str, str | int | bool] = {"models": len(results) + (personal is not None)}
+            uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
 
     async def _send(self, event: RoundOpened, done: Trained) -> None:
         """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
@@ -286,14 +285,17 @@ class Rounds:
         if masked := secure.is_secure(plan, event):
             # Samples are in the sum, and nothing is said about this hospital alone.
             with _room(self.site) as room:
-                done = Trained(await secure.vector(self.site, event, plan, done.update, done.samples, room), 1, {})
-        source, began = Stored(self.site.objects, done.update.sha256), asyncio.get_running_loop().time()
+                vector = await secure.vector(self.site, event, plan, done.update, done.samples, room)
+                done = Trained(vector, 1, {}, milliseconds=done.milliseconds)
+        source, clock = Stored(self.site.objects, done.update.sha256), Clock()
 
         def tell(sent: int, total: int) -> None:
             self._tell(event, "send", sent, total)
 
-        await send(self.gateway, done.update, source, base=base if base.exists() else None, progress=tell)
-        taken = round(asyncio.get_running_loop().time() - began, 3)
+        with clock.of("send"):
+            await send(self.gateway, done.update, source, base=base if base.exists() else None, progress=tell)
+        done.milliseconds.update(clock.milliseconds)
+        taken = clock.milliseconds["send"] / 1000
         log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
         key = f"update:{event.federation}:{event.round}.{event.attempt}"
         await self.gateway.command("POST", f"/v1/federations/{event.federation}/updates", done.body(event), key=key)

@@ -68,21 +68,30 @@ async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Pa
     """A safetensors file with `x` (uint8 [samples, channels, size, size], or float32 [samples, width] of a table) and `y` int64 [samples],
     and how many samples. Raises `Problem` (`data.row`) for a row of a table that does not fit the plan's schema."""
     found = await rows(site, schema, held_out=held_out)
+    return await arrays(site, schema, found), len(found)
+
+
+async def arrays(site: Site, schema: DataSchema, found: Sequence[Any]) -> Path:
+    """The same of these samples, in this order."""
     name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
         await asyncio.to_thread(_write, site, schema, found, path)
-    return path, len(found)
+    return path
+
+
+def truth(schema: DataSchema, found: Sequence[Any]) -> np.ndarray:
+    """int64 [samples]: which class each is of."""
+    return np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
 
 
 def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
     x = np.zeros((len(found), *schema.shape), dtype=np.float32 if schema.kind == "table" else np.uint8)
     for place, row in enumerate(found):
         x[place] = values(site, row, schema) if schema.kind == "table" else image(site, row, schema.image_size, schema.channels)
-    y = np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
     temporary = path.with_suffix(".new")
-    weights.save({"x": x, "y": y}, temporary)
+    weights.save({"x": x, "y": truth(schema, found)}, temporary)
     temporary.replace(path)
 
 

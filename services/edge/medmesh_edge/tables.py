@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint
+from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint, text
 
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
@@ -99,10 +99,21 @@ tasks = Table(
     Column("update", Json),
     Column("samples", Counter, nullable=False),
     Column("metrics", Json, nullable=False),
+    Column("counts", Json, comment="of the model the round began with, as they may be told"),
+    Column("milliseconds", Json, nullable=False, server_default=text("'{}'"), comment="what the round's time went into"),
     Column("trained", Integer, nullable=False),
     Column("code", String(80), nullable=False),
     Column("at", Timestamp, nullable=False),
     comment="received -> trained -> sent -> released | failed | superseded; `trained` counts how often it was trained",
+)
+
+cohorts = Table(
+    "cohorts",
+    METADATA,
+    Column("modality", String(80), primary_key=True),
+    Column("label", String(80), primary_key=True),
+    Column("members", Json, nullable=False),
+    comment="held-out samples that are counted where small cells are not told: changes only by several at once",
 )
 
 secure_attempts = Table(

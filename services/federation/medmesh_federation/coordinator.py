@@ -7,19 +7,20 @@ after a crash, from the same updates in the same order, with the same result.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 
-from medmesh.contracts.federation import RoundKind, SecurePhase
+from medmesh.contracts.federation import CandidateModel, RoundKind, SecurePhase
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import results, secure, steps
+from medmesh_federation import evaluation, results, secure, steps
 from medmesh_federation.domain import OPEN_STATES, Advance, Close, Drop, Move, Open, Round, Situation, State, Step, Void, Wait, next_step
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
@@ -71,7 +72,7 @@ class Coordinator:
             if situation.round.phase is not None:
                 session = secure.session_of(row, number, attempt)
                 opening = secure.Opening(session, await secure.said(uow, federation, number, attempt))
-        made, failed = None, None
+        made, failed, began = None, None, time.monotonic()
         with span(f"federation round {kind}"):
             try:
                 made = await results.result(self.ports, row, situation, given, opening)
@@ -92,7 +93,7 @@ class Coordinator:
                 await steps.move(uow, row, situation, failed)
                 return True
             assert made is not None
-            await results.commit(uow, row, situation, made)
+            await results.commit(uow, row, situation, made, round(1000 * (time.monotonic() - began)))
             uow.on_commit(self.ports.committed.set)
         return True
 
@@ -127,6 +128,7 @@ class Coordinator:
                 phase,
                 frozenset(newest.parties or ()),
                 spoken,
+                tuple(CandidateModel.model_validate(model) for model in newest.models),
             )
             if newest.state == "open":
                 # While a round runs a hospital is given its whole lease, also right after our own restart.
@@ -134,8 +136,11 @@ class Coordinator:
         unstored = await uow.first(
             select(rounds.c.round).where(rounds.c.federation == row.federation, rounds.c.state == "committed", ~rounds.c.stored).limit(1)
         )
+        # Looked up only where a round is about to open.
+        closed = plan.stop is not None and current is not None and current.state == "committed"
+        scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
         approved, stored = row.approval is not None, unstored is None
-        return Situation(State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now)
+        return Situation(State(row.state), plan, approved, people, online, current, row.voids, row.waiting_since, stored, uow.now, scores)
 
     def _decide(self, situation: Situation) -> Step | None:
         settings = self.ports.settings

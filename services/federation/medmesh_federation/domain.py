@@ -2,19 +2,22 @@
 
 Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled.
 Participant: invited -> accepted | declined; accepted <-> dropped; accepted, dropped -> withdrawn.
-Round: open -> committed | void. Rounds 1..R train; with a baseline R+1 trains everybody alone and R+2 evaluates all models.
+Round: open -> committed | void. Rounds 1..R train; with a baseline R+1 trains everybody alone; the last evaluates all
+models. Where training ends early, the rounds up to R are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from fractions import Fraction
 
-from medmesh.contracts.federation import RoundKind, SecurePhase
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.federation import CandidateModel, RoundKind, SecurePhase
+from medmesh.contracts.plan import EarlyStopping, Plan
+from medmesh.federated.plan import after_training
 
 
 class State(StrEnum):
@@ -49,6 +52,8 @@ class Round:
     """Of a secure sum: what is collected now, of whom, and who gave it."""
     parties: frozenset[str] = frozenset()
     spoken: frozenset[str] = frozenset()
+    models: tuple[CandidateModel, ...] = ()
+    """What is evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ class Situation:
     stored: bool
     """Every committed model is in the kept store."""
     now: datetime
+    scores: Mapping[int, Fraction] = field(default_factory=dict)
+    """Training round to how its model did, as far as it was evaluated; 0 for the first weights. Only where the plan can stop early."""
 
     def those(self, state: str) -> frozenset[str]:
         """Hospitals in a state."""
@@ -129,11 +136,38 @@ def kind_of(plan: Plan, number: int) -> RoundKind | None:
     """What a round does; None after the last."""
     if number <= plan.rounds:
         return RoundKind.TRAIN
-    after: tuple[RoundKind, ...] = ()
-    if plan.baseline:
-        # Where tensors never leave a hospital, neither does a whole model that was trained alone.
-        after = (RoundKind.EVALUATE,) if plan.local else (RoundKind.BASELINE, RoundKind.EVALUATE)
+    after = after_training(plan)
     return after[number - plan.rounds - 1] if number - plan.rounds <= len(after) else None
+
+
+Counts = Sequence[Sequence[int]]
+
+
+def score(metric: str, tables: Iterable[Counts]) -> Fraction:
+    """A metric over all hospitals together: exact, so that it is decided the same way again."""
+    together = [[sum(cell) for cell in zip(*lines, strict=True)] for lines in zip(*tables, strict=True)]
+    lines = [(line[true], sum(line)) for true, line in enumerate(together) if sum(line)]
+    if not lines:
+        return Fraction(0)
+    if metric == "accuracy":
+        return Fraction(sum(right for right, _ in lines), sum(of for _, of in lines))
+    return sum((Fraction(right, of) for right, of in lines), Fraction(0)) / len(lines)
+
+
+def best(stop: EarlyStopping, scores: Mapping[int, Fraction]) -> int | None:
+    """The round with the best model: a later one only counts as better when it is so by more than `min_delta`."""
+    found: int | None = None
+    for number in sorted(scores):
+        if found is None or scores[number] > scores[found] + Fraction(stop.min_delta):
+            found = number
+    return found
+
+
+def stopped(plan: Plan, scores: Mapping[int, Fraction]) -> bool:
+    """Whether training is over before its last round."""
+    if plan.stop is None or (since := best(plan.stop, scores)) is None:
+        return False
+    return sum(number > since for number in scores) >= plan.stop.patience
 
 
 def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | None:
@@ -203,6 +237,8 @@ def _secure(s: Situation, current: Round, phase: SecurePhase, threshold: int) ->
 def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     current = s.round
     number = 1 if current is None else current.number + (current.state == "committed")
+    if number <= s.plan.rounds and stopped(s.plan, s.scores):
+        number = s.plan.rounds + 1
     kind = kind_of(s.plan, number)
     if kind is None:
         # Whoever hears of the final model must be able to fetch it for good.

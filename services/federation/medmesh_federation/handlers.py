@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from medmesh.contracts.federation import (
     RespondInvitation,
     RoundKind,
     RoundProgressed,
-    SubmitEvaluation,
     SubmitUpdate,
+    Work,
 )
 from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
+from medmesh.federated.plan import evaluates
 from medmesh.federated.proof import ACTION, accepted
 from medmesh.learning.package import read as read_package
 from medmesh.security import statements
@@ -216,7 +218,7 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
     return row, current, current.state != "open" or row.state not in (State.RUNNING, State.PAUSED)
 
 
-async def _answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:
+async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:
     """Keep an answer; False when this hospital gave one before. A failure reported earlier is replaced: it recovered in time."""
     row = {
         "federation": current.federation,
@@ -229,6 +231,7 @@ async def _answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: An
         "metrics": {},
         "update": None,
         "results": None,
+        "milliseconds": {},
         "failed": None,
         **values,
     }
@@ -240,7 +243,7 @@ async def _answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: An
     return done.first() is not None
 
 
-async def _wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
+async def wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
     """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
     p, a = participants.c, answers.c
     given = select(a.hospital).where(a.federation == current.federation, a.round == current.round, a.attempt == current.attempt, ~a.late)
@@ -258,20 +261,30 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     row, current, late = await answering(uow, given.federation, given.round, given.attempt, lock=False)
     if current.kind == "evaluate":
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
+    plan, results = Plan.model_validate(row.plan), None
+    if given.counts is not None:
+        if current.kind != "train" or not evaluates(plan, given.round):
+            raise Problem("federation.evaluation", reason="the plan has nothing evaluated in this round")
+        results = {"base": checked(given.counts, plan)}
     if not late:
         # Before the row is locked: large models of several hospitals are checked at once.
-        plan = Plan.model_validate(row.plan)
         await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, RoundKind(current.kind))
         row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     # A vector counts only where everybody put masks in for it.
     late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
-    values = {"update": given.update.model_dump(), "samples": given.samples, "metrics": _bounded(given.metrics)}
-    if await _answer(uow, current, late, **values):
+    values = {
+        "update": given.update.model_dump(),
+        "samples": given.samples,
+        "metrics": _bounded(given.metrics),
+        "results": results,
+        "milliseconds": sensible(given.milliseconds),
+    }
+    if await answer(uow, current, late, **values):
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
         uow.unchanged()
-    await _wake_after_last(uow, current)
+    await wake_after_last(uow, current)
     return {"late": late}
 
 
@@ -295,32 +308,19 @@ def _bounded(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-@HANDLERS.on(SubmitEvaluation)
-async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
-    """A hospital's counts for every model it was asked to evaluate."""
-    given = command.data
-    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
-    classes = len(Plan.model_validate(row.plan).data.classes)
-    asked = {model["weights"]["sha256"] for model in current.models}
-    if current.kind != "evaluate" or {result.model for result in given.results} != asked:
-        raise Problem("federation.evaluation", reason="every model, and only those, must be evaluated")
-    for result in given.results:
-        _check_counts(result.counts, classes)
-    results = {result.model: [list(line) for line in result.counts] for result in given.results}
-    if given.personal is not None:
-        _check_counts(given.personal, classes)
-        results["personal"] = [list(line) for line in given.personal]
-    if await _answer(uow, current, late, results=results, samples=sum(map(sum, given.results[0].counts))):
-        uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
-    else:
-        uow.unchanged()
-    await _wake_after_last(uow, current)
-    return {"late": late}
+def sensible(milliseconds: Mapping[Work, int]) -> dict[Work, int]:
+    """Between nothing and a year."""
+    if any(not 0 <= value <= 365 * 86_400_000 for value in milliseconds.values()):
+        raise Problem("request.invalid", reason="milliseconds: between 0 and a year")
+    return dict(milliseconds)
 
 
-def _check_counts(counts: tuple[tuple[int, ...], ...], classes: int) -> None:
+def checked(counts: tuple[tuple[int, ...], ...], plan: Plan) -> list[list[int]]:
+    """`counts[true][predicted]`, of the plan's classes."""
+    classes = len(plan.data.classes)
     if len(counts) != classes or any(len(line) != classes or min(line) < 0 for line in counts):
         raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
+    return [list(line) for line in counts]
 
 
 @HANDLERS.on(ReportFailure)
@@ -329,7 +329,7 @@ async def report_failure(command: Envelope[ReportFailure], uow: UnitOfWork[Ports
     given = command.data
     row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     code = given.code if given.code.replace(".", "").replace("_", "").isalnum() and len(given.code) <= 80 else "unknown"
-    if await _answer(uow, current, late, failed=code):
+    if await answer(uow, current, late, failed=code):
         uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(row),), detail={"round": given.round}))
     else:
         uow.unchanged()

@@ -23,6 +23,7 @@ from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.store.unit import UnitOfWork
+from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
@@ -56,13 +57,24 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         select(rounds).where(rounds.c.federation == wanted).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(_MOST_ROUNDS)
     )
     names = {m["weights"]["sha256"]: m["name"] for r in found for m in r.models}
-    for a in await uow.all(select(answers).where(answers.c.federation == wanted).order_by(answers.c.hospital)):
+    if row.state == "completed" and row.model["sha256"] in names:
+        names[row.model["sha256"]] = GLOBAL  # of two the one that was kept
+    shown = (answers.c.federation == wanted) & (answers.c.round >= min((r.round for r in found), default=0))
+    for a in await uow.all(select(answers).where(shown).order_by(answers.c.hospital)):
         size = a.update["bytes"] if a.update else 0
         mine = hospital in (None, a.hospital)
-        view = AnswerView(hospital=a.hospital, samples=a.samples if mine else 0, late=a.late, bytes=size, metrics=a.metrics if mine else {})
+        results = (a.results or {}) if mine and not a.late else {}
+        view = AnswerView(
+            hospital=a.hospital,
+            samples=a.samples if mine else 0,
+            late=a.late,
+            bytes=size,
+            metrics=a.metrics if mine else {},
+            counts=results.pop("base", None),
+            milliseconds=a.milliseconds if mine else {},
+        )
         given.setdefault((a.round, a.attempt), []).append(view)
-        if a.results and mine and not a.late:
-            evaluation += [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(a.results.items())]
+        evaluation += [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(results.items())]
     views = tuple(_round_view(r, tuple(given.get((r.round, r.attempt), ()))) for r in reversed(found))
     return FederationView(
         federation=row.federation,
@@ -91,6 +103,7 @@ def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
         model=row.model,
         chain=row.chain,
         answers=given,
+        aggregate_milliseconds=row.aggregate_milliseconds,
     )
 
 

@@ -19,6 +19,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation import evaluation
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
@@ -45,7 +46,8 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
     plan, base = situation.plan, ObjectRef.model_validate(row.model)
     before = ObjectRef.model_validate(row.state_object) if row.state_object else None
     if situation.round.kind is not RoundKind.TRAIN:
-        return Result(base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
+        chosen = evaluation.kept(situation, given) if situation.round.kind is RoundKind.EVALUATE else None
+        return Result(chosen or base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
     updates = [(a.hospital, await local(ports, ObjectRef.model_validate(a.update)), a.samples) for a in given]
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
@@ -82,7 +84,7 @@ def _whole(plan: Plan, base: Path, encoded: Path, target: Path) -> Path:
     return target
 
 
-async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result) -> None:
+async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Result, milliseconds: int) -> None:
     current, model = situation.round, made.model
     assert current is not None
     state = made.state.sha256 if made.state else None
@@ -92,7 +94,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
         "state_object": made.state.model_dump() if made.state else None,
         "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
     }
-    await close_round(uow, row, current, state="committed", chain=chain, **left)
+    await close_round(uow, row, current, state="committed", chain=chain, aggregate_milliseconds=milliseconds, **left)
     await change(uow, row, chain=chain, voids=0, **left)
     parties = tuple(sorted(current.answered))
     uow.emit(
@@ -145,8 +147,9 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
 
 async def _outdated(runtime: Runtime, row: Any, needed: Sequence[ObjectRef]) -> list[ObjectRef]:
     """What the algorithm remembered after the round before this one."""
-    before = (rounds.c.federation == row.federation) & (rounds.c.round == row.round - 1) & (rounds.c.state == "committed")
-    async with runtime.unit() as uow:
-        older = await uow.first(select(rounds.c.state_object, rounds.c.personal).where(before))
+    before = (rounds.c.federation == row.federation) & (rounds.c.round < row.round) & (rounds.c.state == "committed")
+    async with runtime.unit() as uow:  # rounds that an early stop left out are none
+        wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(1)
+        older = await uow.first(wanted)
     found = [] if older is None else [ref for ref in (older.state_object, *(older.personal or {}).values()) if ref]
     return [ref for ref in map(ObjectRef.model_validate, found) if ref not in needed]

@@ -24,10 +24,12 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.federated.chain import extend, round_digest, round_seed
+from medmesh.federated.plan import after_training
 from medmesh.federated.proof import StartProof, pack
 from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation import evaluation
 from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -193,10 +195,9 @@ async def _counted(uow: UnitOfWork[Any], federation: str) -> dict[str, str]:
 
 async def _candidates(uow: UnitOfWork[Any], row: Any, situation: Situation) -> list[CandidateModel]:
     """The global model and every hospital's own from the baseline round."""
-    assert situation.round is not None
-    made = [CandidateModel(name="federated", weights=ObjectRef.model_validate(row.model))]
-    if situation.plan.local:
-        return made  # nobody trained alone: see `domain.kind_of`
+    made = await evaluation.global_models(uow, row, situation)
+    if RoundKind.BASELINE not in after_training(situation.plan):
+        return made
     wanted = select(rounds.c.attempt).where(
         rounds.c.federation == row.federation, rounds.c.round == situation.plan.rounds + 1, rounds.c.state == "committed"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text
+from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text, text
 
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
@@ -78,6 +78,7 @@ rounds = Table(
     Column("state_object", Json),
     Column("personal", Json),
     Column("stored", Boolean, nullable=False),
+    Column("aggregate_milliseconds", Integer, comment="from the last answer's being there to the model's being durable"),
 )
 
 secure_messages = Table(
@@ -98,7 +99,8 @@ answers = Table(
     Column("update", Json),
     Column("samples", Counter, nullable=False),
     Column("metrics", Json, nullable=False),
-    Column("results", Json),
+    Column("results", Json, comment="model, or `base` of a training round, to counts"),
+    Column("milliseconds", Json, nullable=False, server_default=text("'{}'"), comment="what the hospital's time went into"),
     Column("late", Boolean, nullable=False),
     Column("failed", String(80)),
     Column("at", Timestamp, nullable=False),

@@ -15,9 +15,10 @@ from tests.unit.federation.test_domain import NOW
 from tests.unit.federation.test_domain import PLAN as SMALL
 
 from medmesh.cli.federation import federation
-from medmesh.client.federation import Federation, create_federation, cross_site, last_round, remaining
+from medmesh.client.federation import Federation, create_federation
 from medmesh.client.gateway import Gateway
 from medmesh.client.plot import figure, table
+from medmesh.client.results import cross_site, curve, gains, kept_round, last_round, remaining, split
 from medmesh.contracts.federation import AnswerView, EvaluationView, FederationView, RoundView
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
@@ -99,12 +100,60 @@ def test_the_table_and_the_picture_show_every_hospital_and_round(language: str) 
     assert [bar.get_height() for bar in took.patches] == [5.0, 10.0]
 
 
-def test_time_left_is_the_median_round_times_those_to_come() -> None:
+def test_time_left_is_the_median_round_times_those_to_come_and_training_alone_is_all_of_them_at_once() -> None:
     assert remaining(view()) is None
-    took = (round_(1, 10), round_(2, 2, "void"), round_(2, 20), round_(3, 90), round_(4, None, "open"))
-    assert remaining(view(rounds=took)) == 20 * 2
+    took = (round_(1, 10), round_(2, 2, "void"), round_(2, 20), round_(3, 90))
+    assert remaining(view(rounds=took)) == 20 * 2 + (20 + 4 * 20) + 20
+    running = (*took, round_(4, None, "open"))
+    assert remaining(view(rounds=running), NOW + timedelta(seconds=15)) == 160 - 15
+    assert remaining(view(rounds=running), NOW + timedelta(seconds=500)) == 160 - 20, "late, but no sooner over"
+    measured = tuple(r.model_copy(update={"answers": (answer("a", milliseconds={"train": 5000}),)}) for r in took)
+    assert remaining(view(rounds=measured)) == 20 * 2 + (20 + 4 * 5) + 20
     assert remaining(view("completed", rounds=took)) is None
     assert last_round(PLAN) == 7
+    over = PLAN.model_copy(update={"baseline": False, "evaluate_every": 1})
+    stopped = (*took, round_(6, 1).model_copy(update={"kind": "evaluate"}))
+    assert remaining(view(rounds=stopped).model_copy(update={"plan": over})) == 0, "early stopping left rounds out"
+
+
+def answer(hospital: str, **given: Any) -> AnswerView:
+    values = {"samples": 9, "late": False, "bytes": 2_000_000, "metrics": {}, **given}
+    return AnswerView(hospital=hospital, **values)
+
+
+def test_the_curve_tells_each_model_by_the_round_that_made_it_and_which_was_kept() -> None:
+    good, bad, late = ((9, 1), (0, 10)), ((5, 5), (5, 5)), answer("c", late=True, counts=((0, 50), (50, 0)))
+    first = round_(1, 5).model_copy(update={"answers": (answer("a", counts=bad), answer("b", counts=bad))})
+    second = round_(2, 5).model_copy(update={"answers": (answer("a", counts=good), answer("b"), late)})
+    models = [ObjectRef(sha256=str(n) * 64, bytes=8) for n in (4, 5, 6)]
+    rounds = (first.model_copy(update={"model": models[1]}), second.model_copy(update={"model": models[2]}))
+    shown = view("completed", rounds=rounds)
+    assert [(p.round, p.value, p.samples) for p in curve(shown)] == [(0, 0.5, 40), (1, 0.95, 20)]
+    assert kept_round(shown.model_copy(update={"model": models[1]})) == 1
+    assert kept_round(shown.model_copy(update={"model": REF})) == 0, "the first weights were never beaten"
+    assert kept_round(view()) is None
+
+
+def test_a_round_is_as_long_as_its_slowest_hospital_and_what_is_left_is_the_rest() -> None:
+    one = round_(1, 10).model_copy(
+        update={
+            "answers": (answer("a", milliseconds={"fetch": 100, "train": 4000}), answer("b", milliseconds={"train": 2000, "send": 900})),
+            "aggregate_milliseconds": 500,
+        }
+    )
+    assert split(one) == (0.1, 0.0, 4.0, 0.0, 0.9, 0.5, 4.5)
+    assert split(round_(1, 10)) is None
+    assert split(round_(1, None, "open")) is None
+
+
+def test_a_personal_model_is_held_against_the_global_one_where_it_is_used() -> None:
+    counts = {("federated", "a"): ((60, 40), (40, 60)), ("personal", "a"): ((90, 10), (10, 90)), ("federated", "b"): ((9, 1), (1, 9))}
+    given = tuple(EvaluationView(hospital=hospital, name=name, counts=table) for (name, hospital), table in counts.items())
+    (one,) = gains(view(evaluation=given))
+    assert (one.hospital, one.federated, one.personal) == ("a", 0.6, 0.9)
+    assert one.difference == pytest.approx(0.3)
+    assert one.low < one.difference < one.high
+    assert one.low > 0.2, "far more than chance"
 
 
 def test_the_matrix_has_every_model_at_every_hospital_and_over_all() -> None:

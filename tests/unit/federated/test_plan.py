@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import Feature, ImageSchema, TableSchema
-from medmesh.contracts.plan import Plan, TensorSignature, plan_hash
+from medmesh.contracts.plan import EarlyStopping, Plan, TensorSignature, plan_hash
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import compatible, download_signature, upload_signature
-from medmesh.federated.plan import explain
+from medmesh.federated.plan import after_training, evaluates, explain
 
 
 def plan(**changed: Any) -> Plan:
@@ -87,6 +87,7 @@ def test_what_travels_is_what_the_algorithm_says() -> None:
         ({"algorithm": "bulyan"}, "federation.plan", "at least 7 answers"),
         ({"algorithm": "fedbn"}, "federation.plan", "`local`"),
         ({"algorithm": "scaffold", "local": ("bias",)}, "federation.plan", "fedbn"),
+        ({"algorithm": "ditto", "evaluate_every": 1, "stop": EarlyStopping()}, "federation.plan", "own model"),
         ({"algorithm": "ditto", "local": ("bias",)}, "federation.plan", "leave `local` empty"),
     ],
 )
@@ -121,3 +122,31 @@ def test_a_hospital_reads_which_columns_of_which_table_are_used() -> None:
     assert "MR images scaled to 8×8" in "\n".join(explain(plan()))
     other = plan(data=TableSchema(kind="table", table="heart", features=(age.model_copy(update={"scale": "10"}),), classes=("well", "ill")))
     assert plan_hash(wanted) != plan_hash(other), "the constants are signed"
+
+
+def test_a_hospital_reads_what_an_evaluation_tells() -> None:
+    assert "and the loss; nothing else" in "\n".join(explain(plan()))
+    told = "\n".join(explain(plan(evaluate_every=2, small_cell=5, stop=EarlyStopping(patience=4))))
+    assert "every 2 rounds and at the end, counts of a confusion matrix over held-out samples, as multiples of 5, none below it." in told
+    assert "ends early when balanced accuracy has not risen by more than 0 for 4 evaluations" in told
+    assert "exactly as they are, however small" in "\n".join(explain(plan(baseline=True)))
+    chinese = "\n".join(explain(plan(evaluate_every=1, small_cell=5, stop=EarlyStopping()), "zh"))
+    assert "每轮及结束时另有留出样本的混淆矩阵计数，均为 5 的倍数" in chinese
+    assert "提前结束，并保留评估最好的模型" in chinese
+
+
+def test_what_cannot_be_evaluated_is_refused_with_the_reason() -> None:
+    secure = {"secure": {"threshold": 3}, "min_participants": 3}
+    for changed, says in (({"stop": {}}, "evaluate_every"), ({"evaluate_every": 1, **secure}, "a single hospital's")):
+        with pytest.raises(ValidationError, match=says):
+            plan(**changed)
+    for wrong in ("-1", "1", "x", "NaN"):
+        with pytest.raises(ValidationError, match="min_delta"):
+            EarlyStopping(min_delta=wrong)
+
+
+def test_evaluations_are_in_the_first_round_and_every_so_many_after_it() -> None:
+    wanted = plan(rounds=7, evaluate_every=3)
+    assert [n for n in range(10) if evaluates(wanted, n)] == [1, 4, 7]
+    assert after_training(wanted) == ("evaluate",)
+    assert not [n for n in range(10) if evaluates(plan(), n)]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmesh.contracts.data import ImageSchema
 from medmesh.contracts.federation import RoundKind
-from medmesh.contracts.plan import Plan, TensorSignature
-from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, State, Void, Wait, next_step
+from medmesh.contracts.plan import EarlyStopping, Plan, TensorSignature
+from medmesh.learning.metrics import add, balanced_accuracy
+from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, State, Void, Wait, best, next_step, score
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOSPITALS = ("a", "b", "c", "d")
@@ -82,6 +86,34 @@ def test_the_order_of_rounds() -> None:
         assert (after.number, after.kind) == (number, kind)
     assert step(situation(round=round_(number=4, state="committed"))) == Move(State.COMPLETED)
     assert step(situation(round=round_(number=4, state="committed"), stored=False)) is None
+
+
+def test_training_ends_when_nothing_has_got_better_for_a_while_and_the_rest_follows() -> None:
+    stop = EarlyStopping(patience=2, min_delta="0.01")
+    plan = PLAN.model_copy(update={"rounds": 9, "evaluate_every": 1, "stop": stop, "baseline": False})
+    fifth = round_(number=5, state="committed")
+
+    def opens(*scores: str) -> object:
+        return step(situation(plan=plan, round=fifth, scores={n: Fraction(one) for n, one in enumerate(scores)}))
+
+    on, over = (
+        Open(6, 1, RoundKind.TRAIN, frozenset(HOSPITALS), frozenset()),
+        Open(10, 1, RoundKind.EVALUATE, frozenset(HOSPITALS), frozenset()),
+    )
+    assert opens() == opens("0.5", "0.6", "0.6") == opens("0.5", "0.6", "0.7", "0.7") == on
+    assert opens("0.5", "0.7", "0.7", "0.71") == over, "by 0.01 and no more"
+    assert opens("0.5", "0.7", "0.7", "0.72") == on
+    last = round_(number=9, state="committed")
+    assert step(situation(plan=plan, round=last, scores={})) == over
+    assert step(situation(plan=plan, round=round_(number=10, kind=RoundKind.EVALUATE, state="committed"))) == Move(State.COMPLETED)
+    assert best(stop, {0: Fraction(1, 2), 3: Fraction(7, 10), 4: Fraction(71, 100)}) == 3
+
+
+@given(st.lists(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_score_is_that_of_all_hospitals_together(tables: list[list[list[int]]]) -> None:
+    together = add(tables)
+    assert float(score("balanced_accuracy", tables)) == pytest.approx(balanced_accuracy(together))
+    assert float(score("accuracy", tables)) == pytest.approx(np.trace(together) / together.sum() if together.sum() else 0)
 
 
 def test_nothing_starts_without_approval_time_and_quorum() -> None:

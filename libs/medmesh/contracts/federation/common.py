@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from medmesh.contracts.message import ObjectRef, Record, Sha256
 
@@ -23,6 +24,10 @@ class SecurePhase(StrEnum):
     VECTORS = "vectors"
     SURVIVORS = "survivors"
     REVEAL = "reveal"
+
+
+Work = Literal["fetch", "evaluate", "train", "store", "send"]
+"""What a hospital does in a round, in this order: get the model, evaluate it, train, make the result durable, and send it."""
 
 
 class Confusion(Record):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import Confusion, SecurePhase
+from medmesh.contracts.federation.common import Confusion, SecurePhase, Work
 from medmesh.contracts.message import Command, Names, ObjectRef, Sha256, Signal
 
 
@@ -50,6 +50,11 @@ class SubmitUpdate(Command):
     update: ObjectRef
     samples: int = Field(gt=0)
     metrics: dict[str, float] = Field(default_factory=dict)
+    counts: tuple[tuple[int, ...], ...] | None = None
+    """How the model that the round began with did on this hospital's held-out samples (`counts[true][predicted]`), where the plan has such
+    rounds evaluate."""
+    milliseconds: dict[Work, int] = Field(default_factory=dict)
+    """What this hospital's time went into."""
 
 
 class SubmitEvaluation(Command):
@@ -63,6 +68,7 @@ class SubmitEvaluation(Command):
     round: int
     attempt: int
     results: tuple[Confusion, ...]
+    milliseconds: dict[Work, int] = Field(default_factory=dict)
     personal: tuple[tuple[int, ...], ...] | None = None
     """The counts of the hospital's own model, which stays there, where its algorithm makes one."""
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from medmesh.contracts.federation.common import Work
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
@@ -36,6 +37,9 @@ class AnswerView(Record):
     late: bool
     bytes: int
     metrics: dict[str, float]
+    counts: tuple[tuple[int, ...], ...] | None = None
+    """Of the model that the round began with, where it was evaluated."""
+    milliseconds: dict[Work, int] = Field(default_factory=dict)
 
 
 class RoundView(Record):
@@ -50,6 +54,8 @@ class RoundView(Record):
     model: ObjectRef | None
     chain: str | None
     answers: tuple[AnswerView, ...]
+    aggregate_milliseconds: int | None = None
+    """From the last answer's being there to the model's being durable."""
 
 
 class EvaluationView(Record):

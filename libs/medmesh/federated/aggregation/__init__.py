@@ -73,6 +73,9 @@ def compatible(plan: Plan) -> Algorithm:
     if algorithm.INDIVIDUAL and plan.secure is not None:
         raise Problem("federation.secure", algorithm=plan.algorithm, reason=algorithm.INDIVIDUAL)
     algorithm.check(plan)
+    if plan.stop is not None and (algorithm.PERSONAL or plan.local):
+        reason = "`stop` brings back the best global model, and no hospital's own model of that round"
+        raise Problem("federation.plan", reason=reason)
     return algorithm
 
 

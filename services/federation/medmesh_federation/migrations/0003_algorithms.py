@@ -1,4 +1,4 @@
-"""Algorithms."""
+"""Algorithms, evaluations and where time goes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,6 +18,9 @@ def upgrade() -> None:
     op.add_column('federations', sa.Column('personal', types.Json, nullable=True, comment='hospital to the model made for it, where the algorithm makes such'))
     op.add_column('rounds', sa.Column('state_object', types.Json, nullable=True))
     op.add_column('rounds', sa.Column('personal', types.Json, nullable=True))
+    op.add_column('rounds', sa.Column('aggregate_milliseconds', sa.Integer(), nullable=True, comment="from the last answer's being there to the model's being durable"))
+    op.add_column('answers', sa.Column('milliseconds', types.Json, server_default=sa.text("'{}'"), nullable=False, comment="what the hospital's time went into"))
+    op.alter_column('answers', 'results', existing_type=types.Json, comment="model, or `base` of a training round, to counts")
 
 
 def downgrade() -> None:

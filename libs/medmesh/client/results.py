@@ -1,0 +1,161 @@
+"""What a federation's view tells: how its models did, where its time went, and how long it will take. Values from values."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from medmesh.contracts.federation import AnswerView, FederationView, RoundView
+from medmesh.contracts.plan import Plan
+from medmesh.federated.plan import after_training
+
+ENDED = ("completed", "failed", "cancelled")
+GLOBAL, PERSONAL = "federated", "personal"
+"""Names of the federation's model, and of the one that each hospital made for itself."""
+
+
+class Cell(NamedTuple):
+    """Balanced accuracy of `model` at `hospital` (all together when empty) with a 95 % interval over `samples`."""
+
+    model: str
+    hospital: str
+    value: float
+    low: float
+    high: float
+    samples: int
+
+
+class Gain(NamedTuple):
+    """What its own model is better by at `hospital` than the federation's, in balanced accuracy, with a 95 % interval."""
+
+    hospital: str
+    federated: float
+    personal: float
+    difference: float
+    low: float
+    high: float
+
+
+class Point(NamedTuple):
+    """How the model did that training round `round` made (0: the first weights), at the hospitals of `samples` together."""
+
+    round: int
+    value: float
+    low: float
+    high: float
+    samples: int
+
+
+class Split(NamedTuple):
+    """Where the seconds of a round went: the longest of any hospital for each kind of work, and the platform's. They overlap where
+    hospitals differ, so that `rest` (waiting, messages, the database) is never less than nothing."""
+
+    fetch: float
+    evaluate: float
+    train: float
+    store: float
+    send: float
+    aggregate: float
+    rest: float
+
+
+def last_round(plan: Plan) -> int:
+    """The number of the last round: training alone and the evaluation at the end are rounds of their own."""
+    return plan.rounds + len(after_training(plan))
+
+
+def _cell(view: FederationView, model: str, hospital: str, tables: Iterable[object]) -> Cell:
+    from medmesh.learning.metrics import add, balanced_accuracy, interval  # numpy: not before there is something to count
+
+    given = list(tables)
+    counts = add(given)  # type: ignore[arg-type]
+    low, high = interval(given, smallest=view.plan.small_cell)  # type: ignore[arg-type]
+    return Cell(model, hospital, balanced_accuracy(counts), low, high, int(counts.sum()))
+
+
+def cross_site(view: FederationView) -> list[Cell]:
+    """Every model at every hospital and over all of them: `federated` is the global model, `personal` each hospital's own, the others were
+    trained alone by the hospital of their name. Intervals (`medmesh.learning.metrics.interval`) come from counts and take samples as
+    independent: a bootstrap by patient needs the samples, which do not leave the hospital."""
+    found = []
+    for model in sorted({e.name for e in view.evaluation}, key=lambda name: (name != GLOBAL, name)):
+        tables = {e.hospital: e.counts for e in view.evaluation if e.name == model}
+        found += [_cell(view, model, hospital, [table]) for hospital, table in sorted(tables.items())]
+        found.append(_cell(view, model, "", tables.values()))
+    return found
+
+
+def gains(view: FederationView) -> list[Gain]:
+    """Personal against global, hospital by hospital, where the algorithm made personal models. Both were counted on the same samples; the
+    interval takes the two as independent, because which samples they have in common is not told: it is rather too wide."""
+    from medmesh.learning.metrics import balanced_accuracy, difference
+
+    tables = {(e.name, e.hospital): e.counts for e in view.evaluation}
+    found = []
+    for hospital in sorted(hospital for name, hospital in tables if name == PERSONAL):
+        if (ours := tables.get((GLOBAL, hospital))) is None:
+            continue
+        theirs = tables[PERSONAL, hospital]
+        low, high = difference(theirs, ours, smallest=view.plan.small_cell)
+        a, b = balanced_accuracy(ours), balanced_accuracy(theirs)
+        found.append(Gain(hospital, a, b, b - a, low, high))
+    return found
+
+
+def counted(one: RoundView) -> tuple[AnswerView, ...]:
+    """Answers that are part of a round's model."""
+    return tuple(answer for answer in one.answers if not answer.late)
+
+
+def trained(view: FederationView) -> list[RoundView]:
+    """The committed training rounds, in order."""
+    return sorted((r for r in view.rounds if r.kind == "train" and r.state == "committed"), key=lambda one: one.round)
+
+
+def curve(view: FederationView) -> list[Point]:
+    """How the global model did while it trained: the round after it brought the counts. The final model's are those of `cross_site`."""
+    found = []
+    for one in trained(view):
+        if tables := [answer.counts for answer in counted(one) if answer.counts is not None]:
+            cell = _cell(view, GLOBAL, "", tables)
+            found.append(Point(one.round - 1, cell.value, cell.low, cell.high, cell.samples))
+    return found
+
+
+def kept_round(view: FederationView) -> int | None:
+    """The training round whose model is the federation's: not the last where training ended early. None before there is one."""
+    if view.model is None:
+        return None
+    made = [one.round for one in trained(view) if one.model == view.model]
+    return min(made) if made else 0 if trained(view) and trained(view)[0].base == view.model else None
+
+
+def split(one: RoundView) -> Split | None:
+    """Where a closed round's time went; None where hospitals said nothing of theirs."""
+    given = [answer.milliseconds for answer in counted(one) if answer.milliseconds]
+    if one.closed is None or not given:
+        return None
+    longest = {work: max(said.get(work, 0) for said in given) / 1000 for work in ("fetch", "evaluate", "train", "store", "send")}
+    aggregate = (one.aggregate_milliseconds or 0) / 1000
+    rest = max(0.0, (one.closed - one.opened).total_seconds() - sum(longest.values()) - aggregate)
+    return Split(**longest, aggregate=aggregate, rest=rest)
+
+
+def remaining(view: FederationView, now: datetime | None = None) -> float | None:
+    """Seconds left until the last round is over, from the median round so far; None where nothing can be said. A federation that may stop
+    early takes no longer than this. Training alone takes the steps of all rounds at once."""
+    done = [one for one in trained(view) if one.closed is not None]
+    if not done or view.state in ENDED:
+        return None
+    usual = statistics.median((one.closed - one.opened).total_seconds() for one in done if one.closed)
+    training = statistics.median(found.train if (found := split(one)) else usual for one in done)
+    length = {"train": usual, "baseline": usual + (view.plan.rounds - 1) * training, "evaluate": usual}
+    newest = max((one.round for one in view.rounds if one.state == "committed"), default=0)
+    kinds = ["train"] * view.plan.rounds + [str(kind) for kind in after_training(view.plan)]
+    left = sum(length[kind] for kind in kinds[newest:])
+    running = view.rounds[-1] if view.rounds and view.rounds[-1].state == "open" else None
+    if running is not None:
+        left -= min(length[running.kind], max(0.0, ((now or datetime.now(UTC)) - running.opened).total_seconds()))
+    return max(0.0, left)

@@ -1,0 +1,80 @@
+"""Evaluations at the coordinator: what hospitals counted, what it tells of a model, and which model is kept in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from sqlalchemy import select
+
+from medmesh.contracts.federation import CandidateModel, RoundKind, SubmitEvaluation
+from medmesh.contracts.message import Envelope, ObjectRef
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh.store.unit import AuditEntry, UnitOfWork
+from medmesh_federation.domain import Counts, Situation, best, score
+from medmesh_federation.handlers import answer, answering, checked, entity, sensible, wake_after_last
+from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.tables import answers, rounds
+
+GLOBAL = "federated"
+"""The name of the federation's model among those that are evaluated."""
+
+
+@HANDLERS.on(SubmitEvaluation)
+async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """A hospital's counts for every model it was asked to evaluate."""
+    given = command.data
+    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
+    plan = Plan.model_validate(row.plan)
+    asked = {model["weights"]["sha256"] for model in current.models}
+    if current.kind != "evaluate" or {result.model for result in given.results} != asked:
+        raise Problem("federation.evaluation", reason="every model, and only those, must be evaluated")
+    results = {result.model: checked(result.counts, plan) for result in given.results}
+    if given.personal is not None:
+        results["personal"] = checked(given.personal, plan)
+    values = {"results": results, "samples": sum(map(sum, given.results[0].counts)), "milliseconds": sensible(given.milliseconds)}
+    if await answer(uow, current, late, **values):
+        uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
+    else:
+        uow.unchanged()
+    await wake_after_last(uow, current)
+    return {"late": late}
+
+
+async def scores(uow: UnitOfWork[Any], federation: str, plan: Plan) -> Mapping[int, Fraction]:
+    """Training round to how its model did at the hospitals that evaluated it: the round after it brought the counts."""
+    assert plan.stop is not None
+    same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
+    wanted = select(answers.c.round, answers.c.results).join(rounds, same)
+    counted = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
+    tables: dict[int, list[Counts]] = {}
+    for row in await uow.all(wanted.where(rounds.c.federation == federation, counted)):
+        if row.results:
+            tables.setdefault(row.round - 1, []).append(row.results["base"])
+    return {number: score(plan.stop.metric, found) for number, found in tables.items()}
+
+
+async def global_models(uow: UnitOfWork[Any], row: Any, situation: Situation) -> list[CandidateModel]:
+    """The federation's model; where it may have stopped early, the last and the best so far, of which one is kept."""
+    last = CandidateModel(name=GLOBAL, weights=ObjectRef.model_validate(row.model))
+    stop = situation.plan.stop
+    if stop is None or (number := best(stop, await scores(uow, row.federation, situation.plan))) is None:
+        return [last]
+    where = (rounds.c.federation == row.federation) & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.state == "committed")
+    made = {found.round: found.model for found in await uow.all(select(rounds.c.round, rounds.c.model).where(where))}
+    older = ObjectRef.model_validate(made.get(number) or row.initial)
+    if older == last.weights:
+        return [last]
+    return [last.model_copy(update={"name": f"round-{max(made)}"}), CandidateModel(name=f"round-{number}", weights=older)]
+
+
+def kept(situation: Situation, given: Sequence[Any]) -> ObjectRef | None:
+    """Which of two models this evaluation keeps: the older one, unless the last is better by more than `min_delta`. None: there is one."""
+    assert situation.round is not None
+    stop, two = situation.plan.stop, [model for model in situation.round.models if model.name.startswith("round-")]
+    if stop is None or len(two) < 2:
+        return None
+    last, older = (score(stop.metric, [a.results[model.weights.sha256] for a in given]) for model in two)
+    return two[best(stop, {0: older, 1: last}) == 0].weights

@@ -1,0 +1,80 @@
+"""Evaluation by real nodes: while it trains, at the end, and what of it leaves a hospital."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from tests.e2e.test_node import two_hospitals
+from tests.hospitals import federation, state_of, until
+from tests.world import World, small_world
+
+from medmesh.client.federation import Federation
+from medmesh.client.results import curve, gains, split, trained
+from medmesh.contracts.federation import FederationView
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.learning import isolation
+from medmesh_edge import consent
+from medmesh_edge.node import Node, running
+from medmesh_edge.tables import cohorts
+from medmesh_federation.service import SERVICE as FEDERATION
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here"),
+]
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    async with small_world(servers, private, ports, FEDERATION, settings={"federation": {"tick_seconds": 0.1}}) as made:
+        yield made
+
+
+async def run(world: World, researcher: Any, approver: Any, nodes: list[Node], folders: dict[str, Path], **plan: Any) -> FederationView:
+    made = await federation(world, researcher, approver, tuple(folders), baseline=False, **plan)
+    for node in nodes:
+        await until(lambda node=node: state_of(node, made))
+        await consent.approve(node.site, made["federation"], "doctor-zhao")
+        node.site.changed.set()
+    view = [view async for view in Federation(researcher, made["federation"]).watch(seconds=0.2)][-1]
+    assert view.state == "completed", view.failure
+    return view
+
+
+async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(world: World) -> None:
+    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        policy = folders["renji"] / "policy.toml"
+        policy.write_text(policy.read_text(encoding="utf-8").replace("small_cell = 0 ", "small_cell = 3 "), encoding="utf-8")
+        nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        view = await run(world, researcher, approver, nodes, folders, evaluate_every=1, small_cell=2, rounds=2)
+        told = [(e.hospital, e.counts) for e in view.evaluation]
+        told += [(a.hospital, a.counts) for r in view.rounds for a in r.answers if a.counts is not None]
+        assert len(told) == 2 + 2 * 2
+        cells = {hospital: [cell for who, table in told if who == hospital for line in table for cell in line] for hospital in folders}
+        assert any(cells["huashan"]) and not any(cell % 2 for cell in cells["huashan"]), "as the plan says"
+        assert any(cells["renji"]) and not any(cell % 3 for cell in cells["renji"]), "the hospital's own is larger"
+        first, second = curve(view)
+        assert (first.round, second.round) == (0, 1)
+        assert second.value > 0.8 > first.value
+        for one in trained(view):
+            found = split(one)
+            assert found is not None
+            assert found.train > 0 and found.evaluate > 0 and found.aggregate > 0
+            assert set(one.answers[0].milliseconds) == {"fetch", "evaluate", "train", "store", "send"}
+        async with nodes[0].site.unit() as uow:
+            kept = {row.label: len(row.members) for row in await uow.all(select(cohorts))}
+        assert set(kept) == {"none", "tumour"} and min(kept.values()) > 2
+
+
+async def test_each_hospitals_own_model_is_held_against_the_global_one(world: World) -> None:
+    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        view = await run(world, researcher, approver, nodes, folders, evaluate_every=1, rounds=1, algorithm="ditto")
+        assert [gain.hospital for gain in gains(view)] == sorted(folders)
+        assert {e.name for e in view.evaluation} == {"federated", "personal"}

@@ -1,0 +1,45 @@
+"""Intervals from counts: held against their definition, by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medmesh.federated.cells import told
+from medmesh.learning.metrics import balanced_accuracy, difference, interval
+
+
+def test_the_interval_of_one_class_is_jeffreys() -> None:
+    # Brown, Cai, DasGupta 2001: 2.5 % and 97.5 % of Beta(x + 1/2, n - x + 1/2); for 8 of 10, scipy.stats.beta.ppf gives these.
+    low, high = interval([[8, 2], [0, 0]], draws=400_000)
+    assert (low, high) == (pytest.approx(0.4972, abs=2e-3), pytest.approx(0.9557, abs=2e-3))
+
+
+def test_what_was_rounded_has_a_wider_interval_which_still_holds_the_truth() -> None:
+    dice, held, width = np.random.default_rng(3), 0, []
+    truth = np.repeat([0, 1], [60, 45])
+    for trial in range(200):
+        predicted = np.where(dice.random(105) < 0.8, truth, 1 - truth)
+        names = [f"{trial}-{n}" for n in range(105)]
+        counts = told(truth, predicted, names, classes=2, smallest=5, key=b"k")
+        exact = told(truth, predicted, names, classes=2)
+        low, high = interval(counts, smallest=5, draws=1000)
+        width.append((high - low) - (interval(exact, draws=1000)[1] - interval(exact, draws=1000)[0]))
+        held += low <= 0.8 <= high
+    assert held >= 180, "95 % of 200, less what chance may take"
+    assert np.mean(width) > 0
+
+
+def test_several_tables_count_together() -> None:
+    one, other = [[30, 10], [5, 35]], [[20, 0], [0, 20]]
+    assert interval([one, other]) == interval(np.add(one, other))
+    assert interval([[0, 0], [0, 0]]) == (0.0, 1.0)
+
+
+def test_a_difference_is_no_more_certain_than_its_parts() -> None:
+    good, bad = [[90, 10], [10, 90]], [[60, 40], [40, 60]]
+    low, high = difference(good, bad)
+    assert low < balanced_accuracy(good) - balanced_accuracy(bad) < high
+    assert difference(good, good)[0] < 0 < difference(good, good)[1]
+    assert difference(good, bad, smallest=5)[0] < low
+    assert difference([[0, 0], [0, 0]], bad) == (-1.0, 1.0)
