@@ -52,6 +52,15 @@ class Rosters:
             self.book = self.book.with_member(datetime.now(UTC), vkey, roles).signed(self.keeper)
             self.lay_down()
 
+    def add_hospitals(self, *names: str) -> None:
+        """Keys of their own for all of them, in one version."""
+        now = datetime.now(UTC)
+        for name in names:
+            made = self.signers[f"hospital:{name}"] = Signer.create(f"hospital:{name}")
+            self.book = self.book.with_member(now, made.vkey)
+        self.book = self.book.signed(self.keeper)
+        self.lay_down()
+
     def end(self, name: str, until: datetime, *, compromised: bool = False) -> None:
         """End somebody's keys."""
         self.book = self.book.ended(datetime.now(UTC), name, until, compromised).signed(self.keeper)

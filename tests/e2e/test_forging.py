@@ -50,6 +50,7 @@ from medmesh.security.signing import Signer
 from medmesh.security.tokens import hospital_token
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh_edge import consent, continuity, intake
+from medmesh_edge import roster as rosters
 from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
 from medmesh_edge.tables import log_views, releases, tasks
@@ -105,7 +106,6 @@ async def scene(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
     async with small_world(servers, private, ports, FEDERATION, REGISTRY, settings=settings) as world, AsyncExitStack() as stack:
         name = make_url(world.p.runtimes["federation"].settings.database_url).database
         database = make_url(servers.postgres_url).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
-        _watched(world)
         admin = await world.admin()
         researcher, approver, auditor = [
             await world.user(admin, who, role) for who, role in (("li", "researcher"), ("wu", "approver"), ("qian", "auditor"))
@@ -122,13 +122,12 @@ async def scene(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 def _watched(world: World) -> None:
     """The roster demands a regulator's witness of the log; its key is the test's."""
     world.witness = Identity.create(world.p.folder / "keys" / "witness.nk").private_key  # type: ignore[attr-defined]
-    rosters = world.p.rosters
-    log = rosters.present().policy.splitlines()[0]
+    desk = world.p.rosters
+    log = desk.present().policy.splitlines()[0]
     vkey = witness_key(REGULATOR, world.witness)  # type: ignore[attr-defined]
-    rosters.book = rosters.book.edited(datetime.now(UTC), policy=f"{log}\nwitness regulator {vkey}\nquorum regulator\n").signed(
-        rosters.keeper
-    )
-    rosters.lay_down()
+    policy = f"{log}\nwitness regulator {vkey}\nquorum regulator\n"
+    desk.book = desk.book.edited(datetime.now(UTC), policy=policy).signed(desk.keeper)
+    desk.lay_down()
 
 
 # --- releases -------------------------------------------------------------------------------------------------------
@@ -405,6 +404,9 @@ async def test_auditors_and_hospitals_see_what_was_forged_into_the_log_and_a_log
     await _honest(scene)
     for service in ("governance", "federation", "gateway", "registry"):
         await _logged(scene, service)
+    _watched(scene.world)
+    for node in scene.nodes.values():
+        assert await rosters.refresh(node.site, node.gateway)
     honest = await _copy(scene, "honest")
     kept = p.folder / "kept"
     assert await _verified(scene, honest, "--keep", str(kept)) == (0, [])

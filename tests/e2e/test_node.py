@@ -116,7 +116,7 @@ async def test_from_enrolment_to_a_model_better_than_chance_with_nothing_identif
         rosters = [records.pop("roster.update", 0) for records in told.values()]
         assert max(rosters) == 1, "whoever was enrolled first took the next version of the roster"
         story = {"edge.ingest": 2, "patient.ingest": 2, "federation.invitation": 1, "package.approve": 1, "federation.consent": 1}
-        story |= {"federation.train": 4, "federation.upload": 4, "federation.evaluate": 1, "log.seen": 1}
+        story |= {"federation.train": 4, "federation.upload": 4, "federation.evaluate": 1, "log.seen": 1, "federation.witnessed": 1}
         assert told == dict.fromkeys(folders, story)
     for path in (world.p.folder / "objects").rglob("*"):
         assert not path.is_file() or b"Canary" not in path.read_bytes()

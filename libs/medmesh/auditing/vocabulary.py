@@ -157,6 +157,7 @@ VERBS: dict[str, Verb] = {
     "federation.update": Verb("110107", "create", _RESEARCH, _CLINICAL, "收到模型更新"),
     "federation.upload": Verb("110106", "create", _RESEARCH, _CLINICAL, "模型更新出院"),
     "federation.void": Verb("rest", "update", _RESEARCH, _SECURITY, "轮次作废"),
+    "federation.witnessed": Verb("110112", "read", _COMPLY, _SECURITY, "核验联邦启动记录"),
     "federation.withdraw": Verb("110113", "110135", _RESEARCH, _SECURITY, "医院退出联邦"),
     "governance.activate-user": Verb("110113", "110137", _ADMIN, _SECURITY, "激活账户被拒"),
     "governance.bootstrap": Verb("110113", "110137", _ADMIN, _SECURITY, "创建首位安全管理员"),

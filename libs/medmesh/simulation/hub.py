@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from medmesh.bus import topology
 from medmesh.bus.memory_bus import MemoryBus
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery
-from medmesh.contracts.audit import AuditBatch, Receipt, Receipts, record_subject
+from medmesh.contracts.audit import AuditBatch, record_subject
 from medmesh.contracts.governance import ApprovalGranted, GetPolicy, ListRevocations, PolicyView, Revocations
 from medmesh.contracts.message import Command, Event, OperationFinished, Query, Record, Signal, encode, envelope, new_id
 from medmesh.errors import Problem
-from medmesh.ledger.note import verifier_key
 from medmesh.security import approvals, roster, statements
 from medmesh.security.authority import Authority
 from medmesh.security.keyring.file import FileKeys
@@ -31,6 +30,7 @@ from medmesh.security.statements import Decision
 from medmesh.security.tokens import Actor, TrustBundle, person_token
 from medmesh.service.runtime import running, unwrap
 from medmesh.service.settings import ObjectSettings
+from medmesh.simulation.log import Log
 from medmesh.store.database import Database
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.port import ObjectStore
@@ -54,6 +54,7 @@ class Hub:
     authority: Authority
     approver: Signer
     believed: Believed
+    log: Log
     news: News
     stores: Stores = field(init=False)
     uploads: Uploads = field(init=False)
@@ -108,11 +109,6 @@ class Hub:
         token = approvals.issue(self.governance, requester=who, statements=signed, expires=expires, **about)
         await self.publish(ApprovalGranted(token=token, **about))
 
-    def receipts(self, batch: AuditBatch) -> Receipts:
-        """What the log would answer: it is counted, and forgotten."""
-        first, self.records = self.records, self.records + len(batch.records)
-        return Receipts(receipts=tuple(Receipt(id=one.id, seq=first + n, leaf="0" * 64) for n, one in enumerate(batch.records)))
-
     async def hear(self, delivery: Delivery) -> None:
         """A fact of the service: an answer to a command, something for hospitals' inboxes, or for whoever watches."""
         document = json.loads(delivery.body)
@@ -152,13 +148,13 @@ async def hub(folder: Path, hospitals: Sequence[Signer], news: News) -> AsyncIte
     keys, authority = folder / "keys", Authority.ensure(folder / "ca")
     governance = Identity.ensure(keys / "governance.nk")
     identities = {"governance": governance, **{n: Identity.ensure(keys / f"{n}.nk") for n in ("federation", "gateway")}}
-    log, approver = Identity.ensure(keys / "log.nk"), Signer.create(f"person:{APPROVER}@platform")
+    log, approver = Log(Identity.ensure(keys / "log.nk")), Signer.create(f"person:{APPROVER}@platform")
     trust = TrustBundle("medmesh", {n: i.public for n, i in identities.items()}, ca_pem=authority.certificate_pem)
     trust.save(folder / "trust.json")
-    believed = _roster(hospitals, approver, verifier_key("medmesh/log", log.private_key.public_key()))
+    believed = _roster(hospitals, approver, log.vkey)
     (folder / NAME).write_text(believed.document())
     bus = MemoryBus()
-    made = Hub(folder, bus, governance, authority, approver, believed, news)
+    made = Hub(folder, bus, governance, authority, approver, believed, log, news)
     await topology.apply(bus, [SERVICE])
     ears = ConsumerSpec(stream="EVENTS", durable="simulation", subjects=("medmesh.evt.federation.>",))
     await bus.ensure_consumer(ears)
@@ -199,7 +195,7 @@ async def _pretend(bus: MemoryBus, made: Hub) -> None:
         return PolicyView(number=0, text="").model_dump_json().encode()
 
     async def append(body: bytes) -> bytes:
-        return made.receipts(AuditBatch.model_validate_json(body)).model_dump_json().encode()
+        return made.log.take(AuditBatch.model_validate_json(body)).model_dump_json().encode()
 
     for subject, answer in ((ListRevocations.subject(), revocations), (GetPolicy.subject(), policy)):
         await bus.serve(subject, answer, queue="simulation")

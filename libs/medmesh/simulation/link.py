@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from medmesh.client.gateway import Gateway
 from medmesh.client.http import Answer
 from medmesh.contracts.audit import AuditBatch
-from medmesh.contracts.federation import ReportFailure
+from medmesh.contracts.federation import GetRoundChain, ReportFailure, RoundChain
 from medmesh.contracts.message import Command, Message, Signal
 from medmesh.errors import Problem
 from medmesh.security.tokens import hospital_token
@@ -23,6 +23,7 @@ from medmesh.simulation.hub import Hub, holding
 from medmesh_gateway.routes import ROUTES
 
 _TOKEN_SECONDS = 300.0
+_CHAIN = re.compile(r"/v1/federations/([^/]+)/chain")
 _ROUTES = [
     (re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route.message)
     for route in ROUTES
@@ -68,7 +69,12 @@ class Link(Gateway):
         if path == "/v1/roster":
             return {"versions": list(self._hub.believed.notes)}
         if path == "/v1/audit/records":
-            return self._hub.receipts(AuditBatch.model_validate(document)).model_dump()
+            return self._hub.log.take(AuditBatch.model_validate(document)).model_dump()
+        if path.startswith("/v1/audit/events"):
+            return self._hub.log.prove() if path.endswith("/proof") else self._hub.log.find()
+        if found := _CHAIN.fullmatch(path):
+            asked = GetRoundChain(federation=found[1], **(query or {}))
+            return (await self._hub.ask(asked, RoundChain, self.token())).model_dump()
         message = self._message(path, document or {})
         assert isinstance(message, Signal)
         await self._hub.signal(message)

@@ -89,7 +89,7 @@ async def simulate(
             if view.model is not None:
                 store = await platform.stores.holding(view.model.sha256)
                 await fetch(store, view.model, model)
-            return Simulated(view, model, platform.records)
+            return Simulated(view, model, platform.log.records)
 
 
 class _Here(ThreadPoolExecutor):

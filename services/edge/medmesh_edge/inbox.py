@@ -12,12 +12,12 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from medmesh.contracts import federation as fed
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, Event, decode
-from medmesh.contracts.plan import plan_hash
+from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_edge import secure
+from medmesh_edge import chain, secure
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations, inbox_cursor, releases, secure_phases, tasks
 
@@ -111,6 +111,7 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
         "at": uow.now,
     }
     await uow.execute(upsert(tasks).values(values).on_conflict_do_nothing())
+    await chain.note(uow, Plan.model_validate(known.plan), wanted)
     if known.plan.get("secure") is not None and wanted.kind is fed.RoundKind.TRAIN:
         await _phase(uow, wanted, fed.SecurePhase.KEYS, {})
 

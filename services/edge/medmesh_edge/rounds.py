@@ -262,6 +262,7 @@ class Rounds:
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
             used = (Entity("dataset", name) for name in sources)
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
+            detail["chain"] = event.chain or ""
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
         if event.kind is RoundKind.TRAIN:
             await training.forget(self.site, event)

@@ -38,6 +38,8 @@ class Settings(BaseModel):
     worker_silence_seconds: float = Field(default=120, gt=0)
     roster_every: timedelta = timedelta(seconds=30)
     """How often the platform is asked for newer versions of the roster."""
+    witness_seconds: float = Field(default=20, gt=0)
+    """How long a federation's start may take to be in the platform's log and before its witnesses, once a round was opened."""
     log_every: timedelta = timedelta(seconds=30)
     """How often it is looked whether the platform's log only grew."""
     require_programs: bool = False

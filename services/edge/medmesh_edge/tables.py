@@ -153,6 +153,24 @@ privacy_spent = Table(
     comment="written before an attempt trains: what the federation has spent of this hospital's privacy with it; a row never goes",
 )
 
+chain = Table(
+    "chain",
+    METADATA,
+    *_attempt(),
+    Column("value", String(64), nullable=False),
+    comment="the chain of each federation's rounds as this hospital saw it; a row never goes and never changes",
+)
+
+witnessed = Table(
+    "witnessed",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("plan_hash", String(64), nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="the start's record in the platform's log, with what proves it: a `.tlog-proof` under a checkpoint that was witnessed",
+)
+
 log_views = Table(
     "log_views",
     METADATA,

@@ -296,8 +296,3 @@ def link(chain: str, number: int, kind: RoundKind, model: str, state: str | None
     """The next link: rounds chain from the plan's hash, so that a model proves the rounds that made it."""
     lines = [chain, str(number), kind, model, *([state] if state else [])]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
-
-
-def round_seed(plan: Plan, number: int) -> int:
-    """The seed of a round; a repeated attempt has the same."""
-    return (plan.seed * 1_000_003 + number) % 2**53

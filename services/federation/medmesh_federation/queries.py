@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 
 from medmesh.contracts.federation import (
     AnswerView,
@@ -13,8 +13,10 @@ from medmesh.contracts.federation import (
     FederationSummary,
     FederationView,
     GetFederation,
+    GetRoundChain,
     ListFederations,
     ParticipantView,
+    RoundChain,
     RoundView,
 )
 from medmesh.contracts.labels import SecurityLabel
@@ -29,6 +31,7 @@ from medmesh_federation.tables import answers, federations, participants, rounds
 
 _MOST_ROUNDS = 100
 _MOST = 200
+_MOST_DIGESTS = 500
 
 
 @HANDLERS.answers(GetFederation)
@@ -107,6 +110,19 @@ def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
         answers=given,
         aggregate_milliseconds=row.aggregate_milliseconds,
     )
+
+
+@HANDLERS.answers(GetRoundChain)
+async def round_chain(query: Envelope[GetRoundChain], uow: UnitOfWork[Ports]) -> RoundChain:
+    """Digests of rounds, none of which tells what a hospital did."""
+    given = query.data
+    later = (rounds.c.federation == given.federation) & (tuple_(rounds.c.round, rounds.c.attempt) > tuple_(given.round, given.attempt))
+    columns = (rounds.c.digest, rounds.c.round, rounds.c.attempt)
+    wanted = select(*columns).where(later, rounds.c.digest.is_not(None)).order_by(rounds.c.round, rounds.c.attempt)
+    found = await uow.all(wanted.limit(_MOST_DIGESTS + 1))
+    shown = found[:_MOST_DIGESTS]
+    last = (shown[-1].round, shown[-1].attempt) if shown else (given.round, given.attempt)
+    return RoundChain(digests=tuple(row.digest for row in shown), round=last[0], attempt=last[1], more=len(found) > len(shown))
 
 
 @HANDLERS.answers(ListFederations)

@@ -23,12 +23,14 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.federated.chain import extend, round_digest, round_seed
 from medmesh.federated.plan import after_training
+from medmesh.federated.proof import StartProof, pack
 from medmesh.service import labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, privacy
-from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, round_seed
+from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
 
@@ -78,16 +80,11 @@ async def move(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Move)
 
 
 async def _started(uow: UnitOfWork[Any], row: Any, members: tuple[str, ...]) -> FederationStarted:
-    """With all that a hospital demands to see before it trains."""
+    """With all that a hospital demands to see before it trains, which is stored before anybody is told of it."""
     theirs = (participants.c.federation == row.federation) & participants.c.hospital.in_(members)
     signed = {p.hospital: p.signature for p in await uow.all(select(participants).where(theirs))}
-    return FederationStarted(
-        federation=row.federation,
-        plan_hash=row.plan_hash,
-        hospitals=members,
-        approval=row.token,
-        acceptances=tuple(signed[hospital] for hospital in members),
-    )
+    ref = await uow.ports.stores.kept.put(pack(StartProof(approval=row.token, acceptances=signed)), "application/json")
+    return FederationStarted(federation=row.federation, plan_hash=row.plan_hash, hospitals=members, proof=ref)
 
 
 async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
@@ -155,9 +152,6 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         "phase": SecurePhase.KEYS.value if secure else None,
         "parties": list(assigned) if secure else None,
     }
-    await uow.execute(insert(rounds).values(values))
-    await privacy.charge(uow, row, plan, step)
-    await change(uow, row, waiting_since=None)
     # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
     steps = plan.local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
     event = RoundOpened(
@@ -175,6 +169,12 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
         **await _beside(uow, row, step, plan),
     )
+    digest, previous = round_digest(event), row.opened or row.plan_hash
+    opened = extend(previous, [digest])
+    await uow.execute(insert(rounds).values({**values, "digest": digest}))
+    await privacy.charge(uow, row, plan, step)
+    await change(uow, row, waiting_since=None, opened=opened)
+    event = event.model_copy(update={"previous": previous, "chain": opened})
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
         uow.emit(told)
     log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))

@@ -40,15 +40,14 @@ class FederationReady(Event):
 
 
 class FederationStarted(HospitalEvent):
-    """`approval` is the token that was spent, `acceptances` what each of `hospitals` signed: every node checks both against the roster
-    it pinned before it trains."""
+    """`proof` is a `medmesh.federated.proof.StartProof`: the approval that was spent and what each of `hospitals` signed. Every node
+    checks both against the roster it pinned before it trains."""
 
     TYPE: ClassVar[str] = "federation.federation.started.v1"
 
     federation: str
     plan_hash: Sha256
-    approval: str = ""
-    acceptances: tuple[str, ...] = ()
+    proof: ObjectRef | None = None
 
 
 class RoundOpened(HospitalEvent):
@@ -77,6 +76,10 @@ class RoundOpened(HospitalEvent):
     is what each goes on from, whatever it trained in vain since."""
     clip: str = ""
     """The clipping norm of this round, a decimal string, where the plan's privacy lets it follow the updates."""
+    previous: Sha256 | None = None
+    """The chain's value after the round that was opened before this one; the plan's hash before the first."""
+    chain: Sha256 | None = None
+    """Its value with this round (`medmesh.federated.chain`). A hospital works on no round that does not continue what it saw."""
 
     @property
     def everybody(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from medmesh.contracts.federation.common import Work
 from medmesh.contracts.labels import SecurityLabel
-from medmesh.contracts.message import Names, ObjectRef, Query, Record
+from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
 
 
@@ -103,6 +103,29 @@ class GetFederation(Query):
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
+
+
+class RoundChain(Record):
+    """`digests` of rounds in the order in which they were opened (`medmesh.federated.chain.round_digest`), the last of which is attempt
+    `attempt` at round `round`; `more` when there are later ones."""
+
+    digests: tuple[Sha256, ...]
+    round: int
+    attempt: int
+    more: bool
+
+
+class GetRoundChain(Query):
+    """The rounds opened after attempt `attempt` at round `round`: what a hospital that missed some folds into what it knows."""
+
+    TYPE: ClassVar[str] = "federation.round-chain.v1"
+    ACTION: ClassVar[str | None] = "federation.read"
+    Reply: ClassVar[type[Record]] = RoundChain
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    round: int = Field(default=0, ge=0)
+    attempt: int = Field(default=0, ge=0)
 
 
 class FederationSummary(Record):

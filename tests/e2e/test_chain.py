@@ -1,0 +1,286 @@
+"""A node works only on rounds that continue what it saw, of a federation whose start is in the witnessed log: whatever the platform says.
+
+Beside every lie the same thing told honestly is worked on. The platform that lies holds every key of the platform's services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from tests.federations import alive, submit
+from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.integration.test_witnesses import ORIGIN, Hospital
+from tests.rosters import acceptance
+from tests.world import World, small_world
+
+from medmesh.bus.port import BusMessage
+from medmesh.client import Gateway
+from medmesh.contracts.federation import FederationStarted, FederationView, InvitationAnswered, RespondInvitation, RoundOpened
+from medmesh.contracts.message import MAX_MESSAGE_BYTES, encode, envelope
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.federated.chain import extend, round_digest
+from medmesh.federated.proof import pack, unpack, verify_start
+from medmesh.learning import isolation
+from medmesh.ledger import note
+from medmesh.ledger.policy import parse_policy
+from medmesh.ledger.proof import read_evidence, verify_evidence
+from medmesh.security.keys import Identity
+from medmesh.security.signing import Signer
+from medmesh.store.objects.port import load
+from medmesh.witness.site import create
+from medmesh_edge import consent, intake
+from medmesh_edge import roster as rosters
+from medmesh_edge.node import Node, running
+from medmesh_edge.ports import site
+from medmesh_edge.tables import chain, tasks, witnessed
+from medmesh_federation.service import SERVICE as FEDERATION
+from medmesh_registry.service import SERVICE as REGISTRY
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here"),
+]
+MADE_UP = "f" * 64
+
+
+@dataclass
+class Scene:
+    """One real hospital, `huashan`; `renji` is played by the test. The log has one witness, whom the roster demands."""
+
+    world: World
+    researcher: Gateway
+    approver: Gateway
+    folder: Path
+    witness: Hospital
+
+
+@pytest.fixture
+async def scene(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[Scene]:
+    vkey = note.verifier_key(ORIGIN, Identity.ensure(private / "keys" / "log.nk").private_key.public_key())
+    witness = Hospital(create(private / "witness", "regulator/witness", [vkey], port=ports.take("witness")[0]))
+    policy = f"log {vkey}\nwitness regulator {witness.site.vkey} http://127.0.0.1:{witness.site.port}\nquorum regulator\n"
+    (private / "policy.txt").write_text(policy)
+    settings: dict[str, dict[str, Any]] = {
+        "federation": {"tick_seconds": 0.1},
+        "audit": {"witness_policy": private / "policy.txt", "witness_seconds": 0.1, "witness_patience_seconds": 1.0},
+    }
+    witness.start()
+    try:
+        async with small_world(servers, private, ports, FEDERATION, REGISTRY, settings=settings) as world:
+            rosters = world.p.rosters
+            rosters.book = rosters.book.edited(datetime.now(UTC), policy=policy).signed(rosters.keeper)
+            rosters.lay_down()
+            admin = await world.admin()
+            researcher, approver = [await world.user(admin, who, role) for who, role in (("li", "researcher"), ("wu", "approver"))]
+            folder = await enrolled(world, admin, approver, "huashan", witness_seconds=3)
+            async with site(folder) as opened:
+                await intake.ingest(opened, pacs(world.p.folder, "huashan", 40), "brain")
+            world.p.hospital("renji")
+            yield Scene(world, researcher, approver, folder, witness)
+    finally:
+        witness.stop()
+
+
+async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
+    """A federation that both hospitals accepted and a person approved."""
+    wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 2, "accept_seconds": 20, **changed}
+    made = await federation(scene.world, scene.researcher, scene.approver, ("huashan", "renji"), **wanted)
+    signed = acceptance(scene.world.p.rosters.signer("hospital:renji"), made["federation"], made["plan_hash"])
+    answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signed)
+    assert (await scene.world.p.send(answer, scene.world.p.hospital("renji"))).succeeded
+    await until(lambda: state_of(node, made))
+    await consent.approve(node.site, made["federation"], "doctor-zhao")
+    node.site.changed.set()
+    return made
+
+
+@asynccontextmanager
+async def living(scene: Scene) -> AsyncIterator[None]:
+    """`renji` is online for as long as this lasts."""
+
+    async def breathe() -> None:
+        while True:
+            await alive(scene.world.p, "renji")
+            await asyncio.sleep(0.3)
+
+    breathing = asyncio.create_task(breathe())
+    try:
+        yield
+    finally:
+        breathing.cancel()
+        with suppress(asyncio.CancelledError):
+            await breathing
+
+
+async def round_of(scene: Scene, made: dict[str, Any], number: int) -> RoundOpened:
+    def wanted(found: Any) -> bool:
+        return found.data.federation == made["federation"] and found.data.round == number
+
+    return (await scene.world.p.wait(RoundOpened, wanted, timeout=60)).data
+
+
+async def became(node: Node, made: dict[str, Any], number: int, attempt: int = 1) -> tuple[str, str, int]:
+    """(state, code, how often it was trained) of a node's part in a round, once it is decided."""
+
+    async def settled() -> Any:
+        where = (tasks.c.federation == made["federation"]) & (tasks.c.round == number) & (tasks.c.attempt == attempt)
+        async with node.site.unit() as uow:
+            row = await uow.first(select(tasks).where(where))
+        return row if row is not None and row.state != "received" else None
+
+    row = await until(settled, 60)
+    return row.state, row.code, row.trained
+
+
+def follows(event: RoundOpened, previous: str | None, **changed: Any) -> RoundOpened:
+    """A round after `previous`, as the platform would write it."""
+    number = changed.get("round", event.round)
+    values = {"seed": event.seed + number - event.round, **changed, "deadline": datetime.now(UTC) + timedelta(seconds=60)}
+    made = event.model_copy(update=values)
+    return made.model_copy(update={"previous": previous, "chain": extend(previous or "", [round_digest(made)])})
+
+
+async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Scene) -> None:
+    p = scene.world.p
+    async with living(scene), AsyncExitStack() as stack:
+        async with running(scene.folder) as node:
+            made = await begun(scene, node)
+            first = await round_of(scene, made, 1)
+            assert first.previous == made["plan_hash"], "rounds chain from the plan"
+            assert (await became(node, made, 1))[0] in ("trained", "sent", "releasable", "released")
+            await submit(p, first, "renji", 1.0)
+
+            async def on_record() -> Any:
+                async with node.site.unit() as uow:
+                    return await uow.first(select(witnessed))
+
+            kept = await until(on_record)
+            policy = parse_policy((p.folder / "policy.txt").read_bytes())
+            record, believed = verify_evidence(read_evidence(kept.evidence), policy)
+            assert (record["detail"]["to"], set(believed.witnesses)) == ("running", {"regulator"}), "the hospital keeps what proves it"
+            second = await round_of(scene, made, 2)
+            if "huashan" in second.everybody:
+                await became(node, made, 2)
+        await submit(p, second, "renji", 1.0)
+
+        # It was away for a round or more: what it missed is shown to it, and continues what it saw.
+        number = 3
+        while "huashan" in (missed := await round_of(scene, made, number)).everybody:
+            await submit(p, missed, "renji", 1.0)
+            number += 1
+        node = await stack.enter_async_context(running(scene.folder))
+        await asyncio.sleep(0.5)
+        await submit(p, missed, "renji", 1.0)
+        while "huashan" not in (back := await round_of(scene, made, number)).everybody:
+            await submit(p, back, "renji", 1.0)
+            number += 1
+        state, code, trained = await became(node, made, number)
+        assert (state in ("trained", "sent"), code, trained) == (True, "", 1)
+
+        # From here on the platform lies, to this hospital alone; the honest round waits for the other one.
+        lie = {"round": number + 1, "hospitals": ("huashan", "renji")}
+        lies = {
+            "leaves out what was seen since": (follows(back, first.chain, **lie, attempt=1), "chain"),
+            "another history": (follows(back, MADE_UP, **lie, attempt=2), "chain"),
+            "altered afterwards": (follows(back, back.chain, **lie, attempt=3).model_copy(update={"hospitals": ("huashan",)}), "chain"),
+            "no history": (follows(back, None, **lie, attempt=4), "chain"),
+            "the gradient of one batch": (follows(back, back.chain, **lie, attempt=5, steps=1), "round"),
+            "another seed": (follows(back, back.chain, **lie, attempt=6, seed=7), "round"),
+            "a round more than agreed": (follows(back, back.chain, **{**lie, "round": 99}), "round"),
+        }
+        for what, (told, code) in lies.items():
+            await p.publish(told, source="federation")
+            assert await became(node, made, told.round, told.attempt) == ("failed", f"federation.{code}", 0), what
+
+        # The platform was set back to before the last round, and the node was started anew.
+        await stack.aclose()
+        node = await stack.enter_async_context(running(scene.folder))
+        again = follows(back, back.previous, attempt=2, models=())
+        await p.publish(again, source="federation")
+        assert await became(node, made, number, 2) == ("failed", "federation.chain", 0)
+        earlier = follows(first, made["plan_hash"], round=1, attempt=9)
+        await p.publish(earlier, source="federation")
+        assert await became(node, made, 1, 9) == ("failed", "federation.chain", 0)
+        async with node.site.unit() as uow:
+            values = {(row.round, row.attempt): row.value for row in await uow.all(select(chain))}
+        assert values[number, 1] == back.chain
+        assert not [place for place in values if place > (number, 1)], "what was refused is not part of the chain"
+
+
+async def test_nothing_is_trained_before_the_start_is_in_the_witnessed_log(scene: Scene) -> None:
+    scene.witness.stop()
+    async with living(scene), running(scene.folder) as node:
+        made = await begun(scene, node, min_participants=2, lease_seconds=20, round_deadline_seconds=60)
+        assert await became(node, made, 1) == ("failed", "federation.unwitnessed", 0)
+
+        async def dropped() -> bool:
+            view = await scene.researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
+            return {p.hospital: p.reason for p in view.participants}["huashan"] == "failed"
+
+        await until(dropped)
+        scene.witness.start()
+        await submit(scene.world.p, await round_of(scene, made, 1), "renji", 1.0)
+        await scene.researcher.command("POST", f"/v1/federations/{made['federation']}/cancel", {"reason": "no witness"})
+        other = await begun(scene, node, min_participants=2, lease_seconds=20)
+        state, code, trained = await became(node, other, 1)
+        assert (state in ("trained", "sent"), code, trained) == (True, "", 1), "with its witness the same is trained"
+
+
+async def test_a_start_with_240_acceptances_is_proven_and_one_that_is_forged_among_them_is_found(scene: Scene) -> None:
+    p = scene.world.p
+    others = tuple(f"hospital-{number:03d}" for number in range(239))
+    p.rosters.add_hospitals(*others)
+    wanted = {"rounds": 1, "local_steps": 5, "baseline": False, "min_participants": 1, "accept_seconds": 90, "round_deadline_seconds": 8}
+    async with running(scene.folder) as node:
+        assert await rosters.refresh(node.site, node.gateway)
+        made = await federation(scene.world, scene.researcher, scene.approver, ("huashan", *others), lease_seconds=60, **wanted)
+        about = {"federation": made["federation"], "plan_hash": made["plan_hash"]}
+
+        answers = []
+        for hospital in others:
+            signed = acceptance(p.rosters.signer(f"hospital:{hospital}"), made["federation"], made["plan_hash"])
+            answer = RespondInvitation(**about, accept=True, signature=signed)
+            one = envelope(answer, source="test", actor=p.hospital(hospital))
+            answers.append(BusMessage(one.id, one.type, encode(one)))
+        assert not any(await p.bus.publish(answers))
+
+        async def accepted() -> bool:
+            return len(p.emitted(InvitationAnswered)) >= len(others)
+
+        await until(accepted, 80)
+        await until(lambda: state_of(node, made))
+        await alive(p, *others)
+        await asyncio.sleep(1)  # signals are heard, or lost, behind nobody's back
+        await consent.approve(node.site, made["federation"], "doctor-zhao")
+        node.site.changed.set()
+        started = (await p.wait(FederationStarted, timeout=90)).data
+        assert len(started.hospitals) == 240
+        assert started.proof and started.proof.bytes > MAX_MESSAGE_BYTES, "more than a message may hold"
+        state, code, trained = await became(node, made, 1)
+        assert (state in ("trained", "sent"), code, trained) == (True, "", 1)
+        assert len((await round_of(scene, made, 1)).everybody) == 240
+
+        # The same with one of them signed by a key that the roster does not have, and with one left out.
+        proof = unpack(await load(p.stores.kept, started.proof))
+        forged = acceptance(Signer.create("hospital:hospital-100"), made["federation"], made["plan_hash"])
+        for changed, expected in (({"hospital-100": forged}, "roster.unknown"), ({"hospital-100": ""}, "statement.missing")):
+            ref = await p.stores.kept.put(pack(proof.model_copy(update={"acceptances": {**proof.acceptances, **changed}})))
+            with pytest.raises(Problem) as refused:
+                verify_start(
+                    started.model_copy(update={"proof": ref}),
+                    unpack(await load(p.stores.kept, ref)),
+                    node.site.trust().governance,
+                    node.site.roster(),
+                    datetime.now(UTC),
+                )
+            assert refused.value.code == expected
