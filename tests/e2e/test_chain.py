@@ -105,13 +105,13 @@ async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def living(scene: Scene) -> AsyncIterator[None]:
-    """`renji` is online for as long as this lasts."""
+async def living(scene: Scene, *hospitals: str, every: float = 0.3) -> AsyncIterator[None]:
+    """These are online for as long as this lasts."""
 
     async def breathe() -> None:
         while True:
-            await alive(scene.world.p, "renji")
-            await asyncio.sleep(0.3)
+            await alive(scene.world.p, *hospitals)
+            await asyncio.sleep(every)
 
     breathing = asyncio.create_task(breathe())
     try:
@@ -152,7 +152,7 @@ def follows(event: RoundOpened, previous: str | None, **changed: Any) -> RoundOp
 
 async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Scene) -> None:
     p = scene.world.p
-    async with living(scene), AsyncExitStack() as stack:
+    async with living(scene, "renji"), AsyncExitStack() as stack:
         async with running(scene.folder) as node:
             made = await begun(scene, node)
             first = await round_of(scene, made, 1)
@@ -171,18 +171,18 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             second = await round_of(scene, made, 2)
             if "huashan" in second.everybody:
                 await became(node, made, 2)
-        await submit(p, second, "renji", 1.0)
+        await submit(p, second, "renji", 2.0)
 
         # It was away for a round or more: what it missed is shown to it, and continues what it saw.
         number = 3
         while "huashan" in (missed := await round_of(scene, made, number)).everybody:
-            await submit(p, missed, "renji", 1.0)
+            await submit(p, missed, "renji", float(missed.round))
             number += 1
         node = await stack.enter_async_context(running(scene.folder))
         await asyncio.sleep(0.5)
-        await submit(p, missed, "renji", 1.0)
+        await submit(p, missed, "renji", float(missed.round))
         while "huashan" not in (back := await round_of(scene, made, number)).everybody:
-            await submit(p, back, "renji", 1.0)
+            await submit(p, back, "renji", float(back.round))
             number += 1
         state, code, trained = await became(node, made, number)
         assert (state in ("trained", "sent"), code, trained) == (True, "", 1)
@@ -219,7 +219,7 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
 
 async def test_nothing_is_trained_before_the_start_is_in_the_witnessed_log(scene: Scene) -> None:
     scene.witness.stop()
-    async with living(scene), running(scene.folder) as node:
+    async with living(scene, "renji"), running(scene.folder) as node:
         made = await begun(scene, node, min_participants=2, lease_seconds=20, round_deadline_seconds=60)
         assert await became(node, made, 1) == ("failed", "federation.unwitnessed", 0)
 
