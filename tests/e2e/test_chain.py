@@ -259,11 +259,11 @@ async def test_a_start_with_240_acceptances_is_proven_and_one_that_is_forged_amo
 
         await until(accepted, 80)
         await until(lambda: state_of(node, made))
-        await alive(p, *others)
-        await asyncio.sleep(1)  # signals are heard, or lost, behind nobody's back
-        await consent.approve(node.site, made["federation"], "doctor-zhao")
-        node.site.changed.set()
-        started = (await p.wait(FederationStarted, timeout=90)).data
+        async with living(scene, *others, every=5):
+            await consent.approve(node.site, made["federation"], "doctor-zhao")
+            node.site.changed.set()
+            started = (await p.wait(FederationStarted, timeout=90)).data
+            await round_of(scene, made, 1)
         assert len(started.hospitals) == 240
         assert started.proof and started.proof.bytes > MAX_MESSAGE_BYTES, "more than a message may hold"
         state, code, trained = await became(node, made, 1)
