@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,14 +79,21 @@ async def ask_password() -> str:
     return str(click.prompt(say("your password", "口令"), hide_input=True, err=True))
 
 
+@asynccontextmanager
+async def signed_in() -> AsyncIterator[Gateway]:
+    """A client of the person whom `medmesh login` signed in on this machine. Raises `Problem` (`cli.signed_out`)."""
+    found = load()
+    shown = identity(found.get("certificate", ""))
+    person = Person(found["session"], ask_password, "password") if shown else Person(found["session"], ask_code)
+    async with Gateway(found["url"], ca=Path(found["ca"]), identity=shown, credentials=person, language=language()) as gateway:
+        yield gateway
+
+
 def with_gateway(work: Callable[[Gateway], Awaitable[T]]) -> T:
     """Run `work` with a client of the signed-in person."""
 
     async def run() -> T:
-        found = load()
-        shown = identity(found.get("certificate", ""))
-        person = Person(found["session"], ask_password, "password") if shown else Person(found["session"], ask_code)
-        async with Gateway(found["url"], ca=Path(found["ca"]), identity=shown, credentials=person, language=language()) as gateway:
+        async with signed_in() as gateway:
             return await work(gateway)
 
     return asyncio.run(run())

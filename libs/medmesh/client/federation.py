@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -18,6 +18,7 @@ from medmesh.contracts.federation import FederationView
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.plan import explain
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
 
@@ -81,6 +82,21 @@ class Federation:
 
     def __init__(self, gateway: Gateway, federation: str) -> None:
         self.gateway, self.federation = gateway, federation
+
+    @classmethod
+    async def create(cls, gateway: Gateway, folder: Path, **plan: Any) -> Self:
+        """Make one of the training package in `folder` and invite its hospitals; `plan` as for `create_federation`."""
+        return cls(gateway, (await create_federation(gateway, folder, **plan))["federation"])
+
+    async def request_start(self) -> str:
+        """Ask that a second person approves the start of exactly this plan. Answers the approval's id."""
+        view = await self.view()
+        body = {"action": "federation.start", "target": self.federation, "digest": view.plan_hash}
+        return str((await self.gateway.command("POST", "/v1/approvals", body))["approval"])
+
+    async def invitation(self, language: str = "en") -> list[str]:
+        """What its hospitals are asked to agree to, in plain words, a sentence a line: what code, what leaves, how many bytes."""
+        return explain((await self.view()).plan, language)
 
     async def view(self) -> FederationView:
         """Its plan, participants, rounds and evaluation as they are now."""
