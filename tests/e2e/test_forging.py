@@ -311,6 +311,7 @@ async def test_nobody_can_be_made_to_have_asked_for_a_federation(scene: Scene) -
     await until(completed, 60)
     for service in ("governance", "federation", "gateway"):
         await _logged(scene, service)
+    _watched(world)
     copy = await _copy(scene, "asked")
     code, faults = await _verified(scene, copy)
     bodies = [json.loads(entry.body) for entry in _entries(copy)]
