@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,28 @@ async def test_rounds_average_chain_from_the_plan_and_end_with_an_evaluation(p: 
         assert verb in verbs
     moves = [record["detail"]["to"] for record in await p.audited("federation") if record["sub"] == "federation.move"]
     assert moves == [state.value for state in (State.READY, State.QUEUED, State.RUNNING, State.COMPLETED)]
+
+
+async def test_whoever_sends_the_same_again_has_it_counted_again(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update of the round before is deleted when that is stored, which may be after it came again."""
+    await start(p, ("huashan", "renji"), baseline=False)
+    kept = p.runtimes["federation"].ports.stores.kept
+    at_once = kept.put_file
+
+    async def slowly(path: Path, sha256: str) -> Any:
+        await asyncio.sleep(0.4)
+        return await at_once(path, sha256)
+
+    monkeypatch.setattr(kept, "put_file", slowly)
+    for number in (1, 2, 3):
+        round_ = (await opened(p, number)).data
+        assert (await submit(p, round_, "huashan", 7.0)).succeeded
+        if number > 1:
+            await p.wait(RoundStored, lambda found, before=number - 1: found.data.round == before)
+            await asyncio.sleep(0.3)
+        await alive(p, "huashan", "renji")
+        assert (await submit(p, round_, "renji", 7.0 + number)).succeeded
+    assert (await p.wait(RoundCommitted, lambda found: found.data.round == 3)).data.participants == ("huashan", "renji")
 
 
 async def test_a_hospital_that_falls_silent_leaves_the_others_go_on_and_it_rejoins(p: Platform) -> None:

@@ -57,8 +57,11 @@ class Coordinator:
         while True:
             self.ports.wake.clear()
             for federation in await self._open():
-                while await self._step(federation):
-                    pass
+                try:
+                    while await self._step(federation):
+                        pass
+                except Problem as problem:  # its own: the others go on
+                    log("federation.step_failed", level=40, error=problem, federation=federation)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.ports.settings.tick_seconds):
                     await self.ports.wake.wait()

@@ -25,7 +25,7 @@ from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
 from medmesh_federation.steps import answers_of, change, close_round
-from medmesh_federation.tables import rounds
+from medmesh_federation.tables import answers, rounds
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,20 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
     for ref in await _outdated(runtime, row, beside):
         await ports.stores.kept.delete(ref.sha256)
         await ports.models.delete(ref.sha256)
-    # A single hospital's update is worth nothing now, and is not kept.
+    # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
+    wanted = await _awaited(runtime)
     for ref in updates:
-        if ref not in keep:
+        if ref not in keep and ref.sha256 not in wanted:
             await ports.stores.scratch.delete(ref.sha256)
+
+
+async def _awaited(runtime: Runtime) -> frozenset[str]:
+    """The updates of rounds that are not over."""
+    same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
+    over = (rounds.c.state == "void") | rounds.c.stored
+    async with runtime.unit() as uow:
+        found = await uow.all(select(answers.c.update).join(rounds, same).where(~over, answers.c.failed.is_(None)))
+    return frozenset(row.update["sha256"] for row in found if row.update)
 
 
 async def _outdated(runtime: Runtime, row: Any, needed: Sequence[ObjectRef]) -> list[ObjectRef]:
