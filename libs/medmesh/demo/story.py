@@ -26,6 +26,8 @@ async def tell(stage: Stage) -> dict[str, Any]:
         await pooled.pooled(stage, slices)
         await auditing.audit(stage, federation)
     finally:
+        if (anybody := stage.people.get("anybody")) is not None:
+            await anybody.close()
         for process in (*stage.nodes.values(), *stage.processes):
             process.stop()
     await scanning.scan(stage)
