@@ -59,8 +59,6 @@ class Hub:
     stores: Stores = field(init=False)
     uploads: Uploads = field(init=False)
     inboxes: dict[str, Callable[[dict[str, Any]], None]] = field(default_factory=dict)
-    records: int = 0
-    """Audit records that were handed in, by the service and by hospitals."""
     failures: dict[str, str] = field(default_factory=dict)
     """Hospital to the code of the problem for which it could not do its part last."""
     _asked: dict[str, asyncio.Future[OperationFinished]] = field(default_factory=dict)
