@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.message import Envelope, ObjectRef, OperationFinished, encode, envelope
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.learning import weights
+from medmesh.tasks import end
 from tests.packages import tiny
 from tests.platform import Platform
 from tests.rosters import acceptance
@@ -74,6 +78,22 @@ async def alive(p: Platform, *hospitals: str) -> None:
     for hospital in hospitals:
         signal = HospitalAlive(hospital=hospital)
         await p.bus.signal(signal.address(), encode(envelope(signal, source="gateway")))
+
+
+@asynccontextmanager
+async def living(p: Platform, *hospitals: str, every: float = 0.3) -> AsyncIterator[None]:
+    """These are online for as long as this lasts."""
+
+    async def breathe() -> None:
+        while True:
+            await alive(p, *hospitals)
+            await asyncio.sleep(every)
+
+    breathing = asyncio.create_task(breathe())
+    try:
+        yield
+    finally:
+        await end(breathing)
 
 
 async def accept(p: Platform, federation: str, plan: Plan, *hospitals: str) -> None:

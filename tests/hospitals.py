@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from sqlalchemy import select
 
 from medmesh.client import Gateway
 from medmesh.client.federation import create_federation
+from medmesh.contracts.federation import FederationView
 from medmesh.imaging.reading import wrap
+from medmesh_edge import consent
 from medmesh_edge.enrolment import enrol
 from medmesh_edge.node import Node
 from medmesh_edge.settings import Settings
@@ -118,3 +120,23 @@ async def state_of(node: Node, made: dict[str, Any]) -> str | None:
     async with node.site.unit() as uow:
         row = await uow.first(select(federations.c.state).where(federations.c.federation == made["federation"]))
     return row.state if row else None
+
+
+async def consented(nodes: Iterable[Node], made: dict[str, Any]) -> None:
+    """Every hospital has approved the code of a federation it was invited to; its node signs by itself."""
+    for node in nodes:
+        await until(lambda node=node: state_of(node, made))
+        await consent.approve(node.site, made["federation"], "doctor-zhao")
+        node.site.changed.set()
+
+
+async def completed(researcher: Gateway, made: dict[str, Any], seconds: float = 120) -> FederationView:
+    """A federation as it is shown once it is over; that it failed is told at once."""
+
+    async def over() -> FederationView | None:
+        view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
+        assert view.state not in ("failed", "cancelled"), view.failure
+        return view if view.state == "completed" else None
+
+    found: FederationView = await until(over, seconds)
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from tests.federations import alive, submit
+from tests.federations import living, submit
 from tests.hospitals import enrolled, federation, pacs, state_of, until
 from tests.integration.test_witnesses import ORIGIN, Hospital
 from tests.rosters import acceptance
@@ -104,24 +104,6 @@ async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
     return made
 
 
-@asynccontextmanager
-async def living(scene: Scene, *hospitals: str, every: float = 0.3) -> AsyncIterator[None]:
-    """These are online for as long as this lasts."""
-
-    async def breathe() -> None:
-        while True:
-            await alive(scene.world.p, *hospitals)
-            await asyncio.sleep(every)
-
-    breathing = asyncio.create_task(breathe())
-    try:
-        yield
-    finally:
-        breathing.cancel()
-        with suppress(asyncio.CancelledError):
-            await breathing
-
-
 async def round_of(scene: Scene, made: dict[str, Any], number: int) -> RoundOpened:
     def wanted(found: Any) -> bool:
         return found.data.federation == made["federation"] and found.data.round == number
@@ -152,7 +134,7 @@ def follows(event: RoundOpened, previous: str | None, **changed: Any) -> RoundOp
 
 async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Scene) -> None:
     p = scene.world.p
-    async with living(scene, "renji"), AsyncExitStack() as stack:
+    async with living(scene.world.p, "renji"), AsyncExitStack() as stack:
         async with running(scene.folder) as node:
             made = await begun(scene, node)
             first = await round_of(scene, made, 1)
@@ -219,7 +201,7 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
 
 async def test_nothing_is_trained_before_the_start_is_in_the_witnessed_log(scene: Scene) -> None:
     scene.witness.stop()
-    async with living(scene, "renji"), running(scene.folder) as node:
+    async with living(scene.world.p, "renji"), running(scene.folder) as node:
         made = await begun(scene, node, min_participants=2, lease_seconds=20, round_deadline_seconds=60)
         assert await became(node, made, 1) == ("failed", "federation.unwitnessed", 0)
 
@@ -259,7 +241,7 @@ async def test_a_start_with_240_acceptances_is_proven_and_one_that_is_forged_amo
 
         await until(accepted, 80)
         await until(lambda: state_of(node, made))
-        async with living(scene, *others, every=5):
+        async with living(scene.world.p, *others, every=5):
             await consent.approve(node.site, made["federation"], "doctor-zhao")
             node.site.changed.set()
             started = (await p.wait(FederationStarted, timeout=90)).data

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.e2e.test_node import two_hospitals
-from tests.hospitals import federation, state_of, until
+from tests.hospitals import consented, federation
 from tests.world import World, small_world
 
 from medmesh.client.federation import Federation
@@ -19,7 +19,6 @@ from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
-from medmesh_edge import consent
 from medmesh_edge.node import Node, running
 from medmesh_edge.tables import cohorts
 from medmesh_federation.service import SERVICE as FEDERATION
@@ -38,10 +37,7 @@ async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 
 async def run(world: World, researcher: Any, approver: Any, nodes: list[Node], folders: dict[str, Path], **plan: Any) -> FederationView:
     made = await federation(world, researcher, approver, tuple(folders), baseline=False, **plan)
-    for node in nodes:
-        await until(lambda node=node: state_of(node, made))
-        await consent.approve(node.site, made["federation"], "doctor-zhao")
-        node.site.changed.set()
+    await consented(nodes, made)
     view = [view async for view in Federation(researcher, made["federation"]).watch(seconds=0.2)][-1]
     assert view.state == "completed", view.failure
     return view

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select, update
 from sqlalchemy.engine import make_url
-from tests.federations import alive
+from tests.federations import living
 from tests.hospitals import enrolled, federation, pacs, state_of, until
 from tests.ledgers import Entry, write
 from tests.rosters import acceptance, decision
@@ -227,25 +227,9 @@ async def _invented_hospital(scene: Scene) -> None:
     assert (refused.problem or {})["code"] == "roster.unknown", "the platform itself refuses, as long as it is honest"
     statement = "UPDATE federation.participants SET state = 'accepted', signature = $1 WHERE federation = $2 AND hospital = 'ghost'"
     await attacker.sql(statement, signature, made["federation"])
-    async with _living(scene, "ghost"):
+    async with living(scene.world.p, "ghost"):
         assert await _refused(scene.nodes["huashan"], made) == "roster.unknown"
     await _over(scene, made)
-
-
-@asynccontextmanager
-async def _living(scene: Scene, hospital: str) -> AsyncIterator[None]:
-    async def breathe() -> None:
-        while True:
-            await alive(scene.world.p, hospital)
-            await asyncio.sleep(0.5)
-
-    breathing = asyncio.create_task(breathe())
-    try:
-        yield
-    finally:
-        breathing.cancel()
-        with suppress(asyncio.CancelledError):
-            await breathing
 
 
 async def _honest(scene: Scene) -> None:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.frameworks import INTERPRETERS
-from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.hospitals import completed, consented, enrolled, federation, pacs, until
 from tests.packages import TWINS
 from tests.records import Records
 from tests.world import World, small_world
 
-from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation, metrics, weights
 from medmesh.store.objects.port import fetch
-from medmesh_edge import consent, intake
+from medmesh_edge import intake
 from medmesh_edge.node import running
 from medmesh_edge.ports import site
 from medmesh_federation.service import SERVICE as FEDERATION
@@ -53,17 +51,8 @@ async def test_hospitals_with_different_frameworks_train_one_model(world: World)
             nodes[hospital] = await stack.enter_async_context(running(folder))
         rules = {"rounds": 2, "local_steps": 20, "learning_rate": "0.05", "min_participants": 3, "round_deadline_seconds": 120}
         made = await federation(world, researcher, approver, tuple(HOSPITALS), package=TWINS, **rules)
-        for node in nodes.values():
-            await until(lambda node=node: state_of(node, made))
-            await consent.approve(node.site, made["federation"], "doctor-zhao")
-            node.site.changed.set()
-
-        async def finished() -> Any:
-            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
-            assert view.state != "failed", view.failure
-            return view if view.state == "completed" else None
-
-        view = await until(finished, 240)
+        await consented(nodes.values(), made)
+        view = await completed(researcher, made, 240)
 
         async def shipped() -> bool:
             return all([not await node.site.database.unreceipted() for node in nodes.values()])

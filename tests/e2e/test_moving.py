@@ -6,23 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select
-from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.hospitals import completed, consented, enrolled, federation, pacs, until
 from tests.proxies import network
 from tests.world import World, small_world
 
-from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated import codecs
 from medmesh.learning import isolation, weights
 from medmesh.store.objects.port import fetch
-from medmesh_edge import consent, intake
+from medmesh_edge import intake
 from medmesh_edge.node import running
 from medmesh_edge.ports import site
 from medmesh_edge.settings import Settings
@@ -65,17 +63,8 @@ async def test_a_federation_over_a_bad_network_ends_as_over_a_good_one(world: Wo
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders]
         researcher, approver = await world.user(await world.sign_in("sun"), "li", "researcher"), await world.sign_in("wu")
         made = await federation(world, researcher, approver, NAMES, baseline=False, codec=codec, lease_seconds=30)
-        for node in nodes:
-            await until(lambda node=node: state_of(node, made))
-            await consent.approve(node.site, made["federation"], "doctor-zhao")
-            node.site.changed.set()
-
-        async def finished() -> Any:
-            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
-            assert view.state not in ("failed", "cancelled"), view.failure
-            return view if view.state == "completed" else None
-
-        view = await until(finished, 120)
+        await consented(nodes, made)
+        view = await completed(researcher, made)
         assert [r.state for r in view.rounds] == ["committed"] * 3
         assert all(r.attempt == 1 for r in view.rounds), "nothing of this is worth another attempt"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.hospitals import completed, enrolled, federation, pacs, state_of, until
 from tests.records import Records
 from tests.world import World, small_world
 
@@ -87,13 +87,7 @@ async def test_from_enrolment_to_a_model_better_than_chance_with_nothing_identif
             assert await state_of(node, made) == "invited", "nothing runs before the hospital approved the code"
             await consent.approve(node.site, made["federation"], "doctor-zhao")
             node.site.changed.set()
-
-        async def finished() -> Any:
-            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
-            assert view.state not in ("failed", "cancelled"), view.failure
-            return view if view.state == "completed" else None
-
-        view = await until(finished, 120)
+        view = await completed(researcher, made)
         union: dict[str, list[Any]] = {}
         for entry in view.evaluation:
             union.setdefault(entry.name, []).append(entry.counts)

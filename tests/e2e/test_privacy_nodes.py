@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from scipy.special import gammaln, logsumexp
 from sqlalchemy import select
-from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.hospitals import completed, consented, enrolled, federation, pacs
 from tests.world import World, small_world
 
 from medmesh.cli.edge import edge
@@ -22,7 +22,7 @@ from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
-from medmesh_edge import consent, intake
+from medmesh_edge import intake
 from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
 from medmesh_edge.tables import privacy_spent
@@ -67,17 +67,8 @@ async def run(world: World, hospitals: tuple[str, ...], **plan: Any) -> tuple[Fe
         nodes: list[Node] = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         wanted = {"baseline": False, "min_participants": len(hospitals), "lease_seconds": 20, "rounds": 4, **plan}
         made = await federation(world, researcher, approver, hospitals, **wanted)
-        for node in nodes:
-            await until(lambda node=node: state_of(node, made))
-            await consent.approve(node.site, made["federation"], "doctor-zhao")
-            node.site.changed.set()
-
-        async def finished() -> Any:
-            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
-            assert view.state not in ("failed", "cancelled"), view.failure
-            return view if view.state == "completed" else None
-
-        view = await until(finished, 150)
+        await consented(nodes, made)
+        view = await completed(researcher, made, 150)
         ledgers = []
         for node in nodes:
             async with node.site.unit() as uow:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.hospitals import completed, consented, enrolled, federation, pacs, until
 from tests.packages import tiny
 from tests.world import World, small_world
 
@@ -18,7 +18,7 @@ from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
-from medmesh_edge import consent, intake
+from medmesh_edge import intake
 from medmesh_edge.node import running
 from medmesh_edge.ports import site
 from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases, tasks
@@ -51,17 +51,8 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         wanted: dict[str, Any] = {"rounds": 2, "baseline": False, "min_participants": 3, "lease_seconds": 20}
         made = await federation(world, researcher, approver, HOSPITALS, secure={"threshold": 3}, **wanted)
-        for node in nodes:
-            await until(lambda node=node: state_of(node, made))
-            await consent.approve(node.site, made["federation"], "doctor-zhao")
-            node.site.changed.set()
-
-        async def finished() -> Any:
-            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
-            assert view.state not in ("failed", "cancelled"), view.failure
-            return view if view.state == "completed" else None
-
-        view = await until(finished, 120)
+        await consented(nodes, made)
+        view = await completed(researcher, made)
         committed = [one for one in view.rounds if one.state == "committed"]
         assert [one.round for one in committed] == [1, 2]
         for one in committed:
@@ -111,10 +102,7 @@ async def test_phases_are_answered_beside_the_training(world: World) -> None:
         wanted: dict[str, Any] = {"rounds": 1, "baseline": False, "min_participants": 3, "lease_seconds": 20, "local_steps": 50}
         slow = world.p.folder / "package-source"
         made = await federation(world, researcher, approver, HOSPITALS, slow, secure={"threshold": 3}, **wanted)
-        for node in nodes:
-            await until(lambda node=node: state_of(node, made))
-            await consent.approve(node.site, made["federation"], "doctor-zhao")
-            node.site.changed.set()
+        await consented(nodes, made)
 
         async def masked() -> Any:
             """A hospital has all it needs for its masks, and no model yet."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from tests.hospitals import enrolled, federation, pacs, state_of, until
+from tests.hospitals import completed, consented, enrolled, federation, pacs
 from tests.packages import TINY, tiny
 from tests.world import World, small_world
 
@@ -24,7 +24,7 @@ from medmesh.learning import isolation
 from medmesh.learning.package import pack
 from medmesh.simulation.data import Sample
 from medmesh.simulation.run import simulate
-from medmesh_edge import consent, intake, samples
+from medmesh_edge import intake, samples
 from medmesh_edge.node import running
 from medmesh_edge.patients import images, opened
 from medmesh_edge.ports import Site, site
@@ -74,17 +74,8 @@ async def test_the_same_plan_simulated_and_on_real_servers_ends_in_the_same_mode
                 shares[hospital] = await held(opened_site)
             nodes.append(await stack.enter_async_context(running(folder)))
         made = await federation(world, researcher, approver, HOSPITALS, **RULES)
-        for node in nodes:
-            await until(lambda node=node: state_of(node, made))
-            await consent.approve(node.site, made["federation"], "doctor-zhao")
-            node.site.changed.set()
-
-        async def finished() -> Any:
-            view = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
-            assert view.state != "failed", view.failure
-            return view if view.state == "completed" else None
-
-        real: FederationView = await until(finished, 120)
+        await consented(nodes, made)
+        real = await completed(researcher, made)
     target = world.p.folder / "simulated"
     done = await simulate(TINY, shares, target, **RULES)
     assert (done.view.state, done.view.failure) == ("completed", None)

@@ -68,7 +68,7 @@ def on_record(folder: Path, verb: MaintenanceVerb) -> Iterator[Act]:
     except Problem as problem:
         note(problem.code)
         raise
-    except Exception:
+    except Exception:  # whatever it was, the log learns that the command failed before anybody else does
         note("request.failed")
         raise
     note("")
