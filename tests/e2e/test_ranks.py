@@ -57,6 +57,7 @@ async def trained(
             **schedule,
         )
         assert steps == list(range(1, 11))
+        assert answer["processes"] == ranks, "or the comparison would be of one process with itself"
         return first, answer, weights.load(w.folder / "out")
 
 
@@ -151,9 +152,14 @@ async def test_the_aggregate_does_not_tell_in_how_many_processes_hospitals_train
     """Two hospitals of different size, two rounds with the statistics of batch normalisation averaged."""
     shares = {"renji": [pretended(n) for n in range(30)], "xiehe": [pretended(n) for n in range(100, 113)]}
     rules: dict[str, Any] = {"rounds": 2, "local_steps": 5, "batch_size": 7, "learning_rate": "0.05", "baseline": True}
+    counted = variation(
+        private,
+        "\nimport os\nfrom torch.nn.functional import cross_entropy\ndef loss(logits, y):\n"
+        "    assert os.environ['WORLD_SIZE'] == '2'\n    return cross_entropy(logits, y)\n",
+    )
     models, views = [], []
-    for ranks in (1, 2):
-        done = await simulate(TWINS, shares, private / f"model-{ranks}", ranks=ranks, workers=1, **rules)
+    for ranks, source in ((1, TWINS), (2, counted)):
+        done = await simulate(source, shares, private / f"model-{ranks}", ranks=ranks, workers=1, **rules)
         assert done.view.state == "completed"
         models.append(weights.load(private / f"model-{ranks}"))
         views.append(done.view)

@@ -121,7 +121,7 @@ def _follow(
                 results[rank] = frame["result"]
             case _:
                 raise _blame(running, said, [(rank, frame)], len(wanted))
-    return results[0]
+    return {**results[0], "processes": len(results)}
 
 
 def _blame(

@@ -85,7 +85,7 @@ def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     loss = session.adapter.train(session.module, model, samples, schedule, on_step)
     if schedule.rank == 0:
         weights.save(session.adapter.tensors(model), Path(call["out"]))
-    return {"loss": loss, "samples": len(samples.y)}
+    return {"loss": loss, "samples": len(samples.y), "processes": 1}
 
 
 def _correction(call: dict[str, Any]) -> Correction | None:
