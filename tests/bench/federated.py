@@ -91,17 +91,17 @@ def _sample(hospital: int, place: int) -> Sample:
     return Sample(data, ("none", "tumour")[place % 2], f"p{place}", place > 5, "MR")
 
 
-async def _ours(clients: int, mb: float, rounds: int) -> tuple[Done, dict[str, float]]:
+async def _ours(clients: int, mb: float, rounds: int) -> tuple[Done, dict[str, float], dict[str, float]]:
     async with field_of(clients, TOGETHER if clients > 16 else 1) as field:
         source = package(field.folder / "package", mb)
         await field.federate(source, field.hospitals, 2)  # workers start with the first
-        peak = field.peak()
+        peak, before = field.peak(), field.processor()
         with peak.watching():
             done = await field.federate(source, field.hospitals, rounds)
-        return done, peak.mib
+        return done, peak.mib, {name: (spent - before[name]) / rounds for name, spent in field.processor().items()}
 
 
-def _measures(name: str, done: Done, mib: dict[str, float], peers: dict[str, dict[str, Any]]) -> list[Measure]:
+def _measures(name: str, done: Done, mib: dict[str, float], cpu: dict[str, float], peers: dict[str, dict[str, Any]]) -> list[Measure]:
     flare, flower = (peers.get(peer, {}).get("round_s_median") for peer in ("flare", "flower"))
     times, times_flower = GOALS[name]
     goal = flare / times if flare and times else {"fl.64x40kb": 0.8}.get(name)
@@ -116,6 +116,10 @@ def _measures(name: str, done: Done, mib: dict[str, float], peers: dict[str, dic
         Measure(f"fl.coordinator_pss {label}", mib["coordinator"], "MiB", goal=200),
         Measure(f"fl.servers_pss {label}", mib["servers"], "MiB", peer="FLARE's server tree (RSS)", peer_value=server),
         Measure(f"fl.edge_pss {label}", mib["edge"], "MiB", goal=120 if label == "8x1mb" else None),
+        *(
+            Measure(f"fl.cpu {label} {part}", seconds, "s of processor a round, its federation's beginning and end included")
+            for part, seconds in cpu.items()
+        ),
         Measure(f"fl.submit_to_round {label}", done.submit_to_round, "s", goal=1.0),
     ]
     return found

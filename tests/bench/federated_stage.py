@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from medmesh.client.federation import create_federation
 from medmesh.embedded.memory import pss
 from medmesh.embedded.nursery import ENVIRONMENT
@@ -162,6 +164,12 @@ class Field:
         servers = tuple(pids[name] for name in SERVERS if name in pids)
         return Peak({"coordinator": (pids["federation"],), "servers": servers, "edge": tuple(p.pid for p in self.processes[:1])})
 
+    def processor(self) -> dict[str, float]:
+        """Seconds of processor time so far: of every process together, and of the groups that have most of it."""
+        run = {name: _spent(process.pid) for name, process in self.stage.run.processes.items()}
+        nodes = sum(_spent(process.pid) for process in self.processes)
+        return {"all": sum(run.values()) + nodes, "nodes": nodes, "gateway": run["gateway"], "coordinator": run["federation"]}
+
     async def federate(self, source: Path, hospitals: Sequence[str], rounds: int, **changed: Any) -> Done:
         """Run one to its end."""
         values = {"local_steps": 1, "batch_size": 1, "learning_rate": "0.1", "seed": 7, "min_participants": len(hospitals)}
@@ -216,6 +224,11 @@ class Field:
         taken = [after - before for before, after in pairwise(opened)]
         sent = max(answer["bytes"] for answer in trained[-1]["answers"])
         return Done(made["federation"], opened[0] - approved, taken, view["chain"], view["model"]["sha256"], sent)
+
+
+def _spent(pid: int) -> float:
+    process = psutil.Process(pid)
+    return sum(one.cpu_times().user + one.cpu_times().system for one in (process, *process.children(recursive=True)))
 
 
 MANY = """
