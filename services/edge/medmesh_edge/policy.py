@@ -108,7 +108,7 @@ def read(path: Path) -> Policy:
                     raise ValueError(f"[{table}] {name} is unknown")
                 values[name] = _value(table, name, value)
     except OSError as error:
-        raise Problem("policy.invalid", reason=error.strerror or "unreadable") from None
+        raise Problem("policy.invalid", reason=f"{path}: {error.strerror}") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise Problem("policy.invalid", reason=str(error)) from None
     return Policy(**values)
