@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from medmesh.cli import language, say
-from medmesh.cli.asking import request_approval
 from medmesh.cli.restore import restore
 from medmesh.cli.verify import verify
 from medmesh.errors import Problem
@@ -142,6 +141,7 @@ def export(url: str, folder: Path) -> int:
 @narrowed
 def request_export(kind: str, complete: bool, **filters: Any) -> int:
     """Ask for an export; somebody else approves exactly this request.  申请导出。"""
+    from medmesh.cli.asking import request_approval
     from medmesh.cli.session import with_gateway
 
     given = {name: value for name, value in filters.items() if value is not None}
@@ -214,6 +214,7 @@ def mlps(url: str, page: Path | None, as_json: bool) -> int:
 
 def _asked(path: str, body: dict[str, Any], action: str) -> int:
     """Fix a change, and ask for the approval of exactly that."""
+    from medmesh.cli.asking import request_approval
     from medmesh.cli.session import with_gateway
 
     async def work(gateway: Gateway) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, ObjectRef, Query, Record, Sha256
+from medmesh.contracts.message import Command, Event, Instant, ObjectRef, Query, Record, Sha256
 
 ExportFormat = Literal["jsonl", "fhir", "dicom", "ocsf", "csv"]
 MOST_EVENTS = 1_000
@@ -55,8 +55,8 @@ class Receipts(Record):
 class EventFilter(Record):
     """Which records: all that are given must fit. Times are when it happened, `until` is not included."""
 
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Instant | None = None
+    until: Instant | None = None
     actor: str | None = None
     """For example `person:li`, `hospital:renji`."""
     org: str | None = None
@@ -307,7 +307,7 @@ class RecordMaintenance(Command):
     ACTION: ClassVar[str] = "maintenance.record"
 
     verb: MaintenanceVerb
-    at: datetime
+    at: Instant
     account: str = Field(max_length=100)
     code: str = Field(default="", max_length=80)
     things: tuple[Thing, ...] = Field(default=(), max_length=8)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from medmesh.errors import Problem
 
@@ -29,6 +29,17 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lower-case hexadecimal: the name of an object."""
+
+
+def _written(value: object) -> object:
+    """A number is nobody's way to write a time: pydantic would take it for seconds since 1970, or for milliseconds if it is large."""
+    if isinstance(value, int | float) or (isinstance(value, str) and value.strip().lstrip("+-").replace(".", "", 1).isdigit()):
+        raise ValueError("a time is written as 2026-11-26T08:00:00Z (RFC 3339)")
+    return value
+
+
+Instant = Annotated[datetime, BeforeValidator(_written)]
+"""A time that somebody hands in: RFC 3339 text, not a number."""
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """Anything larger is an object in the store, and the message carries its reference."""

@@ -7,7 +7,6 @@ from, and the audit log witnesses. Numbers that are not whole are decimal string
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
@@ -15,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import DataSchema
-from medmesh.contracts.message import Identifier, Record, Sha256
+from medmesh.contracts.message import Identifier, Instant, Record, Sha256
 from medmesh.contracts.privacy import Privacy
 
 
@@ -106,8 +105,8 @@ class Plan(Record):
     seed: int = Field(ge=0, lt=2**53)
     participants: tuple[Identifier, ...] = Field(min_length=1)
     min_participants: int = Field(ge=1)
-    accept_by: datetime
-    start_at: datetime
+    accept_by: Instant
+    start_at: Instant
     """Not before this, and not before every hospital has answered or `accept_by` has passed."""
     round_deadline_seconds: int = Field(ge=1, le=30 * 86_400)
     lease_seconds: int = Field(default=15, ge=1, le=86_400)

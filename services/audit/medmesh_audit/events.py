@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, Query
 
 from medmesh.contracts.audit import MOST_EVENTS, Bodies, EventFilter, Events, Evidence, LoggedEvent
+from medmesh.contracts.message import Instant
 from medmesh.service.runtime import Runtime
 from medmesh_audit import handlers, search
 from medmesh_audit.door import Visitor, may
@@ -21,8 +21,8 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     @app.get("/v1/events", tags=["events"], response_model_exclude_none=True)
     async def find(
         who: Visitor = may(runtime, "audit.read"),
-        since: Annotated[datetime | None, Query(alias="from")] = None,
-        until: Annotated[datetime | None, Query(alias="to", description="Not included")] = None,
+        since: Annotated[Instant | None, Query(alias="from")] = None,
+        until: Annotated[Instant | None, Query(alias="to", description="Not included")] = None,
         actor: Annotated[str | None, Query(description="For example person:li")] = None,
         org: Annotated[str | None, Query(description="Whose data it is about")] = None,
         patient: Annotated[str | None, Query(description="A patient's pseudonym")] = None,

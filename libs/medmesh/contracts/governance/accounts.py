@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Exchange, Identifier, Names, Record
+from medmesh.contracts.message import Command, Exchange, Identifier, Instant, Names, Record
 
 
 class AccountEntry(Record):
@@ -55,7 +55,7 @@ class LimitUser(Command):
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("user", "{name}"),)
 
     name: Identifier
-    ends: datetime | None = None
+    ends: Instant | None = None
 
 
 FINDINGS: dict[str, tuple[str, str]] = {
