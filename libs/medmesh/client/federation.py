@@ -91,9 +91,8 @@ async def create_federation(
     tell: Callable[[str], None] = _nothing,
     **plan: Any,
 ) -> dict[str, Any]:
-    """Answers `{"federation", "plan_hash"}`. Times count from now; `plan` has further fields of the plan. Code is rehearsed on invented data
-    first (`rehearsal`: a package without any, too, or none); `tell` hears its stages. Raises `Problem`; `federation.plan` names what
-    contradicts."""
+    """Answers `{"federation", "plan_hash"}`. Times count from now; `plan` has further fields of the plan. A package with code is rehearsed
+    first, unless `rehearsal` says otherwise; `tell` hears its stages. Raises `Problem`; `federation.plan` names what contradicts."""
     package = pack(folder)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "package.zip"
