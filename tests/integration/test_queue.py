@@ -13,6 +13,7 @@ from tests.integration.test_federation import SETTINGS, start
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import (
+    AdjustFederation,
     CancelFederation,
     FederationCompleted,
     FederationStarted,
@@ -21,7 +22,9 @@ from medmesh.contracts.federation import (
     RoundOpened,
 )
 from medmesh.contracts.message import Command
+from medmesh.contracts.plan import Plan
 from medmesh.embedded.testing import RunningServers
+from medmesh.federated.chain import agreed
 from medmesh_federation.service import SERVICE
 
 THREE = ("huashan", "renji", "tongji")
@@ -112,3 +115,30 @@ async def test_a_hospital_that_fails_too_often_is_not_asked_again_and_what_it_ga
     assert (seen["tongji"].state, seen["tongji"].drops) == ("excluded", 2)
     assert [r["detail"]["excluded"] for r in await p.audited("federation") if r["sub"] == "federation.drop"] == [False, True]
     assert len(p.emitted(RoundOpened)) == 4
+
+
+async def test_what_an_initiator_may_change_is_changed_from_the_next_round_on(p: Platform) -> None:
+    ranges = {"learning_rate": {"low": "0.05", "high": "0.2"}, "local_steps": {"low": "1", "high": "9"}}
+    federation = await start(p, ("huashan", "renji"), ranges=ranges)
+    first = (await opened(p, 1)).data
+
+    async def adjust(who: str, **values: str) -> str:
+        done = await p.send(AdjustFederation(federation=federation, changed=values), p.person(who, "researcher"))  # type: ignore[arg-type]
+        return str(done.problem["code"]) if done.problem else ""
+
+    assert await adjust("li", learning_rate="0.21") == "federation.outside"
+    assert await adjust("li", batch_size="9") == "federation.outside"
+    assert await adjust("wang", learning_rate="0.2") == "federation.initiator"
+    assert await adjust("li", learning_rate="0.2", local_steps="7") == ""
+    assert await adjust("li", learning_rate="0.2", local_steps="7") == "", "again"
+    assert (await view(p, federation)).changed == {"learning_rate": "0.2", "local_steps": "7"}
+    for hospital in first.hospitals:
+        assert (await submit(p, first, hospital, 1.0)).succeeded
+    second = (await opened(p, 2)).data
+    assert (first.changed, first.steps) == ({}, 5)
+    assert (second.changed, second.steps) == ({"learning_rate": "0.2", "local_steps": "7"}, 7)
+    assert second.previous == first.chain
+    found = Plan.model_validate((await view(p, federation)).plan.model_dump())
+    assert agreed(found, second).learning_rate == "0.2", "a node accepts it"
+    records = [r for r in await p.audited("federation") if r["sub"] == "federation.adjust" and r["out"] == 0]
+    assert [r["detail"] for r in records if r["detail"]] == [{"learning_rate": "0.2", "local_steps": "7"}]

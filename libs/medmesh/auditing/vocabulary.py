@@ -134,6 +134,7 @@ VERBS: dict[str, Verb] = {
     "escrow.create": Verb("110113", "110135", _COMPLY, _SECURITY, "密钥份额生成"),
     "escrow.drill": Verb("110113", "110135", _COMPLY, _SECURITY, "密钥恢复演练"),
     "escrow.restore": Verb("110113", "110135", _COMPLY, _SECURITY, "密钥恢复"),
+    "federation.adjust": Verb("rest", "update", _RESEARCH, _CLINICAL, "在范围内调整联邦"),
     "federation.approved": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦获批"),
     "federation.cancel": Verb("rest", "update", _RESEARCH, _SECURITY, "取消联邦"),
     "federation.consent": Verb("110113", "110135", _RESEARCH, _SECURITY, "医院对联邦表态"),

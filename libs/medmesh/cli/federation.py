@@ -149,6 +149,18 @@ def extend(identifier: str, minutes: float) -> int:
 
 @federation.command()
 @click.argument("identifier")
+@click.option("--learning-rate")
+@click.option("--steps", type=int)
+@click.option("--batch-size", type=int)
+def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_size: int | None) -> int:
+    """Change these from the next round on, within the ranges that hospitals signed; what is not named is the plan's.  在范围内调整。"""
+    given = {"learning_rate": learning_rate, "local_steps": steps, "batch_size": batch_size}
+    changed = {name: str(value) for name, value in given.items() if value is not None}
+    return _steer(identifier, lambda one: one.adjust(**changed))
+
+
+@federation.command()
+@click.argument("identifier")
 @click.option("--reason", required=True)
 def cancel(identifier: str, reason: str) -> int:
     """End it; its hospitals are told. There is no way back.  取消联邦。"""

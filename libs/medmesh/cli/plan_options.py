@@ -17,6 +17,17 @@ def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[
     return {name: value for name, _, value in pairs}
 
 
+def _ranges(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    found = {}
+    for part in given:
+        name, _, (bounds) = part.partition("=")
+        low, colon, high = bounds.partition(":")
+        if not (name and low and colon and high):
+            raise click.BadParameter(f"{part!r}: NAME=LOW:HIGH, for example learning_rate=0.01:0.1")
+        found[{"steps": "local_steps"}.get(name, name)] = {"low": low, "high": high}
+    return found
+
+
 _TRAINING = (
     click.option("--rounds", default=10, show_default=True),
     click.option("--steps", default=50, show_default=True, help="Local steps a round."),
@@ -36,6 +47,14 @@ _TRAINING = (
         metavar="NAME=VALUE",
         callback=_parameters,
         help="Of the algorithm, as mu=0.01; may be repeated.",
+    ),
+    click.option(
+        "--range",
+        "ranges",
+        multiple=True,
+        metavar="NAME=LOW:HIGH",
+        callback=_ranges,
+        help="learning_rate, steps or batch_size may change so far between rounds; may be repeated.",
     ),
     click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated."),
     click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True),
@@ -66,7 +85,19 @@ def training(command: F) -> F:
 def training_of(options: dict[str, Any]) -> dict[str, Any]:
     """Their part of a plan."""
     stop = {"metric": options["stop_metric"], "patience": options["stop_after"], "min_delta": options["stop_delta"]}
-    same = ("rounds", "batch_size", "learning_rate", "seed", "baseline", "evaluate_every", "algorithm", "parameters", "local", "codec")
+    same = (
+        "rounds",
+        "batch_size",
+        "learning_rate",
+        "seed",
+        "baseline",
+        "evaluate_every",
+        "algorithm",
+        "parameters",
+        "local",
+        "codec",
+        "ranges",
+    )
     return {
         **{name: options[name] for name in same},
         "local_steps": options["steps"],

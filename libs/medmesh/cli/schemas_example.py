@@ -33,6 +33,8 @@ _NAMED: dict[str, Any] = {
     "learning_rate": "0.01",
     "codec_share": "0.01",
     "min_delta": "0.01",
+    "low": "0.001",
+    "high": "0.1",
     "algorithm": "fedavg",
     "local": [],
     "privacy": None,

@@ -181,6 +181,11 @@ class Federation:
         """Go on after a pause. Answers `{"state"}`."""
         return await self._do("resume", {})
 
+    async def adjust(self, **changed: str) -> Any:
+        """From the next round on: `learning_rate`, `local_steps`, `batch_size` within the plan's ranges, decimal strings. Answers
+        `{"changed"}`."""
+        return await self._do("adjustment", {"changed": changed})
+
     async def extend(self, seconds: int) -> Any:
         """Give the open round more time. Answers `{"deadline"}`."""
         return await self._do("extension", {"seconds": seconds})

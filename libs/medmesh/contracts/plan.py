@@ -7,6 +7,7 @@ from, and the audit log witnesses. Numbers that are not whole are decimal string
 from __future__ import annotations
 
 import hashlib
+import json
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
@@ -80,6 +81,33 @@ class SemiAsynchrony(Record):
         return value
 
 
+RangeName = Literal["learning_rate", "local_steps", "batch_size"]
+
+
+class Range(Record):
+    """From `low` to `high`, both allowed: decimal strings."""
+
+    low: str
+    high: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        try:
+            low, high = Decimal(self.low), Decimal(self.high)
+        except InvalidOperation:
+            raise ValueError("ranges: low and high are decimal strings") from None
+        if not (low.is_finite() and high.is_finite() and 0 < low <= high <= 1_000_000):
+            raise ValueError("ranges: low is more than 0, and high not below it")
+        return self
+
+    def holds(self, value: str) -> bool:
+        """Whether a value, as a decimal string, lies in it; False for what is no number."""
+        try:
+            return Decimal(self.low) <= Decimal(value) <= Decimal(self.high)
+        except InvalidOperation:
+            return False
+
+
 class Measured(Record):
     """What the rehearsal of a package found, told to the hospitals that are asked to run it: `report` is the report's SHA-256 (an object,
     `medmesh.contracts.training.RehearsalReport`); most memory in MiB (2^20 bytes) and time for a step, on the platform's machine."""
@@ -140,6 +168,8 @@ class Plan(Record):
     """Differential privacy, with its budget. Then every hospital counts alike, and neither samples nor a loss are told."""
     rehearsal: Measured | None = None
     """The package was run on invented data before anybody was asked."""
+    ranges: dict[RangeName, Range] = Field(default_factory=dict)
+    """Within which the initiator may change these between rounds, without asking again: what hospitals sign includes how far."""
 
     @field_validator("learning_rate")
     @classmethod
@@ -185,6 +215,8 @@ class Plan(Record):
             raise ValueError("stop: nothing tells when to stop while evaluate_every is 0")
         if self.privacy is not None:
             _check_privacy(self, self.privacy)
+        if self.ranges:
+            _check_ranges(self)
         if unknown := sorted(set(self.local) - set(names)):
             raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
         if not set(names) - set(self.local):
@@ -194,9 +226,18 @@ class Plan(Record):
 
 LATER = (
     *("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "pace"),
-    *("max_drops", "rehearsal"),
+    *("max_drops", "rehearsal", "ranges"),
 )
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
+
+
+def _check_ranges(plan: Plan) -> None:
+    """Raise `ValueError` for a range that leaves the plan's own value out, or that an account was not made for."""
+    if plan.privacy is not None:
+        raise ValueError("ranges: the account of privacy is for the steps and batches that the plan says")
+    for name, wanted in plan.ranges.items():
+        if not wanted.holds(str(getattr(plan, name))):
+            raise ValueError(f"ranges: {name} = {getattr(plan, name)} is outside its own range")
 
 
 def _check_secure(plan: Plan, secure: SecureAggregation) -> None:
@@ -238,6 +279,17 @@ def _check_privacy(plan: Plan, privacy: Privacy) -> None:
         raise ValueError("privacy: counts of an evaluation are of single patients, and no budget covers them")
     if privacy.unit == "hospital" and plan.codec != "none":
         raise ValueError("privacy: what a codec leaves out of an update goes into a later one, beyond the clipping of a hospital's part")
+
+
+def changed(plan: Plan, values: dict[str, str]) -> Plan:
+    """The plan as it is for a round that changes these fields. Raises `ValueError` for what it does not let be changed so far."""
+    for name, value in values.items():
+        wanted = next((wanted for allowed, wanted in plan.ranges.items() if allowed == name), None)
+        if wanted is None or not wanted.holds(value):
+            raise ValueError(name)
+    return Plan.model_validate_json(
+        json.dumps(plan.model_dump(mode="json") | {n: v if n == "learning_rate" else int(v) for n, v in values.items()})
+    )
 
 
 def canonical(plan: Plan) -> bytes:

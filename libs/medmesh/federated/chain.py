@@ -11,14 +11,17 @@ from collections.abc import Iterable
 
 from medmesh.canonical import digest
 from medmesh.contracts.federation import RoundKind, RoundOpened
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.plan import Plan, changed
 from medmesh.errors import Problem
 
 
 def round_digest(event: RoundOpened) -> str:
     """SHA-256 of everything in a round that holds for every hospital: not its deadline, which may be extended, nor what is told to one."""
+    # A round that changes nothing says nothing of it, as rounds did before any could.
+    beside = {"changed": event.changed} if event.changed else {}
     return digest(
         {
+            **beside,
             "federation": event.federation,
             "round": event.round,
             "attempt": event.attempt,
@@ -47,9 +50,16 @@ def round_seed(plan: Plan, number: int) -> int:
     return (plan.seed * 1_000_003 + number) % 2**53
 
 
-def check_agreed(plan: Plan, event: RoundOpened) -> None:
-    """Raise a `Problem` (`federation.round`) when a round asks for anything but what the plan says: another number of steps (one step is
-    a gradient of one batch), other weights to begin with, another seed, one round more."""
+def agreed(plan: Plan, event: RoundOpened) -> Plan:
+    """The plan as it is for this round, which may change within the ranges that were signed. Raises a `Problem` (`federation.round`) when a
+    round asks for anything but what the plan says: another number of steps (one step is a gradient of one batch), other weights to begin
+    with, another seed, one round more."""
+    try:
+        if event.changed and event.kind is not RoundKind.TRAIN:
+            raise ValueError
+        plan = changed(plan, event.changed)
+    except ValueError:
+        raise Problem("federation.round", federation=event.federation, round=event.round, what="changed") from None
     first = event.kind is RoundKind.TRAIN and event.round == 1
     wanted = {
         "round": event.kind is not RoundKind.TRAIN or 1 <= event.round <= plan.rounds,
@@ -61,3 +71,4 @@ def check_agreed(plan: Plan, event: RoundOpened) -> None:
     for name, holds in wanted.items():
         if not holds:
             raise Problem("federation.round", federation=event.federation, round=event.round, what=name)
+    return plan

@@ -145,6 +145,24 @@ def _rehearsed(plan: Plan, language: str) -> list[str]:
     ]
 
 
+_RANGES = {
+    "learning_rate": ("the learning rate", "学习率"),
+    "local_steps": ("steps a round", "每轮步数"),
+    "batch_size": ("the batch size", "批量大小"),
+}
+
+
+def _ranges(plan: Plan, language: str) -> list[str]:
+    """What may change between rounds."""
+    if not plan.ranges:
+        return []
+    zh = language == "zh"
+    said = [f"{_RANGES[name][zh]} {wanted.low}–{wanted.high}" for name, wanted in sorted(plan.ranges.items())]
+    if zh:
+        return [f"发起人可在轮次之间调整而无需再次征得同意的范围：{'，'.join(said)}；超出者贵院节点拒绝执行。"]
+    return [f"The initiator may change between rounds, without asking again: {', '.join(said)}. Your node refuses anything beyond."]
+
+
 def _pace(plan: Plan, language: str) -> list[str]:
     """Whether rounds wait for the slow."""
     if (pace := plan.pace) is None:
@@ -187,6 +205,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
             f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
+            *_ranges(plan, language),
             *_algorithm(plan, language),
             *_pace(plan, language),
             *_travels(plan, language),
@@ -205,6 +224,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"What leaves: {tensors} tensors a round ({size:.2f} MiB){'' if plan.privacy else ', the number of samples and the loss'}; "
         + _counts(plan, language),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
+        *_ranges(plan, language),
         *_algorithm(plan, language),
         *_pace(plan, language),
         *_travels(plan, language),

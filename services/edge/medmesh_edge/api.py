@@ -17,7 +17,7 @@ from medmesh.service.http import Observed, language, new_application
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
-from medmesh_edge import continuity
+from medmesh_edge import changes, continuity
 from medmesh_edge.tables import federations, items, releases, requests, tasks
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ def application(node: Node) -> Any:
     @app.get("/v1/status")
     async def status_route() -> dict[str, Any]:
         return await status(node)
+
+    @app.get("/v1/federations/{federation}/changes")
+    async def changes_route(federation: str, request: Request) -> dict[str, Any]:
+        """What is other in its plan and code than in what was accepted before."""
+        await authorise(request)
+        return {"federation": federation, "lines": await changes.since(node.site, federation, language(request))}
 
     async def ready() -> dict[str, str]:
         return {} if node.connected else {"gateway": str(node.last_problem.code if node.last_problem else "connecting")}

@@ -16,7 +16,7 @@ from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import RoundChain, RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.chain import check_agreed, extend, round_digest
+from medmesh.federated.chain import agreed, extend, round_digest
 from medmesh.store.unit import UnitOfWork
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import chain
@@ -28,7 +28,7 @@ async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
     newest = await _newest(uow, event)
     if newest.value == event.previous and _whole(event) and _later(event, newest):
         with suppress(Problem):
-            check_agreed(plan, event)
+            agreed(plan, event)
             await _write(uow, event)
 
 

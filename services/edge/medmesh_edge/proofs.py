@@ -17,7 +17,7 @@ from medmesh.contracts.federation import FederationStarted, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.chain import check_agreed
+from medmesh.federated.chain import agreed
 from medmesh.federated.proof import MOST_BYTES, StartProof, check_round, unpack, verify_start
 from medmesh.ledger.note import split
 from medmesh.security import statements
@@ -63,7 +63,7 @@ class Proofs:
             on_record = await witnessed.known(uow, event.federation, row.plan_hash)
             seen = await chain.known(uow, event)
         plan = Plan.model_validate(row.plan)
-        check_agreed(plan, event)
+        plan = agreed(plan, event)
         await self._prove(row, plan, event)
         if not on_record:
             await witnessed.prove(self.site, self.gateway, event.federation, row.plan_hash)

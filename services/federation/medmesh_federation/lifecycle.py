@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from medmesh.contracts.federation import (
+    AdjustFederation,
     ExtendRound,
     FederationPaused,
     FederationResumed,
@@ -19,9 +20,10 @@ from medmesh.contracts.federation import (
     WithdrawFromFederation,
 )
 from medmesh.contracts.message import Envelope
+from medmesh.contracts.plan import Plan, changed
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_federation.domain import State
+from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.handlers import entity, invited, locked, own
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -62,6 +64,27 @@ async def resume(command: Envelope[ResumeFederation], uow: UnitOfWork[Ports]) ->
     uow.audit(AuditEntry("federation.pause", "U", entities=(entity(row),), hospitals=invited(row), detail={"to": "running"}))
     uow.on_commit(uow.ports.wake.set)
     return {"state": State.RUNNING.value}
+
+
+@HANDLERS.on(AdjustFederation)
+async def adjust(command: Envelope[AdjustFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
+    """The open round goes on as it was opened; hospitals hear of it with the next one, and refuse what they did not sign for."""
+    row, wanted = await locked(uow, command.data.federation), {str(name): value for name, value in command.data.changed.items()}
+    if row.initiator != uow.actor.text:
+        raise Problem("federation.initiator", plan=row.initiator, actor=uow.actor.text)
+    if row.state not in OPEN_STATES:
+        raise Problem("federation.closed", federation=row.federation, state=row.state)
+    try:
+        changed(Plan.model_validate(row.plan), wanted)
+    except ValueError as error:
+        raise Problem("federation.outside", what=str(error).splitlines()[0][:80]) from None
+    if row.changed == wanted:
+        uow.unchanged()
+        return {"changed": wanted}
+    await _set(uow, row, changed=wanted)
+    detail: dict[str, str | int | bool] = dict(wanted)
+    uow.audit(AuditEntry("federation.adjust", "U", entities=(entity(row),), hospitals=invited(row), detail=detail))
+    return {"changed": wanted}
 
 
 @HANDLERS.on(ExtendRound)

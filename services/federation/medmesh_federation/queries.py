@@ -90,6 +90,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         evaluation=tuple(evaluation),
         model=row.model,
         failure=row.failure,
+        changed=row.changed,
         waiting=await waits(uow, row, plan, {one.hospital: one.state for one in people}, uow.ports),
         privacy=await privacy.view(uow, wanted, plan),
     )

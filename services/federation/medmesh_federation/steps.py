@@ -22,7 +22,7 @@ from medmesh.contracts.federation import (
     SecurePhase,
 )
 from medmesh.contracts.message import ObjectRef
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.plan import Plan, changed
 from medmesh.federated.chain import extend, round_digest, round_seed
 from medmesh.federated.plan import after_training
 from medmesh.federated.proof import StartProof, pack
@@ -153,7 +153,8 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         "parties": list(assigned) if secure else None,
     }
     # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
-    steps = plan.local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
+    adjusted = dict(row.changed) if step.kind is RoundKind.TRAIN else {}
+    steps = changed(plan, adjusted).local_steps * (plan.rounds if step.kind is RoundKind.BASELINE else 1)
     event = RoundOpened(
         federation=row.federation,
         round=step.number,
@@ -166,6 +167,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         seed=round_seed(plan, step.number),
         deadline=deadline,
         hospitals=assigned,
+        changed=adjusted,
         clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
         **await _beside(uow, row, step, plan),
     )

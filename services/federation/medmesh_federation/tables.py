@@ -39,6 +39,7 @@ federations = Table(
     Column("personal", Json, comment="hospital to the model made for it, where the algorithm makes such"),
     Column("clip", String(40), comment="the next round's clipping norm, where it follows the updates"),
     Column("failure", String(80)),
+    Column("changed", Json, nullable=False, server_default=text("'{}'"), comment="of the plan, within its ranges, from the next round on"),
     Column("opened", String(64), comment="the chain of rounds as they were opened; none before the first"),
     Column("voids", Integer, nullable=False),
     Column("waiting_since", Timestamp),

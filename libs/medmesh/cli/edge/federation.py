@@ -39,7 +39,7 @@ def show_plan(folder: Path, federation: str) -> int:
 
     from medmesh.contracts.plan import Plan
     from medmesh.federated.plan import explain
-    from medmesh_edge import code
+    from medmesh_edge import changes, code
     from medmesh_edge.tables import federations
 
     async def work(site: Any) -> Any:
@@ -47,7 +47,7 @@ def show_plan(folder: Path, federation: str) -> int:
             row = await uow.first(select(federations).where(federations.c.federation == federation))
         if row is None:
             raise Problem("request.not_found", kind="federation", id=federation)
-        return row, code.described(site, row, language())
+        return row, [*code.described(site, row, language()), *await changes.since(site, federation, language())]
 
     row, described = on_site(folder, work)
     for line in (*explain(Plan.model_validate(row.plan), language()), *described):
@@ -61,8 +61,11 @@ def show_plan(folder: Path, federation: str) -> int:
 @click.argument("federation")
 def approve(folder: Path, federation: str) -> int:
     """Approve the code of FEDERATION by its hash; the node then signs the plan, if the policy allows.  批准代码。"""
+    from medmesh_edge import changes
     from medmesh_edge.consent import approve
 
+    for line in on_site(folder, lambda site: changes.since(site, federation, language())):
+        click.echo(line)
     package = on_site(folder, lambda site: approve(site, federation, getpass.getuser()))
     click.echo(say(f"approved {package}", f"已批准 {package}"))
     return 0

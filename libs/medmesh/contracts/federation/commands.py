@@ -9,7 +9,7 @@ from pydantic import Field
 from medmesh.contracts.federation.common import Reviews
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Command, Names, ObjectRef
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.plan import Plan, RangeName
 
 
 class CreateFederation(Command):
@@ -69,3 +69,15 @@ class ExtendRound(Command):
 
     federation: str
     seconds: int = Field(ge=1, le=30 * 86_400)
+
+
+class AdjustFederation(Command):
+    """Change how training rounds go on from the next one opened, within the ranges of the plan (decimal strings); a value that is not named
+    goes back to the plan's. Only who made the federation may. Result: `{"changed"}`."""
+
+    TYPE: ClassVar[str] = "federation.adjust.v1"
+    ACTION: ClassVar[str] = "federation.adjust"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    changed: dict[RangeName, str]

@@ -77,6 +77,8 @@ class RoundOpened(HospitalEvent):
     is what each goes on from, whatever it trained in vain since."""
     clip: str = ""
     """The clipping norm of this round, a decimal string, where the plan's privacy lets it follow the updates."""
+    changed: dict[str, str] = Field(default_factory=dict)
+    """What of the plan is otherwise in this round, within its ranges."""
     previous: Sha256 | None = None
     """The chain's value after the round that was opened before this one; the plan's hash before the first."""
     chain: Sha256 | None = None

@@ -94,6 +94,8 @@ class FederationView(Record):
     waiting: tuple[str, ...] = ()
     """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
+    changed: dict[str, str] = Field(default_factory=dict)
+    """What of the plan the initiator changed, within its ranges, for the rounds that open from now on."""
 
 
 class GetFederation(Query):
