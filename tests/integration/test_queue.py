@@ -76,6 +76,16 @@ async def test_a_hospital_works_for_as_many_as_it_may_and_the_next_begins_when_o
     second = await start(p, ("renji", "tongji"))
     await waits(p, second, "busy:renji")
     assert (await view(p, second)).state == "queued"
+    assert ((await view(p, second)).ahead, (await view(p, second)).not_before) == (0, None), "nothing is known of the first yet"
+    third = await start(p, ("renji", "xiehe"))
+    await waits(p, third, "busy:renji")
+    assert (await view(p, third)).ahead == 1
+    for hospital in ("huashan", "renji"):
+        assert (await submit(p, (await opened(p, 1)).data, hospital, 1.0)).succeeded
+    await opened(p, 2)
+    soonest = (await view(p, second)).not_before
+    assert soonest is not None
+    assert soonest > datetime.now(UTC), "two rounds of the first are left"
     await do(p, CancelFederation(federation=first, reason="enough"))
     await running(p, second)
     assert (await view(p, second)).waiting == ()

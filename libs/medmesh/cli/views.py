@@ -51,7 +51,13 @@ WAITS = {
 def waits(view: FederationView) -> list[str]:
     """What it waits for before it runs."""
     given = [text.partition(":") for text in view.waiting]
-    return [say(*WAITS[kind]).format(about) if kind in WAITS else kind for kind, _, about in given]
+    lines = [say(*WAITS[kind]).format(about) if kind in WAITS else kind for kind, _, about in given]
+    if view.ahead:
+        lines.append(say(f"{view.ahead} before it in the queue", f"队列中前面还有 {view.ahead} 个"))
+    if view.not_before is not None:
+        when = f"{view.not_before:%Y-%m-%d %H:%M} UTC"
+        lines.append(say(f"it begins not before {when}, as it looks", f"预计不早于 {when} 开始"))
+    return lines
 
 
 def _reason(code: str) -> str:

@@ -26,7 +26,7 @@ from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import HANDLERS, Ports
-from medmesh_federation.queue import waits
+from medmesh_federation.queue import ahead, not_before, waits
 from medmesh_federation.tables import answers, federations, participants, rounds
 
 _MOST_ROUNDS = 100
@@ -79,6 +79,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         given.setdefault((a.round, a.attempt), []).append(view)
         evaluation += [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(results.items())]
     views = tuple(_round_view(r, tuple(given.get((r.round, r.attempt), ()))) for r in reversed(found))
+    waiting = await waits(uow, row, plan, {one.hospital: one.state for one in people}, uow.ports)
     return FederationView(
         federation=row.federation,
         state=row.state,
@@ -91,7 +92,9 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         model=row.model,
         failure=row.failure,
         changed=row.changed,
-        waiting=await waits(uow, row, plan, {one.hospital: one.state for one in people}, uow.ports),
+        waiting=waiting,
+        ahead=await ahead(uow, row),
+        not_before=await not_before(uow, row, plan, waiting),
         privacy=await privacy.view(uow, wanted, plan),
     )
 

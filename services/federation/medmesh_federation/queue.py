@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
 
 from medmesh.contracts.plan import Plan
+from medmesh.federated.plan import after_training
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.domain import State
 from medmesh_federation.ports import Ports
-from medmesh_federation.tables import federations, participants
+from medmesh_federation.tables import federations, participants, rounds
 
 BUSY = (State.RUNNING.value, State.PAUSED.value)
 
@@ -41,3 +44,59 @@ async def waits(uow: UnitOfWork[Any], row: Any, plan: Plan, people: dict[str, st
     online = sum(state == "accepted" and ports.leases.online(hospital, plan.lease_seconds) for hospital, state in people.items())
     found += ["online"] if online < plan.min_participants and row.state == State.QUEUED else []
     return (*found, *await quotas(uow, row, ports))
+
+
+async def ahead(uow: UnitOfWork[Any], row: Any) -> int:
+    """How many queued before this one need what it needs."""
+    if row.state != State.QUEUED:
+        return 0
+    older = (federations.c.state == State.QUEUED.value) & (federations.c.created_at < row.created_at)
+    before = await uow.all(select(federations.c.federation, federations.c.initiator).where(older))
+    theirs = await _part(uow, [row.federation, *(one.federation for one in before)])
+    ours = theirs.get(row.federation, set())
+    return sum(one.initiator == row.initiator or bool(ours & theirs.get(one.federation, set())) for one in before)
+
+
+async def not_before(uow: UnitOfWork[Any], row: Any, plan: Plan, waiting: Sequence[str]) -> datetime | None:
+    """See `FederationView.not_before`; None once it runs, and where nothing can be said of what is in its way."""
+    if row.state not in (State.INVITING, State.READY, State.QUEUED):
+        return None
+    found = [uow.now, plan.start_at]
+    full = [wait for wait in waiting if wait == "initiator" or wait.startswith("busy:")]
+    if full:
+        busy = await uow.all(select(federations).where(federations.c.state.in_(BUSY)))
+        theirs = await _part(uow, [one.federation for one in busy])
+        ends = {one.federation: await _end(uow, one) for one in busy}
+        for wait in full:
+            hospital = wait.partition(":")[2]
+            mine = [
+                o.federation for o in busy if (hospital in theirs.get(o.federation, set()) if hospital else o.initiator == row.initiator)
+            ]
+            known = [end for name in mine if (end := ends[name]) is not None]
+            if not known:
+                return None
+            found.append(min(known))
+    return max(found)
+
+
+async def _end(uow: UnitOfWork[Any], row: Any) -> datetime | None:
+    """When one that runs will be over, if its rounds go on as they did; None before its first was committed."""
+    done = (rounds.c.federation == row.federation) & (rounds.c.state == "committed") & rounds.c.closed_at.is_not(None)
+    took = [one.closed_at - one.opened_at for one in await uow.all(select(rounds.c.opened_at, rounds.c.closed_at).where(done))]
+    if not took:
+        return None
+    plan = Plan.model_validate(row.plan)
+    left = max(1, plan.rounds + len(after_training(plan)) - len(took))
+    end: datetime = uow.now + left * sum(took, timedelta()) / len(took)
+    return end
+
+
+async def _part(uow: UnitOfWork[Any], names: Sequence[str]) -> dict[str, set[str]]:
+    """Federation to the hospitals that take part in it."""
+    at_work = participants.c.state.in_(["accepted", "dropped"])
+    found: dict[str, set[str]] = {}
+    for one in await uow.all(
+        select(participants.c.federation, participants.c.hospital).where(participants.c.federation.in_(names), at_work)
+    ):
+        found.setdefault(one.federation, set()).add(one.hospital)
+    return found

@@ -93,6 +93,11 @@ class FederationView(Record):
     privacy: PrivacyView | None = None
     waiting: tuple[str, ...] = ()
     """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
+    ahead: int = 0
+    """Of one that is queued: how many were queued before it that need what it needs (the same initiator's quota, or one of its hospitals)."""
+    not_before: datetime | None = None
+    """When it can begin at the earliest, as far as that can be said: from its time, and how long rounds of those in its way have taken so
+    far. Those ahead of it come first."""
     label: SecurityLabel | None = None
     changed: dict[str, str] = Field(default_factory=dict)
     """What of the plan the initiator changed, within its ranges, for the rounds that open from now on."""
