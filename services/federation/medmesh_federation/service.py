@@ -53,6 +53,7 @@ SERVICE = ServiceSpec(
         federation.RoundOpened,
         federation.SecureAdvanced,
         federation.RoundCommitted,
+        federation.UpdateFlagged,
         federation.RoundStored,
         federation.RoundVoided,
         federation.RoundExtended,
