@@ -10,7 +10,7 @@ from sqlalchemy import Select, insert, select, update
 
 from medmesh.contracts.annotation import LabelsExported
 from medmesh.contracts.audit import ExportFinished, LogChanged
-from medmesh.contracts.federation import FederationStarted
+from medmesh.contracts.federation import FederationStarted, ParticipantReleased
 from medmesh.contracts.governance import (
     ApprovalExpired,
     ApprovalGranted,
@@ -158,6 +158,12 @@ async def revoke_approval(command: Envelope[RevokeApproval], uow: UnitOfWork[Por
 async def federation_started(event: Envelope[FederationStarted], uow: UnitOfWork[Ports]) -> None:
     """The federation that was approved has started."""
     await _executed(uow, "federation.start", event.data.federation)
+
+
+@HANDLERS.on(ParticipantReleased)
+async def participant_released(event: Envelope[ParticipantReleased], uow: UnitOfWork[Ports]) -> None:
+    """The hospital whose release was approved may take part again."""
+    await _executed(uow, "federation.release", f"{event.data.federation}/{event.data.hospital}")
 
 
 @HANDLERS.on(ModelReleased)

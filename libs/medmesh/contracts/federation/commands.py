@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from medmesh.contracts.labels import SecurityLabel
-from medmesh.contracts.message import Command, Names, ObjectRef
+from medmesh.contracts.message import Command, Identifier, Names, ObjectRef
 from medmesh.contracts.plan import Plan
 
 
@@ -55,6 +55,19 @@ class ResumeFederation(Command):
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
+
+
+class QuarantineHospital(Command):
+    """A hospital takes no part until people approved its release (`federation.release`): what it gave to the open round does not count.
+    It works at once. Result: `{"state": "quarantined"}`."""
+
+    TYPE: ClassVar[str] = "federation.quarantine.v1"
+    ACTION: ClassVar[str] = "federation.quarantine"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    hospital: Identifier
+    reason: str = Field(min_length=1, max_length=200)
 
 
 class ExtendRound(Command):
