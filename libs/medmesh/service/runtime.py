@@ -21,7 +21,6 @@ from medmesh.bus.declarations import Listener, Responder
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import Bus, Subscription
 from medmesh.bus.topology import POLICY_HEARD, REVOCATIONS_HEARD
-from medmesh.contracts.labels import ObjectView
 from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal, decode, encode, envelope
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
@@ -77,7 +76,7 @@ class Runtime:
         self.roster = beside(settings.trust)
         """Whose own signatures count. Called, it answers the newest version or raises `Problem`."""
         self.policies = policies
-        self.guard = Guard(spec.handlers, lambda: policies.rules, trust, lambda query: self.ask(query, ObjectView), self.roster)
+        self.guard = Guard(spec.handlers, lambda: policies.rules, trust, lambda query: self.ask(query, query.Reply), self.roster)
         self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
