@@ -24,7 +24,7 @@ from medmesh.federated.secure import vectors
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
-from medmesh.store.objects.port import fetch, file_digest
+from medmesh.store.objects.port import fetch
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
@@ -172,8 +172,9 @@ async def ready(uow: UnitOfWork[Any], task: Any) -> bool:
     return SecurePhase.KEYS.value not in phases or phases.get(SecurePhase.VECTORS.value) == "done"
 
 
-async def vector(site: Site, event: RoundOpened, plan: Plan, model: ObjectRef, samples: int, room: Path) -> ObjectRef:
-    """What goes instead of `model`: the same bytes however often it is asked for. Raises `Problem` (`secure.range`)."""
+async def vector(site: Site, event: RoundOpened, plan: Plan, model: ObjectRef, samples: int, room: Path) -> tuple[ObjectRef, Path]:
+    """What goes instead of `model`: the same bytes however often it is asked for, so it is made again rather than kept; and it may lie in
+    the clear, which it is to nobody. Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     async with site.unit() as uow:
         row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
@@ -182,8 +183,7 @@ async def vector(site: Site, event: RoundOpened, plan: Plan, model: ObjectRef, s
     party, out = restored(site, event, row.document), room / "vector"
     source = await fetch(site.objects, model, room / "model")
     settings: dict[str, Any] = {"bits": plan.secure.bits, "parties": len(plan.participants), "without": frozenset(plan.local)}
-    await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings)
-    return await site.objects.put_file(out, (await asyncio.to_thread(file_digest, out))[0])
+    return await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings), out
 
 
 async def forget(uow: UnitOfWork[Any], event: Any) -> bool:

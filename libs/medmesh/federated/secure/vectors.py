@@ -6,6 +6,7 @@ the order of their names. The sum of vectors gives the mean weighted by samples,
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.streams import FLOATS, Reader, Writer, elements
@@ -59,21 +61,31 @@ def signature(tensors: Iterable[TensorSignature]) -> tuple[TensorSignature, ...]
 
 def encode(
     model: Path, samples: int, target: Path, *, bits: int, parties: int, masks: Sequence[Mask] = (), without: frozenset[str] = frozenset()
-) -> None:
-    """Write the vector of a model that was trained on `samples`, masked. Raises `Problem` (`secure.range`) naming the first tensor with
-    a number that is not finite, or so large that the sum over `parties` might not fit; then nothing is left of `target`."""
+) -> ObjectRef:
+    """Write the vector of a model that was trained on `samples`, masked; not durable, since it can be made again.
+
+    Raises `Problem` (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties`
+    might not fit; then nothing is left of `target`.
+    """
     if not 0 < samples <= (2**63 - 1) // parties:
         raise Problem("secure.range", tensor="samples")
     streams = [mask.stream() for mask in masks]
     try:
-        with Reader(model) as file, Writer(target, _vector(1 + sum(elements(t) for t in _summed(file, without)))) as out:
+        with ExitStack() as stack:
+            file = stack.enter_context(Reader(model))
+            count = 1 + sum(elements(t) for t in _summed(file, without))
+            out = stack.enter_context(Writer(target, _vector(count), durable=False))
+            digest = hashlib.sha256(out.head)
             for chunk in _chunks(_numbers(file, samples, bits, parties, without)):
                 for stream in streams:
                     stream.apply(chunk)
-                out.append(TENSOR, chunk.astype("<u8").tobytes())
+                data = chunk.astype("<u8", copy=False).tobytes()
+                digest.update(data)
+                out.append(TENSOR, data)
     except Problem:
         target.unlink(missing_ok=True)
         raise
+    return ObjectRef(sha256=digest.hexdigest(), bytes=len(out.head) + 8 * count)
 
 
 def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) -> None:
