@@ -294,6 +294,5 @@ async def test_weights_that_are_part_of_something_labelled_make_a_model_as_high(
     cleared = p.person("wang", "researcher", organisation="renji", clearance=Label(Level.SENSITIVE, frozenset({"renji"})))
     assert (await register(p, cleared, label=RENJI)).succeeded
     await p.publish(raised("j-1", CORE, RENJI, kind="job"), source="training")
-    assert (await p.wait(LabelChanged, lambda found: found.data.kind == "model")).data.label == SecurityLabel(
-        level="core", compartments=("renji",)
-    )
+    told = await p.wait(LabelChanged, lambda found: found.data.kind == "model")
+    assert told.data.label == SecurityLabel(level="core", compartments=("renji",))
