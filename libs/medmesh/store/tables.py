@@ -85,6 +85,18 @@ def add_base_tables(metadata: MetaData) -> None:
     )
 
 
+def add_door_table(metadata: MetaData) -> MetaData:
+    """What a service has beside that whose door takes tokens bound to a key."""
+    Table(
+        "proofs_seen",
+        metadata,
+        Column("proof", String(64), primary_key=True),
+        Column("until", Timestamp, nullable=False),
+        comment="proofs of possession (RFC 9449), each good once at every instance: SHA-256 of the key's thumbprint and the proof's id",
+    )
+    return metadata
+
+
 def add_label_tables(metadata: MetaData) -> MetaData:
     """What a service with labelled objects has beside that: their labels, and what waits for an approval."""
     Table(
