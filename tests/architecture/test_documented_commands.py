@@ -43,7 +43,7 @@ def faults(command: str) -> list[str]:
         found = [one for ones in inside.values() for one in ones]
         place += 1
     if words[place : place + 1] == ["…"]:  # any command of the group
-        found = [one for group in found if isinstance(group, click.Group) for one in group.commands.values()]
+        found += [one for group in found if isinstance(group, click.Group) for one in group.commands.values()]
     known = {option for one in found for parameter in one.params for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {option for parameter in _root.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "-h"}
     rest = re.sub(r"'[^']*'|\"[^\"]*\"", "", " ".join(words[place:]))
