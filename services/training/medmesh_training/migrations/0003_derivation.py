@@ -7,8 +7,8 @@ from sqlalchemy.dialects import postgresql  # noqa: F401
 
 from medmesh.store import types
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
