@@ -197,4 +197,5 @@ def problem_of(answer: Answer) -> Problem:
 
 def unreachable(url: str, error: Broken) -> Problem:
     """Why the gateway could not be reached, as far as it can be told."""
-    return Problem("client.tls" if error.tls else "client.unreachable", url=url, reason=type(error.__cause__).__name__)
+    reason = type(error.__cause__).__name__
+    return Problem("client.tls", url=url, reason=reason) if error.tls else Problem("client.unreachable", url=url, reason=reason)
