@@ -37,7 +37,7 @@ def list_federations() -> int:
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
-    from medmesh.cli.views import waits
+    from medmesh.cli.views import flagged, waits
     from medmesh.contracts.federation import FederationView
     from medmesh.federated.plan import explain
 
@@ -55,6 +55,8 @@ def show_federation(identifier: str, as_json: bool) -> int:
         click.echo(f"  {participant.hospital:<16} {participant.state:<10} {online} {participant.reason}")
     for one in view.rounds:
         click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {one.kind:<9} {one.state:<10} {len(one.answers)}")
+    for line in flagged(view):
+        click.secho(f"  {line}", fg="yellow")
     return 0
 
 
@@ -71,6 +73,13 @@ def show_federation(identifier: str, as_json: bool) -> int:
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--max-drops", default=0, show_default=True, help="A hospital that drops out so often is not asked again; 0: always.")
+@click.option(
+    "--review",
+    "reviews",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of the package's code, from `medmesh package review`; once for each reviewer.",
+)
 @click.option("--rehearsal/--no-rehearsal", default=None, help="On invented data first; by default where the package has code of its own.")
 @click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
@@ -93,6 +102,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             max_drops=options["max_drops"],
             small_cell=options["small_cell"],
             rehearsal=options["rehearsal"],
+            reviews=[file.read_text(encoding="utf-8") for file in options["reviews"]],
             tell=tell,
             **training_of(options),
         )

@@ -39,6 +39,7 @@ from medmesh_audit.rules import (
     elsewhere,
     emergencies,
     failures,
+    flagged,
     hours,
     policy,
     programs,
@@ -137,7 +138,7 @@ class Anomalies:
         found = [anomaly for burst in self._bursts for anomaly in burst.look(fresh)]
         found += [*skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh), *programs(fresh), *refused(fresh)]
         found += elsewhere(fresh) + hours(fresh, settings.working_hours, ZoneInfo(settings.time_zone))
-        return found + purposes(fresh, settings.working_purposes) + emergencies(fresh)
+        return found + purposes(fresh, settings.working_purposes) + emergencies(fresh) + flagged(fresh)
 
     async def _state(self, uow: UnitOfWork[Any]) -> list[Anomaly]:
         """What the log as it lies in the database adds up to."""

@@ -32,7 +32,7 @@ from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates
 from medmesh.federated.proof import ACTION, accepted
 from medmesh.learning.package import read as read_package
-from medmesh.security import statements
+from medmesh.security import reviews, statements
 from medmesh.service import labels
 from medmesh.service.approved import spend
 from medmesh.store.objects.directory import DirectoryStore
@@ -42,6 +42,9 @@ from medmesh_federation import rehearsed
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
+
+FLAGGED = "flagged"
+"""Why an answer that looks wrong is not in its round."""
 
 
 def entity(row: Any) -> Entity:
@@ -84,6 +87,10 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
         raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
     compatible(plan)
     await rehearsed.check(ports, plan, manifest)
+    names: tuple[str, ...] = ()
+    if manifest.custom and (needed := ports.settings.code_reviewers):
+        roster = ports.roster()
+        names = reviews.check(wanted.reviews, roster, needed, package=plan.package, initiator=plan.initiator, seen=uow.now)
     await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
     federation, hash_ = command.id, plan_hash(plan)
     values = {
@@ -107,10 +114,19 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     rows = [{"federation": federation, "hospital": h, "state": "invited", "drops": 0, "reason": ""} for h in plan.participants]
     await uow.execute(insert(participants), rows)
     uow.emit(
-        FederationInvited(federation=federation, plan=plan, plan_hash=hash_, package=wanted.package, hospitals=tuple(plan.participants))
+        FederationInvited(
+            federation=federation,
+            plan=plan,
+            plan_hash=hash_,
+            package=wanted.package,
+            reviews=wanted.reviews if manifest.custom else (),
+            hospitals=tuple(plan.participants),
+        )
     )
     about = (Entity("federation", federation, digest=hash_), Entity("package", manifest.package.name, digest=package.digest))
     detail: dict[str, str | int | bool] = {"hospitals": len(plan.participants), "rounds": plan.rounds}
+    if names:
+        detail |= {"reviewers": ", ".join(names), "reviews": ",".join(map(statements.pack, wanted.reviews))}
     uow.audit(AuditEntry("federation.create", "C", entities=about, hospitals=plan.participants, detail=detail))
     uow.on_commit(ports.wake.set)
     return {"federation": federation, "plan_hash": hash_}
@@ -221,7 +237,8 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
 
 
 async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:
-    """Keep an answer; False when this hospital gave one before. A failure reported earlier is replaced: it recovered in time."""
+    """Keep an answer; False when this hospital gave one before. A failure reported earlier is replaced: it recovered in time. What was left
+    out as flagged stays so."""
     row = {
         "federation": current.federation,
         "round": current.round,
@@ -235,12 +252,15 @@ async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any
         "results": None,
         "milliseconds": {},
         "failed": None,
+        "fingerprint": None,
         **values,
     }
     statement = upsert(answers).values(row)
     keys = ["federation", "round", "attempt", "hospital"]
     changed = {name: value for name, value in row.items() if name not in keys}
-    statement = statement.on_conflict_do_update(index_elements=keys, set_=changed, where=answers.c.failed.is_not(None))
+    statement = statement.on_conflict_do_update(
+        index_elements=keys, set_=changed, where=answers.c.failed.is_not(None) & (answers.c.failed != FLAGGED)
+    )
     done = await uow.execute(statement.returning(answers.c.hospital))
     return done.first() is not None
 
@@ -263,14 +283,14 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     row, current, late = await answering(uow, given.federation, given.round, given.attempt, lock=False)
     if current.kind == "evaluate":
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
-    plan, results = Plan.model_validate(row.plan), None
+    plan, results, mark = Plan.model_validate(row.plan), None, None
     if given.counts is not None:
         if current.kind != "train" or not evaluates(plan, given.round):
             raise Problem("federation.evaluation", reason="the plan has nothing evaluated in this round")
         results = {"base": checked(given.counts, plan)}
     if not late or plan.pace is not None:
         # Before the row is locked: large models of several hospitals are checked at once.
-        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, RoundKind(current.kind))
+        mark = await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, RoundKind(current.kind))
         row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     # A vector counts only where everybody put masks in for it.
     late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
@@ -280,6 +300,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         "metrics": _bounded(given.metrics),
         "results": results,
         "milliseconds": sensible(given.milliseconds),
+        "fingerprint": mark,
     }
     if await answer(uow, current, late, **values):
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
@@ -292,8 +313,10 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     return {"late": late}
 
 
-def _check(path: Path, plan: Plan, kind: RoundKind) -> None:
+def _check(path: Path, plan: Plan, kind: RoundKind) -> str | None:
+    """The update's fingerprint, where the plan has updates compared. Raises `Problem` (`weights.*`)."""
     from medmesh.federated.codecs import sent
+    from medmesh.federated.screening import fingerprint
     from medmesh.learning import weights
 
     signature = plan.signature if kind is RoundKind.BASELINE else sent(plan)  # alone: a whole model
@@ -303,6 +326,7 @@ def _check(path: Path, plan: Plan, kind: RoundKind) -> None:
         signature = vectors.signature(signature)
     weights.check(path, signature)
     weights.check_finite(path)
+    return fingerprint(path) if plan.screening is not None and kind is RoundKind.TRAIN else None
 
 
 def _bounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from sqlalchemy import func, select, tuple_
@@ -27,7 +28,7 @@ from medmesh_federation import privacy
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.queue import waits
-from medmesh_federation.tables import answers, federations, participants, rounds
+from medmesh_federation.tables import answers, federations, flags, participants, rounds
 
 _MOST_ROUNDS = 100
 _MOST = 200
@@ -61,6 +62,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
     names = {m["weights"]["sha256"]: m["name"] for r in found for m in r.models}
     if row.state == "completed" and row.model["sha256"] in names:
         names[row.model["sha256"]] = GLOBAL  # of two the one that was kept
+    wrong = {(f.round, f.attempt, f.hospital): f for f in await uow.all(select(flags).where(flags.c.federation == wanted))}
     shown = (answers.c.federation == wanted) & (answers.c.round >= min((r.round for r in found), default=0))
     for a in await uow.all(select(answers).where(shown).order_by(answers.c.hospital)):
         size = a.update["bytes"] if a.update else 0
@@ -75,6 +77,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
             metrics=a.metrics if mine else {},
             counts=results.pop("base", None),
             milliseconds=a.milliseconds if mine else {},
+            **_flagged(found_wrong, mine) if (found_wrong := wrong.get((a.round, a.attempt, a.hospital))) else {},
         )
         given.setdefault((a.round, a.attempt), []).append(view)
         evaluation += [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(results.items())]
@@ -93,6 +96,12 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         waiting=await waits(uow, row, plan, {one.hospital: one.state for one in people}, uow.ports),
         privacy=await privacy.view(uow, wanted, plan),
     )
+
+
+def _flagged(row: Any, mine: bool) -> dict[str, Any]:
+    """What was found wrong with an answer; in figures for those who may see its own."""
+    figures = {name: float(getattr(row, name)) for name in ("ratio", "cosine")} if mine else {}
+    return {"flags": row.flags, "excluded": row.excluded, **{name: value for name, value in figures.items() if isfinite(value)}}
 
 
 def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
