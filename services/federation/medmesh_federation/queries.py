@@ -27,6 +27,7 @@ from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import HANDLERS, Ports
+from medmesh_federation.quarantine import release_digest
 from medmesh_federation.queue import ahead, not_before, waits
 from medmesh_federation.tables import answers, federations, flags, participants, rounds
 
@@ -50,6 +51,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
             online=leases.online(p.hospital, seconds),
             drops=p.drops,
             reason=p.reason,
+            release=release_digest(wanted, row.plan_hash, p.hospital, p.quarantines) if p.state == "quarantined" else None,
             progress=uow.ports.progress.of(wanted, p.hospital),
         )
         for p in await uow.all(select(participants).where(participants.c.federation == wanted).order_by(participants.c.hospital))
