@@ -79,7 +79,7 @@ Say = Callable[..., str]
 def rows(view: FederationView) -> list[dict[str, Any]]:
     """One row for every metric of every answer (one with an empty metric where there is none). `seconds` is from the opening of the round
     to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of. What the
-    asker may not see of others is 0 or absent, as in the view."""
+    asker may not see of others is 0 or absent, as in the view. Where the platform opens sums only, a row without a hospital is of all."""
     from medmesh.learning.metrics import balanced_accuracy  # numpy
 
     found = []
@@ -96,6 +96,13 @@ def rows(view: FederationView) -> list[dict[str, Any]]:
                 metrics.append(("balanced_accuracy", one.round - 1, balanced_accuracy(answer.counts)))
             for metric, of, value in metrics or [("", one.round, None)]:
                 found.append({**about, **given, "metric": metric, "model_of_round": of, "value": value})
+        if (told := one.sum) is not None:
+            together = {**about, "hospital": "", "late": False, "samples": told.samples}
+            if told.counts is not None:
+                value = balanced_accuracy(told.counts)
+                found.append({**together, "metric": "balanced_accuracy", "model_of_round": one.round - 1, "value": value})
+            if told.loss is not None:
+                found.append({**together, "metric": "loss", "model_of_round": one.round, "value": told.loss})
     return found
 
 
@@ -131,7 +138,7 @@ def figure(view: FederationView, language: str = "en") -> Figure:
         made = Figure(figsize=(12, 11), layout="constrained")
         places = made.subplots(3, 2)
         counted = [row for row in rows(view) if row["kind"] == "train" and row["state"] == "committed" and not row["late"]]
-        hospitals = sorted({row["hospital"] for row in counted})
+        hospitals = sorted({row["hospital"] for row in counted} - {""})
         shades = matplotlib.colormaps["tab20" if len(hospitals) > 10 else "tab10"]
         colour = {name: shades(place % shades.N) for place, name in enumerate(hospitals)}
         done = trained(view)
@@ -190,12 +197,14 @@ def _losses(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any]
     for hospital in colour:
         mine = [row for row in counted if row["hospital"] == hospital and row["metric"] == metric]
         axes.plot([r["round"] for r in mine], [r["value"] for r in mine], color=colour[hospital], label=hospital, **line)
+    if sums := [row for row in counted if not row["hospital"] and row["metric"] == metric]:
+        axes.plot([r["round"] for r in sums], [r["value"] for r in sums], color="0.1", lw=2.2, marker="o", ms=3.5)
     axes.grid(axis="y", alpha=0.25)
 
 
 def _bytes(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any], say: Say) -> None:
     axes.set_title(say("bytes"), loc="left")
-    sent = {(row["round"], row["hospital"]): row["bytes"] / 1e6 for row in counted}
+    sent = {(row["round"], row["hospital"]): row["bytes"] / 1e6 for row in counted if row["hospital"]}
     numbers = sorted({number for number, _ in sent})
     below = dict.fromkeys(numbers, 0.0)
     if len(colour) > MOST_NAMES:

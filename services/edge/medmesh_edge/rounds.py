@@ -48,21 +48,23 @@ DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.
 class Trained:
     """What a round left here, as the store keeps it."""
 
-    update: ObjectRef
+    update: ObjectRef | None
+    """None where a round only evaluates and its counts go masked."""
     samples: int
     metrics: dict[str, float]
-    counts: evaluation.Table | None = None
+    counts: Any = None
+    """Of a training round that evaluates, a table; of an evaluation round whose counts go masked, a list of them."""
     milliseconds: dict[Work, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, row: Any) -> Trained:
         """From its row."""
-        return cls(ObjectRef.model_validate(row.update), row.samples, row.metrics, row.counts, row.milliseconds)
+        return cls(ObjectRef.model_validate(row.update) if row.update else None, row.samples, row.metrics, row.counts, row.milliseconds)
 
     def values(self) -> dict[str, Any]:
         """For its row."""
         beside = {"samples": self.samples, "metrics": self.metrics, "counts": self.counts, "milliseconds": self.milliseconds}
-        return {"update": self.update.model_dump(), **beside}
+        return {"update": self.update.model_dump() if self.update else null(), **beside}
 
     def body(self, event: RoundOpened) -> dict[str, Any]:
         """As it is told to the platform."""
@@ -288,11 +290,20 @@ class Rounds:
         body = {"round": event.round, "attempt": event.attempt, "results": results, "milliseconds": clock.milliseconds}
         if personal is not None:
             body["personal"] = personal
+        masked = secure.is_secure(plan, event)
         async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
+            if masked:  # they wait for their masks, as an update does
+                done = Trained(None, 1, {}, evaluation.together(plan, results, personal), clock.milliseconds)
+                over = tasks.c.state.in_(["failed", "superseded"])
+                await uow.execute(
+                    update(tasks).where(_key(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
+                )
+            else:
+                await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
             if await _left(uow, event):
                 return
-            await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
+            if not masked:
+                await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             detail: dict[str, str | int | bool] = {"models": len(results) + (personal is not None)}
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
@@ -306,8 +317,9 @@ class Rounds:
         if masked := secure.is_secure(plan, event):
             # Samples are in the sum, and nothing is said about this hospital alone.
             with _room(self.site) as room:
-                vector = await secure.vector(self.site, event, plan, done.update, done.samples, room)
+                vector = await secure.vector(self.site, event, plan, done.update, done.samples, room, done.counts, done.metrics.get("loss"))
                 done = Trained(vector, 1, {}, milliseconds=done.milliseconds)
+        assert done.update is not None
         source, clock = Stored(self.site.objects, done.update.sha256), Clock()
 
         def tell(sent: int, total: int) -> None:

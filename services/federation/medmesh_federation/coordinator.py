@@ -180,6 +180,7 @@ class Coordinator:
             scores=scores,
             begun=await privacy.begun(uow, row.federation) if plan.privacy is not None else 0,
             trained=0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation),
+            skipped=0 if plan.secure is None else await steps.skipped(uow, row.federation),
             busy=busy,
         )
 

@@ -18,6 +18,7 @@ from medmesh.contracts.federation import (
     ParticipantView,
     RoundChain,
     RoundView,
+    SumView,
 )
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope
@@ -78,7 +79,11 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         )
         given.setdefault((a.round, a.attempt), []).append(view)
         evaluation += [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(results.items())]
-    views = tuple(_round_view(r, tuple(given.get((r.round, r.attempt), ()))) for r in reversed(found))
+    # Of a sum, a hospital that takes its own part away learns what few others have.
+    sums = {(r.round, r.attempt): r.summed for r in found if r.summed and hospital is None}
+    for told in sums.values():
+        evaluation += [EvaluationView(hospital="", name=names.get(m, m), counts=c) for m, c in told["results"].items() if m != "base"]
+    views = tuple(_round_view(r, tuple(given.get((r.round, r.attempt), ())), sums.get((r.round, r.attempt))) for r in reversed(found))
     return FederationView(
         federation=row.federation,
         state=row.state,
@@ -95,7 +100,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
     )
 
 
-def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
+def _round_view(row: Any, given: tuple[AnswerView, ...], summed: dict[str, Any] | None) -> RoundView:
     return RoundView(
         round=row.round,
         attempt=row.attempt,
@@ -109,6 +114,7 @@ def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
         chain=row.chain,
         answers=given,
         aggregate_milliseconds=row.aggregate_milliseconds,
+        sum=SumView(samples=summed["samples"], loss=summed["loss"], counts=summed["results"].get("base")) if summed else None,
     )
 
 

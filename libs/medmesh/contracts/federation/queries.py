@@ -44,6 +44,15 @@ class AnswerView(Record):
     """The later round that this update is part of, where rounds do not wait for the slow."""
 
 
+class SumView(Record):
+    """What is known of all hospitals together where the platform opens sums only: on `samples` (of an evaluation round: hospitals)."""
+
+    samples: int
+    loss: float | None = None
+    counts: tuple[tuple[int, ...], ...] | None = None
+    """Of the model that the round began with."""
+
+
 class RoundView(Record):
     round: int
     attempt: int
@@ -58,10 +67,12 @@ class RoundView(Record):
     answers: tuple[AnswerView, ...]
     aggregate_milliseconds: int | None = None
     """From the last answer's being there to the model's being durable."""
+    sum: SumView | None = None
+    """Of a round under secure aggregation that evaluated."""
 
 
 class EvaluationView(Record):
-    """`counts[true][predicted]` of the model `name` at `hospital`."""
+    """`counts[true][predicted]` of the model `name` at `hospital`; at all of them together where that is empty."""
 
     hospital: str
     name: str
