@@ -17,6 +17,7 @@ from medmesh.errors import Problem
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.port import CHUNK, file_digest
 
+BEGINNING = 4096
 Progress = Callable[[int, int], None]
 
 
@@ -123,7 +124,9 @@ def _cut(source: Source, offset: int, total: int, base: Path | None) -> _Piece:
     # On a grid of whole pieces, so that what was resumed in the middle of one can be compared again from the next.
     end = min(total, (offset // CHUNK + 1) * CHUNK)
     data = source.read(offset, end)
-    same = base is not None and Plain(base).read(offset, end) == data
+    # What differs mostly differs at its beginning: then the base need not be read.
+    same = base is not None and Plain(base).read(offset, min(end, offset + BEGINNING)) == data[:BEGINNING]
+    same = same and base is not None and Plain(base).read(offset, end) == data
     sent = b"" if same else data
     return _Piece(offset, len(data), sent, hashlib.sha256(sent).digest(), base.name if base is not None and same else "")
 

@@ -111,10 +111,11 @@ class Writer:
             place += size
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
+        self.head = len(text).to_bytes(8, "little") + text
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(self.head)
         self._file.flush()
-        self._start = 8 + len(text)
+        self._start = len(self.head)
         self._file.truncate(self._start + place)
 
     def __enter__(self) -> Self:

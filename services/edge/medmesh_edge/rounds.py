@@ -18,7 +18,7 @@ from sqlalchemy import case, null, select, update
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
-from medmesh.client.transfer import Stored, send
+from medmesh.client.transfer import Plain, Source, Stored, send
 from medmesh.contracts.federation import RoundKind, RoundOpened, Work
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -312,21 +312,28 @@ class Rounds:
         """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
         if await self._gone(event):
             return
-        base = self.site.layout.cache / "models" / event.base.sha256
         plan = await self.proofs.plan(event)
-        if masked := secure.is_secure(plan, event):
+        if not secure.is_secure(plan, event):
+            assert done.update is not None
+            base = self.site.layout.cache / "models" / event.base.sha256
+            await self._hand_in(event, done, Stored(self.site.objects, done.update.sha256), base if base.exists() else None)
+            return
+        with _room(self.site) as room:
+            beside = (done.counts, done.metrics.get("loss"))
+            vector, path = await secure.vector(self.site, event, plan, done.update, done.samples, room, *beside)
             # Samples are in the sum, and nothing is said about this hospital alone.
-            with _room(self.site) as room:
-                vector = await secure.vector(self.site, event, plan, done.update, done.samples, room, done.counts, done.metrics.get("loss"))
-                done = Trained(vector, 1, {}, milliseconds=done.milliseconds)
+            await self._hand_in(event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path))
+            path.unlink()  # noise to everybody: no need to write over it
+
+    async def _hand_in(self, event: RoundOpened, done: Trained, source: Source, base: Path | None = None) -> None:
         assert done.update is not None
-        source, clock = Stored(self.site.objects, done.update.sha256), Clock()
+        clock = Clock()
 
         def tell(sent: int, total: int) -> None:
             self._tell(event, "send", sent, total)
 
         with clock.of("send"):
-            await send(self.gateway, done.update, source, base=base if base.exists() else None, progress=tell)
+            await send(self.gateway, done.update, source, base=base, progress=tell)
         done.milliseconds.update(clock.milliseconds)
         taken = clock.milliseconds["send"] / 1000
         log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
@@ -340,8 +347,6 @@ class Rounds:
                 Entity("update", str(event.round), digest=done.update.sha256),
             )
             uow.audit(AuditEntry("federation.upload", "E", entities=about, detail={"round": event.round, "bytes": done.update.bytes}))
-        if masked:
-            await self.site.objects.delete(done.update.sha256)
 
     async def _release(self, rows: Sequence[Any]) -> None:
         """Updates that nobody has more need of are deleted: they are this hospital's."""

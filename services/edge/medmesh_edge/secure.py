@@ -24,7 +24,7 @@ from medmesh.federated.secure import counts, vectors
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
-from medmesh.store.objects.port import fetch, file_digest
+from medmesh.store.objects.port import fetch
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
@@ -174,9 +174,9 @@ async def ready(uow: UnitOfWork[Any], task: Any) -> bool:
 
 async def vector(
     site: Site, event: RoundOpened, plan: Plan, model: ObjectRef | None, samples: int, room: Path, counted: Any, loss: float | None
-) -> ObjectRef:
-    """What goes instead of `model` and of what was `counted` in the round: the same bytes however often it is asked for. Raises `Problem`
-    (`secure.range`)."""
+) -> tuple[ObjectRef, Path]:
+    """What goes instead of `model` and of what was `counted` in the round: the same bytes however often it is asked for, so it is
+    made again rather than kept; and it may lie in the clear, which it is to nobody. Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     async with site.unit() as uow:
         row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
@@ -188,8 +188,7 @@ async def vector(
     if counted is not None:
         tables, loss = ([counted], loss) if event.kind is RoundKind.TRAIN else (counted, None)
         settings["beside"] = counts.numbers(tables, loss=loss, samples=samples, bits=plan.secure.bits)
-    await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings)
-    return await site.objects.put_file(out, (await asyncio.to_thread(file_digest, out))[0])
+    return await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings), out
 
 
 async def forget(uow: UnitOfWork[Any], event: Any) -> bool:

@@ -7,6 +7,7 @@ shows neither a model nor how many samples made it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.streams import FLOATS, Reader, Writer, elements
@@ -68,10 +70,13 @@ def encode(
     masks: Sequence[Mask] = (),
     without: frozenset[str] = frozenset(),
     beside: Sequence[int] = (),
-) -> None:
-    """Write the vector of a model that was trained on `samples`, or of no model, with the numbers `beside`, masked. Raises `Problem`
-    (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties` might not fit; then
-    nothing is left of `target`."""
+) -> ObjectRef:
+    """Write the vector of a model that was trained on `samples`, or of no model, with the numbers `beside`, masked; not durable,
+    since it can be made again.
+
+    Raises `Problem` (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties`
+    might not fit; then nothing is left of `target`.
+    """
     most = (2**63 - 1) // parties
     if not 0 < samples <= most:
         raise Problem("secure.range", tensor="samples")
@@ -81,15 +86,19 @@ def encode(
     try:
         with ExitStack() as stack:
             file = stack.enter_context(Reader(model)) if model is not None else None
-            count = sum(elements(t) for t in _summed(file, without)) if file is not None else 0
-            out = stack.enter_context(Writer(target, _vector(1 + count + len(beside))))
+            count = 1 + (sum(elements(t) for t in _summed(file, without)) if file is not None else 0) + len(beside)
+            out = stack.enter_context(Writer(target, _vector(count), durable=False))
+            digest = hashlib.sha256(out.head)
             for chunk in _chunks(_numbers(file, samples, bits, parties, without, beside)):
                 for stream in streams:
                     stream.apply(chunk)
-                out.append(TENSOR, chunk.astype("<u8").tobytes())
+                data = chunk.astype("<u8", copy=False).tobytes()
+                digest.update(data)
+                out.append(TENSOR, data)
     except Problem:
         target.unlink(missing_ok=True)
         raise
+    return ObjectRef(sha256=digest.hexdigest(), bytes=len(out.head) + 8 * count)
 
 
 def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) -> None:
