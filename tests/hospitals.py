@@ -97,6 +97,7 @@ async def federation(
         "baseline": True,
         "accept_seconds": 20,
         "small_cell": 0,
+        "rehearsal": False,
         **changed,
     }
     made = await create_federation(

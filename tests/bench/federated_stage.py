@@ -184,6 +184,7 @@ class Field:
                 initiator="person:li@platform",
                 hospitals=tuple(hospitals),
                 accept_seconds=ACCEPT_SECONDS,
+                rehearsal=False,
                 **values,
             )
             view = await li.request("GET", f"/v1/federations/{made['federation']}")

@@ -24,6 +24,7 @@ from medmesh.learning import isolation, weights
 from medmesh_edge.node import running
 from medmesh_edge.tables import federations
 from medmesh_federation.service import SERVICE as FEDERATION
+from medmesh_training.service import SERVICE as TRAINING
 
 SDK = Path(__file__).parents[2] / "docs" / "federation" / "sdk.py"
 pytestmark = [
@@ -34,7 +35,8 @@ pytestmark = [
 
 @pytest.fixture
 async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports, FEDERATION, settings={"federation": {"tick_seconds": 0.1}}) as made:
+    settings = {"federation": {"tick_seconds": 0.1, "require_rehearsal": True}}
+    async with small_world(servers, private, ports, FEDERATION, TRAINING, settings=settings) as made:
         yield made
 
 
@@ -77,6 +79,7 @@ async def test_a_federation_from_python(world: World, capsys: pytest.CaptureFixt
             await working
         said = capsys.readouterr().out
         assert "数据不出院" in said
+        assert "邀请前已在虚构数据上演练" in said, "its code was run before hospitals were asked, and they are told what that took"
         assert "completed" in said.splitlines()[-len(cells(said)) - 1]
         assert {name for name, _ in cells(said)} == {"federated"}
         assert {where for _, where in cells(said)} == {*folders, "all"}

@@ -68,6 +68,8 @@ class Stage:
     def up(cls, folder: Path) -> Stage:
         """Start it as anybody would, with people in every role and one hospital enrolled."""
         stage = cls(folder / "platform")
+        (stage.data / "settings").mkdir(parents=True, mode=0o700)
+        (stage.data / "settings" / "federation.json").write_text('{"require_rehearsal": false}')
         subprocess.run([*MEDMESH, "up", "--data", str(stage.data)], check=True, stdout=subprocess.DEVNULL, timeout=120)
         try:
             asyncio.run(stage._people(folder))

@@ -141,6 +141,7 @@ async def test_no_round_is_trained_again_once_its_update_was_durable(stage: Stag
                 min_participants=2,
                 round_deadline_seconds=60,
                 lease_seconds=30,
+                rehearsal=False,
             )
             body = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
             asked = await li.command("POST", "/v1/approvals", body)

@@ -215,6 +215,7 @@ VERBS: dict[str, Verb] = {
     "training.cancel": Verb("rest", "update", _RESEARCH, _CLINICAL, "取消训练"),
     "training.fail": Verb("110100", "operation", _RESEARCH, _CLINICAL, "训练失败"),
     "training.finish": Verb("110100", "operation", _RESEARCH, _CLINICAL, "训练完成"),
+    "training.rehearse": Verb("110100", "operation", _RESEARCH, _CLINICAL, "演练训练包"),
     "training.submit": Verb("rest", "create", _RESEARCH, _CLINICAL, "提交训练"),
     "user.activate": Verb("110113", "110137", _ADMIN, _SECURITY, "激活账户"),
     "user.create": Verb("110113", "110137", _ADMIN, _SECURITY, "创建账户"),

@@ -10,6 +10,7 @@ import click
 
 from medmesh.cli import language, say
 from medmesh.cli.plan_options import training, training_of
+from medmesh.cli.rehearse import rehearse, tell
 from medmesh.cli.session import show, with_gateway
 from medmesh.cli.simulate import simulate
 from medmesh.client.gateway import Gateway
@@ -70,6 +71,7 @@ def show_federation(identifier: str, as_json: bool) -> int:
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--max-drops", default=0, show_default=True, help="A hospital that drops out so often is not asked again; 0: always.")
+@click.option("--rehearsal/--no-rehearsal", default=None, help="On invented data first; by default where the package has code of its own.")
 @click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
@@ -90,6 +92,8 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             lease_seconds=options["lease"],
             max_drops=options["max_drops"],
             small_cell=options["small_cell"],
+            rehearsal=options["rehearsal"],
+            tell=tell,
             **training_of(options),
         )
 
@@ -204,3 +208,4 @@ def plot(identifier: str, out: Path) -> int:
 
 
 federation.add_command(simulate)
+federation.add_command(rehearse)

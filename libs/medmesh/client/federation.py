@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +17,17 @@ from medmesh.client.results import ENDED
 from medmesh.client.transfer import download, upload
 from medmesh.contracts.federation import FederationView
 from medmesh.contracts.ingestion import SMALL_CELL
+from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.contracts.training import RehearsalReport, RehearsalView
 from medmesh.errors import Problem
 from medmesh.federated.plan import explain
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
+from medmesh.tasks import end
+
+REHEARSAL_SECONDS = 660.0
+"""How long a rehearsal is waited for: a little longer than the platform lets one take."""
 
 
 async def initial_weights(package: Package, seed: int, target: Path) -> Path:
@@ -30,6 +37,43 @@ async def initial_weights(package: Package, seed: int, target: Path) -> Path:
             await running.call("initial", seed=seed, out=str(running.folder / "initial"))
             target.write_bytes((running.folder / "initial").read_bytes())
     return target
+
+
+def _nothing(stage: str) -> None:
+    return None
+
+
+async def rehearse(
+    gateway: Gateway, package: Package, archive: ObjectRef, how: dict[str, Any], *, tell: Callable[[str], None] = _nothing
+) -> tuple[RehearsalReport, ObjectRef]:
+    """Have an uploaded package run on invented data at the platform; `how` are fields of `medmesh.contracts.training.Rehearsing`. Answers
+    the report and its object; `tell` hears each stage as it is seen. Raises `Problem` when it could not be rehearsed at all."""
+    path, seen = f"/v1/rehearsals/{package.digest}", ""
+
+    async def watch() -> None:
+        nonlocal seen
+        while True:
+            await asyncio.sleep(0.5)
+            with suppress(Problem):
+                view = await gateway.ask(path, RehearsalView)
+                if view.state == "running" and view.stage != seen:
+                    tell(seen := view.stage)
+
+    watching = asyncio.create_task(watch())
+    try:
+        done = await gateway.command("POST", "/v1/rehearsals", {"package": archive.model_dump(), "how": how}, seconds=REHEARSAL_SECONDS)
+    finally:
+        await end(watching)
+    view = await gateway.ask(path, RehearsalView, report=done["report"]["sha256"])
+    if view.found is None or view.report is None:
+        raise Problem("federation.not_rehearsed", package=package.digest[:16])
+    return view.found, view.report
+
+
+def rehearsing(plan: dict[str, Any]) -> dict[str, Any]:
+    """Of a plan's fields those that a rehearsal is about."""
+    names = ("algorithm", "parameters", "local", "privacy", "batch_size", "learning_rate")
+    return {name: plan[name] for name in names if plan.get(name) is not None}
 
 
 async def create_federation(
@@ -43,16 +87,22 @@ async def create_federation(
     accept_seconds: float,
     start_seconds: float | None = None,
     small_cell: int = SMALL_CELL,
+    rehearsal: bool | None = None,
+    tell: Callable[[str], None] = _nothing,
     **plan: Any,
 ) -> dict[str, Any]:
-    """Answers `{"federation", "plan_hash"}`. Times count from now; `plan` has further fields of the plan. Raises `Problem`;
-    `federation.plan` names what contradicts."""
+    """Answers `{"federation", "plan_hash"}`. Times count from now; `plan` has further fields of the plan. A package with code is rehearsed
+    first, unless `rehearsal` says otherwise; `tell` hears its stages. Raises `Problem`; `federation.plan` names what contradicts."""
     package = pack(folder)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "package.zip"
         archive.write_bytes(package.archive)
         initial = await initial_weights(package, plan["seed"], Path(scratch) / "initial.safetensors")
         package_ref, initial_ref = await upload(gateway, archive), await upload(gateway, initial)
+    measured = None
+    if package.manifest.custom if rehearsal is None else rehearsal:
+        found, report = await rehearse(gateway, package, package_ref, rehearsing(plan), tell=tell)
+        measured = {"report": report.sha256, "memory_mib": found.memory_mib, "step_microseconds": found.step_microseconds}
     now = datetime.now(UTC).replace(microsecond=0)
     try:
         made = Plan(
@@ -68,6 +118,7 @@ async def create_federation(
             accept_by=now + timedelta(seconds=accept_seconds),
             start_at=now + timedelta(seconds=accept_seconds if start_seconds is None else start_seconds),
             small_cell=small_cell,
+            rehearsal=measured,
             **plan,
         )
     except ValidationError as error:

@@ -80,6 +80,15 @@ class SemiAsynchrony(Record):
         return value
 
 
+class Measured(Record):
+    """What the rehearsal of a package found, told to the hospitals that are asked to run it: `report` is the report's SHA-256 (an object,
+    `medmesh.contracts.training.RehearsalReport`); most memory in MiB (2^20 bytes) and time for a step, on the platform's machine."""
+
+    report: Sha256
+    memory_mib: int = Field(ge=0, lt=2**31)
+    step_microseconds: int = Field(ge=0, lt=2**53)
+
+
 class Plan(Record):
     """See the module. Times are UTC; durations are whole seconds."""
 
@@ -129,6 +138,8 @@ class Plan(Record):
     """Counts of an evaluation leave as multiples of this, none below it (`medmesh.federated.cells`); 0: exactly as they are."""
     privacy: Privacy | None = None
     """Differential privacy, with its budget. Then every hospital counts alike, and neither samples nor a loss are told."""
+    rehearsal: Measured | None = None
+    """The package was run on invented data before anybody was asked."""
 
     @field_validator("learning_rate")
     @classmethod
@@ -183,7 +194,7 @@ class Plan(Record):
 
 LATER = (
     *("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "pace"),
-    "max_drops",
+    *("max_drops", "rehearsal"),
 )
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from medmesh.contracts.labels import SecurityLabel
-from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record
+from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectRef, Query, Record, Sha256
+from medmesh.contracts.privacy import Privacy
 
 
 class SubmitJob(Command):
@@ -93,3 +94,84 @@ class GetJob(Query):
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("job", "{job}"),)
 
     job: str
+
+
+StageName = Literal["open", "initial", "train", "aggregate", "next", "evaluate", "personal"]
+"""What a rehearsal does, in this order: read the package in its sandbox, make first weights, have two pretended hospitals train, combine
+their updates, train again from that, evaluate, and make a hospital's own model where the algorithm does."""
+
+
+class Rehearsing(Record):
+    """How a package is rehearsed: the parts of a plan that its code can fail at."""
+
+    algorithm: Identifier = "fedavg"
+    parameters: dict[str, str] = Field(default_factory=dict, max_length=20)
+    local: tuple[str, ...] = Field(default=(), max_length=1000)
+    privacy: Privacy | None = None
+    batch_size: int = Field(default=32, ge=1, le=65_536)
+    learning_rate: str = "0.05"
+    steps: int = Field(default=3, ge=1, le=100)
+    """Of each pretended hospital in each of two rounds."""
+    seed: int = Field(default=1, ge=0, lt=2**53)
+
+
+class Stage(Record):
+    """One part of a rehearsal. `problem` is the document of what went wrong there (`medmesh.errors.Problem`); nothing comes after it."""
+
+    name: StageName
+    milliseconds: int
+    problem: dict[str, Any] | None = None
+
+
+class RehearsalReport(Record):
+    """What came of running a package on invented data: the bytes of its canonical JSON are an object, and bound to the package's hash."""
+
+    package: Sha256
+    framework: str
+    how: Rehearsing
+    samples: int
+    """Invented ones of each pretended hospital."""
+    stages: tuple[Stage, ...]
+    memory_mib: int
+    """Most that the worker's processes had in memory, together."""
+    step_microseconds: int
+    """Of one training step in the second round; 0 where it did not come to that."""
+    update_bytes: int
+    """Of one trained model as it lies."""
+    made: datetime
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing went wrong."""
+        return all(stage.problem is None for stage in self.stages)
+
+
+class RehearsePackage(Command):
+    """Run a package on invented data of its data schema, in the sandbox, as two hospitals would: before any is asked. Result:
+    `{"report": the object, "passed", "memory_mib", "step_microseconds"}`; that the package failed is a result, too."""
+
+    TYPE: ClassVar[str] = "training.rehearse-package.v1"
+    ACTION: ClassVar[str] = "training.rehearse"
+
+    package: ObjectRef
+    how: Rehearsing = Rehearsing()
+
+
+class RehearsalView(Record):
+    """`state` is `none`, `running` (then `stage` says where it is), `passed` or `failed`."""
+
+    state: str
+    stage: str = ""
+    report: ObjectRef | None = None
+    found: RehearsalReport | None = None
+
+
+class GetRehearsal(Query):
+    """The newest rehearsal of a package, or the one with this report."""
+
+    TYPE: ClassVar[str] = "training.get-rehearsal.v1"
+    ACTION: ClassVar[str | None] = "rehearsal.read"
+    Reply: ClassVar[type[Record]] = RehearsalView
+
+    package: Sha256
+    report: Sha256 | None = None

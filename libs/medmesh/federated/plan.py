@@ -130,6 +130,23 @@ def _protection(plan: Plan, language: str) -> str:
     )
 
 
+def _rehearsed(plan: Plan, language: str) -> list[str]:
+    """What running it took on invented data."""
+    if (found := plan.rehearsal) is None:
+        return []
+    seconds = plan.local_steps * found.step_microseconds / 1e6
+    took = f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if language == "zh":
+        took = took.replace(" s", " 秒").replace(" min", " 分钟")
+        return [
+            f"邀请前已在虚构数据上演练（报告 {found.report[:16]}…）：在平台的机器上，每轮训练约 {took}，内存约 {found.memory_mib} MiB。"
+        ]
+    return [
+        f"It was rehearsed on invented data before you were asked (report {found.report[:16]}…): on the platform's machine a round's "
+        f"training takes about {took} and {found.memory_mib} MiB of memory."
+    ]
+
+
 def _pace(plan: Plan, language: str) -> list[str]:
     """Whether rounds wait for the slow."""
     if (pace := plan.pace) is None:
@@ -168,6 +185,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         return [
             f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
             f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
+            *_rehearsed(plan, language),
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
             f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
@@ -184,6 +202,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
     return [
         f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
+        *_rehearsed(plan, language),
         f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
         f"What leaves: {tensors} tensors a round ({size:.2f} MiB){'' if plan.privacy else ', the number of samples and the loss'}; "
         + _counts(plan, language),

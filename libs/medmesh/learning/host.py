@@ -37,6 +37,11 @@ class Worker:
         self._silence = silence
         self._busy = asyncio.Lock()
 
+    @property
+    def pid(self) -> int:
+        """Of its outermost process."""
+        return self._process.pid
+
     def give(self, source: Path, name: str) -> str:
         """Copy a file into the worker's folder, readable for its account; answers the path to hand over.
 

@@ -88,6 +88,11 @@ class Manifest(Record):
         """Framework to its entry module, the package's own first."""
         return {self.package.framework: self.package.entry} | {v.framework: v.entry for v in self.variants}
 
+    @property
+    def custom(self) -> bool:
+        """Whether it brings code of its own: then it is rehearsed before hospitals are asked to run it."""
+        return bool(self.package.entry)
+
     def framework(self, wanted: Sequence[str]) -> str:
         """The first of the wanted frameworks that this package is written for; its own when there is none among them."""
         return next((name for name in wanted if name in self.entries), self.package.framework)

@@ -50,6 +50,8 @@ CLASSES: dict[str, AuditClass] = {
     "annotation.export": "privileged",
     "training.submit": "clinical",
     "training.read": "reading",
+    "training.rehearse": "clinical",
+    "rehearsal.read": "reading",
     "federation.create": "privileged",
     "federation.cancel": "clinical",
     "federation.pause": "clinical",

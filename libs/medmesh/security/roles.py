@@ -53,6 +53,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "annotation.export": ("researcher",),
     "training.submit": ("researcher",),
     "training.read": ("researcher",),
+    "training.rehearse": ("researcher",),
+    "rehearsal.read": ("researcher", "approver", "auditor", "hospital"),
     "federation.create": ("researcher",),
     "federation.cancel": ("researcher", "system_administrator"),
     "federation.pause": ("researcher", "system_administrator"),
@@ -106,7 +108,16 @@ STEP_UP = frozenset(
 STRONG = timedelta(minutes=5)
 
 _SERVICES_MAY = frozenset(
-    {"dataset.read", "federation.read", "model.read", "hospital.list", "object.describe", "policy.read", "revocation.list"}
+    {
+        "dataset.read",
+        "federation.read",
+        "model.read",
+        "hospital.list",
+        "object.describe",
+        "policy.read",
+        "rehearsal.read",
+        "revocation.list",
+    }
 )
 """What any service may ask on its own behalf: it needs it to do its part, and the answer holds no data of patients."""
 

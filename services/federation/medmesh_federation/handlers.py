@@ -38,6 +38,7 @@ from medmesh.service.approved import spend
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_federation import rehearsed
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -82,6 +83,7 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     if manifest.package.framework != plan.framework or manifest.data != plan.data or set(manifest.tensors) != set(plan.signature):
         raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
     compatible(plan)
+    await rehearsed.check(ports, plan, manifest)
     await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
     federation, hash_ = command.id, plan_hash(plan)
     values = {

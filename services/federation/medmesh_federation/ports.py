@@ -7,10 +7,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from medmesh.bus.declarations import Handlers
 from medmesh.contracts.federation import ProgressView
+from medmesh.contracts.message import Query, Record
 from medmesh.security.roster import Roster
 from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import labelled
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from medmesh_federation.settings import Settings
 
 _MOST_PROGRESS = 10_000
+R = TypeVar("R", bound=Record)
 HANDLERS = labelled(Handlers("federation"), "federation")
 
 
@@ -65,6 +67,13 @@ class Newest:
         return self._said.get((federation, hospital))
 
 
+class Ask(Protocol):
+    """Asks another service as this one."""
+
+    async def __call__(self, query: Query, reply: type[R]) -> R:
+        """The answer. Raises the `Problem` it is answered with."""
+
+
 @dataclass
 class Ports:
     """Built by the composition root. `models` holds committed models durably until they are in the kept store."""
@@ -74,6 +83,7 @@ class Ports:
     models: ObjectStore
     trust: Callable[[], TrustBundle]
     roster: Callable[[], Roster]
+    ask: Ask
     leases: Leases = field(default_factory=Leases)
     progress: Newest = field(default_factory=Newest)
     wake: asyncio.Event = field(default_factory=asyncio.Event)

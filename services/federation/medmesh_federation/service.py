@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from medmesh.contracts import federation
+from medmesh.contracts.training import GetRehearsal
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.directory import DirectoryStore
@@ -29,7 +30,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         # Committed models are written durably beside the scratch objects, where the gateway finds them at once.
         scratch = opened.scratch
         models = DirectoryStore(scratch.folder, durable=True) if isinstance(scratch, DirectoryStore) else opened.kept
-        ports = Ports(settings, opened, models, runtime.trust, runtime.roster)
+        ports = Ports(settings, opened, models, runtime.trust, runtime.roster, runtime.ask)
         runtime.ports = ports
         coordinator = Coordinator(runtime, ports)
         runtime.background(coordinator.run, "coordinator")
@@ -64,4 +65,5 @@ SERVICE = ServiceSpec(
         federation.FederationCompleted,
         federation.FederationFailed,
     ),
+    asks=(GetRehearsal,),
 )

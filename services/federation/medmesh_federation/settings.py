@@ -15,6 +15,8 @@ class Settings(ServiceSettings):
     quorum_grace_seconds: float = Field(default=3600, gt=0)
     """How long a running federation waits for enough hospitals before it fails."""
     max_void_rounds: int = Field(default=5, ge=1)
+    require_rehearsal: bool = True
+    """Hospitals are asked to run code of a package only after it was rehearsed on invented data."""
     running_per_initiator: int = Field(default=8, ge=1)
     running_per_hospital: int = Field(default=4, ge=1)
     """How many federations of one person, and with one hospital, run at once (paused ones, too); others wait in the queue, the oldest

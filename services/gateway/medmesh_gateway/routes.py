@@ -116,6 +116,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/jobs", training.SubmitJob),
     Route("GET", "/v1/jobs/{job}", training.GetJob),
     Route("POST", "/v1/jobs/{job}/cancel", training.CancelJob),
+    Route("POST", "/v1/rehearsals", training.RehearsePackage),
+    Route("GET", "/v1/rehearsals/{package}", training.GetRehearsal),
     # Federations.
     Route("POST", "/v1/federations", federation.CreateFederation),
     Route("GET", "/v1/federations", federation.ListFederations),

@@ -30,5 +30,7 @@ class Ports:
     settings: Settings
     stores: Stores
     load_samples: LoadSamples
+    rehearsing: dict[str, str] = field(default_factory=dict)
+    """Package to the stage of its rehearsal that runs here: a hint for people."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a job was submitted or cancelled here: a hint to look at once, never something that must happen."""

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, cast
 
 from medmesh.contracts.training import JobFailed, JobFinished, JobProgressed, JobStarted
 from medmesh.learning.package import Manifest
+from medmesh.security.residue import wipe
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import Stores, stores
-from medmesh_training import handlers, queries
+from medmesh_training import handlers, queries, rehearsals
 from medmesh_training.domain import Item
 from medmesh_training.ports import HANDLERS, Ports
 from medmesh_training.runner import Runner
@@ -22,7 +23,7 @@ from medmesh_training.tables import METADATA
 if TYPE_CHECKING:
     from medmesh.learning.adapter import Samples
 
-DECLARING = (handlers, queries)
+DECLARING = (handlers, queries, rehearsals)
 """The modules whose handlers this service runs."""
 
 
@@ -39,6 +40,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     settings = cast(Settings, runtime.settings)
     async with stores(settings.objects) as opened:
         ports = Ports(settings, opened, load_samples)
+        wipe(settings.state / "rehearsals")
         runtime.checks["objects"] = opened.kept.ready
         runtime.background(Runner(runtime, ports).serve, "runner")
         yield ports

@@ -26,6 +26,8 @@ class Settings(ServiceSettings):
     """How long a job stays with an instance that no longer answers for it."""
     poll_seconds: float = Field(default=2.0, gt=0)
     """How often an idle instance looks for jobs it was not woken for."""
+    rehearsal_seconds: float = Field(default=600.0, gt=0)
+    """How long the rehearsal of a package may take."""
     interpreters: dict[str, Path] = Field(default_factory=dict)
     """The Python of each framework; the service's own where none is named."""
     worker_account: str | None = None

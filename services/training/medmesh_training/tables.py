@@ -32,4 +32,16 @@ jobs = Table(
     Column("submitted_at", Timestamp, nullable=False),
     Column("ended_at", Timestamp),
 )
+rehearsals = Table(
+    "rehearsals",
+    METADATA,
+    Column("report", String(64), primary_key=True),
+    Column("package", String(64), nullable=False),
+    Column("object", Json, nullable=False),
+    Column("found", Json, nullable=False),
+    Column("by", String(160), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what came of running a package on invented data, by the SHA-256 of the report",
+)
+Index("ix_rehearsals_package", rehearsals.c.package, rehearsals.c.at)
 Index("ix_jobs_due", jobs.c.due_at, postgresql_where=text("state IN ('queued', 'running')"))

@@ -233,7 +233,14 @@ async def test_a_plan_that_contradicts_itself_is_refused_with_its_reasons(monkey
 
     monkeypatch.setattr("medmesh.client.federation.upload", taken)
     rules = {"rounds": 0, "local_steps": 1, "batch_size": 1, "learning_rate": "much", "seed": 1, "min_participants": 1}
-    about = {"name": "m", "purpose": "test", "initiator": "person:li@platform", "hospitals": ("renji",), "accept_seconds": 5}
+    about = {
+        "name": "m",
+        "purpose": "test",
+        "initiator": "person:li@platform",
+        "hospitals": ("renji",),
+        "accept_seconds": 5,
+        "rehearsal": False,
+    }
     with pytest.raises(Problem) as caught:
         await create_federation(cast(Gateway, None), TINY, **about, **rules)  # type: ignore[arg-type]
     assert caught.value.code == "federation.plan"
