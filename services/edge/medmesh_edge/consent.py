@@ -12,7 +12,7 @@ from medmesh.errors import Problem
 from medmesh.security import statements
 from medmesh.security.statements import Acceptance, CodeApproval
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import continuity, samples
+from medmesh_edge import continuity, privacy
 from medmesh_edge.outgoing import queue
 from medmesh_edge.policy import Policy, refusal
 from medmesh_edge.ports import Site
@@ -74,7 +74,7 @@ async def answer_invitations(site: Site) -> None:
     policy = site.policy()
     for row in waiting:
         plan = Plan.model_validate(row.plan)
-        refused = refusal(policy, plan, await samples.cohort(site, plan.data))
+        refused = refusal(policy, plan, await privacy.cohort(site, plan, row.federation))
         async with site.unit() as uow:
             if refused is not None:
                 await _answer(uow, row, accept=False, reason=refused.code)

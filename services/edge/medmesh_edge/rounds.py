@@ -218,7 +218,7 @@ class Rounds:
     async def _work(self, event: RoundOpened) -> None:
         plan, package = await self.proofs.allowed(event)
         # The policy may be another by now than when the plan was signed.
-        if (refused := refusal(self.site.policy(), plan, await samples.cohort(self.site, plan.data))) is not None:
+        if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
         opened = await self._open(package)
         if event.kind is RoundKind.EVALUATE:

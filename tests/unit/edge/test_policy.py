@@ -48,6 +48,7 @@ CASES = (
     ('privacy = "hospital"', "policy.privacy"),
     ('max_epsilon = "7.9"', "policy.epsilon"),
     ('max_delta = "0.000009"', "policy.epsilon"),
+    ('total_epsilon = "1"', "policy.total"),
     ("min_samples = 101", "policy.samples"),
     ("min_patients = 51", "policy.patients"),
 )
