@@ -4,7 +4,36 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+SETTLED_NS = 50_000_000
+"""A file that changed a moment ago may change again under the same time stamp: what it said is not kept yet."""
+
+
+class Watched(Generic[T]):
+    """What `read` makes of the file `path`, made anew when the file changes. Raises as `read` does."""
+
+    def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
+        self.path = path
+        self._read = read
+        self._kept: tuple[tuple[int, int, int], T] | None = None
+
+    def __call__(self) -> T:
+        """As it stands now."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return self._read(self.path)
+        stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+        if self._kept is not None and self._kept[0] == stamp:
+            return self._kept[1]
+        made = self._read(self.path)
+        self._kept = (stamp, made) if time.time_ns() - found.st_mtime_ns > SETTLED_NS else None
+        return made
 
 
 def folder(path: Path, mode: int = 0o700) -> Path:

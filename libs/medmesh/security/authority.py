@@ -241,10 +241,20 @@ def verify_issued(certificate: x509.Certificate, ca: x509.Certificate) -> None:
 
 def verify_node(certificate: x509.Certificate, ca: x509.Certificate, *, at: datetime, revoked: frozenset[str] = frozenset()) -> None:
     """Raise a `Problem` unless `certificate` was issued by `ca` for a node, is not revoked and is valid at `at`."""
+    verify_trusted(certificate, ca, revoked)
+    verify_valid(certificate, at)
+
+
+def verify_trusted(certificate: x509.Certificate, ca: x509.Certificate, revoked: frozenset[str]) -> None:
+    """Raise a `Problem` unless `certificate` was issued by `ca` for a node and is not revoked."""
     verify_issued(certificate, ca)
     hospital, _ = hospital_of(certificate)
     if f"{certificate.serial_number:x}" in revoked:
         raise Problem("security.certificate_revoked", hospital=hospital)
+
+
+def verify_valid(certificate: x509.Certificate, at: datetime) -> None:
+    """Raise a `Problem` unless `certificate` is valid at `at`."""
     if at < certificate.not_valid_before_utc:
         raise Problem("security.certificate_early", start=certificate.not_valid_before_utc.isoformat())
     if at > certificate.not_valid_after_utc:

@@ -32,19 +32,14 @@ class RosterFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp: tuple[int, int, int] | None = None
-        self._believed: Believed | None = None
+        self._believed = files.Watched(path, lambda path: roster.believe(roster.notes_of(path.read_bytes())))
 
     def chain(self) -> Believed:
         """Raises `Problem` (`roster.none` when there is none)."""
         try:
-            found = self.path.stat()
-            stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
-            if self._believed is None or stamp != self._stamp:
-                self._believed, self._stamp = roster.believe(roster.notes_of(self.path.read_bytes())), stamp
+            return self._believed()
         except OSError:
             raise Problem("roster.none") from None
-        return self._believed
 
     def __call__(self) -> Roster:
         """The newest version. Raises `Problem`: none, malformed, or expired."""

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
-from medmesh.security.authority import hospital_of, verify_node
+from medmesh.security.authority import hospital_of, verify_trusted, verify_valid
 from medmesh.security.emergency import Emergency
 from medmesh.security.keys import Identity, public_key
 from medmesh.security.labels import EVERYTHING, NOTHING, Label, level, of_hospital
@@ -152,8 +152,33 @@ def hospital_token(
     return jwt.encode(claims, key, algorithm="ES256", headers={"x5c": chain})
 
 
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    """A token whose signature was verified: what does not depend on the time it is asked for."""
+
+    actor: Actor
+    made: datetime
+    ends: datetime
+    certificate: x509.Certificate | None
+
+
 def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str = AUDIENCE) -> Actor:
     """The actor a token vouches for at the time `at`. Raises `Problem` (`security.token_*`)."""
+    proven = _proven(token, audience, tuple(trust.services.items()), trust.ca_pem, tuple(trust.revoked))
+    if proven.certificate is not None:
+        verify_valid(proven.certificate, at)
+    if at < proven.made - LEEWAY:
+        raise Problem("security.token_early")
+    if at > proven.ends + LEEWAY:
+        raise Problem("security.token_expired")
+    return proven.actor
+
+
+@lru_cache(maxsize=2048)
+def _proven(token: str, audience: str, services: tuple[tuple[str, str], ...], ca_pem: str, revoked: tuple[str, ...]) -> _Proven:
+    """A token comes with many messages while it is good: what was believed once is remembered, by the keys it was believed by; what is not
+    believed raises, and is not."""
+    certificate: x509.Certificate | None = None
     try:
         header = jwt.get_unverified_header(token)
         claims = jwt.decode(token, options={"verify_signature": False})
@@ -161,20 +186,20 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     except (jwt.PyJWTError, KeyError, ValueError, RecursionError):
         raise Problem("security.token_malformed") from None
     if kind == "hospital":
-        certificate = _node_certificate(header, trust, at)
+        certificate = _node_certificate(header, ca_pem, frozenset(revoked))
         if claims.get("sub") != hospital_of(certificate)[0] or claims.get("org") != claims.get("sub"):
             raise Problem("security.token_issuer", issuer=issuer)
         key, algorithm = certificate.public_key(), "ES256"
     elif kind in ("person", "service", "system"):
         name = issuer.removeprefix("service:")
-        known = trust.services.get(name)
+        known = dict(services).get(name)
         if known is None or (kind in ("person", "system") and name != "governance") or (kind == "service" and claims.get("sub") != name):
             raise Problem("security.token_issuer", issuer=issuer)
         key, algorithm = public_key(known), "EdDSA"
     else:
         raise Problem("security.token_malformed")
     try:
-        # The times are checked below, against the message's time and not against now.
+        # The times are checked against the message's, not against now.
         options = {"require": ["iss", "sub", "aud", "exp", "iat", "jti"], "verify_exp": False, "verify_iat": False}
         claims = jwt.decode(token, key, algorithms=[algorithm], audience=audience, options=options)  # type: ignore[arg-type]
     except jwt.InvalidAudienceError:
@@ -185,10 +210,6 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
         made, ends = (datetime.fromtimestamp(int(claims[name]), UTC) for name in ("iat", "exp"))
     except (ValueError, TypeError, OverflowError, OSError):
         raise Problem("security.token_malformed") from None
-    if at < made - LEEWAY:
-        raise Problem("security.token_early")
-    if at > ends + LEEWAY:
-        raise Problem("security.token_expired")
     roles = frozenset(("hospital",)) if kind == "hospital" else frozenset(map(str, claims.get("rol", ())))
     if kind == "service":
         roles = frozenset(("service", f"service:{claims['sub']}"))
@@ -197,7 +218,8 @@ def verify_actor(token: str, trust: TrustBundle, at: datetime, *, audience: str 
     bound = thumbprint(key) if kind == "hospital" else str(claims.get("cnf", {}).get("jkt", ""))  # type: ignore[arg-type]
     opened = _emergency(claims["emg"]) if kind == "person" and "emg" in claims else None
     method, clearance = str(claims.get("mth", "")), _clearance(kind, claims)
-    return Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, shown, clearance, bound)  # type: ignore[arg-type]
+    actor = Actor(kind, str(claims["sub"]), str(claims["org"]), roles, method, strong, opened, shown, clearance, bound)  # type: ignore[arg-type]
+    return _Proven(actor, made, ends, certificate)
 
 
 def _clearance(kind: str, claims: dict[str, Any]) -> Label:
@@ -213,10 +235,10 @@ def _emergency(claim: dict[str, Any]) -> Emergency:
     return Emergency(str(claim["id"]), str(claim["org"]), datetime.fromtimestamp(claim["exp"], UTC))
 
 
-def _node_certificate(header: dict[str, Any], trust: TrustBundle, at: datetime) -> x509.Certificate:
+def _node_certificate(header: dict[str, Any], ca_pem: str, revoked: frozenset[str]) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(base64.b64decode(header["x5c"][0], validate=True))
     except (KeyError, IndexError, TypeError, ValueError, x509.InvalidVersion, UnsupportedAlgorithm):
         raise Problem("security.token_malformed") from None
-    verify_node(certificate, x509.load_pem_x509_certificate(trust.ca_pem.encode()), at=at, revoked=frozenset(trust.revoked))
+    verify_trusted(certificate, x509.load_pem_x509_certificate(ca_pem.encode()), revoked)
     return certificate

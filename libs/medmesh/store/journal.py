@@ -38,11 +38,20 @@ class Journal(Protocol):
     async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
         """Write the messages into the outbox."""
 
+    async def unsent(self, limit: int) -> list[Outgoing]:
+        """Messages that were not sent yet, oldest first, which no other relay has in hand."""
+
+    async def sent(self, ids: Sequence[str], now: datetime) -> None:
+        """Note that these were sent."""
+
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         """Take `count` audit numbers; answers the last number and record id taken before."""
 
     async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
         """Write audit rows (n, id, body)."""
+
+    async def receipted(self, numbers: Sequence[int]) -> None:
+        """Drop the audit rows of these numbers."""
 
 
 class Driver(Protocol):

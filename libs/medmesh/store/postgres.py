@@ -24,6 +24,8 @@ _SEND = """
     SELECT m.id, m.subject, m.body, $4
     FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS m(id, subject, body, place) ORDER BY m.place
 """
+_UNSENT = "SELECT id, subject, body FROM outbox WHERE sent_at IS NULL ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED"
+_SENT = "UPDATE outbox SET sent_at = $2 WHERE id = ANY($1::text[])"
 _NUMBER = """
     WITH before AS (SELECT n, last_id FROM audit_counter FOR UPDATE)
     UPDATE audit_counter c SET n = before.n + $1, last_id = $2 FROM before RETURNING before.n, before.last_id
@@ -32,6 +34,7 @@ _RECORD = """
     INSERT INTO audit_outbox (n, id, body, created_at)
     SELECT r.n, r.id, r.body, $4 FROM unnest($1::bigint[], $2::text[], $3::bytea[]) AS r(n, id, body)
 """
+_RECEIPTED = "DELETE FROM audit_outbox WHERE n = ANY($1::bigint[])"
 
 
 class PostgresJournal:
@@ -61,6 +64,12 @@ class PostgresJournal:
         ids, subjects, bodies = zip(*messages, strict=True)
         await self._raw.execute(_SEND, ids, subjects, bodies, now)
 
+    async def unsent(self, limit: int) -> list[Outgoing]:
+        return [Outgoing(*row) for row in await self._raw.fetch(_UNSENT, limit)]
+
+    async def sent(self, ids: Sequence[str], now: datetime) -> None:
+        await self._raw.execute(_SENT, ids, now)
+
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         row = await self._raw.fetchrow(_NUMBER, count, last_id)
         return int(row["n"]), str(row["last_id"])
@@ -68,6 +77,9 @@ class PostgresJournal:
     async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
         numbers, ids, bodies = zip(*rows, strict=True)
         await self._raw.execute(_RECORD, numbers, ids, bodies, now)
+
+    async def receipted(self, numbers: Sequence[int]) -> None:
+        await self._raw.execute(_RECEIPTED, numbers)
 
 
 def engine(

@@ -116,6 +116,13 @@ class SqliteJournal:
         rows = [(m.id, first + place, m.subject, m.body, _iso(now)) for place, m in enumerate(messages)]
         await self._sql.exec_driver_sql("INSERT INTO outbox (id, seq, subject, body, created_at) VALUES (?, ?, ?, ?, ?)", rows)
 
+    async def unsent(self, limit: int) -> list[Outgoing]:
+        wanted = "SELECT id, subject, body FROM outbox WHERE sent_at IS NULL ORDER BY seq LIMIT ?"
+        return [Outgoing(*row) for row in (await self._sql.exec_driver_sql(wanted, (limit,))).all()]
+
+    async def sent(self, ids: Sequence[str], now: datetime) -> None:
+        await self._sql.exec_driver_sql("UPDATE outbox SET sent_at = ? WHERE id = ?", [(_iso(now), id_) for id_ in ids])
+
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         n, before = (await self._sql.execute(text("SELECT n, last_id FROM audit_counter"))).one()
         await self._sql.exec_driver_sql("UPDATE audit_counter SET n = ?, last_id = ?", (n + count, last_id))
@@ -125,6 +132,9 @@ class SqliteJournal:
         await self._sql.exec_driver_sql(
             "INSERT INTO audit_outbox (n, id, body, created_at) VALUES (?, ?, ?, ?)", [(*row, _iso(now)) for row in rows]
         )
+
+    async def receipted(self, numbers: Sequence[int]) -> None:
+        await self._sql.exec_driver_sql("DELETE FROM audit_outbox WHERE n = ?", [(n,) for n in numbers])
 
 
 class Engine:

@@ -72,7 +72,7 @@ class Second:
                 await self.take_over(opened)
                 while leading():
                     if not await self.follow(opened):
-                        await asyncio.sleep(every)
+                        await asyncio.sleep(every)  # one signature for all checkpoints of that time
         except Problem as problem:
             if problem.code != "audit.inconsistent":
                 raise
@@ -94,7 +94,7 @@ class Second:
         log("audit.second", size=size)
 
     async def follow(self, opened: Session) -> bool:
-        """Go on to a newer checkpoint of the first tree; False when there is none. Raises `Problem`."""
+        """Go on to a newer checkpoint of the first tree; True while it catches up. Raises `Problem`."""
         from medmesh.ledger import sm
 
         size = self._edges[0].size
@@ -122,7 +122,7 @@ class Second:
                 await uow.execute(insert(sm_tiles), [full._asdict() for full in done])
             await uow.execute(insert(sm_checkpoints).values(size=signed.size, root=root, note=text, at=uow.now))
         self._edges = first, second
-        return True
+        return signed.size - size > _STEP // 2
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------

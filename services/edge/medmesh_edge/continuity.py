@@ -107,11 +107,12 @@ class Continuity:
         await trusted(self.site)
 
     async def compare(self, shown: str, who: str) -> None:
-        """A checkpoint that `who` says it was shown. Raises `Problem`: the one that stands, or `ledger.*` when the log did not sign it."""
-        if shown not in self._compared:
-            async with self._one:
-                await self._weigh(Signed.read(shown, keys(self.site)), who)
-            self._compared.add(shown)
+        """A checkpoint that `who` was shown, weighed once. Raises `Problem`: what stands, or `ledger.*` where the log did not sign it."""
+        if shown in self._compared:
+            return
+        async with self._one:
+            await self._weigh(Signed.read(shown, keys(self.site)), who)
+        self._compared.add(shown)
         await trusted(self.site)
 
     async def _weigh(self, shown: Signed, who: str) -> None:

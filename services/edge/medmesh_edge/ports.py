@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from medmesh.client.credentials import Node as NodeCredentials
 from medmesh.client.gateway import Gateway
+from medmesh.embedded.files import Watched
 from medmesh.errors import Problem
 from medmesh.security import signing
 from medmesh.security.authority import load_key
@@ -64,9 +65,16 @@ class Site:
     actor: Actor
     changed: Bells = field(default_factory=Bells)
     roster_file: RosterFile = field(init=False, repr=False)
+    policy: Watched[policy.Policy] = field(init=False, repr=False)
+    """The hospital's rules as they stand now. Raises `Problem`."""
+    trust: Watched[TrustBundle] = field(init=False, repr=False)
+    """Whom this node believes: handed over at enrolment."""
 
     def __post_init__(self) -> None:
-        self.roster_file = RosterFile(self.layout.roster)  # verified when the file changes, not at every look
+        # Read when the file changes, not at every look.
+        self.roster_file = RosterFile(self.layout.roster)
+        self.policy = Watched(self.layout.policy, policy.read)
+        self.trust = Watched(self.layout.trust, TrustBundle.load)
 
     @property
     def emitter(self) -> str:
@@ -84,14 +92,6 @@ class Site:
         """The same on nobody's behalf."""
         async with self.database.unit(Context(self.emitter)) as uow:
             yield uow
-
-    def policy(self) -> policy.Policy:
-        """As it stands now. Raises `Problem`."""
-        return policy.read(self.layout.policy)
-
-    def trust(self) -> TrustBundle:
-        """Whom this node believes: handed over at enrolment."""
-        return TrustBundle.load(self.layout.trust)
 
     def roster(self) -> Roster:
         """Whose own signatures count here. Raises `Problem` (`roster.none`, `roster.expired`)."""

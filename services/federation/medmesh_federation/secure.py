@@ -20,7 +20,7 @@ from medmesh.telemetry import log
 from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import answering, entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
-from medmesh_federation.tables import rounds, secure_messages
+from medmesh_federation.tables import participants, rounds, secure_messages
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
@@ -56,7 +56,8 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     if late or given.phase is SecurePhase.VECTORS:
         uow.unchanged()
         return {"late": True}
-    _check(uow, row, await said(uow, given.federation, given.round, given.attempt), given, current.parties)
+    before = await said(uow, given.federation, given.round, given.attempt)
+    _check(uow, row, before, given, current.parties)
     values = {
         "federation": given.federation,
         "round": given.round,
@@ -71,7 +72,11 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     else:
         detail: dict[str, str | int | bool] = {"round": given.round, "phase": given.phase.value}
         uow.audit(AuditEntry("federation.secure", "C", entities=(entity(row),), detail=detail))
-    uow.on_commit(uow.ports.wake.set)
+    # There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case.
+    people = select(participants.c.hospital).where(participants.c.federation == given.federation, participants.c.state == "accepted")
+    waited_for = {one.hospital for one in await uow.all(people)} & set(current.parties) - {hospital, *before[given.phase]}
+    if not waited_for:
+        uow.on_commit(uow.ports.wake.set)
     return {"late": False}
 
 

@@ -256,11 +256,10 @@ def _wait(request: Request) -> float:
 
 
 async def _operation(runtime: Runtime, operation: str, actor: Actor) -> Any:
-    async with runtime.unit() as uow:
-        row = await uow.first(select(operations).where(operations.c.operation == operation, operations.c.actor == actor.text))
-    if row is None:
+    found = await runtime.database.look(select(operations).where(operations.c.operation == operation, operations.c.actor == actor.text))
+    if not found:
         raise Problem("request.not_found", kind="operation", id=operation)
-    return row
+    return found[0]
 
 
 def _answer(row: Any, request: Request) -> Response:

@@ -78,16 +78,11 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
         return Response(answer, media_type="application/json")
 
 
-async def _rows(runtime: Runtime, hospital: str, after: int) -> Sequence[Any]:
-    async with runtime.unit() as uow:
-        return await inbox.read(uow, hospital, after)
-
-
 async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait: float, barred: Barred) -> Sequence[Any]:
     bell = ports.doorbells.listen(hospital)
     try:
         await runtime.signal(HospitalAlive(hospital=hospital))
-        rows = await _rows(runtime, hospital, after)
+        rows = await inbox.read(runtime.database, hospital, after)
         end = asyncio.get_running_loop().time() + wait
         while not rows and (left := end - asyncio.get_running_loop().time()) > 0 and not ports.stopping.is_set():
             with suppress(TimeoutError):
@@ -97,7 +92,7 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
             if barred():
                 raise Problem("security.certificate_revoked", hospital=hospital)
             await runtime.signal(HospitalAlive(hospital=hospital))
-            rows = await _rows(runtime, hospital, after)
+            rows = await inbox.read(runtime.database, hospital, after)
         return rows
     finally:
         ports.doorbells.leave(hospital, bell)
@@ -114,7 +109,7 @@ async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int, bar
             if clock() - told >= ports.settings.alive_seconds / 2:
                 told = clock()
                 await runtime.signal(HospitalAlive(hospital=hospital))
-            rows = await _rows(runtime, hospital, after)
+            rows = await inbox.read(runtime.database, hospital, after)
             for row in rows:
                 after = row.cursor
                 yield b"id: %d\nevent: %s\ndata: %s\n\n" % (row.cursor, row.type.encode(), row.body)

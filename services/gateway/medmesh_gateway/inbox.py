@@ -13,6 +13,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.message import Envelope, HospitalEvent
+from medmesh.store.database import Database
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.tables import cursors, inboxes
 
@@ -68,7 +69,7 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
     uow.on_commit(ring)
 
 
-async def read(uow: UnitOfWork[Any], hospital: str, after: int) -> Sequence[Any]:
+async def read(database: Database, hospital: str, after: int) -> Sequence[Any]:
     """(cursor, type, body) of what came after a cursor, oldest first, a page of it."""
     wanted = select(inboxes.c.cursor, inboxes.c.type, inboxes.c.body).where(inboxes.c.hospital == hospital, inboxes.c.cursor > after)
-    return await uow.all(wanted.order_by(inboxes.c.cursor).limit(PAGE))
+    return await database.look(wanted.order_by(inboxes.c.cursor).limit(PAGE))

@@ -80,6 +80,26 @@ def test_a_hospital_is_who_its_certificate_says_while_it_is_good(
     assert _code(verify_node, server, ca, at=datetime.now(UTC)) == "security.certificate_foreign"
 
 
+def test_what_was_believed_once_is_believed_only_while_it_should_be(
+    parties: tuple[TrustBundle, Identity, Identity, Authority], private: Path
+) -> None:
+    trust, governance, registry, authority = parties
+    key = new_key()
+    certificate = authority.sign_node(node_request(key, "renji", "node-1"), "renji", "node-1", days=90, now=NOW)
+    token = hospital_token(key, certificate, minutes=200 * 24 * 60, now=NOW)
+    assert verify_actor(token, trust, NOW) == verify_actor(token, trust, NOW)
+    assert _code(verify_actor, token, trust, NOW + timedelta(days=91)) == "security.certificate_expired"
+    assert _code(verify_actor, token, trust, NOW + timedelta(days=201)) == "security.certificate_expired"
+    assert verify_actor(token, trust, NOW).id == "renji"
+    trust.revoked.append(f"{certificate.serial_number:x}")
+    assert _code(verify_actor, token, trust, NOW) == "security.certificate_revoked"
+    person = person_token(governance, Actor("person", "li", "platform"), now=NOW)
+    assert verify_actor(person, trust, NOW).id == "li"
+    assert _code(verify_actor, person, trust, NOW + timedelta(minutes=12)) == "security.token_expired"
+    trust.services["governance"] = registry.public
+    assert _code(verify_actor, person, trust, NOW) == "security.token_signature"
+
+
 def test_a_signed_request_is_bound_to_everything_it_says(parties: tuple[TrustBundle, Identity, Identity, Authority]) -> None:
     import hashlib
 
