@@ -15,9 +15,11 @@ from tests.platform import Platform
 
 from medmesh.bus import topology
 from medmesh.bus.nats_bus import NatsBus
+from medmesh.contracts.audit import AuditRecord
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger import proof
+from medmesh.ledger.record import record_bytes
 from medmesh.service.runtime import Runtime, running
 from medmesh.store.session import session
 from medmesh.store.unit import UnitOfWork
@@ -97,6 +99,15 @@ async def test_the_same_records_again_get_the_same_receipts(servers: RunningServ
         assert len(set(same)) == 1
         async with connected(servers, p, superuser=True) as sql:
             assert await sql.fetchval("SELECT count(*) FROM entries WHERE emitter = 'governance'") == 25
+            # Whatever stands in a text comes out of the tables of the search as it went in, but for NUL, which they cannot hold.
+            odd = json.loads(base64.b64decode(record("registry", 1).body))
+            odd["agents"][0]["who"], odd["t"] = 'person:"li"\\ {}\0\n王', "2026-11-27T03:04:05.000006Z"
+            odd["entities"] = [{"type": "model", "id": "a,b'c", "ver": "", "digest": ""}]
+            await hand_in(p.bus, "registry", [AuditRecord(id=odd["id"], n=1, body=base64.b64encode(record_bytes(odd)).decode())])
+            row = await sql.fetchrow("SELECT f.*, e.body FROM facts f JOIN entries e USING (seq) WHERE f.id = $1", odd["id"])
+            assert (row["who"], row["t"]) == ('person:"li"\\ {}\ufffd\n王', datetime(2026, 11, 27, 3, 4, 5, 6, tzinfo=UTC))
+            assert (json.loads(row["orgs"]), json.loads(row["entities"])) == (["platform"], ["model:a,b'c"])
+            assert (row["outcome"], row["service"], json.loads(row["body"])) == (0, "registry", odd)
 
 
 async def test_a_gap_refuses_the_batch_and_nothing_else(servers: RunningServers, private: Path) -> None:
@@ -180,9 +191,9 @@ async def test_a_writer_that_slept_and_wakes_writes_nothing(servers: RunningServ
             # The same without a lock at all: on a connection of its own the stale head moves nothing.
             async with session(first.database) as opened:
                 entry = admit(record("registry", 1), "registry")
-                after, hashes, full = head.extended(stale, [entry])
+                after, full = head.extended(stale, [entry])
                 with pytest.raises(Problem) as overtaken:
-                    await original(opened, stale, after, [entry], hashes, full, "forged", datetime.now(UTC))
+                    await original(opened, stale, after, [entry], full, "forged", datetime.now(UTC))
                 assert overtaken.value.code == "audit.overtaken"
             assert await whole(p, tmp_path / "again", second) == 8
 

@@ -32,7 +32,10 @@ class Edge:
         self._pair, self._empty = pair, empty
         self._rows: list[list[bytes]] = [[]]
         self._full: list[int] = [0]
-        self._above: list[bytes] | None = []
+        self._peaks: list[list[bytes]] = [[]]
+        """Of each row the roots of its perfect subtrees, the widest first, as far as somebody asked for them."""
+        self._climbed: list[int] = [0]
+        """How many hashes of each row those are over."""
 
     @classmethod
     def resume(cls, size: int, read: Tiles, pair: Pair = node_hash, empty: bytes = EMPTY) -> Edge:
@@ -47,13 +50,13 @@ class Edge:
             edge._row(level)
             edge._rows[level], edge._full[level] = split(tile), number
             level += 1
-        edge._above = None
         return edge
 
     def copy(self) -> Edge:
         """One to go on with while this one stays."""
         made = Edge(self._pair, self._empty)
-        made._rows, made._full, made._above = [[*row] for row in self._rows], [*self._full], self._above
+        made._rows, made._full = [[*row] for row in self._rows], [*self._full]
+        made._peaks, made._climbed = [[*peaks] for peaks in self._peaks], [*self._climbed]
         return made
 
     @property
@@ -71,11 +74,13 @@ class Edge:
             begin, level = end, 0
             while len(self._rows[level]) == WIDTH:
                 row = self._rows[level]
-                done.append(FullTile(level, self._full[level], b"".join(row), fold(row, self._pair)))
+                # What was hashed for a root on the way is not hashed again.
+                root = self._climb(level)[0] if self._climbed[level] else fold(row, self._pair)
+                done.append(FullTile(level, self._full[level], b"".join(row), root))
                 self._rows[level], self._full[level] = [], self._full[level] + 1
+                self._peaks[level], self._climbed[level] = [], 0
                 level += 1
-                self._row(level).append(done[-1].root)
-                self._above = None
+                self._row(level).append(root)
         return done
 
     def partial(self) -> Iterator[tuple[int, int, bytes]]:
@@ -86,27 +91,39 @@ class Edge:
 
     def root(self, more: Sequence[bytes] = ()) -> bytes:
         """The root (RFC 6962 §2.1), or what it were with `more` leaf hashes, which must not fill the tile."""
-        row = [*self._rows[0], *more]
-        top = fold(row, self._pair) if row else None
-        if self._above is None:
-            self._above = [peak for level in self._rows[1:] for peak in _peaks(level, self._pair)]
-        # What lies to the right is narrower, and RFC 6962 carries it up like an odd node.
-        for peak in self._above:
-            top = peak if top is None else self._pair(peak, top)
+        top: bytes | None = None
+        for level in range(len(self._rows)):
+            peaks = self._climb(level)
+            if more and level == 0:
+                peaks = climb([*peaks], self._climbed[0], more, self._pair)
+            # What lies to the right is narrower, and RFC 6962 carries it up like an odd node.
+            for peak in reversed(peaks):
+                top = peak if top is None else self._pair(peak, top)
         return self._empty if top is None else top
+
+    def _climb(self, level: int) -> list[bytes]:
+        """The peaks of a row."""
+        row = self._rows[level]
+        peaks = climb(self._peaks[level], self._climbed[level], row[self._climbed[level] :], self._pair)
+        self._climbed[level] = len(row)
+        return peaks
 
     def _row(self, level: int) -> list[bytes]:
         if level == len(self._rows):
             self._rows.append([])
             self._full.append(0)
+            self._peaks.append([])
+            self._climbed.append(0)
         return self._rows[level]
 
 
-def _peaks(row: Sequence[bytes], pair: Pair) -> list[bytes]:
-    """The roots of the perfect subtrees of a row, the narrowest (and so the last) first."""
-    found, end = [], len(row)
-    while end:
-        width = end & -end
-        found.append(fold(row[end - width : end], pair))
-        end -= width
-    return found
+def climb(peaks: list[bytes], count: int, fresh: Sequence[bytes], pair: Pair) -> list[bytes]:
+    """Go on with `fresh` hashes from the roots of the perfect subtrees over `count`: each is hashed into the tree once."""
+    for hash_ in fresh:
+        odd = count
+        while odd & 1:
+            hash_ = pair(peaks.pop(), hash_)
+            odd >>= 1
+        peaks.append(hash_)
+        count += 1
+    return peaks

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from medmesh.canonical import canonical, read
@@ -45,7 +46,7 @@ def _pattern(form: Any) -> str:
     return str(form)
 
 
-_LAYOUT = re.compile(_pattern(_FORM)).fullmatch
+_LAYOUT = re.compile(_pattern(_FORM), re.ASCII).fullmatch
 _NAMES = re.compile(r'"([^"]*)":').findall
 
 
@@ -61,8 +62,13 @@ def record_bytes(document: dict[str, Any]) -> bytes:
 
 def read_record(body: bytes) -> dict[str, Any]:
     """The document in canonical bytes. Raises `Problem` (`ledger.record`) for anything that is not its own canonical form."""
+    return parse_record(body)[0]
+
+
+def parse_record(body: bytes, load: Callable[[bytes], Any] = json.loads) -> tuple[dict[str, Any], bool]:
+    """As `read_record`; the second answer is whether the layout has already said of which types all parts are. `load` parses such a one."""
     if _plain(body) is not None:  # nothing in it could be spelled another way: parsing it is enough
-        return dict(json.loads(body))
+        return dict(load(body)), True
     try:
         document = read(body)
     except ValueError as error:
@@ -71,7 +77,7 @@ def read_record(body: bytes) -> dict[str, Any]:
         raise Problem("ledger.record", reason="not an object")
     if document.keys() != FIELDS or len(body) > MAX_BYTES:
         raise Problem("ledger.record", reason=f"it has exactly its fields and at most {MAX_BYTES} bytes")
-    return document
+    return document, False
 
 
 def outline(body: bytes) -> tuple[int, str, str, str]:

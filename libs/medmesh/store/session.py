@@ -1,18 +1,19 @@
 """A connection of one's own, for the one writer of a log: it holds a lock while it lives, and writes groups of rows at once.
 
-PostgreSQL only. Statements are plain SQL with `$1`. Rows go in as arrays, which is as fast as COPY and needs no round trips in between.
+PostgreSQL only. Statements are plain SQL with `$1`. Rows go in as one JSON text a table with their bytes in arrays beside it: no round
+trips in between as with COPY, and a third of the processor time, because a driver in Python touches each value of an array by itself.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, Table
+from pydantic_core import to_json
+from sqlalchemy import LargeBinary, Table
 from sqlalchemy.dialects import postgresql
 
 from medmesh.store.database import Database
@@ -20,7 +21,9 @@ from medmesh.store.database import Database
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 # Names of tables and columns come from `tables.py`, values never stand in a statement.
-_INTO = "into_{table} AS (INSERT INTO {table} ({columns}) SELECT u.* FROM unnest({arrays}) AS u WHERE EXISTS (SELECT FROM moved))"
+_INTO = "into_{table} AS (INSERT INTO {table} ({columns}) SELECT {columns} FROM {given} WHERE EXISTS (SELECT FROM moved){replace})"
+_GIVEN = "ROWS FROM ({parts}) AS given ({columns})"
+_RECORDS = "json_to_recordset(${n}::json) AS ({columns})"
 _WITH = "WITH {parts} SELECT count(*) FROM moved"
 
 
@@ -64,28 +67,38 @@ class Session:
         no row nothing is written, and the answer is False. Raises `Collision`.
         """
         update, arguments = only_if
-        parts, values = [f"moved AS ({update} RETURNING 1)"], list(arguments)
+        statement = _statement(update, len(arguments), tuple((table, tuple(some[0]), table is latest) for table, some in rows.items()))
+        values = list(arguments)
         for table, some in rows.items():
-            columns = list(some[0])
-            arrays = ", ".join(f"${len(values) + n}::{_type(table, name)}[]" for n, name in enumerate(columns, start=1))
-            parts.append(_INTO.format(table=table.name, columns=", ".join(columns), arrays=arrays))
-            if table is latest:
-                parts[-1] = parts[-1][:-1] + _replace(table, columns) + ")"
-            values += [_column(table, name, some) for name in columns]
+            plain, binary = _kinds(table, tuple(some[0]))
+            values += [to_json([{name: row[name] for name in plain} for row in some]).decode()]
+            values += [[row[name] for row in some] for name in binary]
         try:
-            return bool(await self._raw.fetchval(_WITH.format(parts=", ".join(parts)), *values))
+            return bool(await self._raw.fetchval(statement, *values))
         except asyncpg.UniqueViolationError as error:
             raise Collision(error.constraint_name) from None
 
 
 @cache
-def _type(table: Table, name: str) -> str:
-    return str(table.c[name].type.compile(_DIALECT))
+def _kinds(table: Table, columns: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """(what JSON can say, bytes)."""
+    binary = [name for name in columns if isinstance(table.c[name].type, LargeBinary)]
+    return [name for name in columns if name not in binary], binary
 
 
-def _column(table: Table, name: str, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    values = [row[name] for row in rows]
-    return [json.dumps(value, ensure_ascii=False) for value in values] if isinstance(table.c[name].type, JSON) else values
+@cache
+def _statement(update: str, number: int, tables: tuple[tuple[Table, tuple[str, ...], bool], ...]) -> str:
+    """`number` arguments are the update's own; then follow those of each (table, columns, whether rows are replaced)."""
+    parts = [f"moved AS ({update} RETURNING 1)"]
+    for table, columns, latest in tables:
+        plain, binary = _kinds(table, columns)
+        typed = ", ".join(f"{name} {table.c[name].type.compile(_DIALECT)}" for name in plain)
+        given = [_RECORDS.format(n=number + 1, columns=typed), *(f"unnest(${number + 1 + n}::bytea[])" for n in range(1, len(binary) + 1))]
+        number += len(given)
+        named = _GIVEN.format(parts=", ".join(given), columns=", ".join((*plain, *binary)))
+        replace = _replace(table, columns) if latest else ""
+        parts.append(_INTO.format(table=table.name, columns=", ".join(columns), given=named, replace=replace))
+    return _WITH.format(parts=", ".join(parts))
 
 
 def _replace(table: Table, columns: Sequence[str]) -> str:

@@ -8,27 +8,30 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from medmesh.auditing.vocabulary import PURPOSES, VERBS, coding
 from medmesh.contracts.audit import AuditRecord
 from medmesh.errors import Problem
 from medmesh.ledger.leaf import SALT_BYTES, Leaf, commitment, decode
-from medmesh.ledger.record import VERSION, read_record
+from medmesh.ledger.record import VERSION, parse_record, read_record
 from medmesh.ledger.tree import leaf_hash
 from medmesh.security.tokens import Actor
 from medmesh.service.recording import PLATFORM
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_ID = re.compile(r"[0-9A-Za-z-]{1,36}")
+_ID = re.compile(r"[0-9A-Za-z-]{1,36}").fullmatch
+_WHEN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII).fullmatch
+_CODINGS = {verb: coding(verb) for verb in VERBS}
 _LONGEST = 80
 """Of an organisation's name, as its column holds it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One record ready to be sequenced."""
+class Entry(NamedTuple):
+    """One record ready to be sequenced. `hash` is its leaf's."""
 
     id: str
     emitter: str
@@ -36,6 +39,7 @@ class Entry:
     body: bytes
     salt: bytes
     leaf: bytes
+    hash: bytes
     document: dict[str, Any]
 
 
@@ -45,22 +49,23 @@ def admit(record: AuditRecord, emitter: str, salt: bytes | None = None) -> Entry
         body = base64.b64decode(record.body, validate=True)
     except binascii.Error:
         raise Problem("ledger.record", reason="not base64") from None
-    document = read_record(body)
-    if not of_the_form(document):
+    document, typed = parse_record(body, from_json)
+    if not ((typed or of_the_types(document)) and of_the_form(document)):
         raise Problem("ledger.record", reason="not of the form")
     if document["id"] != record.id or document["n"] != record.n or document["src"].get("service") != emitter:
         raise Problem("audit.emitter", emitter=emitter)
     salt = salt or os.urandom(SALT_BYTES)
     orgs = compartments(document, emitter)
-    verb = VERBS.get(document["sub"])
-    if document["v"] != VERSION or verb is None or document["type"] != coding(document["sub"]) or document["pou"] not in PURPOSES:
-        raise Problem("audit.vocabulary", verb=str(document["sub"]), version=VERSION)
-    leaf = Leaf(document["tr"][:13], emitter, record.n, ",".join(orgs), commitment(salt, body), verb.retention)
-    return Entry(record.id, emitter, record.n, body, salt, leaf.encode(), document)
+    sub = document["sub"]
+    verb = VERBS.get(sub)
+    if document["v"] != VERSION or verb is None or document["type"] != _CODINGS[sub] or document["pou"] not in PURPOSES:
+        raise Problem("audit.vocabulary", verb=str(sub), version=VERSION)
+    leaf = Leaf(document["tr"][:13], emitter, record.n, ",".join(orgs), commitment(salt, body), verb.retention).encode()
+    return Entry(record.id, emitter, record.n, body, salt, leaf, leaf_hash(leaf), document)
 
 
-def of_the_form(document: Mapping[str, Any]) -> bool:
-    """Whether the parts that the log itself reads are what they ought to be: one emitter's record must not stop everybody's."""
+def of_the_types(document: Mapping[str, Any]) -> bool:
+    """Whether the parts that the log itself reads are of the types they ought to be: one emitter's record must not stop everybody's."""
     agents, entities, policy = document["agents"], document["entities"], document["policy"]
     if not (type(agents) is list and type(entities) is list and type(document["orgs"]) is list):
         return False
@@ -76,21 +81,23 @@ def of_the_form(document: Mapping[str, Any]) -> bool:
             texts += [entity["type"], entity["id"]]
     except (KeyError, TypeError):
         return False
+    return set(map(type, texts)) == {str} and type(document["n"]) is int and type(document["out"]) is int
+
+
+def of_the_form(document: Mapping[str, Any]) -> bool:
+    """Whether what is of the right type can be stored."""
     return (
-        set(map(type, texts)) == {str}
-        and _ID.fullmatch(document["id"]) is not None
+        _ID(document["id"]) is not None
         and _instant(document["t"])
         and _instant(document["tr"])
-        and type(document["n"]) is int
-        and type(document["out"]) is int
         and document["out"] in (0, 4, 8, 12)
-        and max([len(agent["org"]) for agent in agents], default=0) <= _LONGEST
+        and all(len(agent["org"]) <= _LONGEST for agent in document["agents"])
     )
 
 
 def _instant(text: str) -> bool:
     try:
-        return len(text) == len("2026-11-24T03:00:00.000000Z") and datetime.fromisoformat(text).utcoffset() == timedelta(0)
+        return _WHEN(text) is not None and datetime.fromisoformat(text) is not None
     except ValueError:
         return False
 

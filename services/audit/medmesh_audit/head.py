@@ -130,32 +130,25 @@ async def silent(session: Session) -> bool:
     return bool(await session.fetch("SELECT 1 FROM state WHERE beat < now() - make_interval(secs => $1)", SILENT_SECONDS))
 
 
-def extended(head: Head, fresh: Sequence[Entry]) -> tuple[Head, list[bytes], list[FullTile]]:
-    """The head after these entries, their leaf hashes, and the tiles they complete."""
-    edge, hashes = head.edge.copy(), [leaf_hash(entry.leaf) for entry in fresh]
-    done = edge.add(hashes)
-    return Head(head.term, edge, {**head.counters, **{entry.emitter: entry.n for entry in fresh}}), hashes, done
+def extended(head: Head, fresh: Sequence[Entry]) -> tuple[Head, list[FullTile]]:
+    """The head after these entries, and the tiles they complete."""
+    edge = head.edge.copy()
+    done = edge.add([entry.hash for entry in fresh])
+    return Head(head.term, edge, {**head.counters, **{entry.emitter: entry.n for entry in fresh}}), done
 
 
 async def write(
-    session: Session,
-    before: Head,
-    after: Head,
-    fresh: Sequence[Entry],
-    hashes: list[bytes],
-    done: list[FullTile],
-    signed: str,
-    now: datetime,
+    session: Session, before: Head, after: Head, fresh: Sequence[Entry], done: list[FullTile], signed: str, now: datetime
 ) -> None:
     """One transaction: the entries, what follows from them, and the checkpoint over them.
 
     Raises `Problem` (`audit.overtaken`) and `Collision`, and has written nothing then.
     """
     first, end = before.edge.size, after.edge.size
-    placed = list(zip(range(first, end), fresh, hashes, strict=True))
+    placed = list(zip(range(first, end), fresh, strict=True))
     rows: dict[Table, list[dict[str, Any]]] = {
-        entries: [_row(seq, entry, hash_, now) for seq, entry, hash_ in placed],
-        facts_table: [facts(seq, entry.document) for seq, entry, _ in placed],
+        entries: [_row(seq, entry, now) for seq, entry in placed],
+        facts_table: [facts(seq, entry.document) for seq, entry in placed],
         emitters: [{"emitter": name, "n": after.counters[name], "last_at": now} for name in {entry.emitter for entry in fresh}],
         checkpoints: [{"size": end, "root": after.edge.root(), "note": signed, "at": now}],
     }
@@ -165,14 +158,14 @@ async def write(
         raise Problem("audit.overtaken")
 
 
-def _row(seq: int, entry: Entry, hash_: bytes, now: datetime) -> dict[str, Any]:
+def _row(seq: int, entry: Entry, now: datetime) -> dict[str, Any]:
     return {
         "seq": seq,
         "id": entry.id,
         "emitter": entry.emitter,
         "n": entry.n,
         "leaf": entry.leaf,
-        "hash": hash_,
+        "hash": entry.hash,
         "salt": entry.salt,
         "body": entry.body,
         "at": now,

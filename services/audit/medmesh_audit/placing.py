@@ -5,13 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
-from medmesh.contracts.audit import Receipt
 from medmesh.errors import Problem
-from medmesh.ledger.tree import leaf_hash
 from medmesh.store.session import Session
 from medmesh_audit.domain import Entry
 from medmesh_audit.head import Head
+
+
+class Placed(NamedTuple):
+    """What a receipt says: the record stands at `seq` with the leaf hash `leaf` (32 bytes)."""
+
+    id: str
+    seq: int
+    leaf: bytes
 
 
 class Conflict(Exception):
@@ -54,48 +61,50 @@ class Placing:
         self._session = session
         self._head = head
         self._last: dict[str, int] = {}
-        self._new: dict[tuple[str, int], tuple[Entry, Receipt]] = {}
+        self._places: dict[tuple[str, int], int] = {}
+        """Where in `fresh` a record of this group is, by emitter and number."""
 
-    async def place(self, batch: Sequence[Entry]) -> list[Receipt]:
-        """One receipt a record. Raises `Problem` (`audit.gap`), or `Conflict` for another record under a known number."""
+    async def place(self, batch: Sequence[Entry]) -> list[Placed]:
+        """One place a record. Raises `Problem` (`audit.gap`), or `Conflict` for another record under a known number."""
         emitter = batch[0].emitter
         last = self._last.get(emitter, self._head.counters.get(emitter, 0))
-        old = await self._logged(emitter, [entry.n for entry in batch if entry.n <= last])
-        receipts: list[Receipt] = []
+        known = [entry.n for entry in batch if entry.n <= last]
+        old = await self._logged(emitter, known) if known else {}
+        placed: list[Placed] = []
         fresh: list[Entry] = []
         for entry in batch:
             if entry.n <= last:
-                receipts.append(self._again(entry, old))
+                placed.append(self._again(entry, old))
                 continue
             if entry.n != last + 1:
                 raise Problem("audit.gap", emitter=emitter, expected=last + 1, found=entry.n)
             last = entry.n
-            seq = self._head.edge.size + len(self.fresh) + len(fresh)
-            receipts.append(Receipt(id=entry.id, seq=seq, leaf=leaf_hash(entry.leaf).hex()))
+            placed.append(self._place(len(self.fresh) + len(fresh), entry))
             fresh.append(entry)
         self._last[emitter] = last
-        self._new |= {(emitter, r.n): (r, receipt) for r, receipt in zip(fresh, receipts[len(batch) - len(fresh) :], strict=True)}
+        self._places.update({(emitter, entry.n): place for place, entry in enumerate(fresh, start=len(self.fresh))})
         self.fresh += fresh
-        return receipts
+        return placed
 
-    async def _logged(self, emitter: str, numbers: list[int]) -> dict[int, tuple[str, bytes, Receipt]]:
-        found = {}
-        for n in numbers:
-            if known := self._new.get((emitter, n)):
-                found[n] = (known[0].id, known[0].body, known[1])
+    def _place(self, place: int, entry: Entry) -> Placed:
+        return Placed(entry.id, self._head.edge.size + place, entry.hash)
+
+    async def _logged(self, emitter: str, numbers: list[int]) -> dict[int, tuple[bytes, Placed]]:
+        """(body, place) by number, of those in this group and those in the log."""
+        places = {n: self._places[emitter, n] for n in numbers if (emitter, n) in self._places}
+        found = {n: (self.fresh[place].body, self._place(place, self.fresh[place])) for n, place in places.items()}
         if missing := [n for n in numbers if n not in found]:
             wanted = "SELECT n, id, seq, hash, body FROM entries WHERE emitter = $1 AND n = ANY($2)"
             for row in await self._session.fetch(wanted, emitter, missing):
-                found[row["n"]] = (row["id"], row["body"], Receipt(id=row["id"], seq=row["seq"], leaf=row["hash"].hex()))
+                found[row["n"]] = (row["body"], Placed(row["id"], row["seq"], row["hash"]))
         return found
 
     @staticmethod
-    def _again(entry: Entry, old: dict[int, tuple[str, bytes, Receipt]]) -> Receipt:
-        """Same id and same bytes: same receipt."""
-        found = old.get(entry.n)
-        if found is None:
+    def _again(entry: Entry, old: dict[int, tuple[bytes, Placed]]) -> Placed:
+        """Same id and same bytes: same place."""
+        if entry.n not in old:
             raise Problem("audit.rewritten", emitter=entry.emitter, n=entry.n)
-        id_, body, receipt = found
-        if id_ != entry.id or body not in (entry.body, b""):  # empty: it was pruned
-            raise Conflict(entry, receipt.seq)
-        return receipt
+        body, placed = old[entry.n]
+        if placed.id != entry.id or body not in (entry.body, b""):  # empty: it was pruned
+            raise Conflict(entry, placed.seq)
+        return placed

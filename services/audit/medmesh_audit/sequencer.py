@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import select
 
-from medmesh.contracts.audit import CheckpointPublished, Receipt
+from medmesh.contracts.audit import CheckpointPublished
 from medmesh.errors import Problem
 from medmesh.ledger import note
 from medmesh.service.runtime import Runtime
@@ -23,14 +23,14 @@ from medmesh.telemetry import log
 from medmesh_audit import head
 from medmesh_audit.alarms import alarm
 from medmesh_audit.domain import Entry
-from medmesh_audit.placing import Conflict, Placing
+from medmesh_audit.placing import Conflict, Placed, Placing
 from medmesh_audit.tables import checkpoints
 
 _MOST = 2_000
 _BEAT_SECONDS = 1.0
 _STAND_BY_SECONDS = 0.5
 
-Waiting = tuple[list[Entry], asyncio.Future[list[Receipt]]]
+Waiting = tuple[list[Entry], asyncio.Future[list[Placed]]]
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Sequencer:
             async with asyncio.timeout(seconds):
                 await self._settled.wait()
 
-    async def append(self, batch: list[Entry]) -> list[Receipt]:
-        """Sequence one emitter's records, all or none. Records the log has already are answered with their receipts."""
-        done: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
+    async def append(self, batch: list[Entry]) -> list[Placed]:
+        """Sequence one emitter's records, all or none. Records the log has already are answered with their places."""
+        done: asyncio.Future[list[Placed]] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((batch, done))
         return await done
 
@@ -157,7 +157,7 @@ class Sequencer:
     async def _commit(self, opened: Session, group: list[Waiting]) -> None:
         assert self._head is not None
         before, now = self._head, datetime.now(UTC)
-        placing, answers = Placing(opened, before), list[tuple[asyncio.Future[list[Receipt]], list[Receipt] | Problem]]()
+        placing, answers = Placing(opened, before), list[tuple[asyncio.Future[list[Placed]], list[Placed] | Problem]]()
         for batch, done in group:
             try:
                 answers.append((done, await placing.place(batch)))
@@ -167,10 +167,10 @@ class Sequencer:
             except Problem as problem:
                 answers.append((done, problem))
         if placing.fresh:
-            after, hashes, full = head.extended(before, placing.fresh)
+            after, full = head.extended(before, placing.fresh)
             point = note.Checkpoint(self.origin, after.edge.size, after.edge.root())
             signed = note.sign(point.text(), self.origin, self.key)
-            await head.write(opened, before, after, placing.fresh, hashes, full, signed, now)
+            await head.write(opened, before, after, placing.fresh, full, signed, now)
             self._head = after
         for done, answer in answers:
             _answer(done, answer)
@@ -190,7 +190,7 @@ class Sequencer:
                 uow.emit(CheckpointPublished(size=row.size, root=row.root.hex(), note=row.note))
 
 
-def _answer(done: asyncio.Future[list[Receipt]], answer: list[Receipt] | Problem) -> None:
+def _answer(done: asyncio.Future[list[Placed]], answer: list[Placed] | Problem) -> None:
     if done.done():
         return
     if isinstance(answer, Problem):
