@@ -90,6 +90,9 @@ class PrivacyView(Record):
 
 
 class FederationView(Record):
+    """A federation, its hospitals, and its rounds from the newest on, as many as fit into a message; `more` says where the next
+    `FederationPage` begins, and is empty when this is all. Everything of a round is in the order of hospitals."""
+
     federation: str
     state: str
     plan: Plan
@@ -105,6 +108,28 @@ class FederationView(Record):
     waiting: tuple[str, ...] = ()
     """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
+    more: str = ""
+
+
+class FederationPage(Record):
+    """What comes after: further hospitals, then older rounds. A round that did not fit is in several pages, with other answers each."""
+
+    participants: tuple[ParticipantView, ...]
+    rounds: tuple[RoundView, ...]
+    evaluation: tuple[EvaluationView, ...]
+    more: str = ""
+
+
+class GetFederationPage(Query):
+    """The page that begins `after` what a view or a page before it ended with: its `more`."""
+
+    TYPE: ClassVar[str] = "federation.page.v1"
+    ACTION: ClassVar[str | None] = "federation.read"
+    Reply: ClassVar[type[Record]] = FederationPage
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    after: str = Field(max_length=120)
 
 
 class GetFederation(Query):
