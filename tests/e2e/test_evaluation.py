@@ -20,6 +20,7 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
 from medmesh_edge.node import Node, running
+from medmesh_edge.policy import DEFAULT
 from medmesh_edge.tables import cohorts
 from medmesh_federation.service import SERVICE as FEDERATION
 
@@ -45,6 +46,7 @@ async def run(world: World, researcher: Any, approver: Any, nodes: list[Node], f
 
 async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(world: World) -> None:
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        (folders["huashan"] / "policy.toml").write_text(DEFAULT, encoding="utf-8")
         policy = folders["renji"] / "policy.toml"
         policy.write_text(policy.read_text(encoding="utf-8").replace("small_cell = 0 ", "small_cell = 3 "), encoding="utf-8")
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
@@ -53,8 +55,8 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
         told += [(a.hospital, a.counts) for r in view.rounds for a in r.answers if a.counts is not None]
         assert len(told) == 2 + 2 * 2
         cells = {hospital: [cell for who, table in told if who == hospital for line in table for cell in line] for hospital in folders}
-        assert any(cells["huashan"]) and not any(cell % 2 for cell in cells["huashan"]), "as the plan says"
-        assert any(cells["renji"]) and not any(cell % 3 for cell in cells["renji"]), "the hospital's own is larger"
+        assert any(cells["huashan"]) and not any(cell % 5 for cell in cells["huashan"]), "as a node begins"
+        assert any(cells["renji"]) and not any(cell % 3 for cell in cells["renji"]), "the hospital's own is larger than the plan's"
         first, second = curve(view)
         assert (first.round, second.round) == (0, 1)
         assert second.value > 0.8 > first.value

@@ -28,9 +28,14 @@ from medmesh_edge.tables import cohorts
 Table = list[list[int]]
 
 
+def smallest_told(site: Site, plan: Plan) -> int:
+    """Fewer samples than this are not told of: the plan's number, or the hospital's own where that is larger."""
+    return max(plan.small_cell, site.policy().small_cell)
+
+
 async def counted(site: Site, plan: Plan) -> tuple[Sequence[Any], int]:
     """The held-out samples that are counted, and to which multiple: the plan's, or the hospital's own where that is larger."""
-    found, smallest = await samples.rows(site, plan.data, held_out=True), max(plan.small_cell, site.policy().small_cell)
+    found, smallest = await samples.rows(site, plan.data, held_out=True), smallest_told(site, plan)
     if smallest < 2:
         return found, smallest
     key, chosen = _key(site), set[str]()

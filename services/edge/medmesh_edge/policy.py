@@ -1,7 +1,7 @@
 """The hospital's policy: a file it owns, read anew for every decision. What it does not allow does not happen.
 
 `DEFAULT` is the file a node begins with, and says what each rule means. A list that is missing allows nothing; a floor or a limit that is
-missing asks for nothing.
+missing asks for nothing, but `small_cell`, which is 5 where nothing else is written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import update_bytes
@@ -37,7 +38,7 @@ min_patients = 0          # 本院最少患者数 and the patients they are of
 min_hospitals = 0         # 每轮最少参与医院数 hospitals in every round, at least
 max_update_mib = 512
 max_rounds = 1000
-small_cell = 0            # 评估计数至少按此数的倍数外传 counts of evaluations leave as multiples of this at least, whatever a plan says
+small_cell = 5            # 评估计数至少按此数的倍数外传 counts of evaluations leave as multiples of this at least, whatever a plan says
 secure = false            # 必须使用安全聚合 only where the platform sees sums
 privacy = "none"          # none、any、hospital、patient：必须的差分隐私 the differential privacy that a plan must have
 max_epsilon = "1000"      # 差分隐私预算上限 where a plan has it, its budget at most
@@ -75,7 +76,7 @@ class Policy:
     min_hospitals: int = 0
     max_update_mib: int = 0
     max_rounds: int = 0
-    small_cell: int = 0
+    small_cell: int = SMALL_CELL
     secure: bool = False
     privacy: str = "none"
     max_epsilon: str = "1000"

@@ -31,7 +31,7 @@ COHORT = policy.Cohort(samples=100, patients=50)
 
 def test_the_policy_a_node_begins_with_asks_a_person_for_the_code(private: Path) -> None:
     begun = _policy(private, policy.DEFAULT)
-    assert begun.packages == () and begun.other_code == "ask"
+    assert begun.packages == () and begun.other_code == "ask" and begun.small_cell == 5
     assert policy.refusals(begun, PLAN, COHORT) == {}
 
 
@@ -114,7 +114,9 @@ hours = "00:00-24:00"
 [models]
 install = true
 """
-    assert policy.refusals(_policy(private, old), PLAN, COHORT) == {}
+    before = _policy(private, old)
+    assert policy.refusals(before, PLAN, COHORT) == {}
+    assert before.small_cell == 5, "what leaves is not more than what a new node lets leave"
 
 
 def test_a_worker_gets_what_the_policy_allows_and_no_more_than_the_node_has(private: Path) -> None:
