@@ -187,7 +187,7 @@ def _evaluated(axes: Axes, view: FederationView, counted: list[dict[str, Any]], 
     axes.set_ylim(min(0.45, *(p.low for p in points)), 1.01)
     axes.set_xlabel(say("model"))
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+    axes.legend(loc="best", framealpha=0.9, edgecolor="none")
 
 
 def _losses(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any], say: Say) -> None:
