@@ -228,7 +228,7 @@ async def platform(
         database = await _database(servers, folder, specs)
         for spec in specs:
             values: dict[str, Any] = {
-                **({"require_rehearsal": False} if spec.name == "federation" else {}),
+                **({"require_rehearsal": False, "code_reviewers": 0} if spec.name == "federation" else {}),
                 "nats_url": own.nats_url,
                 "identity": folder / "keys" / f"{spec.name}.nk",
                 "database_url": make_url(database).set(username=f"medmesh_{spec.name}").render_as_string(hide_password=False),

@@ -34,7 +34,7 @@ ACCEPT_SECONDS = 20
 SERVERS = ("gateway", "federation", "nats", "postgres", "seaweedfs")
 POLICY = (
     '[federation]\ninitiators = ["*"]\nalgorithms = ["fedavg"]\nmodalities = ["*"]\n'
-    "min_samples = 1\nmax_update_mib = 4096\nmax_rounds = 1000\n"
+    "min_samples = 1\nmax_update_mib = 4096\nmax_rounds = 1000\nreviewers = 0\n"
 )
 
 CODE = '''"""The peers' drivers in this project's form: every round adds 0.01 to every element and hands the whole model back."""

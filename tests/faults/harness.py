@@ -69,7 +69,7 @@ class Stage:
         """Start it as anybody would, with people in every role and one hospital enrolled."""
         stage = cls(folder / "platform")
         (stage.data / "settings").mkdir(parents=True, mode=0o700)
-        (stage.data / "settings" / "federation.json").write_text('{"require_rehearsal": false}')
+        (stage.data / "settings" / "federation.json").write_text('{"require_rehearsal": false, "code_reviewers": 0}')
         subprocess.run([*MEDMESH, "up", "--data", str(stage.data)], check=True, stdout=subprocess.DEVNULL, timeout=120)
         try:
             asyncio.run(stage._people(folder))

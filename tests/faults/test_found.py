@@ -9,11 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
-
 from medmesh.bus.declarations import Handlers
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
-from medmesh.service.http import Observed, handle_errors
+from medmesh.service.http import Observed, new_application
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch
 
@@ -36,8 +34,7 @@ async def test_many_that_fetch_one_object_at_once_all_get_it_whole(tmp_path: Pat
 
 
 async def _ask(error: Exception) -> list[dict[str, Any]]:
-    app = FastAPI()
-    handle_errors(app, is_transient=lambda found: isinstance(found, ConnectionError))
+    app = new_application("test", is_transient=lambda found: isinstance(found, ConnectionError))
 
     @app.get("/")
     async def fails() -> None:

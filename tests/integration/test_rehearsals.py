@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from tests.federations import make_plan
 from tests.packages import tiny
 from tests.platform import Platform, platform
 
-from medmesh.canonical import parse
+from medmesh.auditing.signatures import Signatures
+from medmesh.canonical import canonical, parse
 from medmesh.contracts.federation import FederationInvited
 from medmesh.contracts.plan import Measured
 from medmesh.contracts.training import GetRehearsal, RehearsalReport, RehearsalView, RehearsePackage, Rehearsing
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.plan import explain
 from medmesh.learning import isolation
+from medmesh.ledger.report import Report
+from medmesh.security.statements import CodeReview, sign
 from medmesh.store.objects.port import load
 from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_training.service import SERVICE as TRAINING
@@ -29,7 +33,7 @@ TWO = ("huashan", "renji")
 
 @pytest.fixture
 async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    settings = {"federation": {"tick_seconds": 0.1, "require_rehearsal": True}}
+    settings = {"federation": {"tick_seconds": 0.1, "require_rehearsal": True, "code_reviewers": 2}}
     async with platform(servers, private, TRAINING, FEDERATION, settings=settings) as made:
         yield made
 
@@ -61,10 +65,23 @@ async def test_hospitals_are_asked_only_what_was_rehearsed_and_are_told_what_it_
     assert await refused(p, rehearsal=better) == "federation.rehearsed_otherwise", "what hospitals are told is what was found"
     assert await refused(p, rehearsal=measured, batch_size=9) == "federation.rehearsed_otherwise"
     assert await refused(p, rehearsal=measured.model_copy(update={"report": "0" * 64})) == "federation.not_rehearsed"
+    assert await refused(p, rehearsal=measured) == "review.too_few"
     assert not p.emitted(FederationInvited)
     wanted = await make_plan(p, TWO, rehearsal=measured)
-    assert (await p.send(wanted, p.person("li", "researcher"))).succeeded
+    signers = [p.rosters.signer(f"person:{name}@platform") for name in ("wu", "han")]
+    signed = tuple(sign(CodeReview(made=datetime.now(UTC), package=wanted.plan.package), one) for one in signers)
+    done_ = await p.send(wanted.model_copy(update={"reviews": signed}), p.person("li", "researcher"))
+    assert done_.succeeded, done_.problem
     invited = (await p.wait(FederationInvited)).data
+    assert invited.reviews == signed
+    (record,) = [r for r in await p.audited("federation") if r["sub"] == "federation.create" and r["out"] == 0]
+    assert record["detail"]["reviewers"] == "person:han@platform, person:wu@platform"
+    held = Report()
+    Signatures(p.rosters.present(), whole=False).inspect(held, 0, canonical(record))
+    assert (held.signatures, held.faults) == (2, [])
+    record["detail"]["reviewers"] = "person:han@platform, person:zhao@platform"
+    Signatures(p.rosters.present(), whole=False).inspect(held, 0, canonical(record))
+    assert held.faults, "an auditor finds a reviewer who did not sign"
     assert any(f"{measured.memory_mib} MiB" in line and "rehearsed" in line for line in explain(invited.plan))
     assert any("演练" in line for line in explain(invited.plan, "zh"))
 

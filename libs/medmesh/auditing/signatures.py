@@ -15,7 +15,7 @@ from medmesh.errors import Problem
 from medmesh.federated.proof import accepted
 from medmesh.ledger.record import read_record
 from medmesh.ledger.report import Report
-from medmesh.security import approvals, statements
+from medmesh.security import approvals, reviews, statements
 from medmesh.security.roster import Roster
 from medmesh.security.statements import CodeApproval, enrolment_digest
 
@@ -138,6 +138,18 @@ class Signatures:
         digest = enrolment_digest(hospital, node, detail["organisation_key"], detail["request"])
         return self._approval(record, "hospital.enrol", record["approval"]["target"], digest)
 
+    def _federation_created(self, record: Record) -> int:
+        """Who the record says to have read the code signed for it."""
+        if "reviews" not in record["detail"]:
+            return 0
+        signed = [statements.unpack(one) for one in record["detail"]["reviews"].split(",")]
+        initiator = f"{record['agents'][0]['who']}@{record['agents'][0]['org']}"
+        digest = _entity(record, "package")["digest"]
+        found = reviews.reviewers(signed, self._roster, package=digest, initiator=initiator, seen=_seen(record))
+        if ", ".join(found) != record["detail"]["reviewers"]:
+            raise Problem("statement.other", what="reviewers")
+        return len(signed)
+
     def _federation_approved(self, record: Record) -> int:
         federation = _entity(record, "federation")
         count = self._approval(record, "federation.start", federation["id"], federation["digest"])
@@ -213,6 +225,7 @@ _CHECKS: dict[str, Callable[[Signatures, Record], int]] = {
     "log.hold": Signatures._log_changed,
     "policy.change": Signatures._policy_changed,
     "node.enrolled": Signatures._enrolled,
+    "federation.create": Signatures._federation_created,
     "federation.approved": Signatures._federation_approved,
     "federation.respond": Signatures._responded,
     "federation.consent": Signatures._consented,

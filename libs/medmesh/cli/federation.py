@@ -71,6 +71,13 @@ def show_federation(identifier: str, as_json: bool) -> int:
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
 @click.option("--max-drops", default=0, show_default=True, help="A hospital that drops out so often is not asked again; 0: always.")
+@click.option(
+    "--review",
+    "reviews",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of the package's code, from `medmesh package review`; once for each reviewer.",
+)
 @click.option("--rehearsal/--no-rehearsal", default=None, help="On invented data first; by default where the package has code of its own.")
 @click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
@@ -93,6 +100,7 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             max_drops=options["max_drops"],
             small_cell=options["small_cell"],
             rehearsal=options["rehearsal"],
+            reviews=[file.read_text(encoding="utf-8") for file in options["reviews"]],
             tell=tell,
             **training_of(options),
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from medmesh.contracts.training import RehearsalReport
 
 STAGES = {
+    "read": ("read the code for what it can do", "静态检查代码的能力"),
     "open": ("open the package in its sandbox", "在沙箱中打开训练包"),
     "initial": ("make the first weights", "生成初始权重"),
     "train": ("train at pretended hospitals", "在虚拟医院训练"),

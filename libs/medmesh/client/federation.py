@@ -88,11 +88,13 @@ async def create_federation(
     start_seconds: float | None = None,
     small_cell: int = SMALL_CELL,
     rehearsal: bool | None = None,
+    reviews: Sequence[str] = (),
     tell: Callable[[str], None] = _nothing,
     **plan: Any,
 ) -> dict[str, Any]:
     """Answers `{"federation", "plan_hash"}`. Times count from now; `plan` has further fields of the plan. A package with code is rehearsed
-    first, unless `rehearsal` says otherwise; `tell` hears its stages. Raises `Problem`; `federation.plan` names what contradicts."""
+    first, unless `rehearsal` says otherwise, and `reviews` are the signed notes of who read it; `tell` hears the rehearsal's stages. Raises
+    `Problem`; `federation.plan` names what contradicts."""
     package = pack(folder)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "package.zip"
@@ -124,7 +126,9 @@ async def create_federation(
     except ValidationError as error:
         parts = [".".join(map(str, e["loc"])) + (": " if e["loc"] else "") + e["msg"] for e in error.errors(include_input=False)]
         raise Problem("federation.plan", reason="; ".join(parts[:5])) from None
-    body = {"plan": made.model_dump(mode="json"), "package": package_ref.model_dump(), "initial": initial_ref.model_dump()}
+    body: dict[str, Any] = {"plan": made.model_dump(mode="json"), "package": package_ref.model_dump(), "initial": initial_ref.model_dump()}
+    if reviews:
+        body["reviews"] = list(reviews)
     return await gateway.command("POST", "/v1/federations", body)
 
 

@@ -96,9 +96,9 @@ class GetJob(Query):
     job: str
 
 
-StageName = Literal["open", "initial", "train", "aggregate", "next", "evaluate", "personal"]
-"""What a rehearsal does, in this order: read the package in its sandbox, make first weights, have two pretended hospitals train, combine
-their updates, train again from that, evaluate, and make a hospital's own model where the algorithm does."""
+StageName = Literal["read", "open", "initial", "train", "aggregate", "next", "evaluate", "personal"]
+"""What a rehearsal does, in this order: read the code for what it can do, open the package in its sandbox, make first weights, train at two
+pretended hospitals, combine their updates, train again from that, evaluate, and make a hospital's own model where the algorithm does."""
 
 
 class Rehearsing(Record):

@@ -59,7 +59,14 @@ async def federate(stage: Stage, package: Path, name: str, purpose: str, **plan:
     people = stage.people
     initiator, hospitals = f"person:{RESEARCHER}@platform", tuple(stage.nodes)
     made = await create_federation(
-        people[RESEARCHER], package, name=name, purpose=purpose, initiator=initiator, hospitals=hospitals, **values
+        people[RESEARCHER],
+        package,
+        name=name,
+        purpose=purpose,
+        initiator=initiator,
+        hospitals=hospitals,
+        reviews=stage.reviews(package),
+        **values,
     )
     federation = str(made["federation"])
 

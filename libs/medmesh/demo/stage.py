@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from medmesh.demo import source
 from medmesh.demo.keeping import Keepers
 from medmesh.demo.processes import Process
 from medmesh.errors import Problem
+from medmesh.learning.package import pack
 from medmesh.security.signing import Signer
+from medmesh.security.statements import CodeReview, sign
 
 PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
 MODEL = "mri-tumour"
@@ -55,6 +58,14 @@ class Stage:
     keepers: Keepers = field(init=False)
     approver: Signer = field(default_factory=lambda: Signer.create("person:wu@platform"))
     """Wu's own signing key."""
+    reviewer: Signer = field(default_factory=lambda: Signer.create("person:han@platform"))
+    """Of the second person who reads code, beside wu."""
+
+    def reviews(self, package: Path) -> list[str]:
+        """What both sign of a package's code, as `medmesh package review` does; nothing where there is none."""
+        read = pack(package)
+        said = CodeReview(made=datetime.now(UTC), package=read.digest)
+        return [sign(said, one) for one in (self.approver, self.reviewer)] if read.manifest.custom else []
 
     @property
     def data(self) -> Path:

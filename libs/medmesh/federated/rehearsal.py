@@ -26,7 +26,7 @@ from medmesh.contracts.training import RehearsalReport, Rehearsing, Stage, Stage
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import Local, Outcome, Run, Start, aggregate, algorithm_of, compatible, upload_signature
 from medmesh.federated.privacy.clipping import WITHIN
-from medmesh.learning import weights
+from medmesh.learning import capabilities, weights
 from medmesh.learning.adapter import Samples
 from medmesh.learning.host import Worker
 from medmesh.learning.package import Package
@@ -171,6 +171,8 @@ class _Rehearsal:
 
     async def all(self, package: Package, open_worker: Open) -> None:
         """Every stage."""
+        async with self.stage("read"):
+            capabilities.check(package)
         opening = open_worker(package, self.folder / "worker")
         async with self.stage("open"):
             worker = await opening.__aenter__()

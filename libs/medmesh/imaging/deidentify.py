@@ -7,7 +7,6 @@ that a patient or a referenced object stays the same over files, runs and machin
 
 from __future__ import annotations
 
-import hmac
 import re
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -23,6 +22,7 @@ from pydicom.sequence import Sequence
 
 from medmesh.errors import Problem
 from medmesh.imaging.profile import Action, profile
+from medmesh.imaging.pseudonyms import mac, pseudonym
 from medmesh.imaging.verify import DUMMY_DATE, DUMMY_TEXT, SHORTEST, identifying, verify
 
 __all__ = ["Deidentified", "deidentify", "verify"]
@@ -40,7 +40,6 @@ _NUMBER = re.compile(r"[0-9eE+. -]*")
 _PATTERNS = {"CS": re.compile(r"[A-Z0-9_ ]{0,16}"), "DS": _NUMBER, "IS": _NUMBER}  # PS3.5 §6.2; pydicom lets any text through
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)(.*)", re.DOTALL)  # with the points of ACR-NEMA 2
 _CLOCK = re.compile(r"\d{0,6}(?:\.\d{1,6})?")
-_LETTERS = str.maketrans("0123456789abcdef", "BCDFGHJKLMNPQRST")  # no vowels, no digits: never a name, never a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def deidentify(dataset: Dataset, key: bytes, *, dates: Dates = "remove") -> Deid
         raise Problem("imaging.burned_in")
     # Without a patient ID all that is safe to say is that one study is one patient.
     patient = str(dataset.get("PatientID") or "").strip() or f"study {dataset.get('StudyInstanceUID') or dataset.get('SOPInstanceUID')}"
-    days = 365 + int.from_bytes(_mac(key, "days", patient)[:4], "big") % 3287
+    days = 365 + int.from_bytes(mac(key, "days", patient)[:4], "big") % 3287
     known = frozenset(value.lower() for _, value in identifying(dataset, dates_and_uids=False) if len(value.encode()) >= SHORTEST)
     cleaner = _Cleaner(key, days if dates == "shift" else None, known)
     result = cleaner.clean(dataset, dummy_text=False)
@@ -80,11 +79,6 @@ def deidentify(dataset: Dataset, key: bytes, *, dates: Dates = "remove") -> Deid
     result.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     result.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
     return Deidentified(result, name, str(result.SOPInstanceUID), cleaner.actions)
-
-
-def pseudonym(patient: str, key: bytes) -> str:
-    """Who a patient ID becomes under the project's key."""
-    return _mac(key, "patient", patient.strip()).hex()[:20].translate(_LETTERS)
 
 
 class _Cleaner:
@@ -142,11 +136,7 @@ class _Cleaner:
         """A UID that the standard defines, as it is; any other one replaced by 2.25.<128 bits> (PS3.5 §B.2)."""
         if not value or value in uid.UID_dictionary:
             return value
-        return f"2.25.{int.from_bytes(_mac(self.key, 'uid', value)[:16], 'big')}"
-
-
-def _mac(key: bytes, purpose: str, value: str) -> bytes:
-    return hmac.digest(key, f"{purpose}\0{value}".encode(), "sha256")
+        return f"2.25.{int.from_bytes(mac(self.key, 'uid', value)[:16], 'big')}"
 
 
 @cache

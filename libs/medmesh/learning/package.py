@@ -1,10 +1,22 @@
-"""Training packages: a folder with `medmesh.toml` and code, packed so that the same content always has the same bytes.
+"""Training packages: a folder with `medmesh.toml` and perhaps code, packed so that the same content always has the same bytes.
 
     [package]
     name = "mri-cnn"
     version = "1.0.0"
     framework = "torch"            # an adapter: torch, numpy, or one of your own
+
+    [[layers]]                     # the model, layer by layer (`medmesh.learning.layers`): a package without code
+    kind = "convolution"
+    out = 16
+    kernel = 3
+
+Or, where layers are not enough, with code:
+
+    [package]
     entry = "model"                # the module that defines build(), and optionally optimizer() and loss()
+
+    [code]                         # what that code needs beside arithmetic (`medmesh.learning.capabilities`)
+    imports = ["scipy"]
 
     [[variants]]                   # the same model for another framework; a hospital runs the one it has
     framework = "mindspore"
@@ -46,6 +58,7 @@ from medmesh.contracts.data import DataSchema, ImageSchema
 from medmesh.contracts.message import Identifier, Record
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
+from medmesh.learning.layers import DECLARED, Layer
 
 MANIFEST = "medmesh.toml"
 MAX_FILES, MAX_BYTES = 500, 32 * 2**20
@@ -58,7 +71,7 @@ class About(Record):
     name: Identifier
     version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
     framework: Identifier
-    entry: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    entry: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
 
 
 class Variant(Record):
@@ -68,10 +81,24 @@ class Variant(Record):
     entry: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+class Code(Record):
+    """The table `[code]`: what a package's own code needs beside arithmetic. There is no network for any."""
+
+    imports: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
+    files: bool = False
+    """It reads or writes files, of those that its sandbox shows."""
+    processes: bool = False
+    """It starts processes, or calls libraries of the system."""
+    dynamic: bool = False
+    """It makes code while it runs, or reaches into the interpreter: what else it does cannot be read in it."""
+
+
 class Manifest(Record):
     """`medmesh.toml`."""
 
     package: About
+    layers: tuple[Layer, ...] = Field(default=(), max_length=200)
+    code: Code = Code()
     variants: tuple[Variant, ...] = ()
     data: DataSchema
     hyper: dict[str, int | str] = Field(default_factory=dict)
@@ -84,14 +111,14 @@ class Manifest(Record):
         return self.data
 
     @property
-    def entries(self) -> dict[str, str]:
-        """Framework to its entry module, the package's own first."""
+    def entries(self) -> dict[str, str | None]:
+        """Framework to its entry module, the package's own first; None where its layers are declared."""
         return {self.package.framework: self.package.entry} | {v.framework: v.entry for v in self.variants}
 
     @property
     def custom(self) -> bool:
-        """Whether it brings code of its own: then it is rehearsed before hospitals are asked to run it."""
-        return bool(self.package.entry)
+        """Whether it brings code of its own: that is rehearsed and reviewed before hospitals are asked to run it."""
+        return self.package.entry is not None
 
     def framework(self, wanted: Sequence[str]) -> str:
         """The first of the wanted frameworks that this package is written for; its own when there is none among them."""
@@ -101,6 +128,12 @@ class Manifest(Record):
     def _one_each(self) -> Manifest:
         if len(self.entries) != 1 + len(self.variants):
             raise ValueError("variants: a framework is named twice")
+        if (self.package.entry is None) != bool(self.layers):
+            raise ValueError("give the entry module of the package's code, or its layers, and not both")
+        if self.layers and (self.variants or self.hyper or self.code != Code()):
+            raise ValueError("layers: a package without code has no variants, hyper-parameters or needs of code")
+        if self.layers and self.package.framework not in DECLARED:
+            raise ValueError(f"layers: without code only {', '.join(sorted(DECLARED))}")
         return self
 
 
@@ -115,6 +148,12 @@ class Package:
     def digest(self) -> str:
         """What gets approved."""
         return hashlib.sha256(self.archive).hexdigest()
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Name to content of everything in it."""
+        with zipfile.ZipFile(io.BytesIO(self.archive)) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
 
     def unpack(self, folder: Path) -> Path:
         """Write the files below `folder`, readable for the worker's account whatever our umask is."""
@@ -153,7 +192,7 @@ def read(archive: bytes) -> Package:
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             _check(opened.infolist())
-            text = opened.read(MANIFEST).decode()
+            names, text = opened.namelist(), opened.read(MANIFEST).decode()
         manifest = read_manifest(text)
     except KeyError:
         raise Problem("package.no_manifest") from None
@@ -162,6 +201,8 @@ def read(archive: bytes) -> Package:
         raise Problem("package.malformed", reason="not a package") from None
     except ValueError:  # a directory that points before its own beginning
         raise Problem("package.malformed", reason="not a package") from None
+    if manifest.layers and len(names) > 1:
+        raise Problem("package.malformed", reason="a package without code has no files beside medmesh.toml")
     return Package(manifest, archive)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh.learning.adapter import Adapter, Correction, Private, Samples, Schedule, adapter
+from medmesh.learning.layers import DECLARED
 from medmesh.learning.package import MANIFEST, Manifest
 from medmesh.learning.protocol import read_frame, write_frame
 
@@ -33,12 +34,19 @@ class Session:
             raise Problem("package.variant", framework=framework)
         self.folder, self.framework, self.ranks = folder, framework, ranks
         self.adapter: Adapter = adapter(framework)
-        sys.path.insert(0, str(folder))
-        self.module = importlib.import_module(self.manifest.entries[framework])
+        entry = self.manifest.entries[framework]
+        self.hyper: dict[str, Any] = dict(self.manifest.hyper)
+        if entry is None:
+            entry = DECLARED[framework]
+            data = self.manifest.data
+            self.hyper = {"layers": self.manifest.layers, "shape": data.shape, "classes": len(data.classes)}
+        else:
+            sys.path.insert(0, str(folder))
+        self.module = importlib.import_module(entry)
 
     def model(self, seed: int, path: str | None = None) -> Any:
         """A fresh model, with the weights in `path` when there is one."""
-        made = self.adapter.build(self.module, self.manifest.hyper, seed)
+        made = self.adapter.build(self.module, self.hyper, seed)
         if path:
             self.adapter.assign(made, weights.load(Path(path)))
         return made

@@ -17,7 +17,7 @@ import json
 from datetime import datetime
 from typing import ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from medmesh.canonical import canonical, digest
 from medmesh.contracts.message import Identifier, Record, Sha256
@@ -78,6 +78,15 @@ class CodeApproval(Statement):
     package: Sha256
     hospital: Identifier
     by: str
+
+
+class CodeReview(Statement):
+    """A person has read the code of a training package, found that it does what it declares and no more, and says so with their name."""
+
+    HEAD = "medmesh-code-review-v1"
+
+    package: Sha256
+    note: str = Field(default="", max_length=500)
 
 
 class SecureStatement(Statement):

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import SpanKind
 from starlette.exceptions import HTTPException
 
@@ -56,9 +57,11 @@ def problem_response(problem: Problem, tongue: str = "en", headers: dict[str, st
     return Response(body, status_code=problem.status, media_type=PROBLEM_JSON, headers={**again, **(headers or {})})
 
 
-def handle_errors(app: FastAPI, *, is_transient: Callable[[BaseException], bool] = lambda error: False) -> None:
-    """Answer every mistake as problem+json, in the client's language; what `is_transient` with a status that says: try again."""
-
+def new_application(title: str, *, is_transient: Callable[[BaseException], bool] = lambda error: False) -> FastAPI:
+    """An application that answers every mistake as problem+json, in the client's language; what `is_transient` with a status that says:
+    try again. The framework's own spans are off: `Observed` makes one for each request, without its query."""
+    quiet = TelemetryConfig(tracing=False, metrics=False, logs=False)
+    app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None, telemetry=quiet)
     _document_problems(app)
 
     @app.exception_handler(Problem)
@@ -83,6 +86,8 @@ def handle_errors(app: FastAPI, *, is_transient: Callable[[BaseException], bool]
     async def _unexpected(request: Request, error: Exception) -> Response:
         problem = Problem("request.unavailable") if is_transient(error) else Problem("request.failed")
         return problem_response(problem, language(request))
+
+    return app
 
 
 def _document_problems(app: FastAPI) -> None:

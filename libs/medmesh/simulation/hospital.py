@@ -92,7 +92,7 @@ class Hospital:
                 self._taken += 1
                 await inbox.take(self.site, self._taken, fact)
             if self._rang("consent"):
-                await consent.answer_invitations(self.site)
+                await consent.answer_invitations(self.site, self.link)
             while await self.rounds.phases() or await self.rounds.step():
                 pass
             while self._rang("requests"):

@@ -166,6 +166,7 @@ async def hub(folder: Path, hospitals: Sequence[Signer], news: News) -> AsyncIte
             return Database(database.engine, **options)
 
         settings = Settings(
+            code_reviewers=0,
             require_rehearsal=False,  # a simulation is more than one
             nats_url="memory:",
             database_url="memory:",

@@ -7,16 +7,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import MetaData, Row, Select, delete, func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.tables import service_metadata
 from medmesh.store.unit import AuditEntry, Context, Recorder, UnitOfWork
 from medmesh.tasks import uninterrupted
 from medmesh.telemetry import log
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _TABLES = service_metadata().tables
 
@@ -49,14 +51,14 @@ class Database:
         """A SQLite file, at the edge."""
         from medmesh.store import sqlite
 
-        return cls(cast(AsyncEngine, sqlite.Engine(path)), **options)
+        return cls(cast("AsyncEngine", sqlite.Engine(path)), **options)
 
     @classmethod
     def memory(cls, **options: Any) -> Database:
         """SQLite in memory, gone with this object: for simulations."""
         from medmesh.store import sqlite
 
-        return cls(cast(AsyncEngine, sqlite.Engine(None)), **options)
+        return cls(cast("AsyncEngine", sqlite.Engine(None)), **options)
 
     async def create(self, metadata: MetaData) -> None:
         """Make the tables of a store that has no migrations of its own (SQLite); safe to run again."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, Response
 
 from medmesh.errors import Problem
-from medmesh.service.http import handle_errors
+from medmesh.service.http import new_application
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
 from medmesh_audit import events, fhir, queries, reports, second
@@ -23,8 +23,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
 
 def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The HTTP application of audit."""
-    app = FastAPI(title="medmesh audit", version="1", docs_url=None, redoc_url=None)
-    handle_errors(app, is_transient=is_transient)
+    app = new_application("medmesh audit", is_transient=is_transient)
     events.mount(app, runtime, ports)
     fhir.mount(app, runtime)
     reports.mount(app, runtime, ports)

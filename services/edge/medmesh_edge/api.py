@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse
 from sqlalchemy import func, select
 
@@ -13,7 +13,7 @@ from medmesh.errors import Problem
 from medmesh.security.codes import same
 from medmesh.security.keys import read_secret
 from medmesh.security.tokens import Actor
-from medmesh.service.http import Observed, handle_errors, language
+from medmesh.service.http import Observed, language, new_application
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 def application(node: Node) -> Any:
     """The node's HTTP application."""
-    app = FastAPI(title="medmesh edge", version="1", docs_url=None, redoc_url=None)
-    handle_errors(app)
+    app = new_application("medmesh edge")
     token = read_secret(node.site.layout.local_token).decode().strip()
 
     async def authorise(request: Request) -> Actor:

@@ -7,16 +7,21 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from medmesh.client.gateway import Gateway
+from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.security import statements
 from medmesh.security.statements import Acceptance, CodeApproval
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import continuity, privacy
-from medmesh_edge.outgoing import queue
+from medmesh_edge import code, continuity, privacy
+from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.policy import Policy, refusal
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import approved, federations
+
+WAITING = frozenset(("roster.none", "roster.expired"))
+"""What a hospital sets right by itself: an invitation waits for it."""
 
 
 async def approve(site: Site, federation: str, by: str) -> str:
@@ -65,8 +70,9 @@ async def withdraw(site: Site, federation: str, reason: str) -> None:
     site.changed.set()
 
 
-async def answer_invitations(site: Site) -> None:
-    """Answer what can be answered: by the policy at once, by an approval when it is there; the rest waits for a person."""
+async def answer_invitations(site: Site, gateway: Gateway) -> None:
+    """Answer what can be answered: by the policy at once, by an approval when it is there; the rest waits for a person. The package is
+    fetched, so that who decides can look into it."""
     async with site.unit() as uow:
         waiting = await uow.all(select(federations).where(federations.c.state == "invited"))
     if not waiting:
@@ -75,11 +81,24 @@ async def answer_invitations(site: Site) -> None:
     for row in waiting:
         plan = Plan.model_validate(row.plan)
         refused = refusal(policy, plan, await privacy.cohort(site, plan, row.federation))
+        refused = refused or await _unfit(site, gateway, plan, row)
         async with site.unit() as uow:
             if refused is not None:
                 await _answer(uow, row, accept=False, reason=refused.code)
             elif await permitted(uow, policy, str(row.package["sha256"])):
                 await _accept(site, uow, row)
+
+
+async def _unfit(site: Site, gateway: Gateway, plan: Plan, row: Any) -> Problem | None:
+    """Why its code may not run here, if it may not. Raises transient problems."""
+    try:
+        package = await code.fetch(site, gateway, ObjectRef.model_validate(row.package))
+        await code.allowed(site, gateway, plan, package, row.reviews)
+    except Problem as problem:
+        if is_transient(problem) or problem.code in WAITING:
+            raise
+        return problem
+    return None
 
 
 async def _accept(site: Site, uow: UnitOfWork[Any], row: Any) -> None:
@@ -112,7 +131,7 @@ async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: st
     body = {"plan_hash": row.plan_hash, "accept": accept, "signature": signature, "reason": reason}
     await queue(uow, f"/v1/federations/{row.federation}/answer", body)
     about = (Entity("federation", row.federation, digest=row.plan_hash),)
-    refused = not accept and reason.startswith("policy.")
+    refused = not accept and reason.startswith(("policy.", "review.", "package.", "roster.", "statement."))
     detail: dict[str, str | int | bool] = {"accepted": accept}
     if signature:
         detail["statement"] = statements.pack(signature)

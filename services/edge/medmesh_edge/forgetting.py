@@ -22,7 +22,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
-from medmesh.imaging.deidentify import pseudonym
+from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.ledger.copies import Folder
 from medmesh.security.keys import read_secret
 from medmesh.security.suites import DEFAULT

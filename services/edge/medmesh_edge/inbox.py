@@ -68,6 +68,7 @@ async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any])
         "plan": wanted.plan.model_dump(mode="json"),
         "plan_hash": wanted.plan_hash,
         "package": wanted.package.model_dump(),
+        "reviews": list(wanted.reviews),
         "state": "invited",
         "reason": "",
         "at": uow.now,

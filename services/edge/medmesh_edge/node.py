@@ -77,7 +77,7 @@ class Node:
             await asyncio.shield(self.rounds.close())
 
     async def _consent(self) -> bool:
-        await consent.answer_invitations(self.site)
+        await consent.answer_invitations(self.site, self.gateway)
         return False
 
     async def _certificate(self) -> bool:

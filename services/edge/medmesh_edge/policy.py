@@ -30,6 +30,7 @@ DEFAULT = """\
 initiators = ["*"]        # 允许的发起人 who may invite, such as ["person:li@platform"]
 packages = []             # 免确认的训练包哈希 code accepted without asking
 other_code = "ask"        # 其余代码：ask 待本院批准，refuse 一律拒绝 all other code waits for `medmesh edge approve`, or is refused
+reviewers = 2             # 自有代码须经几人审查且不超出声明，0 不要求 people who read code that does only what it declares; 0: not asked
 algorithms = ["*"]        # 允许的聚合算法 algorithms, such as ["fedavg", "fedprox"]
 modalities = ["*"]
 tensors = ["*"]           # 允许出院的张量名 names of tensors that may leave, such as ["encoder.*"]
@@ -68,6 +69,7 @@ class Policy:
     initiators: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     other_code: str = "ask"
+    reviewers: int = 2
     algorithms: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ("*",)

@@ -26,11 +26,10 @@ from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates
 from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
-from medmesh.learning.package import read as read_package
 from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_edge import encoding, evaluation, privacy, samples, secure, training
+from medmesh_edge import code, encoding, evaluation, privacy, samples, secure, training
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import hours_begin, refusal, worker_limits
@@ -179,13 +178,14 @@ class Rounds:
             path.unlink(missing_ok=True)
         return found
 
-    async def _open(self, package: ObjectRef) -> Worker:
+    async def _open(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
         if self._worker is not None and self._package == package.sha256:
             return self._worker
         await self.close()
-        read = read_package((await self._fetch(package)).read_bytes())
-        if read.digest != package.sha256:
-            raise Problem("objects.digest", expected=package.sha256, found=read.digest)
+        read = await code.fetch(self.site, self.gateway, package)
+        async with self.site.unit() as uow:
+            row = (await uow.execute(select(federations.c.reviews).where(federations.c.federation == federation))).one()
+        await code.allowed(self.site, self.gateway, plan, read, row.reviews)
         settings, stack = self.site.settings, AsyncExitStack()
         framework = read.manifest.framework(settings.frameworks)
         opened = await stack.enter_async_context(
@@ -220,7 +220,7 @@ class Rounds:
         # The policy may be another by now than when the plan was signed.
         if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
-        opened = await self._open(package)
+        opened = await self._open(package, plan, event.federation)
         if event.kind is RoundKind.EVALUATE:
             await self._evaluate(opened, plan, event)
         else:

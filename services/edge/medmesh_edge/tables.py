@@ -72,6 +72,7 @@ federations = Table(
     Column("plan", Json, nullable=False),
     Column("plan_hash", String(64), nullable=False),
     Column("package", Json, nullable=False),
+    Column("reviews", Json, nullable=False, server_default=text("'[]'"), comment="of its code, signed by who read it"),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("start", Json, comment="the start as the platform told it, with who approved and who accepted"),

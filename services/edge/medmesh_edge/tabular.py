@@ -11,7 +11,7 @@ from pathlib import Path
 from medmesh.canonical import canonical
 from medmesh.contracts.data import TableSchema
 from medmesh.errors import Problem
-from medmesh.imaging.deidentify import pseudonym
+from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.learning.package import MANIFEST, read_manifest
 from medmesh.learning.table import Columns, read_columns, read_rows
 from medmesh.security.keys import read_secret

@@ -32,7 +32,7 @@ from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates
 from medmesh.federated.proof import ACTION, accepted
 from medmesh.learning.package import read as read_package
-from medmesh.security import statements
+from medmesh.security import reviews, statements
 from medmesh.service import labels
 from medmesh.service.approved import spend
 from medmesh.store.objects.directory import DirectoryStore
@@ -84,6 +84,10 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
         raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
     compatible(plan)
     await rehearsed.check(ports, plan, manifest)
+    names: tuple[str, ...] = ()
+    if manifest.custom and (needed := ports.settings.code_reviewers):
+        roster = ports.roster()
+        names = reviews.check(wanted.reviews, roster, needed, package=plan.package, initiator=plan.initiator, seen=uow.now)
     await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
     federation, hash_ = command.id, plan_hash(plan)
     values = {
@@ -107,10 +111,19 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     rows = [{"federation": federation, "hospital": h, "state": "invited", "drops": 0, "reason": ""} for h in plan.participants]
     await uow.execute(insert(participants), rows)
     uow.emit(
-        FederationInvited(federation=federation, plan=plan, plan_hash=hash_, package=wanted.package, hospitals=tuple(plan.participants))
+        FederationInvited(
+            federation=federation,
+            plan=plan,
+            plan_hash=hash_,
+            package=wanted.package,
+            reviews=wanted.reviews if manifest.custom else (),
+            hospitals=tuple(plan.participants),
+        )
     )
     about = (Entity("federation", federation, digest=hash_), Entity("package", manifest.package.name, digest=package.digest))
     detail: dict[str, str | int | bool] = {"hospitals": len(plan.participants), "rounds": plan.rounds}
+    if names:
+        detail |= {"reviewers": ", ".join(names), "reviews": ",".join(map(statements.pack, wanted.reviews))}
     uow.audit(AuditEntry("federation.create", "C", entities=about, hospitals=plan.participants, detail=detail))
     uow.on_commit(ports.wake.set)
     return {"federation": federation, "plan_hash": hash_}

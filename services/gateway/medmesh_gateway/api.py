@@ -19,7 +19,7 @@ from medmesh.contracts.governance import ActorToken, CloseSession, Done, Resolve
 from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
 from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
-from medmesh.service.http import handle_errors, language, problem_response
+from medmesh.service.http import language, new_application, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
 from medmesh.store.unit import UnitOfWork
@@ -37,9 +37,11 @@ SESSION, CERTIFICATE = "session", "certificate"
 
 def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The gateway's HTTP application."""
-    app = FastAPI(title="medmesh gateway", version="1", docs_url=None, redoc_url=None)
-    handle_errors(app, is_transient=is_transient)
+    app = new_application("medmesh gateway", is_transient=is_transient)
     shared: dict[str, Any] = {"Operation": OPERATION_SCHEMA}
+    # What nodes ask for all the time is found first.
+    objects.mount(app, runtime, ports)
+    hospitals.mount(app, runtime, ports, shared)
     for route in ROUTES:
         app.add_api_route(
             route.path,
@@ -51,8 +53,6 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
             status_code=204 if issubclass(route.message, Signal) else 200,
             openapi_extra=_openapi(route, shared),
         )
-    objects.mount(app, runtime, ports)
-    hospitals.mount(app, runtime, ports, shared)
     _mount_operations(app, runtime, ports)
     app.openapi()["components"]["schemas"].update(shared)  # kept by the application from here on
     return app

@@ -11,7 +11,7 @@ from medmesh.security.access import decide
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor
 from medmesh.service.guard import Refusal
-from medmesh.service.http import handle_errors
+from medmesh.service.http import new_application
 from medmesh.service.runtime import Runtime
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Repository, Served
@@ -23,8 +23,7 @@ ACTION = "inference.infer"
 
 def application(runtime: Runtime, repository: Repository) -> FastAPI:
     """The HTTP application of inference."""
-    app = FastAPI(title="medmesh inference", version="1", docs_url=None, redoc_url=None)
-    handle_errors(app)
+    app = new_application("medmesh inference")
 
     def decided(who: Actor) -> Decision:
         return decide(who, ACTION, datetime.now(UTC), rules=runtime.policies.rules)

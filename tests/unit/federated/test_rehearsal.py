@@ -21,7 +21,7 @@ from medmesh.learning.package import pack as pack_folder
 
 pytestmark = pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
 HOW = Rehearsing(batch_size=8, learning_rate="0.5")
-EVERY = ["open", "initial", "train", "aggregate", "next", "evaluate", "personal"]
+EVERY = ["read", "open", "initial", "train", "aggregate", "next", "evaluate", "personal"]
 
 
 @pytest.fixture
@@ -82,7 +82,8 @@ WRONG = {
         ("next", "worker.failed"),
     ),
     "a mistake in its code": ("\nbuild = None\n", ("initial", "worker.failed")),
-    "an import that is not there": ("\nimport absent_module\n", ("open", "worker.failed")),
+    "an import that is not there": ("\nimport numpy.absent\n", ("open", "worker.failed")),
+    "more than it declares": ("\nimport os\n", ("read", "package.undeclared")),
 }
 
 

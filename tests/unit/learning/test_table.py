@@ -155,6 +155,6 @@ def test_plans_of_the_first_release_are_about_images() -> None:
 
 def test_the_packages_table_is_as_wide_as_its_model() -> None:
     manifest = pack(HEART).manifest
-    assert manifest.data.shape == (manifest.hyper["width"],)
+    assert manifest.data.shape == manifest.tensors[1].shape[:1]
     (weight,) = (tensor for tensor in manifest.tensors if tensor.name == "weight")
     assert weight.shape == (*manifest.data.shape, len(manifest.data.classes))

@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import Request
 from tests.unit.serving.models import CLASSES, SIZE, manifest, saved
 
 from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
-from medmesh.service.http import handle_errors
+from medmesh.service.http import new_application
 from medmesh.serving import app as serving
 from medmesh.serving.repository import Repository, Served
 
@@ -33,8 +33,7 @@ class Door:
         self.refusals: list[tuple[str, int | None, str]] = []
         self.fail = False
         self.hidden: set[int] = set()
-        application = FastAPI()
-        handle_errors(application)
+        application = new_application("test")
         application.include_router(serving.router(self.repository, self.authorise, self.admit, self.record, self.refused))
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://x", headers={"authorization": "yes"})
 

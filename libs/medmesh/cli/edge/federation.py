@@ -39,16 +39,18 @@ def show_plan(folder: Path, federation: str) -> int:
 
     from medmesh.contracts.plan import Plan
     from medmesh.federated.plan import explain
+    from medmesh_edge import code
     from medmesh_edge.tables import federations
 
     async def work(site: Any) -> Any:
         async with site.unit() as uow:
-            return await uow.first(select(federations).where(federations.c.federation == federation))
+            row = await uow.first(select(federations).where(federations.c.federation == federation))
+        if row is None:
+            raise Problem("request.not_found", kind="federation", id=federation)
+        return row, code.described(site, row, language())
 
-    row = on_site(folder, work)
-    if row is None:
-        raise Problem("request.not_found", kind="federation", id=federation)
-    for line in explain(Plan.model_validate(row.plan), language()):
+    row, described = on_site(folder, work)
+    for line in (*explain(Plan.model_validate(row.plan), language()), *described):
         click.echo(line)
     click.echo(say(f"Plan hash {row.plan_hash}", f"方案哈希 {row.plan_hash}"))
     return 0

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from medmesh.contracts.federation.common import Reviews
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Command, Names, ObjectRef
 from medmesh.contracts.plan import Plan
@@ -25,6 +26,8 @@ class CreateFederation(Command):
     package: ObjectRef
     initial: ObjectRef
     label: SecurityLabel | None = None
+    reviews: Reviews = ()
+    """Signed notes of those who read the package's code (`medmesh.security.statements.CodeReview`); passed on to its hospitals."""
 
 
 class CancelFederation(Command):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
 
 from medmesh.contracts.message import ObjectRef, Record, Sha256
 
@@ -28,6 +30,9 @@ class SecurePhase(StrEnum):
 
 Work = Literal["fetch", "evaluate", "train", "store", "send"]
 """What a hospital does in a round, in this order: get the model, evaluate it, train, make the result durable, and send it."""
+
+
+Reviews = Annotated[tuple[Annotated[str, StringConstraints(max_length=2000)], ...], Field(max_length=8)]
 
 
 class Confusion(Record):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import CandidateModel, RoundKind, SecurePhase
+from medmesh.contracts.federation.common import CandidateModel, Reviews, RoundKind, SecurePhase
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Event, HospitalEvent, Identifier, ObjectRef, Sha256
 from medmesh.contracts.plan import Plan
@@ -20,6 +20,7 @@ class FederationInvited(HospitalEvent):
     plan: Plan
     plan_hash: Sha256
     package: ObjectRef
+    reviews: Reviews = ()
 
 
 class InvitationAnswered(Event):

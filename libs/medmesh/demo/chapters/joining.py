@@ -39,7 +39,7 @@ async def up(stage: Stage) -> None:
     # The key an auditor verifies with, taken before anything happened.
     stage.log_key = json.loads((stage.data / "trust.json").read_text())["log_key"]
     stage.keepers = Keepers(stage.data)
-    stage.keepers.add(stage.approver.vkey, roles=("approver",))
+    stage.keepers.add(stage.approver.vkey, stage.reviewer.vkey, roles=("approver",))
     anybody = Gateway(stage.urls["gateway"], ca=stage.ca)
     stage.people["anybody"] = anybody
     token = (stage.data / "secrets" / "bootstrap.token").read_text().strip()

@@ -40,6 +40,7 @@ async def federate(stage: Stage) -> str:
         lease_seconds=LEASE,
         baseline=True,
         small_cell=0,  # a public data set: its counts may be told as they are
+        reviews=stage.reviews(PACKAGE),
     )
     federation = str(made["federation"])
 
