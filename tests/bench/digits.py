@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medmesh.contracts.plan import DataSchema, Plan
+from medmesh.contracts.data import ImageSchema
+from medmesh.contracts.plan import Plan
 from medmesh.learning import weights
 from tests.federated_rounds import Federation, Hospital, Model
 
@@ -91,7 +92,7 @@ def plan_for(algorithm: str, parameters: dict[str, str], initial: Model) -> Plan
         package="0" * 64,
         initial="0" * 64,
         framework="numpy",
-        data=DataSchema(modality="OT", image_size=8, classes=tuple("0123456789")),
+        data=ImageSchema(modality="OT", image_size=8, classes=tuple("0123456789")),
         signature=weights.signature_of(initial),
         algorithm=algorithm,
         parameters=parameters,

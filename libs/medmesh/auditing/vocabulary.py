@@ -143,6 +143,7 @@ VERBS: dict[str, Verb] = {
     "federation.evaluation": Verb("110107", "create", _RESEARCH, _CLINICAL, "收到评估结果"),
     "federation.extend": Verb("rest", "update", _RESEARCH, _SECURITY, "延长本轮时限"),
     "federation.failure": Verb("rest", "create", _RESEARCH, _SECURITY, "参与方报告失败"),
+    "federation.flag": Verb("110113", "110135", _RESEARCH, _SECURITY, "模型更新异常"),
     "federation.invitation": Verb("rest", "create", _RESEARCH, _SECURITY, "收到联邦邀请"),
     "federation.move": Verb("rest", "update", _RESEARCH, _SECURITY, "联邦状态变更"),
     "federation.pause": Verb("rest", "update", _RESEARCH, _SECURITY, "暂停或恢复联邦"),

@@ -37,7 +37,7 @@ def list_federations() -> int:
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
-    from medmesh.cli.views import waits
+    from medmesh.cli.views import flagged, waits
     from medmesh.client.federation import Federation
     from medmesh.federated.plan import explain
 
@@ -55,6 +55,8 @@ def show_federation(identifier: str, as_json: bool) -> int:
         click.echo(f"  {participant.hospital:<16} {participant.state:<10} {online} {participant.reason}")
     for one in view.rounds:
         click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {one.kind:<9} {one.state:<10} {len(one.answers)}")
+    for line in flagged(view):
+        click.secho(f"  {line}", fg="yellow")
     return 0
 
 

@@ -43,6 +43,11 @@ _TRAINING = (
     click.option(
         "--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight."
     ),
+    click.option(
+        "--screening",
+        type=click.Choice(["off", "note", "exclude"]),
+        help="What becomes of updates that look wrong. By default they are noted wherever single updates may be seen.",
+    ),
     click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden."),
     click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more."),
     click.option("--delta", default="0.00001", show_default=True),
@@ -66,6 +71,8 @@ def training(command: F) -> F:
 def training_of(options: dict[str, Any]) -> dict[str, Any]:
     """Their part of a plan."""
     stop = {"metric": options["stop_metric"], "patience": options["stop_after"], "min_delta": options["stop_delta"]}
+    hidden = options["secure"] is not None or options["privacy"] == "hospital"
+    screening = options["screening"] or ("off" if hidden else "note")
     same = ("rounds", "batch_size", "learning_rate", "seed", "baseline", "evaluate_every", "algorithm", "parameters", "local", "codec")
     return {
         **{name: options[name] for name in same},
@@ -73,5 +80,6 @@ def training_of(options: dict[str, Any]) -> dict[str, Any]:
         "stop": None if options["stop_after"] is None else stop,
         "secure": None if options["secure"] is None else {"threshold": options["secure"]},
         "pace": None if options["pace"] is None else {"quorum": options["pace"]},
+        "screening": None if screening == "off" else {"action": screening},
         "privacy": {"unit": options["privacy"], **{name: options[name] for name in _PRIVACY}} if options["privacy"] else None,
     }

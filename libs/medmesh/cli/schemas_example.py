@@ -38,6 +38,7 @@ _NAMED: dict[str, Any] = {
     "privacy": None,
     "secure": None,
     "pace": None,
+    "screening": None,
     "media_type": "application/octet-stream",
     "modality": "US",
     "framework": "torch",

@@ -54,6 +54,31 @@ def waits(view: FederationView) -> list[str]:
     return [say(*WAITS[kind]).format(about) if kind in WAITS else kind for kind, _, about in given]
 
 
+FLAGS = {
+    "long": ("far longer than the others'", "远长于他院"),
+    "short": ("far shorter than the others'", "远短于他院"),
+    "opposed": ("against the others' direction", "与他院方向相反"),
+    "unchanged": ("not trained", "未训练"),
+    "copied": ("another hospital's", "复制他院"),
+    "replayed": ("seen before", "重放旧更新"),
+}
+
+
+def flagged(view: FederationView, newest: int = 10) -> list[str]:
+    """The last updates that look wrong, and why."""
+    found = []
+    for one in view.rounds:
+        for answer in (a for a in one.answers if a.flags):
+            figures = [f"x {answer.ratio:g}"] if answer.ratio is not None else []
+            figures += [f"cos {answer.cosine:g}"] if answer.cosine is not None else []
+            why = ", ".join([*(say(*FLAGS[flag]) for flag in answer.flags), *figures])
+            then = say("left out", "已剔除") if answer.excluded else say("counted", "已计入")
+            number = one.round
+            text = f"round {number}: the update of {answer.hospital} looks wrong: {why}; {then}"
+            found.append(say(text, f"第 {number} 轮：{answer.hospital} 的更新异常：{why}；{then}"))
+    return found[-newest:]
+
+
 def _reason(code: str) -> str:
     """Its sentence; the code itself where that needs more than the code."""
     text = catalogue().get(code)
@@ -84,6 +109,8 @@ def now(view: FederationView) -> None:
     _ended(view)
     for line in waits(view):
         click.echo(f"  {line}")
+    for line in flagged(view, newest=3):
+        click.secho(f"  {line}", fg="yellow")
     done = trained(view)
     last = {answer.hospital: answer for answer in done[-1].answers} if done else {}
     for one in view.participants:

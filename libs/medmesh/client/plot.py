@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WORK = ("fetch", "evaluate", "train", "store", "send")
 COLUMNS = (
-    *("round", "attempt", "kind", "state", "seconds", "aggregate", "hospital", "late", "samples", "bytes", *WORK),
+    *("round", "attempt", "kind", "state", "seconds", "aggregate", "hospital", "late", "flags", "excluded", "samples", "bytes", *WORK),
     *("metric", "model_of_round", "value"),
 )
 CHINESE = (
@@ -40,6 +40,7 @@ WORDS = {
     "round": ("training round", "训练轮次"),
     "model": ("model of round (0: the first weights)", "第几轮的模型（0 为初始权重）"),
     "accuracy": ("balanced accuracy", "平衡准确率"),
+    "flagged": ("looks wrong", "异常更新"),
     "all": ("all hospitals, 95 % interval", "全部医院，95% 区间"),
     "everybody": ("all hospitals", "全部医院"),
     "kept": ("kept: round {round}", "采用第 {round} 轮"),
@@ -90,6 +91,7 @@ def rows(view: FederationView) -> list[dict[str, Any]]:
         about |= {"seconds": seconds, "aggregate": aggregate}
         for answer in one.answers:
             given = {"hospital": answer.hospital, "late": answer.late, "samples": answer.samples, "bytes": answer.bytes}
+            given |= {"flags": " ".join(answer.flags), "excluded": answer.excluded}
             given |= {str(work): value / 1000 for work, value in answer.milliseconds.items()}
             metrics: list[tuple[str, int, float | None]] = [(name, one.round, value) for name, value in sorted(answer.metrics.items())]
             if answer.counts is not None:
@@ -97,7 +99,7 @@ def rows(view: FederationView) -> list[dict[str, Any]]:
             for metric, of, value in metrics or [("", one.round, None)]:
                 found.append({**about, **given, "metric": metric, "model_of_round": of, "value": value})
         if (told := one.sum) is not None:
-            together = {**about, "hospital": "", "late": False, "samples": told.samples}
+            together = {**about, "hospital": "", "late": False, "flags": "", "excluded": False, "samples": told.samples}
             if told.counts is not None:
                 value = balanced_accuracy(told.counts)
                 found.append({**together, "metric": "balanced_accuracy", "model_of_round": one.round - 1, "value": value})
@@ -137,7 +139,9 @@ def figure(view: FederationView, language: str = "en") -> Figure:
     with matplotlib.rc_context(style):
         made = Figure(figsize=(12, 11), layout="constrained")
         places = made.subplots(3, 2)
-        counted = [row for row in rows(view) if row["kind"] == "train" and row["state"] == "committed" and not row["late"]]
+        counted = [
+            row for row in rows(view) if row["kind"] == "train" and row["state"] == "committed" and not row["late"]
+        ]  # excluded ones, too: they were sent
         hospitals = sorted({row["hospital"] for row in counted} - {""})
         shades = matplotlib.colormaps["tab20" if len(hospitals) > 10 else "tab10"]
         colour = {name: shades(place % shades.N) for place, name in enumerate(hospitals)}
@@ -202,6 +206,15 @@ def _losses(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any]
     axes.grid(axis="y", alpha=0.25)
 
 
+def _marked(axes: Axes, counted: list[dict[str, Any]], sent: Mapping[tuple[int, str], float], say: Say) -> None:
+    """Rounds in which an update looked wrong."""
+    wrong = sorted({(row["round"], row["hospital"]) for row in counted if row["flags"]})
+    if wrong:
+        tops = [sum(size for (n, _), size in sent.items() if n == number) for number, _ in wrong]
+        axes.scatter([number for number, _ in wrong], tops, marker="x", color="#d62728", zorder=3, label=say("flagged"))
+        axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+
+
 def _bytes(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any], say: Say) -> None:
     axes.set_title(say("bytes"), loc="left")
     sent = {(row["round"], row["hospital"]): row["bytes"] / 1e6 for row in counted if row["hospital"]}
@@ -213,6 +226,7 @@ def _bytes(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any],
         heights = [sent.get((number, hospital), 0.0) for number in numbers]
         axes.bar(numbers, heights, bottom=[below[n] for n in numbers], color=colour[hospital], width=0.8, label=hospital)
         below = {number: below[number] + height for number, height in zip(numbers, heights, strict=True)}
+    _marked(axes, counted, sent, say)
     axes.grid(axis="y", alpha=0.25)
 
 

@@ -112,7 +112,7 @@ def _parties(view: FederationView) -> int:
 
 def counted(one: RoundView) -> tuple[AnswerView, ...]:
     """Answers that are part of a round's model."""
-    return tuple(answer for answer in one.answers if not answer.late)
+    return tuple(answer for answer in one.answers if not answer.late and not answer.excluded)
 
 
 def trained(view: FederationView) -> list[RoundView]:

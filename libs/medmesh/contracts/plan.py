@@ -16,6 +16,7 @@ from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import DataSchema
 from medmesh.contracts.message import Identifier, Instant, Record, Sha256
 from medmesh.contracts.privacy import Privacy
+from medmesh.contracts.screening import Screening
 
 
 class TensorSignature(Record):
@@ -138,6 +139,8 @@ class Plan(Record):
     """Counts of an evaluation leave as multiples of this, none below it (`medmesh.federated.cells`); 0: exactly as they are."""
     privacy: Privacy | None = None
     """Differential privacy, with its budget. Then every hospital counts alike, and neither samples nor a loss are told."""
+    screening: Screening | None = None
+    """What is done about updates that look wrong; by default nobody looks."""
     rehearsal: Measured | None = None
     """The package was run on invented data before anybody was asked."""
 
@@ -185,6 +188,8 @@ class Plan(Record):
             raise ValueError("stop: nothing tells when to stop while evaluate_every is 0")
         if self.privacy is not None:
             _check_privacy(self, self.privacy)
+        if self.screening is not None:
+            _check_screening(self)
         if unknown := sorted(set(self.local) - set(names)):
             raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
         if not set(names) - set(self.local):
@@ -194,7 +199,7 @@ class Plan(Record):
 
 LATER = (
     *("codec", "codec_share", "parameters", "local", "privacy", "secure", "evaluate_every", "stop", "small_cell", "pace"),
-    *("max_drops", "rehearsal"),
+    *("max_drops", "screening", "rehearsal"),
 )
 """Fields the first release did not have: left out of the hash while they say "as before", so that its nodes find the same one."""
 
@@ -236,6 +241,14 @@ def _check_privacy(plan: Plan, privacy: Privacy) -> None:
         raise ValueError("privacy: counts of an evaluation are of single patients, and no budget covers them")
     if privacy.unit == "hospital" and plan.codec != "none":
         raise ValueError("privacy: what a codec leaves out of an update goes into a later one, beyond the clipping of a hospital's part")
+
+
+def _check_screening(plan: Plan) -> None:
+    """Raise `ValueError` where nobody may look at a single update."""
+    if plan.secure is not None:
+        raise ValueError("screening: a secure sum shows no single update to anybody, so that none can be found wrong: choose one of both")
+    if plan.privacy is not None and plan.privacy.unit == "hospital":
+        raise ValueError("screening: what is said of a single hospital's update is noised by nothing, and no budget covers it")
 
 
 def canonical(plan: Plan) -> bytes:

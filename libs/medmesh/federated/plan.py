@@ -162,6 +162,35 @@ def _pace(plan: Plan, language: str) -> list[str]:
     ]
 
 
+_FLAGGED = {
+    "note": ("is recorded, and counts all the same", "仅作记录，仍计入聚合"),
+    "exclude": ("does not count in its round", "不计入本轮聚合"),
+}
+
+
+def _screening(plan: Plan, language: str) -> list[str]:
+    """What is looked for in updates, and what follows."""
+    zh = language == "zh"
+    if (rules := plan.screening) is None:
+        if plan.secure is None:
+            return []
+        text = "No single update is seen, so that a bad one (poisoned, copied, replayed or untrained) can be neither found nor left out."
+        return ["单家医院的更新不可见，因此无法发现或剔除异常更新（投毒、复制、重放或未训练）。" if zh else text]
+    en_then, zh_then = _FLAGGED[rules.action]
+    if zh:
+        return [
+            f"平台比对各院更新：长度超过中位数 {rules.longer} 倍或不足 {rules.shorter} 倍、与他院方向相反（余弦低于 {rules.opposed}，"
+            f"且偏离中位数超过 {rules.deviations} 个稳健标准差）、未训练、复制他院（差距不足其长度的 {rules.alike}）或重放旧更新者，"
+            f"标记为异常；异常更新{zh_then}。各院可见被标记的医院及原因。"
+        ]
+    return [
+        f"The platform compares updates and flags one that is longer than {rules.longer} times the median or shorter than {rules.shorter} "
+        f"times, against the others' direction (a cosine below {rules.opposed}; this, and too long, only beyond {rules.deviations} robust "
+        f"standard deviations), untrained, a copy of another hospital's (nearer than {rules.alike} of its length), or replayed. "
+        f"A flagged update {en_then}. Every hospital sees which one was flagged and why."
+    ]
+
+
 def _data(plan: Plan, language: str) -> str:
     data, zh = plan.data, language == "zh"
     if data.kind == "images":
@@ -198,6 +227,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"至少 {plan.min_participants} 家参与。",
             *words.explain(plan, language),
             _protection(plan, language),
+            *_screening(plan, language),
         ]
     return [
         f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
@@ -217,4 +247,5 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"at least {plan.min_participants} take part.",
         *words.explain(plan, language),
         _protection(plan, language),
+        *_screening(plan, language),
     ]

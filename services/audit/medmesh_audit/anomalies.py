@@ -39,6 +39,7 @@ from medmesh_audit.rules import (
     elsewhere,
     emergencies,
     failures,
+    flagged,
     hours,
     policy,
     programs,
@@ -115,7 +116,7 @@ class Anomalies:
             newest = await uow.first(select(entries.c.seq).order_by(entries.c.seq.desc()).limit(1))
             end = min(self._cursor + PIECE, newest.seq + 1) if newest is not None else 0
             piece = (entries.c.seq >= self._cursor) & (entries.c.seq < end)
-            chosen = remarkable(self._policies, {*settings.working_hours, *settings.working_purposes})
+            chosen = remarkable(frozenset(self._policies.items()), frozenset({*settings.working_hours, *settings.working_purposes}))
             fresh = await self._seen(uow, piece & chosen)
         await self._tell(self._found(fresh))
         self._cursor = max(self._cursor, end)
@@ -137,7 +138,7 @@ class Anomalies:
         found = [anomaly for burst in self._bursts for anomaly in burst.look(fresh)]
         found += [*skew(fresh), *policy(fresh, self._policies), *split(fresh), *alarms(fresh), *programs(fresh), *refused(fresh)]
         found += elsewhere(fresh) + hours(fresh, settings.working_hours, ZoneInfo(settings.time_zone))
-        return found + purposes(fresh, settings.working_purposes) + emergencies(fresh)
+        return found + purposes(fresh, settings.working_purposes) + emergencies(fresh) + flagged(fresh)
 
     async def _state(self, uow: UnitOfWork[Any]) -> list[Anomaly]:
         """What the log as it lies in the database adds up to."""

@@ -15,7 +15,7 @@ DENIALS = 10
 SKEW = timedelta(seconds=2)
 EXPORTS = frozenset({"annotation.export", "audit.copy", "audit.download", "audit.export"})
 FEWEST_EXPORTS = 20
-VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.", "log.refused", "program.verify")
+VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.", "federation.flag", "log.refused", "program.verify")
 """What records are remarkable for themselves begin with."""
 SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
@@ -38,6 +38,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "record_altered": "critical",
     "root_mismatch": "critical",
     "split_view": "critical",
+    "update_flagged": "warning",
 }
 
 
@@ -152,6 +153,16 @@ def programs(tail: Iterable[Seen]) -> list[Anomaly]:
 def refused(tail: Iterable[Seen]) -> list[Anomaly]:
     """A hospital's node was shown a log that does not continue the one it saw."""
     return [_anomaly("log_refused", str(seen.record["src"]["service"]), seen) for seen in tail if seen.record["sub"] == "log.refused"]
+
+
+def flagged(tail: Iterable[Seen]) -> list[Anomaly]:
+    """A hospital's update of a federation looks wrong: poisoned, copied, replayed or not trained."""
+    return [
+        _anomaly("update_flagged", f"{e['type']}:{e['id']}", seen)
+        for seen in tail
+        if seen.record["sub"] == "federation.flag" and seen.record["src"]["service"] == "federation"
+        for e in seen.record["entities"][1:2]
+    ]
 
 
 def emergencies(tail: Iterable[Seen]) -> list[Anomaly]:

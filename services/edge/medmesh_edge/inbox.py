@@ -167,6 +167,16 @@ async def _dropped(event: Envelope[fed.ParticipantDropped | fed.ParticipantWithd
     return None
 
 
+async def _flagged(event: Envelope[fed.UpdateFlagged], uow: UnitOfWork[Any]) -> None:
+    """The platform finds this hospital's update wrong: said here too, because a node may send what nobody here meant to."""
+    said = event.data
+    if said.hospital == uow.ports.settings.hospital:
+        why = ", ".join(said.flags)
+        log("edge.update.flagged", level=40, federation=said.federation, round=said.round, why=why)
+        about, detail = (Entity("federation", said.federation),), {"round": said.round, "excluded": said.excluded}
+        uow.audit(AuditEntry("federation.flag", "E", outcome=4, why=why, entities=about, detail=detail))
+
+
 async def _completed(event: Envelope[fed.FederationCompleted], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "completed")
     # What came too late for any round is of no more use to anybody.
@@ -222,6 +232,7 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.RoundStored, _stored),
     (fed.RoundVoided, _voided),
     (fed.RoundExtended, _extended),
+    (fed.UpdateFlagged, _flagged),
     (fed.FederationPaused, _paused),
     (fed.FederationResumed, _resumed),
     (fed.ParticipantWithdrew, _dropped),

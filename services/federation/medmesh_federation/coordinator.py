@@ -20,7 +20,7 @@ from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, pace, privacy, queue, results, secure, steps
+from medmesh_federation import evaluation, pace, privacy, queue, results, screening, secure, steps
 from medmesh_federation.domain import (
     OPEN_STATES,
     OVER,
@@ -38,6 +38,7 @@ from medmesh_federation.domain import (
     Wait,
     next_step,
 )
+from medmesh_federation.handlers import FLAGGED
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -87,6 +88,7 @@ class Coordinator:
             assert situation.round is not None
             kind, number, attempt = situation.round.kind, situation.round.number, situation.round.attempt
             given = await pace.counting(uow, federation, situation.plan, number, attempt, kind)
+            seen = await screening.replayed(uow, situation.plan, given)
             opening = None
             if situation.round.phase is not None:
                 session = secure.session_of(row, number, attempt)
@@ -94,7 +96,7 @@ class Coordinator:
         made, failed, began = None, None, time.monotonic()
         with span(f"federation round {kind}"):
             try:
-                made = await results.result(self.ports, row, situation, given, opening)
+                made = await results.result(self.ports, row, situation, given, opening, seen)
             except Problem as problem:
                 if opening is None:
                     raise
@@ -109,11 +111,17 @@ class Coordinator:
             again = await pace.counting(uow, federation, situation.plan, number, attempt, kind) if same else []
             if not same or [(a.hospital, a.round) for a in again] != [(a.hospital, a.round) for a in given]:
                 return True
+            if await screening.replayed(uow, situation.plan, again) != seen:
+                return True
             if failed is not None:
                 await steps.void(uow, row, situation, skipped=failed)
                 return True
             assert made is not None
-            await pace.settle(uow, federation, given, number)
+            await screening.record(uow, row, number, attempt, given, made.found)
+            if not made.enough:
+                await steps.void(uow, row, situation, why=FLAGGED)
+                return True
+            await pace.settle(uow, federation, [a for a in given if a.hospital not in made.excluded], number)
             await results.commit(uow, row, situation, made, round(1000 * (time.monotonic() - began)))
             uow.on_commit(self.ports.committed.set)
         return True

@@ -43,6 +43,9 @@ from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
+FLAGGED = "flagged"
+"""Why an answer that looks wrong is not in its round."""
+
 
 def entity(row: Any) -> Entity:
     """A federation as audit names it: by id, bound to its plan."""
@@ -234,7 +237,8 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
 
 
 async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:
-    """Keep an answer; False when this hospital gave one before. A failure reported earlier is replaced: it recovered in time."""
+    """Keep an answer; False when this hospital gave one before. A failure reported earlier is replaced: it recovered in time. What was left
+    out as flagged stays so."""
     row = {
         "federation": current.federation,
         "round": current.round,
@@ -248,12 +252,15 @@ async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any
         "results": None,
         "milliseconds": {},
         "failed": None,
+        "fingerprint": None,
         **values,
     }
     statement = upsert(answers).values(row)
     keys = ["federation", "round", "attempt", "hospital"]
     changed = {name: value for name, value in row.items() if name not in keys}
-    statement = statement.on_conflict_do_update(index_elements=keys, set_=changed, where=answers.c.failed.is_not(None))
+    statement = statement.on_conflict_do_update(
+        index_elements=keys, set_=changed, where=answers.c.failed.is_not(None) & (answers.c.failed != FLAGGED)
+    )
     done = await uow.execute(statement.returning(answers.c.hospital))
     return done.first() is not None
 
@@ -274,7 +281,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
     row, current, late = await answering(uow, given.federation, given.round, given.attempt, lock=False)
-    plan, results = Plan.model_validate(row.plan), None
+    plan, results, mark = Plan.model_validate(row.plan), None, None
     if current.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
@@ -283,7 +290,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         results = {"base": checked(given.counts, plan)}
     if not late or plan.pace is not None:
         # Before the row is locked: large models of several hospitals are checked at once.
-        await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, current)
+        mark = await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, current)
         row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     # A vector counts only where everybody put masks in for it.
     late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
@@ -293,6 +300,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         "metrics": _bounded(given.metrics),
         "results": results,
         "milliseconds": sensible(given.milliseconds),
+        "fingerprint": mark,
     }
     if await answer(uow, current, late, **values):
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
@@ -305,8 +313,10 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     return {"late": late}
 
 
-def _check(path: Path, plan: Plan, current: Any) -> None:
+def _check(path: Path, plan: Plan, current: Any) -> str | None:
+    """The update's fingerprint, where the plan has updates compared. Raises `Problem` (`weights.*`)."""
     from medmesh.federated.codecs import sent
+    from medmesh.federated.screening import fingerprint
     from medmesh.learning import weights
 
     kind = RoundKind(current.kind)
@@ -318,6 +328,7 @@ def _check(path: Path, plan: Plan, current: Any) -> None:
         signature = vectors.signature(signature, counts.width(plan, kind, current.round, len(current.models)))
     weights.check(path, signature)
     weights.check_finite(path)
+    return fingerprint(path) if plan.screening is not None and kind is RoundKind.TRAIN else None
 
 
 def _bounded(metrics: dict[str, float]) -> dict[str, float]:

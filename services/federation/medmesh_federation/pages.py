@@ -7,8 +7,9 @@ opened meanwhile shift nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from sqlalchemy import select, tuple_
@@ -20,13 +21,17 @@ from medmesh.errors import Problem
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import Ports
-from medmesh_federation.tables import answers, participants, rounds
+from medmesh_federation.tables import answers, flags, participants, rounds
 
 ROOM = MAX_MESSAGE_BYTES - 4096
 """Bytes for what is listed; the rest is the message's own."""
 _MOST_ROUNDS, _MOST_ANSWERS = 120, 700
 """More of either than this do not fit, however little they say."""
 _CURSOR = re.compile(r"p:([a-z0-9-]{1,63})|r:(\d{1,9})\.(\d{1,9}):([a-z0-9-]{0,63})")
+
+
+Wrong = Mapping[tuple[int, int, str], Any]
+"""(round, attempt, hospital) to what looked wrong with its answer."""
 
 
 @dataclass
@@ -114,15 +119,17 @@ async def _rounds(uow: UnitOfWork[Ports], row: Any, made: Page, after: tuple[int
     for a in await uow.all(select(answers).where(within).order_by(*newest).limit(_MOST_ANSWERS)):
         given.setdefault((a.round, a.attempt), []).append(a)
     hospital = uow.actor.id if uow.actor.kind == "hospital" else None
+    theirs = (flags.c.federation == row.federation) & flags.c.round.between(found[-1].round, found[0].round)
+    wrong = {(f.round, f.attempt, f.hospital): f for f in await uow.all(select(flags).where(theirs))}
     for r in found:
-        if not _round(row, r, given.get((r.round, r.attempt), ()), hospital, made, before):
+        if not _round(row, r, given.get((r.round, r.attempt), ()), wrong, hospital, made, before):
             return
         before = f"r:{r.round}.{r.attempt}:"
     # As many rounds as were looked up: what comes after is looked up with the next page.
     made.more = before if len(found) == _MOST_ROUNDS else ""
 
 
-def _round(row: Any, r: Any, given: Sequence[Any], hospital: str | None, made: Page, before: str) -> bool:
+def _round(row: Any, r: Any, given: Sequence[Any], wrong: Wrong, hospital: str | None, made: Page, before: str) -> bool:
     """Put a round in with as many answers as fit; whether all did."""
     names = {m["weights"]["sha256"]: m["name"] for m in r.models}
     if row.state == "completed" and row.model["sha256"] in names:
@@ -137,7 +144,7 @@ def _round(row: Any, r: Any, given: Sequence[Any], hospital: str | None, made: P
         return False
     kept: list[AnswerView] = []
     for a in given:
-        answer, results = _answer_view(a, hospital in (None, a.hospital))
+        answer, results = _answer_view(a, wrong.get((a.round, a.attempt, a.hospital)), hospital in (None, a.hospital))
         theirs = [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(results.items())]
         if not made.takes(answer, *theirs, forced=made.empty and not kept):
             made.more = f"r:{r.round}.{r.attempt}:{kept[-1].hospital}" if kept else before
@@ -150,7 +157,7 @@ def _round(row: Any, r: Any, given: Sequence[Any], hospital: str | None, made: P
     return not made.more
 
 
-def _answer_view(a: Any, mine: bool) -> tuple[AnswerView, dict[str, Any]]:
+def _answer_view(a: Any, wrong: Any, mine: bool) -> tuple[AnswerView, dict[str, Any]]:
     """An answer, and its counts by model; a hospital sees of the others' nothing but that they answered."""
     results = dict(a.results or {}) if mine and not a.late else {}
     view = AnswerView(
@@ -162,8 +169,15 @@ def _answer_view(a: Any, mine: bool) -> tuple[AnswerView, dict[str, Any]]:
         metrics=a.metrics if mine else {},
         counts=results.pop("base", None),
         milliseconds=a.milliseconds if mine else {},
+        **_flagged(wrong, mine) if wrong is not None else {},
     )
     return view, results
+
+
+def _flagged(row: Any, mine: bool) -> dict[str, Any]:
+    """What was found wrong with an answer; in figures for those who may see its own."""
+    figures = {name: float(getattr(row, name)) for name in ("ratio", "cosine")} if mine else {}
+    return {"flags": row.flags, "excluded": row.excluded, **{name: value for name, value in figures.items() if isfinite(value)}}
 
 
 def _round_view(row: Any, summed: dict[str, Any] | None) -> RoundView:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 
@@ -19,13 +19,16 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation import evaluation, pace, privacy, secure
+from medmesh_federation import evaluation, pace, privacy, screening, secure
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
 from medmesh_federation.steps import answers_of, change, close_round
 from medmesh_federation.tables import answers, rounds
+
+if TYPE_CHECKING:
+    from medmesh.federated.screening import Finding
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,21 @@ class Result:
     """What a secure sum says of evaluations."""
     clip: str | None = None
     """The next round's clipping norm, where it follows the updates."""
+    found: Mapping[str, Finding] = field(default_factory=dict)
+    """What is wrong with updates that look wrong."""
+    excluded: frozenset[str] = frozenset()
+    """Whose do not count; `enough` of the others are left to make a model."""
+    enough: bool = True
 
 
-async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[Any], opening: Opening | None = None) -> Result:
+async def result(
+    ports: Ports,
+    row: Any,
+    situation: Situation,
+    given: Sequence[Any],
+    opening: Opening | None = None,
+    seen: frozenset[str] = frozenset(),
+) -> Result:
     """Aggregated where a round trained; unchanged otherwise. The same answers give the same bytes."""
     from medmesh.federated.aggregation import Start, aggregate, algorithm_of  # numpy: not before the first round
 
@@ -72,12 +87,16 @@ async def result(ports: Ports, row: Any, situation: Situation, given: Sequence[A
             total = await asyncio.to_thread(opening.sum, {name: path for name, path, _ in updates}, Path(folder))
             mean, samples = await asyncio.to_thread(secure.mean, plan, situation.round, total, origin, Path(folder))
             updates, summed = [("sum", mean, samples)], secure.evaluated(plan, situation.round, total, samples)
+        updates, found = await screening.screened(plan, origin, updates, given, seen)
+        excluded = frozenset(a.hospital for a in given) - {party for party, _, _ in updates} if opening is None else frozenset()
+        if excluded and len(updates) < plan.min_participants:
+            return Result(base, before, found=found, excluded=excluded, enough=False)
         updates, clip = await privacy.noised(row, plan, origin, updates, Path(folder))
         start = Start(origin, state=state, members=members, local=frozenset(plan.local))
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
         personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
         remembered = await _put(ports, outcome.state) if outcome.state else None
-        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, summed, clip)
+        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, summed, clip, found, excluded)
 
 
 async def _evaluated(ports: Ports, situation: Situation, given: Sequence[Any], opening: Opening) -> dict[str, Any] | None:
@@ -118,7 +137,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     beside = {"aggregate_milliseconds": milliseconds, "summed": made.summed}
     await close_round(uow, row, current, state="committed", chain=chain, **beside, **left)
     await change(uow, row, chain=chain, voids=0, clip=made.clip, **left)
-    parties = tuple(sorted(current.here))
+    parties = tuple(sorted(current.here - made.excluded))
     uow.emit(
         RoundCommitted(
             federation=row.federation,

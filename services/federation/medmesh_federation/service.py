@@ -54,6 +54,7 @@ SERVICE = ServiceSpec(
         federation.RoundOpened,
         federation.SecureAdvanced,
         federation.RoundCommitted,
+        federation.UpdateFlagged,
         federation.RoundStored,
         federation.RoundVoided,
         federation.RoundExtended,

@@ -252,8 +252,8 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
         log("federation.participant.dropped", level=30, federation=row.federation, hospital=hospital, reason=reason)
 
 
-async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, skipped: str = "") -> None:
-    """The attempt came to nothing; `skipped` says why there is no other at this round."""
+async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, skipped: str = "", why: str = "") -> None:
+    """The attempt came to nothing, for the reason `why`; `skipped` says why there is no other at this round."""
     current = situation.round
     assert current is not None
     await close_round(uow, row, current, state="skipped" if skipped else "void")
@@ -261,8 +261,10 @@ async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, skipped: st
     about = {"federation": row.federation, "round": current.number, "attempt": current.attempt, "skipped": bool(skipped)}
     uow.emit(RoundVoided(**about, hospitals=tuple(sorted(current.assigned))))
     detail: dict[str, str | int | bool] = {"round": current.number}
-    uow.audit(AuditEntry("federation.void", "U", outcome=4, why=skipped, entities=(entity(row),), hospitals=invited(row), detail=detail))
-    log("federation.round.void", level=30, federation=row.federation, round=current.number, why=skipped)
+    uow.audit(
+        AuditEntry("federation.void", "U", outcome=4, why=skipped or why, entities=(entity(row),), hospitals=invited(row), detail=detail)
+    )
+    log("federation.round.void", level=30, federation=row.federation, round=current.number, why=skipped or why)
 
 
 async def close_round(uow: UnitOfWork[Any], row: Any, current: Round, **values: Any) -> None:

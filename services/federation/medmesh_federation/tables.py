@@ -108,8 +108,23 @@ answers = Table(
     Column("late", Boolean, nullable=False),
     Column("counted", Integer, comment="the later round that a late update is part of, where the plan lets it be"),
     Column("failed", String(80)),
+    Column("fingerprint", String(64), comment="of the update's tensors, as it travelled"),
     Column("at", Timestamp, nullable=False),
     comment="keyed (federation, round, attempt, hospital): a duplicate is a no-op",
+)
+Index("ix_answers_fingerprint", answers.c.federation, answers.c.fingerprint)
+
+flags = Table(
+    "flags",
+    METADATA,
+    *_attempt(),
+    Column("hospital", String(63), primary_key=True),
+    Column("flags", Json, nullable=False),
+    Column("excluded", Boolean, nullable=False),
+    Column("ratio", String(16), nullable=False, comment="length over the round's median, two digits"),
+    Column("cosine", String(16), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="updates that looked wrong, by the round that they would have counted in; a row never goes",
 )
 
 privacy_spent = Table(

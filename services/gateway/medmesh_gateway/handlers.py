@@ -18,6 +18,7 @@ from medmesh.contracts.federation import (
     RoundStored,
     RoundVoided,
     SecureAdvanced,
+    UpdateFlagged,
 )
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, HospitalEvent, OperationFinished
@@ -34,6 +35,7 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
     RoundStored,
     SecureAdvanced,
     RoundVoided,
+    UpdateFlagged,
     FederationPaused,
     FederationResumed,
     ParticipantDropped,

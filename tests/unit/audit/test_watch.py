@@ -100,8 +100,15 @@ def test_a_hospital_that_was_shown_another_log() -> None:
     assert (found.rule, found.seq, watch.SEVERITY[found.rule]) == ("log_refused", 2, "critical")
 
 
+def test_an_update_that_looks_wrong_names_its_hospital() -> None:
+    about = (Entity("federation", "f-1"), Entity("hospital", "renji"))
+    flagged, usual = AuditEntry("federation.flag", "E", 4, "copied", entities=about), AuditEntry("federation.round", "E", entities=about)
+    (found,) = watch.flagged([seen(1, usual), seen(2, flagged)])
+    assert (found.rule, found.about, found.seq) == ("update_flagged", "hospital:renji", 2)
+
+
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
     rules |= {"log_alarm", "record_altered", "split_view", "emergency", "emergency_overdue", "checkpoint_old", "log_heartbeat"}
-    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere", "program_changed", "log_refused"}
+    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere", "program_changed", "log_refused", "update_flagged"}
     assert set(watch.SEVERITY) == rules

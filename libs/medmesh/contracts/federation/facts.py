@@ -11,6 +11,7 @@ from medmesh.contracts.federation.common import CandidateModel, Reviews, RoundKi
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Event, HospitalEvent, Identifier, ObjectRef, Sha256
 from medmesh.contracts.plan import Plan
+from medmesh.contracts.screening import Flag
 
 
 class FederationInvited(HospitalEvent):
@@ -115,6 +116,19 @@ class RoundCommitted(Event):
     """SHA-256 over the previous round's chain (the plan hash at first), this round's number, kind, model and state."""
     state: Sha256 | None = None
     """What the algorithm remembers on the platform after this round."""
+
+
+class UpdateFlagged(HospitalEvent):
+    """An update looks wrong, for these reasons. It counts all the same unless it is `excluded` from its round's model."""
+
+    TYPE: ClassVar[str] = "federation.update.flagged.v1"
+
+    federation: str
+    round: int
+    attempt: int
+    hospital: Identifier
+    flags: tuple[Flag, ...]
+    excluded: bool
 
 
 class RoundStored(HospitalEvent):

@@ -11,6 +11,7 @@ from medmesh.contracts.federation.common import Work
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
+from medmesh.contracts.screening import Flag
 
 
 class ProgressView(Record):
@@ -42,6 +43,14 @@ class AnswerView(Record):
     milliseconds: dict[Work, int] = Field(default_factory=dict)
     counted: int | None = None
     """The later round that this update is part of, where rounds do not wait for the slow."""
+    flags: tuple[Flag, ...] = ()
+    """Why this update looks wrong, if it does."""
+    excluded: bool = False
+    """It does not count in the round."""
+    ratio: float | None = None
+    """Of one that was flagged: its length over the round's median; shown to people and to its own hospital."""
+    cosine: float | None = None
+    """Likewise, to the mean direction of the others."""
 
 
 class SumView(Record):
