@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,17 @@ from tests.integration import test_federation as plain
 from tests.integration.test_federation import SETTINGS
 from tests.platform import Platform, platform
 
-from medmesh.contracts.federation import RoundCommitted, RoundOpened, RoundVoided, SubmitUpdate, UpdateFlagged
+from medmesh.contracts.federation import (
+    ParticipantQuarantined,
+    ParticipantReleased,
+    QuarantineHospital,
+    RoundCommitted,
+    RoundOpened,
+    RoundVoided,
+    SubmitUpdate,
+    UpdateFlagged,
+)
+from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.screening import Flag
 from medmesh.embedded.testing import RunningServers
@@ -23,6 +34,7 @@ from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh.store.objects.port import file_digest, load
 from medmesh_federation import results
+from medmesh_federation.quarantine import release_digest
 from medmesh_federation.service import SERVICE
 
 FOUR = ("huashan", "renji", "tongji", "xinhua")
@@ -169,3 +181,77 @@ async def test_what_dies_after_it_recorded_and_before_it_committed_leaves_the_sa
     assert first == second
     assert (first.model, first.excluded) == (done.model, {BAD})
     assert len(p.emitted(UpdateFlagged)) == 1
+
+
+async def release(p: Platform, federation: str, approval: str) -> None:
+    """Others approve that the bad one comes back from the quarantine it is in."""
+    digest = next(one.release for one in (await view(p, federation)).participants if one.hospital == BAD)
+    assert digest is not None
+    target = f"{federation}/{BAD}"
+    token = p.approval("federation.release", target, digest, approval=approval)
+    grant = ApprovalGranted(approval=approval, action="federation.release", target=target, digest=digest, token=token)
+    await p.publish(grant, source="governance")
+
+
+async def test_a_flagged_hospital_is_in_quarantine_until_others_approved_exactly_this_release(p: Platform) -> None:
+    federation = await start(p, rounds=5, screening={"action": "quarantine"})
+    first = await model_of(p, (await opened(p, 1)).data.base)
+    await answered(p, 1, first)
+    assert BAD not in (await committed(p, 1)).participants
+    told = (await p.wait(ParticipantQuarantined)).data
+    assert (told.hospital, told.reason) == (BAD, "unchanged")
+    two = (await opened(p, 2)).data
+    assert two.hospitals == tuple(h for h in FOUR if h != BAD), "it is not asked"
+
+    await release(p, federation, "one")
+    assert (await p.wait(ParticipantReleased)).data.hospital == BAD
+    base = await model_of(p, two.base)
+    for hospital in two.hospitals:
+        await give(p, two, hospital, await put(p, honest(base, hospital, 2), f"two-{hospital}"))
+    three = (await opened(p, 3)).data
+    assert three.hospitals == FOUR, "it is back"
+
+    # A person's word: at once, also what it gave to the open round; and the approval of the first quarantine opens no second one.
+    base = await model_of(p, three.base)
+    await give(p, three, BAD, await put(p, honest(base, BAD, 3), "three-bad"))
+    command = QuarantineHospital(federation=federation, hospital=BAD, reason="its scanner is miscalibrated")
+    assert (await p.send(command, p.person("li", "researcher"))).result == {"state": "quarantined"}
+    assert (await p.send(command, p.person("li", "researcher"))).result == {"state": "quarantined"}, "again: nothing more"
+    for hospital in FOUR[:3]:
+        await give(p, three, hospital, await put(p, honest(base, hospital, 3), f"three-{hospital}"))
+    assert (await committed(p, 3)).participants == FOUR[:3]
+    four = (await opened(p, 4)).data
+    refused = await p.send(SubmitUpdate(**late(four), update=three.base, samples=1), p.hospital(BAD))
+    assert (refused.problem or {})["code"] == "federation.not_assigned"
+    old = release_digest(federation, four.plan_hash, BAD, 1)
+    token = p.approval("federation.release", f"{federation}/{BAD}", old, approval="old")
+    grant = ApprovalGranted(approval="old", action="federation.release", target=f"{federation}/{BAD}", digest=old, token=token)
+    await p.publish(grant, source="governance")
+    base = await model_of(p, four.base)
+    for hospital in FOUR[:3]:
+        await give(p, four, hospital, await put(p, honest(base, hospital, 4), f"four-{hospital}"))
+    assert (await opened(p, 5)).data.hospitals == FOUR[:3], "an approval of another quarantine"
+    states = {one.hospital: one.state for one in (await view(p, federation)).participants}
+    assert states == {**dict.fromkeys(FOUR[:3], "accepted"), BAD: "quarantined"}
+    kinds = [r["sub"] for r in await p.audited("federation") if r["sub"] in ("federation.quarantine", "federation.release")]
+    assert kinds == ["federation.quarantine", "federation.release", "federation.quarantine"]
+    stranger = QuarantineHospital(federation=federation, hospital="nobody", reason="who is this")
+    assert ((await p.send(stranger, p.person("li", "researcher"))).problem or {})["code"] == "federation.cannot_quarantine"
+
+
+def late(one: RoundOpened) -> dict[str, Any]:
+    return {"federation": one.federation, "round": one.round, "attempt": one.attempt}
+
+
+async def test_where_too_few_are_left_it_waits_for_people_and_does_not_fail(servers: RunningServers, private: Path) -> None:
+    settings = {"federation": {**SETTINGS["federation"], "quorum_grace_seconds": 0.3}}
+    async with platform(servers, private, SERVICE, settings=settings) as p:
+        federation = await start(p, rounds=1, min_participants=4, screening={"action": "quarantine"})
+        base = await model_of(p, (await opened(p, 1)).data.base)
+        await answered(p, 1, base)
+        await p.wait(ParticipantQuarantined, timeout=30)
+        await asyncio.sleep(1.5)
+        assert (await view(p, federation)).state == "running"
+        await release(p, federation, "one")
+        await p.wait(ParticipantReleased)
+        assert (await opened(p, 1, 2)).data.hospitals == FOUR

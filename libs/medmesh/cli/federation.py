@@ -143,6 +143,31 @@ def resume(identifier: str) -> int:
 
 @federation.command()
 @click.argument("identifier")
+@click.argument("hospital")
+@click.option("--reason", required=True)
+def quarantine(identifier: str, hospital: str, reason: str) -> int:
+    """Leave HOSPITAL out, at once, until others approve its release.  立即隔离某医院，直至获批解除。"""
+    return _steer(identifier, lambda one: one.quarantine(hospital, reason))
+
+
+@federation.command()
+@click.argument("identifier")
+@click.argument("hospital")
+def release(identifier: str, hospital: str) -> int:
+    """What to ask approval for so that HOSPITAL may take part again.  查看解除隔离所需的审批申请。"""
+    from medmesh.client.federation import Federation
+
+    view = with_gateway(lambda gateway: Federation(gateway, identifier).view())
+    digest = next((one.release for one in view.participants if one.hospital == hospital), None)
+    if digest is None:
+        click.echo(say(f"{hospital} is not in quarantine", f"{hospital} 未被隔离"), err=True)
+        return 1
+    click.echo(f"medmesh approval request federation.release {identifier}/{hospital} {digest}")
+    return 0
+
+
+@federation.command()
+@click.argument("identifier")
 @click.option("--minutes", type=float, required=True)
 def extend(identifier: str, minutes: float) -> int:
     """Give the open round so many more minutes.  延长本轮时限。"""

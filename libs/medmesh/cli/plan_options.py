@@ -45,7 +45,7 @@ _TRAINING = (
     ),
     click.option(
         "--screening",
-        type=click.Choice(["off", "note", "exclude"]),
+        type=click.Choice(["off", "note", "exclude", "quarantine"]),
         help="What becomes of updates that look wrong. By default they are noted wherever single updates may be seen.",
     ),
     click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden."),

@@ -215,6 +215,19 @@ class Federation:
         """Go on after a pause. Answers `{"state"}`."""
         return await self._do("resume", {})
 
+    async def quarantine(self, hospital: str, reason: str) -> Any:
+        """A hospital takes no part, at once, until its release is approved. Answers `{"state"}`."""
+        return await self._do("quarantine", {"hospital": hospital, "reason": reason})
+
+    async def request_release(self, hospital: str) -> str:
+        """Ask that others approve the end of this quarantine. Answers the approval's id. Raises `Problem`."""
+        theirs = next((one for one in (await self.view()).participants if one.hospital == hospital), None)
+        if theirs is None or theirs.release is None:
+            state = "-" if theirs is None else theirs.state
+            raise Problem("federation.not_quarantined", federation=self.federation, hospital=hospital, state=state)
+        body = {"action": "federation.release", "target": f"{self.federation}/{hospital}", "digest": theirs.release}
+        return str((await self.gateway.command("POST", "/v1/approvals", body))["approval"])
+
     async def extend(self, seconds: int) -> Any:
         """Give the open round more time. Answers `{"deadline"}`."""
         return await self._do("extension", {"seconds": seconds})

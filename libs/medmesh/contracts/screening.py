@@ -38,10 +38,11 @@ class Screening(Record):
     Croux 1993) away from the median, so that hospitals which merely differ are not flagged. Length and direction are judged among three
     and more.
 
-    `action`: flags are noted only, or the update is left out of its round.
+    `action`: flags are noted only, or the update is left out of its round, or its hospital is also left out of the next ones until others
+    approved its release.
     """
 
-    action: Literal["note", "exclude"] = "note"
+    action: Literal["note", "exclude", "quarantine"] = "note"
     longer: str = "3"
     """Times the median length."""
     shorter: str = "0.05"

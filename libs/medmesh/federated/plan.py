@@ -165,6 +165,10 @@ def _pace(plan: Plan, language: str) -> list[str]:
 _FLAGGED = {
     "note": ("is recorded, and counts all the same", "仅作记录，仍计入聚合"),
     "exclude": ("does not count in its round", "不计入本轮聚合"),
+    "quarantine": (
+        "does not count, and its hospital takes no part until others approve its release",
+        "不计入聚合，且该医院须经批准解除隔离后方可继续参加",
+    ),
 }
 
 

@@ -55,6 +55,7 @@ CLASSES: dict[str, AuditClass] = {
     "federation.create": "privileged",
     "federation.cancel": "clinical",
     "federation.pause": "clinical",
+    "federation.quarantine": "clinical",
     "federation.read": "reading",
     "federation.respond": "clinical",
     "federation.submit": "clinical",

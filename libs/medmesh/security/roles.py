@@ -58,6 +58,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "federation.create": ("researcher",),
     "federation.cancel": ("researcher", "system_administrator"),
     "federation.pause": ("researcher", "system_administrator"),
+    "federation.quarantine": ("researcher", "security_administrator", "system_administrator"),
     "federation.read": ("researcher", "approver", "auditor", "hospital", "system_administrator"),
     "federation.respond": ("hospital",),
     "federation.submit": ("hospital",),

@@ -32,6 +32,7 @@ ASKED_FOR = frozenset(
         "annotation.export",
         "audit.export",
         "dataset.release",
+        "federation.release",
         "federation.start",
         "label.change",
         "log.prune",

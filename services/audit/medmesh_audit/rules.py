@@ -15,7 +15,16 @@ DENIALS = 10
 SKEW = timedelta(seconds=2)
 EXPORTS = frozenset({"annotation.export", "audit.copy", "audit.download", "audit.export"})
 FEWEST_EXPORTS = 20
-VERBS = ("access.elsewhere", "audit.alarm.", "audit.witness_refused", "emergency.", "federation.flag", "log.refused", "program.verify")
+VERBS = (
+    "access.elsewhere",
+    "audit.alarm.",
+    "audit.witness_refused",
+    "emergency.",
+    "federation.flag",
+    "federation.quarantine",
+    "log.refused",
+    "program.verify",
+)
 """What records are remarkable for themselves begin with."""
 SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "auth_failures": "warning",
@@ -28,6 +37,7 @@ SEVERITY: dict[str, Literal["warning", "critical"]] = {
     "emitter_gap": "critical",
     "export_volume": "warning",
     "heartbeat": "warning",
+    "hospital_quarantined": "warning",
     "log_alarm": "critical",
     "log_heartbeat": "critical",
     "log_refused": "critical",
@@ -156,11 +166,12 @@ def refused(tail: Iterable[Seen]) -> list[Anomaly]:
 
 
 def flagged(tail: Iterable[Seen]) -> list[Anomaly]:
-    """A hospital's update of a federation looks wrong: poisoned, copied, replayed or not trained."""
+    """A hospital's update of a federation looks wrong (poisoned, copied, replayed or not trained), or the hospital is in quarantine."""
+    rules = {"federation.flag": "update_flagged", "federation.quarantine": "hospital_quarantined"}
     return [
-        _anomaly("update_flagged", f"{e['type']}:{e['id']}", seen)
+        _anomaly(rules[seen.record["sub"]], f"{e['type']}:{e['id']}", seen)
         for seen in tail
-        if seen.record["sub"] == "federation.flag" and seen.record["src"]["service"] == "federation"
+        if seen.record["sub"] in rules and seen.record["src"]["service"] == "federation"
         for e in seen.record["entities"][1:2]
     ]
 

@@ -167,6 +167,13 @@ async def _dropped(event: Envelope[fed.ParticipantDropped | fed.ParticipantWithd
     return None
 
 
+async def _quarantined(event: Envelope[fed.ParticipantQuarantined | fed.ParticipantReleased], uow: UnitOfWork[Any]) -> None:
+    said = event.data
+    if said.hospital == uow.ports.settings.hospital:
+        over = isinstance(said, fed.ParticipantReleased)
+        log("edge.released" if over else "edge.quarantined", level=30, federation=said.federation)
+
+
 async def _flagged(event: Envelope[fed.UpdateFlagged], uow: UnitOfWork[Any]) -> None:
     """The platform finds this hospital's update wrong: said here too, because a node may send what nobody here meant to."""
     said = event.data
@@ -237,6 +244,8 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.FederationResumed, _resumed),
     (fed.ParticipantWithdrew, _dropped),
     (fed.ParticipantDropped, _dropped),
+    (fed.ParticipantQuarantined, _quarantined),
+    (fed.ParticipantReleased, _quarantined),
     (fed.FederationCompleted, _completed),
     (fed.FederationFailed, _failed),
     (ModelReleased, _released),

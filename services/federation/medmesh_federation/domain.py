@@ -1,7 +1,8 @@
 """The rules of a federation as one pure function: from what is known to the one thing to do next.
 
 Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled.
-Participant: invited -> accepted | declined; accepted <-> dropped; dropped -> excluded; all three -> withdrawn.
+Participant: invited -> accepted | declined; accepted <-> dropped; dropped -> excluded;
+accepted | dropped -> quarantined -> dropped; all of these -> withdrawn.
 Round: open -> committed | void | skipped (a secure sum that stayed closed: its number is spent).
 Rounds 1..R train; with a baseline R+1 trains everybody alone; the last evaluates all
 models. Where training ends early, the rounds up to R are left out.
@@ -225,7 +226,7 @@ def _inviting(s: Situation) -> Step | None:
 def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     current = s.round
     last = current is not None and current.state in OVER and kind_of(s.plan, current.number + 1) is None
-    if not last and len(s.those("accepted") | s.those("dropped")) < s.plan.min_participants:
+    if not last and len(s.those("accepted") | s.those("dropped") | s.those("quarantined")) < s.plan.min_participants:
         return Move(State.FAILED, "federation.quorum_lost")  # too many left for good
     if current is None or current.state in (*OVER, "void"):
         return _open_next(s, quorum_grace, max_voids)
@@ -280,7 +281,8 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     back = s.online & s.those("dropped")
     assigned = ((s.online & s.those("accepted")) - (s.busy if kind is RoundKind.TRAIN else frozenset())) | back
     if len(assigned) < s.plan.min_participants:
-        if s.waiting_since is not None and (s.now - s.waiting_since).total_seconds() > quorum_grace:
+        people_decide = len(assigned | s.those("quarantined")) >= s.plan.min_participants
+        if not people_decide and s.waiting_since is not None and (s.now - s.waiting_since).total_seconds() > quorum_grace:
             return Move(State.FAILED, "federation.quorum_lost")
         return Wait() if s.waiting_since is None else None
     attempt = current.attempt + 1 if current is not None and current.state == "void" else 1

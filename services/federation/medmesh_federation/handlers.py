@@ -233,7 +233,8 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
     current = await uow.first(select(rounds).where(where))
     if current is None or uow.actor.id not in current.assigned:
         raise Problem("federation.not_assigned", federation=federation, round=number)
-    return row, current, current.state != "open" or row.state not in (State.RUNNING, State.PAUSED)
+    # Of one in quarantine it is taken, and counts nowhere.
+    return row, current, current.state != "open" or row.state not in (State.RUNNING, State.PAUSED) or mine.state == "quarantined"
 
 
 async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:

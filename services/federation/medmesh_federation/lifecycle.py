@@ -89,7 +89,7 @@ async def withdraw(command: Envelope[WithdrawFromFederation], uow: UnitOfWork[Po
     if mine.state == "withdrawn":
         uow.unchanged()
         return {"state": mine.state, "rounds": len(part)}
-    if mine.state not in ("accepted", "dropped", "excluded"):
+    if mine.state not in ("accepted", "dropped", "excluded", "quarantined"):
         raise Problem("federation.not_taking_part", federation=row.federation, state=mine.state)
     where = (participants.c.federation == row.federation) & (participants.c.hospital == uow.actor.id)
     await uow.execute(update(participants).where(where).values(state="withdrawn", reason=command.data.reason))

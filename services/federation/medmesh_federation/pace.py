@@ -40,10 +40,12 @@ async def busy(uow: UnitOfWork[Any], federation: str, plan: Plan, number: int) -
 
 async def waiting(uow: UnitOfWork[Any], federation: str, plan: Plan, number: int, answered: frozenset[str]) -> Mapping[str, Any]:
     """By hospital the late update that counts in round `number`, its newest, with the model `base` it was trained from; of those that have
-    not `answered` this round themselves, and have not left."""
+    not `answered` this round themselves, and have neither left nor are in quarantine."""
     if plan.pace is None:
         return {}
-    gone = select(participants.c.hospital).where(participants.c.federation == federation, participants.c.state == "withdrawn")
+    gone = select(participants.c.hospital).where(
+        participants.c.federation == federation, participants.c.state.in_(["withdrawn", "quarantined"])
+    )
     usable = answers.c.late & answers.c.counted.is_(None) & answers.c.failed.is_(None) & answers.c.update.is_not(None)
     wanted = select(answers, rounds.c.base).join(rounds, _SAME).where(_trained(federation, plan, number), usable)
     found = await uow.all(wanted.where(answers.c.hospital.not_in(gone)).order_by(answers.c.round))

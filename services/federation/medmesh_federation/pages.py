@@ -21,6 +21,7 @@ from medmesh.errors import Problem
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import Ports
+from medmesh_federation.quarantine import release_digest
 from medmesh_federation.tables import answers, flags, participants, rounds
 
 ROOM = MAX_MESSAGE_BYTES - 4096
@@ -93,6 +94,7 @@ async def _participants(uow: UnitOfWork[Ports], row: Any, plan: Plan, made: Page
             online=leases.online(p.hospital, plan.lease_seconds),
             drops=p.drops,
             reason=p.reason,
+            release=release_digest(row.federation, row.plan_hash, p.hospital, p.quarantines) if p.state == "quarantined" else None,
             progress=progress.of(row.federation, p.hospital),
         )
         if not made.takes(view, forced=made.empty):

@@ -14,6 +14,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.contracts.screening import Screening
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation import quarantine
 from medmesh_federation.handlers import FLAGGED, entity, invited
 from medmesh_federation.tables import answers, flags
 
@@ -85,6 +86,8 @@ async def record(uow: UnitOfWork[Any], row: Any, number: int, attempt: int, give
         detail: dict[str, str | int | bool] = {"round": number, "excluded": excluded}
         entities = (entity(row), Entity("hospital", a.hospital))
         uow.audit(AuditEntry("federation.flag", "E", outcome=4, why=why, entities=entities, hospitals=invited(row), detail=detail))
+        if plan.screening.action == "quarantine":
+            await quarantine.put(uow, row, a.hospital, why)
         log("federation.update.flagged", level=30, federation=row.federation, hospital=a.hospital, round=number, why=why)
     return excluded
 

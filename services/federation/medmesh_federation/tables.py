@@ -55,6 +55,7 @@ participants = Table(
     Column("signature", Text),
     Column("drops", Integer, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("quarantines", Integer, nullable=False, server_default=text("0")),
     Column("answered_at", Timestamp),
     comment="`signature` is the hospital's acceptance, signed with its own key",
 )

@@ -127,6 +127,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/federations/{federation}/cancel", federation.CancelFederation),
     Route("POST", "/v1/federations/{federation}/pause", federation.PauseFederation),
     Route("POST", "/v1/federations/{federation}/resume", federation.ResumeFederation),
+    Route("POST", "/v1/federations/{federation}/quarantine", federation.QuarantineHospital),
     Route("POST", "/v1/federations/{federation}/extension", federation.ExtendRound),
     Route("POST", "/v1/federations/{federation}/answer", federation.RespondInvitation),
     Route("POST", "/v1/federations/{federation}/withdrawal", federation.WithdrawFromFederation),

@@ -15,6 +15,7 @@ APPROVABLE = frozenset(
         "annotation.export",
         "audit.export",
         "dataset.release",
+        "federation.release",
         "federation.start",
         "hospital.enrol",
         "label.change",

@@ -10,7 +10,7 @@ from sqlalchemy import Select, insert, select, update
 
 from medmesh.contracts.annotation import LabelsExported
 from medmesh.contracts.audit import ExportFinished, LogChanged
-from medmesh.contracts.federation import FederationStarted
+from medmesh.contracts.federation import FederationStarted, ParticipantReleased
 from medmesh.contracts.governance import (
     ApprovalExpired,
     ApprovalGranted,
@@ -160,6 +160,12 @@ async def federation_started(event: Envelope[FederationStarted], uow: UnitOfWork
     await _executed(uow, "federation.start", event.data.federation)
 
 
+@HANDLERS.on(ParticipantReleased)
+async def participant_released(event: Envelope[ParticipantReleased], uow: UnitOfWork[Ports]) -> None:
+    """The hospital whose release was approved may take part again."""
+    await _executed(uow, "federation.release", f"{event.data.federation}/{event.data.hospital}")
+
+
 @HANDLERS.on(ModelReleased)
 async def model_released(event: Envelope[ModelReleased], uow: UnitOfWork[Ports]) -> None:
     """The release that was approved is out."""
@@ -194,8 +200,9 @@ async def log_changed(event: Envelope[LogChanged], uow: UnitOfWork[Ports]) -> No
 
 @HANDLERS.on(LabelChanged)
 async def label_changed(event: Envelope[LabelChanged], uow: UnitOfWork[Ports]) -> None:
-    """The label that was approved is on the object."""
-    await _executed(uow, "label.change", f"{event.data.kind}/{event.data.id}")
+    """The label that was approved is on the object; one that was raised took no approval."""
+    if event.data.approval:
+        await _executed(uow, "label.change", f"{event.data.kind}/{event.data.id}")
 
 
 async def _executed(uow: UnitOfWork[Ports], action: str, target: str) -> None:

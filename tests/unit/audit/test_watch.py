@@ -110,5 +110,13 @@ def test_an_update_that_looks_wrong_names_its_hospital() -> None:
 def test_every_rule_has_a_severity() -> None:
     rules = {"auth_failures", "access_denied", "clock_skew", "policy_changed", "export_volume", "emitter_gap", "heartbeat", "root_mismatch"}
     rules |= {"log_alarm", "record_altered", "split_view", "emergency", "emergency_overdue", "checkpoint_old", "log_heartbeat"}
-    rules |= {"outside_hours", "outside_purpose", "admin_elsewhere", "program_changed", "log_refused", "update_flagged"}
+    rules |= {
+        "outside_hours",
+        "outside_purpose",
+        "admin_elsewhere",
+        "program_changed",
+        "log_refused",
+        "update_flagged",
+        "hospital_quarantined",
+    }
     assert set(watch.SEVERITY) == rules

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from medmesh.contracts.federation.common import Reviews
 from medmesh.contracts.labels import SecurityLabel
-from medmesh.contracts.message import Command, Names, ObjectRef
+from medmesh.contracts.message import Command, Identifier, Names, ObjectRef
 from medmesh.contracts.plan import Plan
 
 
@@ -21,6 +21,8 @@ class CreateFederation(Command):
     TYPE: ClassVar[str] = "federation.create.v1"
     ACTION: ClassVar[str] = "federation.create"
     MAKES: ClassVar[str] = "federation"
+
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("file", "{initial.sha256}", "object.read"),)
 
     plan: Plan
     package: ObjectRef
@@ -58,6 +60,19 @@ class ResumeFederation(Command):
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
+
+
+class QuarantineHospital(Command):
+    """A hospital takes no part until people approved its release (`federation.release`): what it gave to the open round does not count.
+    It works at once. Result: `{"state": "quarantined"}`."""
+
+    TYPE: ClassVar[str] = "federation.quarantine.v1"
+    ACTION: ClassVar[str] = "federation.quarantine"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    hospital: Identifier
+    reason: str = Field(min_length=1, max_length=200)
 
 
 class ExtendRound(Command):

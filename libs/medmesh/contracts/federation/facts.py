@@ -209,6 +209,25 @@ class ParticipantRejoined(Event):
     round: int
 
 
+class ParticipantQuarantined(HospitalEvent):
+    """A hospital takes no part until its release is approved: its update was flagged, or a person decided so."""
+
+    TYPE: ClassVar[str] = "federation.participant.quarantined.v1"
+
+    federation: str
+    hospital: Identifier
+    reason: str
+
+
+class ParticipantReleased(HospitalEvent):
+    """People approved that it takes part again, from the next round on."""
+
+    TYPE: ClassVar[str] = "federation.participant.released.v1"
+
+    federation: str
+    hospital: Identifier
+
+
 class FederationCompleted(HospitalEvent):
     """The final model: that of training round `rounds`, with the part of each of `contributors` in it; `participants` are those who
     belong to the federation at its end."""

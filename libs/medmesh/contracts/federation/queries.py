@@ -29,6 +29,8 @@ class ParticipantView(Record):
     online: bool
     drops: int
     reason: str = ""
+    release: Sha256 | None = None
+    """Of one in quarantine: the digest under which its release is approved."""
     progress: ProgressView | None = None
 
 

@@ -1,12 +1,12 @@
-"""Updates that look wrong."""
+"""Updates that look wrong, and quarantine."""
 
 import sqlalchemy as sa
 from alembic import op
 
 from medmesh.store import types
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -15,6 +15,7 @@ def upgrade() -> None:
     mark = "of the update's tensors, as it travelled"
     op.add_column("answers", sa.Column("fingerprint", sa.String(length=64), nullable=True, comment=mark))
     op.create_index("ix_answers_fingerprint", "answers", ["federation", "fingerprint"])
+    op.add_column("participants", sa.Column("quarantines", sa.Integer(), server_default=sa.text("0"), nullable=False))
     op.create_table(
         "flags",
         sa.Column("federation", sa.String(length=36), nullable=False),
