@@ -49,10 +49,14 @@ async def scores(uow: UnitOfWork[Any], federation: str, plan: Plan) -> Mapping[i
     same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
     wanted = select(answers.c.round, answers.c.results).join(rounds, same)
     counted = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
+    counted &= ~rounds.c.undone
+    trained = (rounds.c.federation == federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+    made = [one.round for one in await uow.all(select(rounds.c.round).where(trained, ~rounds.c.undone).order_by(rounds.c.round))]
+    before = dict(zip(made, [0, *made], strict=False))  # where rounds were undone, the number before is not the round before
     tables: dict[int, list[Counts]] = {}
     for row in await uow.all(wanted.where(rounds.c.federation == federation, counted)):
         if row.results:
-            tables.setdefault(row.round - 1, []).append(row.results["base"])
+            tables.setdefault(before[row.round], []).append(row.results["base"])
     return {number: score(plan.stop.metric, found) for number, found in tables.items()}
 
 
@@ -63,6 +67,7 @@ async def global_models(uow: UnitOfWork[Any], row: Any, situation: Situation) ->
     if stop is None or (number := best(stop, await scores(uow, row.federation, situation.plan))) is None:
         return [last]
     where = (rounds.c.federation == row.federation) & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.state == "committed")
+    where &= ~rounds.c.undone
     made = {found.round: found.model for found in await uow.all(select(rounds.c.round, rounds.c.model).where(where))}
     older = ObjectRef.model_validate(made.get(number) or row.initial)
     if older == last.weights:

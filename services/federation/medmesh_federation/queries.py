@@ -119,6 +119,7 @@ def _round_view(row: Any, given: tuple[AnswerView, ...]) -> RoundView:
         model=row.model,
         chain=row.chain,
         answers=given,
+        undone=row.undone,
         aggregate_milliseconds=row.aggregate_milliseconds,
     )
 
