@@ -28,7 +28,7 @@ TWO = ("huashan", "renji")
 
 @pytest.fixture
 async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings={"federation": {"tick_seconds": 0.1, "states_kept": 2}}) as made:
+    async with platform(servers, private, SERVICE, settings={"federation": {"tick_seconds": 0.1, "states_kept": 3}}) as made:
         yield made
 
 
