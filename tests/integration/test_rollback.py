@@ -61,7 +61,7 @@ async def test_the_next_round_begins_with_the_earlier_model_and_with_what_the_se
     first = await trained(p, 1, 1.0)
     assert await value_of(p, first.model) == 1.0
     assert await value_of(p, (await trained(p, 2, 3.0)).model) == 3.9
-    third = await trained(p, 3, 3.0)
+    third = await trained(p, 3, 3.5)
     await p.wait(RoundStored, lambda event: event.data.round == 3)
     four = (await opened(p, 4)).data
     await submit(p, four, "huashan", 9.0)  # what was given to the open round comes to nothing
