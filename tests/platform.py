@@ -24,7 +24,7 @@ from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec
 from medmesh.bus.topology import consumers, streams
 from medmesh.contracts.governance import Approvals, DecideApproval, ListApprovals
-from medmesh.contracts.labels import OWNERS, DescribeObject, ObjectView, SecurityLabel
+from medmesh.contracts.labels import FILES, OWNERS, DescribeObject, FileView, FindFile, ObjectView, SecurityLabel
 from medmesh.contracts.message import Command, Envelope, Event, OperationFinished, Query, Record, decode, encode, envelope
 from medmesh.embedded.testing import RunningServers
 from medmesh.embedded.testing import servers as embedded_servers
@@ -70,6 +70,8 @@ class Platform:
     nodes: dict[str, tuple[EllipticCurvePrivateKey, x509.Certificate]] = field(default_factory=dict)
     objects: dict[tuple[str, str], ObjectView] = field(default_factory=dict)
     """What services that do not run here answer about their objects; any other of theirs is `internal` and the platform's."""
+    files: list[tuple[str, str, ObjectView]] = field(default_factory=list)
+    """Service, SHA-256 and object of the files of services that do not run here."""
 
     def person(self, name: str, *roles: str, organisation: str = "platform", clearance: Label | None = None) -> str:
         """The token of a person with these roles who has just shown the second factor, cleared as a new account is."""
@@ -128,6 +130,12 @@ class Platform:
             maker="person:wang@platform",
         )
         return self.objects.get((asked.kind, asked.id), usual).model_dump_json().encode()
+
+    async def whose(self, body: bytes) -> bytes:
+        """Stands for a service that does not run here: what files its objects have."""
+        asked = decode(body, FindFile).data
+        things = [one for owner, sha256, one in self.files if (owner, sha256) == (asked.service, asked.sha256)]
+        return FileView(things=tuple(things)).model_dump_json().encode()
 
     async def refused(self, query: Query, token: str | None = None) -> str:
         """The code a query is refused with; "" when it is not."""
@@ -223,6 +231,8 @@ async def platform(
             await delivery.ack()
 
         stack.push_async_callback((await bus.consume(watcher, see, concurrency=1)).stop)
+        for owner in sorted(set(FILES) - {spec.name for spec in specs}):
+            stack.push_async_callback((await bus.serve(f"medmesh.qry.{owner}.find-file.v1", p.whose, queue=owner)).stop)
         for owner in sorted({one for owners in OWNERS.values() for one in owners} - {spec.name for spec in specs}):
             stack.push_async_callback((await bus.serve(f"medmesh.qry.{owner}.describe-object.v1", p.describe, queue=owner)).stop)
         database = await _database(servers, folder, specs)

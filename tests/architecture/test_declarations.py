@@ -13,7 +13,7 @@ from tests.architecture.sources import ROOT, calls, python_files, relative, tree
 from medmesh.bus.topology import EVERY_SERVICE_ASKS, OPERATOR_SENDS, permissions
 from medmesh.cli.schemas import event_schemas
 from medmesh.cli.schemas_flows import file_name, messages
-from medmesh.contracts.labels import OWNERS, ChangeLabel, DescribeObject, LabelChanged
+from medmesh.contracts.labels import OWNERS, ChangeLabel, DescribeObject, FindFile, LabelChanged
 from medmesh.contracts.message import Command, Event, Exchange, HospitalEvent, Message, OperationFinished, Query, Signal
 from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
 from medmesh.security.roles import PERSON_ROLES, TABLE
@@ -24,7 +24,7 @@ from medmesh_gateway.routes import ROUTES
 SPECS = services()
 MESSAGES = messages()
 BY_NAME = {message.__name__: message for message in MESSAGES}
-OF_EVERY_SERVICE: set[type[Message]] = {ListDeadLetters, ReplayDeadLetter, DescribeObject, ChangeLabel}
+OF_EVERY_SERVICE: set[type[Message]] = {ListDeadLetters, ReplayDeadLetter, DescribeObject, ChangeLabel, FindFile}
 """Queries that the library answers for every service that has such things."""
 FOLDERS = sorted(path.name for path in (ROOT / "services").iterdir() if path.is_dir())
 
@@ -197,7 +197,7 @@ def test_every_labelled_kind_has_an_owner_who_labels_it() -> None:
         assert kind_ in SPECS[OWNERS[kind_][0]].handlers.labelled, kind_
     for name, spec in SPECS.items():
         if spec.handlers.labelled | spec.handlers.copied:
-            assert {"object_labels", "label_changes"} <= set(spec.metadata.tables), name
+            assert {"object_labels", "label_changes", "label_sources", "labels_heard", "object_files"} <= set(spec.metadata.tables), name
 
 
 @pytest.mark.parametrize("message", [*kind(Command), *kind(Query)], ids=file_name)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from tests.platform import Platform, platform
 
 from medmesh.canonical import canonical
 from medmesh.contracts.annotation import CreateProject, GetProject, ProjectView
 from medmesh.contracts.federation import FederationCompleted
-from medmesh.contracts.labels import ChangeLabel, LabelAnswer, LabelChanged, ObjectView, SecurityLabel
+from medmesh.contracts.labels import ChangeLabel, DescribeObject, LabelAnswer, LabelChanged, ObjectView, SecurityLabel
 from medmesh.contracts.message import OperationFinished
 from medmesh.contracts.registry import GetModel, Lineage, ListModels, ModelList, ModelRegistered, PrepareRelease, RegisterModel, VersionView
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.labels import EVERY, Label, Level
+from medmesh.service.derivation import HEARD
 from medmesh_annotation.service import SERVICE as ANNOTATION
 from medmesh_registry.service import SERVICE as REGISTRY
 
@@ -158,3 +161,138 @@ async def test_only_an_approval_of_exactly_this_lowers_a_label(p: Platform) -> N
     assert (await p.ask(wanted.model_copy(update={"label": SecurityLabel(level="core")}), LabelAnswer, admin)).state == "changed"
     await grant("a-3", answer.target, answer.digest)
     assert await label_of(p) == SecurityLabel(level="core")
+
+
+CORE = SecurityLabel(level="core")
+
+
+def raised(id_: str, label: SecurityLabel, before: SecurityLabel, *, revision: int = 1, kind: str = "dataset") -> LabelChanged:
+    service = {"dataset": "ingestion", "federation": "federation", "job": "training"}[kind]
+    return LabelChanged(service=service, kind=kind, id=id_, label=label, before=before, revision=revision)
+
+
+async def described(p: Platform, service: str, kind: str, id_: str) -> SecurityLabel | None:
+    return (await p.ask(DescribeObject(service=service, kind=kind, id=id_), ObjectView, p.service("gateway"))).label
+
+
+async def test_what_was_made_before_a_label_was_raised_is_raised_with_it_and_never_lowered(p: Platform) -> None:
+    """From a data set to a project, and from a job to a model to its release, each once, whatever the order of the facts."""
+    from tests.integration.test_registry import _completed, _conversion
+
+    wang = p.person("wang", "researcher")
+    assert (await p.send(await project_of(p, "reading"), wang)).succeeded
+    p.objects |= known("job", "j-1", SecurityLabel())
+    assert (await register(p, wang, lineage=Lineage(job="j-1", datasets=("plain",)))).succeeded
+    await p.publish(await _conversion(p, (await p.wait(ModelRegistered)).data), source="conversion")
+    await until_converted(p, wang)
+    release = (await p.send(PrepareRelease(model="nodules", version=1, hospitals=("renji",)), wang)).result or {}
+    done = (await _completed(p)).model_copy(update={"name": "federated", "federation": "f-9"})
+    await p.publish(done, source="federation")
+    await p.wait(ModelRegistered, lambda found: found.data.model == "federated")
+
+    event = await p.publish(raised("chest", RENJI, SecurityLabel()), source="ingestion")
+    project = await p.wait(LabelChanged, lambda found: found.data.kind == "project")
+    assert (project.data.label, project.data.before, project.data.source) == (RENJI, SecurityLabel(), "dataset/chest")
+    assert project.causationid == event
+    with pytest.raises(Problem) as caught:
+        await p.ask(GetProject(project="reading"), ProjectView, wang)
+    assert caught.value.code == "request.not_found", "who could read it yesterday does not today"
+
+    await p.publish(raised("j-1", RENJI, SecurityLabel(), kind="job"), source="training")
+    told = await p.wait(LabelChanged, lambda found: found.data.kind == "release")
+    assert (told.data.id, told.data.label, told.data.source) == (release["release"], RENJI, "model/nodules/1")
+    assert await label_of(p) == RENJI
+    await p.publish(raised("f-9", CORE, SecurityLabel(), kind="federation"), source="federation")
+    of_federation = await p.wait(LabelChanged, lambda found: found.data.id == "federated/1")
+    assert of_federation.data.label == CORE
+
+    # Lower again at its source: what was made from it stays, and so does what another source raised.
+    await p.publish(raised("plain", SecurityLabel(level="sensitive", compartments=("xiehe",)), SecurityLabel()), source="ingestion")
+    await p.wait(LabelChanged, lambda found: found.data.kind == "release" and found.data.revision == 2)
+    await p.publish(raised("j-1", SecurityLabel(level="public"), RENJI, revision=2, kind="job"), source="training")
+    await p.publish(raised("chest", SecurityLabel(level="public"), RENJI, revision=2), source="ingestion")
+    await p.publish(raised("chest", RENJI, SecurityLabel(), revision=1), source="ingestion", id=event)
+    both = SecurityLabel(level="sensitive", compartments=("renji", "xiehe"))
+    await p.publish(raised("j-1", CORE, SecurityLabel(), revision=3, kind="job"), source="training")
+    await p.wait(LabelChanged, lambda found: found.data.kind == "release" and found.data.revision == 3)
+    assert await label_of(p) == SecurityLabel(level="core", compartments=both.compartments)
+    assert await described(p, "annotation", "project", "reading") == RENJI
+    (record,) = [r for r in await p.audited("annotation") if r["sub"] == "label.change"]
+    assert [(e["type"], e["id"]) for e in record["entities"]] == [("project", "reading"), ("dataset", "chest")]
+    assert (record["detail"]["before"], record["detail"]["after"]) == ("internal", "sensitive{renji}")
+
+
+async def until_converted(p: Platform, token: str) -> None:
+    async with asyncio.timeout(20):
+        while (await p.ask(GetModel(model="nodules", version=1), VersionView, token)).state != "converted":
+            await asyncio.sleep(0.02)
+
+
+async def test_a_change_that_was_heard_before_something_is_made_counts_for_it(p: Platform) -> None:
+    """Its maker's service may have asked the owner just before the owner changed it: the later fact counts, an older one does not."""
+    await p.publish(raised("chest", CORE, SecurityLabel(), revision=5), source="ingestion")
+    await p.publish(raised("chest", SecurityLabel(level="public"), CORE, revision=4), source="ingestion")
+    await p.publish(raised("other", CORE, SecurityLabel(), revision=1), source="ingestion")
+    await p.publish(raised("other", SecurityLabel(), CORE, revision=2), source="ingestion")
+    wanted = {("chest", 5), ("other", 2)}
+    async with asyncio.timeout(20):
+        while not wanted <= await heard(p):
+            await asyncio.sleep(0.02)
+    assert (await p.send(await project_of(p, "late"), p.person("wang", "researcher"))).succeeded
+    assert await described(p, "annotation", "project", "late") == CORE
+    assert (await p.send(await project_of(p, "lowered", dataset="other"), p.person("wang", "researcher"))).succeeded
+    assert await described(p, "annotation", "project", "lowered") == SecurityLabel()
+
+
+async def heard(p: Platform) -> set[tuple[str, int]]:
+    async with p.runtimes["annotation"].unit() as uow:
+        return {(row.id, row.revision) for row in await uow.all(select(HEARD))}
+
+
+async def test_a_fact_of_somebody_who_does_not_own_the_object_changes_nothing(p: Platform) -> None:
+    assert (await p.send(await project_of(p, "reading"), p.person("wang", "researcher"))).succeeded
+    forged = raised("chest", CORE, SecurityLabel()).model_copy(update={"service": "registry"})
+    await p.publish(forged, source="registry")
+    await p.publish(raised("chest", SecurityLabel(level="sensitive"), SecurityLabel()), source="ingestion")
+    await p.wait(LabelChanged, lambda found: found.data.kind == "project")
+    assert await described(p, "annotation", "project", "reading") == SecurityLabel(level="sensitive")
+
+
+async def test_a_lower_label_that_was_asked_for_before_it_was_raised_takes_asking_again(p: Platform) -> None:
+    from medmesh.contracts.governance import ApprovalGranted
+
+    cleared, admin = p.person("wang", "researcher", clearance=Label(Level.SENSITIVE)), p.person("maker", "security_administrator")
+    p.objects |= known("job", "j-1", SecurityLabel(level="sensitive"))
+    assert (await register(p, cleared, lineage=Lineage(job="j-1"))).succeeded
+    lower = ChangeLabel(kind="model", id="nodules/1", label=SecurityLabel())
+    answer = await p.ask(lower, LabelAnswer, admin)
+    await p.publish(raised("j-1", CORE, SecurityLabel(level="sensitive"), kind="job"), source="training")
+    await p.wait(LabelChanged, lambda found: found.data.label == CORE and found.data.kind == "model")
+
+    async def grant(approval: str, answer: LabelAnswer) -> None:
+        token = p.approval("label.change", answer.target, answer.digest, approval=approval)
+        values = {"action": "label.change", "target": answer.target, "digest": answer.digest, "token": token}
+        await p.publish(ApprovalGranted(approval=approval, **values), source="governance")
+
+    again = await p.ask(lower, LabelAnswer, admin)
+    assert (again.state, again.target) == ("pending", answer.target)
+    assert again.digest != answer.digest
+    await grant("a-1", answer)
+    await grant("a-2", again)
+    changed = await p.wait(LabelChanged, lambda found: found.data.approval != "")
+    assert (changed.data.approval, changed.data.label) == ("a-2", SecurityLabel())
+
+
+async def test_weights_that_are_part_of_something_labelled_make_a_model_as_high(p: Platform) -> None:
+    """Who knows the name of a file they may not read cannot register it as a model of their own; who may read it makes no lower copy."""
+    weights = await p.stores.kept.put(b"weights")
+    (view,) = known("job", "j-1", RENJI, ("renji",)).values()
+    p.files.append(("training", weights.sha256, view))
+    assert code(await register(p, p.person("wang", "researcher"))) == "objects.missing"
+    refused = (await p.audited("registry"))[-1]
+    assert (refused["sub"], refused["policy"]["rules"]) == ("access.denied", ["label"])
+    cleared = p.person("wang", "researcher", organisation="renji", clearance=Label(Level.SENSITIVE, frozenset({"renji"})))
+    assert (await register(p, cleared, label=RENJI)).succeeded
+    await p.publish(raised("j-1", CORE, RENJI, kind="job"), source="training")
+    told = await p.wait(LabelChanged, lambda found: found.data.kind == "model")
+    assert told.data.label == SecurityLabel(level="core", compartments=("renji",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import text
 from tests.integration.test_certificates import certified
 from tests.integration.test_systems import registered
 from tests.world import PASSWORD, World, small_world
@@ -23,6 +25,8 @@ from medmesh.errors import Problem
 from medmesh.security import possession
 from medmesh.security.authority import new_key
 from medmesh.security.tokens import hospital_token
+from medmesh.service.bearer import Bearer
+from medmesh.service.proofs import Proofs
 from medmesh_inference.service import SERVICE as INFERENCE
 
 PATH = "/v1/events"
@@ -69,6 +73,31 @@ async def test_an_overheard_token_or_request_opens_nothing(world: World, http: h
     assert await code(http, mixed) == "token"
     assert await code(http, another.headers("GET", PATH, b"")) == ""
     assert await world.records(auditor, verb="access.unproven"), "and somebody notices"
+
+
+async def test_a_proof_counts_once_at_whichever_instance_it_is_shown(world: World, http: httpx.AsyncClient) -> None:
+    admin = await world.admin()
+    mine = await bound_token(await world.user(admin, "qian", "auditor"), "audit", world.audit)
+    runtime = world.p.runtimes["audit"]
+
+    def another_instance() -> None:
+        unbound = runtime.settings.unbound_tokens
+        runtime.bearer = Bearer(runtime.trust, runtime.doorstep, "audit", Proofs(runtime.unit), unbound=unbound)
+
+    heard = mine.headers("GET", PATH, b"")
+    answers = await asyncio.gather(*(code(http, heard) for _ in range(5)))
+    assert sorted(answers) == ["", *["used before"] * 4], "also when they come at once"
+    another_instance()
+    assert await code(http, heard) == "used before"
+    # What is remembered goes when no proof of then is believed any more, and not before.
+    await runtime.proofs.forget()
+    another_instance()
+    assert await code(http, heard) == "used before"
+    async with runtime.unit() as uow:
+        await uow.execute(text("UPDATE proofs_seen SET until = until - interval '1 hour'"))
+    await runtime.proofs.forget()
+    async with runtime.unit() as uow:
+        assert (await uow.execute(text("SELECT count(*) FROM proofs_seen"))).scalar_one() == 0
 
 
 async def test_a_token_that_is_bound_to_nothing_opens_nothing_unless_the_site_says_so(world: World, http: httpx.AsyncClient) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -19,6 +21,7 @@ from medmesh.client.doors import open_door
 from medmesh.client.http import Broken
 from medmesh.contracts.federation import FederationFailed
 from medmesh.contracts.governance import Hospitals
+from medmesh.contracts.labels import ObjectView, SecurityLabel
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
@@ -188,6 +191,36 @@ async def test_objects_go_up_and_down_in_pieces(world: World, private: Path) -> 
     with pytest.raises(Problem) as caught:
         await download(admin, ref, private / "forbidden")
     assert caught.value.code == "access.denied"
+
+
+async def test_a_file_is_read_by_whoever_may_see_something_it_is_part_of(world: World, private: Path) -> None:
+    """Knowing its name is not enough, whichever route reads it; hidden and absent are told alike; a node is asked nothing."""
+    admin = await world.admin()
+    researcher = await world.user(admin, "li", "researcher")
+    (private / "data").write_bytes(b"image")
+    ref, absent = await upload(researcher, private / "data"), "0" * 64
+    other = await upload(researcher, Path(__file__))
+    own = ObjectView(known=True, kind="dataset", id="chest", label=SecurityLabel(), owner="platform", organisations=("platform",))
+    secret = own.model_copy(update={"id": "secret", "label": SecurityLabel(level="core", compartments=("renji",))})
+    world.p.files.append(("ingestion", ref.sha256, secret))
+
+    async def told(path: str, method: str = "GET", query: dict[str, str] | None = None) -> Any:
+        with pytest.raises(Problem) as caught:
+            await researcher.request(method, path, query=query)
+        return json.loads(json.dumps(caught.value.document()).replace(ref.sha256, absent))
+
+    assert await told(f"/v1/objects/{ref.sha256}") == await told(f"/v1/objects/{absent}")
+    for path in (f"/v1/objects/{ref.sha256}/unchanged?since={other.sha256}", f"/v1/objects/{other.sha256}/unchanged?since={ref.sha256}"):
+        assert (await told(path))["code"] == "objects.missing"
+    copy = {"offset": "0", "total": "5", "base": ref.sha256, "length": "5"}
+    assert (await told(f"/v1/uploads/{ref.sha256}", "PUT", copy))["code"] == "objects.missing"
+    auditor, refused = await world.user(admin, "shen", "auditor"), list[dict[str, Any]]()
+    async with asyncio.timeout(20):
+        while len(refused) < 4:
+            refused = await world.records(auditor, verb="access.denied", entity="dataset:secret")
+    assert [one["policy"]["rules"] for one in refused] == [["label"]] * 4
+    world.p.files.append(("annotation", ref.sha256, own))
+    assert (await download(researcher, ref, private / "copy")).read_bytes() == b"image"
 
 
 async def test_a_hospital_reads_its_own_inbox_in_order_and_goes_on_after_its_cursor(world: World) -> None:

@@ -13,7 +13,7 @@ from medmesh.bus.declarations import Handlers
 from medmesh.bus.port import ConsumerSpec, StreamSpec, TopologyBus
 from medmesh.contracts.audit import RecordMaintenance, record_subject
 from medmesh.contracts.governance import CertificateRevoked, GetPolicy, ListRevocations, NodeRevoked, PolicyChanged
-from medmesh.contracts.labels import DescribeObject
+from medmesh.contracts.labels import DescribeObject, FindFile
 from medmesh.contracts.message import Command, Event, Query
 
 
@@ -50,7 +50,7 @@ class Permissions:
     responses: bool
 
 
-EVERY_SERVICE_ASKS: tuple[type[Query], ...] = (ListRevocations, GetPolicy, DescribeObject)
+EVERY_SERVICE_ASKS: tuple[type[Query], ...] = (ListRevocations, GetPolicy, DescribeObject, FindFile)
 REVOCATIONS_HEARD: tuple[type[Event], ...] = (NodeRevoked, CertificateRevoked)
 POLICY_HEARD: tuple[type[Event], ...] = (PolicyChanged,)
 EVERY_SERVICE_HEARS: tuple[type[Event], ...] = (*REVOCATIONS_HEARD, *POLICY_HEARD)

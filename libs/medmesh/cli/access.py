@@ -40,7 +40,8 @@ def set_label(kind: str, id_: str, level: str, compartments: tuple[str, ...], re
     ID is the name of a data set or project, the id of a job or federation, NAME/VERSION of a model, HOSPITAL/NAME/VERSION of a descriptor.
 
     To raise it works at once. To lower it (a lower level, or an organisation left out) asks for the approval of a second person, and
-    happens when they have given it. Only the security administrator does either.
+    happens when they have given it. Only the security administrator does either. What was made from the object before is raised with it,
+    within seconds and on record; lowering it lowers nothing else.  提高标记时，此前由其派生的对象一并提高；降低时不影响其他对象。
 
     \b
     medmesh label set dataset chest sensitive --of renji

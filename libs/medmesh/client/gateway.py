@@ -197,7 +197,5 @@ def problem_of(answer: Answer) -> Problem:
 
 def unreachable(url: str, error: Broken) -> Problem:
     """Why the gateway could not be reached, as far as it can be told."""
-    text, reason = str(error).lower(), type(error.__cause__).__name__
-    if "certificate" in text or "tls" in text or "ssl" in text:
-        return Problem("client.tls", url=url, reason=reason)
-    return Problem("client.unreachable", url=url, reason=reason)
+    reason = type(error.__cause__).__name__
+    return Problem("client.tls", url=url, reason=reason) if error.tls else Problem("client.unreachable", url=url, reason=reason)

@@ -19,7 +19,9 @@ BUFFER = 256 * 1024
 
 
 class Broken(Exception):
-    """The connection could not be made, or did not last. The cause says more."""
+    """The connection could not be made, or did not last. The cause says more; `tls`, that it was TLS that failed, not the line under it."""
+
+    tls = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,4 +144,15 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        raise Broken(str(error) or type(error).__name__) from error
+        broken = Broken(str(error) or type(error).__name__)
+        broken.tls = _of_tls(error)
+        raise broken from error
+
+
+def _of_tls(error: BaseException | None) -> bool:
+    """By what raised it: the words of any failed connection name the SSL context it was tried with."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError | aiohttp.ClientSSLError):
+            return not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)  # hung up in the middle
+        error = error.__cause__ or error.__context__
+    return False

@@ -15,6 +15,9 @@ Compartment = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9_-]{0,
 LabelledKind = Literal["dataset", "descriptor", "project", "job", "federation", "model", "release"]
 """Kinds of objects that carry a label."""
 
+FILES: tuple[str, ...] = ("annotation", "ingestion", "registry", "training")
+"""The services whose labelled objects consist of stored files."""
+
 OWNERS: dict[str, tuple[str, ...]] = {
     "dataset": ("ingestion",),
     "descriptor": ("ingestion",),
@@ -27,8 +30,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "approval": ("governance",),
     "user": ("governance",),
     "content": ("ingestion", "annotation"),
+    "file": FILES,
 }
-"""Kind of object to the services that know such ones; a `content` is what a data set version or an export of labels names."""
+"""Kind of object to the services that know such ones; a `content` is what a data set version or an export of labels names, a
+`file` anything stored."""
 
 
 class SecurityLabel(Record):
@@ -72,6 +77,26 @@ class DescribeObject(Query):
         return f"medmesh.qry.{self.service}.describe-object.v1"
 
 
+class FileView(Record):
+    """The labelled objects of which a stored file is a part; none for one that belongs to nothing that has a label."""
+
+    things: tuple[ObjectView, ...] = ()
+
+
+class FindFile(Query):
+    """What a stored file belongs to, asked of every service that owns labelled objects before a person reads the file by its name."""
+
+    TYPE: ClassVar[str] = "*.find-file.v1"
+    ACTION: ClassVar[str | None] = "object.describe"
+    Reply: ClassVar[type[Record]] = FileView
+
+    service: Identifier
+    sha256: Sha256
+
+    def address(self) -> str:
+        return f"medmesh.qry.{self.service}.find-file.v1"
+
+
 class LabelAnswer(Record):
     """`state` is `changed`, `unchanged`, or `pending`: then an approval of the action `label.change` for `target` and `digest` does it."""
 
@@ -103,7 +128,11 @@ class ChangeLabel(Exchange):
 
 
 class LabelChanged(Event):
-    """An object has another label: whoever keeps a copy of it follows."""
+    """An object has another label: whoever keeps a copy of it follows, and what was made from it is raised with it.
+
+    `revision` counts the changes of this object's label: facts may arrive in another order. `approval` is what lowered it; `source` is
+    the object (`kind/id`) with which it was raised.
+    """
 
     TYPE: ClassVar[str] = "*.label.changed.v1"
 
@@ -111,6 +140,10 @@ class LabelChanged(Event):
     kind: str
     id: str
     label: SecurityLabel
+    before: SecurityLabel | None = None
+    revision: int = 0
+    approval: str = ""
+    source: str = ""
 
     def address(self) -> str:
         return f"medmesh.evt.{self.service}.label.changed.v1"

@@ -57,6 +57,7 @@ class RegisterModel(Command):
     OBJECTS: ClassVar[tuple[Names, ...]] = (
         Names("job", "{lineage.job}", "training.read"),
         Names("dataset", "{lineage.datasets}", "dataset.read", new=True),
+        Names("file", "{weights.sha256}", "object.read"),
     )
     MAKES: ClassVar[str] = "model"
 

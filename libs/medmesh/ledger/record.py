@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 from medmesh.canonical import canonical, read
@@ -24,22 +23,31 @@ _TEXT, _WHOLE, _BOOL = r'"[^"\\\x00-\x1f]*+"', r"(?:0|-?[1-9]\d{0,14})", r"(?:tr
 _SCALAR = f"(?:{_TEXT}|{_WHOLE}|{_BOOL})"
 _FREE = rf"\{{(?:{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\])(?:,{_TEXT}:(?:{_SCALAR}|\[(?:{_TEXT}(?:,{_TEXT})*)?\]))*)?\}}"
 _INSTANT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+
+
+def _said(name: str) -> str:
+    return f'"(?P<{name}>{_TEXT[1:-1]})"'
+
+
 _FORM: dict[str, Any] = {
-    "act": r'"[CRUDE]"', "agents": [{"method": _TEXT, "org": _TEXT, "req": _BOOL, "role": _TEXT, "who": _TEXT}],
-    "approval": f"(?P<approval>{_FREE})",
-    "ctx": {"correlation": _TEXT, "request": _TEXT, "trace": _TEXT}, "detail": f"(?P<detail>{_FREE})",
-    "entities": [{"digest": _TEXT, "id": _TEXT, "type": _TEXT, "ver": _TEXT}], "id": _TEXT, "n": f"(?P<n>{_WHOLE})",
-    "orgs": [_TEXT], "out": "(?:0|4|8|12)", "policy": {"bundle": _TEXT, "decision": _TEXT, "rules": [_TEXT]}, "pou": _TEXT, "prev": _TEXT,
-    "src": {"instance": _TEXT, "node": _TEXT, "org": _TEXT, "service": f"\"(?P<service>{_TEXT[1:-1]})\"", "ver": _TEXT}, "sub": _TEXT,
+    "act": r'"[CRUDE]"', "agents": ("agents", [{"method": _TEXT, "org": _TEXT, "req": _BOOL, "role": _TEXT, "who": _TEXT}]),
+    "approval": ("approval", _FREE), "ctx": {"correlation": _said("correlation"), "request": _TEXT, "trace": _TEXT},
+    "detail": ("detail", _FREE), "entities": ("entities", [{"digest": _TEXT, "id": _TEXT, "type": _TEXT, "ver": _TEXT}]),
+    "id": _said("id"), "n": ("n", _WHOLE), "orgs": ("orgs", [_TEXT]), "out": ("out", "(?:0|4|8|12)"),
+    "policy": {"bundle": _TEXT, "decision": _TEXT, "rules": [_TEXT]}, "pou": _said("pou"), "prev": _TEXT,
+    "src": {"instance": _TEXT, "node": _TEXT, "org": _TEXT, "service": _said("service"), "ver": _TEXT}, "sub": _said("sub"),
     "t": f"\"(?P<t>{_INSTANT})\"", "tr": f"\"(?P<tr>{_INSTANT})\"",
-    "type": {"code": _TEXT, "subcode": _TEXT, "subsystem": _TEXT, "system": _TEXT}, "v": str(VERSION), "why": _TEXT,
+    "type": ("type", {"code": _TEXT, "subcode": _TEXT, "subsystem": _TEXT, "system": _TEXT}), "v": str(VERSION), "why": _TEXT,
 }  # fmt: skip
+"""Each part: a regular expression, an object, a list of one kind, or (name, part) for what is read by that name."""
 FIELDS = frozenset(_FORM)
 
 
 def _pattern(form: Any) -> str:
     if isinstance(form, dict):
         return r"\{" + ",".join(f'"{name}":{_pattern(form[name])}' for name in sorted(form)) + r"\}"
+    if isinstance(form, tuple):
+        return f"(?P<{form[0]}>{_pattern(form[1])})"
     if isinstance(form, list):
         one = _pattern(form[0])
         return rf"\[(?:{one}(?:,{one})*)?\]"
@@ -62,13 +70,8 @@ def record_bytes(document: dict[str, Any]) -> bytes:
 
 def read_record(body: bytes) -> dict[str, Any]:
     """The document in canonical bytes. Raises `Problem` (`ledger.record`) for anything that is not its own canonical form."""
-    return parse_record(body)[0]
-
-
-def parse_record(body: bytes, load: Callable[[bytes], Any] = json.loads) -> tuple[dict[str, Any], bool]:
-    """As `read_record`; the second answer is whether the layout has already said of which types all parts are. `load` parses such a one."""
     if _plain(body) is not None:  # nothing in it could be spelled another way: parsing it is enough
-        return dict(load(body)), True
+        return dict(json.loads(body))
     try:
         document = read(body)
     except ValueError as error:
@@ -77,7 +80,15 @@ def parse_record(body: bytes, load: Callable[[bytes], Any] = json.loads) -> tupl
         raise Problem("ledger.record", reason="not an object")
     if document.keys() != FIELDS or len(body) > MAX_BYTES:
         raise Problem("ledger.record", reason=f"it has exactly its fields and at most {MAX_BYTES} bytes")
-    return document, False
+    return document
+
+
+def parts(body: bytes) -> dict[str, str] | None:
+    """Parts of a record, each as it is spelled, texts without their quotation marks: `agents`, `approval`, `correlation`, `detail`,
+    `entities`, `id`, `n`, `orgs`, `out`, `pou`, `service`, `sub`, `t`, `tr` and `type`. All parts are of the right type. None for what
+    has escapes or another layout, and may be a record all the same: `read_record` tells."""
+    found = _plain(body)
+    return None if found is None else found.groupdict()
 
 
 def outline(body: bytes) -> tuple[int, str, str, str]:
@@ -87,7 +98,7 @@ def outline(body: bytes) -> tuple[int, str, str, str]:
     again. What it does not match, for instance texts with escapes, goes the long way.
     """
     if (found := _plain(body)) is not None:
-        _, _, n, service, t, tr = found.groups()
+        n, service, t, tr = found.group("n", "service", "t", "tr")
         return int(n), service, t, tr
     record = read_record(body)
     try:
@@ -104,7 +115,7 @@ def _plain(body: bytes) -> re.Match[str] | None:
         return None
     if found is None or len(body) > MAX_BYTES:
         return None
-    approval, detail = found.group(1, 2)
+    approval, detail = found.group("approval", "detail")
     return found if (approval == "{}" or _ordered(approval)) and (detail == "{}" or _ordered(detail)) else None
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import time
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -92,24 +90,6 @@ def verify(header: str, method: str, host: str, path: str, token: str = "", *, n
     if abs(now - made) > WINDOW:
         raise Problem("security.clock", theirs=made.isoformat(), ours=now.isoformat(timespec="seconds"))
     return Proof(thumbprint(key), id_)
-
-
-@dataclass
-class Seen:
-    """Ids that were used within the window, of this process; the oldest go first when there are more than `most`."""
-
-    most: int = 200_000
-    _until: OrderedDict[str, float] = field(default_factory=OrderedDict)
-
-    def once(self, proof: Proof) -> None:
-        """Raises `Problem` (`security.possession`) the second time."""
-        now = time.monotonic()
-        while self._until and (next(iter(self._until.values())) < now or len(self._until) >= self.most):
-            self._until.popitem(last=False)
-        name = f"{proof.key}:{proof.id}"
-        if name in self._until:
-            raise Problem("security.possession", reason="used before")
-        self._until[name] = now + 2 * WINDOW.total_seconds()
 
 
 def _plain(url: str) -> str:

@@ -13,17 +13,18 @@ from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.doorstep import Doorstep
+from medmesh.service.proofs import Proofs
 
 
 class Bearer:
     """`unbound`: tokens that name no key are taken too, as from clients that can send nothing but a fixed header."""
 
-    def __init__(self, trust: Callable[[], TrustBundle], doorstep: Doorstep, audience: str, *, unbound: bool) -> None:
+    def __init__(self, trust: Callable[[], TrustBundle], doorstep: Doorstep, audience: str, proofs: Proofs, *, unbound: bool) -> None:
         self._trust = trust
         self._doorstep = doorstep
         self._audience = audience
         self._unbound = unbound
-        self._seen = possession.Seen()
+        self._proofs = proofs
 
     async def actor(self, request: Request) -> Actor:
         """Raises `Problem` (`actor.missing`, `security.*`), which is recorded."""
@@ -32,16 +33,16 @@ class Bearer:
             if kind.lower() not in ("dpop", "bearer") or not token:
                 raise Problem("actor.missing", type=self._audience)
             actor = verify_actor(token, self._trust(), datetime.now(UTC), audience=self._audience)
-            self._prove(request, token, actor)
+            await self._prove(request, token, actor)
             return actor
 
-    def _prove(self, request: Request, token: str, actor: Actor) -> None:
+    async def _prove(self, request: Request, token: str, actor: Actor) -> None:
         """By the key the token names (RFC 9449), or by the certificate of its session (RFC 8705)."""
         if actor.key:
             proof = proven(request, token)
             if proof.key != actor.key:
                 raise Problem("security.possession", reason="key")
-            self._seen.once(proof)
+            await self._proofs.once(proof)
         elif actor.certificate:
             certificate = client_certificate(request.scope)
             if certificate is None or fingerprint(certificate) != actor.certificate:

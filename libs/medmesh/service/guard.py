@@ -8,9 +8,10 @@ handler that forgets either is stopped.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,21 +19,24 @@ from pydantic import BaseModel
 from sqlalchemy import Row, Select
 
 from medmesh.bus.declarations import Handlers
-from medmesh.contracts.labels import OWNERS, DescribeObject, ObjectView
-from medmesh.contracts.message import Message, Names
+from medmesh.contracts.labels import FILES, OWNERS, DescribeObject, FindFile, ObjectView
+from medmesh.contracts.message import Message, Names, Query
 from medmesh.errors import Problem
 from medmesh.security.access import HIDDEN, NO_OBJECT, Object, Rules, decide, denial
 from medmesh.security.labels import INTERNAL, read
 from medmesh.security.roles import Decision
 from medmesh.security.roster import Roster
 from medmesh.security.tokens import Actor, TrustBundle
-from medmesh.service import labels
+from medmesh.service import files, labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 
 _FIELD = re.compile(r"{([\w.]+)}")
 PAGE = 500
+FILE = "file"
+"""The kind of what is stored under a SHA-256, whatever it is a part of."""
 
-Ask = Callable[[DescribeObject], Awaitable[ObjectView]]
+Ask = Callable[[Query], Awaitable[Any]]
+"""Another service's answer."""
 
 
 class Refusal(Problem):
@@ -94,6 +98,17 @@ class Access:
         asked = Object(kind, id_) if decision.problem == HIDDEN else thing
         raise Refusal(denial(decision, self.actor, action, asked), decision, action, thing)
 
+    async def read_file(self, uow: UnitOfWork[Any], sha256: str, action: str) -> list[Object]:
+        """The objects a stored file is of that the actor may see; none for one that is of no labelled object. Raises `Refusal` when it is
+        only of others."""
+        things = await self.guard.files(uow, sha256)
+        allowed = [thing for thing in things if self.may(thing, action).allowed]
+        if things and not allowed:
+            decision = self.may(things[0], action)
+            told = Problem("objects.missing", sha256=sha256)  # as of one that is not there
+            raise Refusal(told, replace(decision, problem=HIDDEN), action, things[0])
+        return allowed
+
     async def visible(
         self, uow: UnitOfWork[Any], kind: str, wanted: Select[Any], key: Callable[[Row[Any]], str], limit: int
     ) -> list[tuple[Row[Any], Object]]:
@@ -144,6 +159,9 @@ class Guard:
             return None
         counts: Decision | None = None
         for names, id_ in named(message):
+            if names.kind == FILE:
+                access.sources += await access.read_file(uow, id_, names.action)
+                continue
             thing = await self.find(uow, names.kind, id_)
             if thing is None:
                 if names.new:
@@ -157,6 +175,16 @@ class Guard:
             if counts is None or (not names.action and thing.labelled):
                 counts = decision
         return counts
+
+    async def files(self, uow: UnitOfWork[Any], sha256: str) -> list[Object]:
+        """The labelled objects that a stored file is a part of, at every service that has such."""
+        if self.handlers.service in FILES:
+            here = await files.whose(uow, sha256)
+        else:
+            here = []
+        asked = [FindFile(service=service, sha256=sha256) for service in FILES if service != self.handlers.service]
+        answers = await asyncio.gather(*map(self._ask, asked))
+        return [*here, *(thing_of(view) for answer in answers for view in answer.things)]
 
     async def find(self, uow: UnitOfWork[Any], kind: str, id_: str) -> Object | None:
         """An object, here or at its owner."""

@@ -1,7 +1,8 @@
 """The labels of a service's objects, in its own tables: given when an object is made, asked for, changed.
 
-`labelled(HANDLERS, "dataset", ...)` makes a service the owner of such objects: it then answers what they are (`DescribeObject`), takes new
-labels for them (`ChangeLabel`), and lowers one when a second person has approved it.
+`labelled(HANDLERS, "dataset", ...)` makes a service the owner of such objects: it then answers what they are (`DescribeObject`) and whose
+files (`FindFile`), takes new labels for them (`ChangeLabel`), lowers one when a second person has approved it, and raises what was made
+from what is raised (`medmesh.service.derivation`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from medmesh.bus.declarations import Handlers
 from medmesh.canonical import digest
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
-from medmesh.contracts.labels import ChangeLabel, DescribeObject, LabelAnswer, LabelChanged, ObjectView, SecurityLabel
+from medmesh.contracts.labels import FILES, ChangeLabel, DescribeObject, FindFile, LabelAnswer, LabelChanged, ObjectView, SecurityLabel
 from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
 from medmesh.security.access import Object
 from medmesh.security.labels import INTERNAL, Label, join, level, no_lower_than, of_hospital, read
+from medmesh.service import derivation, files
 from medmesh.service.approved import spend
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 
 ACTION = "label.change"
 _TABLES = add_label_tables(service_metadata()).tables
-LABELS, CHANGES = _TABLES["object_labels"], _TABLES["label_changes"]
+LABELS, CHANGES, HEARD = _TABLES["object_labels"], _TABLES["label_changes"], _TABLES["labels_heard"]
 
 
 def labelled(handlers: Handlers, *kinds: str) -> Handlers:
@@ -39,20 +41,20 @@ def labelled(handlers: Handlers, *kinds: str) -> Handlers:
         thing = await find(uow, handlers, query.data.kind, query.data.id)
         if thing is None:
             return ObjectView(known=False, kind=query.data.kind, id=query.data.id)
-        return ObjectView(
-            known=True,
-            kind=thing.kind,
-            id=thing.id,
-            label=thing.label.record if thing.labelled else None,
-            owner=thing.owner,
-            organisations=tuple(sorted(thing.organisations)),
-            maker=thing.maker,
-        )
+        return files.view(thing)
 
     @handlers.answers(ChangeLabel)
     async def change_label(query: Envelope[ChangeLabel], uow: UnitOfWork[Any]) -> LabelAnswer:
         """Raise it at once, or note what is to be approved."""
         return await _change(query.data, uow)
+
+    @handlers.on(LabelChanged, durable="label-raised")
+    async def label_raised(event: Envelope[LabelChanged], uow: UnitOfWork[Any]) -> None:
+        """Another service's object was labelled anew: what was made from it here is at least as high from now on."""
+        await derivation.heard(uow, event.data, _raise)
+
+    if handlers.service in FILES:
+        handlers.answers(FindFile)(files.find_file)
 
     @handlers.on(ApprovalGranted, durable="label-approved")
     async def label_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Any]) -> None:
@@ -69,15 +71,22 @@ def labelled(handlers: Handlers, *kinds: str) -> Handlers:
 
 
 def copied(handlers: Handlers, *kinds: str) -> Handlers:
-    """Declare that this service keeps copies of others' objects of these kinds, with their labels; it follows `LabelChanged`."""
+    """Declare that this service keeps copies of others' objects of these kinds, with their labels, which it follows."""
     handlers.copied = frozenset(kinds)
+
+    @handlers.on(LabelChanged, durable="label-follows")
+    async def label_follows(event: Envelope[LabelChanged], uow: UnitOfWork[Any]) -> None:
+        """What the owner says of an object's label counts here too, from now on."""
+        changed = event.data
+        if changed.kind not in handlers.copied:
+            return
+        await derivation.heard(uow, changed, _raise)
+        newest = await uow.first(select(HEARD).where(HEARD.c.kind == changed.kind, HEARD.c.id == changed.id))
+        if newest is not None:
+            values = {"level": newest.level, "compartments": newest.compartments, "changed_at": uow.now}
+            await uow.execute(update(LABELS).where(LABELS.c.kind == changed.kind, LABELS.c.id == changed.id).values(values))
+
     return handlers
-
-
-def thing_of(row: Row[Any]) -> Object:
-    """From a row of `object_labels`."""
-    label = Label(level(row.level), frozenset(row.compartments))
-    return Object(row.kind, row.id, label, True, row.owner, frozenset(row.organisations), row.maker)
 
 
 async def find(uow: UnitOfWork[Any], handlers: Handlers, kind: str, id_: str) -> Object | None:
@@ -90,13 +99,13 @@ async def find(uow: UnitOfWork[Any], handlers: Handlers, kind: str, id_: str) ->
     if "\x00" in known.id:  # PostgreSQL holds none in a text
         return None
     row = await uow.first(select(LABELS).where(LABELS.c.kind == known.kind, LABELS.c.id == known.id))
-    return None if row is None else thing_of(row)
+    return None if row is None else files.thing_of(row)
 
 
 async def several(uow: UnitOfWork[Any], kind: str, ids: Iterable[str]) -> dict[str, Object]:
     """Those of a kind that have a label, by id."""
     rows = await uow.all(select(LABELS).where(LABELS.c.kind == kind, LABELS.c.id.in_(list(ids))))
-    return {row.id: thing_of(row) for row in rows}
+    return {row.id: files.thing_of(row) for row in rows}
 
 
 async def give(
@@ -108,8 +117,14 @@ async def give(
     owner: str,
     organisations: Iterable[str] = (),
     maker: str = "",
+    sources: Iterable[derivation.Source] = (),
 ) -> Label:
-    """Label a new object. What is there already keeps at least its label and everybody who shares it; only `ChangeLabel` lowers one."""
+    """Label a new object, at least as high as what it was made from, with which it is raised from now on. What is there already keeps at
+    least its label and everybody who shares it; only `ChangeLabel` lowers one."""
+    sources = list(sources)
+    if sources:
+        label = join((label, await derivation.hold(uow, uow.access.guard.handlers.labelled, sources)))
+        await derivation.note(uow, kind, id_, sources)
     before = (await several(uow, kind, [id_])).get(id_)
     if before is not None:
         label = join((before.label, label))
@@ -145,18 +160,23 @@ async def made(
     label = join([*floor, *([read(wanted)] if wanted is not None else [])])
     if wanted is not None and not actor.clearance.dominates(label):
         raise Problem("labels.above_you", label=label.text, clearance=actor.clearance.text)
-    return await give(uow, kind, id_, label, owner=actor.organisation, organisations=organisations, maker=actor.text)
+    owner = actor.organisation
+    of = derivation.sources_of(uow.access.sources)
+    return await give(uow, kind, id_, label, owner=owner, organisations=organisations, maker=actor.text, sources=of)
 
 
 async def by_rule(
     uow: UnitOfWork[Any], kind: str, id_: str, *, wanted: SecurityLabel | None = None, organisations: Iterable[str] = ()
 ) -> Label:
-    """Label what is `internal` by rule, because nothing in it is anybody's data. `wanted` may only raise it."""
+    """Label what is `internal` by rule, because nothing in it is anybody's data but what the message named as its source. `wanted` may
+    only raise it."""
     actor = uow.actor
-    label = DEFAULT if wanted is None else join((DEFAULT, read(wanted)))
+    label = join((DEFAULT, *(source.label for source in uow.access.sources), *([read(wanted)] if wanted is not None else [])))
     if not actor.clearance.dominates(label):
         raise Problem("labels.above_you", label=label.text, clearance=actor.clearance.text)
-    return await give(uow, kind, id_, label, owner=actor.organisation, organisations=organisations, maker=actor.text)
+    owner = actor.organisation
+    of = derivation.sources_of(uow.access.sources)
+    return await give(uow, kind, id_, label, owner=owner, organisations=organisations, maker=actor.text, sources=of)
 
 
 async def share(uow: UnitOfWork[Any], kind: str, id_: str, organisations: Iterable[str]) -> None:
@@ -165,12 +185,6 @@ async def share(uow: UnitOfWork[Any], kind: str, id_: str, organisations: Iterab
     if thing is not None:
         values = {"organisations": sorted({*thing.organisations, *organisations})}
         await uow.execute(update(LABELS).where(LABELS.c.kind == kind, LABELS.c.id == id_).values(values))
-
-
-async def follow(uow: UnitOfWork[Any], kind: str, id_: str, label: Label) -> None:
-    """Take over the label that the owner gave an object of which this service has a copy."""
-    values = {"level": label.level.text, "compartments": sorted(label.compartments), "changed_at": uow.now}
-    await uow.execute(update(LABELS).where(LABELS.c.kind == kind, LABELS.c.id == id_).values(values))
 
 
 async def label_of(uow: UnitOfWork[Any], kind: str, id_: str) -> Label:
@@ -185,22 +199,28 @@ def cleared(label: Label, hospitals: Iterable[str]) -> None:
             raise Problem("labels.hospital", hospital=hospital, label=label.text)
 
 
-def change_digest(kind: str, id_: str, label: Label) -> str:
-    """What an approval of a lower label is bound to."""
-    return digest({"kind": kind, "id": id_, "label": label.record.model_dump(mode="json")})
+def change_digest(kind: str, id_: str, label: Label, revision: int) -> str:
+    """What an approval of a lower label is bound to: the change of the label as it stood. Raised since, it takes asking again."""
+    return digest({"kind": kind, "id": id_, "label": label.record.model_dump(mode="json"), "revision": revision})
+
+
+async def _locked(uow: UnitOfWork[Any], kind: str, id_: str) -> Row[Any] | None:
+    """Two changes at once follow each other: the second sees what the first did, and lowers nothing of it by mistake."""
+    return await uow.first(select(LABELS).where(LABELS.c.kind == kind, LABELS.c.id == id_).with_for_update())
 
 
 async def _change(wanted: ChangeLabel, uow: UnitOfWork[Any]) -> LabelAnswer:
-    before = (await several(uow, wanted.kind, [wanted.id])).get(wanted.id)
-    if before is None:
+    row = await _locked(uow, wanted.kind, wanted.id)
+    if row is None:
         raise Object(wanted.kind, wanted.id).unknown
-    label = read(wanted.label)
-    answer = {"target": f"{wanted.kind}/{wanted.id}", "digest": change_digest(wanted.kind, wanted.id, label), "label": label.record}
+    before, label = files.thing_of(row), read(wanted.label)
+    asked = change_digest(wanted.kind, wanted.id, label, row.revision)
+    answer = {"target": f"{wanted.kind}/{wanted.id}", "digest": asked, "label": label.record}
     if label == before.label:
         uow.unchanged()
         return LabelAnswer(state="unchanged", **answer)
     if label.dominates(before.label):
-        await _set(uow, before, label, {"reason": wanted.reason})
+        await _set(uow, row, label, reason=wanted.reason)
         return LabelAnswer(state="changed", **answer)
     values = {
         "kind": wanted.kind,
@@ -211,8 +231,8 @@ async def _change(wanted: ChangeLabel, uow: UnitOfWork[Any]) -> LabelAnswer:
         "state": "pending",
         "created_at": uow.now,
     }
-    row = upsert(CHANGES).values(digest=answer["digest"], **values)
-    await uow.execute(row.on_conflict_do_update(index_elements=["digest"], set_=values))
+    new = upsert(CHANGES).values(digest=asked, **values)
+    await uow.execute(new.on_conflict_do_update(index_elements=["digest"], set_=values))
     uow.audit(AuditEntry("label.propose", "C", entities=(_entity(before),), detail=_detail(before.label, label, wanted.reason)))
     return LabelAnswer(state="pending", **answer)
 
@@ -221,23 +241,56 @@ async def _approved(grant: ApprovalGranted, uow: UnitOfWork[Any]) -> None:
     if grant.action != ACTION:
         return
     pending = (CHANGES.c.digest == grant.digest) & (CHANGES.c.state == "pending")
-    row = await uow.first(select(CHANGES).where(pending).with_for_update())
+    row = await uow.first(select(CHANGES).where(pending))
     if row is None or f"{row.kind}/{row.id}" != grant.target:
-        return  # another service's object
+        return  # another service's object, or the label was raised meanwhile
+    before = await _locked(uow, row.kind, row.id)  # first, like whoever raises it
+    label = Label(level(row.level), frozenset(row.compartments))
+    if before is None or change_digest(row.kind, row.id, label, before.revision) != row.digest:
+        return
     found = await spend(uow, grant, uow.access.trust(), uow.access.roster(), target=grant.target, digest=row.digest, maker=row.requester)
     await uow.execute(update(CHANGES).where(CHANGES.c.digest == row.digest).values(state="done"))
-    before = (await several(uow, row.kind, [row.id]))[row.id]
-    label = Label(level(row.level), frozenset(row.compartments))
-    await _set(uow, before, label, {}, found.evidence())
+    await _set(uow, before, label, approval=found.evidence())
 
 
-async def _set(uow: UnitOfWork[Any], before: Object, label: Label, detail: dict[str, str], approval: dict[str, str] | None = None) -> None:
-    key = (LABELS.c.kind == before.kind) & (LABELS.c.id == before.id)
-    values = {"level": label.level.text, "compartments": sorted(label.compartments), "changed_at": uow.now}
-    await uow.execute(update(LABELS).where(key).values(values))
-    uow.emit(LabelChanged(service=uow.context.service, kind=before.kind, id=before.id, label=label.record))
-    told = _detail(before.label, label, detail.get("reason", ""))
-    uow.audit(AuditEntry(ACTION, "U", entities=(_entity(before),), approval=approval, detail=told))
+async def _raise(uow: UnitOfWork[Any], row: Row[Any], label: Label, source: derivation.Source) -> None:
+    await _set(uow, row, label, source=source)
+
+
+async def _set(
+    uow: UnitOfWork[Any],
+    row: Row[Any],
+    label: Label,
+    *,
+    reason: str = "",
+    approval: dict[str, str] | None = None,
+    source: derivation.Source | None = None,
+) -> None:
+    """Label a locked row of `object_labels` anew, tell of it, and raise what was made from it here."""
+    before, this = files.thing_of(row), (LABELS.c.kind == row.kind) & (LABELS.c.id == row.id)
+    values = {
+        "level": label.level.text,
+        "compartments": sorted(label.compartments),
+        "changed_at": uow.now,
+        "revision": row.revision + 1,
+    }
+    await uow.execute(update(LABELS).where(this).values(values))
+    uow.emit(
+        LabelChanged(
+            service=uow.context.service,
+            kind=row.kind,
+            id=row.id,
+            label=label.record,
+            before=before.label.record,
+            revision=row.revision + 1,
+            approval=(approval or {}).get("id", ""),
+            source="/".join(source or ()),
+        )
+    )
+    entities = (_entity(before), *([_entity(Object(*source))] if source else []))
+    uow.audit(AuditEntry(ACTION, "U", entities=entities, approval=approval, detail=_detail(before.label, label, reason)))
+    if not before.label.dominates(label):
+        await derivation.spread(uow, (row.kind, row.id), label, _raise)
 
 
 def _entity(thing: Object) -> Entity:

@@ -22,7 +22,6 @@ from medmesh.bus.declarations import Listener, Responder
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import Bus, Subscription
 from medmesh.bus.topology import POLICY_HEARD, REVOCATIONS_HEARD
-from medmesh.contracts.labels import ObjectView
 from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal, decode, encode, envelope
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.errors import Problem
@@ -39,6 +38,7 @@ from medmesh.service.guard import Guard, Refusal, finished, with_label
 from medmesh.service.listener import listen
 from medmesh.service.policies import Policies
 from medmesh.service.programs import TICK_SECONDS, Verification
+from medmesh.service.proofs import EVERY_SECONDS, Proofs
 from medmesh.service.recording import recorder
 from medmesh.service.relays import AuditRelay, OutboxRelay
 from medmesh.service.roster import beside
@@ -78,12 +78,13 @@ class Runtime:
         self.roster = beside(settings.trust)
         """Whose own signatures count. Called, it answers the newest version or raises `Problem`."""
         self.policies = policies
-        self.guard = Guard(spec.handlers, lambda: policies.rules, trust, lambda query: self.ask(query, ObjectView), self.roster)
+        self.guard = Guard(spec.handlers, lambda: policies.rules, trust, lambda query: self.ask(query, query.Reply), self.roster)
         self.outbox = OutboxRelay(service=spec.name, database=database, bus=bus)
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
         self.doorstep = Doorstep(self.unit, settings.administrator_networks, settings.administrators_elsewhere == "refuse")
-        self.bearer = Bearer(trust, self.doorstep, spec.name, unbound=settings.unbound_tokens)
+        self.proofs = Proofs(self.unit)
+        self.bearer = Bearer(trust, self.doorstep, spec.name, self.proofs, unbound=settings.unbound_tokens)
         self.programs = Verification(settings.trust, self.roster, self.unit, required=settings.require_programs)
         self.ports: Any = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -307,6 +308,8 @@ async def running(
         stack.push_async_callback(runtime.cancel_background)
         runtime.background(runtime._prune, "housekeeping", every=15)
         runtime.background(runtime.doorstep.tell, "doorstep", every=5)
+        if "proofs_seen" in spec.metadata.tables:
+            runtime.background(runtime.proofs.forget, "proofs", every=EVERY_SECONDS)
         await runtime.programs.admit()
         runtime.background(runtime.programs.tick, "programs", every=TICK_SECONDS)
         runtime.ports = await stack.enter_async_context(spec.open(runtime))

@@ -16,6 +16,7 @@ from medmesh.bus.memory_bus import MemoryBus
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery
 from medmesh.contracts.audit import AuditBatch, record_subject
 from medmesh.contracts.governance import ApprovalGranted, GetPolicy, ListRevocations, PolicyView, Revocations
+from medmesh.contracts.labels import FILES, FileView, FindFile
 from medmesh.contracts.message import Command, Event, OperationFinished, Query, Record, Signal, encode, envelope, new_id
 from medmesh.errors import Problem
 from medmesh.security import approvals, roster, statements
@@ -197,7 +198,12 @@ async def _pretend(bus: MemoryBus, made: Hub) -> None:
     async def append(body: bytes) -> bytes:
         return made.log.take(AuditBatch.model_validate_json(body)).model_dump_json().encode()
 
-    for subject, answer in ((ListRevocations.subject(), revocations), (GetPolicy.subject(), policy)):
+    async def unlabelled(_: bytes) -> bytes:
+        return FileView().model_dump_json().encode()
+
+    asked = [(ListRevocations.subject(), revocations), (GetPolicy.subject(), policy)]
+    asked += [(FindFile(service=owner, sha256="0" * 64).address(), unlabelled) for owner in FILES]
+    for subject, answer in asked:
         await bus.serve(subject, answer, queue="simulation")
     await bus.serve(record_subject("federation"), append, queue="simulation")
 

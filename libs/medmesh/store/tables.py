@@ -85,6 +85,18 @@ def add_base_tables(metadata: MetaData) -> None:
     )
 
 
+def add_door_table(metadata: MetaData) -> MetaData:
+    """What a service has beside that whose door takes tokens bound to a key."""
+    Table(
+        "proofs_seen",
+        metadata,
+        Column("proof", String(64), primary_key=True),
+        Column("until", Timestamp, nullable=False),
+        comment="proofs of possession (RFC 9449), each good once at every instance: SHA-256 of the key's thumbprint and the proof's id",
+    )
+    return metadata
+
+
 def add_label_tables(metadata: MetaData) -> MetaData:
     """What a service with labelled objects has beside that: their labels, and what waits for an approval."""
     Table(
@@ -98,6 +110,7 @@ def add_label_tables(metadata: MetaData) -> MetaData:
         Column("organisations", Json, nullable=False),
         Column("maker", String(160), nullable=False),
         Column("changed_at", Timestamp, nullable=False),
+        Column("revision", Counter, nullable=False, server_default=text("0"), comment="how often it was changed"),
         CheckConstraint("level IN ('public', 'internal', 'sensitive', 'core')", name="level_known"),
         comment="the security label of each object of this service, and whose it is; an object without a row is nobody's to see",
     )
@@ -113,5 +126,33 @@ def add_label_tables(metadata: MetaData) -> MetaData:
         Column("state", String(16), nullable=False),
         Column("created_at", Timestamp, nullable=False),
         comment="labels to be lowered, which wait for the approval of exactly this digest",
+    )
+    Table(
+        "label_sources",
+        metadata,
+        Column("kind", String(16), primary_key=True),
+        Column("id", String(200), primary_key=True),
+        Column("of_kind", String(16), primary_key=True),
+        Column("of_id", String(200), primary_key=True),
+        Index("ix_label_sources_of", "of_kind", "of_id"),
+        comment="what each object was made from: raised with it",
+    )
+    Table(
+        "labels_heard",
+        metadata,
+        Column("kind", String(16), primary_key=True),
+        Column("id", String(200), primary_key=True),
+        Column("level", String(16), nullable=False),
+        Column("compartments", Json, nullable=False),
+        Column("revision", Counter, nullable=False),
+        comment="newest label told of another service's object; its row's lock orders its changes and what is being made from it",
+    )
+    Table(
+        "object_files",
+        metadata,
+        Column("sha256", String(64), primary_key=True),
+        Column("kind", String(16), primary_key=True),
+        Column("id", String(200), primary_key=True),
+        comment="the stored files of each object: who may not see the object may not read them either",
     )
     return metadata

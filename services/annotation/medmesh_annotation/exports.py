@@ -12,6 +12,7 @@ from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, Appro
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.labelling.items import ItemState
+from medmesh.service import files
 from medmesh.service.approved import read_target, spend, target_of
 from medmesh.service.dispatch import Work
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -63,6 +64,7 @@ async def export_labels(command: Envelope[ExportLabels], work: Work[Ports]) -> N
             "state": WAITING,
         }
         row = (await uow.execute(insert(exports).values(values).returning(exports))).one()
+        await files.keep(uow, "project", project.project, [labels.sha256])
         work.result = _answer(row)
         detail: dict[str, str | int | bool] = {"accepted": row.accepted, "state": row.state}
         uow.audit(AuditEntry(ACTION, "C", entities=_entities(row), detail=detail))

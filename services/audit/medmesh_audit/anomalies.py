@@ -116,7 +116,7 @@ class Anomalies:
             newest = await uow.first(select(entries.c.seq).order_by(entries.c.seq.desc()).limit(1))
             end = min(self._cursor + PIECE, newest.seq + 1) if newest is not None else 0
             piece = (entries.c.seq >= self._cursor) & (entries.c.seq < end)
-            chosen = remarkable(self._policies, {*settings.working_hours, *settings.working_purposes})
+            chosen = remarkable(frozenset(self._policies.items()), frozenset({*settings.working_hours, *settings.working_purposes}))
             fresh = await self._seen(uow, piece & chosen)
         await self._tell(self._found(fresh))
         self._cursor = max(self._cursor, end)

@@ -101,14 +101,30 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.4.3 d)",
         "保护审计进程",
         "the audit process is protected",
-        procedural("rights on the host and in the cluster", "主机与集群权限"),
+        procedural(
+            "the operator shows who may stop or trace the audit service on its host or in its cluster (accounts, RBAC); a "
+            "log that falls silent alarms by audit_pulse",
+            "由运营方出示可停止或调试审计服务的主机账户与集群权限；日志停顿由 audit_pulse 告警",
+        ),
     ),
-    Clause("8.1.4.4 a)", "最小安装", "minimal installation", procedural("the image's list of packages", "镜像软件清单")),
+    Clause(
+        "8.1.4.4 a)",
+        "最小安装",
+        "minimal installation",
+        procedural(
+            "the operator shows the list of packages of each host and image, and why each is needed",
+            "由运营方出示各主机与镜像的软件清单及必要性说明",
+        ),
+    ),
     Clause(
         "8.1.4.4 b)",
         "关闭不需要的服务和端口",
         "no needless ports",
-        procedural("network policies in k8s/base/network.yaml", "k8s/base/network.yaml 网络策略"),
+        procedural(
+            "the operator shows the ports that listen on each host (ss -tlnp) and the network policies in force "
+            "(k8s/base/network.yaml is a start)",
+            "由运营方出示各主机监听端口（ss -tlnp）与生效的网络策略（可参照 k8s/base/network.yaml）",
+        ),
     ),
     Clause(
         "8.1.4.4 c)",
@@ -122,14 +138,21 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.4.4 e)",
         "漏洞发现与修补",
         "vulnerabilities are found and mended",
-        procedural("scans and patches by the operator", "由运营方扫描与修补"),
+        procedural(
+            "the operator shows scans of hosts and images, their findings, and when each was mended",
+            "由运营方出示主机与镜像的漏洞扫描结果及修补时间",
+        ),
     ),
     Clause("8.1.4.4 f)", "检测入侵并报警", "intrusion is detected and alarmed", watched, ("audit.alert",)),
     Clause(
         "8.1.4.5",
         "恶意代码防范",
         "malicious code",
-        procedural("anti-virus of the hosts; uploads hold no executable formats", "主机防病毒；上传内容不含可执行格式"),
+        procedural(
+            "the operator shows the hosts' protection and its updates; programs of ours are compared with a signed list "
+            "(8.1.4.6), models and data are read as data and never run",
+            "由运营方出示主机恶意代码防护及其更新；本平台程序按签署清单核验（见 8.1.4.6），模型与数据仅作数据读取、从不执行",
+        ),
     ),
     Clause("8.1.4.6", "可信验证", "trusted verification", trusted, ("program.verify",)),
     Clause("8.1.4.7 a)", "传输完整性", "integrity in transit", encrypted),
@@ -147,9 +170,21 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.4.9 b)",
         "异地实时备份",
         "remote backup",
-        procedural("replication of PostgreSQL and S3 by the operator", "运营方数据库与对象存储异地复制"),
+        procedural(
+            "the operator shows the replication of PostgreSQL and of the object store to another place, and how far behind it is",
+            "由运营方出示数据库与对象存储的异地实时复制及其延迟",
+        ),
     ),
-    Clause("8.1.4.9 c)", "热冗余", "hot standby", procedural("k8s/overlays/ha", "k8s/overlays/ha 部署")),
+    Clause(
+        "8.1.4.9 c)",
+        "热冗余",
+        "hot standby",
+        procedural(
+            "the operator shows that two instances of each service run and that one was switched off; the audit log has one "
+            "writer and a standby by itself",
+            "由运营方出示各服务双实例运行及切换演练；审计日志自身为单写者加热备",
+        ),
+    ),
     Clause(
         "8.1.4.10 a)",
         "鉴别信息空间清除",
@@ -169,7 +204,11 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.5.1 b)",
         "由系统管理员管理资源与启停",
         "system administrators manage resources",
-        procedural("the operator's command line", "运营方命令行"),
+        procedural(
+            "the operator shows that only system administrators have accounts on the hosts; what they do there to keys and "
+            "backups is in this log",
+            "由运营方出示仅系统管理员拥有主机账户；其对密钥与备份的操作记入本日志",
+        ),
     ),
     Clause("8.1.5.2 a)", "审计管理员鉴别且操作被审计", "audit administrators are audited", audited_audit, ("audit.search", "audit.read")),
     Clause("8.1.5.2 b)", "按策略存储、管理、查询审计记录", "records are stored, managed, queried by policy", kept),
@@ -186,20 +225,36 @@ CLAUSES: tuple[Clause, ...] = (
         central,
         ("clearance.set", "label.change", "policy.change"),
     ),
-    Clause("8.1.5.4 a)", "特定管理区域", "a management zone", procedural("network zones of the operator", "运营方网络分区")),
+    Clause(
+        "8.1.5.4 a)",
+        "特定管理区域",
+        "a management zone",
+        procedural(
+            "the operator shows the network zone of the administrators' machines; 8.1.4.4 c) limits the platform's own "
+            "administrators to it",
+            "由运营方出示管理终端所在网络区域；平台管理员地址限制见 8.1.4.4 c)",
+        ),
+    ),
     Clause("8.1.5.4 b)", "安全的信息传输路径", "safe paths", encrypted),
     Clause(
         "8.1.5.4 c)",
         "集中监测运行状况",
         "central monitoring",
-        procedural("Prometheus and its rules in compose/observe and k8s/monitoring", "compose/observe 与 k8s/monitoring 监测"),
+        procedural(
+            "the operator shows a running Prometheus with the rules and dashboards of this release (compose/observe, k8s/monitoring)",
+            "由运营方出示运行中的 Prometheus 及本版本的规则与面板（compose/observe、k8s/monitoring）",
+        ),
     ),
     Clause("8.1.5.4 d)", "审计数据集中收集，留存合规", "audit data are collected centrally and kept", collected, (), ("/v1/coverage",)),
     Clause(
         "8.1.5.4 e)",
         "策略、恶意代码、补丁集中管理",
         "policies and patches are managed centrally",
-        procedural("updates by the operator", "运营方统一升级"),
+        procedural(
+            "the operator shows how releases, signatures of malicious code and patches reach every host; access policy "
+            "itself is central (8.1.5.3 b)",
+            "由运营方出示版本、恶意代码库与补丁的统一下发；访问策略的集中管理见 8.1.5.3 b)",
+        ),
     ),
     Clause("8.1.5.4 f)", "安全事件识别、报警、分析", "events are recognised and alarmed", watched, ("audit.alert",)),
     Clause(
@@ -213,13 +268,20 @@ CLAUSES: tuple[Clause, ...] = (
         "8.1.10.6 运维工具",
         "运维工具经审批，日志不可更改，用后删除敏感数据",
         "tools are approved and cleaned",
-        procedural("the operator's tools", "运营方运维工具管理"),
+        procedural(
+            "the operator shows which tools were approved, and that what they wrote was deleted; medmesh's own commands "
+            "leave records before they act",
+            "由运营方出示已审批的运维工具及用后清除记录；medmesh 自身的运维命令先记录后执行",
+        ),
     ),
     Clause(
         "8.1.10.6 远程运维",
         "远程运维经审批，日志不可更改，用后关闭",
         "remote operation is approved and closed",
-        procedural("the operator's remote access", "运营方远程接入管理"),
+        procedural(
+            "the operator shows each approval of a remote access to the hosts, its recording, and that it was closed",
+            "由运营方出示每次主机远程接入的审批、操作记录与关闭",
+        ),
     ),
     Clause(
         "8.1.10.9",

@@ -148,7 +148,7 @@ async def write(
     placed = list(zip(range(first, end), fresh, strict=True))
     rows: dict[Table, list[dict[str, Any]]] = {
         entries: [_row(seq, entry, now) for seq, entry in placed],
-        facts_table: [facts(seq, entry.document) for seq, entry in placed],
+        facts_table: [facts(seq, entry.parts) for seq, entry in placed],
         emitters: [{"emitter": name, "n": after.counters[name], "last_at": now} for name in {entry.emitter for entry in fresh}],
         checkpoints: [{"size": end, "root": after.edge.root(), "note": signed, "at": now}],
     }

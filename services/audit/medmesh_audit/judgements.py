@@ -193,16 +193,18 @@ def labels(f: Facts) -> Judgement:
 
 
 def central(f: Facts) -> Judgement:
-    """8.1.5.3 b; there is no policy of trusted verification to be set."""
+    """8.1.5.3 b: labels, rights and trusted verification are one policy each, set by whom it is given to."""
+    signed = bool(f.verified) and not f.unverified
     en = (
         f"labels, clearances ({f.clearances} set) and the access policy are set by the security administrator or by an approval, "
-        f"{f.ungranted} by others; programs are not verified at their start"
+        f"{f.ungranted} by others; the list of programs that may run is "
+        + ("signed by a person of the roster" if signed else "signed by nobody yet, or not held by every service (8.1.4.6)")
     )
-    zh = (
-        f"安全标记、许可级别（已设置 {f.clearances} 次）与访问策略均由安全管理员设置或经审批，"
-        f"其他途径 {f.ungranted} 次；启动时未做程序完整性验证"
+    zh = f"安全标记、许可级别（已设置 {f.clearances} 次）与访问策略均由安全管理员设置或经审批，其他途径 {f.ungranted} 次；" + (
+        "可运行程序清单由名册人员签署" if signed else "可运行程序清单尚未签署或未全部通过核验（见 8.1.4.6）"
     )
-    return decided(f.mandatory and f.clearances > 0 and not f.ungranted and not f.bundles - f.adopted, en, zh, best="part")
+    best = "met" if signed else "part"
+    return decided(f.mandatory and f.clearances > 0 and not f.ungranted and not f.bundles - f.adopted, en, zh, best=best)
 
 
 def granularity(f: Facts) -> Judgement:
@@ -234,14 +236,23 @@ def contents(f: Facts) -> Judgement:
 
 
 def protected(f: Facts) -> Judgement:
-    rights = ", ".join(f.writable)
-    en = f"signature, root and {f.sample} bodies verify; the service's role cannot change rows. Backups: procedural"
-    zh = f"签名、根哈希及 {f.sample} 条正文验证通过；服务角色无权改写。备份属制度"
+    rights, copy = ", ".join(f.writable), f.backups.get("backup.create")
+    fresh = copy is not None and not copy.outcome and copy.days <= BACKUP_DAYS
+    en = f"signature, root and {f.sample} bodies verify; the service's role cannot change rows; " + (
+        f"backed up {copy.days} days ago with {copy.log_size} records"
+        if fresh and copy
+        else f"no backup in {BACKUP_DAYS} days with medmesh backup: the operator shows their own"
+    )
+    zh = f"签名、根哈希及 {f.sample} 条正文验证通过；服务角色无权改写；" + (
+        f"{copy.days} 天前已备份，含 {copy.log_size} 条记录"
+        if fresh and copy
+        else f"{BACKUP_DAYS} 天内无 medmesh backup 备份：由运营方出示其备份"
+    )
     other = (
         f"the log verifies: {intact(f)}; the role may {rights or 'not change rows'}",
         f"日志验证：{intact(f)}；角色权限：{rights or '不可改写'}",
     )
-    return decided(intact(f) and not f.writable, en, zh, best="part", otherwise=other)
+    return decided(intact(f) and not f.writable, en, zh, best="met" if fresh else "part", otherwise=other)
 
 
 def validated(f: Facts) -> Judgement:

@@ -6,7 +6,7 @@ part of one is found by its spelling; texts cannot imitate it, because their quo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from sqlalchemy import ColumnElement, Interval, LargeBinary, and_, exists, func, literal, not_, or_, select
 
@@ -14,11 +14,12 @@ from medmesh_audit.rules import SKEW, VERBS
 from medmesh_audit.tables import entries, facts
 
 
-def remarkable(policies: Mapping[str, str], roles: Iterable[str]) -> ColumnElement[bool]:
-    """Of a row of `entries`. `policies`: the role table (digest) each emitter is known to use; `roles`: those whose work is watched."""
-    usual = [and_(entries.c.emitter == emitter, _says(f'"out":0,"policy":{{"bundle":"{bundle}",')) for emitter, bundle in policies.items()]
+@lru_cache(maxsize=4)  # a busy log asks the same some times a second, and building it takes longer than a record
+def remarkable(policies: frozenset[tuple[str, str]], roles: frozenset[str]) -> ColumnElement[bool]:
+    """Of a row of `entries`. `policies`: (emitter, digest of the role table it is known to use); `roles`: those whose work is watched."""
+    usual = [and_(entries.c.emitter == emitter, _says(f'"out":0,"policy":{{"bundle":"{bundle}",')) for emitter, bundle in sorted(policies)]
     future = exists(select(facts.c.seq).where(facts.c.seq == entries.c.seq, facts.c.recorded > entries.c.at + literal(SKEW, Interval)))
-    parts = ['"decision":"deny"', *(f'"sub":"{verb}' for verb in VERBS), *roles]
+    parts = ['"decision":"deny"', *(f'"sub":"{verb}' for verb in VERBS), *sorted(roles)]
     return or_(not_(or_(*usual)) if usual else literal(True), future, *map(_says, parts))
 
 

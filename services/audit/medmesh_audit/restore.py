@@ -19,13 +19,12 @@ from medmesh.ledger import tiles as tile
 from medmesh.ledger.copies import Folder
 from medmesh.ledger.edge import Edge
 from medmesh.ledger.leaf import decode
-from medmesh.ledger.record import read_record
 from medmesh.ledger.second import PREFIX
 from medmesh.ledger.tree import leaf_hash
 from medmesh.store.database import Database
 from medmesh.store.objects.sealed import SealedStore
 from medmesh.store.session import session
-from medmesh_audit.domain import facts
+from medmesh_audit.domain import facts, parts_of
 from medmesh_audit.sealing import HEADERS, Sealer, bundle_key
 from medmesh_audit.tables import checkpoints, emitters, entries, tiles
 from medmesh_audit.tables import facts as facts_table
@@ -132,14 +131,14 @@ async def fill(database: Database, folder: Path) -> int:
                 if body is not None and body[0] == seq:
                     _, salt, content = body
                     body = next(lines, None)
-                record = read_record(content) if content else None
-                at = datetime.fromisoformat(record["tr"] if record else f"{header.hour}:00:00Z")
-                id_ = record["id"] if record else f"pruned-{seq}"
+                parts = parts_of(content) if content else None
+                at = datetime.fromisoformat(parts.tr if parts else f"{header.hour}:00:00Z")
+                id_ = parts.id if parts else f"pruned-{seq}"
                 last[header.emitter] = (header.n, id_)
                 row = {"seq": seq, "id": id_, "emitter": header.emitter, "n": header.n, "leaf": leaf, "hash": leaf_hash(leaf)}
                 rows[entries].append({**row, "salt": salt, "body": content, "at": at})
-                if record:
-                    rows[facts_table].append(facts(seq, record))
+                if parts:
+                    rows[facts_table].append(facts(seq, parts))
             if full := edge.add([row["hash"] for row in rows[entries]]):
                 rows[tiles] = [one._asdict() for one in full]
             now = datetime.now(UTC)

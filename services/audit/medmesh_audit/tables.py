@@ -5,10 +5,10 @@ from __future__ import annotations
 from sqlalchemy import Boolean, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table, Text, UniqueConstraint, false, func
 
 from medmesh.store.guard import APPEND_ONLY, add_watch_table, emptied
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import add_door_table, service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
-METADATA = service_metadata()
+METADATA = add_door_table(service_metadata())
 ddl = add_watch_table(METADATA)
 
 entries = Table(

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from medmesh.errors import Problem
 from medmesh.security.access import decide
 from medmesh.security.tokens import Actor
+from medmesh.service.guard import Refusal
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK, ObjectStore
 from medmesh.store.unit import AuditEntry, Entity
@@ -43,6 +44,21 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         await door.permit(actor, action)
         runtime.emission.check(action)
         return actor
+
+    async def admit(actor: Actor, *named: str) -> None:
+        """The guard, in front of stored files that are part of labelled objects; what it refuses is recorded here. A hospital's node is not
+        asked: it learns names only from what it was sent, and the files of rounds have no label."""
+        if actor.kind == "hospital":
+            return
+        access = runtime.guard.open(actor, "object.read", datetime.now(UTC))
+        try:
+            async with runtime.unit() as uow:
+                for sha256 in named:
+                    await access.read_file(uow, _name(sha256), "object.read")
+        except Refusal as refused:
+            async with runtime.unit(runtime.context(actor=actor, decision=refused.decision)) as uow:
+                uow.audit(refused.entry)
+            raise
 
     async def moved(actor: Actor, verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
         """That bytes come or go."""
@@ -74,6 +90,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         actor = await enter(request, "object.write", digest)
         if base:
             await door.permit(actor, "object.read")
+            await admit(actor, base)
             piece, digest = await _copied(ports, base, offset, length), ""
         reached = await ports.uploads.append(actor.text, _name(sha256), offset, total, piece, digest)
         if reached == total:
@@ -90,6 +107,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     async def download(sha256: str, request: Request) -> Response:
         """The bytes; with `Range: bytes=a-b` a part of them."""
         actor = await enter(request, "object.read")
+        await admit(actor, sha256)
         store = await ports.stores.holding(_name(sha256))
         size = await store.size(sha256) or 0
         start, end = _range(request, size)
@@ -104,7 +122,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
     @app.get("/v1/objects/{sha256}/unchanged", tags=["objects"], openapi_extra=READS)
     async def unchanged(sha256: str, request: Request, since: str = "") -> Unchanged:
         """At which places an object is what the older object `since` was: who has that need not fetch them."""
-        await enter(request, "object.read")
+        await admit(await enter(request, "object.read"), sha256, since)
         return Unchanged(bytes=CHUNK, pieces=await ports.comparing.same(_name(sha256), _name(since)))
 
 

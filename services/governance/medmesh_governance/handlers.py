@@ -206,8 +206,9 @@ async def log_changed(event: Envelope[LogChanged], uow: UnitOfWork[Ports]) -> No
 
 @HANDLERS.on(LabelChanged)
 async def label_changed(event: Envelope[LabelChanged], uow: UnitOfWork[Ports]) -> None:
-    """The label that was approved is on the object."""
-    await _executed(uow, "label.change", f"{event.data.kind}/{event.data.id}")
+    """The label that was approved is on the object; one that was raised took no approval."""
+    if event.data.approval:
+        await _executed(uow, "label.change", f"{event.data.kind}/{event.data.id}")
 
 
 async def _executed(uow: UnitOfWork[Ports], action: str, target: str) -> None:

@@ -10,7 +10,6 @@ from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.contracts.inference import ModelRejected, ModelServing
-from medmesh.contracts.labels import LabelChanged
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.registry import Manifest, ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
@@ -52,7 +51,7 @@ async def _serve(uow: UnitOfWork[Ports], wanted: ModelReleased, manifest: Manife
     await _write(uow, wanted, ReleaseState.SERVING)
     label = labels.DEFAULT if wanted.label is None else read(wanted.label)
     name = f"{wanted.model}/{wanted.version}"
-    await labels.give(uow, "model", name, label, owner=PLATFORM, organisations=manifest.hospitals)
+    await labels.give(uow, "model", name, label, owner=PLATFORM, organisations=manifest.hospitals, sources=[("model", name)])
     uow.emit(ModelServing(model=wanted.model, version=wanted.version, release=wanted.release))
     model = Entity("model", wanted.model, version=str(wanted.version), digest=manifest.onnx.sha256)
     uow.audit(AuditEntry("model.serve", "E", entities=(model, Entity("release", wanted.release))))
@@ -71,14 +70,6 @@ async def _write(uow: UnitOfWork[Ports], wanted: ModelReleased, state: ReleaseSt
     row = insert(releases).values(release=wanted.release, model=wanted.model, version=wanted.version, **values)
     replaceable = None if state is ReleaseState.SERVING else releases.c.state == ReleaseState.REJECTED
     await uow.execute(row.on_conflict_do_update(index_elements=[releases.c.release], set_=values, where=replaceable))
-
-
-@HANDLERS.on(LabelChanged, durable="label-follows")
-async def label_follows(event: Envelope[LabelChanged], uow: UnitOfWork[Ports]) -> None:
-    """What the registry says of a model's label counts here too, from now on."""
-    changed = event.data
-    if changed.service == "registry" and changed.kind == "model":
-        await labels.follow(uow, changed.kind, changed.id, read(changed.label))
 
 
 @HANDLERS.on(ModelWithdrawn, concurrency=1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Index, String, Table
 
-from medmesh.store.tables import add_label_tables, service_metadata
+from medmesh.store.tables import add_door_table, add_label_tables, service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
-METADATA = add_label_tables(service_metadata())
+METADATA = add_door_table(add_label_tables(service_metadata()))
 
 releases = Table(
     "releases",

@@ -15,7 +15,7 @@ from medmesh.errors import Problem
 from medmesh.security.access import EVERYBODY
 from medmesh.security.labels import Label, Level
 from medmesh.security.residue import wipe
-from medmesh.service import labels
+from medmesh.service import files, labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import fetch
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
@@ -93,6 +93,7 @@ async def _create(
     version, counts = int(row.newest) + 1, label_counts(samples)
     # Nobody has seen what is in the archive: it may hold anything that whoever sends it could read.
     await labels.made(uow, "dataset", wanted.dataset, wanted=wanted.label, outside=True)
+    await files.keep(uow, "dataset", wanted.dataset, [manifest.sha256, *(sample.object.sha256 for sample in samples)])
     await uow.execute(update(datasets).where(this).values(newest=version))
     values = {
         "dataset": wanted.dataset,

@@ -13,7 +13,7 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.registry import Lineage, ModelRegistered, RegisterModel
 from medmesh.errors import Problem
 from medmesh.security.labels import read
-from medmesh.service import labels
+from medmesh.service import files, labels
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_registry.domain import VersionState, content, document, exact
@@ -38,7 +38,8 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
     version = await _register(uow, done.name, done.model, done.package, lineage, federation=done.federation)
     label = labels.DEFAULT if done.label is None else read(done.label)
     name = f"{done.name}/{version}"
-    await labels.give(uow, "model", name, label, owner=done.organisation, organisations=done.participants)
+    of = [("federation", done.federation)]
+    await labels.give(uow, "model", name, label, owner=done.organisation, organisations=done.participants, sources=of)
 
 
 @HANDLERS.on(RegisterModel)
@@ -87,6 +88,7 @@ async def _register(
     empty: dict[str, Any] = {"parity_max_abs": None, "report": {}, "preprocess": {}, "classes": []}
     file = {**key, "format": "safetensors", "object": document(weights), "created_at": uow.now, **empty}
     await uow.execute(insert(artefacts).values(file))
+    await files.keep(uow, "model", f"{model}/{version}", [weights.sha256])
     uow.emit(ModelRegistered(model=model, version=version, weights=weights, package=package, lineage=lineage))
     entities = [Entity("model", model, str(version), weights.sha256), Entity("package", package.sha256, digest=package.sha256)]
     if federation is not None:
@@ -137,6 +139,7 @@ async def model_converted(event: Envelope[ModelConverted], uow: UnitOfWork[Ports
     }
     key = {"model": made.model, "version": made.version, "format": made.target}
     await uow.execute(upsert(artefacts).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values))
+    await files.keep(uow, "model", f"{made.model}/{made.version}", [made.artefact.sha256])
     state = VersionState.CONVERTED.value if row.state == VersionState.REGISTERED else row.state
     await change(uow, made.model, made.version, state=state, notes={k: v for k, v in row.notes.items() if k != "conversion"})
     uow.audit(AuditEntry("model.artefact", "C", entities=(entity,), detail={"format": made.target}))

@@ -15,6 +15,7 @@ from sqlalchemy import Row, func, select, update
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.training import JobFailed, JobFinished, JobProgressed, JobStarted
 from medmesh.errors import Problem
+from medmesh.service import files
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_training.domain import OPEN, Schedule, State
@@ -96,6 +97,7 @@ async def checkpoint(runtime: Runtime, held: Claim, step: int, weights: ObjectRe
     async with runtime.unit() as uow:
         await _holding(uow, held)
         await _set(uow, held.job, {"step": step, "weights": weights.model_dump(), "stalled": 0})
+        await files.keep(uow, "job", held.job, [weights.sha256])
         uow.emit(JobProgressed(job=held.job, step=step, steps=held.steps, loss=loss))
 
 

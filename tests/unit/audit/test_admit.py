@@ -7,14 +7,16 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.logs import record
 
 from medmesh.contracts.audit import AuditRecord, Receipts
 from medmesh.errors import Problem
 from medmesh.ledger.leaf import commitment, decode
-from medmesh.ledger.record import parse_record, record_bytes
+from medmesh.ledger.record import parts, record_bytes
 from medmesh.ledger.tree import leaf_hash
-from medmesh_audit.domain import admit, facts
+from medmesh_audit.domain import admit, facts, parts_of
 from medmesh_audit.intake import receipts
 from medmesh_audit.placing import Placed
 
@@ -28,13 +30,32 @@ def handed(document: dict[str, Any], body: bytes | None = None) -> AuditRecord:
 
 @pytest.mark.parametrize(("document", "quick"), [(PLAIN, True), (ESCAPED, False)])
 def test_a_record_becomes_a_leaf_that_commits_to_it(document: dict[str, Any], quick: bool) -> None:
-    assert parse_record(record_bytes(document))[1] is quick
+    assert (parts(record_bytes(document)) is not None) is quick
     entry = admit(handed(document), "registry")
-    assert entry.document == document and entry.body == record_bytes(document)
+    assert entry.body == record_bytes(document)
     assert entry.hash == leaf_hash(entry.leaf)
     assert (found := decode(entry.leaf)).commit == commitment(entry.salt, entry.body)
     assert (found.emitter, found.n, found.hour, found.compartment) == ("registry", 3, document["tr"][:13], "platform")
-    assert facts(7, entry.document)["who"] == "person:li"
+    row = facts(7, entry.parts)
+    assert (row["who"], row["org"], row["purpose"], row["outcome"]) == ("person:li", "platform", "HRESCH", 0)
+    assert (row["t"], row["verb"], row["type"]) == (document["t"], "training.finish", document["type"]["code"])
+    assert (row["orgs"], row["entities"], row["service"]) == (["platform"], ["federation:f-3"], "registry")
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+AGENT = st.builds(lambda who, org, role: {"method": "", "org": org, "req": True, "role": role, "who": who}, TEXT, TEXT, TEXT)
+ENTITY = st.builds(lambda kind, id_, digest: {"digest": digest, "id": id_, "type": kind, "ver": ""}, TEXT, TEXT, TEXT)
+
+
+@given(st.lists(AGENT, max_size=3), st.lists(ENTITY, max_size=3), TEXT, st.sampled_from([0, 4, 8, 12]), st.integers(1, 2**40))
+def test_the_quick_reading_finds_what_the_thorough_one_finds(agents: list[Any], entities: list[Any], text: str, out: int, n: int) -> None:
+    """A text with an escape somewhere sends a record the long way; otherwise they are the same record."""
+    document = PLAIN | {"agents": agents, "entities": entities, "out": out, "n": n, "ctx": PLAIN["ctx"] | {"correlation": text}}
+    read = parts_of(record_bytes(document | {"why": "x"}))
+    assert read == parts_of(record_bytes(document | {"why": "\\"}))
+    assert read.entities == [f"{one['type']}:{one['id']}" for one in entities]
+    assert (read.who, read.org) == ((agents[0]["who"], agents[0]["org"]) if agents else ("", ""))
+    assert (read.out, read.n, read.correlation, read.orgs) == (out, n, text, ["platform"])
 
 
 @pytest.mark.parametrize("base", [PLAIN, ESCAPED])

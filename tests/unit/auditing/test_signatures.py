@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -95,6 +96,51 @@ def code_approved(by: Signer = RENJI, package: str = CODE) -> bytes:
     return body(
         "edge:renji", AuditEntry("package.approve", "E", entities=about, detail={"statement": pack(sign(said, by))}), hospital("renji")
     )
+
+
+Detail = dict[str, str | int | bool]
+APPROVED: dict[str, tuple[str, str, Entity, str, str, Detail]] = {
+    # what: service, verb, what the record is about, action and target that were approved, detail
+    "a data set": ("ingestion", "dataset.release", Entity("dataset", "d", "1", DIGEST), "dataset.release", "d/1", {}),
+    "labels": ("annotation", "annotation.export", Entity("labels", "p", "2", DIGEST), "annotation.export", "p/2", {}),
+    "a lower label": ("registry", "label.change", Entity("model", "m", "1"), "label.change", "model/m/1", {"lowered": True}),
+    "an export": ("audit", "audit.export", Entity("export", "x", "", DIGEST), "audit.export", "x", {"state": "approved"}),
+    "pruning": ("audit", "log.prune", Entity("change", "c", "", DIGEST), "log.prune", "c", {}),
+    "retention": ("audit", "retention.change", Entity("change", "c", "", DIGEST), "retention.change", "c", {}),
+    "a hold that was lifted": ("audit", "log.hold", Entity("change", "c", "", DIGEST), "retention.change", "c", {}),
+    "a policy": ("governance", "policy.change", Entity("policy", "site", "", DIGEST), "policy.change", "site", {}),
+}
+
+
+def executed(what: str, by: Signer | None = WU, about: Entity | None = None) -> bytes:
+    """The record of something approved, about what was approved or about something else."""
+    service, verb, thing, action, target, detail = APPROVED[what]
+    approval = None if by is None else {**approved(action, target, DIGEST, by), "target": target, "digest": DIGEST}
+    return body(service, AuditEntry(verb, "E", entities=(about or thing,), approval=approval, detail=detail))
+
+
+@pytest.mark.parametrize("what", APPROVED)
+def test_what_takes_an_approval_is_held_against_exactly_that_one(what: str) -> None:
+    """Every other number, and every other bytes where the record names them, are not what was signed."""
+    thing = APPROVED[what][2]
+    report = look(executed(what))
+    assert (report.faults, report.signatures) == ([], 1)
+    wrong = {
+        "another key": executed(what, FORGER),
+        "another one": executed(what, about=replace(thing, id="other")),
+        "another version": executed(what, about=replace(thing, version="7")) if thing.version else None,
+    }
+    if what != "a hold that was lifted":  # placing one takes nobody
+        wrong["no approval"] = executed(what, None)
+    for name, record in wrong.items():
+        if record is not None:
+            assert [fault.problem.code for fault in look(record).faults] == ["audit.unsigned"], name
+
+
+def test_what_takes_no_approval_needs_none() -> None:
+    raised = AuditEntry("label.change", "U", entities=(Entity("model", "m", "1"),), detail={"lowered": False})
+    placed = AuditEntry("log.hold", "C", entities=(Entity("hold", "h"),))
+    assert look(body("registry", raised), body("audit", placed)).faults == []
 
 
 def look(*bodies: bytes, whole: bool = True) -> Report:

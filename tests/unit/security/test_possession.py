@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from medmesh.errors import Problem
-from medmesh.security import possession
 from medmesh.security.authority import new_key
-from medmesh.security.possession import Proof, Seen, prove, public_jwk, thumbprint, verify
+from medmesh.security.possession import Proof, prove, public_jwk, thumbprint, verify
 
 NOW = datetime(2026, 11, 27, 4, 0, tzinfo=UTC)
 URL, HOST, PATH, TOKEN = "https://audit.example:8443/v1/events?actor=person:li", "audit.example:8443", "/v1/events", "a.b.c"
@@ -88,18 +87,3 @@ def test_what_is_no_proof() -> None:
     for nonsense in ("", "x", "a.b.c", "e" * 5000, jwt.encode(claims, None, algorithm="none", headers=head)):
         with pytest.raises(Problem):
             verify(nonsense, "GET", HOST, PATH, now=NOW)
-
-
-def test_a_proof_counts_once_and_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Seen(most=3)
-    seen.once(Proof("k", "1"))
-    with pytest.raises(Problem) as caught:
-        seen.once(Proof("k", "1"))
-    assert caught.value.params["reason"] == "used before"
-    seen.once(Proof("other", "1"))
-    for n in range(10):
-        seen.once(Proof("k", f"more-{n}"))
-    assert len(seen._until) <= 3
-    monkeypatch.setattr(possession.time, "monotonic", lambda: 1e12)
-    seen.once(Proof("k", "more-9"))
-    assert len(seen._until) == 1

@@ -170,6 +170,11 @@ def test_a_statement_is_of_one_kind_by_one_signer_over_its_exact_text() -> None:
     stranger = note.split(WU.sign("x\n"))[1]
     padded = signed + note.signature_line(note.parse_key(WU.vkey), stranger[0][1][4:])
     assert present.hospital(padded, Acceptance, seen, "renji") == accepted, "lines of others are passed over"
+    he = Signer.create("person:he@platform")
+    approval = sign(CodeApproval(made=seen, package="0" * 64, hospital="renji", by="wu"), WU)
+    line = note.signature_line(note.parse_key(he.vkey), note.split(he.sign(f"{note.split(approval)[0]}"))[1][0][1][4:])
+    both = (approval + line, roster_of(WU, he), CodeApproval, seen)
+    assert code(both[1].person, both[0], *both[2:], ()) == "roster.unknown", "two who may sign: nobody says which of them it is"
 
 
 def test_a_key_file_opens_with_its_passphrase_alone(private: Path) -> None:

@@ -22,6 +22,8 @@ class CreateFederation(Command):
     ACTION: ClassVar[str] = "federation.create"
     MAKES: ClassVar[str] = "federation"
 
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("file", "{initial.sha256}", "object.read"),)
+
     plan: Plan
     package: ObjectRef
     initial: ObjectRef
