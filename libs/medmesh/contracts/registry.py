@@ -20,8 +20,6 @@ class Lineage(Record):
     package: Sha256 | None = None
     hospitals: tuple[Identifier, ...] = ()
     """Of a federation: those whose updates are in the model."""
-    undone: tuple[int, ...] = ()
-    """Of a federation: rounds that were rolled back, of which nothing is in the model."""
     datasets: tuple[str, ...] = ()
 
 
