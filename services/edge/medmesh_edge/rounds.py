@@ -47,21 +47,23 @@ DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.
 class Trained:
     """What a round left here, as the store keeps it."""
 
-    update: ObjectRef
+    update: ObjectRef | None
+    """None where a round only evaluates and its counts go masked."""
     samples: int
     metrics: dict[str, float]
-    counts: evaluation.Table | None = None
+    counts: Any = None
+    """Of a training round that evaluates, a table; of an evaluation round whose counts go masked, a list of them."""
     milliseconds: dict[Work, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, row: Any) -> Trained:
         """From its row."""
-        return cls(ObjectRef.model_validate(row.update), row.samples, row.metrics, row.counts, row.milliseconds)
+        return cls(ObjectRef.model_validate(row.update) if row.update else None, row.samples, row.metrics, row.counts, row.milliseconds)
 
     def values(self) -> dict[str, Any]:
         """For its row."""
         beside = {"samples": self.samples, "metrics": self.metrics, "counts": self.counts, "milliseconds": self.milliseconds}
-        return {"update": self.update.model_dump(), **beside}
+        return {"update": self.update.model_dump() if self.update else null(), **beside}
 
     def body(self, event: RoundOpened) -> dict[str, Any]:
         """As it is told to the platform."""
@@ -214,7 +216,7 @@ class Rounds:
     async def _work(self, event: RoundOpened) -> None:
         plan, package = await self.proofs.allowed(event)
         # The policy may be another by now than when the plan was signed.
-        if (refused := refusal(self.site.policy(), plan, await samples.cohort(self.site, plan.data))) is not None:
+        if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
         opened = await self._open(package, plan, event.federation)
         if event.kind is RoundKind.EVALUATE:
@@ -245,7 +247,9 @@ class Rounds:
                     await asyncio.to_thread(weights.check_finite, out)
                     out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
                 ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
-        done = Trained(ref, count, {"loss": loss}, counts, clock.milliseconds)
+        # A loss of few samples says much of each; in a sum it is one of many.
+        tells = secure.is_secure(plan, event) or count >= evaluation.smallest_told(self.site, plan)
+        done = Trained(ref, count, {"loss": loss} if tells else {}, counts, clock.milliseconds)
         if plan.privacy is not None:
             done = Trained(ref, 1, {})  # neither samples, a loss nor a time is noised: they stay
         sources = samples.sources(self.site, found)
@@ -287,11 +291,20 @@ class Rounds:
         body = {"round": event.round, "attempt": event.attempt, "results": results, "milliseconds": clock.milliseconds}
         if personal is not None:
             body["personal"] = personal
+        masked = secure.is_secure(plan, event)
         async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
+            if masked:  # they wait for their masks, as an update does
+                done = Trained(None, 1, {}, evaluation.together(plan, results, personal), clock.milliseconds)
+                over = tasks.c.state.in_(["failed", "superseded"])
+                await uow.execute(
+                    update(tasks).where(_key(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
+                )
+            else:
+                await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
             if await _left(uow, event):
                 return
-            await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
+            if not masked:
+                await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             detail: dict[str, str | int | bool] = {"models": len(results) + (personal is not None)}
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
@@ -302,16 +315,19 @@ class Rounds:
             return
         plan = await self.proofs.plan(event)
         if not secure.is_secure(plan, event):
+            assert done.update is not None
             base = self.site.layout.cache / "models" / event.base.sha256
             await self._hand_in(event, done, Stored(self.site.objects, done.update.sha256), base if base.exists() else None)
             return
         with _room(self.site) as room:
-            vector, path = await secure.vector(self.site, event, plan, done.update, done.samples, room)
+            beside = (done.counts, done.metrics.get("loss"))
+            vector, path = await secure.vector(self.site, event, plan, done.update, done.samples, room, *beside)
             # Samples are in the sum, and nothing is said about this hospital alone.
             await self._hand_in(event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path))
             path.unlink()  # noise to everybody: no need to write over it
 
     async def _hand_in(self, event: RoundOpened, done: Trained, source: Source, base: Path | None = None) -> None:
+        assert done.update is not None
         clock = Clock()
 
         def tell(sent: int, total: int) -> None:
