@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 from medmesh.canonical import digest
 from medmesh.contracts.federation import RoundKind, RoundOpened
@@ -17,8 +18,9 @@ from medmesh.errors import Problem
 
 def round_digest(event: RoundOpened) -> str:
     """SHA-256 of everything in a round that holds for every hospital: not its deadline, which may be extended, nor what is told to one."""
-    # A round that changes nothing says nothing of it, as rounds did before any could.
-    beside = {"changed": event.changed} if event.changed else {}
+    # What a round has none of it does not mention, as rounds did before there was such a thing.
+    beside: dict[str, Any] = {"changed": event.changed} if event.changed else {}
+    beside |= {"undoing": event.undoing.model_dump()} if event.undoing else {}
     return digest(
         {
             **beside,
