@@ -96,18 +96,19 @@ class Rounds:
         async with self.site.unit() as uow:
             found = await uow.all(select(tasks).where(tasks.c.state.in_(["trained", "received"]) | DISPENSABLE).order_by(tasks.c.at))
             trained = [one for one in found if one.state == "trained" and await secure.ready(uow, one)]
-        received = [one for one in found if one.state == "received"]
-        row = trained[0] if trained else received[-1] if received else None
-        if row is None:
+            received = [one for one in found if one.state == "received"]
+            row = trained[0] if trained else received[-1] if received else None
+            event = RoundOpened.model_validate(row.event) if row is not None else None
+            gone = event is not None and await _over(uow, event)
+        if row is None or event is None:
             await self._release([one for one in found if one.state not in ("trained", "received")])
             await encoding.sweep(self.site)
             await self._rest()
             return False
-        event = RoundOpened.model_validate(row.event)
+        if gone:
+            return True
         if row.state == "received" and datetime.now(UTC) > event.deadline:
             await self._set(event, state="superseded")
-            return True
-        if await self._gone(event):
             return True
         if (wait := hours_begin(self.site.policy(), now := datetime.now().astimezone())) > now:
             if row.state == "received" and wait > event.deadline:
@@ -128,11 +129,8 @@ class Rounds:
         return await secure.step(self.site, self.proofs.plan, self._say_failed)
 
     async def _gone(self, event: RoundOpened) -> bool:
-        """Whether this hospital left the federation: what was trained stays here, and is deleted."""
         async with self.site.unit() as uow:
-            if gone := await _left(uow, event):
-                await uow.execute(update(tasks).where(_key(event)).values(state="releasable"))
-        return gone
+            return await _over(uow, event)
 
     async def _set(self, event: RoundOpened, **values: Any) -> None:
         async with self.site.unit() as uow:
@@ -228,7 +226,8 @@ class Rounds:
         self._used = asyncio.get_running_loop().time()
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
-        data, count = await samples.prepare(self.site, plan.data, held_out=False)
+        found = await samples.rows(self.site, plan.data, held_out=False)
+        data, count = await samples.arrays(self.site, plan.data, found), len(found)
         await privacy.charge(self.site, plan, event)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
@@ -253,7 +252,7 @@ class Rounds:
         done = Trained(ref, count, {"loss": loss} if tells else {}, counts, clock.milliseconds)
         if plan.privacy is not None:
             done = Trained(ref, 1, {})  # neither samples, a loss nor a time is noised: they stay
-        sources = await samples.sources(self.site, plan.data)
+        sources = samples.sources(self.site, found)
         async with self.site.unit() as uow:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
@@ -268,7 +267,7 @@ class Rounds:
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
             detail["chain"] = event.chain or ""
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
-        if event.kind is RoundKind.TRAIN:
+        if event.kind is RoundKind.TRAIN and kept is not None:
             await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
         if not secure.is_secure(plan, event):  # else it waits for its masks
@@ -385,6 +384,13 @@ def _room(site: Site) -> Iterator[Path]:
         yield room
     finally:
         wipe(room)
+
+
+async def _over(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
+    """Whether this hospital left the federation: what was trained stays here, and is deleted."""
+    if left := await _left(uow, event):
+        await uow.execute(update(tasks).where(_key(event)).values(state="releasable"))
+    return left
 
 
 async def _left(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
