@@ -78,8 +78,9 @@ async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: st
         await world.decide(approver, approval["approval"])
     await enrolling
     world.roster(folder)
-    policy = folder / "policy.toml"
-    policy.write_text(policy.read_text(encoding="utf-8").replace("reviewers = 2", "reviewers = 0"), encoding="utf-8")
+    policy = folder / "policy.toml"  # what is invented may be told exactly, and nobody reads the tests' code twice
+    text = policy.read_text("utf-8").replace("small_cell = 5 ", "small_cell = 0 ").replace("reviewers = 2", "reviewers = 0")
+    policy.write_text(text, "utf-8")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.e2e.test_node import two_hospitals
-from tests.hospitals import consented, federation
+from tests.hospitals import completed, consented, federation, until
 from tests.world import World, small_world
 
 from medmesh.client.federation import Federation
@@ -20,7 +21,9 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
 from medmesh_edge.node import Node, running
-from medmesh_edge.tables import cohorts
+from medmesh_edge.policy import DEFAULT
+from medmesh_edge.rounds import Rounds
+from medmesh_edge.tables import cohorts, tasks
 from medmesh_federation.service import SERVICE as FEDERATION
 
 pytestmark = [
@@ -45,6 +48,7 @@ async def run(world: World, researcher: Any, approver: Any, nodes: list[Node], f
 
 async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(world: World) -> None:
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        (folders["huashan"] / "policy.toml").write_text(DEFAULT, encoding="utf-8")
         policy = folders["renji"] / "policy.toml"
         policy.write_text(policy.read_text(encoding="utf-8").replace("small_cell = 0 ", "small_cell = 3 "), encoding="utf-8")
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
@@ -53,8 +57,8 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
         told += [(a.hospital, a.counts) for r in view.rounds for a in r.answers if a.counts is not None]
         assert len(told) == 2 + 2 * 2
         cells = {hospital: [cell for who, table in told if who == hospital for line in table for cell in line] for hospital in folders}
-        assert any(cells["huashan"]) and not any(cell % 2 for cell in cells["huashan"]), "as the plan says"
-        assert any(cells["renji"]) and not any(cell % 3 for cell in cells["renji"]), "the hospital's own is larger"
+        assert any(cells["huashan"]) and not any(cell % 5 for cell in cells["huashan"]), "as a node begins"
+        assert any(cells["renji"]) and not any(cell % 3 for cell in cells["renji"]), "the hospital's own is larger than the plan's"
         first, second = curve(view)
         assert (first.round, second.round) == (0, 1)
         assert second.value > 0.8 > first.value
@@ -68,9 +72,51 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
         assert set(kept) == {"none", "tumour"} and min(kept.values()) > 2
 
 
-async def test_each_hospitals_own_model_is_held_against_the_global_one(world: World) -> None:
+async def test_each_hospitals_own_model_is_held_against_the_global_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         view = await run(world, researcher, approver, nodes, folders, evaluate_every=1, rounds=1, algorithm="ditto")
         assert [gain.hospital for gain in gains(view)] == sorted(folders)
         assert {e.name for e in view.evaluation} == {"federated", "personal"}
+        await without_the_slow(world, researcher, approver, nodes, monkeypatch)
+
+
+async def without_the_slow(world: World, researcher: Any, approver: Any, nodes: list[Node], patch: pytest.MonkeyPatch) -> None:
+    """On the same platform: renji still trains when the first round is over, and what it then hands in is part of the second."""
+    train, over, there = Rounds._train, asyncio.Event(), asyncio.Event()
+
+    async def at_its_pace(self: Rounds, opened: Any, plan: Any, event: Any) -> None:
+        waits = {("renji", 1): over, ("huashan", 2): there}.get((self.site.settings.hospital, event.round))
+        if waits is not None:
+            await waits.wait()
+        await train(self, opened, plan, event)
+
+    patch.setattr(Rounds, "_train", at_its_pace)
+    pace = {"quorum": 1, "staleness": 2, "decay": "1"}
+    made = await federation(
+        world, researcher, approver, ("huashan", "renji"), baseline=False, rounds=2, pace=pace, min_participants=1, lease_seconds=20
+    )
+    one = Federation(researcher, made["federation"])
+
+    async def closed() -> bool:
+        return any(r.state == "committed" for r in (await one.view()).rounds)
+
+    async def handed_in() -> bool:
+        return any(a.hospital == "renji" and a.late for a in (await one.view()).rounds[0].answers)
+
+    await until(closed)
+    over.set()
+    await until(handed_in)
+    there.set()
+    view = await completed(researcher, made)
+    first, second = view.rounds
+    assert {a.hospital: (a.late, a.counted) for a in first.answers} == {"huashan": (False, None), "renji": (True, 2)}
+    assert [a.hospital for a in second.answers] == ["huashan"], "who still trained was not told of the second round"
+    assert first.model != second.model
+
+    async def released() -> bool:
+        async with nodes[1].site.unit() as uow:
+            mine = await uow.all(select(tasks.c.round, tasks.c.state).where(tasks.c.federation == made["federation"]))
+        return [(row.round, row.state) for row in mine] == [(1, "released")]
+
+    assert await until(released), "its update goes once the round is stored in which it counted"

@@ -96,7 +96,11 @@ async def test_hospitals_noise_their_part_of_a_secure_sum(world: World) -> None:
     view, ledgers, folder = await run(world, HOSPITALS, secure={"threshold": 3}, privacy=privacy)
     check(view, ledgers, fits, spent[:fits])
     shown = await asyncio.to_thread(CliRunner().invoke, edge, ["privacy", "--folder", str(folder), "--json"])
-    line = json.loads(shown.output)[0]
+    document = json.loads(shown.output)
+    line, (total,) = document["federations"][0], document["totals"]
+    assert (total["unit"], total["federations"], total["epsilon"]) == ("hospital", 1, total["reserved"]), (
+        "it is over, and holds nothing back"
+    )
     assert (line["attempts"], line["budget"]) == (fits, "4") and float(line["epsilon"]) == pytest.approx(spent[fits - 1], rel=1e-5)
 
 

@@ -50,17 +50,23 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         wanted: dict[str, Any] = {"rounds": 2, "baseline": False, "min_participants": 3, "lease_seconds": 20}
+        wanted |= {"evaluate_every": 1, "small_cell": 5}
         made = await federation(world, researcher, approver, HOSPITALS, secure={"threshold": 3}, **wanted)
         await consented(nodes, made)
         view = await completed(researcher, made)
         committed = [one for one in view.rounds if one.state == "committed"]
-        assert [one.round for one in committed] == [1, 2]
+        assert [one.round for one in committed] == [1, 2, 3]
         for one in committed:
             assert len(one.answers) == 3
-            # Nothing is said about one hospital.
-            assert all(answer.bytes > 8 * 131 and answer.samples == 1 and not answer.metrics for answer in one.answers), (
-                "nothing is said about one hospital"
-            )
+            quiet = [answer.samples == 1 and not answer.metrics and answer.counts is None for answer in one.answers]
+            assert all(quiet), "nothing is said about one hospital"
+            assert all(answer.bytes > (8 * 131 if one.kind == "train" else 8 * 5) for answer in one.answers)
+            # What is known of evaluations is exactly the sum of what the nodes counted.
+            told = [await counted(node, one.round) for node in nodes]
+            tables = [found if one.kind == "train" else found[0] for found in told]
+            sums = tuple(tuple(sum(cells) for cells in zip(*lines, strict=True)) for lines in zip(*tables, strict=True))
+            assert sums == (one.sum.counts if one.kind == "train" and one.sum else view.evaluation[0].counts)
+            assert sum(map(sum, sums)) and all(cell % 5 == 0 for table in tables for line in table for cell in line)
 
         async def forgotten() -> bool:
             left = []
@@ -72,8 +78,14 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
         await until(forgotten)
         for node in nodes:
             async with node.site.unit() as uow:
-                assert len(await uow.all(select(secure_opened))) == 2, "which list was signed is never forgotten"
+                assert len(await uow.all(select(secure_opened))) == 3, "which list was signed is never forgotten"
     await asyncio.sleep(0)
+
+
+async def counted(node: Any, number: int) -> Any:
+    """As the node keeps it, to go masked."""
+    async with node.site.unit() as uow:
+        return (await uow.first(select(tasks).where(tasks.c.round == number))).counts
 
 
 SLOW = """

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.federations import accept, alive, make_plan, opened, submit, view
+from tests.federations import accept, alive, living, make_plan, opened, submit, view
 from tests.integration.test_federation import SETTINGS, start
 from tests.platform import Platform, platform
 
@@ -22,6 +23,8 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.message import Command
 from medmesh.embedded.testing import RunningServers
+from medmesh.service.runtime import running as another
+from medmesh_federation import queue
 from medmesh_federation.service import SERVICE
 
 THREE = ("huashan", "renji", "tongji")
@@ -76,6 +79,35 @@ async def test_a_hospital_works_for_as_many_as_it_may_and_the_next_begins_when_o
     await do(p, CancelFederation(federation=first, reason="enough"))
     await running(p, second)
     assert (await view(p, second)).waiting == ()
+
+
+async def test_two_coordinators_do_not_start_what_only_one_of_may_run(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks at a federation of its own when a hospital becomes free, and takes its time between looking and starting."""
+    first = await start(p, ("huashan", "renji"))
+    await running(p, first)
+    waiting = [await start(p, ("renji", other), min_participants=1) for other in ("tongji", "xiehe")]
+    for federation in waiting:
+        await waits(p, federation, "busy:renji")
+    looked, quotas = set[str](), queue.quotas
+
+    async def slowly(uow: Any, row: Any, ports: Any) -> tuple[str, ...]:
+        found = await quotas(uow, row, ports)
+        if not found and row.state == "queued":
+            looked.add(row.federation)
+            await asyncio.sleep(1.5)
+        return found
+
+    monkeypatch.setattr(queue, "quotas", slowly)
+    settings = p.runtimes["federation"].settings.model_copy(update={"port": 0})
+    async with another(SERVICE, settings), living(p, "renji", "tongji", "xiehe"):
+        await do(p, CancelFederation(federation=first, reason="enough"))
+        await p.wait(FederationStarted, lambda event: event.data.federation in waiting)
+        await asyncio.sleep(4)
+        started = [event.data.federation for event in p.emitted(FederationStarted) if event.data.federation in waiting]
+        assert len(started) == 1
+        (left,) = set(waiting) - set(started)
+        assert (await view(p, left)).state == "queued"
+    assert started[0] in looked
 
 
 async def test_a_person_has_as_many_running_as_one_may(p: Platform) -> None:

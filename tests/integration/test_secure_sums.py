@@ -10,25 +10,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.federations import accept, alive, make_plan, opened, put_weights, view
+from tests.federations import accept, alive, make_plan, opened, view
 from tests.platform import Platform, platform
 
+from medmesh.client.results import cross_site, curve, kept_round
 from medmesh.contracts.federation import (
     FederationCompleted,
     FederationFailed,
+    FederationView,
+    GetFederation,
     ReportFailure,
     RoundCommitted,
+    RoundKind,
     RoundOpened,
     RoundVoided,
     SecureAdvanced,
     SecurePhase,
+    SubmitEvaluation,
     SubmitSecure,
     SubmitUpdate,
     WithdrawFromFederation,
 )
 from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import ObjectRef, OperationFinished
-from medmesh.contracts.plan import SecureAggregation, plan_hash
+from medmesh.contracts.plan import EarlyStopping, SecureAggregation, plan_hash
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.secure import vectors
 from medmesh.federated.secure.contributor import Contributor
@@ -110,13 +115,15 @@ class Parties:
             messages = one.share(self.roster, await told(self.p, SecurePhase.SHARES, name, self.round.round), datetime.now(UTC))
             assert (await say(self.p, self.round, name, SecurePhase.SHARES, messages)).succeeded
 
-    async def vector(self, name: str) -> OperationFinished:
+    async def vector(self, name: str, *beside: int) -> OperationFinished:
         p = self.p
-        await put_weights(p, p.folder, VALUES[name])
         model, out = p.folder / f"model-{name}", p.folder / f"vector-{name}"
-        weights.save({"weight": np.full((64, 2), VALUES[name], np.float32), "bias": np.full(2, VALUES[name], np.float32)}, model)
+        value = VALUES[name] + self.round.round - 1
+        weights.save({"weight": np.full((64, 2), value, np.float32), "bias": np.full(2, value, np.float32)}, model)
         masks = self.all[name].masks(await told(p, SecurePhase.VECTORS, name, self.round.round))
-        vectors.encode(model, SAMPLES[name], out, bits=24, parties=len(HOSPITALS), masks=masks)
+        beside = {"masks": masks, "beside": beside}
+        trains = self.round.kind is RoundKind.TRAIN
+        vectors.encode(model if trains else None, SAMPLES[name] if trains else 1, out, bits=24, parties=len(HOSPITALS), **beside)
         ref: ObjectRef = await p.stores.scratch.put_file(out, file_digest(out)[0])
         about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
         return await p.send(SubmitUpdate(**about, update=ref, samples=1), p.hospital(name))
@@ -136,6 +143,65 @@ class Parties:
                     self.p, self.round, name, SecurePhase.REVEAL, self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC))
                 )
             ).succeeded
+
+
+async def summed(p: Platform, round_: RoundOpened, told: dict[str, list[int]], lost: Sequence[str] = ()) -> None:
+    """A round in which everybody tells this beside what it trained; those in `lost` fail after their masks were agreed upon."""
+    parties = Parties(p, round_)
+    await parties.keys()
+    await parties.shares()
+    for name in HOSPITALS:
+        await alive(p, *HOSPITALS)
+        if name in lost:
+            await fail(p, round_, name)
+        else:
+            done = await parties.vector(name, *told[name])
+            assert done.succeeded, done.problem
+    left = [name for name in HOSPITALS if name not in lost]
+    await parties.reveal(left, await parties.survive(left))
+
+
+async def test_models_are_evaluated_by_sums_of_counts_that_end_the_training(p: Platform) -> None:
+    """Each table is exactly the plain sum over those whose vectors arrived; no answer and no row has one hospital's."""
+    stop = EarlyStopping(patience=1, min_delta="0.01")
+    federation = await start(p, rounds=5, evaluate_every=1, stop=stop, small_cell=5)
+
+    def table(right: int, name: str) -> list[int]:
+        more = 5 * HOSPITALS.index(name)  # in which they differ
+        return [right, 50 - right + more, 50 - right, right + more]
+
+    def plain(right: int, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        a, b, c, d = (sum(cells) for cells in zip(*(table(right, name) for name in names), strict=True))
+        return ((a, b), (c, d))
+
+    for number, (right, lost) in enumerate(((20, ()), (40, ("renji",)), (35, ())), start=1):
+        round_ = (await opened(p, number)).data
+        loss = {name: round(VALUES[name] * SAMPLES[name] * 2**24) for name in HOSPITALS}
+        if number == 1:
+            unmasked = SubmitEvaluation(federation=federation, round=1, attempt=1, results=())
+            assert (await p.send(unmasked, p.hospital("renji"))).problem["code"] == "federation.evaluation"
+        await summed(p, round_, {name: [*table(right, name), loss[name]] for name in HOSPITALS}, lost)
+        left = [name for name in HOSPITALS if name not in lost]
+        await p.wait(RoundCommitted, lambda e, number=number: e.data.round == number, timeout=30)
+        seen = next(one.sum for one in (await view(p, federation)).rounds if (one.round, one.state) == (number, "committed"))
+        assert seen is not None and seen.counts == plain(right, left)
+        assert seen.samples == sum(SAMPLES[name] for name in left)
+        assert seen.loss == sum(loss[name] for name in left) / 2**24 / seen.samples
+    last = (await opened(p, 6, kind=RoundKind.EVALUATE)).data
+    assert [model.name for model in last.models] == ["round-3", "round-1"], "two of five were not begun: the third was no better"
+    await summed(p, last, {name: [*table(35, name), *table(45, name)] for name in HOSPITALS})
+    await p.wait(FederationCompleted, lambda e: e.data.federation == federation, timeout=30)
+    seen = await view(p, federation)
+    assert [(point.round, point.samples) for point in curve(seen)] == [(0, 460), (1, 350), (2, 460)]
+    assert kept_round(seen) == 1
+    assert {(one.name, one.hospital): one.counts for one in seen.evaluation} == {
+        ("round-3", ""): plain(35, HOSPITALS),
+        ("federated", ""): plain(45, HOSPITALS),
+    }
+    assert [cell.hospital for cell in cross_site(seen)] == ["", ""]
+    assert not any(answer.counts or answer.metrics for one in seen.rounds for answer in one.answers)
+    theirs = await p.ask(GetFederation(federation=federation), FederationView, p.hospital("renji"))
+    assert not theirs.evaluation and not any(one.sum for one in theirs.rounds), "less its own part it would be few hospitals'"
 
 
 @pytest.mark.parametrize("dropped", [(), ("renji",)])

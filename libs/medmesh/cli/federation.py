@@ -38,10 +38,10 @@ def list_federations() -> int:
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
     from medmesh.cli.views import flagged, waits
-    from medmesh.contracts.federation import FederationView
+    from medmesh.client.federation import Federation
     from medmesh.federated.plan import explain
 
-    view = with_gateway(lambda gateway: gateway.ask(f"/v1/federations/{identifier}", FederationView))
+    view = with_gateway(lambda gateway: Federation(gateway, identifier).view())
     if as_json:
         show(view.model_dump(mode="json"))
         return 0

@@ -164,9 +164,9 @@ def show_result(view: FederationView, saved: Path | None) -> None:
         click.echo(say(f"the model of round {kept}; training ended after {last}", f"取第 {kept} 轮的模型；训练在第 {last} 轮后结束"))
     cells = cross_site(view)
     hospitals = sorted({cell.hospital for cell in cells if cell.hospital})
+    head = [*hospitals, say("all hospitals", "全部医院")]
     if cells:
         found = {(cell.model, cell.hospital): cell for cell in cells}
-        head = [*hospitals, say("all hospitals", "全部医院")]
         wide = max(24, *(len(name) for name in head)) + 2
         click.echo(say("balanced accuracy [95 % interval], model by hospital", "平衡准确率 [95% 区间]，模型 × 医院"))
         click.echo(f"  {'':<16} " + "".join(f"{name:<{wide}}" for name in head))
@@ -180,7 +180,8 @@ def show_result(view: FederationView, saved: Path | None) -> None:
         click.echo(f"  n: {counted}")
     for gain in gains(view):
         text = f"{gain.difference:+.3f}  [{gain.low:+.3f}, {gain.high:+.3f}]"
-        click.echo(say(f"  own model at {gain.hospital}: {text}", f"  {gain.hospital} 专属模型相对全局模型：{text}"))
+        where = gain.hospital or head[-1]
+        click.echo(say(f"  own model at {where}: {text}", f"  {where} 专属模型相对全局模型：{text}"))
 
 
 def draw(view: FederationView, out: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from medmesh.client.gateway import Gateway
 from medmesh.client.results import ENDED
 from medmesh.client.transfer import download, upload
-from medmesh.contracts.federation import FederationView
+from medmesh.contracts.federation import FederationPage, FederationView, RoundView
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -132,6 +132,35 @@ async def create_federation(
     return await gateway.command("POST", "/v1/federations", body)
 
 
+async def whole(
+    view: FederationView, further: Callable[[str], Awaitable[FederationPage]], since: FederationView | None = None
+) -> FederationView:
+    """`view` with the pages that `further` answers to where the one before it ended, down to what `since` has of older rounds."""
+    known = {(one.round, one.attempt): one for one in since.rounds if one.closed is not None} if since is not None else {}
+    parts, more = [FederationPage(**{name: getattr(view, name) for name in FederationPage.model_fields})], view.more
+    while more and not any((one.round, one.attempt) in known for one in parts[-1].rounds):
+        parts.append(await further(more))
+        more = parts[-1].more
+    return _merged(view, parts, since if more else None)
+
+
+def _merged(view: FederationView, parts: Sequence[FederationPage], since: FederationView | None) -> FederationView:
+    rounds: dict[tuple[int, int], RoundView] = {}
+    for one in (one for part in reversed(parts) for one in part.rounds):
+        found = rounds.get((one.round, one.attempt))
+        both = (*one.answers, *found.answers) if found is not None else one.answers
+        rounds[one.round, one.attempt] = one.model_copy(update={"answers": both})
+    evaluation = tuple(one for part in parts for one in part.evaluation)
+    if since is not None:
+        # The oldest that was looked up may have been cut off: of those, and of older ones, what was known before.
+        oldest = min(rounds, default=(0, 0))
+        older = {(one.round, one.attempt): one for one in since.rounds if one.closed is not None and (one.round, one.attempt) <= oldest}
+        rounds = {**older, **{place: one for place, one in rounds.items() if place not in older}}
+        evaluation = evaluation or since.evaluation
+    values = {"rounds": tuple(rounds[place] for place in sorted(rounds)), "evaluation": evaluation, "more": ""}
+    return view.model_copy(update={"participants": tuple(one for part in parts for one in part.participants), **values})
+
+
 class Federation:
     """One federation of a signed-in person. Every method raises `Problem` with the platform's reason when it is refused."""
 
@@ -145,23 +174,28 @@ class Federation:
 
     async def request_start(self) -> str:
         """Ask that a second person approves the start of exactly this plan. Answers the approval's id."""
-        view = await self.view()
+        view = await self._first()
         body = {"action": "federation.start", "target": self.federation, "digest": view.plan_hash}
         return str((await self.gateway.command("POST", "/v1/approvals", body))["approval"])
 
     async def invitation(self, language: str = "en") -> list[str]:
         """What its hospitals are asked to agree to, in plain words, a sentence a line: what code, what leaves, how many bytes."""
-        return explain((await self.view()).plan, language)
+        return explain((await self._first()).plan, language)
 
-    async def view(self) -> FederationView:
-        """Its plan, participants, rounds and evaluation as they are now."""
+    async def view(self, since: FederationView | None = None) -> FederationView:
+        """Its plan, participants, rounds and evaluation as they are now, in as many requests as it takes; of rounds that were over in
+        `since`, what it says."""
+        path = f"/v1/federations/{self.federation}/page"
+        return await whole(await self._first(), lambda after: self.gateway.ask(path, FederationPage, after=after), since)
+
+    async def _first(self) -> FederationView:
         return await self.gateway.ask(f"/v1/federations/{self.federation}", FederationView)
 
     async def watch(self, seconds: float = 1.0) -> AsyncIterator[FederationView]:
         """Every change of what people see, looked for every `seconds`; ends with the federation."""
         before = None
         while True:
-            view = await self.view()
+            view = await self.view(before)
             if view != before:
                 yield view
             if view.state in ENDED:
@@ -200,7 +234,7 @@ class Federation:
 
     async def model(self, target: Path) -> Path:
         """The final model as safetensors in `target`. Raises `Problem` (`federation.closed`) before it is completed."""
-        view = await self.view()
+        view = await self._first()
         if view.state != "completed" or view.model is None:
             raise Problem("federation.closed", federation=self.federation, state=view.state)
         return await download(self.gateway, view.model, target)

@@ -80,7 +80,7 @@ Say = Callable[..., str]
 def rows(view: FederationView) -> list[dict[str, Any]]:
     """One row for every metric of every answer (one with an empty metric where there is none). `seconds` is from the opening of the round
     to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of. What the
-    asker may not see of others is 0 or absent, as in the view."""
+    asker may not see of others is 0 or absent, as in the view. Where the platform opens sums only, a row without a hospital is of all."""
     from medmesh.learning.metrics import balanced_accuracy  # numpy
 
     found = []
@@ -98,6 +98,13 @@ def rows(view: FederationView) -> list[dict[str, Any]]:
                 metrics.append(("balanced_accuracy", one.round - 1, balanced_accuracy(answer.counts)))
             for metric, of, value in metrics or [("", one.round, None)]:
                 found.append({**about, **given, "metric": metric, "model_of_round": of, "value": value})
+        if (told := one.sum) is not None:
+            together = {**about, "hospital": "", "late": False, "flags": "", "excluded": False, "samples": told.samples}
+            if told.counts is not None:
+                value = balanced_accuracy(told.counts)
+                found.append({**together, "metric": "balanced_accuracy", "model_of_round": one.round - 1, "value": value})
+            if told.loss is not None:
+                found.append({**together, "metric": "loss", "model_of_round": one.round, "value": told.loss})
     return found
 
 
@@ -135,7 +142,7 @@ def figure(view: FederationView, language: str = "en") -> Figure:
         counted = [
             row for row in rows(view) if row["kind"] == "train" and row["state"] == "committed" and not row["late"]
         ]  # excluded ones, too: they were sent
-        hospitals = sorted({row["hospital"] for row in counted})
+        hospitals = sorted({row["hospital"] for row in counted} - {""})
         shades = matplotlib.colormaps["tab20" if len(hospitals) > 10 else "tab10"]
         colour = {name: shades(place % shades.N) for place, name in enumerate(hospitals)}
         done = trained(view)
@@ -184,7 +191,7 @@ def _evaluated(axes: Axes, view: FederationView, counted: list[dict[str, Any]], 
     axes.set_ylim(min(0.45, *(p.low for p in points)), 1.01)
     axes.set_xlabel(say("model"))
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+    axes.legend(loc="best", framealpha=0.9, edgecolor="none")
 
 
 def _losses(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any], say: Say) -> None:
@@ -194,6 +201,8 @@ def _losses(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any]
     for hospital in colour:
         mine = [row for row in counted if row["hospital"] == hospital and row["metric"] == metric]
         axes.plot([r["round"] for r in mine], [r["value"] for r in mine], color=colour[hospital], label=hospital, **line)
+    if sums := [row for row in counted if not row["hospital"] and row["metric"] == metric]:
+        axes.plot([r["round"] for r in sums], [r["value"] for r in sums], color="0.1", lw=2.2, marker="o", ms=3.5)
     axes.grid(axis="y", alpha=0.25)
 
 
@@ -208,7 +217,7 @@ def _marked(axes: Axes, counted: list[dict[str, Any]], sent: Mapping[tuple[int, 
 
 def _bytes(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any], say: Say) -> None:
     axes.set_title(say("bytes"), loc="left")
-    sent = {(row["round"], row["hospital"]): row["bytes"] / 1e6 for row in counted}
+    sent = {(row["round"], row["hospital"]): row["bytes"] / 1e6 for row in counted if row["hospital"]}
     numbers = sorted({number for number, _ in sent})
     below = dict.fromkeys(numbers, 0.0)
     if len(colour) > MOST_NAMES:

@@ -66,12 +66,12 @@ def last_round(plan: Plan) -> int:
     return plan.rounds + len(after_training(plan))
 
 
-def _cell(view: FederationView, model: str, hospital: str, tables: Iterable[object]) -> Cell:
+def _cell(view: FederationView, model: str, hospital: str, tables: Iterable[object], parties: int = 1) -> Cell:
     from medmesh.learning.metrics import add, balanced_accuracy, interval  # numpy: not before there is something to count
 
     given = list(tables)
     counts = add(given)  # type: ignore[arg-type]
-    low, high = interval(given, smallest=view.plan.small_cell)  # type: ignore[arg-type]
+    low, high = interval(given, smallest=view.plan.small_cell, parties=parties)  # type: ignore[arg-type]
     return Cell(model, hospital, balanced_accuracy(counts), low, high, int(counts.sum()))
 
 
@@ -82,14 +82,15 @@ def cross_site(view: FederationView) -> list[Cell]:
     found = []
     for model in sorted({e.name for e in view.evaluation}, key=lambda name: (name != GLOBAL, name)):
         tables = {e.hospital: e.counts for e in view.evaluation if e.name == model}
-        found += [_cell(view, model, hospital, [table]) for hospital, table in sorted(tables.items())]
-        found.append(_cell(view, model, "", tables.values()))
+        found += [_cell(view, model, hospital, [table]) for hospital, table in sorted(tables.items()) if hospital]
+        found.append(_cell(view, model, "", tables.values(), _parties(view) if "" in tables else 1))
     return found
 
 
 def gains(view: FederationView) -> list[Gain]:
-    """Personal against global, hospital by hospital, where the algorithm made personal models. Both were counted on the same samples; the
-    interval takes the two as independent, because which samples they have in common is not told: it is rather too wide."""
+    """Personal against global, hospital by hospital (all together, with an empty name, where only sums are known), where the algorithm made
+    personal models. Both were counted on the same samples; the interval takes the two as independent, because which samples they have in
+    common is not told: it is rather too wide."""
     from medmesh.learning.metrics import balanced_accuracy, difference
 
     tables = {(e.name, e.hospital): e.counts for e in view.evaluation}
@@ -98,10 +99,15 @@ def gains(view: FederationView) -> list[Gain]:
         if (ours := tables.get((GLOBAL, hospital))) is None:
             continue
         theirs = tables[PERSONAL, hospital]
-        low, high = difference(theirs, ours, smallest=view.plan.small_cell)
+        low, high = difference(theirs, ours, smallest=view.plan.small_cell, parties=1 if hospital else _parties(view))
         a, b = balanced_accuracy(ours), balanced_accuracy(theirs)
         found.append(Gain(hospital, a, b, b - a, low, high))
     return found
+
+
+def _parties(view: FederationView) -> int:
+    """How many hospitals are in the sum that the last evaluation opened."""
+    return max((one.sum.samples for one in view.rounds if one.kind == "evaluate" and one.sum is not None), default=1)
 
 
 def counted(one: RoundView) -> tuple[AnswerView, ...]:
@@ -118,8 +124,11 @@ def curve(view: FederationView) -> list[Point]:
     """How the global model did while it trained: the round after it brought the counts. The final model's are those of `cross_site`."""
     found = []
     for one in trained(view):
-        if tables := [answer.counts for answer in counted(one) if answer.counts is not None]:
-            cell = _cell(view, GLOBAL, "", tables)
+        tables, parties = [answer.counts for answer in counted(one) if answer.counts is not None], 1
+        if one.sum is not None and one.sum.counts is not None:
+            tables, parties = [one.sum.counts], len(counted(one))
+        if tables:
+            cell = _cell(view, GLOBAL, "", tables, parties)
             found.append(Point(one.round - 1, cell.value, cell.low, cell.high, cell.samples))
     return found
 

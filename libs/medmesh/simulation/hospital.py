@@ -157,5 +157,5 @@ def policy(folder: Path, package: str) -> None:
     write_secret(folder / SITE_KEY, token_hex(32).encode())
     (folder / "policy.toml").write_text(
         f'[federation]\ninitiators = ["*"]\npackages = ["{package}"]\nalgorithms = ["*"]\nmodalities = ["*"]\n'
-        f"min_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\n"
+        f"min_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\nsmall_cell = 0\n"
     )

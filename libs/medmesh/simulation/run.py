@@ -15,13 +15,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from medmesh.client.federation import initial_weights
+from medmesh.client.federation import initial_weights, whole
 from medmesh.contracts.federation import (
     CreateFederation,
     FederationCompleted,
     FederationFailed,
+    FederationPage,
     FederationView,
     GetFederation,
+    GetFederationPage,
     HospitalAlive,
 )
 from medmesh.contracts.plan import Plan
@@ -85,11 +87,20 @@ async def simulate(
         ):
             federation = await _create(platform, package, tuple(sorted(shares)), plan)
             await _until(ended, tasks, benches, platform)
-            view = await platform.ask(GetFederation(federation=federation), FederationView, platform.person(RESEARCHER, "researcher"))
+            view = await _view(platform, federation)
             if view.model is not None:
                 store = await platform.stores.holding(view.model.sha256)
                 await fetch(store, view.model, model)
             return Simulated(view, model, platform.log.records)
+
+
+async def _view(platform: Hub, federation: str) -> FederationView:
+    token = platform.person(RESEARCHER, "researcher")
+
+    async def further(after: str) -> FederationPage:
+        return await platform.ask(GetFederationPage(federation=federation, after=after), FederationPage, token)
+
+    return await whole(await platform.ask(GetFederation(federation=federation), FederationView, token), further)
 
 
 class _Here(ThreadPoolExecutor):

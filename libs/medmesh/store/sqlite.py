@@ -37,6 +37,7 @@ class Inline:
     def __init__(self, sql: Connection, *, disk: bool) -> None:
         self._sql = sql
         self._disk = disk
+        self.dialect = sql.dialect
 
     async def execute(self, statement: Any, parameters: Any = None) -> Any:
         """As the connection's."""

@@ -14,7 +14,7 @@ from medmesh.errors import Problem
 from medmesh.security import statements
 from medmesh.security.statements import Acceptance, CodeApproval
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import code, continuity, samples
+from medmesh_edge import code, continuity, privacy
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.policy import Policy, refusal
 from medmesh_edge.ports import Site
@@ -80,7 +80,7 @@ async def answer_invitations(site: Site, gateway: Gateway) -> None:
     policy = site.policy()
     for row in waiting:
         plan = Plan.model_validate(row.plan)
-        refused = refusal(policy, plan, await samples.cohort(site, plan.data))
+        refused = refusal(policy, plan, await privacy.cohort(site, plan, row.federation))
         refused = refused or await _unfit(site, gateway, plan, row)
         async with site.unit() as uow:
             if refused is not None:

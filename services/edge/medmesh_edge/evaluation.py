@@ -16,7 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.aggregation import Local, algorithm_of
+from medmesh.federated.aggregation import Local, algorithm_of, makes_own
 from medmesh.federated.cells import cohort, told
 from medmesh.learning import weights
 from medmesh.learning.host import Worker
@@ -28,9 +28,14 @@ from medmesh_edge.tables import cohorts
 Table = list[list[int]]
 
 
+def smallest_told(site: Site, plan: Plan) -> int:
+    """Fewer samples than this are not told of: the plan's number, or the hospital's own where that is larger."""
+    return max(plan.small_cell, site.policy().small_cell)
+
+
 async def counted(site: Site, plan: Plan) -> tuple[Sequence[Any], int]:
     """The held-out samples that are counted, and to which multiple: the plan's, or the hospital's own where that is larger."""
-    found, smallest = await samples.rows(site, plan.data, held_out=True), max(plan.small_cell, site.policy().small_cell)
+    found, smallest = await samples.rows(site, plan.data, held_out=True), smallest_told(site, plan)
     if smallest < 2:
         return found, smallest
     key, chosen = _key(site), set[str]()
@@ -88,7 +93,14 @@ async def everything(
     data, count = await samples.prepare(site, plan.data, held_out=False)
     running = trainer(data)
     async with training.side(site, plan, event, count, await fetch(event.base), fetch) as local:
-        own = await training.personal(running, local) if training.makes_own(plan) else None
+        own = await training.personal(running, local) if makes_own(plan) else None
         tables = await evaluate(site, running.worker, plan, [*paths, *([own] if own else [])], local.folder)
     results = [{"model": model.weights.sha256, "counts": table} for model, table in zip(event.models, tables, strict=False)]
     return results, tables[-1] if own else None
+
+
+def together(plan: Plan, results: Sequence[dict[str, Any]], own: Table | None) -> list[Table]:
+    """What of an evaluation round goes into a sum, in the order in which it is opened: a table for each model, and one more, of zeros where
+    there is nothing to tell, where each hospital has a model of its own."""
+    classes = len(plan.data.classes)
+    return [one["counts"] for one in results] + ([own or [[0] * classes for _ in range(classes)]] if makes_own(plan) else [])

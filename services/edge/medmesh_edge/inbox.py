@@ -113,7 +113,7 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
     }
     await uow.execute(upsert(tasks).values(values).on_conflict_do_nothing())
     await chain.note(uow, Plan.model_validate(known.plan), wanted)
-    if known.plan.get("secure") is not None and wanted.kind is fed.RoundKind.TRAIN:
+    if known.plan.get("secure") is not None and wanted.kind is not fed.RoundKind.BASELINE:
         await _phase(uow, wanted, fed.SecurePhase.KEYS, {})
 
 

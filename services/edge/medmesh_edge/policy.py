@@ -1,7 +1,7 @@
 """The hospital's policy: a file it owns, read anew for every decision. What it does not allow does not happen.
 
 `DEFAULT` is the file a node begins with, and says what each rule means. A list that is missing allows nothing; a floor or a limit that is
-missing asks for nothing.
+missing asks for nothing, but `small_cell`, which is 5 where nothing else is written.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import update_bytes
+from medmesh.federated.privacy.accountant import Part
+from medmesh.federated.privacy.budget import part, rounds_within, together
 from medmesh.learning.isolation import Limits
 
 DEFAULT = """\
@@ -36,11 +39,14 @@ min_patients = 0          # 本院最少患者数 and the patients they are of
 min_hospitals = 0         # 每轮最少参与医院数 hospitals in every round, at least
 max_update_mib = 512
 max_rounds = 1000
-small_cell = 0            # 评估计数至少按此数的倍数外传 counts of evaluations leave as multiples of this at least, whatever a plan says
+small_cell = 5            # 评估计数至少按此数的倍数外传 counts of evaluations leave as multiples of this at least, whatever a plan says
 secure = false            # 必须使用安全聚合 only where the platform sees sums
 privacy = "none"          # none、any、hospital、patient：必须的差分隐私 the differential privacy that a plan must have
 max_epsilon = "1000"      # 差分隐私预算上限 where a plan has it, its budget at most
 max_delta = "0.1"
+total_epsilon = "1000"    # 同一患者（或本院）在全部联邦中合计的预算 all federations over the same patients together
+total_delta = "0.00001"   # 合计预算所用的 δ at this delta
+total_days = 0            # 合计的周期（天），0 为永久 within so many days; 0: ever
 hours = "00:00-24:00"     # 允许训练的本地时间 local time at which training may run
 
 [worker]
@@ -72,11 +78,14 @@ class Policy:
     min_hospitals: int = 0
     max_update_mib: int = 0
     max_rounds: int = 0
-    small_cell: int = 0
+    small_cell: int = SMALL_CELL
     secure: bool = False
     privacy: str = "none"
     max_epsilon: str = "1000"
     max_delta: str = "0.1"
+    total_epsilon: str = "1000"
+    total_delta: str = "0.00001"
+    total_days: int = 0
     hours: tuple[int, int] = (0, 1440)
     memory_mib: int = 0
     cpu_seconds: int = 3600
@@ -87,10 +96,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """What this hospital has under a plan's data schema."""
+    """What this hospital has under a plan's data schema, and what of its privacy is taken."""
 
     samples: int
     patients: int
+    taken: tuple[Part, ...] = ()
+    """What other federations put into the account that the plan would go on (`medmesh_edge.privacy.taken`)."""
+    begun: int = 0
+    """Attempts at the plan's own training rounds that are in it already."""
 
 
 _TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads"), "models": ("install",), "patients": ("forget_second_person",)}
@@ -134,7 +147,7 @@ def _said(name: str, value: str) -> bool:
     if name in _CHOICES:
         return value in _CHOICES[name]
     try:
-        return Decimal(value) >= 0
+        return Decimal(value) >= 0 and (name != "total_delta" or 0 < Decimal(value) < 1)
     except InvalidOperation:
         return False
 
@@ -210,6 +223,21 @@ def _max_delta(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
     return Problem("policy.epsilon", what="delta", found=plan.privacy.delta, limit=policy.max_delta)
 
 
+def _total_epsilon(policy: Policy, plan: Plan, cohort: Cohort) -> Problem | None:
+    if plan.privacy is None:
+        return None
+    return over_total(policy, cohort.taken, part(plan, max(cohort.begun, rounds_within(plan))))
+
+
+def over_total(policy: Policy, taken: tuple[Part, ...], more: Part) -> Problem | None:
+    """Whether `more` does not fit into what all federations over the same patients may spend together."""
+    delta = float(policy.total_delta)
+    before, after = together(taken, delta), together((*taken, more), delta)
+    if after <= float(policy.total_epsilon):
+        return None
+    return Problem("policy.total", before=f"{before:.3f}", after=f"{after:.3f}", limit=policy.total_epsilon, delta=policy.total_delta)
+
+
 RULES: dict[str, Check] = {
     "initiators": _initiators,
     "other_code": _other_code,
@@ -223,6 +251,7 @@ RULES: dict[str, Check] = {
     "privacy": _privacy,
     "max_epsilon": _max_epsilon,
     "max_delta": _max_delta,
+    "total_epsilon": _total_epsilon,
     "min_samples": _min_samples,
     "min_patients": _min_patients,
 }

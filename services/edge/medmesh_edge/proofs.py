@@ -52,8 +52,8 @@ class Proofs:
 
     async def allowed(self, event: RoundOpened) -> tuple[Plan, ObjectRef]:
         """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
-        await continuity.trusted(self.site)
         async with self.site.unit() as uow:
+            await continuity.trusted_in(uow)
             row = await uow.first(select(federations).where(federations.c.federation == event.federation))
             if row is None or row.plan_hash != event.plan_hash:
                 raise Problem("federation.plan_changed", federation=event.federation)

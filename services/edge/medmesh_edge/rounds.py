@@ -47,21 +47,23 @@ DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.
 class Trained:
     """What a round left here, as the store keeps it."""
 
-    update: ObjectRef
+    update: ObjectRef | None
+    """None where a round only evaluates and its counts go masked."""
     samples: int
     metrics: dict[str, float]
-    counts: evaluation.Table | None = None
+    counts: Any = None
+    """Of a training round that evaluates, a table; of an evaluation round whose counts go masked, a list of them."""
     milliseconds: dict[Work, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, row: Any) -> Trained:
         """From its row."""
-        return cls(ObjectRef.model_validate(row.update), row.samples, row.metrics, row.counts, row.milliseconds)
+        return cls(ObjectRef.model_validate(row.update) if row.update else None, row.samples, row.metrics, row.counts, row.milliseconds)
 
     def values(self) -> dict[str, Any]:
         """For its row."""
         beside = {"samples": self.samples, "metrics": self.metrics, "counts": self.counts, "milliseconds": self.milliseconds}
-        return {"update": self.update.model_dump(), **beside}
+        return {"update": self.update.model_dump() if self.update else null(), **beside}
 
     def body(self, event: RoundOpened) -> dict[str, Any]:
         """As it is told to the platform."""
@@ -94,18 +96,19 @@ class Rounds:
         async with self.site.unit() as uow:
             found = await uow.all(select(tasks).where(tasks.c.state.in_(["trained", "received"]) | DISPENSABLE).order_by(tasks.c.at))
             trained = [one for one in found if one.state == "trained" and await secure.ready(uow, one)]
-        received = [one for one in found if one.state == "received"]
-        row = trained[0] if trained else received[-1] if received else None
-        if row is None:
+            received = [one for one in found if one.state == "received"]
+            row = trained[0] if trained else received[-1] if received else None
+            event = RoundOpened.model_validate(row.event) if row is not None else None
+            gone = event is not None and await _over(uow, event)
+        if row is None or event is None:
             await self._release([one for one in found if one.state not in ("trained", "received")])
             await encoding.sweep(self.site)
             await self._rest()
             return False
-        event = RoundOpened.model_validate(row.event)
+        if gone:
+            return True
         if row.state == "received" and datetime.now(UTC) > event.deadline:
             await self._set(event, state="superseded")
-            return True
-        if await self._gone(event):
             return True
         if (wait := hours_begin(self.site.policy(), now := datetime.now().astimezone())) > now:
             if row.state == "received" and wait > event.deadline:
@@ -126,11 +129,8 @@ class Rounds:
         return await secure.step(self.site, self.proofs.plan, self._say_failed)
 
     async def _gone(self, event: RoundOpened) -> bool:
-        """Whether this hospital left the federation: what was trained stays here, and is deleted."""
         async with self.site.unit() as uow:
-            if gone := await _left(uow, event):
-                await uow.execute(update(tasks).where(_key(event)).values(state="releasable"))
-        return gone
+            return await _over(uow, event)
 
     async def _set(self, event: RoundOpened, **values: Any) -> None:
         async with self.site.unit() as uow:
@@ -216,7 +216,7 @@ class Rounds:
     async def _work(self, event: RoundOpened) -> None:
         plan, package = await self.proofs.allowed(event)
         # The policy may be another by now than when the plan was signed.
-        if (refused := refusal(self.site.policy(), plan, await samples.cohort(self.site, plan.data))) is not None:
+        if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
         opened = await self._open(package, plan, event.federation)
         if event.kind is RoundKind.EVALUATE:
@@ -226,7 +226,8 @@ class Rounds:
         self._used = asyncio.get_running_loop().time()
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
-        data, count = await samples.prepare(self.site, plan.data, held_out=False)
+        found = await samples.rows(self.site, plan.data, held_out=False)
+        data, count = await samples.arrays(self.site, plan.data, found), len(found)
         await privacy.charge(self.site, plan, event)
         async with self.site.unit() as uow:
             await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
@@ -246,10 +247,12 @@ class Rounds:
                     await asyncio.to_thread(weights.check_finite, out)
                     out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
                 ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
-        done = Trained(ref, count, {"loss": loss}, counts, clock.milliseconds)
+        # A loss of few samples says much of each; in a sum it is one of many.
+        tells = secure.is_secure(plan, event) or count >= evaluation.smallest_told(self.site, plan)
+        done = Trained(ref, count, {"loss": loss} if tells else {}, counts, clock.milliseconds)
         if plan.privacy is not None:
             done = Trained(ref, 1, {})  # neither samples, a loss nor a time is noised: they stay
-        sources = await samples.sources(self.site, plan.data)
+        sources = samples.sources(self.site, found)
         async with self.site.unit() as uow:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
@@ -264,7 +267,7 @@ class Rounds:
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
             detail["chain"] = event.chain or ""
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
-        if event.kind is RoundKind.TRAIN:
+        if event.kind is RoundKind.TRAIN and kept is not None:
             await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
         if not secure.is_secure(plan, event):  # else it waits for its masks
@@ -288,11 +291,20 @@ class Rounds:
         body = {"round": event.round, "attempt": event.attempt, "results": results, "milliseconds": clock.milliseconds}
         if personal is not None:
             body["personal"] = personal
+        masked = secure.is_secure(plan, event)
         async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
+            if masked:  # they wait for their masks, as an update does
+                done = Trained(None, 1, {}, evaluation.together(plan, results, personal), clock.milliseconds)
+                over = tasks.c.state.in_(["failed", "superseded"])
+                await uow.execute(
+                    update(tasks).where(_key(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
+                )
+            else:
+                await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
             if await _left(uow, event):
                 return
-            await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
+            if not masked:
+                await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             detail: dict[str, str | int | bool] = {"models": len(results) + (personal is not None)}
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
@@ -303,16 +315,19 @@ class Rounds:
             return
         plan = await self.proofs.plan(event)
         if not secure.is_secure(plan, event):
+            assert done.update is not None
             base = self.site.layout.cache / "models" / event.base.sha256
             await self._hand_in(event, done, Stored(self.site.objects, done.update.sha256), base if base.exists() else None)
             return
         with _room(self.site) as room:
-            vector, path = await secure.vector(self.site, event, plan, done.update, done.samples, room)
+            beside = (done.counts, done.metrics.get("loss"))
+            vector, path = await secure.vector(self.site, event, plan, done.update, done.samples, room, *beside)
             # Samples are in the sum, and nothing is said about this hospital alone.
             await self._hand_in(event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path))
             path.unlink()  # noise to everybody: no need to write over it
 
     async def _hand_in(self, event: RoundOpened, done: Trained, source: Source, base: Path | None = None) -> None:
+        assert done.update is not None
         clock = Clock()
 
         def tell(sent: int, total: int) -> None:
@@ -369,6 +384,13 @@ def _room(site: Site) -> Iterator[Path]:
         yield room
     finally:
         wipe(room)
+
+
+async def _over(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
+    """Whether this hospital left the federation: what was trained stays here, and is deleted."""
+    if left := await _left(uow, event):
+        await uow.execute(update(tasks).where(_key(event)).values(state="releasable"))
+    return left
 
 
 async def _left(uow: UnitOfWork[Any], event: RoundOpened) -> bool:

@@ -36,17 +36,15 @@ async def cohort(site: Site, schema: DataSchema) -> Cohort:
     return Cohort(samples=int(found[0]), patients=int(found[1]))
 
 
-async def sources(site: Site, schema: DataSchema) -> list[str]:
-    """The data sets that samples for training come from, as audit names them."""
-    async with site.unit() as uow:
-        found = await uow.all(select(items.c.dataset).where(_wanted(schema, False)).distinct().order_by(items.c.dataset))
-    return [f"{site.settings.hospital}/{row.dataset}" for row in found]
+def sources(site: Site, found: Sequence[Any]) -> list[str]:
+    """The data sets that these samples come from, as audit names them."""
+    return [f"{site.settings.hospital}/{dataset}" for dataset in sorted({row.dataset for row in found})]
 
 
 async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[Any]:
     """The matching items in a fixed order."""
     async with site.unit() as uow:
-        columns = (items.c.item, items.c.object, items.c.label, items.c.patient, patients.c.key)
+        columns = (items.c.item, items.c.dataset, items.c.object, items.c.label, items.c.patient, patients.c.key)
         joined = select(*columns).join(patients, items.c.patient == patients.c.patient)
         return await uow.all(joined.where(_wanted(schema, held_out)).order_by(items.c.item))
 

@@ -20,7 +20,7 @@ from medmesh.contracts.federation import RoundKind, RoundOpened, SecurePhase
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.secure import vectors
+from medmesh.federated.secure import counts, vectors
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
@@ -42,8 +42,8 @@ def _of(table: Any, event: Any) -> Any:
 
 
 def is_secure(plan: Plan, event: RoundOpened) -> bool:
-    """Whether this round's updates go masked."""
-    return plan.secure is not None and event.kind is RoundKind.TRAIN
+    """Whether what leaves of this round goes masked: of every one, where the plan has only sums opened."""
+    return plan.secure is not None and event.kind is not RoundKind.BASELINE
 
 
 async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
@@ -172,17 +172,22 @@ async def ready(uow: UnitOfWork[Any], task: Any) -> bool:
     return SecurePhase.KEYS.value not in phases or phases.get(SecurePhase.VECTORS.value) == "done"
 
 
-async def vector(site: Site, event: RoundOpened, plan: Plan, model: ObjectRef, samples: int, room: Path) -> tuple[ObjectRef, Path]:
-    """What goes instead of `model`: the same bytes however often it is asked for, so it is made again rather than kept; and it may lie in
-    the clear, which it is to nobody. Raises `Problem` (`secure.range`)."""
+async def vector(
+    site: Site, event: RoundOpened, plan: Plan, model: ObjectRef | None, samples: int, room: Path, counted: Any, loss: float | None
+) -> tuple[ObjectRef, Path]:
+    """What goes instead of `model` and of what was `counted` in the round: the same bytes however often it is asked for, so it is
+    made again rather than kept; and it may lie in the clear, which it is to nobody. Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     async with site.unit() as uow:
         row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
     if row is None:
         raise Problem("secure.changed", what="round")
     party, out = restored(site, event, row.document), room / "vector"
-    source = await fetch(site.objects, model, room / "model")
+    source = await fetch(site.objects, model, room / "model") if model is not None else None
     settings: dict[str, Any] = {"bits": plan.secure.bits, "parties": len(plan.participants), "without": frozenset(plan.local)}
+    if counted is not None:
+        tables, loss = ([counted], loss) if event.kind is RoundKind.TRAIN else (counted, None)
+        settings["beside"] = counts.numbers(tables, loss=loss, samples=samples, bits=plan.secure.bits)
     return await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings), out
 
 

@@ -129,11 +129,6 @@ async def train(trainer: Trainer, event: RoundOpened, local: Local) -> tuple[Lef
     return left, loss
 
 
-def makes_own(plan: Plan) -> bool:
-    """Whether each hospital ends with a model of its own."""
-    return algorithm_of(plan).PERSONAL or bool(plan.local)
-
-
 async def personal(trainer: Trainer, local: Local) -> Path | None:
     """This hospital's own model, where its algorithm makes one."""
     made = algorithm_of(trainer.plan).personal(local)

@@ -184,10 +184,11 @@ class Coordinator:
             row.waiting_since,
             stored=unstored is None,
             now=uow.now,
-            blocked=row.state == State.QUEUED and bool(await queue.quotas(uow, row, self.ports)),
+            blocked=row.state == State.QUEUED and await queue.blocked(uow, row, self.ports),
             scores=scores,
             begun=await privacy.begun(uow, row.federation) if plan.privacy is not None else 0,
             trained=0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation),
+            skipped=0 if plan.secure is None else await steps.skipped(uow, row.federation),
             busy=busy,
         )
 

@@ -89,6 +89,8 @@ class Situation:
     """Attempts at training rounds that the privacy ledger has."""
     trained: int = 0
     """Training rounds that were committed; only where a plan's privacy or secure sums may end it early."""
+    skipped: int = 0
+    """Rounds whose secure sum stayed closed."""
     busy: frozenset[str] = frozenset()
     """At work on an earlier round, with an update that would count in the next: where rounds do not wait for the slow."""
 
@@ -269,7 +271,7 @@ def _open_next(s: Situation, quorum_grace: float, max_voids: int) -> Step | None
     kind = kind_of(s.plan, number)
     if kind is None:
         # Whoever hears of the final model must be able to fetch it for good.
-        if s.plan.secure is not None and s.trained < s.plan.rounds:
+        if s.skipped:
             return _ended(s, "secure.unopened")
         return Move(State.COMPLETED) if s.stored else None
     if kind is RoundKind.TRAIN and not affordable(s.plan, s.begun + 1):

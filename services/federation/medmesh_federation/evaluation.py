@@ -29,6 +29,8 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
     row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     plan = Plan.model_validate(row.plan)
     asked = {model["weights"]["sha256"] for model in current.models}
+    if plan.secure is not None:
+        raise Problem("federation.evaluation", reason="the plan has only sums of counts opened")
     if current.kind != "evaluate" or {result.model for result in given.results} != asked:
         raise Problem("federation.evaluation", reason="every model, and only those, must be evaluated")
     results = {result.model: checked(result.counts, plan) for result in given.results}
@@ -46,6 +48,10 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
 async def scores(uow: UnitOfWork[Any], federation: str, plan: Plan) -> Mapping[int, Fraction]:
     """Training round to how its model did at the hospitals that evaluated it: the round after it brought the counts."""
     assert plan.stop is not None
+    if plan.secure is not None:
+        done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+        found = await uow.all(select(rounds.c.round, rounds.c.summed).where(rounds.c.federation == federation, done))
+        return {one.round - 1: score(plan.stop.metric, [one.summed["results"]["base"]]) for one in found if one.summed}
     same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
     wanted = select(answers.c.round, answers.c.results).join(rounds, same)
     counted = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
@@ -70,11 +76,12 @@ async def global_models(uow: UnitOfWork[Any], row: Any, situation: Situation) ->
     return [last.model_copy(update={"name": f"round-{max(made)}"}), CandidateModel(name=f"round-{number}", weights=older)]
 
 
-def kept(situation: Situation, given: Sequence[Any]) -> ObjectRef | None:
-    """Which of two models this evaluation keeps: the older one, unless the last is better by more than `min_delta`. None: there is one."""
+def kept(situation: Situation, told: Sequence[Mapping[str, Counts]]) -> ObjectRef | None:
+    """Which of two models this evaluation keeps: the older one, unless the last is better by more than `min_delta`. None: there is one.
+    `told` are the counts of each hospital, or of all together, by model."""
     assert situation.round is not None
     stop, two = situation.plan.stop, [model for model in situation.round.models if model.name.startswith("round-")]
     if stop is None or len(two) < 2:
         return None
-    last, older = (score(stop.metric, [a.results[model.weights.sha256] for a in given]) for model in two)
+    last, older = (score(stop.metric, [results[model.weights.sha256] for results in told]) for model in two)
     return two[best(stop, {0: older, 1: last}) == 0].weights

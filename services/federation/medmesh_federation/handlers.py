@@ -282,16 +282,16 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
     row, current, late = await answering(uow, given.federation, given.round, given.attempt, lock=False)
-    if current.kind == "evaluate":
-        raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     plan, results, mark = Plan.model_validate(row.plan), None, None
+    if current.kind == "evaluate" and plan.secure is None:
+        raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
-        if current.kind != "train" or not evaluates(plan, given.round):
+        if current.kind != "train" or not evaluates(plan, given.round) or plan.secure is not None:
             raise Problem("federation.evaluation", reason="the plan has nothing evaluated in this round")
         results = {"base": checked(given.counts, plan)}
     if not late or plan.pace is not None:
         # Before the row is locked: large models of several hospitals are checked at once.
-        mark = await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, RoundKind(current.kind))
+        mark = await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, current)
         row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     # A vector counts only where everybody put masks in for it.
     late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
@@ -314,17 +314,19 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     return {"late": late}
 
 
-def _check(path: Path, plan: Plan, kind: RoundKind) -> str | None:
+def _check(path: Path, plan: Plan, current: Any) -> str | None:
     """The update's fingerprint, where the plan has updates compared. Raises `Problem` (`weights.*`)."""
     from medmesh.federated.codecs import sent
     from medmesh.federated.screening import fingerprint
     from medmesh.learning import weights
 
+    kind = RoundKind(current.kind)
     signature = plan.signature if kind is RoundKind.BASELINE else sent(plan)  # alone: a whole model
     if plan.secure is not None:
-        from medmesh.federated.secure import vectors
+        from medmesh.federated.secure import counts, vectors
 
-        signature = vectors.signature(signature)
+        signature = () if kind is RoundKind.EVALUATE else signature
+        signature = vectors.signature(signature, counts.width(plan, kind, current.round, len(current.models)))
     weights.check(path, signature)
     weights.check_finite(path)
     return fingerprint(path) if plan.screening is not None and kind is RoundKind.TRAIN else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from medmesh.contracts.plan import Plan
 from medmesh.store.unit import UnitOfWork
@@ -29,6 +29,14 @@ async def quotas(uow: UnitOfWork[Any], row: Any, ports: Ports) -> tuple[str, ...
     full = [f"busy:{hospital}" for hospital in sorted(ours) if busy[hospital] >= ports.settings.running_per_hospital]
     mine = sum(other.initiator == row.initiator for other in others)
     return (*(["initiator"] if mine >= ports.settings.running_per_initiator else []), *full)
+
+
+async def blocked(uow: UnitOfWork[Any], row: Any, ports: Ports) -> bool:
+    """Whether a quota keeps it from starting now. Until this transaction ends nobody else decides who starts: two instances that each
+    saw the other's federation still waiting would exceed a quota together. SQLite has one writer in any case."""
+    if uow.sql.dialect.name == "postgresql":
+        await uow.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("medmesh_federation.start", 0))))
+    return bool(await quotas(uow, row, ports))
 
 
 async def waits(uow: UnitOfWork[Any], row: Any, plan: Plan, people: dict[str, str], ports: Ports) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation import evaluation, pace, privacy, screening
+from medmesh_federation import evaluation, pace, privacy, screening, secure
 from medmesh_federation.domain import Situation, link
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
@@ -39,6 +39,8 @@ class Result:
     state: ObjectRef | None = None
     personal: Mapping[str, ObjectRef] = field(default_factory=dict)
     flagged: Mapping[str, str] = field(default_factory=dict)
+    summed: dict[str, Any] | None = None
+    """What a secure sum says of evaluations."""
     clip: str | None = None
     """The next round's clipping norm, where it follows the updates."""
     found: Mapping[str, Finding] = field(default_factory=dict)
@@ -63,8 +65,11 @@ async def result(
     plan, base = situation.plan, ObjectRef.model_validate(row.model)
     before = ObjectRef.model_validate(row.state_object) if row.state_object else None
     if situation.round.kind is not RoundKind.TRAIN:
-        chosen = evaluation.kept(situation, given) if situation.round.kind is RoundKind.EVALUATE else None
-        return Result(chosen or base, before, {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()})
+        summed = await _evaluated(ports, situation, given, opening) if opening is not None else None
+        told = [summed["results"]] if summed is not None else [a.results for a in given]
+        chosen = evaluation.kept(situation, told) if situation.round.kind is RoundKind.EVALUATE else None
+        own = {hospital: ObjectRef.model_validate(ref) for hospital, ref in (row.personal or {}).items()}
+        return Result(chosen or base, before, own, summed=summed)
     origin = await local(ports, base)
     with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
         members = len(situation.those("accepted") | situation.those("dropped"))
@@ -76,11 +81,12 @@ async def result(
         if plan.codec != "none" and plan.pace is None:
             whole = [await asyncio.to_thread(_whole, plan, origin, path, Path(folder) / party) for party, path, _ in updates]
             updates = [(party, path, samples) for (party, _, samples), path in zip(updates, whole, strict=True)]
+        summed = None
         if opening is not None:
             # A mean is all that algorithms need which may be combined with it: it counts as one party's update.
-            vectors = {name: path for name, path, _ in updates}
-            mean, samples = await asyncio.to_thread(opening.mean, plan, vectors, origin, Path(folder))
-            updates = [("sum", mean, samples)]
+            total = await asyncio.to_thread(opening.sum, {name: path for name, path, _ in updates}, Path(folder))
+            mean, samples = await asyncio.to_thread(secure.mean, plan, situation.round, total, origin, Path(folder))
+            updates, summed = [("sum", mean, samples)], secure.evaluated(plan, situation.round, total, samples)
         updates, found = await screening.screened(plan, origin, updates, given, seen)
         excluded = frozenset(a.hospital for a in given) - {party for party, _, _ in updates} if opening is None else frozenset()
         if excluded and len(updates) < plan.min_participants:
@@ -90,7 +96,16 @@ async def result(
         outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
         personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
         remembered = await _put(ports, outcome.state) if outcome.state else None
-        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, clip, found, excluded)
+        return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, summed, clip, found, excluded)
+
+
+async def _evaluated(ports: Ports, situation: Situation, given: Sequence[Any], opening: Opening) -> dict[str, Any] | None:
+    """What a sum of counts alone says: each hospital's vector begins with 1 where else its samples are. Raises `Problem` (`secure.*`)."""
+    assert situation.round is not None
+    with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
+        vectors = {a.hospital: await local(ports, ObjectRef.model_validate(a.update)) for a in given}
+        total = await asyncio.to_thread(opening.sum, vectors, Path(folder))
+        return secure.evaluated(situation.plan, situation.round, total, len(vectors))
 
 
 async def _put(ports: Ports, path: Path) -> ObjectRef:
@@ -119,7 +134,8 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
         "state_object": made.state.model_dump() if made.state else None,
         "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
     }
-    await close_round(uow, row, current, state="committed", chain=chain, aggregate_milliseconds=milliseconds, **left)
+    beside = {"aggregate_milliseconds": milliseconds, "summed": made.summed}
+    await close_round(uow, row, current, state="committed", chain=chain, **beside, **left)
     await change(uow, row, chain=chain, voids=0, clip=made.clip, **left)
     parties = tuple(sorted(current.here - made.excluded))
     uow.emit(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from medmesh.contracts.federation import SecureAdvanced, SecurePhase, SubmitSecure
+from medmesh.contracts.federation import RoundKind, SecureAdvanced, SecurePhase, SubmitSecure
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation.domain import Advance, Situation
+from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import answering, entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import participants, rounds, secure_messages
@@ -147,23 +147,47 @@ class Opening:
     session: Session
     said: Said
 
-    def mean(self, plan: Plan, vectors_of: Mapping[str, Path], base: Path, folder: Path) -> tuple[Path, int]:
-        """The mean model of those whose vectors arrived, without the tensors that stay in hospitals, and on how many samples.
-        Raises `Problem` (`secure.*`)."""
+    def sum(self, vectors_of: Mapping[str, Path], folder: Path) -> Path:
+        """The sum of the vectors that arrived. Raises `Problem` (`secure.*`)."""
         from medmesh.federated.secure import collector, vectors
         from medmesh.ledger import note
         from medmesh.security.statements import SecureKeys, read
 
-        assert plan.secure is not None
         keys = {name: read(note.split(one[name])[0], SecureKeys) for name, one in self.said[SecurePhase.KEYS].items()}
         sharers, survivors = sorted(self.said[SecurePhase.SHARES]), sorted(vectors_of)
         masks = collector.corrections(self.session, keys, sharers, survivors, self.said[SecurePhase.REVEAL])
-        total, mean = folder / "sum", folder / "mean"
+        total = folder / "sum"
         vectors.add([vectors_of[name] for name in survivors], total, masks=masks)
-        if plan.privacy is not None and plan.privacy.adaptive:
-            base = _with_count(base, folder)
-        samples = vectors.decode(total, base, mean, bits=plan.secure.bits, without=frozenset(plan.local))
-        return mean, samples
+        return total
+
+
+def mean(plan: Plan, current: Round, total: Path, base: Path, folder: Path) -> tuple[Path, int]:
+    """The mean model of a sum, without the tensors that stay in hospitals, and on how many samples. Raises `Problem` (`secure.*`)."""
+    from medmesh.federated.secure import vectors
+
+    assert plan.secure is not None
+    if plan.privacy is not None and plan.privacy.adaptive:
+        base = _with_count(base, folder)
+    settings: dict[str, Any] = {"bits": plan.secure.bits, "without": frozenset(plan.local), "beside": _width(plan, current)}
+    made = folder / "mean"
+    return made, vectors.decode(total, base, made, **settings)
+
+
+def evaluated(plan: Plan, current: Round, total: Path, samples: int) -> dict[str, Any] | None:
+    """What a sum says of evaluations, for its round's row; None where it carries none. Raises `Problem` (`secure.sum`, ...)."""
+    from medmesh.federated.secure import counts, vectors
+
+    if not (count := _width(plan, current)):
+        return None
+    found = counts.summed(plan, current.kind, vectors.told(total, count), samples)
+    names = ["base"] if current.kind is RoundKind.TRAIN else [*(model.weights.sha256 for model in current.models), "personal"]
+    return {"results": dict(zip(names, found.tables, strict=False)), "samples": samples, "loss": found.loss}
+
+
+def _width(plan: Plan, current: Round) -> int:
+    from medmesh.federated.secure import counts
+
+    return counts.width(plan, current.kind, current.number, len(current.models))
 
 
 def _with_count(base: Path, folder: Path) -> Path:

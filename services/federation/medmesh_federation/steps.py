@@ -110,8 +110,16 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
 
 async def trained(uow: UnitOfWork[Any], federation: str) -> int:
     """How many training rounds made its model."""
-    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
-    wanted = select(func.count()).select_from(rounds).where(rounds.c.federation == federation, done)
+    return await _count(uow, federation, (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value))
+
+
+async def skipped(uow: UnitOfWork[Any], federation: str) -> int:
+    """How many rounds left nothing because their secure sum stayed closed."""
+    return await _count(uow, federation, rounds.c.state == "skipped")
+
+
+async def _count(uow: UnitOfWork[Any], federation: str, where: Any) -> int:
+    wanted = select(func.count()).select_from(rounds).where(rounds.c.federation == federation, where)
     return int((await uow.execute(wanted)).scalar_one())
 
 
@@ -130,7 +138,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     models = await _candidates(uow, row, situation) if step.kind is RoundKind.EVALUATE else []
     deadline = uow.now + timedelta(seconds=plan.round_deadline_seconds)
     assigned = tuple(sorted(step.assigned))
-    secure = plan.secure is not None and step.kind is RoundKind.TRAIN
+    secure = plan.secure is not None
     for hospital in sorted(step.rejoined):
         where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
         await uow.execute(update(participants).where(where).values(state="accepted", reason=""))

@@ -74,6 +74,9 @@ rounds = Table(
     Column("digest", String(64), comment="of the round as it was opened: what the chain is made of"),
     Column("phase", String(16), comment="of a secure sum: what is being collected"),
     Column("parties", Json, comment="of whom it is expected"),
+    Column(
+        "summed", Json, comment="what a secure sum says of evaluations: model, or `base`, to counts of all hospitals, and the mean loss"
+    ),
     Column("closed_at", Timestamp),
     Column("model", Json),
     Column("chain", String(64)),

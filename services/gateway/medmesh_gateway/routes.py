@@ -122,6 +122,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/federations", federation.CreateFederation),
     Route("GET", "/v1/federations", federation.ListFederations),
     Route("GET", "/v1/federations/{federation}", federation.GetFederation),
+    Route("GET", "/v1/federations/{federation}/page", federation.GetFederationPage),
     Route("GET", "/v1/federations/{federation}/chain", federation.GetRoundChain),
     Route("POST", "/v1/federations/{federation}/cancel", federation.CancelFederation),
     Route("POST", "/v1/federations/{federation}/pause", federation.PauseFederation),

@@ -31,7 +31,7 @@ COHORT = policy.Cohort(samples=100, patients=50)
 
 def test_the_policy_a_node_begins_with_asks_a_person_for_the_code(private: Path) -> None:
     begun = _policy(private, policy.DEFAULT)
-    assert begun.packages == () and begun.other_code == "ask"
+    assert begun.packages == () and begun.other_code == "ask" and begun.small_cell == 5
     assert policy.refusals(begun, PLAN, COHORT) == {}
 
 
@@ -48,6 +48,7 @@ CASES = (
     ('privacy = "hospital"', "policy.privacy"),
     ('max_epsilon = "7.9"', "policy.epsilon"),
     ('max_delta = "0.000009"', "policy.epsilon"),
+    ('total_epsilon = "1"', "policy.total"),
     ("min_samples = 101", "policy.samples"),
     ("min_patients = 51", "policy.patients"),
 )
@@ -113,7 +114,9 @@ hours = "00:00-24:00"
 [models]
 install = true
 """
-    assert policy.refusals(_policy(private, old), PLAN, COHORT) == {}
+    before = _policy(private, old)
+    assert policy.refusals(before, PLAN, COHORT) == {}
+    assert before.small_cell == 5, "what leaves is not more than what a new node lets leave"
 
 
 def test_a_worker_gets_what_the_policy_allows_and_no_more_than_the_node_has(private: Path) -> None:

@@ -130,6 +130,9 @@ def test_a_hospital_reads_what_an_evaluation_tells() -> None:
     assert "every 2 rounds and at the end, counts of a confusion matrix over held-out samples, as multiples of 5, none below it." in told
     assert "ends early when balanced accuracy has not risen by more than 0 for 4 evaluations" in told
     assert "exactly as they are, however small" in "\n".join(explain(plan(baseline=True)))
+    sums = plan(evaluate_every=1, small_cell=5, secure={"threshold": 3}, min_participants=3)
+    assert "none below it; they leave masked, and the platform learns their sum over the hospitals only." in "\n".join(explain(sums))
+    assert "计数加掩码后离开，平台只能得到各院之和" in "\n".join(explain(sums, "zh"))
     chinese = "\n".join(explain(plan(evaluate_every=1, small_cell=5, stop=EarlyStopping()), "zh"))
     assert "每轮及结束时另有留出样本的混淆矩阵计数，均为 5 的倍数" in chinese
     assert "提前结束，并保留评估最好的模型" in chinese
@@ -137,7 +140,7 @@ def test_a_hospital_reads_what_an_evaluation_tells() -> None:
 
 def test_what_cannot_be_evaluated_is_refused_with_the_reason() -> None:
     secure = {"secure": {"threshold": 3}, "min_participants": 3}
-    for changed, says in (({"stop": {}}, "evaluate_every"), ({"evaluate_every": 1, **secure}, "a single hospital's")):
+    for changed, says in (({"stop": {}}, "evaluate_every"), ({"baseline": True, **secure}, "each hospital's own model")):
         with pytest.raises(ValidationError, match=says):
             plan(**changed)
     for wrong in ("-1", "1", "x", "NaN"):

@@ -107,6 +107,19 @@ def test_what_patients_give_is_clipped_to_a_norm_and_added() -> None:
     np.testing.assert_allclose(clipping.per_patient(gradients, 1.0, 0.0, np.zeros), [0.9, 1.2])
 
 
+def test_what_several_mechanisms_spend_is_what_their_divergences_add_up_to() -> None:
+    """Gaussians without sampling have a closed form (1 / noise^2 add up); sampled ones, and an order of no meaning."""
+    parts = [accountant.Part(1.0, 2.0, 3), accountant.Part(1.0, 5.0, 10), accountant.Part(1.0, 2.0, 1)]
+    assert accountant.composed(parts, 1e-5) == pytest.approx(accountant.epsilon(1.0, (4 / 4 + 10 / 25) ** -0.5, 1, 1e-5), rel=1e-12)
+    sampled = [accountant.Part(0.1, 1.0, 30), accountant.Part(0.1, 1.0, 20)]
+    assert accountant.composed(sampled, 1e-6) == pytest.approx(6.789020341167042, rel=1e-9), "of another library, as below"
+    mixed = [*parts, *sampled]
+    assert accountant.composed(mixed, 1e-6) == accountant.composed(mixed[::-1], 1e-6)
+    apart = accountant.composed(parts, 1e-6) + accountant.composed(sampled, 1e-6)
+    assert max(accountant.composed(parts, 1e-6), accountant.composed(sampled, 1e-6)) < accountant.composed(mixed, 1e-6) < apart
+    assert accountant.composed([], 1e-6) == 0.0 == accountant.composed([accountant.Part(1.0, 2.0, 0)], 1e-6)
+
+
 def test_a_ledger_of_a_plan_is_the_accountants_and_both_releases_of_an_adaptive_round_are_counted() -> None:
     hospital = plan(privacy=Privacy(unit="hospital", epsilon="100", delta="1e-5", clip="1", noise="1"))
     assert budget.spent(hospital, 1) == pytest.approx(4.752728336819822, rel=1e-9)  # of another library, as above

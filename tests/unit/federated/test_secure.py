@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from tests.rosters import roster_of
+from tests.unit.federated.test_plan import plan
 
+from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.secure import collector, shamir, vectors
+from medmesh.federated.secure import collector, counts, shamir, vectors
 from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh.federated.secure.session import Session
 from medmesh.federated.streams import Reader, Writer
@@ -49,15 +51,21 @@ class World:
     def samples(self, name: str) -> int:
         return 100 + 7 * HOSPITALS.index(name)
 
+    def counts(self, name: str) -> list[int]:
+        """What it evaluated, and one number below nothing."""
+        place = HOSPITALS.index(name)
+        return [5 * place, 40 - 5 * place, 0, 2**40 + place, -3 * place]
+
     def claim(self, name: str) -> Callable[[str, int, str], str]:
         return lambda federation, round_, digest: self.claims.setdefault(name, {}).setdefault((federation, round_), digest)
 
     def plain(self, names: Sequence[str]) -> list[int]:
-        total = np.zeros(1 + 37 * 11 + 5, np.int64)
+        total = np.zeros(1 + 37 * 11 + 5 + 5, np.int64)
         for name in names:
             arrays = weights.load(self.model(name))
             numbers = np.concatenate([arrays["a"].ravel(), arrays["b"].astype(np.float64)])
-            total += np.array([self.samples(name), *np.rint(numbers * self.samples(name) * 2**BITS).astype(np.int64)])
+            fixed = np.rint(numbers * self.samples(name) * 2**BITS).astype(np.int64)
+            total += np.array([self.samples(name), *fixed, *self.counts(name)])
         return [int(number) for number in total]
 
 
@@ -100,7 +108,8 @@ def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1) -> 
     for name, party in parties.items():
         masks = party.masks({sender: sealed[sender][name] for sender in names})
         made[name] = world.folder / f"{name}.{attempt}.vector"
-        vectors.encode(world.model(name), world.samples(name), made[name], bits=BITS, parties=len(HOSPITALS), masks=masks)
+        settings: dict[str, Any] = {"bits": BITS, "parties": len(HOSPITALS), "masks": masks, "beside": world.counts(name)}
+        vectors.encode(world.model(name), world.samples(name), made[name], **settings)
         parties[name] = Contributor.restore(party.document())  # the node dies and comes back
     return Run(world, parties, advertised, made)
 
@@ -119,7 +128,8 @@ def test_the_opened_sum_is_the_plain_one_bit_by_bit(
     survivors = [name for name in HOSPITALS if name not in dropped]
     assert run.open(survivors, run.reveal(survivors)) == world.plain(survivors)
     base, out = world.model("h1"), world.folder / "out"
-    assert vectors.decode(world.folder / "sum", base, out, bits=BITS) == sum(map(world.samples, survivors))
+    assert vectors.decode(world.folder / "sum", base, out, bits=BITS, beside=5) == sum(map(world.samples, survivors))
+    assert vectors.told(world.folder / "sum", 5) == [sum(cells) for cells in zip(*map(world.counts, survivors), strict=True)]
     exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
     np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-BITS)
     np.testing.assert_array_equal(weights.load(out)["n"], np.arange(3))
@@ -144,6 +154,7 @@ def test_a_vector_alone_is_noise(world: World) -> None:
         bits = np.unpackbits(weights.load(path)[vectors.TENSOR].view(np.uint8))
         assert abs(bits.mean() - 0.5) < 0.02, name
         assert weights.load(path)[vectors.TENSOR][0] != world.samples(name), "the samples are masked too"
+        assert not set(weights.load(path)[vectors.TENSOR][-5:]) & set(world.counts(name)), "and what was counted"
 
 
 def test_retrying_with_one_site_fewer_opens_nothing(world: World) -> None:
@@ -259,6 +270,38 @@ def test_the_largest_that_is_let_through_never_wraps(private: Path) -> None:
     vectors.add([private / "v"] * 3, private / "sum")
     assert vectors.decode(private / "sum", private / "m", private / "mean", bits=BITS) == 3
     np.testing.assert_allclose(weights.load(private / "mean")["w"], weights.load(private / "m")["w"], rtol=1e-12)
+
+
+def test_counts_alone_make_a_vector_and_are_read_as_they_were_told(private: Path) -> None:
+    wanted = plan(evaluate_every=1, secure={"threshold": 3}, min_participants=3)
+    tables = [[[5, 0], [10, 25]], [[0, 5], [5, 30]]]
+    for place in range(3):
+        told = counts.numbers([[[cell * place for cell in line] for line in table] for table in tables], bits=BITS)
+        vectors.encode(None, 1, private / f"v{place}", bits=BITS, parties=3, beside=told)
+        weights.check(private / f"v{place}", vectors.signature((), counts.width(wanted, RoundKind.EVALUATE, 9, 2)))
+    vectors.add([private / f"v{place}" for place in range(3)], private / "sum")
+    found = counts.summed(wanted, RoundKind.EVALUATE, vectors.told(private / "sum", 8), 3)
+    assert found.tables == tuple([[3 * cell for cell in line] for line in table] for table in tables)
+    with pytest.raises(Problem) as longer:
+        vectors.told(private / "sum", 9)
+    assert code(longer) == "weights.signature"
+
+
+def test_a_loss_is_weighted_by_samples_and_what_cannot_be_counted_is_refused(private: Path) -> None:
+    wanted = plan(evaluate_every=2, secure={"threshold": 3}, min_participants=3)
+    assert [counts.width(wanted, RoundKind.TRAIN, number, 0) for number in (1, 2, 3)] == [5, 0, 5]
+    given = [counts.numbers([[[1, 2], [3, 4]]], loss=loss, samples=samples, bits=24) for loss, samples in ((0.5, 10), (0.25, 30))]
+    found = counts.summed(wanted, RoundKind.TRAIN, [a + b for a, b in zip(*given, strict=True)], 40)
+    assert (found.tables, found.loss) == (([[2, 4], [6, 8]],), (0.5 * 10 + 0.25 * 30) / 40)
+    with pytest.raises(Problem) as endless:
+        counts.numbers([], loss=np.inf, bits=24)
+    with pytest.raises(Problem) as large:
+        vectors.encode(None, 1, private / "v", bits=BITS, parties=3, beside=[2**62])
+    with pytest.raises(Problem) as below:
+        counts.summed(wanted, RoundKind.EVALUATE, [1, -1, 0, 0], 3)
+    assert (code(endless), code(large), code(below)) == ("secure.range", "secure.range", "secure.sum")
+    own = wanted.model_copy(update={"algorithm": "ditto"})
+    assert counts.width(own, RoundKind.EVALUATE, 9, 1) == 8, "a table more for the hospitals' own models"
 
 
 def test_shamir_against_published_shares() -> None:

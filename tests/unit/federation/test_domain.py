@@ -101,8 +101,13 @@ def test_a_secure_sum_that_stays_closed_skips_its_round() -> None:
     skipped = step(situation(plan=plan, round=round_(state="skipped"), voids=1))
     assert isinstance(skipped, Open) and (skipped.number, skipped.attempt) == (2, 1)
     last = round_(number=2, state="skipped")
-    assert step(situation(plan=plan, round=last, trained=1)) == Move(State.COMPLETED, "secure.unopened")
-    assert step(situation(plan=plan, round=last, trained=0)) == Move(State.FAILED, "secure.unopened")
+    assert step(situation(plan=plan, round=last, trained=1, skipped=1)) == Move(State.COMPLETED, "secure.unopened")
+    assert step(situation(plan=plan, round=last, trained=0, skipped=2)) == Move(State.FAILED, "secure.unopened")
+    evaluated = plan.model_copy(update={"evaluate_every": 1, "stop": EarlyStopping(patience=1)})
+    last = round_(number=3, state="skipped", kind=RoundKind.EVALUATE)
+    assert step(situation(plan=evaluated, round=last, trained=2, skipped=1)) == Move(State.COMPLETED, "secure.unopened"), "not evaluated"
+    last = round_(number=3, state="committed", kind=RoundKind.EVALUATE)
+    assert step(situation(plan=evaluated, round=last, trained=1)) == Move(State.COMPLETED), "it ended early, and no sum stayed closed"
     assert step(situation(plan=plan, round=round_(state="skipped"), voids=3)) == Move(State.FAILED, "federation.void")
     assert step(situation(plan=plan, round=round_(number=2, state="committed"), trained=2)) == Move(State.COMPLETED)
 

@@ -36,6 +36,17 @@ def test_several_tables_count_together() -> None:
     assert interval([[0, 0], [0, 0]]) == (0.0, 1.0)
 
 
+def test_of_a_sum_each_part_was_rounded_for_itself() -> None:
+    """As wide as of the tables themselves; as if the sum had been rounded once it would be too narrow."""
+    parts = [[[20, 5], [10, 25]]] * 6
+    total = np.add.reduce(parts)
+    apart, together, once = (
+        high - low for low, high in (interval(parts, smallest=5), interval(total, smallest=5, parties=6), interval(total, smallest=5))
+    )
+    assert abs(together - apart) < 0.01 * apart
+    assert once < 0.98 * apart
+
+
 def test_a_difference_is_no_more_certain_than_its_parts() -> None:
     good, bad = [[90, 10], [10, 90]], [[60, 40], [40, 60]]
     low, high = difference(good, bad)

@@ -40,11 +40,11 @@ def check(folder: Path, plan: str) -> int:
     Exit code 1 where a rule refuses.  有规则拒绝时退出码为 1。
     """
     from medmesh_edge import policy
-    from medmesh_edge.samples import cohort
+    from medmesh_edge.privacy import cohort
 
     async def work(site: Any) -> Any:
         wanted = await _plan(site, plan)
-        return policy.refusals(site.policy(), wanted, await cohort(site, wanted.data))
+        return policy.refusals(site.policy(), wanted, await cohort(site, wanted, plan))
 
     refused = on_site(folder, work)
     for name in policy.RULES:

@@ -55,6 +55,15 @@ class AnswerView(Record):
     """Likewise, to the mean direction of the others."""
 
 
+class SumView(Record):
+    """What is known of all hospitals together where the platform opens sums only: on `samples` (of an evaluation round: hospitals)."""
+
+    samples: int
+    loss: float | None = None
+    counts: tuple[tuple[int, ...], ...] | None = None
+    """Of the model that the round began with."""
+
+
 class RoundView(Record):
     round: int
     attempt: int
@@ -69,10 +78,12 @@ class RoundView(Record):
     answers: tuple[AnswerView, ...]
     aggregate_milliseconds: int | None = None
     """From the last answer's being there to the model's being durable."""
+    sum: SumView | None = None
+    """Of a round under secure aggregation that evaluated."""
 
 
 class EvaluationView(Record):
-    """`counts[true][predicted]` of the model `name` at `hospital`."""
+    """`counts[true][predicted]` of the model `name` at `hospital`; at all of them together where that is empty."""
 
     hospital: str
     name: str
@@ -90,6 +101,9 @@ class PrivacyView(Record):
 
 
 class FederationView(Record):
+    """A federation, its hospitals, and its rounds from the newest on, as many as fit into a message; `more` says where the next
+    `FederationPage` begins, and is empty when this is all. Everything of a round is in the order of hospitals."""
+
     federation: str
     state: str
     plan: Plan
@@ -105,6 +119,28 @@ class FederationView(Record):
     waiting: tuple[str, ...] = ()
     """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
     label: SecurityLabel | None = None
+    more: str = ""
+
+
+class FederationPage(Record):
+    """What comes after: further hospitals, then older rounds. A round that did not fit is in several pages, with other answers each."""
+
+    participants: tuple[ParticipantView, ...]
+    rounds: tuple[RoundView, ...]
+    evaluation: tuple[EvaluationView, ...]
+    more: str = ""
+
+
+class GetFederationPage(Query):
+    """The page that begins `after` what a view or a page before it ended with: its `more`."""
+
+    TYPE: ClassVar[str] = "federation.page.v1"
+    ACTION: ClassVar[str | None] = "federation.read"
+    Reply: ClassVar[type[Record]] = FederationPage
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    after: str = Field(max_length=120)
 
 
 class GetFederation(Query):

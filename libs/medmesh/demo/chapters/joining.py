@@ -66,6 +66,9 @@ async def enrol(stage: Stage, hospitals: Sequence[str] = tuple(source.HOSPITALS)
         enrolling.append(asyncio.create_task(medmesh("edge", "enrol", *arguments, *handed, "--wait", "120")))
     await stage.approve("hospital.enrol", len(hospitals))
     await asyncio.gather(*enrolling)
+    for one in stage.nodes.values():  # a public data set: its counts may be told as they are
+        policy = one.folder / "policy.toml"
+        policy.write_text(policy.read_text("utf-8").replace("small_cell = 5 ", "small_cell = 0 "), "utf-8")
     stage.keepers.add_hospitals(*(node.folder for node in stage.nodes.values()))
     stage.happened("hospitals enrolled, their keys in the roster")
 

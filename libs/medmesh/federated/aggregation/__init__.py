@@ -108,6 +108,11 @@ def _private(plan: Plan, privacy: Privacy, algorithm: Algorithm) -> None:
         raise Problem("federation.plan", reason=reason)
 
 
+def makes_own(plan: Plan) -> bool:
+    """Whether each hospital ends with a model of its own."""
+    return algorithm_of(plan).PERSONAL or bool(plan.local)
+
+
 def upload_signature(plan: Plan) -> tuple[TensorSignature, ...]:
     """What a hospital sends in a round: the shared tensors, and what its algorithm sends beside them in the same file."""
     kind = named(plan.algorithm)

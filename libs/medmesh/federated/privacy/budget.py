@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from medmesh.contracts.plan import Plan
 from medmesh.contracts.privacy import Privacy
-from medmesh.federated.privacy.accountant import epsilon
+from medmesh.federated.privacy.accountant import Part, composed
 
 COUNT_NOISE = 2.0
 """With an adaptive norm the number of updates within it is released, too: noised by this times `noise`, standard deviation of a sum of
@@ -26,10 +26,14 @@ def multiplier(privacy: Privacy) -> float:
 
 def spent(plan: Plan, attempts: int) -> float:
     """Epsilon after so many attempts at training rounds, at the plan's delta; 0 without privacy in the plan."""
-    if (privacy := plan.privacy) is None:
-        return 0.0
-    steps = attempts * (plan.local_steps if privacy.unit == "patient" else 1)
-    return _epsilon(float(privacy.rate), float(privacy.noise), steps, float(privacy.delta))
+    return 0.0 if plan.privacy is None else together((part(plan, attempts),), float(plan.privacy.delta))
+
+
+def part(plan: Plan, attempts: int) -> Part:
+    """What so many attempts at training rounds put into the account of whose contribution the plan hides."""
+    assert plan.privacy is not None
+    steps = attempts * (plan.local_steps if plan.privacy.unit == "patient" else 1)
+    return Part(float(plan.privacy.rate), float(plan.privacy.noise), steps)
 
 
 def affordable(plan: Plan, attempts: int) -> bool:
@@ -47,5 +51,6 @@ def rounds_within(plan: Plan) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _epsilon(rate: float, noise: float, steps: int, delta: float) -> float:
-    return epsilon(rate, noise, steps, delta)
+def together(parts: tuple[Part, ...], delta: float) -> float:
+    """Epsilon at `delta` of what several plans put into one account."""
+    return composed(parts, delta)

@@ -1,7 +1,8 @@
 """The numbers of a secure sum: a model and its samples as int64 in fixed point, masked and added modulo 2^64, chunk by chunk.
 
-A vector is one tensor `secure.sum` of shape [1 + numbers]: first the samples, then samples x value x 2^bits of every float tensor in
-the order of their names. The sum of vectors gives the mean weighted by samples, and shows neither a model nor how many samples made it.
+A vector is one tensor `secure.sum` of shape [1 + numbers + beside]: first the samples, then samples x value x 2^bits of every float tensor
+in the order of their names, then whole numbers beside the model (`counts`). The sum of vectors gives the mean weighted by samples, and
+shows neither a model nor how many samples made it.
 """
 
 from __future__ import annotations
@@ -53,30 +54,42 @@ class _Stream:
             np.subtract(vector, numbers, out=vector)
 
 
-def signature(tensors: Iterable[TensorSignature]) -> tuple[TensorSignature, ...]:
-    """What a hospital sends in place of the float tensors among `tensors`."""
+def signature(tensors: Iterable[TensorSignature], beside: int = 0) -> tuple[TensorSignature, ...]:
+    """What a hospital sends in place of the float tensors among `tensors`, with so many whole numbers beside."""
     count = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype in FLOATS)
-    return tuple(_vector(1 + count).values())
+    return tuple(_vector(1 + count + beside).values())
 
 
 def encode(
-    model: Path, samples: int, target: Path, *, bits: int, parties: int, masks: Sequence[Mask] = (), without: frozenset[str] = frozenset()
+    model: Path | None,
+    samples: int,
+    target: Path,
+    *,
+    bits: int,
+    parties: int,
+    masks: Sequence[Mask] = (),
+    without: frozenset[str] = frozenset(),
+    beside: Sequence[int] = (),
 ) -> ObjectRef:
-    """Write the vector of a model that was trained on `samples`, masked; not durable, since it can be made again.
+    """Write the vector of a model that was trained on `samples`, or of no model, with the numbers `beside`, masked; not durable,
+    since it can be made again.
 
     Raises `Problem` (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties`
     might not fit; then nothing is left of `target`.
     """
-    if not 0 < samples <= (2**63 - 1) // parties:
+    most = (2**63 - 1) // parties
+    if not 0 < samples <= most:
         raise Problem("secure.range", tensor="samples")
+    if any(abs(number) > most for number in beside):
+        raise Problem("secure.range", tensor="counts")
     streams = [mask.stream() for mask in masks]
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(Reader(model))
-            count = 1 + sum(elements(t) for t in _summed(file, without))
+            file = stack.enter_context(Reader(model)) if model is not None else None
+            count = 1 + (sum(elements(t) for t in _summed(file, without)) if file is not None else 0) + len(beside)
             out = stack.enter_context(Writer(target, _vector(count), durable=False))
             digest = hashlib.sha256(out.head)
-            for chunk in _chunks(_numbers(file, samples, bits, parties, without)):
+            for chunk in _chunks(_numbers(file, samples, bits, parties, without, beside)):
                 for stream in streams:
                     stream.apply(chunk)
                 data = chunk.astype("<u8", copy=False).tobytes()
@@ -107,13 +120,14 @@ def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) ->
             out.append(TENSOR, total.astype("<u8").tobytes())
 
 
-def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset()) -> int:
+def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset(), beside: int = 0) -> int:
     """Write the mean as a model like `base`, whose tensors that are not floats it keeps, `without` these tensors; returns all samples.
+    The last `beside` numbers are no model's.
     Raises `Problem` (`secure.sum`) for a sum that nobody's samples made, (`weights.not_finite`) where the mean does not fit its dtype."""
     with Reader(total) as sums, Reader(base) as origin:
         signature = {name: tensor for name, tensor in origin.signature().items() if name not in without}
         summed = _summed(origin, without)
-        if _length(sums) != 1 + sum(map(elements, summed)):
+        if _length(sums) != 1 + sum(map(elements, summed)) + beside:
             raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the model")
         samples = int(np.frombuffer(sums.next(TENSOR, 8), "<i8")[0])
         if samples <= 0:
@@ -128,15 +142,27 @@ def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozens
     return samples
 
 
+def told(total: Path, count: int) -> list[int]:
+    """The last `count` numbers of a sum: those beside the model. Raises `Problem` (`weights.*`) for a sum that has no such."""
+    with Reader(total) as sums:
+        if (length := _length(sums)) < 1 + count:
+            raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the round")
+        found: list[int] = np.frombuffer(sums.raw(TENSOR, 8 * (length - count), 8 * count), "<i8").tolist()
+    return found
+
+
 def _summed(model: Reader, without: frozenset[str]) -> list[TensorSignature]:
     """The tensors whose numbers are in the sum, in their order."""
     return [tensor for name, tensor in sorted(model.signature().items()) if tensor.dtype in FLOATS and name not in without]
 
 
-def _numbers(model: Reader, samples: int, bits: int, parties: int, without: frozenset[str]) -> Iterator[np.ndarray]:
+def _numbers(
+    model: Reader | None, samples: int, bits: int, parties: int, without: frozenset[str], beside: Sequence[int]
+) -> Iterator[np.ndarray]:
     limit = float((2**63 - 1) // parties) * (1 - 2**-52)
     yield np.array([samples], np.int64).view(np.uint64)
-    for tensor in _summed(model, without):
+    for tensor in _summed(model, without) if model is not None else ():
+        assert model is not None
         for start in range(0, count := elements(tensor), CHUNK):
             values = model.read(tensor.name, start, min(CHUNK, count - start))
             values *= samples * 2.0**bits  # a power of two changes no digit: as exact as the product alone
@@ -145,6 +171,7 @@ def _numbers(model: Reader, samples: int, bits: int, parties: int, without: froz
             if values.size and not (-limit < values.min() and values.max() < limit):
                 raise Problem("secure.range", tensor=tensor.name)
             yield values.astype(np.int64).view(np.uint64)
+    yield np.array(beside, np.int64).view(np.uint64)
 
 
 def _chunks(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

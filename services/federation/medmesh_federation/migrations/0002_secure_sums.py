@@ -14,6 +14,8 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("rounds", sa.Column("phase", sa.String(length=16), nullable=True, comment="of a secure sum: what is being collected"))
     op.add_column("rounds", sa.Column("parties", types.Json, nullable=True, comment="of whom it is expected"))
+    told = "what a secure sum says of evaluations: model, or `base`, to counts of all hospitals, and the mean loss"
+    op.add_column("rounds", sa.Column("summed", types.Json, nullable=True, comment=told))
     op.create_table(
         "secure_messages",
         sa.Column("federation", sa.String(length=36), nullable=False),
