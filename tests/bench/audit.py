@@ -21,6 +21,7 @@ from pathlib import Path
 from time import perf_counter
 
 import asyncpg
+import psutil
 import uvloop
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
@@ -66,6 +67,8 @@ class Bench:
     up: RunningServers
     folder: Path
     bus: NatsBus
+    process: psutil.Process
+    """The log's."""
     counted: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -153,7 +156,7 @@ async def service(up: RunningServers, folder: Path, database: str, **further: ob
         await bus.ensure_consumer(consumer)
     command = (sys.executable, "-P", "-m", "medmesh.service", "audit", "--settings", str(private / "audit.json"))
     process = await asyncio.create_subprocess_exec(*command)
-    bench = Bench(up, private, bus)
+    bench = Bench(up, private, bus, psutil.Process(process.pid))
     try:
         await _answers(bench)
         yield bench
@@ -186,7 +189,7 @@ async def _answers(bench: Bench) -> None:
 
 
 @asynccontextmanager
-async def bare(bench: Bench) -> AsyncIterator[None]:
+async def bare(bench: Bench) -> AsyncIterator[psutil.Process]:
     """The floor's responder while it runs."""
     command = (sys.executable, "-m", "tests.bench.audit_raw", bench.up.nats_url, bench.raw_url)
     process = await asyncio.create_subprocess_exec(*command)
@@ -196,7 +199,7 @@ async def bare(bench: Bench) -> AsyncIterator[None]:
                 await bench.hand_in("", b'{"records": []}', audit_raw.SUBJECT)
                 break
             await asyncio.sleep(0.1)
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.kill()
         await process.wait()
@@ -218,6 +221,11 @@ async def _load(bench: Bench, callers: int, each: int, size: int, subject: str =
     return callers * each * size / (perf_counter() - began), taken
 
 
+def _busy(process: psutil.Process) -> float:
+    """Seconds of processor time it has used."""
+    return float(sum(process.cpu_times()[:2]))
+
+
 async def append64(bench: Bench) -> list[Measure]:
     """64 emitters with one record a request, each waiting for its receipt."""
     taken = await _in_turn(bench, CALLERS, EACH, 1)
@@ -226,6 +234,7 @@ async def append64(bench: Bench) -> list[Measure]:
         Measure("audit.append64", taken.rate, "records/s", taken.floor, "a chain in SQL", peer, 4000, "more"),
         Measure("audit.append64_p99", taken.p99, "ms", taken.floor_p99, "a chain in SQL", peer_p99, 50),
         Measure("audit.append64_commit", taken.inside, "records/s"),
+        Measure("audit.append64_cpu", taken.cpu, "us/record", taken.floor_cpu),
     ]
 
 
@@ -259,31 +268,39 @@ async def batch100(bench: Bench) -> list[Measure]:
     return [
         Measure("audit.batch100", taken.rate, "records/s", taken.floor, goal=12_000, better="more"),
         Measure("audit.batch100_commit", taken.inside, "records/s"),
+        Measure("audit.batch100_cpu", taken.cpu, "us/record", taken.floor_cpu),
     ]
 
 
 @dataclass
 class Taken:
-    """Medians: ours, the bare responder's (the floor), and a group commit without any transport (`inside`)."""
+    """Medians: ours, the bare responder's (the floor), a group commit without any transport (`inside`), and the processor time of the
+    log's and of the bare process, which other work beside it changes least."""
 
     rate: float
     p99: float
     floor: float
     floor_p99: float
     inside: float
+    cpu: float
+    floor_cpu: float
 
 
 async def _in_turn(bench: Bench, callers: int, each: int, size: int) -> Taken:
     await _load(bench, callers, 5, size)
     taken: list[tuple[float, ...]] = []
     for _ in range(REPEATS):
+        busy = _busy(bench.process)
         rate, waits = await _load(bench, callers, each, size)
-        async with bare(bench):
+        cpu = (_busy(bench.process) - busy) / (callers * each * size) * 1e6
+        async with bare(bench) as floored:
+            busy = _busy(floored)
             floor, floor_waits = await _load(bench, callers, each, size, audit_raw.SUBJECT)
+            floor_cpu = (_busy(floored) - busy) / (callers * each * size) * 1e6
         # The floor took numbers that the log has not seen.
         bench.counted = {emitter: n - each * size if emitter in EMITTERS[:callers] else n for emitter, n in bench.counted.items()}
         inside, _, _ = await audit_raw.grouped(bench.raw_url, callers, each, size)
-        taken.append((rate, percentile(waits, 99) * 1e3, floor, percentile(floor_waits, 99) * 1e3, inside))
+        taken.append((rate, percentile(waits, 99) * 1e3, floor, percentile(floor_waits, 99) * 1e3, inside, cpu, floor_cpu))
     return Taken(*map(statistics.median, zip(*taken, strict=True)))
 
 

@@ -18,18 +18,20 @@ from sqlalchemy import select
 from tests.federations import living, submit
 from tests.hospitals import enrolled, federation, pacs, state_of, until
 from tests.integration.test_witnesses import ORIGIN, Hospital
+from tests.platform import Platform
 from tests.rosters import acceptance
 from tests.world import World, small_world
 
 from medmesh.bus.port import BusMessage
 from medmesh.client import Gateway
-from medmesh.contracts.federation import FederationStarted, FederationView, InvitationAnswered, RespondInvitation, RoundOpened
-from medmesh.contracts.message import MAX_MESSAGE_BYTES, encode, envelope
+from medmesh.contracts.federation import FederationStarted, FederationView, InvitationAnswered, RespondInvitation, RoundOpened, Undoing
+from medmesh.contracts.message import MAX_MESSAGE_BYTES, ObjectRef, encode, envelope
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.federated.chain import extend, round_digest
 from medmesh.federated.proof import pack, unpack, verify_start
+from medmesh.federated.undoing import rollback_digest
 from medmesh.learning import isolation
 from medmesh.ledger import note
 from medmesh.ledger.policy import parse_policy
@@ -132,6 +134,13 @@ def follows(event: RoundOpened, previous: str | None, **changed: Any) -> RoundOp
     return made.model_copy(update={"previous": previous, "chain": extend(previous or "", [round_digest(made)])})
 
 
+def undoing(p: Platform, event: RoundOpened, number: int, model: ObjectRef) -> Undoing:
+    """Approvers' word that a federation goes on from a model."""
+    digest = rollback_digest(event.federation, event.plan_hash, number, model.sha256)
+    token = p.approval("federation.rollback", f"{event.federation}/{number}", digest)
+    return Undoing(round=number, approval=token)
+
+
 async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Scene) -> None:
     p = scene.world.p
     async with living(scene.world.p, "renji"), AsyncExitStack() as stack:
@@ -178,6 +187,11 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             "no history": (follows(back, None, **lie, attempt=4), "chain"),
             "the gradient of one batch": (follows(back, back.chain, **lie, attempt=5, steps=1), "round"),
             "another seed": (follows(back, back.chain, **lie, attempt=6, seed=7), "round"),
+            "an earlier model, by nobody's word": (follows(back, back.chain, **lie, attempt=7, base=first.base), "rollback_unproven"),
+            "an earlier model, by a word for another": (
+                follows(back, back.chain, **lie, attempt=8, base=first.base, undoing=undoing(p, back, 0, back.base)),
+                "rollback_unproven",
+            ),
             "a round more than agreed": (follows(back, back.chain, **{**lie, "round": 99}), "round"),
         }
         for what, (told, code) in lies.items():
@@ -197,6 +211,11 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             values = {(row.round, row.attempt): row.value for row in await uow.all(select(chain))}
         assert values[number, 1] == back.chain
         assert not [place for place in values if place > (number, 1)], "what was refused is not part of the chain"
+
+        # Where approvers of its roster signed just that, the node goes back with the others.
+        told = follows(back, back.chain, **lie, attempt=9, base=first.base, undoing=undoing(p, back, 0, first.base))
+        await p.publish(told, source="federation")
+        assert (await became(node, made, number + 1, 9))[2] == 1, "trained"
 
 
 async def test_nothing_is_trained_before_the_start_is_in_the_witnessed_log(scene: Scene) -> None:

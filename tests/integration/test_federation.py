@@ -49,8 +49,9 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
 
 async def start(p: Platform, hospitals: tuple[str, ...], **changed: object) -> str:
     """A federation that everybody accepted and somebody approved."""
-    soon = datetime.now(UTC) + timedelta(seconds=2)  # on a busy machine three answers take a while
-    wanted = await make_plan(p, hospitals, **{"accept_by": soon, "start_at": soon, **changed})
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    late = soon + timedelta(seconds=60)  # on a busy machine answers take a while
+    wanted = await make_plan(p, hospitals, **{"accept_by": late, "start_at": soon, **changed})
     done = await p.send(wanted, p.person("li", "researcher"))
     assert done.succeeded, done.problem
     assert done.result

@@ -60,7 +60,7 @@ async def start(p: Platform, **changed: Any) -> str:
         "rounds": 1,
         "min_participants": 3,
         "secure": SecureAggregation(threshold=3),
-        "accept_by": soon,
+        "accept_by": soon + timedelta(seconds=60),
         "start_at": soon,
     }
     wanted = await make_plan(p, HOSPITALS, **{**values, **changed})

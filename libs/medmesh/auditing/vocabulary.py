@@ -152,6 +152,7 @@ VERBS: dict[str, Verb] = {
     "federation.rejoin": Verb("rest", "update", _RESEARCH, _SECURITY, "参与方重新加入"),
     "federation.release": Verb("110113", "110135", _RESEARCH, _SECURITY, "解除医院隔离"),
     "federation.respond": Verb("rest", "update", _RESEARCH, _SECURITY, "收到医院答复"),
+    "federation.rollback": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦回退到先前轮次"),
     "federation.round": Verb("110100", "operation", _RESEARCH, _CLINICAL, "联邦训练轮次"),
     "federation.secure": Verb("rest", "create", _RESEARCH, _CLINICAL, "安全聚合步骤"),
     "federation.submit": Verb("rest", "create", _RESEARCH, _CLINICAL, "提交轮次结果"),

@@ -152,6 +152,18 @@ def quarantine(identifier: str, hospital: str, reason: str) -> int:
 
 @federation.command()
 @click.argument("identifier")
+@click.option("--round", "number", type=click.IntRange(min=0), required=True, help="Whose model it goes on from; 0: the first weights.")
+def rollback(identifier: str, number: int) -> int:
+    """What to ask approval for so that the rounds after one are undone.  查看回退所需的审批申请。"""
+    from medmesh.client.federation import Federation
+
+    digest = with_gateway(lambda gateway: Federation(gateway, identifier).rollback_digest(number))
+    click.echo(f"medmesh approval request federation.rollback {identifier}/{number} {digest}")
+    return 0
+
+
+@federation.command()
+@click.argument("identifier")
 @click.argument("hospital")
 def release(identifier: str, hospital: str) -> int:
     """What to ask approval for so that HOSPITAL may take part again.  查看解除隔离所需的审批申请。"""

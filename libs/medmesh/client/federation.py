@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from medmesh.client.gateway import Gateway
-from medmesh.client.results import ENDED
+from medmesh.client.results import ENDED, trained
 from medmesh.client.transfer import download, upload
 from medmesh.contracts.federation import FederationPage, FederationView, RoundView
 from medmesh.contracts.ingestion import SMALL_CELL
@@ -22,6 +22,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.contracts.training import RehearsalReport, RehearsalView
 from medmesh.errors import Problem
 from medmesh.federated.plan import explain
+from medmesh.federated.undoing import rollback_digest
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
 from medmesh.tasks import end
@@ -227,6 +228,15 @@ class Federation:
             raise Problem("federation.not_quarantined", federation=self.federation, hospital=hospital, state=state)
         body = {"action": "federation.release", "target": f"{self.federation}/{hospital}", "digest": theirs.release}
         return str((await self.gateway.command("POST", "/v1/approvals", body))["approval"])
+
+    async def rollback_digest(self, number: int) -> str:
+        """What others approve (`federation.rollback`, target `FEDERATION/ROUND`) so that it goes on from round `number`'s model, 0 for
+        the first weights. Raises `Problem` (`federation.rollback`)."""
+        view = await self.view()
+        made = {one.round: one.model.sha256 for one in trained(view) if one.model is not None} | {0: view.plan.initial}
+        if number not in made:
+            raise Problem("federation.rollback", federation=self.federation, round=number, reason="no such round is committed")
+        return rollback_digest(self.federation, view.plan_hash, number, made[number])
 
     async def extend(self, seconds: int) -> Any:
         """Give the open round more time. Answers `{"deadline"}`."""

@@ -117,19 +117,20 @@ def counted(one: RoundView) -> tuple[AnswerView, ...]:
 
 def trained(view: FederationView) -> list[RoundView]:
     """The committed training rounds, in order."""
-    return sorted((r for r in view.rounds if r.kind == "train" and r.state == "committed"), key=lambda one: one.round)
+    return sorted((r for r in view.rounds if r.kind == "train" and r.state == "committed" and not r.undone), key=lambda one: one.round)
 
 
 def curve(view: FederationView) -> list[Point]:
     """How the global model did while it trained: the round after it brought the counts. The final model's are those of `cross_site`."""
-    found = []
+    found, before = [], 0
     for one in trained(view):
+        last, before = before, one.round
         tables, parties = [answer.counts for answer in counted(one) if answer.counts is not None], 1
         if one.sum is not None and one.sum.counts is not None:
             tables, parties = [one.sum.counts], len(counted(one))
         if tables:
             cell = _cell(view, GLOBAL, "", tables, parties)
-            found.append(Point(one.round - 1, cell.value, cell.low, cell.high, cell.samples))
+            found.append(Point(last, cell.value, cell.low, cell.high, cell.samples))
     return found
 
 

@@ -17,8 +17,10 @@ from medmesh.errors import Problem
 
 def round_digest(event: RoundOpened) -> str:
     """SHA-256 of everything in a round that holds for every hospital: not its deadline, which may be extended, nor what is told to one."""
+    undoing = {"undoing": event.undoing.model_dump()} if event.undoing else {}  # else as it was before there was such a thing
     return digest(
         {
+            **undoing,
             "federation": event.federation,
             "round": event.round,
             "attempt": event.attempt,

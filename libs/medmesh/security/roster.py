@@ -33,6 +33,7 @@ ASKED_FOR = frozenset(
         "audit.export",
         "dataset.release",
         "federation.release",
+        "federation.rollback",
         "federation.start",
         "label.change",
         "log.prune",

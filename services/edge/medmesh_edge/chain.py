@@ -13,13 +13,14 @@ from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
-from medmesh.contracts.federation import RoundChain, RoundOpened
+from medmesh.contracts.federation import RoundChain, RoundKind, RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.chain import check_agreed, extend, round_digest
-from medmesh.store.unit import UnitOfWork
+from medmesh.federated.undoing import proven
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import chain
+from medmesh_edge.tables import bases, chain
 
 
 async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
@@ -29,6 +30,7 @@ async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
     if newest.value == event.previous and _whole(event) and _later(event, newest):
         with suppress(Problem):
             check_agreed(plan, event)
+            await _progress(uow, plan, event)
             await _write(uow, event)
 
 
@@ -40,7 +42,7 @@ async def known(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
     return row is not None
 
 
-async def follow(site: Site, gateway: Gateway, event: RoundOpened) -> None:
+async def follow(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened) -> None:
     """Write down a round after some that this hospital was not told of, whose digests the platform shows. Raises `Problem`."""
     async with site.unit() as uow:
         newest = await _newest(uow, event)
@@ -57,7 +59,23 @@ async def follow(site: Site, gateway: Gateway, event: RoundOpened) -> None:
     if value != event.previous:
         raise _broken(event)
     async with site.unit() as uow:
+        await _progress(uow, plan, event)
         await _write(uow, event)
+
+
+async def _progress(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
+    """Raise a `Problem` (`federation.rollback_unproven`) where a training round begins with a model that came before, and no approval by
+    keys of this hospital's roster says that it may."""
+    if event.kind is not RoundKind.TRAIN:
+        return
+    mine = select(bases.c.base).where(bases.c.federation == event.federation)
+    newest = await uow.first(mine.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
+    began = newest is not None and newest.base != event.base.sha256
+    again = began and (event.base.sha256 == plan.initial or await uow.first(mine.where(bases.c.base == event.base.sha256)) is not None)
+    if again or event.undoing is not None:
+        found = proven(event, uow.ports.trust().governance, uow.ports.roster())
+        about = (Entity("federation", event.federation, digest=event.plan_hash),)
+        uow.audit(AuditEntry("federation.rollback", "E", entities=about, approval=found.evidence(), detail={"round": event.round}))
 
 
 def _whole(event: RoundOpened) -> bool:
@@ -89,6 +107,9 @@ class _Begin:
 async def _write(uow: UnitOfWork[Any], event: RoundOpened) -> None:
     values = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "value": event.chain}
     await uow.execute(upsert(chain).values(values).on_conflict_do_nothing())
+    if event.kind is RoundKind.TRAIN:
+        began = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "base": event.base.sha256}
+        await uow.execute(upsert(bases).values(began).on_conflict_do_nothing())
 
 
 def _broken(event: RoundOpened) -> Problem:

@@ -163,7 +163,9 @@ async def _resumed(event: Envelope[fed.FederationResumed], uow: UnitOfWork[Any])
     await _state(uow, event.data.federation, "running")
 
 
-async def _dropped(event: Envelope[fed.ParticipantDropped | fed.ParticipantWithdrew], uow: UnitOfWork[Any]) -> None:
+async def _dropped(
+    event: Envelope[fed.ParticipantDropped | fed.ParticipantWithdrew | fed.FederationRolledBack], uow: UnitOfWork[Any]
+) -> None:
     return None
 
 
@@ -242,6 +244,7 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.UpdateFlagged, _flagged),
     (fed.FederationPaused, _paused),
     (fed.FederationResumed, _resumed),
+    (fed.FederationRolledBack, _dropped),
     (fed.ParticipantWithdrew, _dropped),
     (fed.ParticipantDropped, _dropped),
     (fed.ParticipantQuarantined, _quarantined),

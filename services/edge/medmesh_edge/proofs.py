@@ -68,7 +68,7 @@ class Proofs:
         if not on_record:
             await witnessed.prove(self.site, self.gateway, event.federation, row.plan_hash)
         if not seen:
-            await chain.follow(self.site, self.gateway, event)
+            await chain.follow(self.site, self.gateway, plan, event)
         return plan, package
 
     async def _prove(self, row: Any, plan: Plan, event: RoundOpened) -> None:

@@ -162,6 +162,14 @@ chain = Table(
     comment="the chain of each federation's rounds as this hospital saw it; a row never goes and never changes",
 )
 
+bases = Table(
+    "bases",
+    METADATA,
+    *_attempt(),
+    Column("base", String(64), nullable=False),
+    comment="the model that each training round began with, as this hospital saw it: none comes again without an approval",
+)
+
 witnessed = Table(
     "witnessed",
     METADATA,

@@ -48,17 +48,20 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
 async def scores(uow: UnitOfWork[Any], federation: str, plan: Plan) -> Mapping[int, Fraction]:
     """Training round to how its model did at the hospitals that evaluated it: the round after it brought the counts."""
     assert plan.stop is not None
+    trained = (rounds.c.federation == federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+    made = await uow.all(select(rounds.c.round, rounds.c.summed).where(trained, ~rounds.c.undone).order_by(rounds.c.round))
+    # The number before is not the round before where rounds were undone, or skipped.
+    before = dict(zip([one.round for one in made], [0, *(one.round for one in made)], strict=False))
     if plan.secure is not None:
-        done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
-        found = await uow.all(select(rounds.c.round, rounds.c.summed).where(rounds.c.federation == federation, done))
-        return {one.round - 1: score(plan.stop.metric, [one.summed["results"]["base"]]) for one in found if one.summed}
+        return {before[one.round]: score(plan.stop.metric, [one.summed["results"]["base"]]) for one in made if one.summed}
     same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
     wanted = select(answers.c.round, answers.c.results).join(rounds, same)
     counted = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
+    counted &= ~rounds.c.undone
     tables: dict[int, list[Counts]] = {}
     for row in await uow.all(wanted.where(rounds.c.federation == federation, counted)):
         if row.results:
-            tables.setdefault(row.round - 1, []).append(row.results["base"])
+            tables.setdefault(before[row.round], []).append(row.results["base"])
     return {number: score(plan.stop.metric, found) for number, found in tables.items()}
 
 
@@ -69,6 +72,7 @@ async def global_models(uow: UnitOfWork[Any], row: Any, situation: Situation) ->
     if stop is None or (number := best(stop, await scores(uow, row.federation, situation.plan))) is None:
         return [last]
     where = (rounds.c.federation == row.federation) & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.state == "committed")
+    where &= ~rounds.c.undone
     made = {found.round: found.model for found in await uow.all(select(rounds.c.round, rounds.c.model).where(where))}
     older = ObjectRef.model_validate(made.get(number) or row.initial)
     if older == last.weights:

@@ -24,7 +24,7 @@ _SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answe
 def _trained(federation: str, plan: Plan, number: int) -> Any:
     """Committed rounds whose updates may count in round `number`."""
     least = number - (plan.pace.staleness if plan.pace else 0)
-    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~rounds.c.undone
     return (rounds.c.federation == federation) & done & (rounds.c.round >= least) & (rounds.c.round < number)
 
 

@@ -196,5 +196,6 @@ def _round_view(row: Any, summed: dict[str, Any] | None) -> RoundView:
         chain=row.chain,
         answers=(),
         aggregate_milliseconds=row.aggregate_milliseconds,
+        undone=row.undone,
         sum=SumView(samples=summed["samples"], loss=summed["loss"], counts=summed["results"].get("base")) if summed else None,
     )

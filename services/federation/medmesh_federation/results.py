@@ -25,7 +25,7 @@ from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
 from medmesh_federation.steps import answers_of, change, close_round
-from medmesh_federation.tables import answers, rounds
+from medmesh_federation.tables import answers, federations, rounds
 
 if TYPE_CHECKING:
     from medmesh.federated.screening import Finding
@@ -134,9 +134,10 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
         "state_object": made.state.model_dump() if made.state else None,
         "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
     }
+    undoing = None if current.kind is RoundKind.TRAIN else row.undoing
     beside = {"aggregate_milliseconds": milliseconds, "summed": made.summed}
     await close_round(uow, row, current, state="committed", chain=chain, **beside, **left)
-    await change(uow, row, chain=chain, voids=0, clip=made.clip, **left)
+    await change(uow, row, chain=chain, voids=0, clip=made.clip, undoing=undoing, **left)
     parties = tuple(sorted(current.here - made.excluded))
     uow.emit(
         RoundCommitted(
@@ -180,7 +181,7 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
             uow.emit(
                 RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=told, stale=earlier)
             )
-    for ref in await _outdated(runtime, row, beside):
+    for ref in await _outdated(runtime, row, ports.settings.states_kept):
         await ports.stores.kept.delete(ref.sha256)
         await ports.models.delete(ref.sha256)
     # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
@@ -199,11 +200,20 @@ async def _awaited(runtime: Runtime) -> frozenset[str]:
     return frozenset(row.update["sha256"] for row in found if row.update)
 
 
-async def _outdated(runtime: Runtime, row: Any, needed: Sequence[ObjectRef]) -> list[ObjectRef]:
-    """What the algorithm remembered after the round before this one."""
+async def _outdated(runtime: Runtime, row: Any, kept: int) -> list[ObjectRef]:
+    """What the algorithm remembered after the round `kept` before this one: later ones may be gone back to."""
     before = (rounds.c.federation == row.federation) & (rounds.c.round < row.round) & (rounds.c.state == "committed")
     async with runtime.unit() as uow:  # rounds that an early stop left out are none
-        wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(1)
-        older = await uow.first(wanted)
-    found = [] if older is None else [ref for ref in (older.state_object, *(older.personal or {}).values()) if ref]
-    return [ref for ref in map(ObjectRef.model_validate, found) if ref not in needed]
+        wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(kept)
+        earlier = await uow.all(wanted)
+        present = await uow.first(
+            select(federations.c.state_object, federations.c.personal).where(federations.c.federation == row.federation)
+        )
+    if len(earlier) < kept:
+        return []
+    needed = {ref.sha256 for one in (row, *earlier[:-1], present) for ref in _remembered(one)}
+    return [ref for ref in _remembered(earlier[-1]) if ref.sha256 not in needed]
+
+
+def _remembered(row: Any) -> list[ObjectRef]:
+    return [ObjectRef.model_validate(ref) for ref in (row.state_object, *(row.personal or {}).values()) if ref]

@@ -19,6 +19,8 @@ class Settings(ServiceSettings):
     """Hospitals are asked to run code of a package only after it was rehearsed on invented data."""
     code_reviewers: int = Field(default=2, ge=0)
     """How many people of the roster must have read code before hospitals are asked to run it; each hospital may ask for more or fewer."""
+    states_kept: int = Field(default=4, ge=1)
+    """Of how many rounds, the newest among them, what an algorithm remembered is kept: so far it can go back. Models all are."""
     running_per_initiator: int = Field(default=8, ge=1)
     running_per_hospital: int = Field(default=4, ge=1)
     """How many federations of one person, and with one hospital, run at once (paused ones, too); others wait in the queue, the oldest

@@ -20,6 +20,7 @@ from medmesh.contracts.federation import (
     RoundOpened,
     RoundVoided,
     SecurePhase,
+    Undoing,
 )
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -90,6 +91,7 @@ async def _started(uow: UnitOfWork[Any], row: Any, members: tuple[str, ...]) -> 
 async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, members: tuple[str, ...]) -> None:
     number, contributors = await _made_by(uow, row)
     label = await labels.label_of(uow, "federation", row.federation)
+    gone = select(rounds.c.round).where(rounds.c.federation == row.federation, rounds.c.undone).order_by(rounds.c.round)
     uow.emit(
         FederationCompleted(
             federation=row.federation,
@@ -99,6 +101,7 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
             package=ObjectRef.model_validate(row.package),
             model=ObjectRef.model_validate(row.model),
             rounds=number,
+            undone=tuple(one.round for one in await uow.all(gone)),
             participants=members,
             contributors=contributors,
             organisation=row.initiator.rpartition("@")[2],
@@ -126,6 +129,7 @@ async def _count(uow: UnitOfWork[Any], federation: str, where: Any) -> int:
 async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]]:
     """The training round whose model was kept, and the hospitals whose updates are in it, also of those that left since."""
     where = (rounds.c.federation == row.federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
+    where &= ~rounds.c.undone
     made = await uow.all(select(rounds.c.round, rounds.c.attempt, rounds.c.model).where(where).order_by(rounds.c.round))
     number = max((one.round for one in made if one.model == row.model), default=0)
     given = [await answers_of(uow, row.federation, one.round, one.attempt) for one in made if one.round <= number]
@@ -175,6 +179,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         deadline=deadline,
         hospitals=assigned,
         clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
+        undoing=Undoing.model_validate(row.undoing) if row.undoing and step.kind is RoundKind.TRAIN else None,
         **await _beside(uow, row, step, plan),
     )
     digest, previous = round_digest(event), row.opened or row.plan_hash
@@ -217,7 +222,7 @@ async def _counted(uow: UnitOfWork[Any], federation: str) -> dict[str, str]:
     same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
     wanted = select(answers.c.hospital, answers.c.round, answers.c.attempt).join(rounds, same)
     done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
-    found = await uow.all(wanted.where(rounds.c.federation == federation, done).order_by(answers.c.round))
+    found = await uow.all(wanted.where(rounds.c.federation == federation, done, ~rounds.c.undone).order_by(answers.c.round))
     return {a.hospital: f"{a.round}.{a.attempt}" for a in found}
 
 

@@ -40,6 +40,7 @@ federations = Table(
     Column("clip", String(40), comment="the next round's clipping norm, where it follows the updates"),
     Column("failure", String(80)),
     Column("opened", String(64), comment="the chain of rounds as they were opened; none before the first"),
+    Column("undoing", Json, comment="that the next training round begins with an earlier model: told until one is committed"),
     Column("voids", Integer, nullable=False),
     Column("waiting_since", Timestamp),
     Column("created_at", Timestamp, nullable=False),
@@ -83,6 +84,7 @@ rounds = Table(
     Column("state_object", Json),
     Column("personal", Json),
     Column("stored", Boolean, nullable=False),
+    Column("undone", Boolean, nullable=False, server_default=text("false"), comment="committed, and rolled back"),
     Column("aggregate_milliseconds", Integer, comment="from the last answer's being there to the model's being durable"),
 )
 

@@ -16,6 +16,7 @@ APPROVABLE = frozenset(
         "audit.export",
         "dataset.release",
         "federation.release",
+        "federation.rollback",
         "federation.start",
         "hospital.enrol",
         "label.change",

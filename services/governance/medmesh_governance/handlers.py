@@ -10,7 +10,7 @@ from sqlalchemy import Select, insert, select, update
 
 from medmesh.contracts.annotation import LabelsExported
 from medmesh.contracts.audit import ExportFinished, LogChanged
-from medmesh.contracts.federation import FederationStarted, ParticipantReleased
+from medmesh.contracts.federation import FederationRolledBack, FederationStarted, ParticipantReleased
 from medmesh.contracts.governance import (
     ApprovalExpired,
     ApprovalGranted,
@@ -158,6 +158,12 @@ async def revoke_approval(command: Envelope[RevokeApproval], uow: UnitOfWork[Por
 async def federation_started(event: Envelope[FederationStarted], uow: UnitOfWork[Ports]) -> None:
     """The federation that was approved has started."""
     await _executed(uow, "federation.start", event.data.federation)
+
+
+@HANDLERS.on(FederationRolledBack)
+async def federation_rolled_back(event: Envelope[FederationRolledBack], uow: UnitOfWork[Ports]) -> None:
+    """The roll-back that was approved is done."""
+    await _executed(uow, "federation.rollback", f"{event.data.federation}/{event.data.round}")
 
 
 @HANDLERS.on(ParticipantReleased)

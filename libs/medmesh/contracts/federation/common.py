@@ -42,6 +42,14 @@ class Confusion(Record):
     counts: tuple[tuple[int, ...], ...]
 
 
+class Undoing(Record):
+    """That a federation goes on from the model of an earlier training round `round`, or of none (0: the first weights). `approval` is
+    the token over what approvers signed, which every node verifies."""
+
+    round: int
+    approval: str
+
+
 class CandidateModel(Record):
     """A model to evaluate: the global one, or one hospital's baseline."""
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import CandidateModel, Reviews, RoundKind, SecurePhase
+from medmesh.contracts.federation.common import CandidateModel, Reviews, RoundKind, SecurePhase, Undoing
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Event, HospitalEvent, Identifier, ObjectRef, Sha256
 from medmesh.contracts.plan import Plan
@@ -82,6 +82,8 @@ class RoundOpened(HospitalEvent):
     """The chain's value after the round that was opened before this one; the plan's hash before the first."""
     chain: Sha256 | None = None
     """Its value with this round (`medmesh.federated.chain`). A hospital works on no round that does not continue what it saw."""
+    undoing: Undoing | None = None
+    """Why `base` is the model of an earlier round, where the federation was rolled back."""
 
     @property
     def everybody(self) -> tuple[str, ...]:
@@ -228,6 +230,18 @@ class ParticipantReleased(HospitalEvent):
     hospital: Identifier
 
 
+class FederationRolledBack(HospitalEvent):
+    """It goes on from the model of committed round `round` (0: the first weights); rounds `undone` are not in what follows. Numbers of
+    rounds go on rising."""
+
+    TYPE: ClassVar[str] = "federation.federation.rolled-back.v1"
+
+    federation: str
+    round: int
+    undone: tuple[int, ...]
+    model: ObjectRef
+
+
 class FederationCompleted(HospitalEvent):
     """The final model: that of training round `rounds`, with the part of each of `contributors` in it; `participants` are those who
     belong to the federation at its end."""
@@ -245,6 +259,8 @@ class FederationCompleted(HospitalEvent):
     contributors: tuple[Identifier, ...] = ()
     organisation: str = "platform"
     """The initiator's."""
+    undone: tuple[int, ...] = ()
+    """Committed rounds that were rolled back: nothing of them is in the model."""
     label: SecurityLabel | None = None
 
 

@@ -76,6 +76,8 @@ class RoundView(Record):
     model: ObjectRef | None
     chain: str | None
     answers: tuple[AnswerView, ...]
+    undone: bool = False
+    """It was committed, and rolled back."""
     aggregate_milliseconds: int | None = None
     """From the last answer's being there to the model's being durable."""
     sum: SumView | None = None

@@ -1,4 +1,4 @@
-"""Updates that look wrong, and quarantine."""
+"""Updates that look wrong, quarantine, and going back to an earlier round."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,6 +16,10 @@ def upgrade() -> None:
     op.add_column("answers", sa.Column("fingerprint", sa.String(length=64), nullable=True, comment=mark))
     op.create_index("ix_answers_fingerprint", "answers", ["federation", "fingerprint"])
     op.add_column("participants", sa.Column("quarantines", sa.Integer(), server_default=sa.text("0"), nullable=False))
+    undoing = "that the next training round begins with an earlier model: told until one is committed"
+    op.add_column("federations", sa.Column("undoing", types.Json, nullable=True, comment=undoing))
+    undone: sa.Column[bool] = sa.Column("undone", sa.Boolean(), server_default=sa.text("false"), nullable=False, comment="committed, and rolled back")
+    op.add_column("rounds", undone)
     op.create_table(
         "flags",
         sa.Column("federation", sa.String(length=36), nullable=False),
