@@ -229,8 +229,6 @@ class Rounds:
         found = await samples.rows(self.site, plan.data, held_out=False)
         data, count = await samples.arrays(self.site, plan.data, found), len(found)
         await privacy.charge(self.site, plan, event)
-        async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
         clock, counts = Clock(), None
         with clock.of("fetch"):
             base = await self._model(event)
@@ -238,6 +236,8 @@ class Rounds:
             if event.kind is RoundKind.TRAIN and evaluates(plan, event.round):
                 with clock.of("evaluate"):
                     counts = await evaluation.beginning(self.site, opened, plan, local)
+            async with self.site.unit() as uow:  # what could not be fetched was no training
+                await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
             with clock.of("train"):
                 left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
             with clock.of("store"):

@@ -172,6 +172,10 @@ async def test_a_checkpoint_that_the_log_did_not_sign_is_nobodys(seen: Seen) -> 
     folder = seen.folder / "foreign"
     write(folder, rewritten(300, 2), key=Ed25519PrivateKey.generate())
     assert await seen.shown(folder) == "ledger.unsigned"
+    # Nor is what its key signed for a log of another name: it says nothing of this one.
+    other = note.Checkpoint("medmesh/elsewhere", 300, bytes(32)).text()
+    (folder / "checkpoint").write_text(note.sign(other, ORIGIN, KEY))
+    assert await seen.shown(folder) == "ledger.origin"
     await continuity.trusted(seen.site)
 
 
