@@ -21,6 +21,8 @@ from medmesh.learning.protocol import MAX_FRAME, parse_frame
 from medmesh.security.residue import wipe
 
 Progress = Callable[[int, int, float], None]
+_ELSEWHERE = frozenset(("client", "request", "bus", "query", "security", "federation"))
+"""Families of problems that nobody meets inside a sandbox."""
 
 
 def _silent(step: int, steps: int, loss: float) -> None:
@@ -74,7 +76,7 @@ class Worker:
                         result: dict[str, Any] = answer["result"]
                         return result
                     case "problem":
-                        raise Problem.from_document(answer["document"])
+                        raise _reported(answer["document"])
                     case _:
                         raise Problem("worker.failed", error=str(answer.get("error"))[:60], at=str(answer.get("at"))[:120])
 
@@ -125,6 +127,14 @@ class Worker:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()
+
+
+def _reported(document: Any) -> Problem:
+    """What a worker says went wrong. It cannot know of networks and doors: whoever says so wants to be asked again for ever."""
+    problem = Problem.from_document(document)
+    if problem.code.partition(".")[0] in _ELSEWHERE or problem.status in (502, 503, 504, 507):
+        return Problem("worker.failed", error=problem.code, at="")
+    return problem
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ from medmesh.learning.host import Worker, worker
 from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_edge import code, encoding, evaluation, privacy, samples, secure, training
+from medmesh_edge import code, encoding, evaluation, privacy, samples, secure, telling, training
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import hours_begin, refusal, worker_limits
@@ -249,7 +249,7 @@ class Rounds:
                 ref = await self.site.objects.put_file(out, await asyncio.to_thread(weights.finite_digest, out))
         # A loss of few samples says much of each; in a sum it is one of many.
         tells = secure.is_secure(plan, event) or count >= evaluation.smallest_told(self.site, plan)
-        done = Trained(ref, count, {"loss": loss} if tells else {}, counts, clock.milliseconds)
+        done = Trained(ref, count, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds)
         if plan.privacy is not None:
             done = Trained(ref, 1, {})  # neither samples, a loss nor a time is noised: they stay
         sources = samples.sources(self.site, found)
@@ -279,7 +279,7 @@ class Rounds:
             plan,
             opened.give(data, "data"),
             hospital_seed(event.seed, self.site.settings.hospital),
-            lambda step, steps, loss: self._tell(event, "train", step, steps),
+            lambda step, _steps, _loss: self._tell(event, "train", *telling.progress(step, event.steps)),
         )
 
     async def _evaluate(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from medmesh.contracts.federation import Work
+from medmesh_edge import telling
 
 
 @dataclass
 class Clock:
-    """Milliseconds by kind of work; what is measured again counts on top."""
+    """Milliseconds by kind of work, as they are told; what is measured again counts on top."""
 
     milliseconds: dict[Work, int] = field(default_factory=dict)
+    _seconds: dict[Work, float] = field(default_factory=dict)
 
     @contextmanager
     def of(self, work: Work) -> Iterator[None]:
@@ -23,4 +25,5 @@ class Clock:
         try:
             yield
         finally:
-            self.milliseconds[work] = self.milliseconds.get(work, 0) + round(1000 * (time.monotonic() - began))
+            self._seconds[work] = self._seconds.get(work, 0.0) + time.monotonic() - began
+            self.milliseconds[work] = telling.milliseconds(self._seconds[work])

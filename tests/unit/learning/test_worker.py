@@ -61,6 +61,10 @@ async def test_it_learns_reports_progress_and_repeats_itself_exactly(private: Pa
     [
         ("\ndef build(size):\n    raise ValueError('Zhang Wei, 1961')\n", "worker.failed"),
         ("\nimport os\ndef build(size):\n    os._exit(3)\n", "worker.crashed"),
+        (
+            "\nfrom medmesh.errors import Problem\ndef build(size):\n    raise Problem('client.unreachable', url='', reason='')\n",
+            "worker.failed",
+        ),
         ("\ndef build(size):\n    while True: pass\n", "worker.silent"),
         ("\nimport os\nos.kill(os.getpid(), 9)\n", "worker.crashed"),
     ],

@@ -1,0 +1,30 @@
+"""What training code can choose of what is said beside an update is coarse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from medmesh_edge import telling
+
+
+@pytest.mark.parametrize(("said", "told"), [(0.123456789, 0.123), (-1234567.0, -1230000.0), (0.0, 0.0), (9.9999, 10.0)])
+def test_a_loss_has_three_digits(said: float, told: float) -> None:
+    assert telling.loss(said) == told
+
+
+def test_a_loss_has_few_values() -> None:
+    assert len({telling.loss(1 + n / 100_000) for n in range(100_000)}) <= 102
+    assert math.isinf(telling.loss(math.inf)), "what is no number is refused elsewhere"
+
+
+def test_progress_is_told_in_tenths_of_the_plans_steps() -> None:
+    assert len({telling.progress(step, 1000) for step in range(-50, 5000)}) == 11
+    assert telling.progress(-1, 20) == (0, 20)
+    assert telling.progress(10**30, 20) == (20, 20)
+    assert telling.progress(3, 7) == (2, 7)
+
+
+def test_times_have_two_digits() -> None:
+    assert [telling.milliseconds(s) for s in (0.0004, 0.0123, 1.23456, 98.76)] == [0, 12, 1200, 99000]
