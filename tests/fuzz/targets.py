@@ -140,7 +140,7 @@ def _admit(data: bytes) -> bytes | None:
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         id_, n = "x", 1
     entry = admit(AuditRecord(id=id_, n=n, body=base64.b64encode(data).decode()), "training")
-    row = facts(1, entry.document)
+    row = facts(1, entry.parts)
     assert "\0" not in json.dumps([row["who"], row["org"], row["correlation"], row["entities"]], ensure_ascii=False)
     assert len(row["id"]) <= 36 and len(row["verb"]) <= 80 and row["outcome"] in (0, 4, 8, 12)
     return None

@@ -73,7 +73,7 @@ async def test_the_servers_state_survives_its_death_and_is_part_of_the_chain(ser
     for name, disturbed in (("calm", False), ("killed", True)):
         folder = private / name
         folder.mkdir(mode=0o700)
-        async with platform(servers, folder, SERVICE, settings=SETTINGS) as p:
+        async with platform(servers, folder, SERVICE, settings={"federation": {**SETTINGS["federation"], "states_kept": 1}}) as p:
             await start(p, HOSPITALS[:2], algorithm="fedadam")
             for number in (1, 2, 3):
                 round_ = (await opened(p, number)).data
@@ -101,7 +101,7 @@ async def test_the_servers_state_survives_its_death_and_is_part_of_the_chain(ser
                 chain = link(chain, event.data.round, event.data.kind, event.data.model.sha256, event.data.state)
                 assert event.data.chain == chain
             np.testing.assert_allclose((await read(p, finals[-1].model))["bias"], adam([1, 2, 3]), rtol=1e-6)
-            # Only the last state is kept: the chain holds the hashes of the others.
+            # As many states are kept as may be gone back to, one here: the chain holds the hashes of the others.
             sizes = [await p.stores.kept.size(event.data.state or "") for event in events]
             assert sizes[0] is None
             assert sizes[-1] is not None

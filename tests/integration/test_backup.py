@@ -243,7 +243,7 @@ def told(stage: Stage) -> list[tuple[str, int, str, dict[str, Any]]]:
             return [entry["record"] for entry in events]
 
         size = -1
-        while size != (now := len(await found())) or list((stage.data / "maintenance").iterdir()):
+        while size != (now := len(await found())) or list((stage.data / "maintenance").glob("*")):
             size = now
             await asyncio.sleep(2)
         return await found()

@@ -290,7 +290,8 @@ async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) 
         node = Node(opened, nowhere)
         made = page(node)
         served = {f"{m.upper()} {p}" for p, methods in made._app.openapi()["paths"].items() for m in methods}
-        assert served == OWN["inference"].keys() | {"GET /", "GET /v1/status"}, "nobody's secrets on the page: it is open"
+        own = OWN["inference"] | {"GET /v1/federations/{federation}/changes": "what a plan that lies here changes"}
+        assert served == own.keys() | {"GET /", "GET /v1/status"}, "nobody's secrets on the page: it is open"
 
         async def records() -> list[tuple[str, str, int, str]]:
             rows = [json.loads(body) for _, _, body in await opened.database.unreceipted(1000)]
@@ -298,7 +299,7 @@ async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) 
 
         async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://node") as http:
             before = 0
-            for route, leaves in OWN["inference"].items():
+            for route, leaves in own.items():
                 for headers, expected in (
                     ({}, ("service:edge:renji", "access.unproven", 8, "actor.missing")),
                     ({"authorization": "Bearer wrong"}, ("service:edge:renji", "access.unproven", 8, "actor.missing")),

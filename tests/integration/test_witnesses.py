@@ -221,8 +221,12 @@ async def test_witnesses_join_a_running_log_and_are_not_lost_by_accident(servers
                     return answer.text if seen else None
 
                 assert "tongji" in parse_policy(four.encode()).verify(await until(taken)).witnesses
-                found = (await door.request("GET", "/v1/events", query={"verb": "audit.witness_policy"}))["events"]
-                assert [entry["record"]["detail"]["witnesses"] for entry in found] == [3, 4]
+
+                async def told() -> Any:
+                    found = (await door.request("GET", "/v1/events", query={"verb": "audit.witness_policy"}))["events"]
+                    return [entry["record"]["detail"]["witnesses"] for entry in found] == [3, 4]
+
+                await until(told)
             finally:
                 fourth.stop()
 
