@@ -32,12 +32,15 @@ def _module() -> ModuleType:
 
 def compare(seed: int, folder: str) -> tuple[float, float]:
     """(federated, mean of local-only) balanced accuracy, with the demonstration's own package, split, rounds and aggregation."""
+    import torch
+
     from medmesh.federated.aggregation import aggregate
     from medmesh.learning import metrics, weights
     from medmesh.learning.adapter import Samples, Schedule
     from medmesh.learning.torch_adapter import ADAPTER
     from medmesh_edge.rounds import hospital_seed
 
+    torch.set_num_threads(1)  # a seed in each processor: threads of both would wait for each other
     module, place = _module(), Path(folder) / str(seed)
     place.mkdir()
     slices = source.split(1400, seed)
