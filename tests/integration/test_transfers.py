@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator
@@ -73,6 +74,16 @@ async def test_a_download_goes_on_in_another_process(line: tuple[Gateway, Networ
     before = between.down
     assert (await download(far, ref, tmp_path / "back")).read_bytes() == path.read_bytes()
     assert between.down - before < CHUNK + SLACK
+
+
+async def test_those_who_want_the_same_at_once_all_have_it_and_it_travels_once(line: tuple[Gateway, Network], tmp_path: Path) -> None:
+    far, between = line
+    path, ref = made(tmp_path, "same", 2 * CHUNK)
+    assert await upload(far, path) == ref
+    before = between.down
+    found = await asyncio.gather(*(download(far, ref, tmp_path / "copy") for _ in range(4)))
+    assert {one.read_bytes() == path.read_bytes() for one in found} == {True}
+    assert between.down - before < ref.bytes + SLACK
 
 
 async def test_long_lines_and_lost_segments(line: tuple[Gateway, Network], tmp_path: Path) -> None:

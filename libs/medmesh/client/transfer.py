@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from medmesh.client.gateway import Gateway, problem_of, unreachable
 from medmesh.client.http import Answer, Broken
@@ -18,6 +19,7 @@ from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.port import CHUNK, file_digest
 
 BEGINNING = 4096
+_under_way: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 Progress = Callable[[int, int], None]
 
 
@@ -140,8 +142,14 @@ async def download(
 ) -> Path:
     """Fetch an object into `target`, going on where an earlier attempt stopped. Raises `Problem` when its bytes are not its own.
 
-    `since` is an older object (its file's name is its SHA-256): what did not change since then is taken from there.
+    `since` is an older object (its file's name is its SHA-256): what did not change since then is taken from there. Whoever wants the same
+    file at the same time waits for the first, and has it.
     """
+    async with _under_way.setdefault(target, asyncio.Lock()):
+        return await _download(gateway, ref, target, since, progress, attempts)
+
+
+async def _download(gateway: Gateway, ref: ObjectRef, target: Path, since: Path | None, progress: Progress, attempts: int) -> Path:
     if target.exists() and (await asyncio.to_thread(file_digest, target))[0] == ref.sha256:
         return target
     partial = _Partial(target.with_name(f"{target.name}.part"))
