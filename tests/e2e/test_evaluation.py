@@ -54,6 +54,11 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
         policy.write_text(policy.read_text(encoding="utf-8").replace("small_cell = 0 ", "small_cell = 3 "), encoding="utf-8")
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         view = await run(world, researcher, approver, nodes, folders, evaluate_every=1, small_cell=2, rounds=2)
+        answered = [answer for round_ in view.rounds for answer in round_.answers]
+        losses = [answer.metrics["loss"] for answer in answered if answer.metrics]
+        assert losses and all(float(f"{loss:.3g}") == loss for loss in losses), "no finer than a node tells"
+        times = [taken for answer in answered for taken in answer.milliseconds.values()]
+        assert times and all(int(float(f"{taken:.2g}")) == taken for taken in times)
         told = [(e.hospital, e.counts) for e in view.evaluation]
         told += [(a.hospital, a.counts) for r in view.rounds for a in r.answers if a.counts is not None]
         assert len(told) == 2 + 2 * 2
