@@ -28,6 +28,7 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.federated.chain import agreed
 from medmesh.service.runtime import running as another
 from medmesh_federation import queue
+from medmesh_federation.coordinator import Coordinator
 from medmesh_federation.service import SERVICE
 
 THREE = ("huashan", "renji", "tongji")
@@ -92,6 +93,25 @@ async def test_a_hospital_works_for_as_many_as_it_may_and_the_next_begins_when_o
     await do(p, CancelFederation(federation=first, reason="enough"))
     await running(p, second)
     assert (await view(p, second)).waiting == ()
+
+
+async def test_the_older_begins_first_also_where_the_younger_is_looked_at_first(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await start(p, ("huashan", "renji"))
+    await running(p, first)
+    older = await start(p, ("renji", "tongji"))
+    younger = await start(p, ("renji", "xiehe"))
+    open_ = Coordinator._open
+
+    async def backwards(self: Coordinator) -> list[str]:
+        return (await open_(self))[::-1]
+
+    monkeypatch.setattr(Coordinator, "_open", backwards)
+    async with living(p, "renji", "tongji", "xiehe"):
+        for federation in (older, younger):
+            await waits(p, federation, "busy:renji")
+        await do(p, CancelFederation(federation=first, reason="enough"))
+        await running(p, older)
+        assert (await view(p, younger)).state == "queued"
 
 
 async def test_two_coordinators_do_not_start_what_only_one_of_may_run(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,18 @@ async def quotas(uow: UnitOfWork[Any], row: Any, ports: Ports) -> tuple[str, ...
 
 
 async def blocked(uow: UnitOfWork[Any], row: Any, ports: Ports) -> bool:
-    """Whether a quota keeps it from starting now. Until this transaction ends nobody else decides who starts: two instances that each
-    saw the other's federation still waiting would exceed a quota together. SQLite has one writer in any case."""
+    """Whether a quota keeps it from starting now, or one that was queued before it, needs what it needs and can start too: the older was
+    perhaps looked at before something became free, the younger after. Until this transaction ends nobody else decides who starts: two
+    instances that each saw the other's federation still waiting would exceed a quota together. SQLite has one writer in any case."""
     if uow.sql.dialect.name == "postgresql":
         await uow.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("medmesh_federation.start", 0))))
-    return bool(await quotas(uow, row, ports))
+    if await quotas(uow, row, ports):
+        return True
+    for older in await _before(uow, row):
+        people = {p.hospital: p.state for p in await uow.all(select(participants).where(participants.c.federation == older.federation))}
+        if not await waits(uow, older, Plan.model_validate(older.plan), people, ports):
+            return True
+    return False
 
 
 async def waits(uow: UnitOfWork[Any], row: Any, plan: Plan, people: dict[str, str], ports: Ports) -> tuple[str, ...]:
@@ -56,13 +63,16 @@ async def waits(uow: UnitOfWork[Any], row: Any, plan: Plan, people: dict[str, st
 
 async def ahead(uow: UnitOfWork[Any], row: Any) -> int:
     """How many queued before this one need what it needs."""
-    if row.state != State.QUEUED:
-        return 0
+    return len(await _before(uow, row)) if row.state == State.QUEUED else 0
+
+
+async def _before(uow: UnitOfWork[Any], row: Any) -> list[Any]:
+    """Those queued before it that need what it needs: a hospital, or its initiator's quota."""
     older = (federations.c.state == State.QUEUED.value) & (federations.c.created_at < row.created_at)
-    before = await uow.all(select(federations.c.federation, federations.c.initiator).where(older))
+    before = await uow.all(select(federations).where(older))
     theirs = await _part(uow, [row.federation, *(one.federation for one in before)])
     ours = theirs.get(row.federation, set())
-    return sum(one.initiator == row.initiator or bool(ours & theirs.get(one.federation, set())) for one in before)
+    return [one for one in before if one.initiator == row.initiator or ours & theirs.get(one.federation, set())]
 
 
 async def not_before(uow: UnitOfWork[Any], row: Any, plan: Plan, waiting: Sequence[str]) -> datetime | None:
