@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from medmesh.client.federation import create_federation
+from medmesh.client.federation import Federation, create_federation
 from medmesh.embedded.memory import pss
 from medmesh.embedded.nursery import ENVIRONMENT
 from medmesh_edge import intake
@@ -215,16 +215,18 @@ class Field:
         async def ended() -> Any:
             view = await li.request("GET", f"/v1/federations/{made['federation']}")
             assert view["state"] not in ("failed", "cancelled"), view["failure"]
-            return view if view["state"] == "completed" else None
+            return view["state"] == "completed"
 
-        view = await until(ended, 280, 0.5)
-        trained = [r for r in view["rounds"] if r["kind"] == "train" and r["state"] == "committed"]
+        await until(ended, 280, 0.5)
+        view = await Federation(li, made["federation"]).view()
+        trained = [r for r in view.rounds if r.kind == "train" and r.state == "committed"]
         assert len(trained) == rounds
-        opened = [datetime.fromisoformat(r["opened"]).timestamp() for r in trained]
-        opened.append(datetime.fromisoformat(trained[-1]["closed"]).timestamp())
+        assert trained[-1].closed is not None
+        assert view.model is not None
+        opened = [r.opened.timestamp() for r in trained] + [trained[-1].closed.timestamp()]
         taken = [after - before for before, after in pairwise(opened)]
-        sent = max(answer["bytes"] for answer in trained[-1]["answers"])
-        return Done(made["federation"], opened[0] - approved, taken, view["chain"], view["model"]["sha256"], sent)
+        sent = max(answer.bytes for answer in trained[-1].answers)
+        return Done(made["federation"], opened[0] - approved, taken, view.chain, view.model.sha256, sent)
 
 
 def _spent(pid: int) -> float:
