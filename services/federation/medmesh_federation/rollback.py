@@ -77,7 +77,7 @@ async def _trains_on(uow: UnitOfWork[Ports], row: Any) -> bool:
     also where it was spent on rounds that are undone."""
     plan = Plan.model_validate(row.plan)
     theirs = select(rounds.c.round, rounds.c.kind, rounds.c.state, rounds.c.phase).where(rounds.c.federation == row.federation)
-    newest = await uow.first(theirs.order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))
+    newest = (await uow.execute(theirs.order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))).one()
     over = newest.state in OVER or (newest.state == "open" and newest.phase in OPENING)
     return newest.round + over <= plan.rounds and affordable(plan, await privacy.begun(uow, row.federation) + 1)
 

@@ -33,6 +33,7 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
         chain=done.chain,
         package=done.package.sha256,
         hospitals=done.contributors or done.participants,
+        undone=done.undone,
     )
     version = await _register(uow, done.name, done.model, done.package, lineage, federation=done.federation)
     label = labels.DEFAULT if done.label is None else read(done.label)
