@@ -99,8 +99,9 @@ def standing(view: FederationView) -> list[str]:
             en = f"{one.hospital} is in quarantine ({one.reason}) until others approve its release: {how}"
             found.append(say(en, f"{one.hospital} 已被隔离（{one.reason}），须经他人审批方可解除：{how}"))
     if gone := undone(view):
-        after = next((one for one in view.rounds if one.round > gone[-1] or (one.round == gone[-1] and not one.undone)), None)
-        text, number = ", ".join(map(str, gone)), began_with(view, after) if after is not None else None
+        # Not the attempt that was open meanwhile, which had begun with a model that is undone.
+        later = [began_with(view, one) for one in view.rounds if one.round > gone[-1]]
+        text, number = ", ".join(map(str, gone)), next((one for one in later if one not in gone), None)
         on = "" if number is None else say(f"; it went on from round {number}", f"；其后自第 {number} 轮继续")
         found.append(say(f"rounds undone: {text}{on}", f"已撤销轮次：{text}{on}"))
     return found
