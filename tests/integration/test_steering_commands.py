@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ async def test_what_people_type_and_see(world: World, monkeypatch: pytest.Monkey
         # What is drawn and listed claims nothing of the rounds that are undone.
         code, out, _ = await at.type("plot", one, "--out", str(world.p.folder / "drawn"))
         assert code == 0, out
-        rows = list(csv.DictReader((world.p.folder / "drawn.csv").open()))
+        rows = list(csv.DictReader(io.StringIO((world.p.folder / "drawn.csv").read_text())))
         said = {(r["round"], r["attempt"], r["state"], r["model_of_round"], r["value"]) for r in rows if r["metric"] == "balanced_accuracy"}
         assert said == {
             ("1", "1", "committed", "0", "0.5"),
