@@ -156,7 +156,7 @@ def test_scaffold_goes_back_only_with_both_sides_anew(private: Path) -> None:
         for _ in range(ROUNDS):
             made.round()
         assert made.outcome.state
-        c = {name: array for name, array in weights.load(made.outcome.state).items()}
+        c = weights.load(made.outcome.state)
         own = [weights.load(hospital.kept) for hospital in made.hospitals.values() if hospital.kept]
         return max(float(np.abs(c[name] - np.mean([one[name] for one in own], axis=0)).max()) for name in c)
 
