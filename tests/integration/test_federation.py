@@ -103,7 +103,7 @@ async def test_rounds_average_chain_from_the_plan_and_end_with_an_evaluation(p: 
     assert completed.chain == chain
     # Whoever may not see the federation reads none of its models by their names either: the committed ones, and each hospital's alone.
     models = {event.data.model.sha256 for event in p.emitted(RoundCommitted)} | {m.weights.sha256 for m in evaluation.models}
-    assert len(models) == 3 + 1 + len(hospitals)
+    assert len(models) == 3 + len(hospitals)
     for sha256 in models:
         (thing,) = (await p.ask(FindFile(service="federation", sha256=sha256), FileView, p.service("gateway"))).things
         assert (thing.kind, thing.id) == ("federation", federation)
