@@ -265,7 +265,7 @@ class Rounds:
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
             used = (Entity("dataset", name) for name in sources)
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
-            detail["chain"] = event.chain or ""
+            detail |= {"chain": event.chain or "", "kind": event.kind.value, "base": event.base.sha256, "committed": event.committed or ""}
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
         if event.kind is RoundKind.TRAIN and kept is not None:
             await training.forget(self.site, event)

@@ -162,6 +162,16 @@ chain = Table(
     comment="the chain of each federation's rounds as this hospital saw it; a row never goes and never changes",
 )
 
+committed = Table(
+    "committed",
+    METADATA,
+    *_attempt(),
+    Column("value", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("state", String(64)),
+    comment="what the rounds before each round left, as this hospital was told; a row never goes and never changes",
+)
+
 bases = Table(
     "bases",
     METADATA,
