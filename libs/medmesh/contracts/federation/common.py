@@ -56,7 +56,7 @@ class Commitment(Record):
     by the approval of this id."""
 
     round: int
-    kind: RoundKind | None
+    kind: RoundKind | None = None
     model: Sha256
     state: Sha256 | None = None
     approval: str = ""
