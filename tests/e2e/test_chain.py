@@ -49,7 +49,7 @@ from medmesh.security.keys import Identity
 from medmesh.security.signing import Signer
 from medmesh.store.objects.port import load
 from medmesh.witness.site import create
-from medmesh_edge import consent, intake
+from medmesh_edge import consent, intake, memorised
 from medmesh_edge import roster as rosters
 from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
@@ -167,7 +167,8 @@ def back_to(event: RoundOpened, word: Undoing, model: ObjectRef) -> dict[str, An
 
 
 async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Scene) -> None:
-    p = scene.world.p
+    p, policy_file = scene.world.p, scene.folder / "policy.toml"
+    policy_file.write_text(policy_file.read_text("utf-8").replace('memorised = "off" ', 'memorised = "note"'), "utf-8")
     async with living(scene.world.p, "renji"), AsyncExitStack() as stack:
         async with running(scene.folder) as node:
             made = await begun(scene, node)
@@ -259,6 +260,11 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
         told = follows(back, back.chain, **lie, attempt=14, **back_to(back, undoing(p, back, 0, first.base), first.base))
         await p.publish(told, source="federation")
         assert (await became(node, made, number + 1, 14))[2] == 1, "trained"
+
+        scanned = await memorised.listed(node.site)
+        places = {(one["round"], one["attempt"]) for one in scanned}
+        assert {(1, 1), (number, 1), (number + 1, 14)} <= places, "what left was looked at, as the policy says"
+        assert all(one["trained"] and one["held_out"] for one in scanned)
 
 
 async def test_nothing_is_trained_before_the_start_is_in_the_witnessed_log(scene: Scene) -> None:

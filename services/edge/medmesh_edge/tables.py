@@ -202,6 +202,19 @@ log_views = Table(
     comment="the newest signed checkpoint of each log; with a fault, `shown` is the one that contradicts it",
 )
 
+scans = Table(
+    "scans",
+    METADATA,
+    *_attempt(),
+    Column("advantage", String(8), nullable=False),
+    Column("margin", String(8), nullable=False),
+    Column("trained", Integer, nullable=False),
+    Column("held_out", Integer, nullable=False),
+    Column("refused", Boolean, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="how well the losses of a trained model tell its patients from others, of so many of each: it never leaves",
+)
+
 kept = Table(
     "kept",
     METADATA,
