@@ -1,9 +1,9 @@
 """How well a model tells the patients it was trained on from others: what it has memorised of them, as far as their losses show.
 
 The measure is the membership advantage of Yeom, Giacomelli, Fredrikson and Jha (Privacy Risk in Machine Learning, CSF 2018): whoever
-guesses "was trained on" for every loss up to a threshold is right by so much more than chance, at the best threshold. It is 0 for a model that
-does as well on strangers, and 1 for one that gives every one of its patients away. Over samples it is the one-sided statistic of Kolmogorov
-and Smirnov, whose tail under chance is exp(-2 e^2 n m / (n + m)).
+guesses "was trained on" for every loss up to a threshold is right by so much more than chance, at the best threshold. It is 0 for a model
+that does as well on strangers, and 1 for one that gives every one of its patients away. Over samples it is the one-sided statistic of
+Kolmogorov and Smirnov, whose tail under chance is exp(-2 e^2 n m / (n + m)).
 """
 
 from __future__ import annotations
