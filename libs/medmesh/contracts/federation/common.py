@@ -28,6 +28,8 @@ class SecurePhase(StrEnum):
     REVEAL = "reveal"
 
 
+FederationState = Literal["inviting", "ready", "queued", "running", "paused", "completed", "failed", "cancelled"]
+
 Work = Literal["fetch", "evaluate", "train", "store", "send"]
 """What a hospital does in a round, in this order: get the model, evaluate it, train, make the result durable, and send it."""
 
