@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 
-from medmesh.contracts.federation import RoundCommitted, RoundKind, RoundStored
+from medmesh.contracts.federation import Commitment, RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.federated.chain import link
 from medmesh.service import files
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.directory import DirectoryStore
@@ -21,7 +22,7 @@ from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, pace, privacy, screening, secure
-from medmesh_federation.domain import Situation, link
+from medmesh_federation.domain import Situation
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
@@ -130,6 +131,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     assert current is not None
     state = made.state.sha256 if made.state else None
     chain = link(row.chain, current.number, current.kind, model.sha256, state)
+    links = [*row.links, Commitment(round=current.number, kind=current.kind, model=model.sha256, state=state).model_dump()]
     left = {
         "model": model.model_dump(),
         "state_object": made.state.model_dump() if made.state else None,
@@ -139,7 +141,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     undoing = None if current.kind is RoundKind.TRAIN else row.undoing
     beside = {"aggregate_milliseconds": milliseconds, "summed": made.summed}
     await close_round(uow, row, current, state="committed", chain=chain, **beside, **left)
-    await change(uow, row, chain=chain, voids=0, clip=made.clip, undoing=undoing, **left)
+    await change(uow, row, chain=chain, links=links, voids=0, clip=made.clip, undoing=undoing, **left)
     parties = tuple(sorted(current.here - made.excluded))
     uow.emit(
         RoundCommitted(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import FederationState, Work
+from medmesh.contracts.federation.common import Commitment, FederationState, Work
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
@@ -165,9 +165,10 @@ class GetFederation(Query):
 
 class RoundChain(Record):
     """`digests` of rounds in the order in which they were opened (`medmesh.federated.chain.round_digest`), the last of which is attempt
-    `attempt` at round `round`; `more` when there are later ones."""
+    `attempt` at round `round`; `more` when there are later ones. `links` are those that each of them named."""
 
     digests: tuple[Sha256, ...]
+    links: tuple[tuple[Commitment, ...], ...] = ()
     round: int
     attempt: int
     more: bool
