@@ -81,7 +81,8 @@ class SqliteJournal:
                 self._sql.execute("BEGIN IMMEDIATE")
                 break
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                # The low byte: also while another process takes up what one that was killed left (SQLITE_BUSY_RECOVERY).
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
             await asyncio.sleep(0.005)
         self._begun, self._before = True, self._sql.total_changes
@@ -99,9 +100,7 @@ class SqliteJournal:
             self._sql.execute("ROLLBACK")
 
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
-        done = self._sql.execute(
-            "INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now))
-        )
+        done = self._sql.execute("INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now)))
         return done.rowcount == 1
 
     async def remember_all(self, consumer: str, event_ids: Sequence[str], now: datetime) -> set[str]:
@@ -125,9 +124,7 @@ class SqliteJournal:
         return int(n), str(before)
 
     async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
-        self._sql.executemany(
-            "INSERT INTO audit_outbox (n, id, body, created_at) VALUES (?, ?, ?, ?)", [(*row, _iso(now)) for row in rows]
-        )
+        self._sql.executemany("INSERT INTO audit_outbox (n, id, body, created_at) VALUES (?, ?, ?, ?)", [(*row, _iso(now)) for row in rows])
 
     async def receipted(self, numbers: Sequence[int]) -> None:
         self._sql.executemany("DELETE FROM audit_outbox WHERE n = ?", [(n,) for n in numbers])
