@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
 from medmesh.store.journal import Outgoing
+from medmesh.store.prepared import Prepared
 from medmesh.tasks import uninterrupted
 
 BUSY_SECONDS = 10.0
@@ -103,6 +104,11 @@ class SqliteJournal:
             self._begun = False
             await self._sql.exec_driver_sql("ROLLBACK")
 
+    async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
+        done = await self._sql.execute(prepared.statement, values)
+        found: Sequence[Any] = done.all() if done.returns_rows else ()
+        return found
+
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         done = await self._sql.exec_driver_sql(
             "INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now))
@@ -123,6 +129,10 @@ class SqliteJournal:
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
         await self._sql.exec_driver_sql("UPDATE outbox SET sent_at = ? WHERE id = ?", [(_iso(now), id_) for id_ in ids])
+
+    async def unreceipted(self, limit: int) -> list[tuple[int, str, bytes]]:
+        found = await self._sql.exec_driver_sql("SELECT n, id, body FROM audit_outbox ORDER BY n LIMIT ?", (limit,))
+        return [(n, id_, body) for n, id_, body in found.all()]
 
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         n, before = (await self._sql.execute(text("SELECT n, last_id FROM audit_counter"))).one()
