@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import bindparam, or_, select
 
 from medmesh.contracts.federation import CandidateModel, RoundKind, SecurePhase
-from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
@@ -38,6 +37,7 @@ from medmesh_federation.domain import (
     Void,
     Wait,
     next_step,
+    plan_of,
 )
 from medmesh_federation.handlers import FLAGGED
 from medmesh_federation.ports import Ports
@@ -138,7 +138,7 @@ class Coordinator:
         return next(iter(await uow.rows(_LOCK, federation=federation)), None)
 
     async def _situation(self, uow: UnitOfWork[Any], row: Any) -> Situation:
-        plan = Plan.model_validate(row.plan)
+        plan = plan_of(row)
         people = {p.hospital: p.state for p in await uow.rows(_PEOPLE, federation=row.federation)}
         newest = next(iter(await uow.rows(_NEWEST, federation=row.federation)), None)
         current = None

@@ -40,7 +40,7 @@ from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_federation import rehearsed
-from medmesh_federation.domain import OPEN_STATES, State
+from medmesh_federation.domain import OPEN_STATES, State, plan_of
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
@@ -184,7 +184,7 @@ async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) 
     if mine.state == wanted:
         uow.unchanged()
         return {"state": wanted}
-    if row.state != State.INVITING or mine.state != "invited" or uow.now > Plan.model_validate(row.plan).accept_by:
+    if row.state != State.INVITING or mine.state != "invited" or uow.now > plan_of(row).accept_by:
         raise Problem("federation.closed", federation=answer.federation, state=row.state)
     detail: dict[str, str | int | bool] = {"accepted": answer.accept}
     if answer.accept:
@@ -297,7 +297,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
     row, current, late = await answering(uow, given.federation, given.round, given.attempt, lock=False)
-    plan, results, mark = Plan.model_validate(row.plan), None, None
+    plan, results, mark = plan_of(row), None, None
     if current.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
