@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
@@ -192,3 +193,21 @@ async def test_of_several_messages_those_not_handled_before_are_remembered(datab
         assert await uow.journal.remember_all("other", ["event-1"], uow.now) == {"event-1"}
     async with database.unit(CONTEXT) as uow:
         assert await uow.journal.remember_all("consumer", ["event-1", "event-2"], uow.now) == set()
+
+
+async def test_a_store_is_opened_while_another_process_writes_into_it(private: Path) -> None:
+    async with example_sqlite(private):
+        pass
+    other = sqlite3.connect(private / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    opening = asyncio.create_task(_opened(private))
+    await asyncio.sleep(0.1)
+    assert not opening.done()
+    other.execute("COMMIT")
+    other.close()
+    await opening
+
+
+async def _opened(folder: Path) -> None:
+    async with example_sqlite(folder):
+        pass

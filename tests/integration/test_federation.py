@@ -30,12 +30,14 @@ from medmesh.contracts.federation import (
     SubmitUpdate,
 )
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
+from medmesh.contracts.labels import FileView, FindFile
 from medmesh.contracts.plan import plan_hash
 from medmesh.embedded.testing import RunningServers
+from medmesh.federated.chain import link
 from medmesh.learning import weights
 from medmesh.security.signing import Signer
 from medmesh.service.runtime import running
-from medmesh_federation.domain import State, link
+from medmesh_federation.domain import State
 from medmesh_federation.service import SERVICE
 
 SETTINGS = {"federation": {"tick_seconds": 0.1}}
@@ -100,6 +102,12 @@ async def test_rounds_average_chain_from_the_plan_and_end_with_an_evaluation(p: 
         chain = link(chain, event.data.round, event.data.kind, event.data.model.sha256)
         assert event.data.chain == chain
     assert completed.chain == chain
+    # Whoever may not see the federation reads none of its models by their names either: the committed ones, and each hospital's alone.
+    models = {event.data.model.sha256 for event in p.emitted(RoundCommitted)} | {m.weights.sha256 for m in evaluation.models}
+    assert len(models) == 3 + len(hospitals)
+    for sha256 in models:
+        (thing,) = (await p.ask(FindFile(service="federation", sha256=sha256), FileView, p.service("gateway"))).things
+        assert (thing.kind, thing.id) == ("federation", federation)
     assert len(found.evaluation) == 12
     assert {e.name for e in found.evaluation} == {"federated", *hospitals}
     verbs = [record["sub"] for record in await p.audited("federation")]

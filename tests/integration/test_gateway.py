@@ -221,6 +221,14 @@ async def test_a_file_is_read_by_whoever_may_see_something_it_is_part_of(world: 
     assert [one["policy"]["rules"] for one in refused] == [["label"]] * 4
     world.p.files.append(("annotation", ref.sha256, own))
     assert (await download(researcher, ref, private / "copy")).read_bytes() == b"image"
+    # What a node sent is a single hospital's update: a person reads it only once it is a part of something they may see.
+    (private / "update").write_bytes(b"weights")
+    async with world.node("renji") as node:
+        sent = await upload(node, private / "update")
+        assert (await download(node, sent, private / "back")).read_bytes() == b"weights"
+    assert (await told(f"/v1/objects/{sent.sha256}"))["code"] == "objects.missing"
+    world.p.files.append(("federation", sent.sha256, own.model_copy(update={"kind": "federation", "id": "f"})))
+    assert (await download(researcher, sent, private / "model")).read_bytes() == b"weights"
 
 
 async def test_a_hospital_reads_its_own_inbox_in_order_and_goes_on_after_its_cursor(world: World) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Table, select, text
 from tests.federations import make_plan
 from tests.platform import Platform, platform
 
 from medmesh.client.federation import Federation
+from medmesh.client.federation import federations as named
 from medmesh.client.results import cross_site, trained
-from medmesh.contracts.federation import FederationPage, FederationView, GetFederation, GetFederationPage
+from medmesh.contracts.federation import FederationList, FederationPage, FederationView, GetFederation, GetFederationPage, ListFederations
 from medmesh.contracts.message import MAX_MESSAGE_BYTES, Query, Record
 from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
+from medmesh.service.labels import LABELS
 from medmesh_federation.service import SERVICE
 from medmesh_federation.tables import federations
 
@@ -122,3 +126,81 @@ async def test_every_page_is_a_message_and_all_of_them_are_the_federation(p: Pla
         assert (
             await p.refused(GetFederationPage(federation=large.federation, after=wrong), p.person("li", "researcher")) == "request.invalid"
         )
+
+
+class Lists(Door):
+    """The door of a person, where lists are asked for."""
+
+    def __init__(self, p: Platform, name: str = "li") -> None:
+        super().__init__(p)
+        self.name = name
+
+    async def ask(self, path: str, reply: type[Record], **query: Any) -> Any:
+        assert path == "/v1/federations"
+        asked = ListFederations.model_validate_json(json.dumps(query))  # as the gateway reads a query
+        answer = await self.p.ask(asked, reply, self.p.person(self.name, "researcher"))
+        self.sizes.append(len(answer.model_dump_json()))
+        return answer
+
+
+def _like(table: Table, **other: str) -> str:
+    """A statement that writes copies of the rows of federation `:f`, with `other` in place of these columns."""
+    columns = [column.name for column in table.c if column.name not in other]
+    names, values = ", ".join([*columns, *other]), ", ".join([*columns, *other.values()])
+    key = "id" if "id" in other else "federation"
+    return f"INSERT INTO {table.name} ({names}) SELECT {values} FROM {table.name}, generate_series(1, :copies) n WHERE {key} = :f"
+
+
+async def copied(p: Platform, federation: str, copies: int) -> None:
+    """So many like it, two of every moment; each third is running, each fifth somebody else's and of one hospital less."""
+    name = "'copy-' || lpad(n::text, 4, '0')"
+    changed = {
+        "state": "CASE WHEN n % 3 = 0 THEN 'running' ELSE 'completed' END",
+        "initiator": "CASE WHEN n % 5 = 0 THEN 'person:wang@platform' ELSE initiator END",
+        "created_at": "created_at + (n / 2) * interval '1 second'",
+    }
+    async with p.runtimes["federation"].unit() as uow:
+        for statement in (_like(federations, federation=name, **changed), _like(LABELS, id=name)):
+            await uow.execute(text(statement), {"f": federation, "copies": copies})
+        await uow.execute(
+            text(
+                "INSERT INTO participants (federation, hospital, state, drops, reason)"
+                " SELECT federation, 'hospital-' || lpad(h::text, 3, '0'), 'ready', 0, '' FROM federations, generate_series(0, 239) h"
+                " WHERE federation LIKE 'copy-%' AND NOT (h = 7 AND initiator = 'person:wang@platform')"
+            )
+        )
+
+
+async def test_a_list_of_many_large_federations_is_read_in_messages(p: Platform) -> None:
+    soon = datetime.now(UTC).replace(year=2100)
+    done = await p.send(await make_plan(p, HOSPITALS, accept_by=soon, start_at=soon), p.person("li", "researcher"))
+    assert done.succeeded and done.result, done.problem
+    first = str(done.result["federation"])
+    await copied(p, first, 100)
+    door = Lists(p)
+
+    async def listed(**narrowed: str) -> list[str]:
+        return [one.federation async for one in named(door, **narrowed)]  # type: ignore[arg-type]
+
+    every = await listed()
+    assert every == [f"copy-{number:04d}" for number in range(100, 0, -1)] + [first], "each once, the newest first"
+    assert max(door.sizes) < MAX_MESSAGE_BYTES and len(door.sizes) > 3
+    assert await listed(state="running") == [one for one in every[:-1] if int(one[-4:]) % 3 == 0]
+    others = {one for one in every[:-1] if int(one[-4:]) % 5 == 0}
+    assert set(await listed(mine="true")) == set(every) - others
+    assert set(await listed(hospital="hospital-007", state="completed")) == {
+        one for one in every[:-1] if int(one[-4:]) % 3 and one not in others
+    }
+    assert await listed(hospital="elsewhere") == []
+    assert {one.initiator async for one in named(Lists(p, "wang"), mine="true")} == {"person:wang@platform"}  # type: ignore[arg-type]
+
+    # One that is made while it is read shifts nothing.
+    reading = named(door)  # type: ignore[arg-type]
+    begun = [(await anext(reading)).federation]
+    async with p.runtimes["federation"].unit() as uow:
+        await uow.execute(text("UPDATE federations SET created_at = now() + interval '1 year' WHERE federation = :f"), {"f": first})
+    assert begun + [one.federation async for one in reading] == every[:-1]
+    for wrong in ("yesterday", "2026-01-01~x", "~"):
+        with pytest.raises(Problem) as refused:
+            await door.ask("/v1/federations", FederationList, after=wrong)
+        assert refused.value.code == "request.invalid"

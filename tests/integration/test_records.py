@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.platform import Platform, platform
 from tests.records import Records
 from tests.world import World, small_world
@@ -32,6 +33,7 @@ from medmesh.contracts.system import ListDeadLetters, ReplayDeadLetter
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.ledger import note
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity, write_secret
 from medmesh.security.roles import TABLE
@@ -52,6 +54,7 @@ OWN: dict[str, dict[str, tuple[str, ...] | str]] = {
         "GET /v1/objects/{sha256}/unchanged": "whether two objects that the asker names are alike",
         "GET /v1/inbox": "facts, which are in the log of whoever emitted them",
         "POST /v1/audit/records": "records are what it carries",
+        "POST /v1/audit/sightings": "what a hospital was shown of the log; who finds another log by it records that",
         "GET /v1/operations/{operation}": "the answer to one's own command",
         "POST /v1/tokens/{audience}": "the same session at another door, which records what is done there",
         "DELETE /v1/sessions": ("session.close",),
@@ -110,7 +113,8 @@ def test_every_route_is_accounted_for() -> None:
         assert {plain(route) for route in routes(service)} == OWN[service].keys()
     changing = {"POST", "PUT", "DELETE", "PATCH"}
     unrecorded = {f"{s} {r}" for s, rows in OWN.items() for r, left in rows.items() if isinstance(left, str) and r.split()[0] in changing}
-    assert unrecorded == {"gateway POST /v1/audit/records", "gateway POST /v1/tokens/{audience}"}
+    hospitals = {"gateway POST /v1/audit/records", "gateway POST /v1/audit/sightings"}
+    assert unrecorded == {*hospitals, "gateway POST /v1/tokens/{audience}"}
     for route, message in CARRIED.items():
         assert issubclass(message, (Command, Exchange, *QUIET)), route
 
@@ -243,7 +247,7 @@ async def test_the_routes_without_an_owner_leave_exactly_their_records(doors: Do
     values = {"event": "0", "export": export, "rest": "0/000.p/1", "audience": "audit", "operation": "none"}
     for service, rows in OWN.items():
         for route, leaves in rows.items():
-            if route in ("GET /v1/inbox", "POST /v1/audit/records", "DELETE /v1/sessions"):
+            if route in ("GET /v1/inbox", "POST /v1/audit/records", "POST /v1/audit/sightings", "DELETE /v1/sessions"):
                 continue  # a hospital's, below; and the session is needed until the end
             method, path = route.split()
             default = re.sub(r"{(\w+)}", lambda found: values.get(found.group(1), "none"), path)
@@ -254,11 +258,28 @@ async def test_the_routes_without_an_owner_leave_exactly_their_records(doors: Do
             outcome = refused.get(route, (0, ""))
             assert left == ([] if isinstance(leaves, str) else [(service, verb, *outcome) for verb in leaves]), route
     assert await doors.left("gateway", "DELETE", "/v1/sessions") == [("governance", "session.close", 0, "")]
-    node = doors.world.node("renji")
+    node, other = doors.world.node("renji"), doors.world.node("ruijin")
     await doors.records.new()
     await node.request("GET", "/v1/inbox")
+    assert await _exchanged(node, other)
     assert await doors.records.said() == []
     await node.close()
+    await other.close()
+
+
+async def _exchanged(node: Gateway, other: Gateway) -> bool:
+    """Whether two hospitals' nodes learn of each other, and of nobody twice, what the log showed them."""
+    shown = {}
+    for size in (1, 2):  # the second replaces the first; to itself it is not told
+        shown[size] = note.sign(note.Checkpoint("medmesh/log", size, bytes(32)).text(), "medmesh/log", Ed25519PrivateKey.generate())
+        assert await node.request("POST", "/v1/audit/sightings", {"note": shown[size]}) == {"others": []}
+    for wrong in ({"note": "no checkpoint"}, {"note": "x" * 5000}, {}):
+        with pytest.raises(Problem) as caught:
+            await node.request("POST", "/v1/audit/sightings", wrong)
+        assert caught.value.code in ("ledger.note", "request.invalid")
+    same = await other.request("POST", "/v1/audit/sightings", {"note": shown[2], "hospital": "renji"})
+    found = await other.request("POST", "/v1/audit/sightings", {"note": shown[1]})
+    return bool(same == {"others": []} and found == {"others": [{"note": shown[2], "hospital": "renji"}]})
 
 
 async def test_an_object_that_is_not_what_it_is_called_leaves_its_refusal_too(doors: Doors) -> None:

@@ -17,10 +17,10 @@ from medmesh.contracts.federation import FederationCompleted, FederationRolledBa
 from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.testing import RunningServers
+from medmesh.federated.chain import link, undone_link
 from medmesh.federated.undoing import proven, rollback_digest
 from medmesh.learning import weights
 from medmesh.store.objects.port import load
-from medmesh_federation.domain import link, undone_link
 from medmesh_federation.service import SERVICE
 
 TWO = ("huashan", "renji")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,6 +14,7 @@ from medmesh.cli.rehearse import rehearse, tell
 from medmesh.cli.session import show, with_gateway
 from medmesh.cli.simulate import simulate
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.federation import FederationState
 from medmesh.contracts.ingestion import SMALL_CELL
 
 if TYPE_CHECKING:
@@ -26,9 +27,20 @@ def federation() -> None:
 
 
 @federation.command(name="list")
-def list_federations() -> int:
-    """Every federation you may see."""
-    show(with_gateway(lambda gateway: gateway.request("GET", "/v1/federations"))["federations"])
+@click.option("--state", type=click.Choice(get_args(FederationState)), help="Only those in this state.")
+@click.option("--mine", is_flag=True, help="Only those you created.")
+@click.option("--hospital", help="Only those that this hospital was invited to.")
+def list_federations(state: str | None, mine: bool, hospital: str | None) -> int:
+    """Every federation you may see, newest first.  列出可见的联邦，最新的在前。"""
+    from medmesh.client.federation import federations
+
+    narrowed = {"state": state, "hospital": hospital, "mine": "true" if mine else None}
+
+    async def run(gateway: Gateway) -> list[Any]:
+        asked = federations(gateway, **{name: value for name, value in narrowed.items() if value is not None})
+        return [one.model_dump(mode="json") async for one in asked]
+
+    show(with_gateway(run))
     return 0
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from medmesh.client.gateway import Gateway
 from medmesh.client.results import ENDED, trained
 from medmesh.client.transfer import download, upload
-from medmesh.contracts.federation import FederationPage, FederationView, RoundView
+from medmesh.contracts.federation import FederationList, FederationPage, FederationSummary, FederationView, RoundView
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -160,6 +160,19 @@ def _merged(view: FederationView, parts: Sequence[FederationPage], since: Federa
         evaluation = evaluation or since.evaluation
     values = {"rounds": tuple(rounds[place] for place in sorted(rounds)), "evaluation": evaluation, "more": ""}
     return view.model_copy(update={"participants": tuple(one for part in parts for one in part.participants), **values})
+
+
+async def federations(gateway: Gateway, **narrowed: str) -> AsyncIterator[FederationSummary]:
+    """Those that the signed-in person may see, newest first, in as many requests as it takes; `narrowed` by `state`, `hospital`,
+    `mine="true"`. Raises `Problem`."""
+    after: dict[str, str] = {}
+    while True:
+        page = await gateway.ask("/v1/federations", FederationList, **narrowed, **after)
+        for one in page.federations:
+            yield one
+        if not page.more:
+            return
+        after = {"after": page.more}
 
 
 class Federation:

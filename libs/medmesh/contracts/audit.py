@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from medmesh.contracts.message import Command, Event, Instant, ObjectRef, Query, Record, Sha256
+from medmesh.contracts.message import Command, Event, Identifier, Instant, ObjectRef, Query, Record, Sha256
 
 ExportFormat = Literal["jsonl", "fhir", "dicom", "ocsf", "csv"]
 MOST_EVENTS = 1_000
@@ -47,6 +47,20 @@ class Receipts(Record):
 
     receipts: tuple[Receipt, ...] = ()
     problem: dict[str, object] | None = None
+
+
+class Sighting(Record):
+    """A checkpoint that a hospital's node was shown, as the log signed it: a C2SP signed note of at most 4 KiB."""
+
+    note: str = Field(max_length=4096)
+    hospital: Identifier | None = None
+    """Whose it is; unsaid by whom it was shown to, because the credentials say it."""
+
+
+class Sightings(Record):
+    """What a few other hospitals were shown lately."""
+
+    others: tuple[Sighting, ...]
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ Compartment = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9_-]{0,
 LabelledKind = Literal["dataset", "descriptor", "project", "job", "federation", "model", "release"]
 """Kinds of objects that carry a label."""
 
-FILES: tuple[str, ...] = ("annotation", "ingestion", "registry", "training")
+FILES: tuple[str, ...] = ("annotation", "federation", "ingestion", "registry", "training")
 """The services whose labelled objects consist of stored files."""
 
 OWNERS: dict[str, tuple[str, ...]] = {

@@ -151,4 +151,4 @@ class AuditRelay(_Loop):
             raise Problem.from_document(dict(receipts.problem))
         kept = {receipt.id for receipt in receipts.receipts}
         await self.database.receipted([n for n, id_, _ in taken if id_ in kept])
-        return len(taken) == len(kept) and len(rows) == self.batch
+        return len(taken) == len(kept) and (len(taken) < len(rows) or len(rows) == self.batch)

@@ -202,7 +202,7 @@ async def _pretend(bus: MemoryBus, made: Hub) -> None:
         return FileView().model_dump_json().encode()
 
     asked = [(ListRevocations.subject(), revocations), (GetPolicy.subject(), policy)]
-    asked += [(FindFile(service=owner, sha256="0" * 64).address(), unlabelled) for owner in FILES]
+    asked += [(FindFile(service=owner, sha256="0" * 64).address(), unlabelled) for owner in FILES if owner != "federation"]
     for subject, answer in asked:
         await bus.serve(subject, answer, queue="simulation")
     await bus.serve(record_subject("federation"), append, queue="simulation")

@@ -63,7 +63,8 @@ class Database:
 
     async def create(self, metadata: MetaData) -> None:
         """Make the tables of a store that has no migrations of its own (SQLite); safe to run again."""
-        async with self.engine.connect() as sql:
+        # A transaction like any other: a node is opened by every command on it, also while it writes.
+        async with self._transaction() as (sql, _):
             await sql.run_sync(metadata.create_all)
             await sql.execute(text("INSERT INTO audit_counter (one, n, last_id) VALUES (1, 0, '') ON CONFLICT DO NOTHING"))
 

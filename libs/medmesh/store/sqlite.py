@@ -87,7 +87,8 @@ class SqliteJournal:
                 await self._sql.exec_driver_sql("BEGIN IMMEDIATE")
                 break
             except OperationalError as error:
-                if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                # The low byte: also while another process takes up what one that was killed left (SQLITE_BUSY_RECOVERY).
+                if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
             await asyncio.sleep(0.005)
         self._begun, self._before = True, self._sql.changes

@@ -3,7 +3,8 @@
 The node asks for the newest checkpoint with each sign of life and keeps it, with what the log signed. One that is shorter, or has another
 root at the same length, or of which no proof shows that it merely grew, is kept beside it: two notes signed by one key that cannot both be
 true are a proof against whoever holds that key. So that a platform cannot show two hospitals two logs, a hospital's acceptance of a plan
-names the checkpoint it knew, and every other hospital compares that with its own before it trains.
+names the checkpoint it knew, and every other hospital compares that with its own before it trains; and every few minutes nodes leave at the
+gateway the checkpoint they go by and take along those of a few others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.audit import Sighting, Sightings
 from medmesh.errors import Problem
 from medmesh.ledger import note, tiles
 from medmesh.ledger.note import Checkpoint, VerifierKey, signature_line
@@ -29,6 +31,8 @@ from medmesh_edge.ports import Site
 from medmesh_edge.tables import log_views
 
 FORKED, ROLLED_BACK = "edge.log_forked", "edge.log_rolled_back"
+MOST_COMPARED = 1000
+"""How many checkpoints are remembered as compared: one more is only weighed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,13 @@ def against(row: Any) -> Problem | None:
 
 @dataclass
 class Continuity:
-    """`look` asks for the newest checkpoint, `compare` takes one that came by another way. One at a time."""
+    """`look` asks for the newest checkpoint, `exchange` for what others were shown, `compare` takes one that came by another way. One at a
+    time."""
 
     site: Site
     gateway: Gateway
     _next: float = float("-inf")
+    _exchange: float = float("-inf")
     _compared: set[str] = field(default_factory=set)
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -104,6 +110,9 @@ class Continuity:
         if now >= self._next:
             await self.look()
             self._next = now + self.site.settings.log_every.total_seconds()
+        if now >= self._exchange:
+            await self.exchange()
+            self._exchange = now + self.site.settings.log_compared_every.total_seconds()
         return False
 
     async def look(self) -> None:
@@ -112,12 +121,36 @@ class Continuity:
             await self._weigh(Signed.read(await self._read("checkpoint"), keys(self.site)), "the platform")
         await trusted(self.site)
 
+    async def exchange(self) -> None:
+        """Show what this hospital goes by and compare it with what others do. Raises the `Problem` that stands, and shows nothing then: of
+        a log that is refused here nobody shall think that it is believed."""
+        await trusted(self.site)
+        row = await present(self.site)
+        if row is None:
+            return
+        try:
+            answer = await self.gateway.request("POST", "/v1/audit/sightings", Sighting(note=row.note).model_dump(exclude_none=True))
+        except Problem as problem:
+            if problem.code in ("request.no_route", "request.no_method"):  # a platform of before
+                return
+            raise
+        for one in Sightings.model_validate(answer, extra="ignore").others:
+            try:
+                await self.compare(one.note, f"hospital:{one.hospital}")
+            except Problem as problem:
+                if problem.code in (FORKED, ROLLED_BACK):
+                    raise
+                # What the log did not sign, or what is not served to prove it by, accuses nobody; the others are compared all the same.
+                log("edge.log.incomparable", level=30, error=problem, by=one.hospital)
+
     async def compare(self, shown: str, who: str) -> None:
         """A checkpoint that `who` was shown, weighed once. Raises `Problem`: what stands, or `ledger.*` where the log did not sign it."""
         if shown in self._compared:
             return
         async with self._one:
             await self._weigh(Signed.read(shown, keys(self.site)), who)
+        if len(self._compared) >= MOST_COMPARED:
+            self._compared.clear()
         self._compared.add(shown)
         await trusted(self.site)
 

@@ -42,6 +42,8 @@ class Settings(BaseModel):
     """How long a federation's start may take to be in the platform's log and before its witnesses, once a round was opened."""
     log_every: timedelta = timedelta(seconds=30)
     """How often it is looked whether the platform's log only grew."""
+    log_compared_every: timedelta = timedelta(minutes=5)
+    """How often that is compared with what other hospitals were shown."""
     require_programs: bool = False
     """Refuse to start unless somebody of the pinned roster signed for the programs that are loaded (`medmesh program sign`)."""
     holdout: float = Field(default=0.25, gt=0, lt=1)

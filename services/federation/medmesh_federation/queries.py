@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, tuple_
@@ -20,6 +22,7 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy
 from medmesh_federation.domain import plan_of
@@ -29,7 +32,8 @@ from medmesh_federation.queue import ahead, not_before, waits
 from medmesh_federation.tables import federations, participants, rounds
 
 _MOST = 200
-_MOST_DIGESTS = 500
+_MOST_DIGESTS = 150
+"""With what each of these rounds began with, they are 50 KB."""
 _MOST_REASONS = 20
 """Of what a federation waits for."""
 
@@ -79,33 +83,63 @@ async def round_chain(query: Envelope[GetRoundChain], uow: UnitOfWork[Ports]) ->
     """Digests of rounds, none of which tells what a hospital did."""
     given = query.data
     later = (rounds.c.federation == given.federation) & (tuple_(rounds.c.round, rounds.c.attempt) > tuple_(given.round, given.attempt))
-    columns = (rounds.c.digest, rounds.c.round, rounds.c.attempt)
+    columns = (rounds.c.digest, rounds.c.links, rounds.c.round, rounds.c.attempt)
     wanted = select(*columns).where(later, rounds.c.digest.is_not(None)).order_by(rounds.c.round, rounds.c.attempt)
     found = await uow.all(wanted.limit(_MOST_DIGESTS + 1))
     shown = found[:_MOST_DIGESTS]
     last = (shown[-1].round, shown[-1].attempt) if shown else (given.round, given.attempt)
-    return RoundChain(digests=tuple(row.digest for row in shown), round=last[0], attempt=last[1], more=len(found) > len(shown))
+    links = tuple(row.links or () for row in shown)
+    digests = tuple(row.digest for row in shown)
+    return RoundChain(digests=digests, links=links, round=last[0], attempt=last[1], more=len(found) > len(shown))
 
 
 @HANDLERS.answers(ListFederations)
 async def list_all(query: Envelope[ListFederations], uow: UnitOfWork[Ports]) -> FederationList:
-    """The last 200 federations that the asker may see, newest first."""
+    """Those that the asker may see, newest first: a keyset, so that one that is made meanwhile shifts nothing. Raises `Problem`
+    (`request.invalid`) for a cursor that is none."""
+    asked, f = query.data, federations.c
     newest = select(rounds.c.federation, func.max(rounds.c.round).label("round")).group_by(rounds.c.federation).subquery()
-    wanted = select(federations, newest.c.round).outerjoin(newest, newest.c.federation == federations.c.federation)
-    found = await uow.access.visible(
-        uow, "federation", wanted.order_by(federations.c.created_at.desc()), lambda row: str(row.federation), _MOST
-    )
-    return FederationList(federations=tuple(_summary(row, thing.label.record) for row, thing in found))
+    wanted = select(federations, newest.c.round).outerjoin(newest, newest.c.federation == f.federation)
+    if asked.state is not None:
+        wanted = wanted.where(f.state == asked.state)
+    if asked.mine:
+        wanted = wanted.where(f.initiator == uow.actor.text)
+    if asked.hospital is not None:
+        wanted = wanted.where(f.federation.in_(select(participants.c.federation).where(participants.c.hospital == asked.hospital)))
+    if asked.after:
+        wanted = wanted.where(tuple_(f.created_at, f.federation) < tuple_(*_place(asked.after)))
+    order = wanted.order_by(f.created_at.desc(), f.federation.desc())
+    found = await uow.access.visible(uow, "federation", order, lambda row: str(row.federation), _MOST + 1)
+    listed: list[FederationSummary] = []
+    room, last = ROOM, None
+    for row, thing in found[:_MOST]:
+        summary = _summary(row, thing.label.record)
+        room -= len(summary.model_dump_json()) + 1
+        if room < 0 and last is not None:
+            break
+        listed.append(summary)
+        last = row
+    more = f"{last.created_at.isoformat()}~{last.federation}" if last is not None and len(listed) < len(found) else ""
+    return FederationList(federations=tuple(listed), more=more)
+
+
+def _place(after: str) -> tuple[datetime, str]:
+    moment, _, federation = after.partition("~")
+    with suppress(ValueError):
+        if (at := datetime.fromisoformat(moment)).tzinfo is not None and federation:
+            return at, federation
+    raise Problem("request.invalid", reason="after: what a list before it ended with")
 
 
 def _summary(row: Any, label: SecurityLabel) -> FederationSummary:
-    plan = plan_of(row)
     return FederationSummary(
         federation=row.federation,
+        initiator=row.initiator,
+        created=row.created_at,
         name=row.name,
         state=row.state,
         round=row.round or 0,
-        rounds=plan.rounds,
-        participants=tuple(plan.participants),
+        rounds=row.plan["rounds"],
+        participants=tuple(row.plan["participants"]),
         label=label,
     )

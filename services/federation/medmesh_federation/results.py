@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 
-from medmesh.contracts.federation import RoundCommitted, RoundKind, RoundStored
+from medmesh.contracts.federation import Commitment, RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.federated.chain import link
+from medmesh.service import files
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, pace, privacy, screening, secure
-from medmesh_federation.domain import Situation, link
+from medmesh_federation.domain import Situation
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
@@ -129,15 +131,17 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     assert current is not None
     state = made.state.sha256 if made.state else None
     chain = link(row.chain, current.number, current.kind, model.sha256, state)
+    links = [*row.links, Commitment(round=current.number, kind=current.kind, model=model.sha256, state=state).model_dump()]
     left = {
         "model": model.model_dump(),
         "state_object": made.state.model_dump() if made.state else None,
         "personal": {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None,
     }
+    await belong(uow, row, model, made.state, *made.personal.values())
     undoing = None if current.kind is RoundKind.TRAIN else row.undoing
     beside = {"aggregate_milliseconds": milliseconds, "summed": made.summed}
     await close_round(uow, row, current, state="committed", chain=chain, **beside, **left)
-    await change(uow, row, chain=chain, voids=0, clip=made.clip, undoing=undoing, **left)
+    await change(uow, row, chain=chain, links=links, voids=0, clip=made.clip, undoing=undoing, **left)
     parties = tuple(sorted(current.here - made.excluded))
     uow.emit(
         RoundCommitted(
@@ -158,15 +162,21 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     log("federation.round.committed", federation=row.federation, round=current.number, parties=len(parties))
 
 
+async def belong(uow: UnitOfWork[Any], row: Any, *refs: ObjectRef | None) -> None:
+    """Note that files are parts of the federation: people read them who may see it, by its label of then."""
+    await files.keep(uow, "federation", row.federation, [ref.sha256 for ref in refs if ref])
+
+
 async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
     model = ObjectRef.model_validate(row.model)
     keep = [model]
     async with runtime.unit() as uow:
         given = await answers_of(uow, row.federation, row.round, row.attempt, all_of_them=True)
         stale = await pace.stale(uow, row.federation, row.round)
+        if row.kind == RoundKind.BASELINE:
+            keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
+        await belong(uow, row, *keep)
     updates = [ObjectRef.model_validate(a.update) for a in (*given, *stale) if a.update]
-    if row.kind == RoundKind.BASELINE:
-        keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
     # What the algorithm remembers is needed for the next round only; the chain holds its hash.
     beside = [ObjectRef.model_validate(ref) for ref in (row.state_object, *(row.personal or {}).values()) if ref]
     for ref in (*keep, *beside):

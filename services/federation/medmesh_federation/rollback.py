@@ -6,14 +6,15 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from medmesh.contracts.federation import FederationRolledBack, RoundKind, RoundVoided, Undoing
+from medmesh.contracts.federation import Commitment, FederationRolledBack, RoundKind, RoundVoided, Undoing
 from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
+from medmesh.federated.chain import undone_link
 from medmesh.federated.undoing import ACTION, rollback_digest, rollback_target
 from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, UnitOfWork
-from medmesh_federation.domain import State, undone_link
+from medmesh_federation.domain import State
 from medmesh_federation.handlers import entity, invited, locked
 from medmesh_federation.lifecycle import OPENING
 from medmesh_federation.ports import HANDLERS, Ports
@@ -50,8 +51,11 @@ async def roll_back(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) ->
     await uow.execute(update(rounds).where(made, rounds.c.round > number).values(undone=True))
     await _close_open(uow, row)
     chain = undone_link(row.chain, number, model.sha256, found.id)
+    remembered = beside["state_object"]["sha256"] if beside["state_object"] else None
+    back = Commitment(round=number, kind=None, model=model.sha256, state=remembered, approval=found.id)
     undoing = Undoing(round=number, approval=grant.token).model_dump()
-    values = {"model": model.model_dump(), **beside, "chain": chain, "undoing": undoing, "voids": 0, "waiting_since": None}
+    left = {"model": model.model_dump(), **beside, "chain": chain, "links": [*row.links, back.model_dump()]}
+    values = {**left, "undoing": undoing, "voids": 0, "waiting_since": None}
     await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
     uow.emit(FederationRolledBack(federation=row.federation, round=number, undone=tuple(later), model=model, hospitals=invited(row)))
     detail: dict[str, str | int | bool] = {"round": number, "undone": " ".join(map(str, later)), "model": model.sha256, "chain": chain}

@@ -183,15 +183,17 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         deadline=deadline,
         hospitals=assigned,
         changed=adjusted,
+        committed=row.chain,
+        links=row.links,
         clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
         undoing=Undoing.model_validate(row.undoing) if row.undoing and step.kind is RoundKind.TRAIN else None,
         **await _beside(uow, row, step, plan),
     )
     digest, previous = round_digest(event), row.opened or row.plan_hash
     opened = extend(previous, [digest])
-    await uow.execute(insert(rounds).values({**values, "digest": digest}))
+    await uow.execute(insert(rounds).values({**values, "digest": digest, "links": row.links}))
     await privacy.charge(uow, row, plan, step)
-    await change(uow, row, waiting_since=None, opened=opened)
+    await change(uow, row, waiting_since=None, opened=opened, links=[])
     event = event.model_copy(update={"previous": previous, "chain": opened})
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
         uow.emit(told)

@@ -12,11 +12,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 
-from medmesh.contracts.audit import AuditBatch, Receipts, record_subject
+from medmesh.contracts.audit import AuditBatch, Receipts, Sighting, Sightings, record_subject
 from medmesh.contracts.federation import HospitalAlive
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
-from medmesh_gateway import inbox
+from medmesh_gateway import inbox, sightings
 from medmesh_gateway.auth import body_digest, certificate_of, revoked
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION, schema_of
@@ -76,6 +76,21 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
         except TimeoutError:
             raise Problem("bus.no_responder", subject="audit") from None
         return Response(answer, media_type="application/json")
+
+    one = {"required": True, "content": {"application/json": {"schema": schema_of(Sighting, shared)}}}
+    some = {"200": {"content": {"application/json": {"schema": schema_of(Sightings, shared, sent=True)}}}}
+
+    @app.post("/v1/audit/sightings", tags=["hospital"], openapi_extra={ACTION: "audit.append", "requestBody": one, "responses": some})
+    async def show(request: Request) -> Response:
+        """The checkpoint of the log this hospital was shown, against those of a few others: so that all are shown one log."""
+        from medmesh_gateway.api import read_body
+
+        body = await read_body(request)
+        actor, _ = await ports.door.actor(request, body_digest(body))
+        await ports.door.permit(actor, "audit.append")
+        async with runtime.unit(runtime.context(actor=actor)) as uow:
+            answer = await sightings.exchange(uow, actor.id, sightings.read(body))
+        return Response(answer.model_dump_json(), media_type="application/json")
 
 
 async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait: float, barred: Barred) -> Sequence[Any]:

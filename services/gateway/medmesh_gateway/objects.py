@@ -46,15 +46,17 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         return actor
 
     async def admit(actor: Actor, *named: str) -> None:
-        """The guard, in front of stored files that are part of labelled objects; what it refuses is recorded here. A hospital's node is not
-        asked: it learns names only from what it was sent, and the files of rounds have no label."""
+        """The guard, in front of stored files that are part of labelled objects; what it refuses is recorded here. What lies in scratch and
+        is part of nothing is a single hospital's update, or a step of one: no person's to read. A hospital's node is not asked: it learns
+        names only from what it was sent."""
         if actor.kind == "hospital":
             return
         access = runtime.guard.open(actor, "object.read", datetime.now(UTC))
         try:
             async with runtime.unit() as uow:
                 for sha256 in named:
-                    await access.read_file(uow, _name(sha256), "object.read")
+                    if not await access.read_file(uow, _name(sha256), "object.read") and await ports.stores.kept.size(sha256) is None:
+                        raise Problem("objects.missing", sha256=sha256)
         except Refusal as refused:
             async with runtime.unit(runtime.context(actor=actor, decision=refused.decision)) as uow:
                 uow.audit(refused.entry)

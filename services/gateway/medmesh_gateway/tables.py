@@ -46,6 +46,15 @@ inboxes = Table(
 )
 Index("ix_inboxes_created_at", inboxes.c.created_at)
 
+sightings = Table(
+    "sightings",
+    METADATA,
+    Column("hospital", String(63), primary_key=True),
+    Column("note", Text, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="the newest checkpoint of the log that each hospital's node says it was shown, as the log signed it",
+)
+
 nonces = Table(
     "nonces",
     METADATA,

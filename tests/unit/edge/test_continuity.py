@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,13 +24,21 @@ from medmesh_edge.settings import Layout, Settings
 
 
 class Platform:
-    """Serves the files of one folder; `away` are those it says it does not have."""
+    """Serves the files of one folder; `away` are those it says it does not have, `others` what it says that others were shown."""
 
     def __init__(self) -> None:
         self.folder, self.asked, self.away = Path(), 0, ""
+        self.others: list[dict[str, str]] | None = []
+        self.told: list[str] = []
 
-    async def request(self, method: str, path: str, *, query: dict[str, str]) -> dict[str, str]:
+    async def request(self, method: str, path: str, body: Any = None, *, query: dict[str, str] | None = None) -> dict[str, Any]:
+        if (method, path) == ("POST", "/v1/audit/sightings"):
+            if self.others is None:
+                raise Problem("request.no_route", path=path)
+            self.told.append(body["note"])
+            return {"others": self.others}
         assert (method, path) == ("GET", "/v1/audit/log")
+        assert query is not None
         self.asked += 1
         if (self.away and self.away in query["path"]) or not (self.folder / query["path"]).exists():
             raise Problem("request.not_found", kind="file of the log", id=query["path"])
@@ -51,6 +60,10 @@ class Seen:
         except Problem as problem:
             return problem.code
         return ""
+
+    def checkpoint(self, told: str) -> note.Checkpoint:
+        """What it told the platform that it goes by, signed by the log."""
+        return continuity.Signed.read(told, continuity.keys(self.site)).checkpoint
 
     async def size(self) -> int:
         row = await continuity.present(self.site)
@@ -157,7 +170,8 @@ async def test_a_tile_that_was_altered_on_the_way_once_is_asked_for_again(seen: 
     await seen.shown(ledger(seen.folder / "less", 300))
     ask, times = seen.platform.request, []
 
-    async def altered(method: str, path: str, *, query: dict[str, str]) -> dict[str, str]:
+    async def altered(method: str, path: str, body: Any = None, *, query: dict[str, str] | None = None) -> dict[str, Any]:
+        assert query is not None
         found = await ask(method, path, query=query)
         times.append(query["path"])
         return {"content": base64.b64encode(bytes(len(base64.b64decode(found["content"])))).decode()} if len(times) == 2 else found
@@ -187,6 +201,57 @@ async def test_what_another_hospital_was_shown_is_compared_in_both_directions(se
     with pytest.raises(Problem) as caught:
         await seen.continuity.compare(forked(seen.folder / "theirs", 200).note(), "hospital:ruijin")
     assert caught.value.code == "edge.log_forked"
+
+
+def shown_to(hospital: str, made: Ledger) -> dict[str, str]:
+    return {"hospital": hospital, "note": made.note()}
+
+
+async def test_a_fork_is_found_by_what_another_hospital_left_and_nothing_is_left_of_a_log_that_is_refused(seen: Seen) -> None:
+    mine = ledger(seen.folder / "honest", 600)
+    await seen.shown(mine)
+    foreign = Ledger(seen.folder / "foreign", write(seen.folder / "foreign", rewritten(300, 2), key=Ed25519PrivateKey.generate()))
+    honest = [shown_to("tongji", ledger(seen.folder / f"theirs-{size}", size)) for size in (200, 600)]
+    # What the log did not sign accuses nobody, and hides nothing that stands behind it.
+    seen.platform.others = [shown_to("xiehe", foreign), *honest]
+    await seen.continuity.exchange()
+    assert [seen.checkpoint(told) for told in seen.platform.told] == [mine.checkpoint]
+    seen.platform.others.append(shown_to("ruijin", forked(seen.folder / "theirs", 200)))
+    with pytest.raises(Problem) as caught:
+        await seen.continuity.exchange()
+    assert caught.value.code == "edge.log_forked"
+    assert await seen.shown(mine) == "edge.log_forked", "it stands"
+    assert await seen.records() == [("log.seen", 0, ""), ("log.refused", 12, "edge.log_forked")]
+    (_, _, body) = (await seen.site.database.unreceipted(100))[-1]
+    assert json.loads(body)["detail"]["by"] == "hospital:ruijin"
+    with pytest.raises(Problem):
+        await seen.continuity.exchange()
+    assert len(seen.platform.told) == 2
+
+
+async def test_what_another_hospital_left_is_not_compared_while_it_cannot_be_proven_or_asked_for(seen: Seen) -> None:
+    await seen.continuity.exchange()
+    assert seen.platform.told == [], "nothing was seen yet"
+    await seen.shown(ledger(seen.folder / "honest", 300))
+    seen.platform.others = None  # a platform that knows nothing of it
+    await seen.continuity.exchange()
+    # They are further than what is served here: nothing proves anything, until the log here has come as far.
+    seen.platform.others = [shown_to("ruijin", forked(seen.folder / "theirs", 400))]
+    await seen.continuity.exchange()
+    await continuity.trusted(seen.site)
+    await seen.shown(ledger(seen.folder / "more", 500))
+    with pytest.raises(Problem) as caught:
+        await seen.continuity.exchange()
+    assert caught.value.code == "edge.log_forked"
+
+
+async def test_the_loop_compares_by_itself_and_not_each_time_it_looks(seen: Seen) -> None:
+    made = ledger(seen.folder / "honest", 300)
+    seen.platform.folder = made.folder
+    for _ in range(3):
+        await seen.continuity.step()
+        seen.continuity._next = float("-inf")
+    assert [seen.checkpoint(told) for told in seen.platform.told] == [made.checkpoint]
 
 
 async def test_forgiving_is_recorded_and_only_possible_where_something_stands(seen: Seen) -> None:

@@ -28,6 +28,8 @@ class SecurePhase(StrEnum):
     REVEAL = "reveal"
 
 
+FederationState = Literal["inviting", "ready", "queued", "running", "paused", "completed", "failed", "cancelled"]
+
 Work = Literal["fetch", "evaluate", "train", "store", "send"]
 """What a hospital does in a round, in this order: get the model, evaluate it, train, make the result durable, and send it."""
 
@@ -48,6 +50,18 @@ class Undoing(Record):
 
     round: int
     approval: str
+
+
+class Commitment(Record):
+    """A link of the chain of what rounds left (`medmesh.federated.chain.after`): round `round` left this model and, where the algorithm
+    has one, this state; or, without a `kind`, the federation goes on from the model that round `round` left (0: from the first weights),
+    by the approval of this id."""
+
+    round: int
+    kind: RoundKind | None = None
+    model: Sha256
+    state: Sha256 | None = None
+    approval: str = ""
 
 
 class CandidateModel(Record):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import Work
+from medmesh.contracts.federation.common import Commitment, FederationState, Work
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
@@ -163,9 +163,10 @@ class GetFederation(Query):
 
 class RoundChain(Record):
     """`digests` of rounds in the order in which they were opened (`medmesh.federated.chain.round_digest`), the last of which is attempt
-    `attempt` at round `round`; `more` when there are later ones."""
+    `attempt` at round `round`; `more` when there are later ones. `links` are those that each of them named."""
 
     digests: tuple[Sha256, ...]
+    links: tuple[tuple[Commitment, ...], ...] = ()
     round: int
     attempt: int
     more: bool
@@ -186,6 +187,8 @@ class GetRoundChain(Query):
 
 class FederationSummary(Record):
     federation: str
+    initiator: str = ""
+    created: datetime | None = None
     name: str
     state: str
     round: int
@@ -195,11 +198,22 @@ class FederationSummary(Record):
 
 
 class FederationList(Record):
+    """Federations from the newest on, as many as fit into a message; `more` says where the next list begins, empty when this is all."""
+
     federations: tuple[FederationSummary, ...]
+    more: str = ""
 
 
 class ListFederations(Query):
+    """The federations that the asker may see, in `state`, those that the asker made (`mine`), those that `hospital` was invited to;
+    from the one on that a list before ended with (`after`: its `more`)."""
+
     TYPE: ClassVar[str] = "federation.list.v1"
     ACTION: ClassVar[str | None] = "federation.read"
     Reply: ClassVar[type[Record]] = FederationList
     LISTS: ClassVar[str] = "federation"
+
+    state: FederationState | None = None
+    mine: bool = False
+    hospital: str | None = Field(default=None, max_length=63)
+    after: str = Field(default="", max_length=120)

@@ -1,0 +1,157 @@
+"""How audit records reach the log from the table they were committed to: in order, each until there is a receipt for it, however often."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.store import example_sqlite
+
+from medmesh.contracts.audit import AuditBatch, Receipt, Receipts
+from medmesh.errors import Problem
+from medmesh.service import relays
+from medmesh.service.relays import AuditRelay
+from medmesh.store.database import Database
+from medmesh.store.unit import AuditEntry, Context
+
+
+class Log:
+    """Gives receipts for the first `most` of a batch, or fails with what is next in `failures`."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.ids: dict[int, set[str]] = {}
+        self.most = 1000
+        self.failures: list[BaseException | Problem] = []
+        self.lost = False
+        """Whether it takes what it is given and its answer is lost."""
+
+    async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:
+        assert subject == "medmesh.audit.example.record.v1"
+        assert len(body) < 900_000, "more than the bus carries"
+        batch = AuditBatch.model_validate_json(body)
+        if self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, Problem):
+                return Receipts(problem=failure.document()).model_dump_json().encode()
+            raise failure
+        for record in batch.records:
+            assert base64.b64decode(record.body).split()[0] == str(record.n).encode()
+            self.ids.setdefault(record.n, set()).add(record.id)
+        self.batches.append([record.n for record in batch.records])
+        if self.lost:
+            self.lost = False
+            raise TimeoutError
+        given = batch.records[: self.most]
+        return Receipts(receipts=tuple(Receipt(id=one.id, seq=one.n, leaf="0" * 64) for one in given)).model_dump_json().encode()
+
+
+@pytest.fixture
+async def database(private: Path) -> AsyncIterator[Database]:
+    async with example_sqlite(private) as made:
+        yield made
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def relay(database: Database, log: Log) -> AuditRelay:
+    return AuditRelay(service="example", database=database, bus=log, gather=0)  # type: ignore[arg-type]
+
+
+async def leave(database: Database, count: int = 1, size: int = 0) -> None:
+    async with database.unit(Context("example")) as uow:
+        for _ in range(count):
+            uow.audit(AuditEntry("x" * max(size, 1), "C"))
+
+
+async def left(database: Database) -> list[int]:
+    return [n for n, _, _ in await database.unreceipted(1000)]
+
+
+async def test_a_row_goes_on_its_own_receipt_and_the_others_are_handed_in_again(database: Database, log: Log, relay: AuditRelay) -> None:
+    await leave(database, relay.batch)
+    log.most = 2
+    assert not await relay.step(), "the log did not take all: whoever asks at once again only makes it worse"
+    rest = list(range(3, relay.batch + 1))
+    assert await left(database) == rest
+    log.most = 1000
+    await relay.step()
+    assert log.batches == [[1, 2, *rest], rest]
+    assert await left(database) == []
+
+
+async def test_what_the_log_refuses_or_does_not_answer_stays_and_comes_again_as_the_same(
+    database: Database, log: Log, relay: AuditRelay
+) -> None:
+    await leave(database, 3)
+    log.failures = [Problem("audit.retry"), TimeoutError()]
+    with pytest.raises(Problem) as caught:
+        await relay.step()
+    assert caught.value.code == "audit.retry"
+    with pytest.raises(TimeoutError):
+        await relay.step()
+    log.lost = True
+    with pytest.raises(TimeoutError):
+        await relay.step()
+    assert await left(database) == [1, 2, 3]
+    await relay.step()
+    assert log.batches == [[1, 2, 3], [1, 2, 3]]
+    assert all(len(ids) == 1 for ids in log.ids.values()), "whoever gets a record twice knows it by its id"
+    assert await left(database) == []
+
+
+async def test_records_too_large_for_one_message_follow_each_other_at_once(database: Database, log: Log, relay: AuditRelay) -> None:
+    await leave(database, 5, size=150_000)
+    while await relay.step():
+        pass
+    assert [n for batch in log.batches for n in batch] == [1, 2, 3, 4, 5]
+    assert all(len(batch) <= 2 for batch in log.batches)
+    # One that alone is more than that is handed in alone.
+    await leave(database, 2, size=450_000)
+    while await relay.step():
+        pass
+    assert log.batches[-2:] == [[6], [7]]
+
+
+async def test_a_full_batch_is_followed_by_the_next(database: Database, log: Log, relay: AuditRelay) -> None:
+    await leave(database, 2 * relay.batch + 1)
+    steps = [await relay.step() for _ in range(3)]
+    assert ([len(batch) for batch in log.batches], steps) == ([64, 64, 1], [True, True, False])
+
+
+async def test_what_is_left_within_a_moment_rides_in_one_message(database: Database, log: Log, relay: AuditRelay) -> None:
+    relay.gather = 0.5  # what a service waits is shorter; here nothing may depend on how busy the machine is
+    assert AuditRelay().gather == relays.GATHER_SECONDS > 0
+    relay.start()
+    await asyncio.sleep(0)  # its first look finds nothing
+    for _ in range(10):
+        await leave(database)
+        relay.wake()
+    async with asyncio.timeout(20):
+        while await left(database):
+            await asyncio.sleep(0.02)
+    assert log.batches == [list(range(1, 11))]
+    await relay.stop()
+
+
+async def test_it_goes_on_by_itself_after_the_log_was_away_and_hands_in_the_rest_when_it_is_stopped(
+    database: Database, log: Log, relay: AuditRelay
+) -> None:
+    log.failures = [TimeoutError(), TimeoutError()]
+    await leave(database, 2)
+    relay.start()
+    async with asyncio.timeout(20):
+        while await left(database):
+            await asyncio.sleep(0.02)
+    assert log.batches == [[1, 2]]
+    relay.gather = 60
+    await leave(database, 100)
+    await relay.stop()
+    assert await left(database) == []
