@@ -101,7 +101,7 @@ class SqliteJournal:
             self._sql.execute("ROLLBACK")
 
     async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
-        done = await self._sql.execute(prepared.statement, values)
+        done = await self._connection.execute(prepared.statement, values)
         found: Sequence[Any] = done.all() if done.returns_rows else ()
         return found
 
@@ -125,8 +125,7 @@ class SqliteJournal:
         self._sql.executemany("UPDATE outbox SET sent_at = ? WHERE id = ?", [(_iso(now), id_) for id_ in ids])
 
     async def unreceipted(self, limit: int) -> list[tuple[int, str, bytes]]:
-        found = await self._sql.exec_driver_sql("SELECT n, id, body FROM audit_outbox ORDER BY n LIMIT ?", (limit,))
-        return [(n, id_, body) for n, id_, body in found.all()]
+        return list(self._sql.execute("SELECT n, id, body FROM audit_outbox ORDER BY n LIMIT ?", (limit,)))
 
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         n, before = self._sql.execute("SELECT n, last_id FROM audit_counter").fetchone()
