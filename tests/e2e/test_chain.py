@@ -24,6 +24,7 @@ from tests.world import World, small_world
 
 from medmesh.bus.port import BusMessage
 from medmesh.client import Gateway
+from medmesh.client.federation import Federation
 from medmesh.contracts.federation import (
     Commitment,
     FederationStarted,
@@ -49,7 +50,7 @@ from medmesh.security.keys import Identity
 from medmesh.security.signing import Signer
 from medmesh.store.objects.port import load
 from medmesh.witness.site import create
-from medmesh_edge import consent, intake, memorised
+from medmesh_edge import consent, intake, invitation, memorised
 from medmesh_edge import roster as rosters
 from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
@@ -110,6 +111,10 @@ async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
     answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signed)
     assert (await scene.world.p.send(answer, scene.world.p.hospital("renji"))).succeeded
     await until(lambda: state_of(node, made))
+    link = await Federation(scene.researcher, made["federation"]).link("huashan")
+    assert (await invitation.open_link(node.site, link)).plan_hash == made["plan_hash"]
+    with pytest.raises(Problem, match="opened already"):
+        await invitation.open_link(node.site, link)
     await consent.approve(node.site, made["federation"], "doctor-zhao")
     node.site.changed.set()
     return made

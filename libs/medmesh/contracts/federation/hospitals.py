@@ -25,6 +25,18 @@ class RespondInvitation(Command):
     reason: str = ""
 
 
+class OpenLink(Command):
+    """The hospital's node opens the link it was given, once. It answers nothing: consent is the signature of `RespondInvitation`. Result:
+    `{"plan_hash"}`."""
+
+    TYPE: ClassVar[str] = "federation.open-link.v1"
+    ACTION: ClassVar[str] = "federation.respond"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    secret: str = Field(min_length=1, max_length=100)
+
+
 class WithdrawFromFederation(Command):
     """A hospital leaves for good, also after the end. Its answer to the open round is dropped and deleted, and it is never asked again;
     what was averaged into a committed model cannot be taken out. Result: `{"state": "withdrawn", "rounds": committed with its part}`."""
