@@ -49,25 +49,30 @@ def list_federations(state: str | None, mine: bool, hospital: str | None) -> int
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
-    from medmesh.cli.views import flagged, waits
+    from medmesh.cli.views import awaited, flagged, standing, waits
     from medmesh.client.federation import Federation
     from medmesh.federated.plan import explain
 
-    view = with_gateway(lambda gateway: Federation(gateway, identifier).view())
+    async def run(gateway: Gateway) -> Any:
+        one = Federation(gateway, identifier)
+        return await one.view(), [] if as_json else await one.awaited()
+
+    view, asked = with_gateway(run)
     if as_json:
         show(view.model_dump(mode="json"))
         return 0
     click.secho(f"{view.plan.name}  {view.state}", bold=True)
     for line in explain(view.plan, language()):
         click.echo(f"  {line}")
-    for line in waits(view):
+    for line in (*waits(view), *awaited(asked)):
         click.echo(f"  {line}")
     for participant in view.participants:
         online = say("online", "在线") if participant.online else say("offline", "离线")
         click.echo(f"  {participant.hospital:<16} {participant.state:<10} {online} {participant.reason}")
     for one in view.rounds:
-        click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {one.kind:<9} {one.state:<10} {len(one.answers)}")
-    for line in flagged(view):
+        state = "undone" if one.undone else one.state
+        click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {one.kind:<9} {state:<10} {len(one.answers)}")
+    for line in (*flagged(view), *standing(view)):
         click.secho(f"  {line}", fg="yellow")
     return 0
 
@@ -175,41 +180,75 @@ def resume(identifier: str) -> int:
     return _steer(identifier, lambda one: one.resume())
 
 
+REQUEST = click.option("--request", "asks", is_flag=True, help="Ask for the approval at once.  立即提交审批申请。")
+
+
+def _approval(identifier: str, asks: bool, wanted: Callable[[Federation], Awaitable[dict[str, Any]]]) -> int:
+    """Print what to ask approval for, or ask for it and say what it waits for."""
+    from medmesh.cli.asking import request_approval
+    from medmesh.cli.views import awaited
+    from medmesh.client.federation import Federation
+
+    async def run(gateway: Gateway) -> None:
+        one = Federation(gateway, identifier)
+        request = await wanted(one)
+        if not asks:
+            click.echo(f"medmesh approval request {request['action']} {request['target']} {request['digest']}")
+            return
+        made = await request_approval(gateway, request)
+        show({**request, "approval": made["approval"]})
+        for line in awaited([found for found in await one.awaited() if found.approval == made["approval"]]):
+            click.echo(line, err=True)
+        click.echo(say(f"follow it: medmesh federation watch {identifier}", f"跟踪进度：medmesh federation watch {identifier}"), err=True)
+
+    with_gateway(run)
+    return 0
+
+
 @federation.command()
 @click.argument("identifier")
 @click.argument("hospital")
-@click.option("--reason", required=True)
+@click.option("--reason", required=True, help="Every hospital of the plan reads it.  各参与医院可见。")
 def quarantine(identifier: str, hospital: str, reason: str) -> int:
-    """Leave HOSPITAL out, at once, until others approve its release.  立即隔离某医院，直至获批解除。"""
-    return _steer(identifier, lambda one: one.quarantine(hospital, reason))
+    """Leave HOSPITAL out, at once, until others approve its release.  立即隔离某医院，直至获批解除。
+
+    What it gave to the open round does not count; what is part of committed models stays there.
+
+    \b
+    medmesh federation quarantine FEDERATION renji --reason "its scanner is miscalibrated"
+    """
+    _steer(identifier, lambda one: one.quarantine(hospital, reason))
+    how = f"medmesh federation release {identifier} {hospital} --request"
+    click.echo(say(f"it ends when others approve: {how}", f"须经他人审批方可解除：{how}"), err=True)
+    return 0
 
 
 @federation.command()
 @click.argument("identifier")
 @click.option("--round", "number", type=click.IntRange(min=0), required=True, help="Whose model it goes on from; 0: the first weights.")
-def rollback(identifier: str, number: int) -> int:
-    """What to ask approval for so that the rounds after one are undone.  查看回退所需的审批申请。"""
-    from medmesh.client.federation import Federation
+@REQUEST
+def rollback(identifier: str, number: int, asks: bool) -> int:
+    """What to ask approval for so that the rounds after one are undone.  查看或提交回退所需的审批申请。
 
-    digest = with_gateway(lambda gateway: Federation(gateway, identifier).rollback_digest(number))
-    click.echo(f"medmesh approval request federation.rollback {identifier}/{number} {digest}")
-    return 0
+    Nothing is undone before others approved it. Privacy that rounds spent stays spent.
+
+    \b
+    medmesh federation rollback FEDERATION --round 3 --request
+    """
+    return _approval(identifier, asks, lambda one: one.rollback_request(number))
 
 
 @federation.command()
 @click.argument("identifier")
 @click.argument("hospital")
-def release(identifier: str, hospital: str) -> int:
-    """What to ask approval for so that HOSPITAL may take part again.  查看解除隔离所需的审批申请。"""
-    from medmesh.client.federation import Federation
+@REQUEST
+def release(identifier: str, hospital: str, asks: bool) -> int:
+    """What to ask approval for so that HOSPITAL may take part again.  查看或提交解除隔离所需的审批申请。
 
-    view = with_gateway(lambda gateway: Federation(gateway, identifier).view())
-    digest = next((one.release for one in view.participants if one.hospital == hospital), None)
-    if digest is None:
-        click.echo(say(f"{hospital} is not in quarantine", f"{hospital} 未被隔离"), err=True)
-        return 1
-    click.echo(f"medmesh approval request federation.release {identifier}/{hospital} {digest}")
-    return 0
+    \b
+    medmesh federation release FEDERATION renji --request
+    """
+    return _approval(identifier, asks, lambda one: one.release_request(hospital))
 
 
 @federation.command()
@@ -226,7 +265,11 @@ def extend(identifier: str, minutes: float) -> int:
 @click.option("--steps", type=int)
 @click.option("--batch-size", type=int)
 def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_size: int | None) -> int:
-    """Change these from the next round on, within the ranges that hospitals signed; what is not named is the plan's.  在范围内调整。"""
+    """Change these from the next round on, within the ranges that hospitals signed; what is not named is the plan's.  在范围内调整。
+
+    \b
+    medmesh federation adjust FEDERATION --learning-rate 0.05 --steps 20
+    """
     given = {"learning_rate": learning_rate, "local_steps": steps, "batch_size": batch_size}
     changed = {name: str(value) for name, value in given.items() if value is not None}
     return _steer(identifier, lambda one: one.adjust(**changed))
@@ -248,9 +291,9 @@ def watch(identifier: str) -> int:
     from medmesh.client.federation import Federation
 
     async def run(gateway: Gateway) -> str:
-        state = ""
-        async for view in Federation(gateway, identifier).watch():
-            now(view)
+        state, one = "", Federation(gateway, identifier)
+        async for view in one.watch():
+            now(view, await one.awaited())
             state = view.state
         return state
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from medmesh.client.results import Cell, cross_site, curve, kept_round, split, trained
+from medmesh.client.results import Cell, began_with, cross_site, curve, kept_round, split, trained, undone
 from medmesh.contracts.federation import FederationView
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ COLOURS = {
 }
 WORDS = {
     "title": ("{name}: {state}, {rounds} of {planned} training rounds", "{name}：{state}，训练 {rounds}/{planned} 轮"),
+    "undone": ("; undone: {rounds}", "；已撤销轮次：{rounds}"),
     "round": ("training round", "训练轮次"),
     "model": ("model of round (0: the first weights)", "第几轮的模型（0 为初始权重）"),
     "accuracy": ("balanced accuracy", "平衡准确率"),
@@ -79,15 +80,17 @@ Say = Callable[..., str]
 
 def rows(view: FederationView) -> list[dict[str, Any]]:
     """One row for every metric of every answer (one with an empty metric where there is none). `seconds` is from the opening of the round
-    to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of. What the
-    asker may not see of others is 0 or absent, as in the view. Where the platform opens sums only, a row without a hospital is of all."""
+    to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of; `state` is
+    "undone" of a round that was committed and rolled back. What the asker may not see of others is 0 or absent, as in the view. Where
+    the platform opens sums only, a row without a hospital is of all."""
     from medmesh.learning.metrics import balanced_accuracy  # numpy
 
     found = []
     for one in view.rounds:
         seconds = None if one.closed is None else round((one.closed - one.opened).total_seconds(), 3)
         aggregate = None if one.aggregate_milliseconds is None else one.aggregate_milliseconds / 1000
-        about = {"round": one.round, "attempt": one.attempt, "kind": one.kind, "state": one.state}
+        about = {"round": one.round, "attempt": one.attempt, "kind": one.kind, "state": "undone" if one.undone else one.state}
+        before = began_with(view, one)
         about |= {"seconds": seconds, "aggregate": aggregate}
         for answer in one.answers:
             given = {"hospital": answer.hospital, "late": answer.late, "samples": answer.samples, "bytes": answer.bytes}
@@ -95,14 +98,14 @@ def rows(view: FederationView) -> list[dict[str, Any]]:
             given |= {str(work): value / 1000 for work, value in answer.milliseconds.items()}
             metrics: list[tuple[str, int, float | None]] = [(name, one.round, value) for name, value in sorted(answer.metrics.items())]
             if answer.counts is not None:
-                metrics.append(("balanced_accuracy", one.round - 1, balanced_accuracy(answer.counts)))
+                metrics.append(("balanced_accuracy", before, balanced_accuracy(answer.counts)))
             for metric, of, value in metrics or [("", one.round, None)]:
                 found.append({**about, **given, "metric": metric, "model_of_round": of, "value": value})
         if (told := one.sum) is not None:
             together = {**about, "hospital": "", "late": False, "flags": "", "excluded": False, "samples": told.samples}
             if told.counts is not None:
                 value = balanced_accuracy(told.counts)
-                found.append({**together, "metric": "balanced_accuracy", "model_of_round": one.round - 1, "value": value})
+                found.append({**together, "metric": "balanced_accuracy", "model_of_round": before, "value": value})
             if told.loss is not None:
                 found.append({**together, "metric": "loss", "model_of_round": one.round, "value": told.loss})
     return found
@@ -147,6 +150,8 @@ def figure(view: FederationView, language: str = "en") -> Figure:
         colour = {name: shades(place % shades.N) for place, name in enumerate(hospitals)}
         done = trained(view)
         title = say("title", name=view.plan.name, state=say(view.state), rounds=len(done), planned=view.plan.rounds)
+        if gone := undone(view):
+            title += say("undone", rounds=", ".join(map(str, gone)))
         made.suptitle(title, fontsize=13)
         _evaluated(places[0][0], view, counted, colour, say)
         _losses(places[0][1], counted, colour, say)

@@ -120,6 +120,18 @@ def trained(view: FederationView) -> list[RoundView]:
     return sorted((r for r in view.rounds if r.kind == "train" and r.state == "committed" and not r.undone), key=lambda one: one.round)
 
 
+def undone(view: FederationView) -> list[int]:
+    """The training rounds that were committed and rolled back, in order."""
+    return sorted(one.round for one in view.rounds if one.undone)
+
+
+def began_with(view: FederationView, one: RoundView) -> int:
+    """The training round whose model a round began with, 0 for the first weights: not the one before it after a roll-back, an early stop or
+    a sum that stayed closed."""
+    made = [r.round for r in view.rounds if r.kind == "train" and r.model is not None and r.model == one.base and r.round < one.round]
+    return max(made) if made else 0 if one.base.sha256 == view.plan.initial else one.round - 1
+
+
 def curve(view: FederationView) -> list[Point]:
     """How the global model did while it trained: the round after it brought the counts. The final model's are those of `cross_site`."""
     found, before = [], 0

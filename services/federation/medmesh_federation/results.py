@@ -191,9 +191,13 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
             uow.emit(
                 RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=told, stale=earlier)
             )
-    for ref in await _outdated(runtime, row, ports.settings.states_kept):
-        await ports.stores.kept.delete(ref.sha256)
-        await ports.models.delete(ref.sha256)
+    async with runtime.unit() as uow:
+        if await _outdated(uow, row, ports.settings.states_kept):
+            # Under the row's lock: a roll-back finds what it goes back to, or finds it gone; it is not taken away afterwards.
+            await uow.first(select(federations.c.federation).where(federations.c.federation == row.federation).with_for_update())
+        for ref in await _outdated(uow, row, ports.settings.states_kept):
+            await ports.stores.kept.delete(ref.sha256)
+            await ports.models.delete(ref.sha256)
     # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
     wanted = await _awaited(runtime)
     for ref in updates:
@@ -210,15 +214,13 @@ async def _awaited(runtime: Runtime) -> frozenset[str]:
     return frozenset(row.update["sha256"] for row in found if row.update)
 
 
-async def _outdated(runtime: Runtime, row: Any, kept: int) -> list[ObjectRef]:
+async def _outdated(uow: UnitOfWork[Any], row: Any, kept: int) -> list[ObjectRef]:
     """What the algorithm remembered after the round `kept` before this one: later ones may be gone back to."""
     before = (rounds.c.federation == row.federation) & (rounds.c.round < row.round) & (rounds.c.state == "committed")
-    async with runtime.unit() as uow:  # rounds that an early stop left out are none
-        wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(kept)
-        earlier = await uow.all(wanted)
-        present = await uow.first(
-            select(federations.c.state_object, federations.c.personal).where(federations.c.federation == row.federation)
-        )
+    # Rounds that an early stop left out are none.
+    wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(kept)
+    earlier = await uow.all(wanted)
+    present = await uow.first(select(federations.c.state_object, federations.c.personal).where(federations.c.federation == row.federation))
     if len(earlier) < kept:
         return []
     needed = {ref.sha256 for one in (row, *earlier[:-1], present) for ref in _remembered(one)}
