@@ -22,9 +22,11 @@ from tests.platform import Platform
 from tests.rosters import acceptance
 from tests.world import World, small_world
 
+from medmesh.auditing import continued
 from medmesh.bus.port import BusMessage
 from medmesh.client import Gateway
 from medmesh.client.federation import Federation
+from medmesh.contracts.audit import Events
 from medmesh.contracts.federation import (
     Commitment,
     FederationStarted,
@@ -161,6 +163,11 @@ def left(event: RoundOpened, *links: Commitment) -> dict[str, Any]:
     return {"links": links, "committed": found.value, "base": ObjectRef(sha256=found.model, bytes=event.base.bytes)}
 
 
+def contradictions(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, str, int]]:
+    looking = continued.Continued()
+    return [one for seq, record in records for one in looking.look(seq, record, whole=True)]
+
+
 def committed(number: int, model: ObjectRef) -> Commitment:
     return Commitment(round=number, kind=RoundKind.TRAIN, model=model.sha256)
 
@@ -208,6 +215,21 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             number += 1
         state, code, trained = await became(node, made, number)
         assert (state in ("trained", "sent"), code, trained) == (True, "", 1)
+
+        # What it wrote down lies in the log beside what the coordinator wrote down, and fits.
+        async def logged() -> Any:
+            found = await node.gateway.ask("/v1/audit/events", Events, entity=f"federation:{made['federation']}")
+            records = [(one.seq, one.record) for one in found.events if one.record["sub"] in continued.VERBS and one.record["out"] == 0]
+            mine = [r["detail"]["round"] for _, r in records if r["sub"] == "federation.train"]
+            return records if {1, number} <= set(mine) else None
+
+        records = await until(logged)
+        assert contradictions(records) == []
+        seq, record = next((seq, r) for seq, r in records if r["sub"] == "federation.train" and r["detail"]["round"] == 1)
+        assert record["detail"]["base"] == first.base.sha256
+        later = {**record, "detail": {**record["detail"], "round": 2}}
+        swapped = [(n, later if n == seq else r) for n, r in records]
+        assert contradictions(swapped) == [(seq, made["federation"], 2)], "what stood before is not what was committed since"
 
         # From here on the platform lies, to this hospital alone; the honest round waits for the other one.
         lie = {"round": number + 1, "hospitals": ("huashan", "renji")}
