@@ -60,6 +60,7 @@ participants = Table(
     Column("reason", Text, nullable=False),
     Column("quarantines", Integer, nullable=False, server_default=text("0")),
     Column("answered_at", Timestamp),
+    Column("small_cell", Integer, nullable=False, server_default=text("0"), comment="to which multiple its own policy rounds counts"),
     comment="`signature` is the hospital's acceptance, signed with its own key",
 )
 

@@ -64,6 +64,8 @@ def open_invitation(context: click.Context, folder: Path, link: str) -> int:
     """Open a one-time LINK from who invited this hospital: the plan in plain words.  打开一次性邀请链接。
 
     It opens once and consents to nothing: that is `medmesh edge approve` or `decline`.
+
+    链接只能打开一次，不等于同意；同意或谢绝请用 `medmesh edge approve` 或 `decline`。
     """
     from medmesh_edge.invitation import open_link
 
