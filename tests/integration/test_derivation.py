@@ -290,6 +290,13 @@ async def test_whoever_makes_something_and_whoever_raises_its_source_wait_for_ea
         assert not raising.done()
     await raising
     assert await described(p, "annotation", "project", "reading") == SecurityLabel(level="core", compartments=("renji", "xiehe"))
+    # What it is as high as already changes nothing: no record, no fact.
+    before = [record["id"] for record in await p.audited("annotation")]
+    async with runtime.unit() as uow:
+        both = await derivation.hold(uow, frozenset({"project"}), [("dataset", "near"), ("dataset", "next")])
+        assert both == Label(Level.SENSITIVE, frozenset({"renji", "xiehe"}))
+        await derivation.heard(uow, raised("near", RENJI, SecurityLabel(), revision=3), labels._raise)
+    assert [record["id"] for record in await p.audited("annotation")] == before
 
 
 async def heard(p: Platform) -> set[tuple[str, int]]:
