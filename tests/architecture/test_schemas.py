@@ -206,6 +206,13 @@ def test_compatible_changes(change: Any) -> None:
     assert breaks(old, new) == []
 
 
+def test_a_default_may_say_more_and_not_otherwise() -> None:
+    old = {"properties": {"lineage": {"type": "object", "default": {"job": None}}}}
+    for default, found in (({"job": None, "undone": []}, []), ({"job": "x", "undone": []}, 2), ({}, 1)):
+        new = {"properties": {"lineage": {"type": "object", "default": default}}}
+        assert (len(breaks(old, new)) if found else breaks(old, new)) == found
+
+
 def test_a_record_that_became_a_choice_is_still_held_to_what_it_was() -> None:
     released = sorted((ROOT / "schemas" / "released").glob("*/evt.federation.federation.invited.v1.json"))
     old, new = json.loads(released[0].read_text()), schema("evt.federation.federation.invited.v1")

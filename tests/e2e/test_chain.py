@@ -24,12 +24,22 @@ from tests.world import World, small_world
 
 from medmesh.bus.port import BusMessage
 from medmesh.client import Gateway
-from medmesh.contracts.federation import FederationStarted, FederationView, InvitationAnswered, RespondInvitation, RoundOpened, Undoing
+from medmesh.contracts.federation import (
+    CandidateModel,
+    Commitment,
+    FederationStarted,
+    FederationView,
+    InvitationAnswered,
+    RespondInvitation,
+    RoundKind,
+    RoundOpened,
+    Undoing,
+)
 from medmesh.contracts.message import MAX_MESSAGE_BYTES, ObjectRef, encode, envelope
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.federated.chain import extend, round_digest
+from medmesh.federated.chain import Left, after, extend, round_digest
 from medmesh.federated.proof import pack, unpack, verify_start
 from medmesh.federated.undoing import rollback_digest
 from medmesh.learning import isolation
@@ -40,7 +50,7 @@ from medmesh.security.keys import Identity
 from medmesh.security.signing import Signer
 from medmesh.store.objects.port import load
 from medmesh.witness.site import create
-from medmesh_edge import consent, intake
+from medmesh_edge import consent, intake, memorised
 from medmesh_edge import roster as rosters
 from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
@@ -129,7 +139,7 @@ async def became(node: Node, made: dict[str, Any], number: int, attempt: int = 1
 def follows(event: RoundOpened, previous: str | None, **changed: Any) -> RoundOpened:
     """A round after `previous`, as the platform would write it."""
     number = changed.get("round", event.round)
-    values = {"seed": event.seed + number - event.round, **changed, "deadline": datetime.now(UTC) + timedelta(seconds=60)}
+    values = {"seed": event.seed + number - event.round, "links": (), **changed, "deadline": datetime.now(UTC) + timedelta(seconds=60)}
     made = event.model_copy(update=values)
     return made.model_copy(update={"previous": previous, "chain": extend(previous or "", [round_digest(made)])})
 
@@ -141,8 +151,25 @@ def undoing(p: Platform, event: RoundOpened, number: int, model: ObjectRef) -> U
     return Undoing(round=number, approval=token)
 
 
+def left(event: RoundOpened, *links: Commitment) -> dict[str, Any]:
+    """What a round says that begins with what these left after the rounds before `event`."""
+    found = after(Left(event.committed or "", event.base.sha256), links)
+    return {"links": links, "committed": found.value, "base": ObjectRef(sha256=found.model, bytes=event.base.bytes)}
+
+
+def committed(number: int, model: ObjectRef) -> Commitment:
+    return Commitment(round=number, kind=RoundKind.TRAIN, model=model.sha256)
+
+
+def back_to(event: RoundOpened, word: Undoing, model: ObjectRef) -> dict[str, Any]:
+    """What a round says that begins with an earlier model by the word of approvers."""
+    link = Commitment(round=word.round, kind=None, model=model.sha256, approval="approval-1")
+    return {**left(event, link), "undoing": word}
+
+
 async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Scene) -> None:
-    p = scene.world.p
+    p, policy_file = scene.world.p, scene.folder / "policy.toml"
+    policy_file.write_text(policy_file.read_text("utf-8").replace('memorised = "off" ', 'memorised = "note"'), "utf-8")
     async with living(scene.world.p, "renji"), AsyncExitStack() as stack:
         async with running(scene.folder) as node:
             made = await begun(scene, node)
@@ -180,6 +207,8 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
 
         # From here on the platform lies, to this hospital alone; the honest round waits for the other one.
         lie = {"round": number + 1, "hospitals": ("huashan", "renji")}
+        other = ObjectRef(sha256=MADE_UP, bytes=back.base.bytes)
+        twice = (committed(number, back.base), committed(number, other))
         lies = {
             "leaves out what was seen since": (follows(back, first.chain, **lie, attempt=1), "chain"),
             "another history": (follows(back, MADE_UP, **lie, attempt=2), "chain"),
@@ -187,9 +216,37 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             "no history": (follows(back, None, **lie, attempt=4), "chain"),
             "the gradient of one batch": (follows(back, back.chain, **lie, attempt=5, steps=1), "round"),
             "another seed": (follows(back, back.chain, **lie, attempt=6, seed=7), "round"),
-            "an earlier model, by nobody's word": (follows(back, back.chain, **lie, attempt=7, base=first.base), "rollback_unproven"),
+            "an earlier model, by nobody's word": (
+                follows(back, back.chain, **lie, attempt=7, **left(back, committed(number, first.base))),
+                "rollback_unproven",
+            ),
+            "another model than it committed": (
+                follows(back, back.chain, **lie, attempt=10, **{**left(back, committed(number, other)), "base": first.base}),
+                "uncommitted",
+            ),
+            "another model, and nothing committed": (follows(back, back.chain, **lie, attempt=11, base=other), "uncommitted"),
+            "two models of one round": (
+                follows(back, back.chain, **lie, attempt=12, **{**left(back, committed(number, other)), "links": twice}),
+                "uncommitted",
+            ),
+            "what is committed, untold": (
+                follows(back, back.chain, **lie, attempt=13, **{**left(back, committed(number, other)), "links": ()}),
+                "uncommitted",
+            ),
             "an earlier model, by a word for another": (
-                follows(back, back.chain, **lie, attempt=8, base=first.base, undoing=undoing(p, back, 0, back.base)),
+                follows(back, back.chain, **lie, attempt=8, **back_to(back, undoing(p, back, 0, back.base), first.base)),
+                "rollback_unproven",
+            ),
+            "evaluated after going back, by nobody's word": (
+                follows(
+                    back,
+                    back.chain,
+                    **lie,
+                    attempt=15,
+                    kind=RoundKind.EVALUATE,
+                    models=(CandidateModel(name="federated", weights=first.base),),
+                    **{**back_to(back, undoing(p, back, 0, back.base), first.base), "undoing": None},
+                ),
                 "rollback_unproven",
             ),
             "a round more than agreed": (follows(back, back.chain, **{**lie, "round": 99}), "round"),
@@ -213,9 +270,14 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
         assert not [place for place in values if place > (number, 1)], "what was refused is not part of the chain"
 
         # Where approvers of its roster signed just that, the node goes back with the others.
-        told = follows(back, back.chain, **lie, attempt=9, base=first.base, undoing=undoing(p, back, 0, first.base))
+        told = follows(back, back.chain, **lie, attempt=14, **back_to(back, undoing(p, back, 0, first.base), first.base))
         await p.publish(told, source="federation")
-        assert (await became(node, made, number + 1, 9))[2] == 1, "trained"
+        assert (await became(node, made, number + 1, 14))[2] == 1, "trained"
+
+        scanned = await memorised.listed(node.site)
+        places = {(one["round"], one["attempt"]) for one in scanned}
+        assert {(1, 1), (number, 1), (number + 1, 14)} <= places, "what left was looked at, as the policy says"
+        assert all(one["trained"] and one["held_out"] for one in scanned)
 
 
 async def test_nothing_is_trained_before_the_start_is_in_the_witnessed_log(scene: Scene) -> None:

@@ -15,9 +15,9 @@ from medmesh.contracts.federation import FederationCompleted, RoundCommitted, Ro
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.aggregation import ALGORITHMS, Algorithm, Piece, register
+from medmesh.federated.chain import link
 from medmesh.learning import weights
 from medmesh.service.runtime import running
-from medmesh_federation.domain import link
 from medmesh_federation.service import SERVICE
 
 HOSPITALS = ("huashan", "renji", "xiehe")

@@ -51,8 +51,8 @@ async def train(p: Platform, number: int, value: float, *, base: int | None) -> 
     return round_
 
 
-async def evaluated(p: Platform, number: int, **of_ten: int) -> RoundOpened:
-    round_ = (await opened(p, number, kind=RoundKind.EVALUATE)).data
+async def evaluated(p: Platform, number: int, attempt: int = 1, **of_ten: int) -> RoundOpened:
+    round_ = (await opened(p, number, attempt, kind=RoundKind.EVALUATE)).data
     assert {model.name for model in round_.models} == set(of_ten)
     results = tuple(Confusion(model=model.weights.sha256, counts=right(of_ten[model.name])) for model in round_.models)
     for hospital in TWO:

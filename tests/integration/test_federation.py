@@ -33,10 +33,11 @@ from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.labels import FileView, FindFile
 from medmesh.contracts.plan import plan_hash
 from medmesh.embedded.testing import RunningServers
+from medmesh.federated.chain import link
 from medmesh.learning import weights
 from medmesh.security.signing import Signer
 from medmesh.service.runtime import running
-from medmesh_federation.domain import State, link
+from medmesh_federation.domain import State
 from medmesh_federation.service import SERVICE
 
 SETTINGS = {"federation": {"tick_seconds": 0.1}}

@@ -56,7 +56,7 @@ def _researcher(p: Platform) -> str:
     return p.person("li", "researcher")
 
 
-async def _completed(p: Platform, federation: str = "fed-1") -> FederationCompleted:
+async def _completed(p: Platform, federation: str = "fed-1", **changed: Any) -> FederationCompleted:
     weights = await p.stores.kept.put(f"weights of {federation}".encode())
     package = await p.stores.kept.put(b"package")
     return FederationCompleted(
@@ -69,6 +69,7 @@ async def _completed(p: Platform, federation: str = "fed-1") -> FederationComple
         model=weights,
         rounds=3,
         participants=ALL,
+        **changed,
     )
 
 
@@ -207,13 +208,16 @@ async def test_a_version_lives_from_its_federation_to_its_withdrawal_and_every_s
 
 
 async def test_a_federation_makes_one_version_and_the_next_one_the_next(p: Platform) -> None:
-    event = await _completed(p)
+    event = await _completed(p, undone=(2, 3))
     await asyncio.gather(*(p.publish(event, source="federation") for _ in range(3)))
     second = await _registered(p, "fed-2")
     assert second.version == 2
     listed = await p.ask(ListModels(), ModelList, _researcher(p))
     assert [(v.version, v.lineage.federation) for v in listed.models] == [(2, "fed-2"), (1, "fed-1")]
     assert len(p.emitted(ModelRegistered)) == 2
+    first = await _get(p, 1)
+    assert (first.lineage.undone, first.card["training"]) == ((2, 3), {"undone_rounds": [2, 3]}), "rounds that were rolled back"
+    assert "training" not in (await _get(p, 2)).card
 
 
 async def test_by_hand_needs_the_objects_and_cannot_claim_a_federation(p: Platform) -> None:
@@ -225,6 +229,7 @@ async def test_by_hand_needs_the_objects_and_cannot_claim_a_federation(p: Platfo
         ({"package": missing}, "objects.missing"),
         ({"weights": weights.model_copy(update={"bytes": 9})}, "registry.object_size"),
         ({"lineage": Lineage(federation="fed-1")}, "registry.lineage"),
+        ({"lineage": Lineage(undone=(3,))}, "registry.lineage"),
         ({"lineage": Lineage(package="0" * 64)}, "registry.lineage_package"),
     ):
         assert _code(await p.send(good.model_copy(update=changed), _researcher(p))) == code

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from medmesh.auditing import continued
 from medmesh.errors import Problem
 from medmesh.federated.proof import accepted
 from medmesh.ledger.record import read_record
@@ -30,6 +31,7 @@ class Signatures:
         self._roster, self._whole, self._concludes = roster, whole, whole
         self._approved: set[tuple[str, str]] = set()
         self._accepted: set[tuple[str, str]] = set()
+        self._rounds = continued.Continued()
 
     def inspect(self, report: Report, seq: int, body: bytes) -> None:
         """Note a fault when the record needs a signature and has none that counts."""
@@ -37,14 +39,17 @@ class Signatures:
             return
         record = read_record(body)
         self._concludes = self._whole and not report.without_body and not report.pruned
-        check = _CHECKS.get(record["sub"])
-        if check is None or record["out"] != 0:
+        check, told = _CHECKS.get(record["sub"]), record["sub"] in continued.VERBS
+        if record["out"] != 0 or (check is None and not told):
             return
         try:
-            report.signatures += check(self, record)
+            report.signatures += check(self, record) if check is not None else 0
+            found = self._rounds.look(seq, record, whole=self._concludes and report.start == 0) if told else iter(())
+            for trained, federation, number in found:
+                report.fault("round", Problem("audit.uncommitted", seq=trained, federation=federation, round=number))
         except Problem as problem:
             report.fault("signature", Problem("audit.unsigned", seq=seq, verb=record["sub"], reason=problem.detail()))
-        except (KeyError, IndexError, ValueError, TypeError):
+        except (KeyError, IndexError, ValueError, TypeError, StopIteration):
             report.fault("signature", Problem("audit.unsigned", seq=seq, verb=record["sub"], reason="its fields do not fit"))
 
     # Each answers how many signatures it verified, and raises `Problem` (or what a missing field raises).
@@ -234,5 +239,7 @@ _CHECKS: dict[str, Callable[[Signatures, Record], int]] = {
     "federation.round": Signatures._round,
     "federation.update": Signatures._updated,
 }
-_WANTED = re.compile(b'"sub":"(?:' + b"|".join(re.escape(verb.encode()) for verb in _CHECKS) + b')"').search
+_WANTED = re.compile(
+    b'"sub":"(?:' + b"|".join(re.escape(verb.encode()) for verb in {**_CHECKS, **dict.fromkeys(continued.VERBS)}) + b')"'
+).search
 """Records are canonical, so that a verb has one spelling; whatever else matches is read and passed over."""

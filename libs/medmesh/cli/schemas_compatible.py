@@ -54,12 +54,17 @@ def _compare(old: Any, new: Any, old_root: Schema, new_root: Schema, path: str) 
         for key in sorted((old.keys() | new.keys()) - _WORDS - {"properties", "required"}):
             if key not in old or key not in new:
                 found.append(f"{path or 'message'}: {key} {'added' if key in new else 'removed'}")
-            else:
+            elif key != "default" or not _says_more(old[key], new[key]):
                 found += _compare(old[key], new[key], old_root, new_root, path)
         return found + _fields(old, new, old_root, new_root, path)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [change for a, b in zip(old, new, strict=True) for change in _compare(a, b, old_root, new_root, path)]
     return [] if old == new else [f"{path or 'message'}: {json.dumps(old)} became {json.dumps(new)}"]
+
+
+def _says_more(old: Any, new: Any) -> bool:
+    """Whether a default is the one it was with further fields, each of which `_fields` looks at."""
+    return isinstance(old, Mapping) and isinstance(new, Mapping) and all(name in new and new[name] == old[name] for name in old)
 
 
 def _fields(old: Schema, new: Schema, old_root: Schema, new_root: Schema, path: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,10 @@ from medmesh.cli import language, say
 from medmesh.errors import catalogue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from medmesh.contracts.federation import AnswerView, FederationView
+    from medmesh.contracts.governance import ApprovalView
 
 WORK = {
     "fetch": ("fetch", "下载"),
@@ -46,6 +50,14 @@ WAITS = {
     "initiator": ("its initiator has as many running as one may", "发起人运行中的联邦已达上限"),
     "busy": ("{0} takes part in as many as one may", "{0} 参加的联邦已达上限"),
 }
+
+
+def state(word: str, width: int = 0) -> str:
+    """A state, or the kind of a round, in the language of the terminal; at least so many cells wide, of which a Chinese sign takes two."""
+    from medmesh.client.plot import STATES, WORDS
+
+    text = say(*(STATES.get(word) or WORDS.get(word) or (word, word)))
+    return text + " " * (width - len(text) - sum(unicodedata.east_asian_width(sign) in "WF" for sign in text))
 
 
 def waits(view: FederationView) -> list[str]:
@@ -85,6 +97,43 @@ def flagged(view: FederationView, newest: int = 10) -> list[str]:
     return found[-newest:]
 
 
+def standing(view: FederationView) -> list[str]:
+    """Who is in quarantine and how that ends, and which rounds were rolled back."""
+    from medmesh.client.results import began_with, undone
+
+    found = []
+    for one in view.participants:
+        if one.state == "quarantined" and view.state not in ("completed", "failed", "cancelled"):
+            how = f"medmesh federation release {view.federation} {one.hospital} --request"
+            en = f"{one.hospital} is in quarantine ({one.reason}) until others approve its release: {how}"
+            found.append(say(en, f"{one.hospital} 已被隔离（{one.reason}），须经他人审批方可解除：{how}"))
+    if gone := undone(view):
+        # Not the attempt that was open meanwhile, which had begun with a model that is undone.
+        later = [began_with(view, one) for one in view.rounds if one.round > gone[-1]]
+        text, number = ", ".join(map(str, gone)), next((one for one in later if one not in gone), None)
+        on = "" if number is None else say(f"; it went on from round {number}", f"；其后自第 {number} 轮继续")
+        found.append(say(f"rounds undone: {text}{on}", f"已撤销轮次：{text}{on}"))
+    return found
+
+
+ASKED = {
+    "federation.start": ("its start", "启动"),
+    "federation.release": ("the release of {0}", "解除对 {0} 的隔离"),
+    "federation.rollback": ("going back to round {0}", "回退到第 {0} 轮"),
+}
+
+
+def awaited(approvals: Iterable[ApprovalView]) -> list[str]:
+    """What others were asked to approve and have not."""
+    found = []
+    for one in approvals:
+        what = say(*ASKED.get(one.action, (one.action, one.action))).format(one.target.rpartition("/")[2])
+        have, until = f"{len(one.approvers)}/{one.needed}", f"{one.expires:%Y-%m-%d %H:%M} UTC"
+        how = f"medmesh approval decide {one.approval}"
+        found.append(say(f"{what} waits for approval ({have}) until {until}: {how}", f"{what} 待审批（{have}），截至 {until}：{how}"))
+    return found
+
+
 def _reason(code: str) -> str:
     """Its sentence; the code itself where that needs more than the code."""
     text = catalogue().get(code)
@@ -103,19 +152,20 @@ def _ended(view: FederationView) -> None:
         click.echo(f"  {say(en, zh)}")
 
 
-def now(view: FederationView) -> None:
-    """Where it stands: one line for the whole, one a hospital, with what its last round's time went into."""
+def now(view: FederationView, asked: Iterable[ApprovalView] = ()) -> None:
+    """Where it stands: one line for the whole, one a hospital, with what its last round's time went into; `asked` are the approvals it
+    waits for."""
     from medmesh.client.results import curve, last_round, remaining, split, trained
 
     current = view.rounds[-1].round if view.rounds else 0
     left = remaining(view)
     most = say("at most", "最多") if view.plan.stop is not None else say("about", "约")
     eta = "" if left is None else say(f", {most} {seconds(left)} left", f"，{most}剩 {seconds(left)}")
-    click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
+    click.secho(f"{view.plan.name}  {state(view.state)}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
     _ended(view)
     for line in waits(view):
         click.echo(f"  {line}")
-    for line in flagged(view, newest=3):
+    for line in (*flagged(view, newest=3), *standing(view), *awaited(asked)):
         click.secho(f"  {line}", fg="yellow")
     done = trained(view)
     last = {answer.hospital: answer for answer in done[-1].answers} if done else {}
@@ -128,7 +178,7 @@ def now(view: FederationView) -> None:
             else ""
         )
         took = f"({spent(last[one.hospital])} {say('s', '秒')})" if one.hospital in last and last[one.hospital].milliseconds else ""
-        click.echo(f"  {one.hospital:<16} {one.state:<10} {online} {doing} {took} {one.reason}".rstrip())
+        click.echo(f"  {one.hospital:<16} {state(one.state, 10)} {online} {doing} {took} {one.reason}".rstrip())
     if done and (found := split(done[-1])) is not None:
         move = found.fetch + found.send
         click.echo(
@@ -145,12 +195,13 @@ def now(view: FederationView) -> None:
 
 def document(view: FederationView) -> dict[str, Any]:
     """What came of it, for programs."""
-    from medmesh.client.results import cross_site, curve, gains, kept_round
+    from medmesh.client.results import cross_site, curve, gains, kept_round, undone
 
     return {
         "model": view.model.model_dump() if view.model else None,
         "chain": view.chain,
         "round": kept_round(view),
+        "undone": undone(view),
         "cells": [cell._asdict() for cell in cross_site(view)],
         "gains": [gain._asdict() for gain in gains(view)],
         "curve": [point._asdict() for point in curve(view)],
@@ -168,6 +219,8 @@ def show_result(view: FederationView, saved: Path | None) -> None:
     kept, last = kept_round(view), max((one.round for one in trained(view)), default=0)
     if kept is not None and (kept, last) != (view.plan.rounds, view.plan.rounds):
         click.echo(say(f"the model of round {kept}; training ended after {last}", f"取第 {kept} 轮的模型；训练在第 {last} 轮后结束"))
+    for told in standing(view):
+        click.secho(told, fg="yellow")
     cells = cross_site(view)
     hospitals = sorted({cell.hospital for cell in cells if cell.hospital})
     head = [*hospitals, say("all hospitals", "全部医院")]
@@ -192,7 +245,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
 
 def draw(view: FederationView, out: Path) -> int:
     """Write `out`.csv and `out`.png; exit code 1 where nothing draws."""
-    from medmesh.client.plot import figure, table
+    from medmesh.client.plot import FONT, chinese_font, figure, table
 
     out.with_name(f"{out.name}.csv").write_text(table(view), "utf-8")
     try:
@@ -200,5 +253,8 @@ def draw(view: FederationView, out: Path) -> int:
     except ImportError:
         click.echo(say(f"{out}.csv; for the picture: pip install matplotlib", f"{out}.csv；绘图需先 pip install matplotlib"), err=True)
         return 1
+    if language() == "zh" and chinese_font() is None:
+        hint = f"pip install --no-deps {FONT}"
+        click.secho(f"本机没有中文字体，图中文字为英文；安装字体：{hint}（Noto Sans SC，SIL OFL 1.1，6 MB）", fg="yellow", err=True)
     click.echo(f"{out}.png {out}.csv")
     return 0

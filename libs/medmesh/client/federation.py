@@ -13,16 +13,17 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from medmesh.client.gateway import Gateway
-from medmesh.client.results import ENDED, trained
+from medmesh.client.results import ENDED, trained, undone
 from medmesh.client.transfer import download, upload
 from medmesh.contracts.federation import FederationList, FederationPage, FederationSummary, FederationView, RoundView
+from medmesh.contracts.governance import Approvals, ApprovalView
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.contracts.training import RehearsalReport, RehearsalView
 from medmesh.errors import Problem
 from medmesh.federated.plan import explain
-from medmesh.federated.undoing import rollback_digest
+from medmesh.federated.undoing import ACTION, rollback_digest, rollback_target
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
 from medmesh.tasks import end
@@ -240,20 +241,47 @@ class Federation:
 
     async def request_release(self, hospital: str) -> str:
         """Ask that others approve the end of this quarantine. Answers the approval's id. Raises `Problem`."""
-        theirs = next((one for one in (await self.view()).participants if one.hospital == hospital), None)
+        return str((await self.gateway.command("POST", "/v1/approvals", await self.release_request(hospital)))["approval"])
+
+    async def release_request(self, hospital: str) -> dict[str, Any]:
+        """The approval to be asked for: `action`, `target`, `digest`, and a summary for who decides. Raises `Problem`."""
+        view = await self.view()
+        theirs = next((one for one in view.participants if one.hospital == hospital), None)
         if theirs is None or theirs.release is None:
             state = "-" if theirs is None else theirs.state
             raise Problem("federation.not_quarantined", federation=self.federation, hospital=hospital, state=state)
-        body = {"action": "federation.release", "target": f"{self.federation}/{hospital}", "digest": theirs.release}
-        return str((await self.gateway.command("POST", "/v1/approvals", body))["approval"])
+        summary = {"federation": view.plan.name, "hospital": hospital, "reason": theirs.reason}
+        return {"action": "federation.release", "target": f"{self.federation}/{hospital}", "digest": theirs.release, "summary": summary}
+
+    async def request_rollback(self, number: int) -> str:
+        """Ask that others approve to go on from round `number`'s model (0: the first weights). Answers the approval's id. Raises `Problem`
+        (`federation.rollback`) where there is nothing to go back to."""
+        return str((await self.gateway.command("POST", "/v1/approvals", await self.rollback_request(number)))["approval"])
+
+    async def rollback_request(self, number: int) -> dict[str, Any]:
+        """The approval to be asked for: `action`, `target`, `digest`, and a summary for who decides. Raises `Problem`."""
+        view = await self.view()
+        digest = self._digest(view, number)
+        if not (later := [one.round for one in trained(view) if one.round > number]):
+            raise Problem("federation.rollback", federation=self.federation, round=number, reason="no committed rounds lie after it")
+        summary = {"federation": view.plan.name, "round": str(number), "undone": ", ".join(map(str, later))}
+        return {"action": ACTION, "target": rollback_target(self.federation, number), "digest": digest, "summary": summary}
+
+    async def awaited(self) -> list[ApprovalView]:
+        """Approvals of its start, of releases from quarantine and of roll-backs that are asked for and not decided."""
+        found = (await self.gateway.ask("/v1/approvals", Approvals, state="open")).approvals
+        return [one for one in found if one.action.startswith("federation.") and one.target.split("/")[0] == self.federation]
 
     async def rollback_digest(self, number: int) -> str:
         """What others approve (`federation.rollback`, target `FEDERATION/ROUND`) so that it goes on from round `number`'s model, 0 for
         the first weights. Raises `Problem` (`federation.rollback`)."""
-        view = await self.view()
+        return self._digest(await self.view(), number)
+
+    def _digest(self, view: FederationView, number: int) -> str:
         made = {one.round: one.model.sha256 for one in trained(view) if one.model is not None} | {0: view.plan.initial}
         if number not in made:
-            raise Problem("federation.rollback", federation=self.federation, round=number, reason="no such round is committed")
+            reason = "it was undone itself" if number in undone(view) else "no such round is committed"
+            raise Problem("federation.rollback", federation=self.federation, round=number, reason=reason)
         return rollback_digest(self.federation, view.plan_hash, number, made[number])
 
     async def extend(self, seconds: int) -> Any:

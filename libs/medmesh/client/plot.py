@@ -6,9 +6,11 @@ import csv
 import io
 import statistics
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmesh.client.results import Cell, cross_site, curve, kept_round, split, trained
+from medmesh.client.results import Cell, began_with, cross_site, curve, kept_round, split, trained, undone
 from medmesh.contracts.federation import FederationView
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ COLOURS = {
 }
 WORDS = {
     "title": ("{name}: {state}, {rounds} of {planned} training rounds", "{name}：{state}，训练 {rounds}/{planned} 轮"),
+    "undone": ("; undone: {rounds}", "；已撤销轮次：{rounds}"),
     "round": ("training round", "训练轮次"),
     "model": ("model of round (0: the first weights)", "第几轮的模型（0 为初始权重）"),
     "accuracy": ("balanced accuracy", "平衡准确率"),
@@ -63,31 +66,67 @@ WORDS = {
     "send": ("send", "上传"),
     "aggregate": ("aggregate", "聚合"),
     "rest": ("wait", "等待"),
-    "running": ("running", "进行中"),
-    "completed": ("completed", "已完成"),
-    "failed": ("failed", "失败"),
-    "cancelled": ("cancelled", "已取消"),
-    "paused": ("paused", "已暂停"),
-    "queued": ("queued", "排队中"),
-    "inviting": ("inviting", "邀请中"),
-    "ready": ("ready", "待批准"),
     "federated": ("federated", "联邦模型"),
     "personal": ("personal", "专属模型"),
 }
+STATES = {
+    "inviting": ("inviting", "邀请中"),
+    "ready": ("ready", "待批准"),
+    "queued": ("queued", "排队中"),
+    "running": ("running", "进行中"),
+    "paused": ("paused", "已暂停"),
+    "completed": ("completed", "已完成"),
+    "failed": ("failed", "失败"),
+    "cancelled": ("cancelled", "已取消"),
+    "invited": ("invited", "已邀请"),
+    "accepted": ("accepted", "已同意"),
+    "declined": ("declined", "已谢绝"),
+    "dropped": ("dropped", "已掉线"),
+    "quarantined": ("quarantined", "已隔离"),
+    "withdrawn": ("withdrawn", "已退出"),
+    "excluded": ("excluded", "已排除"),
+    "open": ("open", "进行中"),
+    "committed": ("committed", "已提交"),
+    "void": ("void", "作废"),
+    "skipped": ("skipped", "已略过"),
+    "undone": ("undone", "已撤销"),
+    "train": ("train", "训练"),
+    "baseline": ("baseline", "单独训练"),
+}
+"""Of federations, hospitals and rounds, and the kinds of rounds."""
+FONT = "zhplot"
+"""A wheel that brings Noto Sans SC (SIL OFL 1.1); nothing of it is imported."""
 Say = Callable[..., str]
+
+
+def chinese_font() -> str | None:
+    """The name of a font that has Chinese: of this machine, else of the wheel `FONT`."""
+    from matplotlib import font_manager
+
+    here = {font.name for font in font_manager.fontManager.ttflist}
+    if found := next((name for name in CHINESE if name in here), None):
+        return found
+    wheel = find_spec(FONT)
+    files = sorted(Path(wheel.origin).parent.glob("fonts/NotoSansSC*.ttf")) if wheel and wheel.origin else []
+    for file in files[:1]:
+        font_manager.fontManager.addfont(file)
+        return font_manager.FontProperties(fname=file).get_name()
+    return None
 
 
 def rows(view: FederationView) -> list[dict[str, Any]]:
     """One row for every metric of every answer (one with an empty metric where there is none). `seconds` is from the opening of the round
-    to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of. What the
-    asker may not see of others is 0 or absent, as in the view. Where the platform opens sums only, a row without a hospital is of all."""
+    to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of; `state` is
+    "undone" of a round that was committed and rolled back. What the asker may not see of others is 0 or absent, as in the view. Where
+    the platform opens sums only, a row without a hospital is of all."""
     from medmesh.learning.metrics import balanced_accuracy  # numpy
 
     found = []
     for one in view.rounds:
         seconds = None if one.closed is None else round((one.closed - one.opened).total_seconds(), 3)
         aggregate = None if one.aggregate_milliseconds is None else one.aggregate_milliseconds / 1000
-        about = {"round": one.round, "attempt": one.attempt, "kind": one.kind, "state": one.state}
+        about = {"round": one.round, "attempt": one.attempt, "kind": one.kind, "state": "undone" if one.undone else one.state}
+        before = began_with(view, one)
         about |= {"seconds": seconds, "aggregate": aggregate}
         for answer in one.answers:
             given = {"hospital": answer.hospital, "late": answer.late, "samples": answer.samples, "bytes": answer.bytes}
@@ -95,14 +134,14 @@ def rows(view: FederationView) -> list[dict[str, Any]]:
             given |= {str(work): value / 1000 for work, value in answer.milliseconds.items()}
             metrics: list[tuple[str, int, float | None]] = [(name, one.round, value) for name, value in sorted(answer.metrics.items())]
             if answer.counts is not None:
-                metrics.append(("balanced_accuracy", one.round - 1, balanced_accuracy(answer.counts)))
+                metrics.append(("balanced_accuracy", before, balanced_accuracy(answer.counts)))
             for metric, of, value in metrics or [("", one.round, None)]:
                 found.append({**about, **given, "metric": metric, "model_of_round": of, "value": value})
         if (told := one.sum) is not None:
             together = {**about, "hospital": "", "late": False, "flags": "", "excluded": False, "samples": told.samples}
             if told.counts is not None:
                 value = balanced_accuracy(told.counts)
-                found.append({**together, "metric": "balanced_accuracy", "model_of_round": one.round - 1, "value": value})
+                found.append({**together, "metric": "balanced_accuracy", "model_of_round": before, "value": value})
             if told.loss is not None:
                 found.append({**together, "metric": "loss", "model_of_round": one.round, "value": told.loss})
     return found
@@ -121,19 +160,19 @@ def figure(view: FederationView, language: str = "en") -> Figure:
     """Six panels: balanced accuracy by round (all hospitals with their interval, and each), the loss of training, bytes by hospital, the
     time of each round by kind of work, the same by hospital, and every model at every hospital.
 
-    Chinese needs a font that has it (`CHINESE`); on a machine without one the labels are English.
+    Chinese needs a font that has it (`chinese_font`); on a machine without one the labels are English.
     """
     import matplotlib
-    from matplotlib import font_manager
     from matplotlib.figure import Figure
     from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 
-    fonts = [name for name in CHINESE if name in {font.name for font in font_manager.fontManager.ttflist}]
-    chinese = language == "zh" and bool(fonts)
+    font = chinese_font() if language == "zh" else None
+    chinese = font is not None
 
     def say(word: str, **given: object) -> str:
-        return WORDS[word][chinese].format(**given) if word in WORDS else word
+        words = WORDS.get(word) or STATES.get(word)
+        return words[chinese].format(**given) if words else word
 
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": False, "axes.axisbelow": True, "font.size": 9}
     with matplotlib.rc_context(style):
@@ -147,6 +186,8 @@ def figure(view: FederationView, language: str = "en") -> Figure:
         colour = {name: shades(place % shades.N) for place, name in enumerate(hospitals)}
         done = trained(view)
         title = say("title", name=view.plan.name, state=say(view.state), rounds=len(done), planned=view.plan.rounds)
+        if gone := undone(view):
+            title += say("undone", rounds=", ".join(map(str, gone)))
         made.suptitle(title, fontsize=13)
         _evaluated(places[0][0], view, counted, colour, say)
         _losses(places[0][1], counted, colour, say)
@@ -163,7 +204,7 @@ def figure(view: FederationView, language: str = "en") -> Figure:
             handles, names = places[0][1].get_legend_handles_labels()
             made.legend(handles, names, loc="outside lower center", ncols=min(6, len(hospitals)), frameon=False)
         for text in made.findobj(Text) if chinese else ():
-            text.set_fontfamily([fonts[0], "DejaVu Sans"])  # else it is looked up when the picture is saved, outside this context
+            text.set_fontfamily([str(font), "DejaVu Sans"])  # else it is looked up when the picture is saved, outside this context
     return made
 
 

@@ -21,6 +21,8 @@ class Lineage(Record):
     hospitals: tuple[Identifier, ...] = ()
     """Of a federation: those whose updates are in the model."""
     datasets: tuple[str, ...] = ()
+    undone: tuple[int, ...] = ()
+    """Of a federation: training rounds that were committed and rolled back; nothing of them is in the model."""
 
 
 class Artefact(Record):

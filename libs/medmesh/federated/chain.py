@@ -1,5 +1,8 @@
 """How rounds follow each other, from the plan on: each names the one before it, so that who saw one knows whether the next continues it.
 
+There are two chains. One is of rounds as they were opened; the other of what they left, so that each begins with the model that the one
+before it committed.
+
 The value after the plan is the plan's hash. A round's is SHA-256 over the value before and the digest of the round as it was opened. Who
 missed rounds is shown their digests and folds them in: no other history has the same value.
 """
@@ -8,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from medmesh.canonical import digest
-from medmesh.contracts.federation import RoundKind, RoundOpened
+from medmesh.contracts.federation import Commitment, RoundKind, RoundOpened
 from medmesh.contracts.plan import Plan, changed
 from medmesh.errors import Problem
 
@@ -45,6 +49,56 @@ def extend(value: str, digests: Iterable[str]) -> str:
     for one in digests:
         value = hashlib.sha256(f"medmesh-round-v1\n{value}\n{one}\n".encode()).hexdigest()
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What the rounds so far left: the chain's value, the model (SHA-256) that the next round begins with, and what the algorithm
+    remembers, where it remembers anything."""
+
+    value: str
+    model: str
+    state: str | None = None
+
+
+def first(plan: Plan, plan_hash: str) -> Left:
+    """Before any round."""
+    return Left(plan_hash, plan.initial)
+
+
+def after(left: Left, links: Iterable[Commitment]) -> Left:
+    """Folded in. Raises `ValueError` where one round would have left two models."""
+    rounds = 0
+    for one in links:
+        if one.kind is None:
+            left = Left(undone_link(left.value, one.round, one.model, one.approval), one.model, one.state)
+            continue
+        rounds += 1
+        if rounds > 1:
+            raise ValueError("a round leaves one model")
+        left = Left(link(left.value, one.round, one.kind, one.model, one.state), one.model, one.state)
+    return left
+
+
+def link(chain: str, number: int, kind: RoundKind, model: str, state: str | None = None) -> str:
+    """The next link: rounds chain from the plan's hash, so that a model proves the rounds that made it."""
+    return _link(chain, number, kind, model, *([state] if state else []))
+
+
+def undone_link(chain: str, number: int, model: str, approval: str) -> str:
+    """The next link where a federation goes back to the model of round `number`: what a final model proves says so."""
+    return _link(chain, "rollback", number, model, approval)
+
+
+def _link(*lines: object) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def begins_with(event: RoundOpened, left: Left) -> bool:
+    """Whether a round begins with what the rounds before it left. What hospitals train alone begins with the plan's first weights."""
+    model = event.kind is RoundKind.BASELINE or event.base.sha256 == left.model
+    state = event.kind is not RoundKind.TRAIN or event.state is None or event.state.sha256 == left.state
+    return event.committed == left.value and model and state
 
 
 def round_seed(plan: Plan, number: int) -> int:

@@ -16,8 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from medmesh.store.journal import Outgoing
@@ -38,6 +37,7 @@ class Inline:
         self._sql = sql
         self._disk = disk
         self.dialect = sql.dialect
+        self.driver = cast(sqlite3.Connection, sql.connection.driver_connection)
 
     async def execute(self, statement: Any, parameters: Any = None) -> Any:
         """As the connection's."""
@@ -51,15 +51,9 @@ class Inline:
         """The row that a statement answers which may wait; its caller goes on once it is over, also when cancelled meanwhile."""
 
         def run() -> Any:
-            done = self._sql.exec_driver_sql(statement)
-            return done.first() if done.returns_rows else None
+            return self.driver.execute(statement).fetchone()
 
         return await uninterrupted(asyncio.to_thread(run)) if self._disk else run()
-
-    @property
-    def changes(self) -> int:
-        """How many rows this connection has changed so far."""
-        return int(cast(sqlite3.Connection, self._sql.connection.driver_connection).total_changes)
 
     async def run_sync(self, work: Callable[[Connection], Any]) -> Any:
         """As the connection's."""
@@ -71,10 +65,11 @@ class Inline:
 
 
 class SqliteJournal:
-    """See `medmesh.store.journal.Journal`."""
+    """See `medmesh.store.journal.Journal`. Its few statements go to the driver: a node runs them some twenty times a round."""
 
     def __init__(self, connection: Inline) -> None:
-        self._sql = connection
+        self._connection = connection
+        self._sql = connection.driver
         self._begun = False
         self._before = 0
 
@@ -83,60 +78,56 @@ class SqliteJournal:
         end = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                await self._sql.exec_driver_sql("BEGIN IMMEDIATE")
+                self._sql.execute("BEGIN IMMEDIATE")
                 break
-            except OperationalError as error:
+            except sqlite3.OperationalError as error:
                 # The low byte: also while another process takes up what one that was killed left (SQLITE_BUSY_RECOVERY).
-                if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
             await asyncio.sleep(0.005)
-        self._begun, self._before = True, self._sql.changes
+        self._begun, self._before = True, self._sql.total_changes
 
     async def commit(self) -> None:
-        if self._sql.changes == self._before:
-            await self._sql.exec_driver_sql("COMMIT")  # nothing was written: nothing to wait for
+        if self._sql.total_changes == self._before:
+            self._sql.execute("COMMIT")  # nothing was written: nothing to wait for
         else:
-            await self._sql.patiently("COMMIT")
+            await self._connection.patiently("COMMIT")
         self._begun = False
 
     async def rollback(self) -> None:
         if self._begun:
             self._begun = False
-            await self._sql.exec_driver_sql("ROLLBACK")
+            self._sql.execute("ROLLBACK")
 
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
-        done = await self._sql.exec_driver_sql(
-            "INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now))
-        )
+        done = self._sql.execute("INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now)))
         return done.rowcount == 1
 
     async def remember_all(self, consumer: str, event_ids: Sequence[str], now: datetime) -> set[str]:
         return {id_ for id_ in event_ids if await self.remember(consumer, id_, now)}
 
     async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
-        first = (await self._sql.execute(text("SELECT COALESCE(MAX(seq), 0) + 1 FROM outbox"))).scalar_one()
+        (first,) = self._sql.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM outbox").fetchone()
         rows = [(m.id, first + place, m.subject, m.body, _iso(now)) for place, m in enumerate(messages)]
-        await self._sql.exec_driver_sql("INSERT INTO outbox (id, seq, subject, body, created_at) VALUES (?, ?, ?, ?, ?)", rows)
+        self._sql.executemany("INSERT INTO outbox (id, seq, subject, body, created_at) VALUES (?, ?, ?, ?, ?)", rows)
 
     async def unsent(self, limit: int) -> list[Outgoing]:
         wanted = "SELECT id, subject, body FROM outbox WHERE sent_at IS NULL ORDER BY seq LIMIT ?"
-        return [Outgoing(*row) for row in (await self._sql.exec_driver_sql(wanted, (limit,))).all()]
+        return [Outgoing(*row) for row in self._sql.execute(wanted, (limit,))]
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
-        await self._sql.exec_driver_sql("UPDATE outbox SET sent_at = ? WHERE id = ?", [(_iso(now), id_) for id_ in ids])
+        self._sql.executemany("UPDATE outbox SET sent_at = ? WHERE id = ?", [(_iso(now), id_) for id_ in ids])
 
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
-        n, before = (await self._sql.execute(text("SELECT n, last_id FROM audit_counter"))).one()
-        await self._sql.exec_driver_sql("UPDATE audit_counter SET n = ?, last_id = ?", (n + count, last_id))
+        n, before = self._sql.execute("SELECT n, last_id FROM audit_counter").fetchone()
+        self._sql.execute("UPDATE audit_counter SET n = ?, last_id = ?", (n + count, last_id))
         return int(n), str(before)
 
     async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
-        await self._sql.exec_driver_sql(
-            "INSERT INTO audit_outbox (n, id, body, created_at) VALUES (?, ?, ?, ?)", [(*row, _iso(now)) for row in rows]
-        )
+        self._sql.executemany("INSERT INTO audit_outbox (n, id, body, created_at) VALUES (?, ?, ?, ?)", [(*row, _iso(now)) for row in rows])
 
     async def receipted(self, numbers: Sequence[int]) -> None:
-        await self._sql.exec_driver_sql("DELETE FROM audit_outbox WHERE n = ?", [(n,) for n in numbers])
+        self._sql.executemany("DELETE FROM audit_outbox WHERE n = ?", [(n,) for n in numbers])
 
 
 class Engine:
@@ -149,6 +140,7 @@ class Engine:
         self._engine = create_engine(f"sqlite:///{path or ':memory:'}", connect_args={"check_same_thread": False}, **options)
         self._turn = asyncio.Lock()
         self._disk = path is not None
+        self._open: Connection | None = None
         self.dialect = self._engine.dialect
 
         @event.listens_for(self._engine, "connect")
@@ -165,11 +157,20 @@ class Engine:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Inline]:
-        """The connection, for one at a time."""
+        """The connection, for one at a time. It stays open in between: opening it anew would cost as much as a statement."""
         async with self._turn:
-            with self._engine.connect() as sql:
-                yield Inline(sql, disk=self._disk)
+            if self._open is None or self._open.invalidated:
+                self._open = self._engine.connect()
+            given = Inline(self._open, disk=self._disk)
+            try:
+                yield given
+            finally:
+                if given.driver.in_transaction:  # whoever began it was ended before it did
+                    given.driver.rollback()
 
     async def dispose(self) -> None:
         """Close it."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
         self._engine.dispose()

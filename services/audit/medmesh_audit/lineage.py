@@ -51,6 +51,13 @@ CELLS = (
         "训练与轮次",
         ("federation.train", "federation.update", "federation.round", "training.finish"),
     ),
+    Cell(
+        "development",
+        "undone",
+        "Rounds undone, updates left out",
+        "回退的轮次与剔除的更新",
+        ("federation.rollback", "federation.flag", "federation.quarantine", "federation.release"),
+    ),
     Cell("development", "evaluation", "Evaluation", "性能评估", ("federation.evaluate", "federation.evaluation")),
     Cell("development", "registration", "Version and weights", "模型版本与权重", ("model.register",)),
     Cell("development", "conversion", "Conversion and parity", "格式转换与一致性", ("model.convert", "model.artefact")),
@@ -125,16 +132,42 @@ async def _records(uow: UnitOfWork[Any], about: Sequence[str], scope: str | None
 def matrix(kind: str, id_: str, records: Sequence[tuple[int, Mapping[str, Any]]], *, complete: bool = True) -> dict[str, Any]:
     """The three parts with their cells; a cell without a record is empty and says so, it is never left out."""
     parts: list[dict[str, Any]] = []
+    gone = undone(records)
     for part, (en, zh) in PARTS.items():
-        cells = [_cell(cell, [(seq, r) for seq, r in records if r["sub"] in cell.verbs]) for cell in CELLS if cell.part == part]
+        cells = [_cell(cell, [(seq, r) for seq, r in records if r["sub"] in cell.verbs], gone) for cell in CELLS if cell.part == part]
         if part == "update":
             cells.insert(0, _versions(kind, id_, records))
         parts.append({"part": part, "en": en, "zh": zh, "cells": cells})
     return {"standard": "YY/T 1833.4-2023", "kind": kind, "id": id_, "records": len(records), "complete": complete, "parts": parts}
 
 
-def _cell(cell: Cell, found: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    proofs = [_proof(seq, record) for seq, record in found[:SHOWN]]
+Gone = Mapping[tuple[str, str], int]
+"""(federation, round) to the number of the record that it was undone by."""
+
+
+def undone(records: Iterable[tuple[int, Mapping[str, Any]]]) -> Gone:
+    """The rounds that the coordinator's records of roll-backs name; a hospital's own records of them say where it went back to alone."""
+    found: dict[tuple[str, str], int] = {}
+    for seq, record in records:
+        if record["sub"] == "federation.rollback" and "undone" in record["detail"]:
+            found |= {(_federation(record), number): seq for number in str(record["detail"]["undone"]).split()}
+    return found
+
+
+def _federation(record: Mapping[str, Any]) -> str:
+    return next((str(entity["id"]) for entity in record["entities"] if entity["type"] == "federation"), "")
+
+
+def _round(record: Mapping[str, Any]) -> str:
+    """The training round that a record is of: `federation.update` names it in the update's id, others in their detail."""
+    if record["sub"] not in ("federation.round", "federation.train", "federation.update"):
+        return ""
+    update = next((str(entity["id"]).split(".")[0] for entity in record["entities"] if entity["type"] == "update"), "")
+    return update or str(record["detail"].get("round", ""))
+
+
+def _cell(cell: Cell, found: Sequence[tuple[int, Mapping[str, Any]]], gone: Gone | None = None) -> dict[str, Any]:
+    proofs = [_proof(seq, record, gone or {}) for seq, record in found[:SHOWN]]
     bounds = {"first": found[0][0], "last": found[-1][0]} if found else {}
     return {"cell": cell.name, "en": cell.en, "zh": cell.zh, "count": len(found), **bounds, "proofs": proofs}
 
@@ -150,8 +183,10 @@ def _versions(kind: str, id_: str, records: Sequence[tuple[int, Mapping[str, Any
     return _cell(Cell("update", "versions", "Later versions", "后续版本", (verb,)), made)
 
 
-def _proof(seq: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reader needs of a record, and its number, under which `/v1/events/{seq}/proof` proves it."""
+def _proof(seq: int, record: Mapping[str, Any], gone: Gone) -> dict[str, Any]:
+    """What a reader needs of a record, and its number, under which `/v1/events/{seq}/proof` proves it; `undone` is the number of the record
+    of the roll-back after which nothing of it is in the model."""
+    after = gone.get((_federation(record), _round(record)))
     return {
         "seq": seq,
         "verb": record["sub"],
@@ -160,6 +195,7 @@ def _proof(seq: int, record: Mapping[str, Any]) -> dict[str, Any]:
         "orgs": record["orgs"],
         "outcome": record["out"],
         "entities": [{name: value for name, value in entity.items() if value} for entity in record["entities"]],
+        **({"undone": after} if after is not None and after > seq else {}),
         **({"detail": record["detail"]} if record["detail"] else {}),
         **({"approval": record["approval"]["id"]} if record["approval"].get("id") else {}),
     }

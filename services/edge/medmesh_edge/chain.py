@@ -1,11 +1,13 @@
 """The rounds of a federation as this hospital saw them: each must continue the one before, from the plan it signed.
 
 What was seen is durable. So a round that is told twice is known, one that the platform opens again after it was set back to an older state
-is not the one that was seen, and a history that leaves out or alters what this hospital saw has another value.
+is not the one that was seen, and a history that leaves out or alters what this hospital saw has another value. Each begins with the model
+that the rounds before it left, told link by link, so that nothing can be put in its place between two rounds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -13,14 +15,14 @@ from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
-from medmesh.contracts.federation import RoundChain, RoundKind, RoundOpened
+from medmesh.contracts.federation import Commitment, RoundChain, RoundKind, RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.chain import agreed, extend, round_digest
+from medmesh.federated.chain import Left, after, agreed, begins_with, extend, first, round_digest
 from medmesh.federated.undoing import proven
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import bases, chain
+from medmesh_edge.tables import bases, chain, committed
 
 
 async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
@@ -30,8 +32,9 @@ async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
     if newest.value == event.previous and _whole(event) and _later(event, newest):
         with suppress(Problem):
             agreed(plan, event)
+            left = _begun(event, await _left(uow, plan, event, newest), [event.links])
             await _progress(uow, plan, event)
-            await _write(uow, event)
+            await _write(uow, event, left)
 
 
 async def known(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
@@ -46,36 +49,74 @@ async def follow(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened) -
     """Write down a round after some that this hospital was not told of, whose digests the platform shows. Raises `Problem`."""
     async with site.unit() as uow:
         newest = await _newest(uow, event)
+        left = await _left(uow, plan, event, newest)
     if not _whole(event) or not _later(event, newest):
         raise _broken(event)
-    value, after, more = newest.value, {"round": newest.round, "attempt": newest.attempt}, True
+    value, place, more = newest.value, {"round": newest.round, "attempt": newest.attempt}, True
+    links: list[Iterable[Commitment]] = []
     while value != event.previous and more:
-        shown = await gateway.ask(f"/v1/federations/{event.federation}/chain", RoundChain, **after)
-        for one in shown.digests:
-            value = extend(value, [one])
+        shown = await gateway.ask(f"/v1/federations/{event.federation}/chain", RoundChain, **place)
+        for digest, named in zip(shown.digests, (*shown.links, *[()] * len(shown.digests)), strict=False):
+            value = extend(value, [digest])
+            links.append(named)
             if value == event.previous:
                 break
-        after, more = {"round": shown.round, "attempt": shown.attempt}, shown.more
+        place, more = {"round": shown.round, "attempt": shown.attempt}, shown.more
     if value != event.previous:
         raise _broken(event)
+    left = _begun(event, left, [*links, event.links])
     async with site.unit() as uow:
         await _progress(uow, plan, event)
-        await _write(uow, event)
+        await _write(uow, event, left)
 
 
 async def _progress(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
-    """Raise a `Problem` (`federation.rollback_unproven`) where a training round begins with a model that came before, and no approval by
-    keys of this hospital's roster says that it may."""
-    if event.kind is not RoundKind.TRAIN:
-        return
-    mine = select(bases.c.base).where(bases.c.federation == event.federation)
-    newest = await uow.first(mine.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
-    began = newest is not None and newest.base != event.base.sha256
-    again = began and (event.base.sha256 == plan.initial or await uow.first(mine.where(bases.c.base == event.base.sha256)) is not None)
-    if again or event.undoing is not None:
-        found = proven(event, uow.ports.trust().governance, uow.ports.roster())
+    """Raise a `Problem` (`federation.rollback_unproven`) where a round, also one that evaluates, comes after a roll-back, or a training
+    round begins with a model that came before, and no approval by keys of this hospital's roster says that it may."""
+    back = [one for one in event.links if one.kind is None]
+    again = event.kind is RoundKind.TRAIN and await _again(uow, plan, event)
+    if again or back or event.undoing is not None:
+        # What hospitals train alone begins with the first weights, whatever the federation went back to.
+        model = back[-1].model if back else event.base.sha256
+        found = proven(event, model, uow.ports.trust().governance, uow.ports.roster())
+        if back and back[-1].approval != found.id:
+            raise Problem("federation.uncommitted", federation=event.federation, round=event.round)
         about = (Entity("federation", event.federation, digest=event.plan_hash),)
         uow.audit(AuditEntry("federation.rollback", "E", entities=about, approval=found.evidence(), detail={"round": event.round}))
+
+
+async def _again(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> bool:
+    """Whether a training round begins with a model that an earlier one, but for the last, began with."""
+    mine = select(bases.c.base).where(bases.c.federation == event.federation)
+    newest = await uow.first(mine.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
+    if newest is None or newest.base == event.base.sha256:
+        return False
+    return event.base.sha256 == plan.initial or await uow.first(mine.where(bases.c.base == event.base.sha256)) is not None
+
+
+async def _left(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened, newest: Any) -> Left | None:
+    """What was left before the newest round that was seen; None of a round that was seen before this was looked at."""
+    if newest.round == 0:
+        return first(plan, event.plan_hash)
+    where = (committed.c.federation == event.federation) & (committed.c.round == newest.round) & (committed.c.attempt == newest.attempt)
+    row = await uow.first(select(committed).where(where))
+    return None if row is None else Left(row.value, row.model, row.state)
+
+
+def _begun(event: RoundOpened, left: Left | None, links: Iterable[Iterable[Commitment]]) -> Left:
+    """What the rounds before this one left, of which `links` tell round by round: it must begin with just that. Raises `Problem`
+    (`federation.uncommitted`)."""
+    try:
+        if left is None:  # believed once, where the store is of an earlier version
+            left = Left(event.committed or "", event.base.sha256, event.state.sha256 if event.state else None)
+        else:
+            for named in links:
+                left = after(left, named)
+    except ValueError:
+        raise Problem("federation.uncommitted", federation=event.federation, round=event.round) from None
+    if not begins_with(event, left):
+        raise Problem("federation.uncommitted", federation=event.federation, round=event.round)
+    return left
 
 
 def _whole(event: RoundOpened) -> bool:
@@ -104,9 +145,12 @@ class _Begin:
         self.value = plan_hash
 
 
-async def _write(uow: UnitOfWork[Any], event: RoundOpened) -> None:
+async def _write(uow: UnitOfWork[Any], event: RoundOpened, left: Left) -> None:
     values = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "value": event.chain}
     await uow.execute(upsert(chain).values(values).on_conflict_do_nothing())
+    values = {"value": left.value, "model": left.model, "state": left.state}
+    about = {"federation": event.federation, "round": event.round, "attempt": event.attempt}
+    await uow.execute(upsert(committed).values({**about, **values}).on_conflict_do_nothing())
     if event.kind is RoundKind.TRAIN:
         began = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "base": event.base.sha256}
         await uow.execute(upsert(bases).values(began).on_conflict_do_nothing())

@@ -47,6 +47,8 @@ max_delta = "0.1"
 total_epsilon = "1000"    # 同一患者（或本院）在全部联邦中合计的预算 all federations over the same patients together
 total_delta = "0.00001"   # 合计预算所用的 δ at this delta
 total_days = 0            # 合计的周期（天），0 为永久 within so many days; 0: ever
+memorised = "off"         # off、note、refuse：更新出院前检查是否记住了患者 whether a model that memorised its patients is noted or refused
+max_memorised = "0.2"     # 拒绝的界限，0 至 1 what is refused: told apart from others by so much more than chance
 hours = "00:00-24:00"     # 允许训练的本地时间 local time at which training may run
 
 [worker]
@@ -86,6 +88,8 @@ class Policy:
     total_epsilon: str = "1000"
     total_delta: str = "0.00001"
     total_days: int = 0
+    memorised: str = "off"
+    max_memorised: str = "0.2"
     hours: tuple[int, int] = (0, 1440)
     memory_mib: int = 0
     cpu_seconds: int = 3600
@@ -108,7 +112,7 @@ class Cohort:
 
 _TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads"), "models": ("install",), "patients": ("forget_second_person",)}
 _TABLES["federation"] = tuple(f.name for f in fields(Policy) if f.name not in {name for table in _TABLES.values() for name in table})
-_CHOICES = {"other_code": ("ask", "refuse"), "privacy": ("none", "any", "hospital", "patient")}
+_CHOICES = {"other_code": ("ask", "refuse"), "privacy": ("none", "any", "hospital", "patient"), "memorised": ("off", "note", "refuse")}
 
 
 def read(path: Path) -> Policy:

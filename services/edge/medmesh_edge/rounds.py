@@ -29,7 +29,7 @@ from medmesh.learning.host import Worker, worker
 from medmesh.security.residue import wipe
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_edge import code, encoding, evaluation, privacy, samples, secure, telling, training
+from medmesh_edge import code, encoding, evaluation, memorised, privacy, samples, secure, telling, training
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import hours_begin, refusal, worker_limits
@@ -240,6 +240,8 @@ class Rounds:
                 await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
             with clock.of("train"):
                 left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
+            with clock.of("evaluate"):
+                await memorised.scan(self.site, opened, plan, event, local)
             with clock.of("store"):
                 kept, residual = await training.store(self.site, left), None
                 out = await privacy.protect(plan, event, base, left.upload, local.folder / "protected")
@@ -265,7 +267,7 @@ class Rounds:
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
             used = (Entity("dataset", name) for name in sources)
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
-            detail["chain"] = event.chain or ""
+            detail |= {"chain": event.chain or "", "kind": event.kind.value, "base": event.base.sha256, "committed": event.committed or ""}
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
         if event.kind is RoundKind.TRAIN and kept is not None:
             await training.forget(self.site, event)

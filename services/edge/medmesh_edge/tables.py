@@ -162,6 +162,16 @@ chain = Table(
     comment="the chain of each federation's rounds as this hospital saw it; a row never goes and never changes",
 )
 
+committed = Table(
+    "committed",
+    METADATA,
+    *_attempt(),
+    Column("value", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("state", String(64)),
+    comment="what the rounds before each round left, as this hospital was told; a row never goes and never changes",
+)
+
 bases = Table(
     "bases",
     METADATA,
@@ -190,6 +200,19 @@ log_views = Table(
     Column("fault", String(40), nullable=False),
     Column("shown", Text, nullable=False),
     comment="the newest signed checkpoint of each log; with a fault, `shown` is the one that contradicts it",
+)
+
+scans = Table(
+    "scans",
+    METADATA,
+    *_attempt(),
+    Column("advantage", String(8), nullable=False),
+    Column("margin", String(8), nullable=False),
+    Column("trained", Integer, nullable=False),
+    Column("held_out", Integer, nullable=False),
+    Column("refused", Boolean, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="how well the losses of a trained model tell its patients from others, of so many of each: it never leaves",
 )
 
 kept = Table(

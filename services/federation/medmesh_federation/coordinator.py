@@ -107,7 +107,8 @@ class Coordinator:
                 return False
             situation = await self._situation(uow, row)
             # Somebody else (a second instance, a cancellation) may have been here: only the very same decision is carried out.
-            same = isinstance(self._decide(situation), Close) and situation.round is not None and situation.round.number == number
+            open_now = situation.round is not None and (situation.round.number, situation.round.attempt) == (number, attempt)
+            same = open_now and isinstance(self._decide(situation), Close)
             again = await pace.counting(uow, federation, situation.plan, number, attempt, kind) if same else []
             if not same or [(a.hospital, a.round) for a in again] != [(a.hospital, a.round) for a in given]:
                 return True

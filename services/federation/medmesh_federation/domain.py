@@ -10,7 +10,6 @@ models. Where training ends early, the rounds up to R are left out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -294,14 +293,3 @@ def _ended(s: Situation, reason: str) -> Step | None:
     if s.trained == 0:
         return Move(State.FAILED, reason)
     return Move(State.COMPLETED, reason) if s.stored else None
-
-
-def undone_link(chain: str, number: int, model: str, approval: str) -> str:
-    """The next link where a federation goes back to the model of round `number`: what a final model proves says so."""
-    return hashlib.sha256("".join(f"{line}\n" for line in (chain, "rollback", number, model, approval)).encode()).hexdigest()
-
-
-def link(chain: str, number: int, kind: RoundKind, model: str, state: str | None = None) -> str:
-    """The next link: rounds chain from the plan's hash, so that a model proves the rounds that made it."""
-    lines = [chain, str(number), kind, model, *([state] if state else [])]
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

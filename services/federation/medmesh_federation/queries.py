@@ -31,7 +31,8 @@ from medmesh_federation.queue import ahead, not_before, waits
 from medmesh_federation.tables import federations, participants, rounds
 
 _MOST = 200
-_MOST_DIGESTS = 500
+_MOST_DIGESTS = 150
+"""With what each of these rounds began with, they are 50 KB."""
 _MOST_REASONS = 20
 """Of what a federation waits for."""
 
@@ -81,12 +82,14 @@ async def round_chain(query: Envelope[GetRoundChain], uow: UnitOfWork[Ports]) ->
     """Digests of rounds, none of which tells what a hospital did."""
     given = query.data
     later = (rounds.c.federation == given.federation) & (tuple_(rounds.c.round, rounds.c.attempt) > tuple_(given.round, given.attempt))
-    columns = (rounds.c.digest, rounds.c.round, rounds.c.attempt)
+    columns = (rounds.c.digest, rounds.c.links, rounds.c.round, rounds.c.attempt)
     wanted = select(*columns).where(later, rounds.c.digest.is_not(None)).order_by(rounds.c.round, rounds.c.attempt)
     found = await uow.all(wanted.limit(_MOST_DIGESTS + 1))
     shown = found[:_MOST_DIGESTS]
     last = (shown[-1].round, shown[-1].attempt) if shown else (given.round, given.attempt)
-    return RoundChain(digests=tuple(row.digest for row in shown), round=last[0], attempt=last[1], more=len(found) > len(shown))
+    links = tuple(row.links or () for row in shown)
+    digests = tuple(row.digest for row in shown)
+    return RoundChain(digests=digests, links=links, round=last[0], attempt=last[1], more=len(found) > len(shown))
 
 
 @HANDLERS.answers(ListFederations)

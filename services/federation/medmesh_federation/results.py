@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 
-from medmesh.contracts.federation import RoundCommitted, RoundKind, RoundStored
+from medmesh.contracts.federation import Commitment, RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.federated.chain import link
 from medmesh.service import files
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.directory import DirectoryStore
@@ -21,7 +22,7 @@ from medmesh.store.objects.port import file_digest
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, pace, privacy, screening, secure
-from medmesh_federation.domain import Situation, link
+from medmesh_federation.domain import Situation
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
@@ -130,6 +131,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     assert current is not None
     state = made.state.sha256 if made.state else None
     chain = link(row.chain, current.number, current.kind, model.sha256, state)
+    links = [*row.links, Commitment(round=current.number, kind=current.kind, model=model.sha256, state=state).model_dump()]
     left = {
         "model": model.model_dump(),
         "state_object": made.state.model_dump() if made.state else None,
@@ -139,7 +141,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     undoing = None if current.kind is RoundKind.TRAIN else row.undoing
     beside = {"aggregate_milliseconds": milliseconds, "summed": made.summed}
     await close_round(uow, row, current, state="committed", chain=chain, **beside, **left)
-    await change(uow, row, chain=chain, voids=0, clip=made.clip, undoing=undoing, **left)
+    await change(uow, row, chain=chain, links=links, voids=0, clip=made.clip, undoing=undoing, **left)
     parties = tuple(sorted(current.here - made.excluded))
     uow.emit(
         RoundCommitted(
@@ -189,9 +191,13 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
             uow.emit(
                 RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=told, stale=earlier)
             )
-    for ref in await _outdated(runtime, row, ports.settings.states_kept):
-        await ports.stores.kept.delete(ref.sha256)
-        await ports.models.delete(ref.sha256)
+    async with runtime.unit() as uow:
+        if await _outdated(uow, row, ports.settings.states_kept):
+            # Under the row's lock: a roll-back finds what it goes back to, or finds it gone; it is not taken away afterwards.
+            await uow.first(select(federations.c.federation).where(federations.c.federation == row.federation).with_for_update())
+        for ref in await _outdated(uow, row, ports.settings.states_kept):
+            await ports.stores.kept.delete(ref.sha256)
+            await ports.models.delete(ref.sha256)
     # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
     wanted = await _awaited(runtime)
     for ref in updates:
@@ -208,15 +214,13 @@ async def _awaited(runtime: Runtime) -> frozenset[str]:
     return frozenset(row.update["sha256"] for row in found if row.update)
 
 
-async def _outdated(runtime: Runtime, row: Any, kept: int) -> list[ObjectRef]:
+async def _outdated(uow: UnitOfWork[Any], row: Any, kept: int) -> list[ObjectRef]:
     """What the algorithm remembered after the round `kept` before this one: later ones may be gone back to."""
     before = (rounds.c.federation == row.federation) & (rounds.c.round < row.round) & (rounds.c.state == "committed")
-    async with runtime.unit() as uow:  # rounds that an early stop left out are none
-        wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(kept)
-        earlier = await uow.all(wanted)
-        present = await uow.first(
-            select(federations.c.state_object, federations.c.personal).where(federations.c.federation == row.federation)
-        )
+    # Rounds that an early stop left out are none.
+    wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(kept)
+    earlier = await uow.all(wanted)
+    present = await uow.first(select(federations.c.state_object, federations.c.personal).where(federations.c.federation == row.federation))
     if len(earlier) < kept:
         return []
     needed = {ref.sha256 for one in (row, *earlier[:-1], present) for ref in _remembered(one)}

@@ -6,14 +6,18 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from medmesh.contracts.federation import FederationRolledBack, RoundKind, RoundVoided, Undoing
+from medmesh.contracts.federation import Commitment, FederationRolledBack, RoundKind, RoundVoided, Undoing
 from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import Envelope, ObjectRef
+from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.chain import undone_link
+from medmesh.federated.privacy.budget import affordable
 from medmesh.federated.undoing import ACTION, rollback_digest, rollback_target
 from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, UnitOfWork
-from medmesh_federation.domain import State, undone_link
+from medmesh_federation import privacy
+from medmesh_federation.domain import OVER, State
 from medmesh_federation.handlers import entity, invited, locked
 from medmesh_federation.lifecycle import OPENING
 from medmesh_federation.ports import HANDLERS, Ports
@@ -24,25 +28,34 @@ from medmesh_federation.tables import federations, rounds
 async def roll_back(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> None:
     """Others approved exactly this: the training rounds after `round` are undone, and the next one begins with its model and with what the
     algorithm remembered then. Raises `Problem`, and nothing is changed."""
+    from medmesh.federated.aggregation import algorithm_of  # numpy: not before the first round
+
     grant = event.data
     if grant.action != ACTION:
         return
     federation, _, text = grant.target.partition("/")
     row = await locked(uow, federation)
+    plan = Plan.model_validate(row.plan)
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else -1
     if row.state not in (State.RUNNING, State.PAUSED):
         raise Problem("federation.closed", federation=row.federation, state=row.state)
     made = (rounds.c.federation == row.federation) & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.state == "committed")
-    done = {one.round: one for one in await uow.all(select(rounds).where(made, ~rounds.c.undone).order_by(rounds.c.round))}
+    committed = await uow.all(select(rounds).where(made).order_by(rounds.c.round))
+    done = {one.round: one for one in committed if not one.undone}
     later = [one for one in done if one > number]
     if (number != 0 and number not in done) or not later:
-        raise Problem("federation.rollback", federation=row.federation, round=text[:9], reason="no committed rounds lie after it")
+        gone = any(one.round == number for one in committed if one.undone)
+        reason = "it was undone itself" if gone else "no committed rounds lie after it"
+        raise Problem("federation.rollback", federation=row.federation, round=text[:9], reason=reason)
+    if number == 0 and not await _trains_on(uow, row):
+        raise Problem("federation.rollback", federation=row.federation, round=number, reason="no round is left that would train after it")
     to = done.get(number)
     model = ObjectRef.model_validate(to.model if to else row.initial)
     digest = rollback_digest(row.federation, row.plan_hash, number, model.sha256)
     target = rollback_target(row.federation, number)
     found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=digest)
-    beside = {"state_object": to.state_object if to else None, "personal": to.personal if to else None}
+    kept = None if algorithm_of(plan).JOINT else to  # hospitals no longer have their half of it
+    beside = {"state_object": kept.state_object if kept else None, "personal": kept.personal if kept else None}
     for ref in (beside["state_object"], *(beside["personal"] or {}).values()):
         if ref and not await _there(uow.ports, ref["sha256"]):
             reason = "what the algorithm remembered then is no longer kept"
@@ -50,14 +63,27 @@ async def roll_back(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) ->
     await uow.execute(update(rounds).where(made, rounds.c.round > number).values(undone=True))
     await _close_open(uow, row)
     chain = undone_link(row.chain, number, model.sha256, found.id)
+    remembered = beside["state_object"]["sha256"] if beside["state_object"] else None
+    back = Commitment(round=number, kind=None, model=model.sha256, state=remembered, approval=found.id)
     undoing = Undoing(round=number, approval=grant.token).model_dump()
-    values = {"model": model.model_dump(), **beside, "chain": chain, "undoing": undoing, "voids": 0, "waiting_since": None}
+    left = {"model": model.model_dump(), **beside, "chain": chain, "links": [*row.links, back.model_dump()]}
+    values = {**left, "undoing": undoing, "voids": 0, "waiting_since": None}
     await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
     uow.emit(FederationRolledBack(federation=row.federation, round=number, undone=tuple(later), model=model, hospitals=invited(row)))
     detail: dict[str, str | int | bool] = {"round": number, "undone": " ".join(map(str, later)), "model": model.sha256, "chain": chain}
     about, approval = (entity(row),), found.evidence()
     uow.audit(AuditEntry("federation.rollback", "E", entities=about, hospitals=invited(row), approval=approval, detail=detail))
     uow.on_commit(uow.ports.wake.set)
+
+
+async def _trains_on(uow: UnitOfWork[Ports], row: Any) -> bool:
+    """Whether another training round would be opened: by the plan's number of rounds, and by what is left of its privacy, which is spent
+    also where it was spent on rounds that are undone."""
+    plan = Plan.model_validate(row.plan)
+    theirs = select(rounds.c.round, rounds.c.kind, rounds.c.state, rounds.c.phase).where(rounds.c.federation == row.federation)
+    newest = (await uow.execute(theirs.order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))).one()
+    over = newest.state in OVER or (newest.state == "open" and newest.phase in OPENING)
+    return newest.round + over <= plan.rounds and affordable(plan, await privacy.begun(uow, row.federation) + 1)
 
 
 async def _there(ports: Ports, sha256: str) -> bool:

@@ -112,8 +112,9 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
 
 
 async def trained(uow: UnitOfWork[Any], federation: str) -> int:
-    """How many training rounds made its model."""
-    return await _count(uow, federation, (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value))
+    """How many training rounds made its model: those that were undone did not."""
+    made = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~rounds.c.undone
+    return await _count(uow, federation, made)
 
 
 async def skipped(uow: UnitOfWork[Any], federation: str) -> int:
@@ -133,7 +134,9 @@ async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]
     made = await uow.all(select(rounds.c.round, rounds.c.attempt, rounds.c.model).where(where).order_by(rounds.c.round))
     number = max((one.round for one in made if one.model == row.model), default=0)
     given = [await answers_of(uow, row.federation, one.round, one.attempt) for one in made if one.round <= number]
-    return number, tuple(sorted({a.hospital for one in given for a in one}))
+    counted = answers.c.counted.in_([one.round for one in made if one.round <= number])  # late ones, where the plan lets them count
+    late = await uow.all(select(answers.c.hospital).where(answers.c.federation == row.federation, counted))
+    return number, tuple(sorted({a.hospital for one in (*given, late) for a in one}))
 
 
 async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Open) -> None:
@@ -180,19 +183,27 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         deadline=deadline,
         hospitals=assigned,
         changed=adjusted,
+        committed=row.chain,
+        links=row.links,
         clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
-        undoing=Undoing.model_validate(row.undoing) if row.undoing and step.kind is RoundKind.TRAIN else None,
+        undoing=_undoing(row, step),
         **await _beside(uow, row, step, plan),
     )
     digest, previous = round_digest(event), row.opened or row.plan_hash
     opened = extend(previous, [digest])
-    await uow.execute(insert(rounds).values({**values, "digest": digest}))
+    await uow.execute(insert(rounds).values({**values, "digest": digest, "links": row.links}))
     await privacy.charge(uow, row, plan, step)
-    await change(uow, row, waiting_since=None, opened=opened)
+    await change(uow, row, waiting_since=None, opened=opened, links=[])
     event = event.model_copy(update={"previous": previous, "chain": opened})
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
         uow.emit(told)
     log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))
+
+
+def _undoing(row: Any, step: Open) -> Undoing | None:
+    """What proves a roll-back: told with the next round, whatever it does, and with those that train until one is committed."""
+    told = step.kind is RoundKind.TRAIN or any(one["kind"] is None for one in row.links)
+    return Undoing.model_validate(row.undoing) if row.undoing and told else None
 
 
 async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dict[str, Any]:
@@ -203,7 +214,11 @@ async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dic
     if step.kind is RoundKind.BASELINE:
         return {}
     state = row.state_object if algorithm.SHOWN and step.kind is RoundKind.TRAIN else None
-    return {"state": state, "continues": await _counted(uow, row.federation) if algorithm.KEEPS or plan.local else {}}
+    if not (algorithm.KEEPS or plan.local):
+        return {"state": state, "continues": {}}
+    gone = select(func.max(rounds.c.round)).where(rounds.c.federation == row.federation, rounds.c.undone)
+    since = (await uow.execute(gone)).scalar_one() if algorithm.JOINT else None
+    return {"state": state, "continues": await _counted(uow, row.federation, since or 0)}
 
 
 def _told(event: RoundOpened, personal: dict[str, Any] | None) -> Iterable[RoundOpened]:
@@ -219,11 +234,12 @@ def _of(continues: dict[str, str], hospitals: Any) -> dict[str, str]:
     return {hospital: place for hospital, place in continues.items() if hospital in hospitals}
 
 
-async def _counted(uow: UnitOfWork[Any], federation: str) -> dict[str, str]:
-    """Hospital to the last training round, with its attempt, that its update is part of."""
+async def _counted(uow: UnitOfWork[Any], federation: str, since: int = 0) -> dict[str, str]:
+    """Hospital to the last training round after `since`, with its attempt, that its update is part of."""
     same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
     wanted = select(answers.c.hospital, answers.c.round, answers.c.attempt).join(rounds, same)
     done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
+    done &= rounds.c.round > since
     found = await uow.all(wanted.where(rounds.c.federation == federation, done, ~rounds.c.undone).order_by(answers.c.round))
     return {a.hospital: f"{a.round}.{a.attempt}" for a in found}
 

@@ -41,6 +41,7 @@ federations = Table(
     Column("failure", String(80)),
     Column("changed", Json, nullable=False, server_default=text("'{}'"), comment="of the plan, within its ranges, from the next round on"),
     Column("opened", String(64), comment="the chain of rounds as they were opened; none before the first"),
+    Column("links", Json, nullable=False, server_default=text("'[]'"), comment="of `chain`, since the newest round was opened"),
     Column("undoing", Json, comment="that the next training round begins with an earlier model: told until one is committed"),
     Column("voids", Integer, nullable=False),
     Column("waiting_since", Timestamp),
@@ -59,6 +60,7 @@ participants = Table(
     Column("reason", Text, nullable=False),
     Column("quarantines", Integer, nullable=False, server_default=text("0")),
     Column("answered_at", Timestamp),
+    Column("small_cell", Integer, nullable=False, server_default=text("0"), comment="to which multiple its own policy rounds counts"),
     comment="`signature` is the hospital's acceptance, signed with its own key",
 )
 
@@ -74,6 +76,7 @@ rounds = Table(
     Column("opened_at", Timestamp, nullable=False),
     Column("deadline", Timestamp, nullable=False),
     Column("digest", String(64), comment="of the round as it was opened: what the chain is made of"),
+    Column("links", Json, comment="of the chain of what rounds left, since the round opened before this one"),
     Column("phase", String(16), comment="of a secure sum: what is being collected"),
     Column("parties", Json, comment="of whom it is expected"),
     Column(

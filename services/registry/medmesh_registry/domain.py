@@ -40,7 +40,8 @@ class ReleaseState(StrEnum):
 
 def content(weights: ObjectRef, package: ObjectRef, lineage: Lineage) -> str:
     """What makes a registration the same as another one: the digest of all it says."""
-    return digest({"weights": document(weights), "package": document(package), "lineage": document(lineage)})
+    said = {name: value for name, value in document(lineage).items() if name != "undone" or value}  # as before there was such a thing
+    return digest({"weights": document(weights), "package": document(package), "lineage": said})
 
 
 def document(value: ObjectRef | Lineage | Manifest) -> dict[str, Any]:
@@ -86,12 +87,12 @@ def install_code(installed: bool, code: str) -> str:
 
 
 def card(lineage: Lineage, notes: Mapping[str, Any], onnx: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The model card as far as it is known: `data`, `parity`, and what happened (`conversion`, `withdrawn`).
+    """The model card as far as it is known: `data`, `training`, `parity`, and what happened (`conversion`, `withdrawn`).
 
     What nobody stated (intended use, limits) is left out, never invented.
     """
     data: dict[str, Any] = {"hospitals": list(lineage.hospitals)} if lineage.hospitals else {}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"training": {"undone_rounds": list(lineage.undone)}} if lineage.undone else {}
     if onnx is not None:
         data["classes"] = list(onnx["classes"])
         if (size := onnx["preprocess"].get("size")) is not None:

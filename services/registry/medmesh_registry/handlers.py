@@ -33,6 +33,7 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
         chain=done.chain,
         package=done.package.sha256,
         hospitals=done.contributors or done.participants,
+        undone=done.undone,
     )
     version = await _register(uow, done.name, done.model, done.package, lineage, federation=done.federation)
     label = labels.DEFAULT if done.label is None else read(done.label)
@@ -45,7 +46,7 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
 async def register_model(command: Envelope[RegisterModel], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """Register by hand; the same registration again answers the version there is. Result: `{"model", "version"}`."""
     wanted, lineage = command.data, command.data.lineage
-    if lineage.federation is not None or lineage.chain is not None:
+    if lineage.federation is not None or lineage.chain is not None or lineage.undone:
         raise Problem("registry.lineage")  # it gets signed: only the federation itself says what a federation made
     if lineage.package not in (None, wanted.package.sha256):
         raise Problem("registry.lineage_package")

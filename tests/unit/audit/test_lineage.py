@@ -53,3 +53,23 @@ def test_a_history_follows_what_stands_beside_and_nothing_else() -> None:
     # A federation does not lead on to other models that came out of it.
     assert neighbours(("federation", "f1"), records) == []
     assert names("federation", "f1") == ["federation:f1", "federation.start:f1"]
+
+
+def test_rounds_that_were_rolled_back_are_told_as_undone_and_those_trained_after_it_are_not() -> None:
+    one, other = Entity("federation", "f1"), Entity("federation", "f2")
+    records = [
+        (1, record("federation.round", one, round=1)),
+        (2, record("federation.update", one, Entity("update", "2.1"))),
+        (3, record("federation.round", one, round=2)),
+        (4, record("federation.round", other, round=2)),
+        (5, record("federation.train", one, round=3)),
+        (6, record("federation.flag", one, Entity("hospital", "renji"), round=3)),
+        (7, record("federation.rollback", one, round=1, undone="2 3")),
+        (8, record("federation.rollback", one, round=4)),  # as a hospital records that it followed
+        (9, record("federation.round", one, round=4)),
+        (10, record("federation.rollback", one, round=1, undone="4")),
+    ]
+    found = cells(matrix("model", "mri", records))
+    undone = {proof["seq"]: proof.get("undone") for proof in found["training"]["proofs"]}
+    assert undone == {1: None, 2: 7, 3: 7, 4: None, 5: 7, 9: 10}
+    assert [proof["seq"] for proof in found["undone"]["proofs"]] == [6, 7, 8, 10]

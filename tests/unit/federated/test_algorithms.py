@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,32 @@ def test_scaffold_with_a_hospital_that_misses_rounds(private: Path) -> None:
     state = weights.load(made.outcome.state)
     np.testing.assert_allclose(flat({n: state[f"scaffold.c/{n}"] for n in ("b", "w")}), c, rtol=0, atol=1e-5)
     np.testing.assert_allclose(c, np.mean(list(own.values()), axis=0), rtol=0, atol=1e-9, err_msg="c stays the mean of all c_k")
+
+
+def test_scaffold_goes_back_only_with_both_sides_anew(private: Path) -> None:
+    """c is to be the mean of all c_k. A c of an earlier round beside c_k that begin at 0 stays wrong by it, however long it trains on."""
+
+    def off(joint: bool) -> float:
+        folder = private / f"joint-{joint}"
+        folder.mkdir()
+        made = federation(folder, "scaffold")
+        made.round()
+        assert made.outcome
+        model, state = made.model, made.outcome.state
+        made.round()
+        made.model, made.outcome = model, replace(made.outcome, state=None if joint else state)
+        for hospital in made.hospitals.values():
+            hospital.kept = None
+        for _ in range(ROUNDS):
+            made.round()
+        assert made.outcome.state
+        c = weights.load(made.outcome.state)
+        own = [weights.load(hospital.kept) for hospital in made.hospitals.values() if hospital.kept]
+        return max(float(np.abs(c[name] - np.mean([one[name] for one in own], axis=0)).max()) for name in c)
+
+    assert off(joint=True) < 1e-5
+    assert off(joint=False) > 0.1, "what a roll-back of one side alone would leave"
+    assert ALGORITHMS["scaffold"].JOINT
 
 
 def test_fednova_weighs_changes_by_their_steps(private: Path) -> None:

@@ -53,6 +53,16 @@ def check(folder: Path, plan: str) -> int:
     return 1 if refused else 0
 
 
+@site_policy.command()
+@FOLDER
+def scans(folder: Path) -> int:
+    """How much the models trained here had memorised of this hospital's patients, where `memorised` is not off.  模型记忆检查结果。"""
+    from medmesh_edge.memorised import listed
+
+    show(on_site(folder, listed))
+    return 0
+
+
 async def _plan(site: Any, wanted: str) -> Any:
     """Raises `Problem` (`request.not_found`, `federation.plan`)."""
     from pydantic import ValidationError

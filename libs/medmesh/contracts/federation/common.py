@@ -52,6 +52,18 @@ class Undoing(Record):
     approval: str
 
 
+class Commitment(Record):
+    """A link of the chain of what rounds left (`medmesh.federated.chain.after`): round `round` left this model and, where the algorithm
+    has one, this state; or, without a `kind`, the federation goes on from the model that round `round` left (0: from the first weights),
+    by the approval of this id."""
+
+    round: int
+    kind: RoundKind | None = None
+    model: Sha256
+    state: Sha256 | None = None
+    approval: str = ""
+
+
 class CandidateModel(Record):
     """A model to evaluate: the global one, or one hospital's baseline."""
 

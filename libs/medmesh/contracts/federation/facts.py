@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import CandidateModel, Reviews, RoundKind, SecurePhase, Undoing
+from medmesh.contracts.federation.common import CandidateModel, Commitment, Reviews, RoundKind, SecurePhase, Undoing
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Event, HospitalEvent, Identifier, ObjectRef, Sha256
 from medmesh.contracts.plan import Plan
@@ -86,6 +86,10 @@ class RoundOpened(HospitalEvent):
     """Its value with this round (`medmesh.federated.chain`). A hospital works on no round that does not continue what it saw."""
     undoing: Undoing | None = None
     """Why `base` is the model of an earlier round, where the federation was rolled back."""
+    committed: Sha256 | None = None
+    """The chain of what rounds left, as it stands: `base` is the model that its last link names."""
+    links: tuple[Commitment, ...] = ()
+    """Its links since the round that was opened before this one."""
 
     @property
     def everybody(self) -> tuple[str, ...]:

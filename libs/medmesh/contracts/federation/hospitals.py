@@ -23,6 +23,8 @@ class RespondInvitation(Command):
     accept: bool
     signature: str = ""
     reason: str = ""
+    small_cell: int = Field(default=0, ge=0, le=1_000_000)
+    """To which multiple this hospital's own policy has counts of evaluations rounded; the plan's number holds where that is larger."""
 
 
 class WithdrawFromFederation(Command):

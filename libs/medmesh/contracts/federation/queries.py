@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import FederationState, Work
+from medmesh.contracts.federation.common import Commitment, FederationState, Work
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
@@ -32,6 +32,8 @@ class ParticipantView(Record):
     release: Sha256 | None = None
     """Of one in quarantine: the digest under which its release is approved."""
     progress: ProgressView | None = None
+    small_cell: int = 0
+    """To which multiple its own policy had counts rounded when it accepted; shown to people and to itself."""
 
 
 class AnswerView(Record):
@@ -163,9 +165,10 @@ class GetFederation(Query):
 
 class RoundChain(Record):
     """`digests` of rounds in the order in which they were opened (`medmesh.federated.chain.round_digest`), the last of which is attempt
-    `attempt` at round `round`; `more` when there are later ones."""
+    `attempt` at round `round`; `more` when there are later ones. `links` are those that each of them named."""
 
     digests: tuple[Sha256, ...]
+    links: tuple[tuple[Commitment, ...], ...] = ()
     round: int
     attempt: int
     more: bool

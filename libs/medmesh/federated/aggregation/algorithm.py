@@ -169,6 +169,8 @@ class Algorithm:
     SHOWN: ClassVar[bool] = False
     INDIVIDUAL: ClassVar[str] = ""
     KEEPS: ClassVar[bool] = False
+    JOINT: ClassVar[bool] = False
+    """The server's state is made of what hospitals keep: after a roll-back both begin anew, because one is wrong without the other."""
     PERSONAL: ClassVar[bool] = False
     """Each hospital ends with a model of its own, which is evaluated beside the global one."""
 

@@ -31,6 +31,7 @@ class Scaffold(Algorithm):
     UPLOADS: ClassVar = {"scaffold.dc": "F32"}
     SHOWN = True
     KEEPS = True
+    JOINT = True
     INDIVIDUAL = "each hospital counts alike in its mean, and secure aggregation sums by samples"
 
     def check(self, plan: Plan) -> None:
