@@ -28,6 +28,7 @@ from medmesh.client import Gateway
 from medmesh.client.federation import Federation
 from medmesh.contracts.audit import Events
 from medmesh.contracts.federation import (
+    CandidateModel,
     Commitment,
     FederationStarted,
     FederationView,
@@ -261,6 +262,18 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             ),
             "an earlier model, by a word for another": (
                 follows(back, back.chain, **lie, attempt=8, **back_to(back, undoing(p, back, 0, back.base), first.base)),
+                "rollback_unproven",
+            ),
+            "evaluated after going back, by nobody's word": (
+                follows(
+                    back,
+                    back.chain,
+                    **lie,
+                    attempt=15,
+                    kind=RoundKind.EVALUATE,
+                    models=(CandidateModel(name="federated", weights=first.base),),
+                    **{**back_to(back, undoing(p, back, 0, back.base), first.base), "undoing": None},
+                ),
                 "rollback_unproven",
             ),
             "a round more than agreed": (follows(back, back.chain, **{**lie, "round": 99}), "round"),

@@ -83,7 +83,7 @@ class Runtime:
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
         self.doorstep = Doorstep(self.unit, settings.administrator_networks, settings.administrators_elsewhere == "refuse")
-        self.proofs = Proofs(self.unit)
+        self.proofs = Proofs(self.database)
         self.bearer = Bearer(trust, self.doorstep, spec.name, self.proofs, unbound=settings.unbound_tokens)
         self.programs = Verification(settings.trust, self.roster, self.unit, required=settings.require_programs)
         self.ports: Any = None

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import MetaData, Row, Select, delete, func, select, text
+from sqlalchemy import Executable, MetaData, Row, delete, func, select, text
 
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.tables import service_metadata
@@ -114,7 +114,7 @@ class Database:
         if uow.audited:
             self.on_audited()
 
-    async def look(self, query: Select[Any]) -> Sequence[Row[Any]]:
+    async def look(self, query: Executable) -> Sequence[Row[Any]]:
         """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back."""
         async with self.engine.connect() as sql:
             return (await sql.execute(query)).all()
