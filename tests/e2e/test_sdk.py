@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import re
-import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from sqlalchemy import select
 from tests.e2e.test_node import two_hospitals
 from tests.hospitals import until
 from tests.packages import TINY
-from tests.unit.cli.test_documents import shown
 from tests.world import World, small_world
 
-from medmesh.cli import _root, session
+from medmesh.cli import session
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation, weights
@@ -29,11 +26,6 @@ from medmesh_edge.tables import federations
 from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_training.service import SERVICE as TRAINING
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial" / "first-federation.md"
-READING = (
-    *("medmesh edge federations", "medmesh edge show", "medmesh edge approve", "medmesh edge doctor", "medmesh edge status"),
-    *("medmesh federation watch", "medmesh federation result"),
-)
 SDK = Path(__file__).parents[2] / "docs" / "federation" / "sdk.py"
 pytestmark = [
     pytest.mark.slow,
@@ -92,15 +84,6 @@ async def test_a_federation_from_python(world: World, capsys: pytest.CaptureFixt
         assert {name for name, _ in cells(said)} == {"federated"}
         assert {where for _, where in cells(said)} == {*folders, "all"}
         assert set(weights.load(model)) == {"weight", "bias"}
-        # What the tutorial has a hospital and a researcher type about a federation, as it is written there.
-        typed = [command for command, whole in shown(TUTORIAL.read_text("utf-8")) if whole and command.startswith(READING)]
-        assert len(typed) == len(READING)
-        for command in typed:
-            names = {"~/try/xiehe": str(folders["renji"]), "FEDERATION": federation}
-            words = [names.get(word, word) for word in shlex.split(command)[1:]]
-            done = await asyncio.to_thread(CliRunner().invoke, _root, words, standalone_mode=False)
-            assert done.exception is None and not done.return_value, (command, done.output, done.exception)
-            assert done.output, command
 
 
 def cells(said: str) -> list[tuple[str, str]]:

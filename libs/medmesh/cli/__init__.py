@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from medmesh.cli.tongue import spoken
 from medmesh.errors import Problem
 
 GROUPS = {
@@ -67,7 +68,7 @@ class _Lazy(click.Group):
         if module is None:
             return None
         command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+        return spoken(command, language())
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -27,9 +27,9 @@ def federation() -> None:
 
 
 @federation.command(name="list")
-@click.option("--state", type=click.Choice(get_args(FederationState)), help="Only those in this state.")
-@click.option("--mine", is_flag=True, help="Only those you created.")
-@click.option("--hospital", help="Only those that this hospital was invited to.")
+@click.option("--state", type=click.Choice(get_args(FederationState)), help="Only those in this state.  只列此状态的联邦。")
+@click.option("--mine", is_flag=True, help="Only those you created.  只列本人创建的联邦。")
+@click.option("--hospital", help="Only those that this hospital was invited to.  只列邀请了该医院的联邦。")
 def list_federations(state: str | None, mine: bool, hospital: str | None) -> int:
     """Every federation you may see, newest first.  列出可见的联邦，最新的在前。"""
     from medmesh.client.federation import federations
@@ -49,7 +49,7 @@ def list_federations(state: str | None, mine: bool, hospital: str | None) -> int
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
-    from medmesh.cli.views import awaited, flagged, standing, waits
+    from medmesh.cli.views import awaited, flagged, standing, state, waits
     from medmesh.client.federation import Federation
     from medmesh.federated.plan import explain
 
@@ -61,44 +61,87 @@ def show_federation(identifier: str, as_json: bool) -> int:
     if as_json:
         show(view.model_dump(mode="json"))
         return 0
-    click.secho(f"{view.plan.name}  {view.state}", bold=True)
+    click.secho(f"{view.plan.name}  {state(view.state)}", bold=True)
     for line in explain(view.plan, language()):
         click.echo(f"  {line}")
     for line in (*waits(view), *awaited(asked)):
         click.echo(f"  {line}")
     for participant in view.participants:
         online = say("online", "在线") if participant.online else say("offline", "离线")
-        click.echo(f"  {participant.hospital:<16} {participant.state:<10} {online} {participant.reason}")
+        click.echo(f"  {participant.hospital:<16} {state(participant.state, 10)} {online} {participant.reason}".rstrip())
     for one in view.rounds:
-        state = "undone" if one.undone else one.state
-        click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {one.kind:<9} {state:<10} {len(one.answers)}")
+        left = state("undone" if one.undone else one.state, 10)
+        click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {state(one.kind, 9)} {left} {len(one.answers)}")
     for line in (*flagged(view), *standing(view)):
         click.secho(f"  {line}", fg="yellow")
     return 0
 
 
 @federation.command()
+@click.argument("identifier", metavar="FEDERATION")
+@click.option("--hospital", "hospitals", multiple=True, help="One that is invited; by default each of them.  受邀医院，默认全部。")
+@click.option("--days", default=7.0, show_default=True, help="How long a link may wait.  链接有效天数。")
+@click.option("--revoke", is_flag=True, help="What was handed out opens nothing any more.  撤销已发出的链接。")
+def invite(identifier: str, hospitals: tuple[str, ...], days: float, revoke: bool) -> int:
+    """One-time links for the people of invited hospitals, to be handed to each.  一次性邀请链接。
+
+    A link is shown once, here. It opens at that hospital's node only, shows the plan, and consents to nothing.
+
+    链接只在此处显示一次，只能在该医院的节点上打开，仅用于查看方案，不等于同意。
+    """
+    from medmesh.client.federation import Federation
+
+    async def run(gateway: Gateway) -> Any:
+        one = Federation(gateway, identifier)
+        wanted = hospitals or tuple(entry.hospital for entry in (await one.view()).participants)
+        return [(name, await (one.revoke_link(name) if revoke else one.link(name, round(days * 86_400)))) for name in wanted]
+
+    for name, made in with_gateway(run):
+        click.echo(f"{name:<16} {say('revoked', '已撤销') if revoke else f'medmesh edge open {made}'}")
+    return 0
+
+
+@federation.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--name", required=True)
-@click.option("--purpose", required=True)
-@click.option("--initiator", required=True, help="You, as person:NAME@ORGANISATION.")
-@click.option("--hospital", "hospitals", multiple=True, required=True)
+@click.option("--name", required=True, help="Of the plan.  方案名称。")
+@click.option("--purpose", required=True, help="What for; hospitals read it.  用途，医院会读到。")
+@click.option("--initiator", required=True, help="You, as person:NAME@ORGANISATION.  发起人本人，格式 person:姓名@机构。")
+@click.option("--hospital", "hospitals", multiple=True, required=True, help="Whom to invite; once for each.  邀请的医院；每家一次。")
 @training
-@click.option("--min-participants", default=2, show_default=True)
-@click.option("--accept-minutes", default=60.0, show_default=True, help="How long hospitals may think.")
-@click.option("--start-minutes", default=0.0, help="Not before so many minutes from now; by default as soon as all have answered.")
-@click.option("--round-deadline", default=600, show_default=True, help="Seconds.")
-@click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.")
-@click.option("--max-drops", default=0, show_default=True, help="A hospital that drops out so often is not asked again; 0: always.")
+@click.option("--min-participants", default=2, show_default=True, help="How many must answer a round.  每轮至少多少家答复。")
+@click.option("--accept-minutes", default=60.0, show_default=True, help="How long hospitals may think.  医院可考虑多少分钟。")
+@click.option(
+    "--start-minutes",
+    default=0.0,
+    help="Not before so many minutes from now; by default as soon as all have answered.  最早多少分钟后开始；默认在全部答复后立即开始。",
+)
+@click.option("--round-deadline", default=600, show_default=True, help="Seconds.  单轮时限（秒）。")
+@click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.  失联医院保留席位的秒数。")
+@click.option(
+    "--max-drops",
+    default=0,
+    show_default=True,
+    help="A hospital that drops out so often is not asked again; 0: always.  掉线达此次数的医院不再参加；0 为不限。",
+)
 @click.option(
     "--review",
     "reviews",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Of the package's code, from `medmesh package review`; once for each reviewer.",
+    help="Of the package's code, from `medmesh package review`; once for each reviewer."
+    "  代码审查签名文件，来自 medmesh package review；每位审查人一份。",
 )
-@click.option("--rehearsal/--no-rehearsal", default=None, help="On invented data first; by default where the package has code of its own.")
-@click.option("--small-cell", default=SMALL_CELL, show_default=True, help="Counts of evaluations leave as multiples of this; 0: exactly.")
+@click.option(
+    "--rehearsal/--no-rehearsal",
+    default=None,
+    help="On invented data first; by default where the package has code of its own.  先以虚构数据演练；训练包含自有代码时默认进行。",
+)
+@click.option(
+    "--small-cell",
+    default=SMALL_CELL,
+    show_default=True,
+    help="Counts of evaluations leave as multiples of this; 0: exactly.  评估计数按此数取整后出院；0 为精确值。",
+)
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
     from medmesh.client.federation import create_federation
@@ -147,14 +190,14 @@ def _steer(identifier: str, how: Callable[[Federation], Awaitable[Any]]) -> int:
 @click.argument("identifier")
 @click.option("--reason", default="")
 def pause(identifier: str, reason: str) -> int:
-    """Open no further round; the clock of the open one stands still.  暂停。"""
+    """Open no further round; the clock of the open one stands still.  暂停：不再开新轮，当前轮停止计时。"""
     return _steer(identifier, lambda one: one.pause(reason))
 
 
 @federation.command()
 @click.argument("identifier")
 def resume(identifier: str) -> int:
-    """Go on after a pause.  恢复。"""
+    """Go on after a pause.  暂停后恢复。"""
     return _steer(identifier, lambda one: one.resume())
 
 
@@ -203,7 +246,13 @@ def quarantine(identifier: str, hospital: str, reason: str) -> int:
 
 @federation.command()
 @click.argument("identifier")
-@click.option("--round", "number", type=click.IntRange(min=0), required=True, help="Whose model it goes on from; 0: the first weights.")
+@click.option(
+    "--round",
+    "number",
+    type=click.IntRange(min=0),
+    required=True,
+    help="Whose model it goes on from; 0: the first weights.  从第几轮的模型继续；0 为初始权重。",
+)
 @REQUEST
 def rollback(identifier: str, number: int, asks: bool) -> int:
     """What to ask approval for so that the rounds after one are undone.  查看或提交回退所需的审批申请。
@@ -243,7 +292,9 @@ def extend(identifier: str, minutes: float) -> int:
 @click.option("--steps", type=int)
 @click.option("--batch-size", type=int)
 def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_size: int | None) -> int:
-    """Change these from the next round on, within the ranges that hospitals signed; what is not named is the plan's.  在范围内调整。
+    """Change these from the next round on, within the ranges that hospitals signed; what is not named is the plan's.
+
+    自下一轮起，在医院签署的范围内调整；未列出的按方案。
 
     \b
     medmesh federation adjust FEDERATION --learning-rate 0.05 --steps 20
@@ -257,14 +308,16 @@ def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_
 @click.argument("identifier")
 @click.option("--reason", required=True)
 def cancel(identifier: str, reason: str) -> int:
-    """End it; its hospitals are told. There is no way back.  取消联邦。"""
+    """End it; its hospitals are told. There is no way back.  取消联邦并通知各院，不可恢复。"""
     return _steer(identifier, lambda one: one.cancel(reason))
 
 
 @federation.command()
 @click.argument("identifier")
 def watch(identifier: str) -> int:
-    """Follow a federation until it ends, a block for every change; exit code 1 when it did not complete.  跟踪联邦直至结束。"""
+    """Follow a federation until it ends, a block for every change; exit code 1 when it did not complete.
+
+    跟踪联邦直至结束，有变化即显示；未完成时退出码为 1。"""
     from medmesh.cli.views import now
     from medmesh.client.federation import Federation
 
@@ -291,7 +344,7 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
     平衡准确率及 95% 置信区间由各院提交的计数得出，假定样本相互独立；同一患者有多个样本时真实区间更宽。
     计数取整（小单元格规则）的影响已计入区间。
     """
-    from medmesh.cli.views import document, show_result
+    from medmesh.cli.views import document, show_result, state
     from medmesh.client.federation import Federation
 
     async def run(gateway: Gateway) -> Any:
@@ -301,7 +354,7 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
 
     view, saved = with_gateway(run)
     if view.state != "completed":
-        click.echo(say(f"not completed: {view.state}", f"尚未完成：{view.state}"), err=True)
+        click.echo(say(f"not completed: {view.state}", f"尚未完成：{state(view.state)}"), err=True)
         return 1
     if as_json:
         show(document(view))
@@ -312,7 +365,12 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
 
 @federation.command()
 @click.argument("identifier")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Without an ending: OUT.png and OUT.csv are written.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Without an ending: OUT.png and OUT.csv are written.  不带扩展名，写入 OUT.png 与 OUT.csv。",
+)
 def plot(identifier: str, out: Path) -> int:
     """Draw metric, bytes and time of every round, with the numbers as CSV beside it.  绘制每轮指标、流量与耗时。"""
     from medmesh.cli.views import draw

@@ -30,23 +30,41 @@ def _ranges(_context: click.Context, _option: click.Parameter, given: tuple[str,
 
 _TRAINING = (
     click.option("--rounds", default=10, show_default=True),
-    click.option("--steps", default=50, show_default=True, help="Local steps a round."),
+    click.option("--steps", default=50, show_default=True, help="Local steps a round.  每轮本地训练步数。"),
     click.option("--batch-size", default=32, show_default=True),
     click.option("--learning-rate", default="0.05", show_default=True),
     click.option("--seed", default=1, show_default=True),
-    click.option("--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere."),
-    click.option("--evaluate-every", default=0, show_default=True, metavar="ROUNDS", help="Evaluate the model so often; 0: never."),
-    click.option("--stop-after", type=int, metavar="EVALUATIONS", help="End early when so many in a row were no better; keep the best."),
+    click.option(
+        "--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.  另在各院单独训练，并在各院评估每个模型。"
+    ),
+    click.option(
+        "--evaluate-every",
+        default=0,
+        show_default=True,
+        metavar="ROUNDS",
+        help="Evaluate the model so often; 0: never.  每隔多少轮评估一次；0 为不评估。",
+    ),
+    click.option(
+        "--stop-after",
+        type=int,
+        metavar="EVALUATIONS",
+        help="End early when so many in a row were no better; keep the best.  连续若干次评估无改进即提前结束，保留最佳模型。",
+    ),
     click.option("--stop-metric", type=click.Choice(["balanced_accuracy", "accuracy"]), default="balanced_accuracy", show_default=True),
-    click.option("--stop-delta", default="0", show_default=True, help="Better means by more than this."),
-    click.option("--algorithm", default="fedavg", show_default=True, help="How updates become a model: docs/federation/algorithms.md."),
+    click.option("--stop-delta", default="0", show_default=True, help="Better means by more than this.  改进须超过此值。"),
+    click.option(
+        "--algorithm",
+        default="fedavg",
+        show_default=True,
+        help="How updates become a model: docs/federation/algorithms.md.  聚合算法，见 docs/federation/algorithms.md。",
+    ),
     click.option(
         "--parameter",
         "parameters",
         multiple=True,
         metavar="NAME=VALUE",
         callback=_parameters,
-        help="Of the algorithm, as mu=0.01; may be repeated.",
+        help="Of the algorithm, as mu=0.01; may be repeated.  算法参数，如 mu=0.01；可重复。",
     ),
     click.option(
         "--range",
@@ -54,27 +72,62 @@ _TRAINING = (
         multiple=True,
         metavar="NAME=LOW:HIGH",
         callback=_ranges,
-        help="learning_rate, steps or batch_size may change so far between rounds; may be repeated.",
+        help="learning_rate, steps or batch_size may change so far between rounds; may be repeated."
+        "  轮间可调整的范围：learning_rate、steps 或 batch_size；可重复。",
     ),
-    click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated."),
+    click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.  不出院的张量；可重复。"),
     click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True),
-    click.option("--secure", type=int, metavar="THRESHOLD", help="Open sums over at least so many hospitals, and no single update."),
     click.option(
-        "--pace", type=int, metavar="QUORUM", help="A round closes with so many updates; later ones count later, with less weight."
+        "--secure",
+        type=int,
+        metavar="THRESHOLD",
+        help="Open sums over at least so many hospitals, and no single update.  安全聚合：只公开至少这么多家医院之和，不公开单院更新。",
+    ),
+    click.option(
+        "--pace",
+        type=int,
+        metavar="QUORUM",
+        help="A round closes with so many updates; later ones count later, with less weight."
+        "  收到这么多更新即结束本轮；迟到者计入后续轮次，权重降低。",
     ),
     click.option(
         "--screening",
         type=click.Choice(["off", "note", "exclude", "quarantine"]),
-        help="What becomes of updates that look wrong. By default they are noted wherever single updates may be seen.",
+        help="What becomes of updates that look wrong. By default they are noted wherever single updates may be seen."
+        "  异常更新的处理方式；能看到单院更新时默认仅标注。",
     ),
-    click.option("--privacy", type=click.Choice(["hospital", "patient"]), help="Differential privacy: whose contribution is hidden."),
-    click.option("--epsilon", default="8", show_default=True, help="Its budget: the federation ends before it spends more."),
-    click.option("--delta", default="0.00001", show_default=True),
-    click.option("--clip", default="1", show_default=True, help="L2 norm to which an update, or a patient's gradient, is clipped."),
-    click.option("--noise", default="1", show_default=True, help="Standard deviation of the noise over the clipping norm."),
-    click.option("--rate", default="1", show_default=True, help="Of patients: the probability to be in a step."),
     click.option(
-        "--quantile", default="0", show_default=True, help="Of hospitals: the clipping norm follows this quantile of updates; 0 not."
+        "--privacy",
+        type=click.Choice(["hospital", "patient"]),
+        help="Differential privacy: whose contribution is hidden.  差分隐私：保护单位（医院或患者）。",
+    ),
+    click.option(
+        "--epsilon",
+        default="8",
+        show_default=True,
+        help="Its budget: the federation ends before it spends more.  隐私预算：用尽前联邦即结束。",
+    ),
+    click.option("--delta", default="0.00001", show_default=True),
+    click.option(
+        "--clip",
+        default="1",
+        show_default=True,
+        help="L2 norm to which an update, or a patient's gradient, is clipped.  裁剪范数（L2），对更新或单个患者的梯度。",
+    ),
+    click.option(
+        "--noise",
+        default="1",
+        show_default=True,
+        help="Standard deviation of the noise over the clipping norm.  噪声标准差与裁剪范数之比。",
+    ),
+    click.option(
+        "--rate", default="1", show_default=True, help="Of patients: the probability to be in a step.  患者级：每步被抽中的概率。"
+    ),
+    click.option(
+        "--quantile",
+        default="0",
+        show_default=True,
+        help="Of hospitals: the clipping norm follows this quantile of updates; 0 not.  医院级：裁剪范数跟随更新的该分位数；0 为固定。",
     ),
 )
 _PRIVACY = ("epsilon", "delta", "clip", "noise", "rate", "quantile")

@@ -17,16 +17,28 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("package", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True, help="Images or tables, as for a node."
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Images or tables, as for a node.  影像或表格，格式与节点相同。",
 )
-@click.option("--hospitals", default=4, show_default=True, help="How many, where the data are dealt out.")
+@click.option("--hospitals", default=4, show_default=True, help="How many, where the data are dealt out.  数据分给多少家医院。")
 @click.option("--partition", type=click.Choice(["natural", "iid", "dirichlet", "pathological"]), default="iid", show_default=True)
-@click.option("--alpha", default=0.5, show_default=True, help="Of dirichlet: the smaller, the less alike.")
-@click.option("--shards", default=2, show_default=True, help="Of pathological: shards of one class a hospital.")
+@click.option(
+    "--alpha", default=0.5, show_default=True, help="Of dirichlet: the smaller, the less alike.  dirichlet 分布参数：越小各院差异越大。"
+)
+@click.option(
+    "--shards", default=2, show_default=True, help="Of pathological: shards of one class a hospital.  pathological：每院的单类分片数。"
+)
 @training
-@click.option("--min-participants", type=int, help="How many must answer a round; by default all.")
-@click.option("--workers", default=0, help="Processes that train; one a processor by default.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.safetensors, OUT.json, OUT.csv and OUT.png are written.")
+@click.option("--min-participants", type=int, help="How many must answer a round; by default all.  每轮至少多少家答复；默认全部。")
+@click.option("--workers", default=0, help="Processes that train; one a processor by default.  训练进程数；默认每处理器一个。")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="OUT.safetensors, OUT.json, OUT.csv and OUT.png are written.  写入 OUT.safetensors、OUT.json、OUT.csv 与 OUT.png。",
+)
 def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: float, shards: int, out: Path, **options: Any) -> int:
     """Run a federation of the training package in PACKAGE in this process: the real coordinator and the real code of hospitals' nodes, with
     pretended hospitals among which the samples in --data are dealt out.  在本机仿真联邦。
@@ -36,7 +48,7 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     """
     import asyncio
 
-    from medmesh.cli.views import draw, show_result
+    from medmesh.cli.views import draw, show_result, state
     from medmesh.learning.package import pack
     from medmesh.simulation.data import read, share
     from medmesh.simulation.run import simulate as run
@@ -51,7 +63,7 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     done = asyncio.run(run(package, shares, model, news=_news, workers=options["workers"], **plan))
     out.with_name(f"{out.name}.json").write_text(done.view.model_dump_json(indent=1), encoding="utf-8")
     if done.view.state != "completed":
-        click.secho(f"{done.view.state}: {done.view.failure}", fg="red", err=True)
+        click.secho(f"{state(done.view.state)}: {done.view.failure}", fg="red", err=True)
         return 1
     show_result(done.view, model)
     return draw(done.view, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,14 @@ WAITS = {
     "initiator": ("its initiator has as many running as one may", "发起人运行中的联邦已达上限"),
     "busy": ("{0} takes part in as many as one may", "{0} 参加的联邦已达上限"),
 }
+
+
+def state(word: str, width: int = 0) -> str:
+    """A state, or the kind of a round, in the language of the terminal; at least so many cells wide, of which a Chinese sign takes two."""
+    from medmesh.client.plot import STATES, WORDS
+
+    text = say(*(STATES.get(word) or WORDS.get(word) or (word, word)))
+    return text + " " * (width - len(text) - sum(unicodedata.east_asian_width(sign) in "WF" for sign in text))
 
 
 def waits(view: FederationView) -> list[str]:
@@ -152,7 +161,7 @@ def now(view: FederationView, asked: Iterable[ApprovalView] = ()) -> None:
     left = remaining(view)
     most = say("at most", "最多") if view.plan.stop is not None else say("about", "约")
     eta = "" if left is None else say(f", {most} {seconds(left)} left", f"，{most}剩 {seconds(left)}")
-    click.secho(f"{view.plan.name}  {view.state}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
+    click.secho(f"{view.plan.name}  {state(view.state)}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
     _ended(view)
     for line in waits(view):
         click.echo(f"  {line}")
@@ -169,7 +178,7 @@ def now(view: FederationView, asked: Iterable[ApprovalView] = ()) -> None:
             else ""
         )
         took = f"({spent(last[one.hospital])} {say('s', '秒')})" if one.hospital in last and last[one.hospital].milliseconds else ""
-        click.echo(f"  {one.hospital:<16} {one.state:<10} {online} {doing} {took} {one.reason}".rstrip())
+        click.echo(f"  {one.hospital:<16} {state(one.state, 10)} {online} {doing} {took} {one.reason}".rstrip())
     if done and (found := split(done[-1])) is not None:
         move = found.fetch + found.send
         click.echo(
@@ -236,7 +245,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
 
 def draw(view: FederationView, out: Path) -> int:
     """Write `out`.csv and `out`.png; exit code 1 where nothing draws."""
-    from medmesh.client.plot import figure, table
+    from medmesh.client.plot import FONT, chinese_font, figure, table
 
     out.with_name(f"{out.name}.csv").write_text(table(view), "utf-8")
     try:
@@ -244,5 +253,8 @@ def draw(view: FederationView, out: Path) -> int:
     except ImportError:
         click.echo(say(f"{out}.csv; for the picture: pip install matplotlib", f"{out}.csv；绘图需先 pip install matplotlib"), err=True)
         return 1
+    if language() == "zh" and chinese_font() is None:
+        hint = f"pip install --no-deps {FONT}"
+        click.secho(f"本机没有中文字体，图中文字为英文；安装字体：{hint}（Noto Sans SC，SIL OFL 1.1，6 MB）", fg="yellow", err=True)
     click.echo(f"{out}.png {out}.csv")
     return 0

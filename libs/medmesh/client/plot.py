@@ -6,6 +6,8 @@ import csv
 import io
 import statistics
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmesh.client.results import Cell, began_with, cross_site, curve, kept_round, split, trained, undone
@@ -64,18 +66,52 @@ WORDS = {
     "send": ("send", "上传"),
     "aggregate": ("aggregate", "聚合"),
     "rest": ("wait", "等待"),
-    "running": ("running", "进行中"),
-    "completed": ("completed", "已完成"),
-    "failed": ("failed", "失败"),
-    "cancelled": ("cancelled", "已取消"),
-    "paused": ("paused", "已暂停"),
-    "queued": ("queued", "排队中"),
-    "inviting": ("inviting", "邀请中"),
-    "ready": ("ready", "待批准"),
     "federated": ("federated", "联邦模型"),
     "personal": ("personal", "专属模型"),
 }
+STATES = {
+    "inviting": ("inviting", "邀请中"),
+    "ready": ("ready", "待批准"),
+    "queued": ("queued", "排队中"),
+    "running": ("running", "进行中"),
+    "paused": ("paused", "已暂停"),
+    "completed": ("completed", "已完成"),
+    "failed": ("failed", "失败"),
+    "cancelled": ("cancelled", "已取消"),
+    "invited": ("invited", "已邀请"),
+    "accepted": ("accepted", "已同意"),
+    "declined": ("declined", "已谢绝"),
+    "dropped": ("dropped", "已掉线"),
+    "quarantined": ("quarantined", "已隔离"),
+    "withdrawn": ("withdrawn", "已退出"),
+    "excluded": ("excluded", "已排除"),
+    "open": ("open", "进行中"),
+    "committed": ("committed", "已提交"),
+    "void": ("void", "作废"),
+    "skipped": ("skipped", "已略过"),
+    "undone": ("undone", "已撤销"),
+    "train": ("train", "训练"),
+    "baseline": ("baseline", "单独训练"),
+}
+"""Of federations, hospitals and rounds, and the kinds of rounds."""
+FONT = "zhplot"
+"""A wheel that brings Noto Sans SC (SIL OFL 1.1); nothing of it is imported."""
 Say = Callable[..., str]
+
+
+def chinese_font() -> str | None:
+    """The name of a font that has Chinese: of this machine, else of the wheel `FONT`."""
+    from matplotlib import font_manager
+
+    here = {font.name for font in font_manager.fontManager.ttflist}
+    if found := next((name for name in CHINESE if name in here), None):
+        return found
+    wheel = find_spec(FONT)
+    files = sorted(Path(wheel.origin).parent.glob("fonts/NotoSansSC*.ttf")) if wheel and wheel.origin else []
+    for file in files[:1]:
+        font_manager.fontManager.addfont(file)
+        return font_manager.FontProperties(fname=file).get_name()
+    return None
 
 
 def rows(view: FederationView) -> list[dict[str, Any]]:
@@ -124,19 +160,19 @@ def figure(view: FederationView, language: str = "en") -> Figure:
     """Six panels: balanced accuracy by round (all hospitals with their interval, and each), the loss of training, bytes by hospital, the
     time of each round by kind of work, the same by hospital, and every model at every hospital.
 
-    Chinese needs a font that has it (`CHINESE`); on a machine without one the labels are English.
+    Chinese needs a font that has it (`chinese_font`); on a machine without one the labels are English.
     """
     import matplotlib
-    from matplotlib import font_manager
     from matplotlib.figure import Figure
     from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 
-    fonts = [name for name in CHINESE if name in {font.name for font in font_manager.fontManager.ttflist}]
-    chinese = language == "zh" and bool(fonts)
+    font = chinese_font() if language == "zh" else None
+    chinese = font is not None
 
     def say(word: str, **given: object) -> str:
-        return WORDS[word][chinese].format(**given) if word in WORDS else word
+        words = WORDS.get(word) or STATES.get(word)
+        return words[chinese].format(**given) if words else word
 
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": False, "axes.axisbelow": True, "font.size": 9}
     with matplotlib.rc_context(style):
@@ -168,7 +204,7 @@ def figure(view: FederationView, language: str = "en") -> Figure:
             handles, names = places[0][1].get_legend_handles_labels()
             made.legend(handles, names, loc="outside lower center", ncols=min(6, len(hospitals)), frameon=False)
         for text in made.findobj(Text) if chinese else ():
-            text.set_fontfamily([fonts[0], "DejaVu Sans"])  # else it is looked up when the picture is saved, outside this context
+            text.set_fontfamily([str(font), "DejaVu Sans"])  # else it is looked up when the picture is saved, outside this context
     return made
 
 

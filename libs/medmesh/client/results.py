@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -66,12 +66,12 @@ def last_round(plan: Plan) -> int:
     return plan.rounds + len(after_training(plan))
 
 
-def _cell(view: FederationView, model: str, hospital: str, tables: Iterable[object], parties: int = 1) -> Cell:
+def _cell(model: str, hospital: str, tables: Iterable[object], steps: Sequence[Sequence[int]]) -> Cell:
     from medmesh.learning.metrics import add, balanced_accuracy, interval  # numpy: not before there is something to count
 
     given = list(tables)
     counts = add(given)  # type: ignore[arg-type]
-    low, high = interval(given, smallest=view.plan.small_cell, parties=parties)  # type: ignore[arg-type]
+    low, high = interval(given, steps=steps)  # type: ignore[arg-type]
     return Cell(model, hospital, balanced_accuracy(counts), low, high, int(counts.sum()))
 
 
@@ -82,8 +82,8 @@ def cross_site(view: FederationView) -> list[Cell]:
     found = []
     for model in sorted({e.name for e in view.evaluation}, key=lambda name: (name != GLOBAL, name)):
         tables = {e.hospital: e.counts for e in view.evaluation if e.name == model}
-        found += [_cell(view, model, hospital, [table]) for hospital, table in sorted(tables.items()) if hospital]
-        found.append(_cell(view, model, "", tables.values(), _parties(view) if "" in tables else 1))
+        found += [_cell(model, hospital, [table], [_steps(view, hospital)]) for hospital, table in sorted(tables.items()) if hospital]
+        found.append(_cell(model, "", tables.values(), [_steps(view, hospital) for hospital in tables]))
     return found
 
 
@@ -99,15 +99,31 @@ def gains(view: FederationView) -> list[Gain]:
         if (ours := tables.get((GLOBAL, hospital))) is None:
             continue
         theirs = tables[PERSONAL, hospital]
-        low, high = difference(theirs, ours, smallest=view.plan.small_cell, parties=1 if hospital else _parties(view))
+        low, high = difference(theirs, ours, steps=[_steps(view, hospital)])
         a, b = balanced_accuracy(ours), balanced_accuracy(theirs)
         found.append(Gain(hospital, a, b, b - a, low, high))
     return found
 
 
-def _parties(view: FederationView) -> int:
-    """How many hospitals are in the sum that the last evaluation opened."""
-    return max((one.sum.samples for one in view.rounds if one.kind == "evaluate" and one.sum is not None), default=1)
+def _steps(view: FederationView, hospital: str) -> list[int]:
+    """To which multiple the counts of a hospital were rounded, by the plan or by its own policy when it accepted; without a name of each
+    hospital in the sum that the last evaluation opened."""
+    if hospital:
+        return _rounded(view, [hospital])
+    sums = [one for one in view.rounds if one.kind == "evaluate" and one.sum is not None]
+    return _summed(view, sums[-1]) if sums else [view.plan.small_cell]
+
+
+def _rounded(view: FederationView, hospitals: Iterable[str]) -> list[int]:
+    own = {one.hospital: one.small_cell for one in view.participants}
+    return [max(view.plan.small_cell, own.get(hospital, 0)) for hospital in hospitals]
+
+
+def _summed(view: FederationView, one: RoundView) -> list[int]:
+    """Of each hospital in the sum of a round; who they are is known by who answered."""
+    many = one.sum.samples if one.kind == "evaluate" and one.sum is not None else len(counted(one))
+    found = _rounded(view, (answer.hospital for answer in counted(one)))
+    return (found + [view.plan.small_cell] * many)[:many]
 
 
 def counted(one: RoundView) -> tuple[AnswerView, ...]:
@@ -137,11 +153,12 @@ def curve(view: FederationView) -> list[Point]:
     found, before = [], 0
     for one in trained(view):
         last, before = before, one.round
-        tables, parties = [answer.counts for answer in counted(one) if answer.counts is not None], 1
+        told = {answer.hospital: answer.counts for answer in counted(one) if answer.counts is not None}
+        tables, steps = list(told.values()), [[step] for step in _rounded(view, told)]
         if one.sum is not None and one.sum.counts is not None:
-            tables, parties = [one.sum.counts], len(counted(one))
+            tables, steps = [one.sum.counts], [_summed(view, one)]
         if tables:
-            cell = _cell(view, GLOBAL, "", tables, parties)
+            cell = _cell(GLOBAL, "", tables, steps)
             found.append(Point(last, cell.value, cell.low, cell.high, cell.samples))
     return found
 

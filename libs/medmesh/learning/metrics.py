@@ -8,6 +8,8 @@ import numpy as np
 
 Counts = Sequence[Sequence[int]]
 Tables = Counts | Sequence[Counts] | np.ndarray
+Steps = Sequence[Sequence[int]]
+"""Of each table, to which multiple it was rounded (0 or 1: not at all), by each of those who are in it."""
 
 
 def add(matrices: Iterable[Counts]) -> np.ndarray:
@@ -23,20 +25,20 @@ def balanced_accuracy(counts: Counts | np.ndarray) -> float:
     return float((np.diag(matrix)[seen] / totals[seen]).mean()) if seen.any() else 0.0
 
 
-def _draws(counts: Tables, draws: int, seed: int, smallest: int, parties: int) -> np.ndarray:
+def _draws(counts: Tables, draws: int, seed: int, steps: Steps) -> np.ndarray:
     """[draws] of balanced accuracy as the counts leave it possible; empty where no class occurs."""
     generator = np.random.default_rng(seed)
     tables = np.asarray(counts, dtype=np.float64)
     tables = tables[None] if tables.ndim == 2 else tables
     matrix = np.broadcast_to(tables.sum(axis=0), (draws, *tables.shape[1:]))
-    if smallest > 1:
+    if any(step > 1 for each in steps for step in each):
         # What was rounded at random lies within one step of what is told, nearer more likely; each table was rounded by itself, and of
         # a sum each party's.
         matrix = np.zeros(matrix.shape)
-        for table in tables:
+        for table, each in zip(tables, steps, strict=True):
             off = np.zeros(matrix.shape)
-            for _ in range(parties):
-                off += smallest * (generator.random(matrix.shape) - generator.random(matrix.shape))
+            for step in (step for step in each if step > 1):
+                off += step * (generator.random(matrix.shape) - generator.random(matrix.shape))
             matrix += np.where(table > 0, table + off, np.where(table.sum(axis=1, keepdims=True) > 0, np.abs(off), 0))
     seen = tables.sum(axis=(0, 2)) > 0
     hits, totals = np.diagonal(matrix, axis1=1, axis2=2)[:, seen], matrix.sum(axis=2)[:, seen]
@@ -44,11 +46,11 @@ def _draws(counts: Tables, draws: int, seed: int, smallest: int, parties: int) -
     return np.asarray(recalls.mean(axis=1)) if seen.any() else np.empty(0)
 
 
-def interval(counts: Tables, *, draws: int = 4000, seed: int = 0, smallest: int = 0, parties: int = 1) -> tuple[float, float]:
+def interval(counts: Tables, *, draws: int = 4000, seed: int = 0, steps: Steps = ()) -> tuple[float, float]:
     """95 % interval of balanced accuracy: each class's recall drawn from its Jeffreys posterior (Brown, Cai, DasGupta 2001). `counts` is
-    one table [true][predicted] or several that count together; `smallest` is to which multiple each was rounded at random,
-    each of the `parties` that a table is the sum of for itself."""
-    found = _draws(counts, draws, seed, smallest, parties)
+    one table [true][predicted] or several that count together; `steps` tells of each table to which multiple it was rounded at random, or,
+    of a sum, each of those it is the sum of."""
+    found = _draws(counts, draws, seed, steps)
     if not len(found):
         return 0.0, 1.0
     low, high = np.quantile(found, [0.025, 0.975])
@@ -58,9 +60,9 @@ def interval(counts: Tables, *, draws: int = 4000, seed: int = 0, smallest: int 
     return min(float(low), estimate), max(float(high), estimate)
 
 
-def difference(one: Tables, other: Tables, *, draws: int = 4000, smallest: int = 0, parties: int = 1) -> tuple[float, float]:
+def difference(one: Tables, other: Tables, *, draws: int = 4000, steps: Steps = ()) -> tuple[float, float]:
     """95 % interval of `one`'s balanced accuracy minus `other`'s, as if they had been counted on different samples."""
-    a, b = _draws(one, draws, 0, smallest, parties), _draws(other, draws, 1, smallest, parties)
+    a, b = _draws(one, draws, 0, steps), _draws(other, draws, 1, steps)
     if not len(a) or not len(b):
         return -1.0, 1.0
     low, high = np.quantile(a - b, [0.025, 0.975])

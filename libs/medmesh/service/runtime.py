@@ -85,7 +85,7 @@ class Runtime:
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
         self.doorstep = Doorstep(self.unit, settings.administrator_networks, settings.administrators_elsewhere == "refuse")
         self.gathering = Gathering(self.unit)
-        self.proofs = Proofs(self.unit)
+        self.proofs = Proofs(self.database)
         self.bearer = Bearer(trust, self.doorstep, spec.name, self.proofs, unbound=settings.unbound_tokens)
         self.programs = Verification(settings.trust, self.roster, self.unit, required=settings.require_programs)
         self.ports: Any = None

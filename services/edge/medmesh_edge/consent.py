@@ -114,7 +114,7 @@ async def _accept(site: Site, uow: UnitOfWork[Any], row: Any) -> None:
         return
     knows = seen.note if seen else ""
     said = Acceptance(made=uow.now, federation=row.federation, plan=row.plan_hash, hospital=site.settings.hospital, seen=knows)
-    await _answer(uow, row, accept=True, signature=statements.sign(said, key))
+    await _answer(uow, row, accept=True, signature=statements.sign(said, key), small_cell=min(site.policy().small_cell, 1_000_000))
 
 
 async def permitted(uow: UnitOfWork[Any], policy: Policy, package: str) -> bool:
@@ -122,13 +122,13 @@ async def permitted(uow: UnitOfWork[Any], policy: Policy, package: str) -> bool:
     return package in policy.packages or await uow.first(select(approved).where(approved.c.package == package)) is not None
 
 
-async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: str = "", reason: str = "") -> None:
+async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: str = "", reason: str = "", small_cell: int = 0) -> None:
     open_ = (federations.c.federation == row.federation) & (federations.c.state == "invited")
     state = "accepted" if accept else "declined"
     changed = await uow.execute(update(federations).where(open_).values(state=state, reason=reason))
     if changed.rowcount == 0:
         return
-    body = {"plan_hash": row.plan_hash, "accept": accept, "signature": signature, "reason": reason}
+    body = {"plan_hash": row.plan_hash, "accept": accept, "signature": signature, "reason": reason, "small_cell": small_cell}
     await queue(uow, f"/v1/federations/{row.federation}/answer", body)
     about = (Entity("federation", row.federation, digest=row.plan_hash),)
     refused = not accept and reason.startswith(("policy.", "review.", "package.", "roster.", "statement."))

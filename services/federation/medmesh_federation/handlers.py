@@ -196,6 +196,7 @@ async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) 
         "signature": answer.signature,
         "reason": answer.reason[:200],
         "answered_at": uow.now,
+        "small_cell": answer.small_cell,
     }
     where = (participants.c.federation == answer.federation) & (participants.c.hospital == hospital)
     await uow.execute(update(participants).where(where).values(values))

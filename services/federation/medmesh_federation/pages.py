@@ -96,6 +96,7 @@ async def _participants(uow: UnitOfWork[Ports], row: Any, plan: Plan, made: Page
             reason=p.reason,
             release=release_digest(row.federation, row.plan_hash, p.hospital, p.quarantines) if p.state == "quarantined" else None,
             progress=progress.of(row.federation, p.hospital),
+            small_cell=p.small_cell if uow.actor.kind != "hospital" or uow.actor.id == p.hospital else 0,
         )
         if not made.takes(view, forced=made.empty):
             made.more = f"p:{made.participants[-1].hospital}"

@@ -189,7 +189,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         committed=row.chain,
         links=row.links,
         clip=privacy.next_clip(row, plan) if step.kind is RoundKind.TRAIN else "",
-        undoing=Undoing.model_validate(row.undoing) if row.undoing and step.kind is RoundKind.TRAIN else None,
+        undoing=_undoing(row, step),
         **await _beside(uow, row, step, plan),
     )
     digest, previous = round_digest(event), row.opened or row.plan_hash
@@ -201,6 +201,12 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
         uow.emit(told)
     log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))
+
+
+def _undoing(row: Any, step: Open) -> Undoing | None:
+    """What proves a roll-back: told with the next round, whatever it does, and with those that train until one is committed."""
+    told = step.kind is RoundKind.TRAIN or any(one["kind"] is None for one in row.links)
+    return Undoing.model_validate(row.undoing) if row.undoing and told else None
 
 
 async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import click
 import pytest
@@ -15,13 +17,24 @@ from tests.packages import TINY
 from tests.unit.federation.test_domain import NOW
 from tests.unit.federation.test_domain import PLAN as SMALL
 
+from medmesh.cli import _root
 from medmesh.cli.federation import federation
-from medmesh.cli.views import now
+from medmesh.cli.tongue import spoken
+from medmesh.cli.views import draw, now, state
+from medmesh.client import plot
 from medmesh.client.federation import Federation, create_federation
 from medmesh.client.gateway import Gateway
-from medmesh.client.plot import figure, table
+from medmesh.client.plot import chinese_font, figure, table
 from medmesh.client.results import cross_site, curve, gains, kept_round, last_round, remaining, split
-from medmesh.contracts.federation import AnswerView, EvaluationView, FederationView, ParticipantView, RoundView
+from medmesh.contracts.federation import (
+    AnswerView,
+    EvaluationView,
+    FederationState,
+    FederationView,
+    ParticipantView,
+    RoundKind,
+    RoundView,
+)
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 
@@ -245,3 +258,53 @@ async def test_a_plan_that_contradicts_itself_is_refused_with_its_reasons(monkey
         await create_federation(cast(Gateway, None), TINY, **about, **rules)  # type: ignore[arg-type]
     assert caught.value.code == "federation.plan"
     assert "rounds:" in str(caught.value) and "learning_rate:" in str(caught.value)
+
+
+def within(group: click.Group) -> list[click.Command]:
+    return [one for command in group.commands.values() for one in (within(command) if isinstance(command, click.Group) else [command])]
+
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+@pytest.mark.parametrize("tongue", ["en", "zh"])
+def test_help_speaks_the_language_of_the_terminal(tongue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", tongue)
+    made = spoken(federation, tongue)
+    assert isinstance(made, click.Group)
+    for command in (made, *within(made)):
+        helps = [one.help for one in command.params if isinstance(one, click.Option) and one.help]
+        for text in (command.get_short_help_str(), *helps):
+            assert bool(CHINESE.search(text)) == (tongue == "zh"), (command.name, text)
+    listed = CliRunner().invoke(_root, ["federation", "--help"]).output
+    assert ("跟踪联邦直至结束" in listed) == (tongue == "zh") and ("Follow a federation" in listed) == (tongue == "en")
+    told = CliRunner().invoke(_root, ["federation", "result", "--help"]).output
+    assert ("置信区间" in told, "95 % intervals" in told) == (tongue == "zh", tongue == "en")
+
+
+def test_states_are_told_in_chinese_and_columns_stay_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", "zh")
+    for words in (get_args(FederationState), [one.value for one in RoundKind], ("accepted", "dropped", "quarantined", "withdrawn")):
+        assert all(CHINESE.search(state(word)) for word in words)
+    assert state("running", 10) == "进行中    " and state("elsewhere", 10) == "elsewhere "
+    monkeypatch.setenv("MEDMESH_LANG", "en")
+    assert state("running", 10) == "running   "
+
+
+def test_a_chinese_picture_has_chinese_signs_or_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", "zh")
+    cell = EvaluationView(hospital="a", name="federated", counts=((9, 1), (1, 9)))
+    shown = view("completed", rounds=(round_(1, 5.0),), evaluation=(cell,))
+    if chinese_font() is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a sign that no font has is a warning, and a box
+            assert draw(shown, tmp_path / "chinese") == 0
+        assert "字体" not in capsys.readouterr().err
+        assert "已完成" in figure(shown, "zh").get_suptitle()
+    monkeypatch.setattr(plot, "CHINESE", ())
+    monkeypatch.setattr(plot, "FONT", "no_such_wheel")
+    assert draw(shown, tmp_path / "english") == 0
+    assert "pip install --no-deps" in capsys.readouterr().err
+    assert "completed" in figure(shown, "zh").get_suptitle()

@@ -23,7 +23,7 @@ def test_what_was_rounded_has_a_wider_interval_which_still_holds_the_truth() -> 
         names = [f"{trial}-{n}" for n in range(105)]
         counts = told(truth, predicted, names, classes=2, smallest=5, key=b"k")
         exact = told(truth, predicted, names, classes=2)
-        low, high = interval(counts, smallest=5, draws=1000)
+        low, high = interval(counts, steps=[[5]], draws=1000)
         width.append((high - low) - (interval(exact, draws=1000)[1] - interval(exact, draws=1000)[0]))
         held += low <= 0.8 <= high
     assert held >= 180, "95 % of 200, less what chance may take"
@@ -41,10 +41,20 @@ def test_of_a_sum_each_part_was_rounded_for_itself() -> None:
     parts = [[[20, 5], [10, 25]]] * 6
     total = np.add.reduce(parts)
     apart, together, once = (
-        high - low for low, high in (interval(parts, smallest=5), interval(total, smallest=5, parties=6), interval(total, smallest=5))
+        high - low for low, high in (interval(parts, steps=[[5]] * 6), interval(total, steps=[[5] * 6]), interval(total, steps=[[5]]))
     )
     assert abs(together - apart) < 0.01 * apart
     assert once < 0.98 * apart
+
+
+def test_each_hospitals_own_rule_is_in_the_interval() -> None:
+    """Coarser counts of one hospital widen what is said of it, and of all together by no more than that."""
+    table = [[20, 5], [10, 25]]
+    fine, coarse = interval(table, steps=[[5]]), interval(table, steps=[[20]])
+    assert coarse[0] < fine[0] and fine[1] < coarse[1]
+    wide = [high - low for low, high in (interval([table] * 2, steps=steps) for steps in ([[5]] * 2, [[5], [20]], [[20]] * 2))]
+    assert wide == sorted(wide) and wide[0] < 0.95 * wide[2]
+    assert interval([table, table], steps=[[0], [1]]) == interval([table, table]), "what was not rounded is exact"
 
 
 def test_a_difference_is_no_more_certain_than_its_parts() -> None:
@@ -52,5 +62,5 @@ def test_a_difference_is_no_more_certain_than_its_parts() -> None:
     low, high = difference(good, bad)
     assert low < balanced_accuracy(good) - balanced_accuracy(bad) < high
     assert difference(good, good)[0] < 0 < difference(good, good)[1]
-    assert difference(good, bad, smallest=5)[0] < low
+    assert difference(good, bad, steps=[[5]])[0] < low
     assert difference([[0, 0], [0, 0]], bad) == (-1.0, 1.0)

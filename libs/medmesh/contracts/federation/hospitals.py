@@ -23,6 +23,20 @@ class RespondInvitation(Command):
     accept: bool
     signature: str = ""
     reason: str = ""
+    small_cell: int = Field(default=0, ge=0, le=1_000_000)
+    """To which multiple this hospital's own policy has counts of evaluations rounded; the plan's number holds where that is larger."""
+
+
+class OpenLink(Command):
+    """The hospital's node opens the link it was given, once. It answers nothing: consent is the signature of `RespondInvitation`. Result:
+    `{"plan_hash"}`."""
+
+    TYPE: ClassVar[str] = "federation.open-link.v1"
+    ACTION: ClassVar[str] = "federation.respond"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    secret: str = Field(min_length=1, max_length=100)
 
 
 class WithdrawFromFederation(Command):

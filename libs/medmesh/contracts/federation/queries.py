@@ -32,6 +32,8 @@ class ParticipantView(Record):
     release: Sha256 | None = None
     """Of one in quarantine: the digest under which its release is approved."""
     progress: ProgressView | None = None
+    small_cell: int = 0
+    """To which multiple its own policy had counts rounded when it accepted; shown to people and to itself."""
 
 
 class AnswerView(Record):
