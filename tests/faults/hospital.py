@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tests.faults.harness import MEDMESH
+from tests.faults.harness import MEDMESH, until
 
 from medmesh.imaging.reading import wrap
 
@@ -36,6 +38,26 @@ class Process:
     def running(self) -> bool:
         """Whether it has not ended by itself."""
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def worked(self) -> float:
+        """Seconds of the processor that it had so far, by the clock ticks of /proc; 0.0 when it is gone."""
+        assert self.process is not None
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    async def until(self, ready: Callable[[], Awaitable[Any]], idle_seconds: float, every: float = 0.2) -> Any:
+        """Wait for a truth as long as it works towards it, however slowly on a busy machine. Raises `TimeoutError` when it did nothing for
+        so long."""
+        while True:
+            before = self.worked
+            with suppress(TimeoutError):
+                return await until(ready, idle_seconds, every)
+            if self.running and self.worked - before < 1:
+                raise TimeoutError
 
     def kill(self) -> None:
         """As a power cut would."""

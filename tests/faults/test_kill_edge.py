@@ -36,7 +36,7 @@ async def killed(node: Process, progress: Callable[[], int], total: int, seed: i
         async def there(place: float = place) -> bool:
             return progress() >= place
 
-        await until(there, SETTLE_SECONDS, 0.01)
+        await node.until(there, SETTLE_SECONDS, 0.01)
         await asyncio.sleep(dice.uniform(0, 0.2))
         assert node.running, "it ended before it could be killed"
         node.kill()
@@ -45,6 +45,7 @@ async def killed(node: Process, progress: Callable[[], int], total: int, seed: i
     return made
 
 
+@pytest.mark.timeout(1200)
 async def test_intake_goes_on_where_it_was_killed(stage: Stage, tmp_path: Path) -> None:
     node = Process(await stage.enrol(tmp_path / "ruijin", "ruijin"))
     source = await asyncio.to_thread(images, tmp_path / "pacs", EVENTS, 1)
@@ -52,12 +53,14 @@ async def test_intake_goes_on_where_it_was_killed(stage: Stage, tmp_path: Path) 
     def stored() -> int:
         return node.number("SELECT count(*) FROM items")
 
-    kills = await killed(node, stored, EVENTS, 20_263, "ingest", str(source), "--dataset", "brain", "--json")
-
     async def ended() -> bool:
         return not node.running
 
-    await until(ended, SETTLE_SECONDS)
+    try:
+        kills = await killed(node, stored, EVENTS, 20_263, "ingest", str(source), "--dataset", "brain", "--json")
+        await node.until(ended, SETTLE_SECONDS)
+    finally:
+        node.stop()
     print(f"killed at {kills}")
     assert node.process is not None
     assert node.process.returncode == 0, (node.folder / "process.log").read_text()[-2000:]

@@ -27,7 +27,7 @@ from medmesh.auditing.package import check, unpack
 from medmesh.cli.audit import audit
 from medmesh.client.audit import fetch_export
 from medmesh.contracts.audit import ExportFinished, RequestExport
-from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
@@ -309,12 +309,26 @@ async def test_without_an_approval_of_exactly_this_request_nothing_is_built(worl
     again = await requested(world, org="renji")
     await granted(world, again, approval="approval-3")
     await granted(world, made, approval="approval-4")
+    # One that an approver refused stays closed; a refusal of another request closes nothing.
+    closed = await requested(world, org="renji")
+    for export, digest in ((again["export"], closed["digest"]), (closed["export"], closed["digest"])):
+        said = ApprovalRefused(approval="approval-5", action="audit.export", target=export, digest=digest)
+        await world.p.publish(said, source="governance")
+    async with door(world) as auditor, asyncio.timeout(20):
+        while (await auditor.request("GET", f"/v1/exports/{closed['export']}"))["state"] != "refused":
+            await asyncio.sleep(0.05)
     await log(world, service="audit")
     async with door(world) as auditor:
         assert (await auditor.request("GET", f"/v1/exports/{again['export']}"))["state"] == "waiting"
         records = [event["record"] for event in (await auditor.request("GET", "/v1/events", query={"verb": "audit.export"}))["events"]]
     spent = [record["approval"]["id"] for record in records if record["approval"]]
-    assert spent == ["approval-3"]
+    assert spent == ["approval-3", "approval-5"]
+    told = {made["export"]: [], closed["export"]: []}
+    for record in records:
+        if (steps := told.get(record["entities"][0]["id"])) is not None:
+            steps.append((record["act"], record["out"], record["why"], record["detail"].get("state", "")))
+    assert told[made["export"]] == [("C", 0, "", "waiting"), ("U", 0, "", "approved"), ("E", 0, "", "ready")]
+    assert told[closed["export"]] == [("C", 0, "", "waiting"), ("U", 4, "audit.export_refused", "")]
 
 
 async def test_only_who_asked_fetches_it_and_an_organisations_auditor_gets_no_more_than_they_may_see(world: World, private: Path) -> None:

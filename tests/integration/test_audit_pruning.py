@@ -13,13 +13,14 @@ from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import select
 from tests.contract.test_sealed import keys
 from tests.integration.test_audit_sequencer import newest
 from tests.logs import audit_service, connected, copied, faults, hand_in, records, vkey
 from tests.platform import Platform
 
 from medmesh.contracts.audit import GetRetention, LogChanged, PlaceHold, RequestLift, RequestPruning, RequestRetention, RetentionView
-from medmesh.contracts.governance import ApprovalGranted
+from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
 from medmesh.contracts.message import Command
 from medmesh.embedded.testing import RunningServers
 from medmesh.ledger import proof
@@ -29,9 +30,11 @@ from medmesh_audit import pruning, queries, search
 from medmesh_audit.anomalies import Anomalies
 from medmesh_audit.restore import restore
 from medmesh_audit.sealing import Sealer
+from medmesh_audit.tables import entries
 
 pytestmark = pytest.mark.xdist_group("audit-pruning")
 SECONDS = 3
+ONCE = pruning.once
 
 
 @asynccontextmanager
@@ -87,12 +90,22 @@ async def view(p: Platform) -> RetentionView:
     return await p.ask(GetRetention(), RetentionView, p.person("qian", "auditor"))
 
 
+async def told(p: Platform, made: dict[str, Any]) -> list[tuple[str, str, int, str]]:
+    """What is on record about a change, in the log or on the way there."""
+    runtime = p.runtimes["audit"]
+    async with runtime.unit() as uow:
+        logged = [row.body for row in await uow.all(select(entries.c.body).order_by(entries.c.seq))]
+    found = {one["id"]: one for one in [json.loads(body) for body in logged if body] + await p.audited("audit")}
+    about = [one for one in found.values() if made["change"] in {thing["id"] for thing in one["entities"]}]
+    return [(one["sub"], one["act"], one["out"], one["why"]) for one in about]
+
+
 async def changed(p: Platform, made: dict[str, Any], sealer: Sealer | None = None) -> LogChanged:
     """When it is done; a pruning is done by hand here, with the sealer whose locks are short."""
     async with asyncio.timeout(30):
         while True:
             if sealer is not None:
-                await pruning.once(p.runtimes["audit"].ports, sealer)
+                await ONCE(p.runtimes["audit"].ports, sealer)
             if found := [e.data for e in p.emitted(LogChanged) if e.data.change == made["change"]]:
                 return found[0]
             await asyncio.sleep(0.1)
@@ -103,7 +116,7 @@ async def test_it_goes_as_approved_and_everything_else_still_proves_itself(
 ) -> None:
     async with old_log(servers, private, unique) as (p, sealer):
         runtime = p.runtimes["audit"]
-        monkeypatch.setattr(pruning, "_waiting", lambda ports: asyncio.sleep(0, False))
+        monkeypatch.setattr(pruning, "once", lambda ports, sealer: asyncio.sleep(0, False))  # the service's own, whose locks are long
         async with runtime.unit() as uow:
             row = await search.entry(uow, "7", None)
             before = await queries.evidence(uow, row, await newest(uow), queries.Upper())
@@ -122,6 +135,7 @@ async def test_it_goes_as_approved_and_everything_else_still_proves_itself(
             later = await queries.evidence(uow, await search.entry(uow, "550", None), await newest(uow), queries.Upper())
         proof.verify(later.proof, base64.b64decode(later.leaf), vkey(private))
         assert (await view(p)).minimum == 512
+        assert await told(p, made) == [("retention.request", "C", 0, ""), (pruning.PRUNE, "D", 0, ""), ("log.pruned", "D", 0, "")]
 
         async with connected(servers, p, superuser=True) as sql:
             assert await sql.fetchval("SELECT count(*) FROM entries WHERE body = ''") == 512
@@ -168,6 +182,19 @@ async def test_locks_holds_and_policy_each_forbid_it(servers: RunningServers, pr
             while next(c for c in (await view(p)).changes if c.change == made["change"]).state != "failed":
                 await asyncio.sleep(0.1)
         assert (await view(p)).minimum == 0, "a hold that came between request and approval"
+
+        # What an approver refused is closed, whatever is granted afterwards; a refusal of something else closes nothing.
+        again = await asked(p, RequestRetention(kind="clinical", days=200))
+        said = ApprovalRefused(approval="a-5", action="retention.change", target=again["change"], digest=made["digest"])
+        await p.publish(said, source="governance")
+        await p.publish(said.model_copy(update={"digest": again["digest"]}), source="governance")
+        async with asyncio.timeout(20):
+            while next(c for c in (await view(p)).changes if c.change == again["change"]).state != "refused":
+                await asyncio.sleep(0.1)
+        assert await told(p, made) == [("retention.request", "C", 0, ""), ("retention.request", "D", 4, "audit.held")]
+        assert await told(p, again) == [("retention.request", "C", 0, ""), ("retention.request", "U", 4, "audit.change_refused")]
+        assert await told(p, lifted) == [("retention.request", "C", 0, ""), ("log.hold", "D", 0, "")]
+        assert await told(p, longer) == [("retention.request", "C", 0, ""), ("retention.change", "U", 0, "")]
 
 
 async def test_the_database_lets_bodies_go_in_this_way_only(servers: RunningServers, private: Path, unique: str) -> None:

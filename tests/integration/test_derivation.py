@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from tests.platform import Platform, platform
 
 from medmesh.canonical import canonical
@@ -20,6 +20,7 @@ from medmesh.contracts.registry import GetModel, Lineage, ListModels, ModelList,
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.labels import EVERY, Label, Level
+from medmesh.service import derivation, labels
 from medmesh.service.derivation import HEARD
 from medmesh_annotation.service import SERVICE as ANNOTATION
 from medmesh_registry.service import SERVICE as REGISTRY
@@ -242,6 +243,60 @@ async def test_a_change_that_was_heard_before_something_is_made_counts_for_it(p:
     assert await described(p, "annotation", "project", "late") == CORE
     assert (await p.send(await project_of(p, "lowered", dataset="other"), p.person("wang", "researcher"))).succeeded
     assert await described(p, "annotation", "project", "lowered") == SecurityLabel()
+
+
+async def test_whoever_makes_something_and_whoever_raises_its_source_wait_for_each_other(p: Platform) -> None:
+    runtime, boss = p.runtimes["annotation"], p.person("boss", "security_administrator", clearance=Label(Level.CORE, frozenset({EVERY})))
+    assert (await p.send(await project_of(p, "reading"), p.person("wang", "researcher"))).succeeded
+    await p.publish(raised("far", SecurityLabel(), SecurityLabel()), source="ingestion")
+    async with asyncio.timeout(20):
+        while ("far", 1) not in await heard(p):
+            await asyncio.sleep(0.02)
+
+    async def raise_far() -> None:
+        async with runtime.unit() as uow:
+            await derivation.heard(uow, raised("far", CORE, SecurityLabel(), revision=2), labels._raise)
+
+    async def raise_reading() -> None:
+        await p.ask(ChangeLabel(kind="project", id="reading", label=CORE), LabelAnswer, boss)
+
+    # Another service's object, and one of its own: raised while something is being made from it.
+    for source, raises in ((("dataset", "far"), raise_far), (("project", "reading"), raise_reading)):
+        async with runtime.unit() as uow:
+            assert not (await derivation.hold(uow, frozenset({"project"}), [source])).dominates(Label(Level.SENSITIVE, frozenset()))
+            raising = asyncio.create_task(raises())
+            await asyncio.sleep(0.5)
+            assert not raising.done()
+            await derivation.note(uow, "project", source[1] + "-made", [source])
+            row = {"kind": "project", "id": source[1] + "-made", "level": "internal", "compartments": [], "owner": "platform"}
+            more = {"organisations": ["platform"], "maker": "person:wang@platform", "changed_at": uow.now}
+            await uow.execute(insert(labels.LABELS).values(**row, **more))
+        await raising
+        assert await described(p, "annotation", "project", source[1] + "-made") == CORE
+    # Two sources of one object, raised at once: none is lost.
+    await p.publish(raised("near", SecurityLabel(), SecurityLabel()), source="ingestion")
+    async with runtime.unit() as uow:
+        await derivation.note(uow, "project", "reading", [("dataset", "near"), ("dataset", "next")])
+    async with runtime.unit() as uow:
+        await derivation.heard(uow, raised("near", RENJI, SecurityLabel(), revision=2), labels._raise)
+
+        async def raise_next() -> None:
+            async with runtime.unit() as other:
+                xiehe = SecurityLabel(level="sensitive", compartments=("xiehe",))
+                await derivation.heard(other, raised("next", xiehe, SecurityLabel()), labels._raise)
+
+        raising = asyncio.create_task(raise_next())
+        await asyncio.sleep(0.5)
+        assert not raising.done()
+    await raising
+    assert await described(p, "annotation", "project", "reading") == SecurityLabel(level="core", compartments=("renji", "xiehe"))
+    # What it is as high as already changes nothing: no record, no fact.
+    before = [record["id"] for record in await p.audited("annotation")]
+    async with runtime.unit() as uow:
+        both = await derivation.hold(uow, frozenset({"project"}), [("dataset", "near"), ("dataset", "next")])
+        assert both == Label(Level.SENSITIVE, frozenset({"renji", "xiehe"}))
+        await derivation.heard(uow, raised("near", RENJI, SecurityLabel(), revision=3), labels._raise)
+    assert [record["id"] for record in await p.audited("annotation")] == before
 
 
 async def heard(p: Platform) -> set[tuple[str, int]]:

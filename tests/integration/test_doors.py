@@ -82,7 +82,7 @@ async def test_a_proof_counts_once_at_whichever_instance_it_is_shown(world: Worl
 
     def another_instance() -> None:
         unbound = runtime.settings.unbound_tokens
-        runtime.bearer = Bearer(runtime.trust, runtime.doorstep, "audit", Proofs(runtime.unit), unbound=unbound)
+        runtime.bearer = Bearer(runtime.trust, runtime.doorstep, "audit", Proofs(runtime.database), unbound=unbound)
 
     heard = mine.headers("GET", PATH, b"")
     answers = await asyncio.gather(*(code(http, heard) for _ in range(5)))

@@ -75,7 +75,7 @@ async def test_the_next_round_begins_with_the_earlier_model_and_with_what_the_se
     again = (await opened(p, 4, 2)).data
     assert again.base == first.model
     assert again.undoing is not None
-    assert proven(again, p.trust.governance, p.rosters.book.believed().roster).id == "good"
+    assert proven(again, again.base.sha256, p.trust.governance, p.rosters.book.believed().roster).id == "good"
     fourth = await trained(p, 4, 2.0, attempt=2)
     assert await value_of(p, fourth.model) == 2.9, "m = 0.9 x 1 + 1, and not what rounds 2 and 3 left"
     assert fourth.chain == link(undone_link(third.chain, 1, first.model.sha256, "good"), 4, fourth.kind, fourth.model.sha256, fourth.state)

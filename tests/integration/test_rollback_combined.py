@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,9 @@ from medmesh.client.results import kept_round, trained
 from medmesh.contracts.federation import (
     FederationCompleted,
     FederationRolledBack,
+    ParticipantQuarantined,
+    ParticipantReleased,
+    QuarantineHospital,
     RoundCommitted,
     RoundOpened,
     RoundVoided,
@@ -34,9 +38,11 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import EarlyStopping, plan_hash
 from medmesh.contracts.privacy import Privacy
 from medmesh.embedded.testing import RunningServers
+from medmesh.federated.undoing import proven
 from medmesh.learning import weights
 from medmesh.store.objects.port import file_digest
 from medmesh.store.tables import service_metadata
+from medmesh_federation.ports import HANDLERS
 from medmesh_federation.service import SERVICE
 
 THREE = ("huashan", "renji", "tongji")
@@ -124,6 +130,7 @@ async def test_scores_of_undone_rounds_stop_no_training_and_choose_no_model(p: P
     assert (await going.back(3, third.model.sha256)).undone == (4, 5)
     again = await evaluating.evaluated(p, 9, attempt=2, **{"round-3": 8, "round-1": 7})
     assert next(one.weights for one in again.models if one.name == "round-3") == third.model
+    assert proven(again, third.model.sha256, p.trust.governance, p.rosters.book.believed().roster).id == "back-to-3"
     done = await going.completed()
     assert (done.rounds, done.undone, done.model) == (3, (2, 4, 5), third.model)
     assert kept_round(await view(p, going.federation)) == 3
@@ -294,3 +301,46 @@ async def test_back_again_from_where_it_went_back_to_but_not_forward_to_what_was
                 await going.train(5, 8.0, who=TWO)
                 five = await going.round(6)
             assert (five.hospitals, five.undoing) == (THREE, None)
+
+
+@pytest.fixture
+def failed() -> Iterator[list[str]]:
+    """The handlers that steer, each of which dies once, after all it does and before that is committed."""
+    dead, real = list[str](), {consumer.durable: consumer.handler for consumer in HANDLERS.consumers}
+    for consumer in HANDLERS.consumers:
+        if consumer.durable.endswith(("rollback-granted", "release-granted")) or QuarantineHospital in consumer.messages:
+
+            async def dies(message: Any, uow: Any, durable: str = consumer.durable, real: Any = consumer.handler) -> Any:
+                done = await real(message, uow)
+                if uow.accounted and durable not in dead:
+                    dead.append(durable)
+                    raise ConnectionError("as if it died here")
+                return done
+
+            object.__setattr__(consumer, "handler", dies)
+    yield dead
+    for consumer in HANDLERS.consumers:
+        object.__setattr__(consumer, "handler", real[consumer.durable])
+
+
+async def test_what_dies_just_before_it_commits_comes_again_and_is_done_once(failed: list[str], p: Platform) -> None:
+    going = await Going.start(p, rounds=4)
+    first = await going.train(1, 1.0)
+    await going.round(2)
+    command = QuarantineHospital(federation=going.federation, hospital="tongji", reason="its scanner is miscalibrated")
+    assert (await p.send(command, p.person("li", "researcher"), timeout=60)).result == {"state": "quarantined"}
+    await going.train(2, 2.0, who=TWO)
+    await going.round(3)
+    await going.back(1, first.model.sha256)
+    digest = next(one.release for one in (await view(p, going.federation)).participants if one.hospital == "tongji")
+    assert digest is not None
+    about = {"approval": "released", "action": "federation.release", "target": f"{going.federation}/tongji", "digest": digest}
+    await p.publish(ApprovalGranted(**about, token=p.approval(**about)), source="governance")
+    await p.wait(ParticipantReleased, timeout=60)
+    third = await going.train(3, 5.0, attempt=2, who=TWO)
+    four = await going.round(4)
+    assert (four.base, four.hospitals) == (third.model, THREE)
+    assert len(failed) == 3
+    verbs = Counter(r["sub"] for r in await p.audited("federation"))
+    assert [verbs[f"federation.{verb}"] for verb in ("quarantine", "release", "rollback")] == [1, 1, 1]
+    assert [len(p.emitted(event)) for event in (ParticipantQuarantined, ParticipantReleased, FederationRolledBack)] == [1, 1, 1]

@@ -19,7 +19,22 @@ if TYPE_CHECKING:
     from medmesh.client.gateway import Gateway
 
 T = TypeVar("T")
-AUDIT = click.option("--audit", "url", required=True, envvar="MEDMESH_AUDIT", metavar="URL", help="Address of the audit service.")
+
+
+def here() -> str:
+    """The audit service of the platform on this machine, if that is where the person is signed in. Raises `Problem` (`cli.*`)."""
+    from medmesh.cli.platform import data_folder
+    from medmesh.cli.session import load
+    from medmesh.embedded.run import running
+
+    signed_in, run = load()["url"], running(data_folder().absolute())
+    if run is None or run.urls["gateway"] != signed_in:
+        raise Problem("cli.no_audit")
+    return run.urls["audit"]
+
+
+WHERE = "Address of the audit service; found by itself on the platform's own machine."
+AUDIT = click.option("--audit", "url", required=True, default=here, envvar="MEDMESH_AUDIT", metavar="URL", help=WHERE)
 
 
 def visit(url: str, work: Callable[[Gateway], Awaitable[T]]) -> T:

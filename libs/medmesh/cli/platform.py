@@ -15,10 +15,16 @@ import click
 from medmesh.cli import say
 from medmesh.errors import Problem
 
+
+def data_folder() -> Path:
+    """`$MEDMESH_DATA` or `~/.local/share/medmesh`."""
+    return Path(os.environ.get("MEDMESH_DATA", Path.home() / ".local" / "share" / "medmesh"))
+
+
 DATA = click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    default=lambda: Path(os.environ.get("MEDMESH_DATA", Path.home() / ".local" / "share" / "medmesh")),
+    default=data_folder,
     show_default="$MEDMESH_DATA or ~/.local/share/medmesh",
     help="The data folder: everything lies below it.  数据目录。",
 )

@@ -22,13 +22,13 @@ def rollback_digest(federation: str, plan_hash: str, number: int, model: str) ->
     return request_digest({"action": ACTION, "federation": federation, "plan": plan_hash, "round": number, "model": model})
 
 
-def proven(event: RoundOpened, governance_key: str, roster: Roster) -> Approval:
-    """The approval by keys of the roster for that a round begins with an earlier model. Raises `Problem` (`federation.rollback_unproven`)
-    with the reason."""
+def proven(event: RoundOpened, model: str, governance_key: str, roster: Roster) -> Approval:
+    """The approval by keys of the roster for that a federation goes on from an earlier `model` (SHA-256) with this round. Raises `Problem`
+    (`federation.rollback_unproven`) with the reason."""
     about = {"federation": event.federation, "round": event.round}
     if (said := event.undoing) is None:
         raise Problem("federation.rollback_unproven", **about, reason="nothing was shown")
-    digest = rollback_digest(event.federation, event.plan_hash, said.round, event.base.sha256)
+    digest = rollback_digest(event.federation, event.plan_hash, said.round, model)
     try:
         found = approvals.verify(said.approval, governance_key, roster, action=ACTION, digest=digest, at=None)
         if found.target != rollback_target(event.federation, said.round):

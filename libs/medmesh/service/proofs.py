@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from datetime import UTC, datetime
 
-from sqlalchemy import delete, text
+from sqlalchemy import String, bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql import func
 
 from medmesh.errors import Problem
 from medmesh.security.possession import WINDOW, Proof
+from medmesh.store.database import Database
+from medmesh.store.prepared import Prepared
 from medmesh.store.tables import add_door_table, service_metadata
-from medmesh.store.unit import UnitOfWork
+from medmesh.store.types import Timestamp
 
 _SEEN = add_door_table(service_metadata()).tables["proofs_seen"]
 EVERY_SECONDS = 60.0
+# Not flushed to the disk: what a crash of the database forgets is a fraction of a second of proofs.
+_LAZILY = select(func.set_config("synchronous_commit", "off", True)).cte()
+_ROW = select(bindparam("proof", type_=String), bindparam("until", type_=Timestamp)).select_from(_LAZILY)
+_SEE = Prepared(insert(_SEEN).from_select(["proof", "until"], _ROW).on_conflict_do_nothing().returning(_SEEN.c.proof))
+_FORGET = Prepared(delete(_SEEN).where(_SEEN.c.until < bindparam("now")))
 
 
 class Proofs:
-    """Kept in the service's own database; `unit` opens a transaction of it."""
+    """Kept in the service's own database, one statement a proof."""
 
-    def __init__(self, unit: Callable[[], AbstractAsyncContextManager[UnitOfWork[Any]]]) -> None:
-        self._unit = unit
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def once(self, proof: Proof) -> None:
         """Raises `Problem` (`security.possession`) the second time."""
-        name = hashlib.sha256(f"{proof.key}:{proof.id}".encode()).hexdigest()
-        async with self._unit() as uow:
-            # Not flushed to the disk: what a crash of the database forgets is a fraction of a second of proofs.
-            await uow.execute(text("SET LOCAL synchronous_commit = off"))
-            row = insert(_SEEN).values(proof=name, until=uow.now + 2 * WINDOW).on_conflict_do_nothing().returning(_SEEN.c.proof)
-            fresh = (await uow.execute(row)).first() is not None
-        if not fresh:
+        name, until = hashlib.sha256(f"{proof.key}:{proof.id}".encode()).hexdigest(), datetime.now(UTC) + 2 * WINDOW
+        if not await self._database.look(_SEE, proof=name, until=until):
             raise Problem("security.possession", reason="used before")
 
     async def forget(self) -> None:
         """Those that are too old to be shown again."""
-        async with self._unit() as uow:
-            await uow.execute(delete(_SEEN).where(_SEEN.c.until < uow.now))
+        await self._database.look(_FORGET, now=datetime.now(UTC))

@@ -71,21 +71,27 @@ async def follow(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened) -
 
 
 async def _progress(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
-    """Raise a `Problem` (`federation.rollback_unproven`) where a training round begins with a model that came before, and no approval by
-    keys of this hospital's roster says that it may."""
-    if event.kind is not RoundKind.TRAIN:
-        return
-    mine = select(bases.c.base).where(bases.c.federation == event.federation)
-    newest = await uow.first(mine.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
-    began = newest is not None and newest.base != event.base.sha256
-    again = began and (event.base.sha256 == plan.initial or await uow.first(mine.where(bases.c.base == event.base.sha256)) is not None)
+    """Raise a `Problem` (`federation.rollback_unproven`) where a round, also one that evaluates, comes after a roll-back, or a training
+    round begins with a model that came before, and no approval by keys of this hospital's roster says that it may."""
     back = [one for one in event.links if one.kind is None]
+    again = event.kind is RoundKind.TRAIN and await _again(uow, plan, event)
     if again or back or event.undoing is not None:
-        found = proven(event, uow.ports.trust().governance, uow.ports.roster())
+        # What hospitals train alone begins with the first weights, whatever the federation went back to.
+        model = back[-1].model if back else event.base.sha256
+        found = proven(event, model, uow.ports.trust().governance, uow.ports.roster())
         if back and back[-1].approval != found.id:
             raise Problem("federation.uncommitted", federation=event.federation, round=event.round)
         about = (Entity("federation", event.federation, digest=event.plan_hash),)
         uow.audit(AuditEntry("federation.rollback", "E", entities=about, approval=found.evidence(), detail={"round": event.round}))
+
+
+async def _again(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> bool:
+    """Whether a training round begins with a model that an earlier one, but for the last, began with."""
+    mine = select(bases.c.base).where(bases.c.federation == event.federation)
+    newest = await uow.first(mine.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
+    if newest is None or newest.base == event.base.sha256:
+        return False
+    return event.base.sha256 == plan.initial or await uow.first(mine.where(bases.c.base == event.base.sha256)) is not None
 
 
 async def _left(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened, newest: Any) -> Left | None:

@@ -1,19 +1,21 @@
-"""How audit records reach the log from the table they were committed to: in order, each until there is a receipt for it, however often."""
+"""How records reach the log, and messages the stream, from the tables they were committed to: each until it was taken, however often."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from tests.store import example_sqlite
 
+from medmesh.bus.port import BusMessage
 from medmesh.contracts.audit import AuditBatch, Receipt, Receipts
+from medmesh.contracts.message import OperationFinished, decode
 from medmesh.errors import Problem
 from medmesh.service import relays
-from medmesh.service.relays import AuditRelay
+from medmesh.service.relays import AuditRelay, OutboxRelay
 from medmesh.store.database import Database
 from medmesh.store.unit import AuditEntry, Context
 
@@ -155,3 +157,40 @@ async def test_it_goes_on_by_itself_after_the_log_was_away_and_hands_in_the_rest
     await leave(database, 100)
     await relay.stop()
     assert await left(database) == []
+
+
+class Stream:
+    """Refuses what is called so."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused, self.taken = set(refused), list[tuple[str, str]]()
+
+    async def publish(self, messages: Sequence[BusMessage]) -> list[BaseException | None]:
+        outcomes: list[BaseException | None] = []
+        for message in messages:
+            name = decode(message.body, OperationFinished).data.operation
+            outcomes.append(Problem("bus.no_responder", subject=message.subject) if name in self.refused else None)
+            self.taken += [] if name in self.refused else [(message.id, name)]
+        return outcomes
+
+
+async def test_a_message_that_was_not_taken_comes_again_and_those_beside_it_do_not(private: Path) -> None:
+    bus = Stream("b")
+    async with example_sqlite(private, emits=frozenset((OperationFinished,))) as database:
+        relay = OutboxRelay(service="example", database=database, bus=bus, batch=3)  # type: ignore[arg-type]
+        async with database.unit(Context("example")) as uow:
+            for name in "abcd":
+                uow.emit(OperationFinished(service="example", operation=name, command="x", succeeded=True))
+        with pytest.raises(Problem):  # so that it waits a little, and somebody is told
+            await relay.step()
+        assert [name for _, name in bus.taken] == ["a", "c"]
+        assert (await database.outbox_backlog())[0] == 2
+        bus.refused.clear()
+        assert not await relay.step()
+        assert [name for _, name in bus.taken] == ["a", "c", "b", "d"]
+        assert len({id_ for id_, _ in bus.taken}) == 4
+        async with database.unit(Context("example")) as uow:
+            for name in "efg":
+                uow.emit(OperationFinished(service="example", operation=name, command="x", succeeded=True))
+        assert await relay.step(), "a full batch is followed by the next"
+        assert not await relay.step()

@@ -100,7 +100,7 @@ def proof(folder: Path, file: Any) -> int:
 
     row = on_site(folder, continuity.present)
     if row is None:
-        raise Problem("request.not_found", kind="checkpoint", id=say("none seen yet", "尚未查验"))
+        raise Problem("edge.log_unseen")
     file.write("\n".join(filter(None, (row.note, row.shown))))
     return 1 if row.fault else 0
 
