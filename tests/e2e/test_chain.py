@@ -22,8 +22,11 @@ from tests.platform import Platform
 from tests.rosters import acceptance
 from tests.world import World, small_world
 
+from medmesh.auditing import continued
 from medmesh.bus.port import BusMessage
 from medmesh.client import Gateway
+from medmesh.client.federation import Federation
+from medmesh.contracts.audit import Events
 from medmesh.contracts.federation import (
     CandidateModel,
     Commitment,
@@ -50,7 +53,7 @@ from medmesh.security.keys import Identity
 from medmesh.security.signing import Signer
 from medmesh.store.objects.port import load
 from medmesh.witness.site import create
-from medmesh_edge import consent, intake, memorised
+from medmesh_edge import consent, intake, invitation, memorised
 from medmesh_edge import roster as rosters
 from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
@@ -105,12 +108,16 @@ async def scene(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 
 async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
     """A federation that both hospitals accepted and a person approved."""
-    wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 2, "accept_seconds": 20, **changed}
+    wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 2, "accept_seconds": 60, **changed}
     made = await federation(scene.world, scene.researcher, scene.approver, ("huashan", "renji"), **wanted)
     signed = acceptance(scene.world.p.rosters.signer("hospital:renji"), made["federation"], made["plan_hash"])
     answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signed)
     assert (await scene.world.p.send(answer, scene.world.p.hospital("renji"))).succeeded
     await until(lambda: state_of(node, made))
+    link = await Federation(scene.researcher, made["federation"]).link("huashan")
+    assert (await invitation.open_link(node.site, link)).plan_hash == made["plan_hash"]
+    with pytest.raises(Problem, match="opened already"):
+        await invitation.open_link(node.site, link)
     await consent.approve(node.site, made["federation"], "doctor-zhao")
     node.site.changed.set()
     return made
@@ -155,6 +162,11 @@ def left(event: RoundOpened, *links: Commitment) -> dict[str, Any]:
     """What a round says that begins with what these left after the rounds before `event`."""
     found = after(Left(event.committed or "", event.base.sha256), links)
     return {"links": links, "committed": found.value, "base": ObjectRef(sha256=found.model, bytes=event.base.bytes)}
+
+
+def contradictions(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, str, int]]:
+    looking = continued.Continued()
+    return [one for seq, record in records for one in looking.look(seq, record, whole=True)]
 
 
 def committed(number: int, model: ObjectRef) -> Commitment:
@@ -204,6 +216,21 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             number += 1
         state, code, trained = await became(node, made, number)
         assert (state in ("trained", "sent"), code, trained) == (True, "", 1)
+
+        # What it wrote down lies in the log beside what the coordinator wrote down, and fits.
+        async def logged() -> Any:
+            found = await node.gateway.ask("/v1/audit/events", Events, entity=f"federation:{made['federation']}")
+            records = [(one.seq, one.record) for one in found.events if one.record["sub"] in continued.VERBS and one.record["out"] == 0]
+            mine = [r["detail"]["round"] for _, r in records if r["sub"] == "federation.train"]
+            return records if {1, number} <= set(mine) else None
+
+        records = await until(logged)
+        assert contradictions(records) == []
+        seq, record = next((seq, r) for seq, r in records if r["sub"] == "federation.train" and r["detail"]["round"] == 1)
+        assert record["detail"]["base"] == first.base.sha256
+        later = {**record, "detail": {**record["detail"], "round": 2}}
+        swapped = [(n, later if n == seq else r) for n, r in records]
+        assert contradictions(swapped) == [(seq, made["federation"], 2)], "what stood before is not what was committed since"
 
         # From here on the platform lies, to this hospital alone; the honest round waits for the other one.
         lie = {"round": number + 1, "hospitals": ("huashan", "renji")}

@@ -78,6 +78,30 @@ def show_federation(identifier: str, as_json: bool) -> int:
 
 
 @federation.command()
+@click.argument("identifier", metavar="FEDERATION")
+@click.option("--hospital", "hospitals", multiple=True, help="One that is invited; by default each of them.  受邀医院，默认全部。")
+@click.option("--days", default=7.0, show_default=True, help="How long a link may wait.  链接有效天数。")
+@click.option("--revoke", is_flag=True, help="What was handed out opens nothing any more.  撤销已发出的链接。")
+def invite(identifier: str, hospitals: tuple[str, ...], days: float, revoke: bool) -> int:
+    """One-time links for the people of invited hospitals, to be handed to each.  一次性邀请链接。
+
+    A link is shown once, here. It opens at that hospital's node only, shows the plan, and consents to nothing.
+
+    链接只在此处显示一次，只能在该医院的节点上打开，仅用于查看方案，不等于同意。
+    """
+    from medmesh.client.federation import Federation
+
+    async def run(gateway: Gateway) -> Any:
+        one = Federation(gateway, identifier)
+        wanted = hospitals or tuple(entry.hospital for entry in (await one.view()).participants)
+        return [(name, await (one.revoke_link(name) if revoke else one.link(name, round(days * 86_400)))) for name in wanted]
+
+    for name, made in with_gateway(run):
+        click.echo(f"{name:<16} {say('revoked', '已撤销') if revoke else f'medmesh edge open {made}'}")
+    return 0
+
+
+@federation.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True, help="Of the plan.  方案名称。")
 @click.option("--purpose", required=True, help="What for; hospitals read it.  用途，医院会读到。")

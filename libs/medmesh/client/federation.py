@@ -22,6 +22,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.contracts.training import RehearsalReport, RehearsalView
 from medmesh.errors import Problem
+from medmesh.federated.invitation import link_digest, link_of, new_secret
 from medmesh.federated.plan import explain
 from medmesh.federated.undoing import ACTION, rollback_digest, rollback_target
 from medmesh.learning.host import worker
@@ -234,6 +235,18 @@ class Federation:
         """From the next round on: `learning_rate`, `local_steps`, `batch_size` within the plan's ranges, decimal strings. Answers
         `{"changed"}`."""
         return await self._do("adjustment", {"changed": changed})
+
+    async def link(self, hospital: str, seconds: int = 7 * 86_400) -> str:
+        """A one-time link for an invited hospital, to be handed to its people: `medmesh edge open LINK` shows them the plan. It takes the
+        place of the one before. Raises `Problem`."""
+        view, secret = await self._first(), new_secret()
+        digest = link_digest(self.federation, hospital, view.plan_hash, secret)
+        await self._do("links", {"hospital": hospital, "digest": digest, "seconds": seconds})
+        return link_of(self.federation, secret)
+
+    async def revoke_link(self, hospital: str) -> Any:
+        """Its link opens nothing any more. Answers `{"hospital"}`."""
+        return await self._do(f"links/{hospital}/revocation", {})
 
     async def quarantine(self, hospital: str, reason: str) -> Any:
         """A hospital takes no part, at once, until its release is approved. Answers `{"state"}`."""

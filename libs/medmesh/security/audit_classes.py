@@ -56,6 +56,7 @@ CLASSES: dict[str, AuditClass] = {
     "federation.cancel": "clinical",
     "federation.pause": "clinical",
     "federation.adjust": "clinical",
+    "federation.invite": "clinical",
     "federation.quarantine": "clinical",
     "federation.read": "reading",
     "federation.respond": "clinical",

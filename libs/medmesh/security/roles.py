@@ -59,6 +59,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "federation.cancel": ("researcher", "system_administrator"),
     "federation.pause": ("researcher", "system_administrator"),
     "federation.adjust": ("researcher",),
+    "federation.invite": ("researcher",),
     "federation.quarantine": ("researcher", "security_administrator", "system_administrator"),
     "federation.read": ("researcher", "approver", "auditor", "hospital", "system_administrator"),
     "federation.respond": ("hospital",),

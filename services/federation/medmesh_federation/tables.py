@@ -64,6 +64,18 @@ participants = Table(
     comment="`signature` is the hospital's acceptance, signed with its own key",
 )
 
+links = Table(
+    "links",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("hospital", String(63), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("expires", Timestamp, nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="the newest one-time link of each hospital: waiting -> opened | revoked; no secret that opens one",
+)
+
 rounds = Table(
     "rounds",
     METADATA,

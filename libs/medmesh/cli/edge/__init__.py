@@ -12,7 +12,7 @@ import click
 from medmesh.cli import say
 from medmesh.cli.edge.audit import own_audit
 from medmesh.cli.edge.escrow import escrow
-from medmesh.cli.edge.federation import approve, decline, list_federations, show_plan, withdraw
+from medmesh.cli.edge.federation import approve, decline, list_federations, open_invitation, show_plan, withdraw
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
 from medmesh.cli.edge.policy import site_policy
 from medmesh.cli.edge.privacy import ledger
@@ -260,5 +260,6 @@ def doctor(folder: Path) -> int:
     return 1 if worst == 2 else 0
 
 
-for command in (list_federations, show_plan, approve, decline, withdraw, own_audit, forget, forget_approve, forgettings, trace, escrow):
+_FEDERATIONS = (list_federations, open_invitation, show_plan, approve, decline, withdraw)
+for command in (*_FEDERATIONS, own_audit, forget, forget_approve, forgettings, trace, escrow):
     edge.add_command(command)

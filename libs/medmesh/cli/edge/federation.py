@@ -56,6 +56,26 @@ def show_plan(folder: Path, federation: str) -> int:
     return 0
 
 
+@click.command(name="open")
+@FOLDER
+@click.argument("link")
+@click.pass_context
+def open_invitation(context: click.Context, folder: Path, link: str) -> int:
+    """Open a one-time LINK from who invited this hospital: the plan in plain words.  打开一次性邀请链接。
+
+    It opens once and consents to nothing: that is `medmesh edge approve` or `decline`.
+
+    链接只能打开一次，不等于同意；同意或谢绝请用 `medmesh edge approve` 或 `decline`。
+    """
+    from medmesh_edge.invitation import open_link
+
+    row = on_site(folder, lambda site: open_link(site, link))
+    context.invoke(show_plan, folder=folder, federation=row.federation)
+    approving = f"medmesh edge approve {row.federation}"
+    click.echo(say(f"to take part: {approving}; or: medmesh edge decline", f"同意参加：{approving}；谢绝：medmesh edge decline"))
+    return 0
+
+
 @click.command()
 @FOLDER
 @click.argument("federation")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from medmesh.contracts.federation.common import Reviews
 from medmesh.contracts.labels import SecurityLabel
-from medmesh.contracts.message import Command, Identifier, Names, ObjectRef
+from medmesh.contracts.message import Command, Identifier, Names, ObjectRef, Sha256
 from medmesh.contracts.plan import Plan, RangeName
 
 
@@ -60,6 +60,31 @@ class ResumeFederation(Command):
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
 
     federation: str
+
+
+class LinkInvitation(Command):
+    """A one-time link for the hospital that is invited; one made before counts no more. Whoever asks keeps the link and gives the platform
+    its digest only (`medmesh.federated.invitation`), so that nobody here could open it. Result: `{"hospital", "expires"}`."""
+
+    TYPE: ClassVar[str] = "federation.link.v1"
+    ACTION: ClassVar[str] = "federation.invite"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    hospital: Identifier
+    digest: Sha256
+    seconds: int = Field(default=604_800, ge=60, le=2_592_000)
+
+
+class RevokeLink(Command):
+    """The link of this hospital opens nothing any more. Result: `{"hospital"}`."""
+
+    TYPE: ClassVar[str] = "federation.revoke-link.v1"
+    ACTION: ClassVar[str] = "federation.invite"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    hospital: Identifier
 
 
 class QuarantineHospital(Command):

@@ -27,6 +27,18 @@ class RespondInvitation(Command):
     """To which multiple this hospital's own policy has counts of evaluations rounded; the plan's number holds where that is larger."""
 
 
+class OpenLink(Command):
+    """The hospital's node opens the link it was given, once. It answers nothing: consent is the signature of `RespondInvitation`. Result:
+    `{"plan_hash"}`."""
+
+    TYPE: ClassVar[str] = "federation.open-link.v1"
+    ACTION: ClassVar[str] = "federation.respond"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
+
+    federation: str
+    secret: str = Field(min_length=1, max_length=100)
+
+
 class WithdrawFromFederation(Command):
     """A hospital leaves for good, also after the end. Its answer to the open round is dropped and deleted, and it is never asked again;
     what was averaged into a committed model cannot be taken out. Result: `{"state": "withdrawn", "rounds": committed with its part}`."""
