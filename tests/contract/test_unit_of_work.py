@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 from tests.store import example_memory, example_metadata, example_postgres, example_sqlite
 
 from medmesh.contracts.message import Event
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.store.database import Database
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Context
 
 
@@ -67,6 +68,25 @@ async def test_change_message_and_audit_record_commit_together(database: Databas
     assert await _things(database) == {"a"}
     assert await _unsent(database) == ["medmesh.evt.example.thing.made.v1"]
     assert [body for _, _, body in await database.unreceipted()] == [b"1 thing.make False"]
+
+
+async def test_a_prepared_statement_runs_in_its_unit(database: Database) -> None:
+    make = Prepared(insert(things).values(name=bindparam("name"), count=bindparam("count")).returning(things.c.count))
+    known = Prepared(select(things).where(things.c.name == bindparam("name"), things.c.count > 0))
+
+    async def fail() -> None:
+        async with database.unit(CONTEXT) as uow:
+            await uow.rows(make, name="b", count=2)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    async with database.unit(CONTEXT) as uow:
+        (made,) = await uow.rows(make, name="a", count=1)
+        assert made.count == 1
+    (found,) = await database.look(known, name="a")
+    assert (found.name, found.count) == ("a", 1)
+    assert not await database.look(known, name="b")
 
 
 async def test_an_error_leaves_nothing_behind(database: Database) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from medmesh.tasks import end
 
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _HEARTBEAT = 5.0
+_WATCH = 1.0
 _EXPIRES = 30.0
 
 
@@ -300,6 +302,8 @@ class _Consumer:
         self._inbox = ""
         self._heard = 0.0
         self._pulls = 0
+        self._void = asyncio.Event()
+        """Set when what was asked for is asked of nobody any more."""
         self._stopping = False
 
     async def start(self) -> None:
@@ -354,11 +358,15 @@ class _Consumer:
         # Pull requests die with the server that held them.
         self._asked = 0
         self._heard = 0.0
+        self._void.set()
 
     async def _watch(self) -> None:
         """Say what is still held, and ask again when heartbeats stop."""
         while True:
-            await asyncio.sleep(0.25)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH):
+                    await self._void.wait()
+            self._void.clear()
             if not self._client.is_connected:
                 continue
             now = asyncio.get_running_loop().time()

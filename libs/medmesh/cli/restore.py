@@ -67,7 +67,7 @@ async def _fill(dsn: str, folder: Path) -> int:
     from medmesh.store.database import Database
     from medmesh_audit.restore import fill
 
-    database = Database.postgres(dsn, application="medmesh-restore", pool_size=1)
+    database = Database.postgres(dsn, application="medmesh-restore")
     try:
         return await fill(database, folder)
     finally:

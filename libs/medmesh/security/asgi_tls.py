@@ -7,6 +7,7 @@ uvicorn does not show it yet; this protocol subclass puts it into the scope unde
 from __future__ import annotations
 
 import ssl
+from functools import lru_cache
 from typing import Any
 
 from cryptography import x509
@@ -35,4 +36,10 @@ class TlsProtocol(HttpToolsProtocol):
 def client_certificate(scope: Any) -> x509.Certificate | None:
     """The certificate a request came with."""
     chain = ((scope.get("extensions") or {}).get("tls") or {}).get("client_cert_chain") or ()
-    return x509.load_pem_x509_certificate(chain[0].encode()) if chain else None
+    return _read(chain[0]) if chain else None
+
+
+@lru_cache(maxsize=4096)
+def _read(pem: str) -> x509.Certificate:
+    """A connection shows the same one with each of its requests."""
+    return x509.load_pem_x509_certificate(pem.encode())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.bus.declarations import Handlers
@@ -23,6 +23,7 @@ from medmesh.security.access import Object
 from medmesh.security.labels import INTERNAL, Label, join, level, no_lower_than, of_hospital, read
 from medmesh.service import derivation, files
 from medmesh.service.approved import spend
+from medmesh.store.prepared import Prepared
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 
@@ -89,6 +90,9 @@ def copied(handlers: Handlers, *kinds: str) -> Handlers:
     return handlers
 
 
+_LABEL = Prepared(select(LABELS).where(LABELS.c.kind == bindparam("kind"), LABELS.c.id == bindparam("id")))
+
+
 async def find(uow: UnitOfWork[Any], handlers: Handlers, kind: str, id_: str) -> Object | None:
     """An object of this service as it decides; None when there is none, or none with a label where its kind has one."""
     known: Object | None = Object(kind, id_)
@@ -98,8 +102,8 @@ async def find(uow: UnitOfWork[Any], handlers: Handlers, kind: str, id_: str) ->
         return known
     if "\x00" in known.id:  # PostgreSQL holds none in a text
         return None
-    row = await uow.first(select(LABELS).where(LABELS.c.kind == known.kind, LABELS.c.id == known.id))
-    return None if row is None else files.thing_of(row)
+    rows = await uow.rows(_LABEL, kind=known.kind, id=known.id)
+    return files.thing_of(rows[0]) if rows else None
 
 
 async def several(uow: UnitOfWork[Any], kind: str, ids: Iterable[str]) -> dict[str, Object]:

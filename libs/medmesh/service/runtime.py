@@ -34,6 +34,7 @@ from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, re
 from medmesh.service.doorstep import Doorstep
 from medmesh.service.emission import Emission
 from medmesh.service.followers import Follower
+from medmesh.service.gathering import Gathering
 from medmesh.service.guard import Guard, Refusal, finished, with_label
 from medmesh.service.listener import listen
 from medmesh.service.policies import Policies
@@ -83,6 +84,7 @@ class Runtime:
         self.emission = Emission(spec.name, settings.audit_lag_seconds, settings.audit_quota_bytes, settings.audit_quota_days * 86_400)
         self.audits = AuditRelay(service=spec.name, database=database, bus=bus, emission=self.emission)
         self.doorstep = Doorstep(self.unit, settings.administrator_networks, settings.administrators_elsewhere == "refuse")
+        self.gathering = Gathering(self.unit)
         self.proofs = Proofs(self.database)
         self.bearer = Bearer(trust, self.doorstep, spec.name, self.proofs, unbound=settings.unbound_tokens)
         self.programs = Verification(settings.trust, self.roster, self.unit, required=settings.require_programs)

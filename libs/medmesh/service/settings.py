@@ -64,7 +64,7 @@ class ServiceSettings(BaseModel):
     minutes. For clients that can send nothing but a fixed header."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    pool_size: int = 6
+    pool_size: int = 8
     require_programs: bool = False
     """Refuse to start unless somebody of the roster signed for the programs that are loaded (`medmesh program sign`)."""
     audit_lag_seconds: float = Field(default=60.0, gt=0)

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Executable, MetaData, Row, delete, func, select, text
+from sqlalchemy import MetaData, delete, func, select, text
 
 from medmesh.store.journal import Journal, Outgoing
+from medmesh.store.prepared import Prepared
 from medmesh.store.tables import service_metadata
 from medmesh.store.unit import AuditEntry, Context, Recorder, UnitOfWork
 from medmesh.tasks import uninterrupted
@@ -114,10 +115,10 @@ class Database:
         if uow.audited:
             self.on_audited()
 
-    async def look(self, query: Executable) -> Sequence[Row[Any]]:
+    async def look(self, query: Prepared, **values: Any) -> Sequence[Any]:
         """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back."""
         async with self.engine.connect() as sql:
-            return (await sql.execute(query)).all()
+            return await (await self._journal(sql)).rows(query, values)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[tuple[AsyncConnection, Journal]]:
@@ -156,10 +157,8 @@ class Database:
 
     async def unreceipted(self, limit: int = 256) -> list[tuple[int, str, bytes]]:
         """Audit rows (n, id, body) the log has not acknowledged, in order."""
-        rows = _TABLES["audit_outbox"]
         async with self.engine.connect() as sql:
-            found = await sql.execute(select(rows.c.n, rows.c.id, rows.c.body).order_by(rows.c.n).limit(limit))
-            return [(row.n, row.id, row.body) for row in found]
+            return await (await self._journal(sql)).unreceipted(limit)
 
     async def audit_backlog(self) -> tuple[datetime | None, int]:
         """(when the oldest audit row without a receipt was written, bytes of all of them)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from medmesh.store.prepared import Prepared
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,6 +32,9 @@ class Journal(Protocol):
     async def rollback(self) -> None:
         """Undo it; also when nothing was begun."""
 
+    async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
+        """Run a prepared statement; its rows, with the columns as attributes."""
+
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         """Note that `consumer` handles this message. False when it did before."""
 
@@ -44,6 +49,9 @@ class Journal(Protocol):
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
         """Note that these were sent."""
+
+    async def unreceipted(self, limit: int) -> list[tuple[int, str, bytes]]:
+        """Audit rows (n, id, body) the log has not acknowledged, in order."""
 
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         """Take `count` audit numbers; answers the last number and record id taken before."""

@@ -47,7 +47,7 @@ class Schema:
 
 async def apply(admin_url: str, schemas: Iterable[Schema], passwords: dict[str, str]) -> None:
     """Create what is missing and migrate every schema to its newest version; safe to run again and by two at once."""
-    engine = postgres.engine(admin_url, application="medmesh-migrate", pool_size=1, autocommit=False)
+    engine = postgres.engine(admin_url, application="medmesh-migrate", autocommit=False)
     try:
         async with engine.begin() as sql:
             await sql.execute(text("SELECT pg_advisory_xact_lock(7236483)"))
@@ -65,7 +65,7 @@ async def apply(admin_url: str, schemas: Iterable[Schema], passwords: dict[str, 
 
 async def roles(admin_url: str, schemas: Iterable[Schema], passwords: dict[str, str]) -> None:
     """Create the roles alone: what a dump needs before it is restored, and does not hold."""
-    engine = postgres.engine(admin_url, application="medmesh-migrate", pool_size=1, autocommit=False)
+    engine = postgres.engine(admin_url, application="medmesh-migrate", autocommit=False)
     try:
         async with engine.begin() as sql:
             for schema in schemas:
@@ -170,7 +170,7 @@ async def generate(admin_url: str, schema: Schema, title: str) -> Path | None:
     """Write the next migration of a service from the difference between its `tables.py` and its migrations so far."""
     schema.folder.mkdir(exist_ok=True)
     await apply(admin_url, [schema], {schema.service: "unused"}) if any(schema.folder.glob("*.py")) else None
-    engine = postgres.engine(admin_url, application="medmesh-migrate", pool_size=1, autocommit=False)
+    engine = postgres.engine(admin_url, application="medmesh-migrate", autocommit=False)
     try:
         async with engine.begin() as sql:
             await sql.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema.service}"'))

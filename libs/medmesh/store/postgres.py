@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import asyncpg
+from pydantic_core import from_json
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from medmesh.store.journal import Outgoing
+from medmesh.store.prepared import Prepared
 
 _REMEMBER = "INSERT INTO inbox (consumer, event_id, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
 # In order, so that two that share messages wait for each other instead of dead-locking.
@@ -34,7 +37,18 @@ _RECORD = """
     INSERT INTO audit_outbox (n, id, body, created_at)
     SELECT r.n, r.id, r.body, $4 FROM unnest($1::bigint[], $2::text[], $3::bytea[]) AS r(n, id, body)
 """
+_UNRECEIPTED = "SELECT n, id, body FROM audit_outbox ORDER BY n LIMIT $1"
 _RECEIPTED = "DELETE FROM audit_outbox WHERE n = ANY($1::bigint[])"
+
+
+class _Row(asyncpg.Record):
+    """Its columns are attributes, as SQLAlchemy's are."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class PostgresJournal:
@@ -54,6 +68,11 @@ class PostgresJournal:
         if not self._raw.is_closed():
             await self._raw.execute("ROLLBACK")
 
+    async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
+        text, arguments = prepared.asked(values)
+        found: Sequence[Any] = await self._raw.fetch(text, *arguments, record_class=_Row)
+        return found
+
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         return bool(await self._raw.execute(_REMEMBER, consumer, event_id, now) == "INSERT 0 1")
 
@@ -69,6 +88,9 @@ class PostgresJournal:
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
         await self._raw.execute(_SENT, ids, now)
+
+    async def unreceipted(self, limit: int) -> list[tuple[int, str, bytes]]:
+        return [(row[0], row[1], row[2]) for row in await self._raw.fetch(_UNRECEIPTED, limit)]
 
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         row = await self._raw.fetchrow(_NUMBER, count, last_id)
@@ -93,7 +115,8 @@ def engine(
         where,
         isolation_level="AUTOCOMMIT" if autocommit else None,
         pool_size=pool_size,
-        max_overflow=2,
+        max_overflow=0,  # one above the pool would be opened and closed for each use, at the price of forty statements
+        json_deserializer=from_json,
         pool_pre_ping=False,
         connect_args={"server_settings": {"application_name": application}, "timeout": 5},
     )

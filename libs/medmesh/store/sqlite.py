@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from medmesh.store.journal import Outgoing
+from medmesh.store.prepared import Prepared
 from medmesh.tasks import uninterrupted
 
 BUSY_SECONDS = 10.0
@@ -99,6 +100,11 @@ class SqliteJournal:
             self._begun = False
             self._sql.execute("ROLLBACK")
 
+    async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
+        done = await self._connection.execute(prepared.statement, values)
+        found: Sequence[Any] = done.all() if done.returns_rows else ()
+        return found
+
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         done = self._sql.execute("INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now)))
         return done.rowcount == 1
@@ -117,6 +123,9 @@ class SqliteJournal:
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
         self._sql.executemany("UPDATE outbox SET sent_at = ? WHERE id = ?", [(_iso(now), id_) for id_ in ids])
+
+    async def unreceipted(self, limit: int) -> list[tuple[int, str, bytes]]:
+        return list(self._sql.execute("SELECT n, id, body FROM audit_outbox ORDER BY n LIMIT ?", (limit,)))
 
     async def number(self, count: int, last_id: str) -> tuple[int, str]:
         n, before = self._sql.execute("SELECT n, last_id FROM audit_counter").fetchone()

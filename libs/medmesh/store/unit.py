@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from medmesh.contracts.message import Command, Envelope, Event, encode, envelope, new_id
 from medmesh.errors import Problem
 from medmesh.store.journal import Journal, Outgoing
+from medmesh.store.prepared import Prepared
 from medmesh.store.tables import service_metadata
 from medmesh.telemetry import log
 
@@ -147,6 +148,16 @@ class UnitOfWork(Generic[Ports]):
                 raise Problem("store.value") from None
             raise
 
+    async def rows(self, prepared: Prepared, **values: Any) -> Sequence[Any]:
+        """Run a prepared statement; its rows, if it answers any. Raises `Problem` as `execute` does."""
+        try:
+            return await self.journal.rows(prepared, values)
+        except Exception as error:
+            if str(getattr(error, "sqlstate", None)).startswith(_DATA_EXCEPTION):
+                log("store.value", level=30, error=error)
+                raise Problem("store.value") from None
+            raise
+
     async def first(self, statement: Executable) -> Row[Any] | None:
         """The first row, or None."""
         return (await self.execute(statement)).first()
@@ -155,8 +166,9 @@ class UnitOfWork(Generic[Ports]):
         """Every row."""
         return (await self.execute(statement)).all()
 
-    def emit(self, message: Event | Command, *, hospital: str | None = None) -> str:
-        """Publish `message` when this transaction commits; answers its id. The class must be among the service's declared ones."""
+    def emit(self, message: Event | Command, *, hospital: str | None = None, id: str | None = None) -> str:
+        """Publish `message` when this transaction commits; answers its id, a new one by default. The class must be among the service's
+        declared ones."""
         if type(message) not in self._emits:
             raise TypeError(f"{self.context.service} does not declare that it emits or sends {type(message).__name__}")
         made = envelope(
@@ -166,6 +178,7 @@ class UnitOfWork(Generic[Ports]):
             actor=self.context.token,
             hospital=hospital,
             traceparent=self.context.traceparent,
+            id=id,
         )
         self._messages.append(Outgoing(made.id, made.type, encode(made)))
         return made.id

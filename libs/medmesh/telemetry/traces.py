@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ def shutdown() -> None:
         provider.shutdown()
 
 
+@lru_cache(maxsize=1)
+def _tracer(provider: trace.TracerProvider) -> trace.Tracer:
+    """Looked up once: the library makes a new one, under a filter of warnings, each time it is asked."""
+    return provider.get_tracer("medmesh")
+
+
 def parse(traceparent: str | None) -> SpanContext | None:
     """The span context of a W3C traceparent; None when it is missing or malformed."""
     if not traceparent or len(traceparent) != 55:
@@ -118,8 +125,7 @@ def span(
         return
     context = trace.set_span_in_context(NonRecordingSpan(remote)) if remote and not link else None
     links = [trace.Link(remote)] if remote and link else None
-    tracer = trace.get_tracer("medmesh")
-    with tracer.start_as_current_span(
+    with _tracer(trace.get_tracer_provider()).start_as_current_span(
         name,
         context=context,
         kind=kind,

@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, or_, select
 
 from medmesh.contracts.federation import CandidateModel, RoundKind, SecurePhase
-from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
 from medmesh_federation import evaluation, pace, privacy, queue, results, screening, secure, steps
@@ -37,6 +37,7 @@ from medmesh_federation.domain import (
     Void,
     Wait,
     next_step,
+    plan_of,
 )
 from medmesh_federation.handlers import FLAGGED
 from medmesh_federation.ports import Ports
@@ -44,6 +45,15 @@ from medmesh_federation.tables import federations, participants, rounds
 
 STORE_SECONDS = 5.0
 """After which what could not be stored is tried again."""
+_IS_OPEN = or_(*(federations.c.state == state.value for state in OPEN_STATES))
+_OPEN = Prepared(select(federations.c.federation).where(_IS_OPEN).order_by(federations.c.created_at))
+_LOCK = Prepared(select(federations).where(federations.c.federation == bindparam("federation"), _IS_OPEN).with_for_update(skip_locked=True))
+_PEOPLE = Prepared(select(participants.c.hospital, participants.c.state).where(participants.c.federation == bindparam("federation")))
+_THEIRS = rounds.c.federation == bindparam("federation")
+_NEWEST = Prepared(select(rounds).where(_THEIRS).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))
+_LEFT = (rounds.c.state == "committed") & ~rounds.c.stored
+_UNSTORED = Prepared(select(rounds.c.round).where(_THEIRS, _LEFT).limit(1))
+_TO_STORE = Prepared(select(rounds).where(_LEFT).limit(20))
 
 
 @dataclass
@@ -68,9 +78,7 @@ class Coordinator:
                     await self.ports.wake.wait()
 
     async def _open(self) -> list[str]:
-        async with self.runtime.unit() as uow:
-            wanted = select(federations.c.federation).where(federations.c.state.in_([s.value for s in OPEN_STATES]))
-            return [row.federation for row in await uow.all(wanted.order_by(federations.c.created_at))]
+        return [row.federation for row in await self.runtime.database.look(_OPEN)]
 
     async def _step(self, federation: str) -> bool:
         """Do what is due for one federation; True when something was done, and there may be more."""
@@ -128,14 +136,12 @@ class Coordinator:
         return True
 
     async def _lock(self, uow: UnitOfWork[Any], federation: str) -> Any:
-        wanted = select(federations).where(federations.c.federation == federation, federations.c.state.in_([s.value for s in OPEN_STATES]))
-        return await uow.first(wanted.with_for_update(skip_locked=True))
+        return next(iter(await uow.rows(_LOCK, federation=federation)), None)
 
     async def _situation(self, uow: UnitOfWork[Any], row: Any) -> Situation:
-        plan = Plan.model_validate(row.plan)
-        people = {p.hospital: p.state for p in await uow.all(select(participants).where(participants.c.federation == row.federation))}
-        wanted = select(rounds).where(rounds.c.federation == row.federation)
-        newest = await uow.first(wanted.order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))
+        plan = plan_of(row)
+        people = {p.hospital: p.state for p in await uow.rows(_PEOPLE, federation=row.federation)}
+        newest = next(iter(await uow.rows(_NEWEST, federation=row.federation)), None)
         current = None
         leases, seconds = self.ports.leases, plan.lease_seconds
         online = frozenset(h for h in people if leases.online(h, seconds))
@@ -165,9 +171,7 @@ class Coordinator:
             if newest.state == "open":
                 # While a round runs a hospital is given its whole lease, also right after our own restart.
                 online |= frozenset(h for h in newest.assigned if not leases.lapsed(h, seconds))
-        unstored = await uow.first(
-            select(rounds.c.round).where(rounds.c.federation == row.federation, rounds.c.state == "committed", ~rounds.c.stored).limit(1)
-        )
+        unstored = await uow.rows(_UNSTORED, federation=row.federation)
         # Looked up only where a round is about to open.
         closed = plan.stop is not None and current is not None and current.state == "committed"
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
@@ -183,7 +187,7 @@ class Coordinator:
             current,
             row.voids,
             row.waiting_since,
-            stored=unstored is None,
+            stored=not unstored,
             now=uow.now,
             blocked=row.state == State.QUEUED and await queue.blocked(uow, row, self.ports),
             scores=scores,
@@ -228,9 +232,7 @@ class Coordinator:
                     await self.ports.committed.wait()
 
     async def _store(self) -> None:
-        async with self.runtime.unit() as uow:
-            waiting = await uow.all(select(rounds).where(rounds.c.state == "committed", ~rounds.c.stored).limit(20))
-        for row in waiting:
+        for row in await self.runtime.database.look(_TO_STORE):
             try:
                 await results.store(self.runtime, self.ports, row)
                 self.ports.wake.set()

@@ -13,7 +13,7 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, UnitOfWork
-from medmesh_federation.domain import Counts, Situation, best, score
+from medmesh_federation.domain import Counts, Situation, best, plan_of, score
 from medmesh_federation.handlers import answer, answering, checked, entity, sensible, wake_after_last
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, rounds
@@ -27,7 +27,7 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
     """A hospital's counts for every model it was asked to evaluate."""
     given = command.data
     row, current, late = await answering(uow, given.federation, given.round, given.attempt)
-    plan = Plan.model_validate(row.plan)
+    plan = plan_of(row)
     asked = {model["weights"]["sha256"] for model in current.models}
     if plan.secure is not None:
         raise Problem("federation.evaluation", reason="the plan has only sums of counts opened")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.federation import (
@@ -37,14 +37,41 @@ from medmesh.service import labels
 from medmesh.service.approved import spend
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_federation import rehearsed
-from medmesh_federation.domain import OPEN_STATES, State
+from medmesh_federation.domain import OPEN_STATES, State, plan_of
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
 FLAGGED = "flagged"
 """Why an answer that looks wrong is not in its round."""
+_FEDERATION = Prepared(select(federations).where(federations.c.federation == bindparam("federation")))
+_LOCKED = Prepared(select(federations).where(federations.c.federation == bindparam("federation")).with_for_update())
+_PARTICIPANT = Prepared(
+    select(participants).where(participants.c.federation == bindparam("federation"), participants.c.hospital == bindparam("hospital"))
+)
+_ATTEMPT = ("federation", "round", "attempt")
+_ROUND = Prepared(select(rounds).where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT)))
+_GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name != "counted"})
+_KEY = (*_ATTEMPT, "hospital")
+_ANSWER = Prepared(
+    _GIVEN.on_conflict_do_update(
+        index_elements=_KEY,
+        set_={column.name: _GIVEN.excluded[column.name] for column in answers.c if column.name not in (*_KEY, "counted")},
+        where=answers.c.failed.is_not(None) & (answers.c.failed != FLAGGED),
+    ).returning(answers.c.hospital)
+)
+_SILENT = Prepared(
+    select(participants.c.hospital).where(
+        participants.c.federation == bindparam("federation"),
+        participants.c.state == "accepted",
+        participants.c.hospital.not_in(
+            select(answers.c.hospital).where(*(answers.c[name] == bindparam(name) for name in _ATTEMPT), ~answers.c.late)
+        ),
+    )
+)
+"""Of whom an answer to this attempt is still to come."""
 
 
 def entity(row: Any) -> Entity:
@@ -133,17 +160,16 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
 
 
 async def locked(uow: UnitOfWork[Ports], federation: str, *, lock: bool = True) -> Any:
-    wanted = select(federations).where(federations.c.federation == federation)
-    row = await uow.first(wanted.with_for_update() if lock else wanted)
-    if row is None:
+    found = await uow.rows(_LOCKED if lock else _FEDERATION, federation=federation)
+    if not found:
         raise Problem("request.not_found", kind="federation", id=federation)
-    return row
+    return found[0]
 
 
 async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
     """The participant row of the hospital that speaks; the guard has let in nobody who was not invited."""
-    where = (participants.c.federation == federation) & (participants.c.hospital == uow.actor.id)
-    return (await uow.execute(select(participants).where(where))).one()
+    (mine,) = await uow.rows(_PARTICIPANT, federation=federation, hospital=uow.actor.id)
+    return mine
 
 
 @HANDLERS.on(RespondInvitation)
@@ -158,7 +184,7 @@ async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) 
     if mine.state == wanted:
         uow.unchanged()
         return {"state": wanted}
-    if row.state != State.INVITING or mine.state != "invited" or uow.now > Plan.model_validate(row.plan).accept_by:
+    if row.state != State.INVITING or mine.state != "invited" or uow.now > plan_of(row).accept_by:
         raise Problem("federation.closed", federation=answer.federation, state=row.state)
     detail: dict[str, str | int | bool] = {"accepted": answer.accept}
     if answer.accept:
@@ -230,10 +256,10 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
     row = await locked(uow, federation, lock=lock)
     if (mine := await own(uow, federation)).state == "withdrawn":
         raise Problem("federation.not_taking_part", federation=federation, state=mine.state)
-    where = (rounds.c.federation == federation) & (rounds.c.round == number) & (rounds.c.attempt == attempt)
-    current = await uow.first(select(rounds).where(where))
-    if current is None or uow.actor.id not in current.assigned:
+    found = await uow.rows(_ROUND, federation=federation, round=number, attempt=attempt)
+    if not found or uow.actor.id not in found[0].assigned:
         raise Problem("federation.not_assigned", federation=federation, round=number)
+    current = found[0]
     # Of one in quarantine it is taken, and counts nowhere.
     return row, current, current.state != "open" or row.state not in (State.RUNNING, State.PAUSED) or mine.state == "quarantined"
 
@@ -257,24 +283,13 @@ async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any
         "fingerprint": None,
         **values,
     }
-    statement = upsert(answers).values(row)
-    keys = ["federation", "round", "attempt", "hospital"]
-    changed = {name: value for name, value in row.items() if name not in keys}
-    statement = statement.on_conflict_do_update(
-        index_elements=keys, set_=changed, where=answers.c.failed.is_not(None) & (answers.c.failed != FLAGGED)
-    )
-    done = await uow.execute(statement.returning(answers.c.hospital))
-    return done.first() is not None
+    return bool(await uow.rows(_ANSWER, **row))
 
 
 async def wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
     """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
-    p, a = participants.c, answers.c
-    given = select(a.hospital).where(a.federation == current.federation, a.round == current.round, a.attempt == current.attempt, ~a.late)
-    waited_for = select(p.hospital).where(
-        p.federation == current.federation, p.hospital.in_(current.assigned), p.state == "accepted", p.hospital.not_in(given)
-    )
-    if await uow.first(waited_for.limit(1)) is None:
+    silent = await uow.rows(_SILENT, federation=current.federation, round=current.round, attempt=current.attempt)
+    if not any(one.hospital in current.assigned for one in silent):
         uow.on_commit(uow.ports.wake.set)
 
 
@@ -283,7 +298,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
     row, current, late = await answering(uow, given.federation, given.round, given.attempt, lock=False)
-    plan, results, mark = Plan.model_validate(row.plan), None, None
+    plan, results, mark = plan_of(row), None, None
     if current.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:

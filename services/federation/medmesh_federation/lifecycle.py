@@ -20,10 +20,10 @@ from medmesh.contracts.federation import (
     WithdrawFromFederation,
 )
 from medmesh.contracts.message import Envelope
-from medmesh.contracts.plan import Plan, changed
+from medmesh.contracts.plan import changed
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_federation.domain import OPEN_STATES, State
+from medmesh_federation.domain import OPEN_STATES, State, plan_of
 from medmesh_federation.handlers import entity, invited, locked, own
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -75,7 +75,7 @@ async def adjust(command: Envelope[AdjustFederation], uow: UnitOfWork[Ports]) ->
     if row.state not in OPEN_STATES:
         raise Problem("federation.closed", federation=row.federation, state=row.state)
     try:
-        changed(Plan.model_validate(row.plan), wanted)
+        changed(plan_of(row), wanted)
     except ValueError as error:
         raise Problem("federation.outside", what=str(error).splitlines()[0][:80]) from None
     if row.changed == wanted:

@@ -25,6 +25,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy
+from medmesh_federation.domain import plan_of
 from medmesh_federation.pages import ROOM, page
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.queue import ahead, not_before, waits
@@ -74,7 +75,7 @@ async def further(query: Envelope[GetFederationPage], uow: UnitOfWork[Ports]) ->
 
 async def _row(uow: UnitOfWork[Ports], federation: str) -> tuple[Any, Plan]:
     row = (await uow.execute(select(federations).where(federations.c.federation == federation))).one()
-    return row, Plan.model_validate(row.plan)
+    return row, plan_of(row)
 
 
 @HANDLERS.answers(GetRoundChain)

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from medmesh.contracts.plan import Plan
 from medmesh.federated.plan import after_training
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation.domain import State
+from medmesh_federation.domain import State, plan_of
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -44,7 +44,7 @@ async def blocked(uow: UnitOfWork[Any], row: Any, ports: Ports) -> bool:
         return True
     for older in await _before(uow, row):
         people = {p.hospital: p.state for p in await uow.all(select(participants).where(participants.c.federation == older.federation))}
-        if not await waits(uow, older, Plan.model_validate(older.plan), people, ports):
+        if not await waits(uow, older, plan_of(older), people, ports):
             return True
     return False
 
@@ -103,7 +103,7 @@ async def _end(uow: UnitOfWork[Any], row: Any) -> datetime | None:
     took = [one.closed_at - one.opened_at for one in await uow.all(select(rounds.c.opened_at, rounds.c.closed_at).where(done))]
     if not took:
         return None
-    plan = Plan.model_validate(row.plan)
+    plan = plan_of(row)
     left = max(1, plan.rounds + len(after_training(plan)) - len(took))
     end: datetime = uow.now + left * sum(took, timedelta()) / len(took)
     return end

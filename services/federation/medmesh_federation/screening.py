@@ -15,6 +15,7 @@ from medmesh.contracts.screening import Screening
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import quarantine
+from medmesh_federation.domain import plan_of
 from medmesh_federation.handlers import FLAGGED, entity, invited
 from medmesh_federation.tables import answers, flags
 
@@ -69,7 +70,7 @@ def _findings(
 
 async def record(uow: UnitOfWork[Any], row: Any, number: int, attempt: int, given: Sequence[Any], found: Mapping[str, Finding]) -> bool:
     """Write down what was found in the updates of this attempt, and take those out that do not count. Whether any were."""
-    plan = Plan.model_validate(row.plan)
+    plan = plan_of(row)
     if not found or plan.screening is None:
         return False
     excluded = plan.screening.action != "note"

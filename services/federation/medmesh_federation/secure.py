@@ -17,7 +17,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation.domain import Advance, Round, Situation
+from medmesh_federation.domain import Advance, Round, Situation, plan_of
 from medmesh_federation.handlers import answering, entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import participants, rounds, secure_messages
@@ -33,7 +33,7 @@ def session_of(row: Any, number: int, attempt: int) -> Session:
     """What the plan fixes for one attempt at one round."""
     from medmesh.federated.secure.session import Session
 
-    plan = Plan.model_validate(row.plan)
+    plan = plan_of(row)
     assert plan.secure is not None
     return Session(row.federation, row.plan_hash, number, attempt, tuple(sorted(plan.participants)), plan.secure.threshold)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from medmesh.contracts.federation import (
     CandidateModel,
@@ -28,6 +28,7 @@ from medmesh.federated.chain import extend, round_digest, round_seed
 from medmesh.federated.plan import after_training
 from medmesh.federated.proof import StartProof, pack
 from medmesh.service import labels
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, privacy
@@ -35,14 +36,16 @@ from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
 
+_IN_TIME = (
+    select(answers)
+    .where(*(answers.c[name] == bindparam(name) for name in ("federation", "round", "attempt")), ~answers.c.late)
+    .order_by(answers.c.hospital)
+)
+_ALL_ANSWERS, _ANSWERS = Prepared(_IN_TIME), Prepared(_IN_TIME.where(answers.c.failed.is_(None)))
+
 
 async def answers_of(uow: UnitOfWork[Any], federation: str, number: int, attempt: int, *, all_of_them: bool = False) -> Sequence[Any]:
-    wanted = select(answers).where(
-        answers.c.federation == federation, answers.c.round == number, answers.c.attempt == attempt, ~answers.c.late
-    )
-    if not all_of_them:
-        wanted = wanted.where(answers.c.failed.is_(None))
-    return await uow.all(wanted.order_by(answers.c.hospital))
+    return await uow.rows(_ALL_ANSWERS if all_of_them else _ANSWERS, federation=federation, round=number, attempt=attempt)
 
 
 async def change(uow: UnitOfWork[Any], row: Any, **values: Any) -> None:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.canonical import parse
 from medmesh.contracts.governance import ActorToken, CloseSession, Done, ResolveSession
-from medmesh.contracts.message import Command, Exchange, Message, Query, Signal
+from medmesh.contracts.message import Command, Exchange, Message, OperationFinished, Query, Signal, new_id
 from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
 from medmesh.service.http import language, new_application, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.postgres import is_transient
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, proven_key, shown_with
-from medmesh_gateway.ports import Ports
+from medmesh_gateway.ports import Expected, Ports
 from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route, schema_of
 from medmesh_gateway.tables import operations
 
@@ -33,6 +33,18 @@ MAX_BODY = 256 * 1024
 MAX_WAIT = 60.0
 SESSION, CERTIFICATE = "session", "certificate"
 """The fields of a message that are filled with the request's own bearer, and with what its connection showed; never from the body."""
+_NOTE = Prepared(
+    insert(operations)
+    .values({name: bindparam(name) for name in ("operation", "actor", "command", "idempotency_key", "created_at")} | {"finished": False})
+    .on_conflict_do_nothing()
+    .returning(operations.c.operation)
+)
+_KNOWN = Prepared(
+    select(operations.c.operation, operations.c.command).where(
+        operations.c.actor == bindparam("actor"), operations.c.idempotency_key == bindparam("key")
+    )
+)
+_OPERATION = Prepared(select(operations).where(operations.c.operation == bindparam("operation"), operations.c.actor == bindparam("actor")))
 
 
 def application(runtime: Runtime, ports: Ports) -> FastAPI:
@@ -166,8 +178,8 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
         actor: Actor | None = None
         token: str | None = None
         if action is not None:
-            # That a command comes but once is seen to in its own transaction.
-            once = issubclass(route.message, Command)
+            # That a command comes but once is seen to in its own transaction; a signal that comes again says nothing new.
+            once = issubclass(route.message, Command | Signal)
             actor, token = await ports.door.actor(request, body_digest(body), action, again=once)
             await ports.door.permit(actor, action)
         async with runtime.doorstep.proving(request):
@@ -194,59 +206,55 @@ async def _command(runtime: Runtime, ports: Ports, request: Request, command: Co
     if key is not None and not 8 <= len(key) <= 128:
         raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
     operation, waiting = await _begin(runtime, ports, request, command, actor, token, key)
-    over = False
     try:
         if waiting is None:
-            waiting = ports.waiting.expect(operation)
-            over = (await _operation(runtime, operation, actor)).finished
-        if not over and (wait := _wait(request)):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await waiting.wait()
-        return _answer(await _operation(runtime, operation, actor), request)
+            return await _answered(runtime, ports, request, operation, actor)
+        found: Any = await waiting.within(wait) if (wait := _wait(request)) else None
+        return _answer(operation, found or await _operation(runtime, operation, actor), request)
     finally:
         ports.waiting.forget(operation)
 
 
+async def _answered(runtime: Runtime, ports: Ports, request: Request, operation: str, actor: Actor) -> Response:
+    """What became of an operation that began before; held for as long as the request says."""
+    waiting = ports.waiting.expect(operation)
+    try:
+        found: Any = await _operation(runtime, operation, actor)
+        if not found.finished and (wait := _wait(request)):
+            found = await waiting.within(wait) or await _operation(runtime, operation, actor)
+    finally:
+        ports.waiting.forget(operation)
+    return _answer(operation, found, request)
+
+
 async def _begin(
     runtime: Runtime, ports: Ports, request: Request, command: Command, actor: Actor, token: str | None, key: str | None
-) -> tuple[str, asyncio.Event | None]:
+) -> tuple[str, Expected | None]:
     """Write the operation and its command in one transaction; a repeated key answers the operation it began. A new one's answer is expected
     from before the commit on."""
     hospital = actor.id if actor.kind == "hospital" else None
     known = waiting = None
     async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
         if fresh := await ports.door.unseen(uow, request):
-            known = await _known(uow, actor, key) if key is not None else None
-            if known is not None and known.command != command.TYPE:
-                raise Problem("request.key_reused", key=key)
-            if known is None:
-                operation = uow.emit(command, hospital=hospital)
-                await _note(uow, operation, command, actor, key)
+            operation = new_id()
+            if (known := await _note(uow, operation, command, actor, key)) is None:
+                uow.emit(command, hospital=hospital, id=operation)
                 waiting = ports.waiting.expect(operation)
     if not fresh:
         raise Problem("security.request_replayed")
     return (str(known.operation), None) if known is not None else (operation, waiting)
 
 
-async def _known(uow: UnitOfWork[Any], actor: Actor, key: str) -> Any:
-    same = (operations.c.actor == actor.text) & (operations.c.idempotency_key == key)
-    return await uow.first(select(operations.c.operation, operations.c.command).where(same))
-
-
-async def _note(uow: UnitOfWork[Any], operation: str, command: Command, actor: Actor, key: str | None) -> None:
-    values = {
-        "operation": operation,
-        "actor": actor.text,
-        "command": command.TYPE,
-        "idempotency_key": key,
-        "finished": False,
-        "created_at": uow.now,
-    }
-    # Two requests with one key at once: the second waits for the first and then fails here; its command is rolled back with it.
-    made = await uow.execute(insert(operations).values(values).on_conflict_do_nothing().returning(operations.c.operation))
-    if made.first() is None:
-        raise Problem("request.in_progress")
+async def _note(uow: UnitOfWork[Any], operation: str, command: Command, actor: Actor, key: str | None) -> Any:
+    """Write an operation down, or answer the one that began with this key before. Of two at once the second waits here for the first."""
+    values = {"operation": operation, "command": command.TYPE, "created_at": uow.now}
+    if await uow.rows(_NOTE, actor=actor.text, idempotency_key=key, **values):
+        return None
+    for known in await uow.rows(_KNOWN, actor=actor.text, key=key):
+        if known.command != command.TYPE:
+            raise Problem("request.key_reused", key=key)
+        return known
+    raise Problem("request.in_progress")
 
 
 def _wait(request: Request) -> float:
@@ -256,21 +264,21 @@ def _wait(request: Request) -> float:
 
 
 async def _operation(runtime: Runtime, operation: str, actor: Actor) -> Any:
-    found = await runtime.database.look(select(operations).where(operations.c.operation == operation, operations.c.actor == actor.text))
+    found = await runtime.database.look(_OPERATION, operation=operation, actor=actor.text)
     if not found:
         raise Problem("request.not_found", kind="operation", id=operation)
     return found[0]
 
 
-def _answer(row: Any, request: Request) -> Response:
-    """202 while it runs, 200 with the result, or the owner's problem."""
-    where = {"Location": f"/v1/operations/{row.operation}", "Operation-Id": row.operation}
-    if not row.finished:
-        return JSONResponse({"operation": row.operation, "state": "running"}, status_code=202, headers={**where, "Retry-After": "1"})
-    if row.succeeded:
-        document = {"operation": row.operation, "state": "succeeded", "result": row.result or {}}
+def _answer(operation: str, found: Any, request: Request) -> Response:
+    """202 while it runs, 200 with the result, or the owner's problem. `found` is the owner's answer, or the operation's row."""
+    where = {"Location": f"/v1/operations/{operation}", "Operation-Id": operation}
+    if not isinstance(found, OperationFinished) and not found.finished:
+        return JSONResponse({"operation": operation, "state": "running"}, status_code=202, headers={**where, "Retry-After": "1"})
+    if found.succeeded:
+        document = {"operation": operation, "state": "succeeded", "result": found.result or {}}
         return JSONResponse(document, headers=where)
-    return problem_response(Problem.from_document(row.problem), language(request), where)
+    return problem_response(Problem.from_document(found.problem), language(request), where)
 
 
 def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
@@ -284,17 +292,7 @@ def _mount_operations(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         """What became of a command; with `Prefer: wait=N` the answer waits."""
         actor, _ = await door.actor(request, body_digest(b""))
         await door.permit(actor, "operation.read")
-        waiting = ports.waiting.expect(operation)
-        try:
-            row = await _operation(runtime, operation, actor)
-            if not row.finished and (wait := _wait(request)):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await waiting.wait()
-                row = await _operation(runtime, operation, actor)
-        finally:
-            ports.waiting.forget(operation)
-        return _answer(row, request)
+        return await _answered(runtime, ports, request, operation, actor)
 
     @app.post("/v1/tokens/{audience}", tags=["governance"], openapi_extra={ACTION: OWN_SESSION})
     async def token(audience: str, request: Request) -> ActorToken:

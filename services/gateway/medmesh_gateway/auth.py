@@ -11,7 +11,7 @@ from typing import Any, cast
 import jwt
 from cryptography import x509
 from fastapi import Request
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete
 from sqlalchemy.dialects.postgresql import insert
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -28,12 +28,16 @@ from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.bearer import proven
 from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh_gateway.settings import Settings
 from medmesh_gateway.tables import nonces
 
 NODE = "medmesh-node"
 _MOST_SESSIONS = 10_000
+_SEE = Prepared(
+    insert(nonces).values(nonce=bindparam("nonce"), until=bindparam("until")).on_conflict_do_nothing().returning(nonces.c.nonce)
+)
 
 
 class Door:
@@ -117,8 +121,7 @@ class Door:
         not asked."""
         if (nonce := getattr(request.state, "nonce", None)) is None:
             return True
-        row = insert(nonces).values(nonce=nonce, until=uow.now + 2 * WINDOW).on_conflict_do_nothing().returning(nonces.c.nonce)
-        fresh = (await uow.execute(row)).first() is not None
+        fresh = bool(await uow.rows(_SEE, nonce=nonce, until=uow.now + 2 * WINDOW))
         if not fresh:
             uow.audit(AuditEntry("request.replayed", "E", outcome=8, why="security.request_replayed"))
         return fresh

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 
 from medmesh.contracts.federation import (
     FederationCompleted,
@@ -26,6 +26,7 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, HospitalEvent, OperationFinished
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.inbox import deliver
 from medmesh_gateway.ports import HANDLERS, Ports
@@ -59,15 +60,32 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
 """Every fact that hospitals get. A test holds this list against the contracts."""
 
 
-@HANDLERS.on(OperationFinished)
+# Only the service that owns a command may answer it; the event's subject proves which service spoke.
+_FINISH = Prepared(
+    update(operations)
+    .where(
+        operations.c.operation == bindparam("which"),
+        ~operations.c.finished,
+        operations.c.command.startswith(bindparam("owner")),
+    )
+    .values(
+        finished=True,
+        succeeded=bindparam("succeeded"),
+        result=bindparam("result"),
+        problem=bindparam("problem"),
+        finished_at=bindparam("finished_at"),
+    )
+    .returning(operations.c.operation)
+)
+
+
+@HANDLERS.on(OperationFinished, batch=32)
 async def operation_finished(event: Envelope[OperationFinished], uow: UnitOfWork[Ports]) -> None:
     """Keep the owner's answer and wake who waits for it."""
     answer = event.data
-    values = {"finished": True, "succeeded": answer.succeeded, "result": answer.result, "problem": answer.problem, "finished_at": uow.now}
-    # Only the service that owns a command may answer it; the event's subject proves which service spoke.
-    owned = operations.c.command.startswith(f"{answer.service}.")
-    await uow.execute(update(operations).where(operations.c.operation == answer.operation, ~operations.c.finished, owned).values(values))
-    uow.on_commit(lambda: uow.ports.waiting.finished(answer.operation))
+    values = {"succeeded": answer.succeeded, "result": answer.result, "problem": answer.problem, "finished_at": uow.now}
+    if await uow.rows(_FINISH, which=answer.operation, owner=f"{answer.service}.", **values):
+        uow.on_commit(lambda: uow.ports.waiting.finished(answer))
 
 
 @HANDLERS.on(*FOR_HOSPITALS, durable="inbox", concurrency=1)

@@ -9,15 +9,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import ARRAY, String, bindparam, func, insert, literal_column, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.message import Envelope, HospitalEvent
 from medmesh.store.database import Database
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.tables import cursors, inboxes
 
 PAGE = 100
+_SAME = ("event_id", "type", "body", "created_at")
+_COUNTED = upsert(cursors).from_select(
+    ["hospital", "last"], select(func.unnest(bindparam("hospitals", type_=ARRAY(String))), literal_column("1"))
+)
+_PLACES = (
+    _COUNTED.on_conflict_do_update(index_elements=[cursors.c.hospital], set_={"last": cursors.c.last + 1})
+    .returning(cursors.c.hospital, cursors.c.last)
+    .cte("places")
+)
+_DELIVER = Prepared(
+    insert(inboxes).from_select(
+        ["hospital", "cursor", *_SAME],
+        select(_PLACES.c.hospital, _PLACES.c.last, *(bindparam(name, type_=inboxes.c[name].type) for name in _SAME)),
+    )
+)
+_AFTER = Prepared(
+    select(inboxes.c.cursor, inboxes.c.type, inboxes.c.body)
+    .where(inboxes.c.hospital == bindparam("hospital"), inboxes.c.cursor > bindparam("after"))
+    .order_by(inboxes.c.cursor)
+    .limit(PAGE)
+)
 
 
 @dataclass
@@ -56,11 +78,7 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
     hospitals = sorted(set(event.data.hospitals))
     if not hospitals:
         return
-    counted = upsert(cursors).values([{"hospital": hospital, "last": 1} for hospital in hospitals])
-    counted = counted.on_conflict_do_update(index_elements=[cursors.c.hospital], set_={"last": cursors.c.last + 1})
-    places = await uow.all(counted.returning(cursors.c.hospital, cursors.c.last))
-    same = {"event_id": event.id, "type": event.type, "body": body, "created_at": uow.now}
-    await uow.execute(insert(inboxes), [{"hospital": row.hospital, "cursor": row.last, **same} for row in places])
+    await uow.rows(_DELIVER, hospitals=hospitals, event_id=event.id, type=event.type, body=body, created_at=uow.now)
 
     def ring() -> None:
         for hospital in hospitals:
@@ -71,5 +89,4 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
 
 async def read(database: Database, hospital: str, after: int) -> Sequence[Any]:
     """(cursor, type, body) of what came after a cursor, oldest first, a page of it."""
-    wanted = select(inboxes.c.cursor, inboxes.c.type, inboxes.c.body).where(inboxes.c.hospital == hospital, inboxes.c.cursor > after)
-    return await database.look(wanted.order_by(inboxes.c.cursor).limit(PAGE))
+    return await database.look(_AFTER, hospital=hospital, after=after)

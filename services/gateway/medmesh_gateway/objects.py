@@ -66,10 +66,8 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         """That bytes come or go."""
         about = (Entity("object", sha256, digest=sha256),)
         outcome, why = (4, problem.code) if problem else (0, "")
-        async with runtime.unit(
-            runtime.context(actor=actor, decision=decide(actor, verb, datetime.now(UTC), rules=runtime.policies.rules))
-        ) as uow:
-            uow.audit(AuditEntry(verb, kind, outcome, why, about, detail=detail))
+        context = runtime.context(actor=actor, decision=decide(actor, verb, datetime.now(UTC), rules=runtime.policies.rules))
+        await runtime.gathering.record(context, AuditEntry(verb, kind, outcome, why, about, detail=detail))
 
     @app.head("/v1/uploads/{sha256}", tags=["objects"], status_code=204, openapi_extra={ACTION: "object.write"})
     async def progress(sha256: str, request: Request) -> Response:

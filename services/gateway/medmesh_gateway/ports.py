@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medmesh.bus.declarations import Handlers
+from medmesh.contracts.message import OperationFinished
 from medmesh.store.objects.compare import Comparing
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.upload import Uploads
@@ -20,23 +22,45 @@ HANDLERS = Handlers("gateway")
 
 
 @dataclass
+class Expected:
+    """The answer to an operation that requests hold for."""
+
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    answer: OperationFinished | None = None
+    holding: int = 0
+
+    async def within(self, seconds: float) -> OperationFinished | None:
+        """The answer, or None when it did not come in time; another gateway may have heard it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.told.wait()
+        return self.answer
+
+
+@dataclass
 class Waiting:
     """Requests that hold until their operation is finished."""
 
-    _futures: dict[str, asyncio.Event] = field(default_factory=dict)
+    _expected: dict[str, Expected] = field(default_factory=dict)
 
-    def expect(self, operation: str) -> asyncio.Event:
-        """Set when the operation's answer is in the table."""
-        return self._futures.setdefault(operation, asyncio.Event())
+    def expect(self, operation: str) -> Expected:
+        """Told when the operation's answer is in the table."""
+        expected = self._expected.setdefault(operation, Expected())
+        expected.holding += 1
+        return expected
 
-    def finished(self, operation: str) -> None:
+    def finished(self, answer: OperationFinished) -> None:
         """The answer is there."""
-        if event := self._futures.pop(operation, None):
-            event.set()
+        if expected := self._expected.pop(answer.operation, None):
+            expected.answer = answer
+            expected.told.set()
 
     def forget(self, operation: str) -> None:
-        """Nobody waits any more."""
-        self._futures.pop(operation, None)
+        """One of those that `expect` it waits no more."""
+        if expected := self._expected.get(operation):
+            expected.holding -= 1
+            if not expected.holding:
+                del self._expected[operation]
 
 
 @dataclass

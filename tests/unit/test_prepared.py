@@ -1,0 +1,44 @@
+"""Prepared statements are compiled when they run first: that each can be is seen here, not at a hospital."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+from sqlalchemy import bindparam, select
+
+import medmesh.service
+import medmesh_federation
+import medmesh_gateway
+from medmesh.store.prepared import Prepared
+from medmesh.store.tables import service_metadata
+
+OUTBOX = service_metadata().tables["outbox"]
+
+
+def everyone() -> list[tuple[str, Prepared]]:
+    """Every prepared statement of the packages that have some, by name."""
+    found = []
+    for package in (medmesh.service, medmesh_federation, medmesh_gateway):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if module.name.rsplit(".", 1)[1].startswith("__") or "migrations" in module.name:
+                continue
+            there = vars(importlib.import_module(module.name))
+            found += [(f"{module.name}.{name}", value) for name, value in there.items() if isinstance(value, Prepared)]
+    return found
+
+
+def test_every_prepared_statement_compiles() -> None:
+    names = [name for name, prepared in everyone() if prepared.text]
+    assert "medmesh_federation.handlers._LOCKED" in names
+    assert "medmesh_gateway.inbox._DELIVER" in names
+
+
+def test_what_a_prepared_statement_cannot_be_is_said() -> None:
+    with pytest.raises(TypeError, match="in_"):
+        Prepared(select(OUTBOX).where(OUTBOX.c.id.in_(["a", "b"]))).asked({})
+    one = Prepared(select(OUTBOX).where(OUTBOX.c.id == bindparam("id")))
+    for wrong in ({}, {"id": "a", "subject": "b"}):
+        with pytest.raises(TypeError, match="wants id"):
+            one.asked(wrong)
