@@ -92,7 +92,7 @@ async def small_scene(servers: RunningServers, private: Path, ports: Ports) -> A
         ]
         nodes = {}
         for name in ("huashan", "renji"):
-            folder = await enrolled(world, admin, approver, name, log_every=timedelta(days=1))
+            folder = await enrolled(world, admin, approver, name, log_every=timedelta(days=1), log_compared_every=timedelta(days=365))
             async with site(folder) as opened:
                 await intake.ingest(opened, pacs(world.p.folder, name, 40), "brain")
             nodes[name] = await stack.enter_async_context(running(folder))
