@@ -108,7 +108,8 @@ async def scene(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 
 async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
     """A federation that both hospitals accepted and a person approved."""
-    wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 2, "accept_seconds": 60, **changed}
+    wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 2, "accept_seconds": 60}
+    wanted |= {"start_seconds": 0, **changed}  # it begins when all have answered
     made = await federation(scene.world, scene.researcher, scene.approver, ("huashan", "renji"), **wanted)
     signed = acceptance(scene.world.p.rosters.signer("hospital:renji"), made["federation"], made["plan_hash"])
     answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signed)
