@@ -7,7 +7,6 @@ name, shape or type than it declares, numbers that are none, memory, time, corre
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -24,8 +23,8 @@ from medmesh.contracts.data import DataSchema, TableSchema, decimal
 from medmesh.contracts.plan import Plan
 from medmesh.contracts.training import RehearsalReport, Rehearsing, Stage, StageName
 from medmesh.errors import Problem
-from medmesh.federated.aggregation import Local, Outcome, Run, Start, aggregate, algorithm_of, compatible, upload_signature
-from medmesh.federated.privacy.clipping import WITHIN
+from medmesh.federated.aggregation import Local, Outcome, Start, aggregate, algorithm_of, compatible
+from medmesh.federated.trainer import Trainer
 from medmesh.learning import capabilities, weights
 from medmesh.learning.adapter import Samples
 from medmesh.learning.host import Worker
@@ -211,50 +210,22 @@ class _Rehearsal:
             answer = await worker.call("evaluate", data=data[one], models=[given])
             _check_counts(answer["counts"][0], invented(plan.data, self.count, plan.seed).y, len(plan.data.classes))
         async with self.stage("personal"):
-            place = self._place("personal", next(iter(parties)))
-            own = algorithm_of(plan).personal(self._local(next(iter(parties)), second.model, second, kept, place))
-            if isinstance(own, Run):
-                await self._train(worker, own, data[next(iter(parties))], place / "own", plan.seed)
+            one = next(iter(parties))
+            local = self._local(one, second.model, second, kept, self._place("personal", one))
+            if (own := await Trainer(worker, plan, data[one], plan.seed).personal(local)) is not None:
+                weights.check_finite(own)
 
     async def _hospital(
         self, worker: Worker, name: str, data: str, number: int, model: Path, before: Outcome | None, kept: dict[str, Path | None]
     ) -> tuple[str, Path, int]:
-        """(name, what it sends, on how many samples) of one round, as `medmesh_edge.training.train` does it."""
-        plan, place, algorithm = self.plan, self._place(str(number), name), algorithm_of(self.plan)
-        local = self._local(name, model, before, kept, place)
-        own, second = algorithm.train_own(local), None
-        if own is not None:
-            second = await self._train(worker, own, data, place / "second", number)
-        trained = await self._train(worker, algorithm.train(local), data, place / "trained", number)
-        left = algorithm.leave(local, trained, second)
-        weights.check(left.upload, [tensor for tensor in upload_signature(plan) if tensor.name != WITHIN.name])
-        weights.check_finite(left.upload)
-        kept[name] = left.keep
+        """(name, what it sends, on how many samples) of one round, trained as a node does it."""
+        local = self._local(name, model, before, kept, self._place(str(number), name))
+        trainer = Trainer(worker, self.plan, data, number)
+        left, _ = await trainer.update(local)
+        for path in filter(None, (left.upload, left.keep)):
+            weights.check_finite(path)
+        kept[name], self.step_microseconds = left.keep, round(1e6 * trainer.step_seconds)
         return name, left.upload, self.count
-
-    async def _train(self, worker: Worker, run: Run, data: str, target: Path, seed: int) -> Path:
-        plan, out = self.plan, worker.folder / "out"
-        extra: dict[str, Any] = {"pull": run.pull, "plain": run.plain}
-        extra |= {name: worker.give(path, name) for name, path in (("anchor", run.anchor), ("shift", run.shift)) if path}
-        if plan.privacy is not None and plan.privacy.unit == "patient":
-            extra["private"] = {name: float(getattr(plan.privacy, name)) for name in ("rate", "clip", "noise")}
-        began = time.monotonic()
-        answer = await worker.call(
-            "train",
-            weights=worker.give(run.start, "base"),
-            data=data,
-            steps=run.steps,
-            batch_size=plan.batch_size,
-            learning_rate=float(plan.learning_rate),
-            seed=seed,
-            out=str(out),
-            **extra,
-        )
-        self.step_microseconds = round(1e6 * (time.monotonic() - began) / run.steps)
-        loss = answer["loss"]
-        if not isinstance(loss, int | float) or not math.isfinite(loss):
-            raise Problem("training.answer", operation="train")
-        return self._take(out, target, plan)
 
     def _take(self, out: Path, target: Path, plan: Plan) -> Path:
         """Out of the worker's reach first; a link in its place is refused by the check."""

@@ -18,6 +18,7 @@ from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import Local, algorithm_of, makes_own
 from medmesh.federated.cells import cohort, told
+from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker
 from medmesh.security.keys import read_secret
@@ -84,7 +85,7 @@ async def beginning(site: Site, opened: Worker, plan: Plan, local: Local) -> Tab
 
 
 async def everything(
-    site: Site, plan: Plan, event: RoundOpened, trainer: Callable[[Path], training.Trainer], fetch: training.Fetch
+    site: Site, plan: Plan, event: RoundOpened, trainer: Callable[[Path], Trainer], fetch: training.Fetch
 ) -> tuple[list[dict[str, Any]], Table | None]:
     """Every model of an evaluation round by its hash, and this hospital's own where its algorithm makes one. Raises `Problem`."""
     paths = [await fetch(model.weights) for model in event.models]
@@ -93,7 +94,7 @@ async def everything(
     data, count = await samples.prepare(site, plan.data, held_out=False)
     running = trainer(data)
     async with training.side(site, plan, event, count, await fetch(event.base), fetch) as local:
-        own = await training.personal(running, local) if makes_own(plan) else None
+        own = await running.personal(local) if makes_own(plan) else None
         tables = await evaluate(site, running.worker, plan, [*paths, *([own] if own else [])], local.folder)
     results = [{"model": model.weights.sha256, "counts": table} for model, table in zip(event.models, tables, strict=False)]
     return results, tables[-1] if own else None

@@ -48,13 +48,6 @@ async def charge(site: Site, plan: Plan, event: RoundOpened) -> None:
         uow.audit(AuditEntry("federation.privacy", "C", entities=about, detail=detail))
 
 
-def of_worker(plan: Plan) -> dict[str, Any]:
-    """What a training adds for its patients: the worker clips and noises each step."""
-    if plan.privacy is None or plan.privacy.unit != "patient":
-        return {}
-    return {"private": {name: float(getattr(plan.privacy, name)) for name in ("rate", "clip", "noise")}}
-
-
 async def protect(plan: Plan, event: RoundOpened, base: Path, upload: Path, target: Path) -> Path:
     """What may travel of a training: clipped where a hospital's part is hidden, and with its share of the noise where nobody else may
     add that, because the sum is opened as it is. Raises `Problem` (`weights.*`, `federation.plan_changed`)."""

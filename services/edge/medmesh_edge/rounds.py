@@ -24,6 +24,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates
+from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
 from medmesh.security.residue import wipe
@@ -239,7 +240,9 @@ class Rounds:
             async with self.site.unit() as uow:  # what could not be fetched was no training
                 await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
             with clock.of("train"):
-                left, loss = await training.train(self._trainer(opened, plan, event, data), event, local)
+                trainer = self._trainer(opened, plan, event, data)
+                alone = event.kind is RoundKind.BASELINE
+                left, loss = await (trainer.alone(local, event.steps) if alone else trainer.update(local))
             with clock.of("evaluate"):
                 await memorised.scan(self.site, opened, plan, event, local)
             with clock.of("store"):
@@ -275,8 +278,8 @@ class Rounds:
         if not secure.is_secure(plan, event):  # else it waits for its masks
             await self._send(event, done)
 
-    def _trainer(self, opened: Worker, plan: Plan, event: RoundOpened, data: Path) -> training.Trainer:
-        return training.Trainer(
+    def _trainer(self, opened: Worker, plan: Plan, event: RoundOpened, data: Path) -> Trainer:
+        return Trainer(
             opened,
             plan,
             opened.give(data, "data"),

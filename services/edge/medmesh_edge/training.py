@@ -9,26 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from medmesh.contracts.federation import RoundKind, RoundOpened
+from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
-from medmesh.errors import Problem
-from medmesh.federated.aggregation import Left, Local, Run, algorithm_of, download_signature, upload_signature
-from medmesh.federated.privacy.clipping import WITHIN
+from medmesh.federated.aggregation import Left, Local, download_signature
 from medmesh.learning import weights
-from medmesh.learning.host import Progress, Worker
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import fetch
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
-from medmesh_edge import privacy
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import kept, tasks
 
@@ -70,69 +65,6 @@ def _of(event: RoundOpened) -> Any:
 
 def _at(number: int, attempt: int) -> Any:
     return (kept.c.round == number) & (kept.c.attempt == attempt)
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """Trainings of one round in a worker, on `data` (a path that the worker sees)."""
-
-    worker: Worker
-    plan: Plan
-    data: str
-    seed: int
-    progress: Progress
-
-    async def run(self, run: Run, target: Path) -> tuple[Path, float]:
-        """One training: its weights, checked against the plan's signature, and its loss. Raises `Problem`."""
-        out = self.worker.folder / target.name
-        extra: dict[str, Any] = {"pull": run.pull, "plain": run.plain, **privacy.of_worker(self.plan)}
-        extra |= {name: self.worker.give(path, name) for name, path in (("anchor", run.anchor), ("shift", run.shift)) if path}
-        result = await self.worker.call(
-            "train",
-            progress=self.progress,
-            weights=self.worker.give(run.start, "base"),
-            data=self.data,
-            steps=run.steps,
-            batch_size=self.plan.batch_size,
-            learning_rate=float(self.plan.learning_rate),
-            seed=self.seed,
-            every=max(1, run.steps // 20),
-            out=str(out),
-            **extra,
-        )
-        # Out of the worker's reach first; a link in its place is refused by the check.
-        out.rename(target)
-        weights.check(target, self.plan.signature)
-        loss = result.get("loss")
-        if not isinstance(loss, int | float):  # null: not a number
-            raise Problem("training.answer", operation="train")
-        return target, float(loss)
-
-
-async def train(trainer: Trainer, event: RoundOpened, local: Local) -> tuple[Left, float]:
-    """A round's training, by its algorithm: what travels, what is kept, and the loss. Raises `Problem`."""
-    plan, folder = trainer.plan, local.folder
-    if event.kind is RoundKind.BASELINE:
-        trained, loss = await trainer.run(Run(local.base, event.steps), folder / "trained")
-        return Left(trained), loss
-    algorithm = algorithm_of(plan)
-    second = None
-    if (own := algorithm.train_own(local)) is not None:
-        second, _ = await trainer.run(own, folder / "second")
-    run = algorithm.train(local)
-    if plan.privacy is not None and run.steps > plan.local_steps:
-        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason="it takes more steps than the plan says and the ledger counts")
-    trained, loss = await trainer.run(run, folder / "trained")
-    left = await asyncio.to_thread(algorithm.leave, local, trained, second)
-    # Nothing leaves but the tensors that were agreed upon; what privacy adds comes later, and is ours.
-    weights.check(left.upload, [tensor for tensor in upload_signature(plan) if tensor.name != WITHIN.name])
-    return left, loss
-
-
-async def personal(trainer: Trainer, local: Local) -> Path | None:
-    """This hospital's own model, where its algorithm makes one."""
-    made = algorithm_of(trainer.plan).personal(local)
-    return (await trainer.run(made, local.folder / "personal"))[0] if isinstance(made, Run) else made
 
 
 async def store(site: Site, left: Left) -> ObjectRef | None:

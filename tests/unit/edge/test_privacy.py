@@ -22,6 +22,7 @@ from medmesh.contracts.privacy import Privacy
 from medmesh.errors import Problem
 from medmesh.federated.privacy.accountant import epsilon
 from medmesh.federated.privacy.clipping import WITHIN
+from medmesh.federated.trainer import protected
 from medmesh.learning import weights
 from medmesh_edge import privacy
 from medmesh_edge.policy import DEFAULT, refusals
@@ -117,8 +118,8 @@ async def test_what_hides_patients_is_left_to_the_worker(private: Path) -> None:
     wanted = plan(privacy=Privacy(**{**HOSPITAL, "unit": "patient", "rate": "0.25", "epsilon": "900"}))
     base, model = _files(private)
     assert await privacy.protect(wanted, opened(wanted, 1), base, model, private / "out") == model
-    assert privacy.of_worker(wanted) == {"private": {"rate": 0.25, "clip": 3.0, "noise": 4.0}}
-    assert privacy.of_worker(plan()) == {} == privacy.of_worker(plan(privacy=Privacy(**HOSPITAL)))
+    assert protected(wanted) == {"private": {"rate": 0.25, "clip": 3.0, "noise": 4.0}}
+    assert protected(plan()) == {} == protected(plan(privacy=Privacy(**HOSPITAL)))
 
 
 PATIENT: dict[str, Any] = {"unit": "patient", "epsilon": "900", "delta": "0.00001", "clip": "1", "noise": "2", "rate": "1"}
