@@ -92,7 +92,7 @@ async def small_scene(servers: RunningServers, private: Path, ports: Ports) -> A
         ]
         nodes = {}
         for name in ("huashan", "renji"):
-            folder = await enrolled(world, admin, approver, name, log_every=timedelta(days=1))
+            folder = await enrolled(world, admin, approver, name, log_every=timedelta(days=1), log_compared_every=timedelta(days=365))
             async with site(folder) as opened:
                 await intake.ingest(opened, pacs(world.p.folder, name, 40), "brain")
             nodes[name] = await stack.enter_async_context(running(folder))
@@ -112,7 +112,8 @@ def watched(world: World) -> None:
 
 async def invited(scene: Scene, hospitals: tuple[str, ...], *, approved: bool, **changed: Any) -> dict[str, Any]:
     """A federation whose real hospitals accept; who asked for the start, and got it, if anybody."""
-    values = {"rounds": 1, "local_steps": 5, "baseline": False, "accept_seconds": 8, "round_deadline_seconds": 20, **changed}
+    values = {"rounds": 1, "local_steps": 5, "baseline": False, "round_deadline_seconds": 20, **changed}
+    values |= {"accept_seconds": 60, "start_seconds": 0}  # it begins when all have answered
     made = await federation(scene.world, scene.researcher, scene.approver if approved else None, hospitals, **values)
     for name in set(hospitals) & set(scene.nodes):
         node = scene.nodes[name]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -18,7 +19,7 @@ from medmesh.client.credentials import Node
 from medmesh.client.doors import open_door
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
-from medmesh.security import signing
+from medmesh.security import signing, totp
 from medmesh.security.authority import Authority, key_pem
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.keys import Identity
@@ -105,7 +106,10 @@ async def small_world(
     }
     for name, values in (settings or {}).items():
         needed[name] = {**needed.get(name, {}), **values}
-    async with platform(servers, folder, AUDIT, GOVERNANCE, GATEWAY, *more, settings=needed) as p:
+    async with AsyncExitStack() as stack:
+        # Whoever signs in several times need not wait half a minute for each next code.
+        stack.enter_context(patch.object(totp, "STEP_SECONDS", 10))
+        p = await stack.enter_async_context(platform(servers, folder, AUDIT, GOVERNANCE, GATEWAY, *more, settings=needed))
         ca = folder / "ca" / "ca.pem"
-        async with Gateway(f"https://127.0.0.1:{gateway}", ca=ca) as anybody:
-            yield World(p, anybody.url, f"https://127.0.0.1:{audit}", ca, anybody)
+        anybody = await stack.enter_async_context(Gateway(f"https://127.0.0.1:{gateway}", ca=ca))
+        yield World(p, anybody.url, f"https://127.0.0.1:{audit}", ca, anybody)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +101,7 @@ class Continuity:
     site: Site
     gateway: Gateway
     _next: float = float("-inf")
-    _exchange: float = float("-inf")
+    _exchange: float | None = None
     _compared: set[str] = field(default_factory=set)
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -110,9 +111,12 @@ class Continuity:
         if now >= self._next:
             await self.look()
             self._next = now + self.site.settings.log_every.total_seconds()
+        every = self.site.settings.log_compared_every.total_seconds()
+        if self._exchange is None:
+            self._exchange = now + random.SystemRandom().uniform(0, every)  # nodes that were started together do not all come together
         if now >= self._exchange:
             await self.exchange()
-            self._exchange = now + self.site.settings.log_compared_every.total_seconds()
+            self._exchange = now + every
         return False
 
     async def look(self) -> None:

@@ -20,7 +20,7 @@ from tests.unit.federation.test_domain import PLAN as SMALL
 from medmesh.cli import _root
 from medmesh.cli.federation import federation
 from medmesh.cli.tongue import spoken
-from medmesh.cli.views import draw, now, state
+from medmesh.cli.views import document, draw, now, show_result, state
 from medmesh.client import plot
 from medmesh.client.federation import Federation, create_federation
 from medmesh.client.gateway import Gateway
@@ -308,3 +308,37 @@ def test_a_chinese_picture_has_chinese_signs_or_says_why_not(
     assert draw(shown, tmp_path / "english") == 0
     assert "pip install --no-deps" in capsys.readouterr().err
     assert "completed" in figure(shown, "zh").get_suptitle()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_nothing_that_is_shown_claims_a_round_that_was_rolled_back(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round 2 is undone; the one that was open then is void, and its next attempt began with the model of round 1."""
+    monkeypatch.setenv("MEDMESH_LANG", language)
+    first, *made = [ObjectRef(sha256=digit * 64, bytes=8) for digit in "1456"]
+
+    def trained(number: int, base: ObjectRef, right: int, attempt: int = 1, **changed: Any) -> RoundView:
+        given = (answer("a", counts=((right, 10 - right), (10 - right, right))),)
+        values = {"attempt": attempt, "base": base, "model": made[number - 1], "answers": given, **changed}
+        return round_(number, 5).model_copy(update=values)
+
+    rounds = (
+        trained(1, first, 5),
+        trained(2, made[0], 9, undone=True),
+        trained(3, made[1], 8, state="void", model=None, answers=()),
+        trained(3, made[0], 7, attempt=2),
+    )
+    shown = view("completed", rounds).model_copy(update={"model": made[2]})
+    assert [(point.round, point.value) for point in curve(shown)] == [(0, 0.5), (1, 0.7)]
+    assert (document(shown)["round"], document(shown)["undone"]) == (3, [2])
+    lines = list(csv.DictReader(io.StringIO(table(shown))))
+    said = [(x["round"], x["attempt"], x["state"], x["model_of_round"], x["value"]) for x in lines]
+    assert said == [("1", "1", "committed", "0", "0.5"), ("2", "1", "undone", "1", "0.9"), ("3", "2", "committed", "1", "0.7")]
+    accuracy, *_ = figure(shown, language).axes
+    assert [list(line.get_ydata()) for line in accuracy.lines[:2]] == [[0.5, 0.7]] * 2, "of one hospital and of all: not what was undone"
+
+    @click.command()
+    def told() -> None:
+        show_result(shown, None)
+
+    output = CliRunner().invoke(told).output
+    assert {"en": "rounds undone: 2; it went on from round 1", "zh": "已撤销轮次：2；其后自第 1 轮继续"}[language] in output

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -245,13 +246,14 @@ async def test_what_another_hospital_left_is_not_compared_while_it_cannot_be_pro
     assert caught.value.code == "edge.log_forked"
 
 
-async def test_the_loop_compares_by_itself_and_not_each_time_it_looks(seen: Seen) -> None:
+@pytest.mark.parametrize(("every", "times"), [(timedelta(0), 3), (timedelta(days=365), 0)])
+async def test_the_loop_compares_by_itself_as_often_as_it_is_told(seen: Seen, every: timedelta, times: int) -> None:
     made = ledger(seen.folder / "honest", 300)
     seen.platform.folder = made.folder
+    seen.site.settings = seen.site.settings.model_copy(update={"log_compared_every": every})
     for _ in range(3):
         await seen.continuity.step()
-        seen.continuity._next = float("-inf")
-    assert [seen.checkpoint(told) for told in seen.platform.told] == [made.checkpoint]
+    assert [seen.checkpoint(told) for told in seen.platform.told] == [made.checkpoint] * times
 
 
 async def test_forgiving_is_recorded_and_only_possible_where_something_stands(seen: Seen) -> None:
