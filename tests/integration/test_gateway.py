@@ -22,6 +22,7 @@ from medmesh.client.http import Broken
 from medmesh.contracts.federation import FederationFailed
 from medmesh.contracts.governance import Hospitals
 from medmesh.contracts.labels import ObjectView, SecurityLabel
+from medmesh.contracts.message import OperationFinished
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
@@ -171,6 +172,27 @@ async def test_a_command_repeated_with_its_key_has_one_effect_and_the_owners_ref
     chinese.language = "zh"
     answer = await chinese._http.get("/v1/nowhere", headers={"Accept-Language": "zh-CN"})
     assert answer.json()["title"] == "路径 /v1/nowhere 不存在。"
+
+
+async def test_who_repeats_a_command_and_waits_no_longer_silences_nobody(world: World) -> None:
+    admin = await world.admin()
+    li = await world.user(admin, "li", "researcher")
+
+    async def pause(wait: int) -> dict[str, Any]:
+        headers = {"Prefer": f"wait={wait}", "Idempotency-Key": "a-fixed-key-2"}
+        answer: dict[str, Any] = await li.request("POST", "/v1/federations/fed-1/pause", {"reason": "lunch"}, headers=headers)
+        return answer
+
+    patient = asyncio.create_task(pause(50))
+    await asyncio.sleep(1.0)
+    running = await pause(1)  # nobody here coordinates federations
+    assert running["state"] == "running"
+    answer = OperationFinished(
+        service="federation", operation=running["operation"], command="federation.pause.v1", succeeded=True, result={"state": "paused"}
+    )
+    await world.p.publish(answer, source="federation")
+    async with asyncio.timeout(20):
+        assert (await patient)["result"] == {"state": "paused"}
 
 
 async def test_objects_go_up_and_down_in_pieces(world: World, private: Path) -> None:

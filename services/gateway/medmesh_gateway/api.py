@@ -206,9 +206,9 @@ async def _command(runtime: Runtime, ports: Ports, request: Request, command: Co
     if key is not None and not 8 <= len(key) <= 128:
         raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
     operation, waiting = await _begin(runtime, ports, request, command, actor, token, key)
+    if waiting is None:
+        return await _answered(runtime, ports, request, operation, actor)
     try:
-        if waiting is None:
-            return await _answered(runtime, ports, request, operation, actor)
         found: Any = await waiting.within(wait) if (wait := _wait(request)) else None
         return _answer(operation, found or await _operation(runtime, operation, actor), request)
     finally:
@@ -233,13 +233,17 @@ async def _begin(
     """Write the operation and its command in one transaction; a repeated key answers the operation it began. A new one's answer is expected
     from before the commit on."""
     hospital = actor.id if actor.kind == "hospital" else None
-    known = waiting = None
-    async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
-        if fresh := await ports.door.unseen(uow, request):
-            operation = new_id()
-            if (known := await _note(uow, operation, command, actor, key)) is None:
-                uow.emit(command, hospital=hospital, id=operation)
-                waiting = ports.waiting.expect(operation)
+    operation, known, waiting = new_id(), None, None
+    try:
+        async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
+            if fresh := await ports.door.unseen(uow, request):
+                if (known := await _note(uow, operation, command, actor, key)) is None:
+                    uow.emit(command, hospital=hospital, id=operation)
+                    waiting = ports.waiting.expect(operation)
+    except BaseException:
+        if waiting is not None:
+            ports.waiting.forget(operation)
+        raise
     if not fresh:
         raise Problem("security.request_replayed")
     return (str(known.operation), None) if known is not None else (operation, waiting)
