@@ -236,10 +236,10 @@ async def _begin(
     operation, known, waiting = new_id(), None, None
     try:
         async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
-            if fresh := await ports.door.unseen(uow, request):
-                if (known := await _note(uow, operation, command, actor, key)) is None:
-                    uow.emit(command, hospital=hospital, id=operation)
-                    waiting = ports.waiting.expect(operation)
+            fresh = await ports.door.unseen(uow, request)
+            if fresh and (known := await _note(uow, operation, command, actor, key)) is None:
+                uow.emit(command, hospital=hospital, id=operation)
+                waiting = ports.waiting.expect(operation)
     except BaseException:
         if waiting is not None:
             ports.waiting.forget(operation)
