@@ -111,14 +111,15 @@ async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
     wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 2, "accept_seconds": 60}
     wanted |= {"start_seconds": 0, **changed}  # it begins when all have answered
     made = await federation(scene.world, scene.researcher, scene.approver, ("huashan", "renji"), **wanted)
-    signed = acceptance(scene.world.p.rosters.signer("hospital:renji"), made["federation"], made["plan_hash"])
-    answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signed)
-    assert (await scene.world.p.send(answer, scene.world.p.hospital("renji"))).succeeded
     await until(lambda: state_of(node, made))
+    # Before the last has answered: what was approved here once is accepted at once the second time.
     link = await Federation(scene.researcher, made["federation"]).link("huashan")
     assert (await invitation.open_link(node.site, link)).plan_hash == made["plan_hash"]
     with pytest.raises(Problem, match="opened already"):
         await invitation.open_link(node.site, link)
+    signed = acceptance(scene.world.p.rosters.signer("hospital:renji"), made["federation"], made["plan_hash"])
+    answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signed)
+    assert (await scene.world.p.send(answer, scene.world.p.hospital("renji"))).succeeded
     await consent.approve(node.site, made["federation"], "doctor-zhao")
     node.site.changed.set()
     return made

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import perf_counter
@@ -184,19 +184,7 @@ class Dispatcher:
         try:
             message = decode(delivery.body, self._type(delivery.subject))
             self._age.observe(max(0.0, (datetime.now(UTC) - message.time).total_seconds()))
-            attributes = {
-                "messaging.system": "nats",
-                "messaging.destination.name": message.data.subject(),
-                "messaging.message.id": message.id,
-                "messaging.consumer.group.name": self.consumer.durable,
-            }
-            with span(
-                f"process {message.data.subject()}",
-                parent=message.traceparent,
-                kind=SpanKind.CONSUMER,
-                link=delivery.attempt > 1,
-                attributes=attributes,
-            ):
+            with self._span(message, again=delivery.attempt > 1):
                 outcome = await self._insist(message, delivery)
             await delivery.ack()
         except asyncio.CancelledError:
@@ -207,6 +195,16 @@ class Dispatcher:
             outcome = await self._again(delivery, message, error)
         self._seconds.observe(perf_counter() - started)
         self._count(delivery.subject, outcome)
+
+    def _span(self, message: Envelope[Any], *, again: bool = False) -> AbstractContextManager[None]:
+        attributes = {
+            "messaging.system": "nats",
+            "messaging.destination.name": message.data.subject(),
+            "messaging.message.id": message.id,
+            "messaging.consumer.group.name": self.consumer.durable,
+        }
+        name = f"process {message.data.subject()}"
+        return span(name, parent=message.traceparent, kind=SpanKind.CONSUMER, link=again, attributes=attributes)
 
     async def _insist(self, message: Envelope[Any], delivery: Delivery) -> str:
         """Handle a message; what fails because the database is away is handled when it is back, and is not held against the message."""
@@ -383,10 +381,12 @@ class _Batcher:
                 dispatcher._age.observe(max(0.0, (uow.now - message.time).total_seconds()))
                 actor, decision = dispatcher._identify(message)
                 dispatcher.admit(message, actor, decision)
-                uow.context = Context(service, message, actor, message.actor, message.traceparent, delivery.body, decision)
                 before, uow.same = uow.accounted, False
-                access = await dispatcher._let_in(message, uow)
-                result = await dispatcher.consumer.handler(message, uow)
+                with dispatcher._span(message):
+                    trace = current_traceparent() or message.traceparent
+                    uow.context = Context(service, message, actor, message.actor, trace, delivery.body, decision)
+                    access = await dispatcher._let_in(message, uow)
+                    result = await dispatcher.consumer.handler(message, uow)
                 if isinstance(message.data, Command):
                     must_be_accounted(uow.context, uow.accounted - before)
                     finished(message.data, access, uow.same)
