@@ -198,6 +198,8 @@ async def test_two_hospitals_that_were_shown_two_logs_find_it_out_by_what_they_s
     huashan, renji = scene.nodes["huashan"], scene.nodes["renji"]
     log_key = Identity.load(scene.world.p.folder / "keys" / "log.nk").private_key
 
+    for node in (huashan, renji):
+        await until(lambda node=node: continuity.present(node.site))  # what both saw at first; they look again in a day
     # The platform shows one of them, and it alone, a history of its own.
     other = note.Checkpoint("medmesh/log", 3, b"\1" * 32)
     async with renji.site.unit() as uow:
