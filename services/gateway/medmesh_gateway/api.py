@@ -25,7 +25,7 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, proven_key, shown_with
-from medmesh_gateway.ports import Expected, Ports
+from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route, schema_of
 from medmesh_gateway.tables import operations
 
@@ -205,14 +205,15 @@ async def _command(runtime: Runtime, ports: Ports, request: Request, command: Co
     key = request.headers.get("idempotency-key")
     if key is not None and not 8 <= len(key) <= 128:
         raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
-    operation, waiting = await _begin(runtime, ports, request, command, actor, token, key)
-    if waiting is None:
-        return await _answered(runtime, ports, request, operation, actor)
+    operation = new_id()
+    waiting = ports.waiting.expect(operation)  # from before the commit on
     try:
-        found: Any = await waiting.within(wait) if (wait := _wait(request)) else None
-        return _answer(operation, found or await _operation(runtime, operation, actor), request)
+        if (known := await _begin(runtime, ports, request, command, operation, actor, token, key)) is None:
+            found: Any = await waiting.within(wait) if (wait := _wait(request)) else None
+            return _answer(operation, found or await _operation(runtime, operation, actor), request)
     finally:
         ports.waiting.forget(operation)
+    return await _answered(runtime, ports, request, known, actor)
 
 
 async def _answered(runtime: Runtime, ports: Ports, request: Request, operation: str, actor: Actor) -> Response:
@@ -228,25 +229,17 @@ async def _answered(runtime: Runtime, ports: Ports, request: Request, operation:
 
 
 async def _begin(
-    runtime: Runtime, ports: Ports, request: Request, command: Command, actor: Actor, token: str | None, key: str | None
-) -> tuple[str, Expected | None]:
-    """Write the operation and its command in one transaction; a repeated key answers the operation it began. A new one's answer is expected
-    from before the commit on."""
-    hospital = actor.id if actor.kind == "hospital" else None
-    operation, known, waiting = new_id(), None, None
-    try:
-        async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
-            fresh = await ports.door.unseen(uow, request)
-            if fresh and (known := await _note(uow, operation, command, actor, key)) is None:
-                uow.emit(command, hospital=hospital, id=operation)
-                waiting = ports.waiting.expect(operation)
-    except BaseException:
-        if waiting is not None:
-            ports.waiting.forget(operation)
-        raise
+    runtime: Runtime, ports: Ports, request: Request, command: Command, operation: str, actor: Actor, token: str | None, key: str | None
+) -> str | None:
+    """Write the operation and its command in one transaction; answers the operation that a repeated key began before."""
+    known = None
+    async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
+        fresh = await ports.door.unseen(uow, request)
+        if fresh and (known := await _note(uow, operation, command, actor, key)) is None:
+            uow.emit(command, hospital=actor.id if actor.kind == "hospital" else None, id=operation)
     if not fresh:
         raise Problem("security.request_replayed")
-    return (str(known.operation), None) if known is not None else (operation, waiting)
+    return None if known is None else str(known.operation)
 
 
 async def _note(uow: UnitOfWork[Any], operation: str, command: Command, actor: Actor, key: str | None) -> Any:
