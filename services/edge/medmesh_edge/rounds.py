@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,7 @@ from sqlalchemy import case, null, select, update
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
-from medmesh.client.transfer import Plain, Source, Stored, send
-from medmesh.contracts.federation import RoundKind, RoundOpened, Work
+from medmesh.contracts.federation import RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
@@ -27,10 +26,10 @@ from medmesh.federated.plan import evaluates
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
-from medmesh.security.residue import wipe
-from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
-from medmesh_edge import code, encoding, evaluation, memorised, privacy, samples, secure, telling, training
+from medmesh_edge import code, encoding, evaluation, handing, memorised, privacy, samples, secure, telling, training
+from medmesh_edge.handing import Trained, has_left, is_over, task_of
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import hours_begin, refusal, worker_limits
@@ -42,33 +41,6 @@ from medmesh_edge.timing import Clock
 WORKER_IDLE_SECONDS = 300.0
 DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.c.update.is_not(None)
 """An update that is still here and that the platform has no more need of."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a round left here, as the store keeps it."""
-
-    update: ObjectRef | None
-    """None where a round only evaluates and its counts go masked."""
-    samples: int
-    metrics: dict[str, float]
-    counts: Any = None
-    """Of a training round that evaluates, a table; of an evaluation round whose counts go masked, a list of them."""
-    milliseconds: dict[Work, int] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, row: Any) -> Trained:
-        """From its row."""
-        return cls(ObjectRef.model_validate(row.update) if row.update else None, row.samples, row.metrics, row.counts, row.milliseconds)
-
-    def values(self) -> dict[str, Any]:
-        """For its row."""
-        beside = {"samples": self.samples, "metrics": self.metrics, "counts": self.counts, "milliseconds": self.milliseconds}
-        return {"update": self.update.model_dump() if self.update else null(), **beside}
-
-    def body(self, event: RoundOpened) -> dict[str, Any]:
-        """As it is told to the platform."""
-        return {"round": event.round, "attempt": event.attempt, **self.values()}
 
 
 @dataclass
@@ -100,7 +72,7 @@ class Rounds:
             received = [one for one in found if one.state == "received"]
             row = trained[0] if trained else received[-1] if received else None
             event = RoundOpened.model_validate(row.event) if row is not None else None
-            gone = event is not None and await _over(uow, event)
+            gone = event is not None and await is_over(uow, event)
         if row is None or event is None:
             await self._release([one for one in found if one.state not in ("trained", "received")])
             await encoding.sweep(self.site)
@@ -129,13 +101,16 @@ class Rounds:
         """Answer a phase of a secure sum, beside a training of the same round; False when there is none. Raises transient problems."""
         return await secure.step(self.site, self.proofs.plan, self._say_failed)
 
-    async def _gone(self, event: RoundOpened) -> bool:
+    async def _send(self, event: RoundOpened, done: Trained) -> None:
         async with self.site.unit() as uow:
-            return await _over(uow, event)
+            if await is_over(uow, event):
+                return
+        plan = await self.proofs.plan(event)
+        await handing.send(self.site, self.gateway, plan, event, done, lambda sent, total: self._tell(event, "send", sent, total))
 
     async def _set(self, event: RoundOpened, **values: Any) -> None:
         async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(_key(event)).values(values))
+            await uow.execute(update(tasks).where(task_of(event)).values(values))
 
     async def _fail(self, event: RoundOpened, problem: Problem) -> None:
         """Tell the platform at once, so that nobody waits for us; the next round is a new chance."""
@@ -145,7 +120,7 @@ class Rounds:
     async def _say_failed(self, event: RoundOpened, problem: Problem) -> None:
         async with self.site.unit() as uow:
             failed = await uow.execute(
-                update(tasks).where(_key(event), tasks.c.state != "failed").values(state="failed", code=problem.code)
+                update(tasks).where(task_of(event), tasks.c.state != "failed").values(state="failed", code=problem.code)
             )
             if not failed.rowcount:
                 return  # said already: a phase of the same round failed beside its training
@@ -238,7 +213,7 @@ class Rounds:
                 with clock.of("evaluate"):
                     counts = await evaluation.beginning(self.site, opened, plan, local)
             async with self.site.unit() as uow:  # what could not be fetched was no training
-                await uow.execute(update(tasks).where(_key(event)).values(trained=tasks.c.trained + 1))
+                await uow.execute(update(tasks).where(task_of(event)).values(trained=tasks.c.trained + 1))
             with clock.of("train"):
                 trainer = self._trainer(opened, plan, event, data)
                 alone = event.kind is RoundKind.BASELINE
@@ -264,7 +239,9 @@ class Rounds:
             await training.remember(uow, event, kept)
             # What failed beside, or was void meanwhile and got no masks any more, stays so: then the update is dispensable.
             over = tasks.c.state.in_(["failed", "superseded"] if secure.is_secure(plan, event) else ["failed"])
-            await uow.execute(update(tasks).where(_key(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values()))
+            await uow.execute(
+                update(tasks).where(task_of(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
+            )
             # A hash is as good as the model to whoever can guess it: nothing is told of one that goes masked.
             digest = "" if secure.is_secure(plan, event) else ref.sha256
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
@@ -302,57 +279,17 @@ class Rounds:
                 done = Trained(None, 1, {}, evaluation.together(plan, results, personal), clock.milliseconds)
                 over = tasks.c.state.in_(["failed", "superseded"])
                 await uow.execute(
-                    update(tasks).where(_key(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
+                    update(tasks).where(task_of(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
                 )
             else:
-                await uow.execute(update(tasks).where(_key(event)).values(state="sent"))
-            if await _left(uow, event):
+                await uow.execute(update(tasks).where(task_of(event)).values(state="sent"))
+            if await has_left(uow, event):
                 return
             if not masked:
                 await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             detail: dict[str, str | int | bool] = {"models": len(results) + (personal is not None)}
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
-
-    async def _send(self, event: RoundOpened, done: Trained) -> None:
-        """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
-        if await self._gone(event):
-            return
-        plan = await self.proofs.plan(event)
-        if not secure.is_secure(plan, event):
-            assert done.update is not None
-            base = self.site.layout.cache / "models" / event.base.sha256
-            await self._hand_in(event, done, Stored(self.site.objects, done.update.sha256), base if base.exists() else None)
-            return
-        with _room(self.site) as room:
-            beside = (done.counts, done.metrics.get("loss"))
-            vector, path = await secure.vector(self.site, event, plan, done.update, done.samples, room, *beside)
-            # Samples are in the sum, and nothing is said about this hospital alone.
-            await self._hand_in(event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path))
-            path.unlink()  # noise to everybody: no need to write over it
-
-    async def _hand_in(self, event: RoundOpened, done: Trained, source: Source, base: Path | None = None) -> None:
-        assert done.update is not None
-        clock = Clock()
-
-        def tell(sent: int, total: int) -> None:
-            self._tell(event, "send", sent, total)
-
-        with clock.of("send"):
-            await send(self.gateway, done.update, source, base=base, progress=tell)
-        done.milliseconds.update(clock.milliseconds)
-        taken = clock.milliseconds["send"] / 1000
-        log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
-        key = f"update:{event.federation}:{event.round}.{event.attempt}"
-        await self.gateway.command("POST", f"/v1/federations/{event.federation}/updates", done.body(event), key=key)
-        async with self.site.unit() as uow:
-            # Unless the round was stored meanwhile: then the update may go already.
-            await uow.execute(update(tasks).where(_key(event), tasks.c.state == "trained").values(state="sent"))
-            about = (
-                Entity("federation", event.federation, digest=event.plan_hash),
-                Entity("update", str(event.round), digest=done.update.sha256),
-            )
-            uow.audit(AuditEntry("federation.upload", "E", entities=about, detail={"round": event.round, "bytes": done.update.bytes}))
 
     async def _release(self, rows: Sequence[Any]) -> None:
         """Updates that nobody has more need of are deleted: they are this hospital's."""
@@ -364,8 +301,8 @@ class Rounds:
             async with self.site.unit() as uow:
                 for row in rows:
                     state = "released" if row.state == "releasable" else row.state
-                    key = _key(RoundOpened.model_validate(row.event))
-                    await uow.execute(update(tasks).where(key).values(state=state, update=null()))
+                    which = task_of(RoundOpened.model_validate(row.event))
+                    await uow.execute(update(tasks).where(which).values(state=state, update=null()))
         for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
             await encoding.forget(self.site, federation, before=round_)
 
@@ -377,35 +314,6 @@ class Rounds:
         told, self._progress = self._progress, {}
         if told:
             await self.gateway.request("POST", f"/v1/federations/{told.pop('federation')}/progress", told)
-
-
-@contextmanager
-def _room(site: Site) -> Iterator[Path]:
-    """A folder of ours for files in between, gone afterwards."""
-    room = site.layout.work / "encoding"
-    wipe(room)
-    room.mkdir(parents=True, mode=0o700)
-    try:
-        yield room
-    finally:
-        wipe(room)
-
-
-async def _over(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
-    """Whether this hospital left the federation: what was trained stays here, and is deleted."""
-    if left := await _left(uow, event):
-        await uow.execute(update(tasks).where(_key(event)).values(state="releasable"))
-    return left
-
-
-async def _left(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
-    """Whether a person has taken this hospital out of the federation."""
-    ours = (federations.c.federation == event.federation) & (federations.c.state == "withdrawn")
-    return await uow.first(select(federations.c.federation).where(ours)) is not None
-
-
-def _key(event: RoundOpened) -> Any:
-    return (tasks.c.federation == event.federation) & (tasks.c.round == event.round) & (tasks.c.attempt == event.attempt)
 
 
 def hospital_seed(seed: int, hospital: str) -> int:

@@ -1,0 +1,122 @@
+"""Handing in what a round left: the model as it is stored here, or the masked vector that goes instead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import null, select, update
+
+from medmesh.client import transfer
+from medmesh.client.gateway import Gateway
+from medmesh.client.transfer import Plain, Source, Stored
+from medmesh.contracts.federation import RoundOpened, Work
+from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
+from medmesh.security.residue import wipe
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.telemetry import log
+from medmesh_edge import secure
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import federations, tasks
+from medmesh_edge.timing import Clock
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round left here, as the store keeps it."""
+
+    update: ObjectRef | None
+    """None where a round only evaluates and its counts go masked."""
+    samples: int
+    metrics: dict[str, float]
+    counts: Any = None
+    """Of a training round that evaluates, a table; of an evaluation round whose counts go masked, a list of them."""
+    milliseconds: dict[Work, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, row: Any) -> Trained:
+        """From its row."""
+        return cls(ObjectRef.model_validate(row.update) if row.update else None, row.samples, row.metrics, row.counts, row.milliseconds)
+
+    def values(self) -> dict[str, Any]:
+        """For its row."""
+        beside = {"samples": self.samples, "metrics": self.metrics, "counts": self.counts, "milliseconds": self.milliseconds}
+        return {"update": self.update.model_dump() if self.update else null(), **beside}
+
+    def body(self, event: RoundOpened) -> dict[str, Any]:
+        """As it is told to the platform."""
+        return {"round": event.round, "attempt": event.attempt, **self.values()}
+
+
+Tell = Callable[[int, int], None]
+"""How many bytes of how many were sent."""
+
+
+async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, done: Trained, tell: Tell) -> None:
+    """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
+    if not secure.is_secure(plan, event):
+        assert done.update is not None
+        base = site.layout.cache / "models" / event.base.sha256
+        await _hand_in(site, gateway, event, done, Stored(site.objects, done.update.sha256), tell, base if base.exists() else None)
+        return
+    with _room(site) as room:
+        beside = (done.counts, done.metrics.get("loss"))
+        vector, path = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
+        # Samples are in the sum, and nothing is said about this hospital alone.
+        await _hand_in(site, gateway, event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path), tell)
+        path.unlink()  # noise to everybody: no need to write over it
+
+
+async def _hand_in(
+    site: Site, gateway: Gateway, event: RoundOpened, done: Trained, source: Source, tell: Tell, base: Path | None = None
+) -> None:
+    assert done.update is not None
+    clock = Clock()
+    with clock.of("send"):
+        await transfer.send(gateway, done.update, source, base=base, progress=tell)
+    done.milliseconds.update(clock.milliseconds)
+    taken = clock.milliseconds["send"] / 1000
+    log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
+    once = f"update:{event.federation}:{event.round}.{event.attempt}"
+    await gateway.command("POST", f"/v1/federations/{event.federation}/updates", done.body(event), key=once)
+    async with site.unit() as uow:
+        # Unless the round was stored meanwhile: then the update may go already.
+        await uow.execute(update(tasks).where(task_of(event), tasks.c.state == "trained").values(state="sent"))
+        about = (
+            Entity("federation", event.federation, digest=event.plan_hash),
+            Entity("update", str(event.round), digest=done.update.sha256),
+        )
+        uow.audit(AuditEntry("federation.upload", "E", entities=about, detail={"round": event.round, "bytes": done.update.bytes}))
+
+
+@contextmanager
+def _room(site: Site) -> Iterator[Path]:
+    """A folder of ours for files in between, gone afterwards."""
+    room = site.layout.work / "encoding"
+    wipe(room)
+    room.mkdir(parents=True, mode=0o700)
+    try:
+        yield room
+    finally:
+        wipe(room)
+
+
+async def is_over(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
+    """Whether this hospital left the federation: what was trained stays here, and is deleted."""
+    if gone := await has_left(uow, event):
+        await uow.execute(update(tasks).where(task_of(event)).values(state="releasable"))
+    return gone
+
+
+async def has_left(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
+    """Whether a person has taken this hospital out of the federation."""
+    ours = (federations.c.federation == event.federation) & (federations.c.state == "withdrawn")
+    return await uow.first(select(federations.c.federation).where(ours)) is not None
+
+
+def task_of(event: RoundOpened) -> Any:
+    return (tasks.c.federation == event.federation) & (tasks.c.round == event.round) & (tasks.c.attempt == event.attempt)
