@@ -133,6 +133,21 @@ async def test_a_cancelled_unit_ends_as_cancelled_and_leaves_nothing_behind(data
             await uow.journal.number(0, "")
 
 
+async def _leave_half_done(database: Database) -> None:
+    async with database.engine.connect() as sql:
+        await sql.exec_driver_sql("BEGIN IMMEDIATE")
+        await sql.execute(insert(things).values(name="half", count=1))
+        raise ZeroDivisionError
+
+
+async def test_a_transaction_that_somebody_left_open_is_nobody_elses(private: Path) -> None:
+    """A node's store is one connection, which stays open for the next who wants it."""
+    async with example_sqlite(private) as database:
+        with pytest.raises(ZeroDivisionError):
+            await _leave_half_done(database)
+        assert await _things(database) == set()
+
+
 async def test_a_message_is_remembered_once_even_by_two_at_once(database: Database) -> None:
     async def handle() -> bool:
         async with database.unit(CONTEXT) as uow:
