@@ -360,8 +360,9 @@ async def forget(uow: UnitOfWork[Any], gone: Iterable[int]) -> int:
 
 async def counts(uow: UnitOfWork[Any], project: str) -> Counter[str]:
     """Current events by code."""
-    asked = select(events.c.code, func.count()).where(events.c.project == project, _CURRENT).group_by(events.c.code)
-    return Counter({row[0]: row[1] for row in await uow.all(asked)})
+    number = func.count().label("number")
+    asked: Any = select(events.c.code, number).where(events.c.project == project, _CURRENT).group_by(events.c.code)
+    return Counter({row.code: row.number for row in await uow.all(asked)})
 
 
 __all__ = ["OPEN", "Appended", "Placed", "append", "cohorts", "counts", "forget", "of", "people", "place", "raw", "stream", "who"]
