@@ -50,14 +50,24 @@ def scan(data: bytes | bytearray | memoryview, total: int, syntax: str) -> Head:
     """
     if syntax == DEFLATED:
         return Head(whole=False)
-    view = memoryview(data)
+    with memoryview(data) as view:
+        try:
+            return _walked(view, total, syntax)
+        except Malformed as first:
+            if syntax in (IMPLICIT, BIG_ENDIAN):
+                raise
+            try:  # some senders say Explicit VR and write Implicit; readers take either, and so do we
+                return _walked(view, total, IMPLICIT)
+            except Malformed:
+                raise first from None
+
+
+def _walked(view: memoryview, total: int, syntax: str) -> Head:
     walk = _Walk(view, total, syntax)
     try:
         walk.top()
     except _More:
         walk.head.whole = False
-    finally:
-        view.release()
     return walk.head
 
 

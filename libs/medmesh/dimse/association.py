@@ -90,12 +90,15 @@ class Association:
             raise wire.Violation(2)
         asked = wire.request(bytes(body))
         if not int.from_bytes(body[:2], "big") & 1:
-            return self._refuse(Refused(1, 2, 2))  # protocol version not supported
+            self._refuse(Refused(1, 2, 2))  # protocol version not supported
+            return None
         if asked.application != wire.APPLICATION_CONTEXT:
-            return self._refuse(Refused(1, 1, 2))
+            self._refuse(Refused(1, 1, 2))
+            return None
         bound = self._service.admit(asked.called, asked.calling, self._address)
         if isinstance(bound, Refused):
-            return self._refuse(bound)
+            self._refuse(bound)
+            return None
         contexts = [_answer(one) for one in asked.contexts]
         self._socket.sendall(wire.accepted(asked, contexts, LARGEST_PDU))
         return bound, {one.id: one for one in contexts if one.result == 0}
@@ -121,13 +124,12 @@ class Association:
             self._message(bound, contexts, self._fragments(body))
 
     def _message(self, bound: Any, contexts: dict[int, wire.Context], fragments: Iterator[tuple[int, int, memoryview]]) -> None:
-        data, context_id = b"", 0
-        for context_id, control, fragment in fragments:
+        data, context_id, control = b"", 0, 0
+        while not control & 2:
+            context_id, control, fragment = next(fragments)
             if not control & 1 or len(data) + len(fragment) > wire.LARGEST_COMMAND:
                 raise wire.Violation(6)
             data += fragment
-            if control & 2:
-                break
         context, asked = contexts.get(context_id), wire.command(data)
         if context is None:
             raise wire.Violation(6)

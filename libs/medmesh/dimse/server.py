@@ -55,9 +55,7 @@ class Server:
             except TimeoutError:
                 continue
             except OSError:
-                if self._stopping:
-                    break
-                time.sleep(0.1)  # out of descriptors, perhaps
+                time.sleep(0.1)  # out of descriptors, or asked to stop
                 continue
             if len(self._open) >= self._most:
                 self._turn_away(connection)
@@ -82,9 +80,17 @@ class Server:
             except OSError:
                 pass
 
+    def ask_to_stop(self) -> None:
+        """Have `serve` end; may be called by a signal's handler."""
+        self._stopping = True
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+        except OSError:
+            pass
+
     def stop(self, seconds: float = 5) -> None:
         """Accept no more, let the objects on their way arrive, and end."""
-        self._stopping = True
+        self.ask_to_stop()
         self._listener.close()
         end = time.monotonic() + seconds
         while True:

@@ -63,7 +63,14 @@ class Header:
 
     def line(self) -> bytes:
         """As it is stored."""
-        document = {"v": 2 if self.arrived else 1, "suite": self.suite, "bytes": self.size, "piece": self.piece, "body": self.body, "key": self.wrapped}
+        document = {
+            "v": 2 if self.arrived else 1,
+            "suite": self.suite,
+            "bytes": self.size,
+            "piece": self.piece,
+            "body": self.body,
+            "key": self.wrapped,
+        }
         return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
@@ -115,7 +122,7 @@ def begin_unknown(wrapping: Wrapping) -> tuple[str, bytes, suites.Aead]:
     return secrets.token_hex(8), dek, suite.aead(dek)
 
 
-def seal_piece(cipher: suites.Aead, suite: str, body: str, place: int, last: bool, plain: bytes | bytearray | memoryview) -> bytes:
+def seal_piece(cipher: suites.Aead, suite: str, body: str, place: int, last: bool, plain: bytes | bytearray) -> bytes:
     """One piece of such an object; all but the last are `PIECE` long."""
     return cipher.encrypt(_nonce(place, last), plain, _associated_with(body, suite))
 
