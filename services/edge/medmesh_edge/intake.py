@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
-from medmesh.store.unit import AuditEntry, Entity
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import patients
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items
@@ -119,14 +120,19 @@ async def ingest(site: Site, folder: Path, dataset: str, *, progress: Callable[[
 async def finish(site: Site, dataset: str, outcome: Outcome) -> None:
     """A new version of the data set when something is new, and the record."""
     async with site.unit() as uow:
-        row = upsert(datasets).values(dataset=dataset, version=1, published=0)
-        if outcome.stored:
-            row = row.on_conflict_do_update(index_elements=["dataset"], set_={"version": datasets.c.version + 1})
-        else:
-            row = row.on_conflict_do_nothing()
-        await uow.execute(row)
-        detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total()}
-        uow.audit(AuditEntry("edge.ingest", "C", entities=(Entity("dataset", f"{site.settings.hospital}/{dataset}"),), detail=detail))
+        await complete(uow, site, dataset, outcome)
+
+
+async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outcome, **more: int) -> None:
+    """The same within a transaction; `more` goes into the record."""
+    row = upsert(datasets).values(dataset=dataset, version=1, published=0)
+    if outcome.stored:
+        row = row.on_conflict_do_update(index_elements=["dataset"], set_={"version": datasets.c.version + 1})
+    else:
+        row = row.on_conflict_do_nothing()
+    await uow.execute(row)
+    detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total(), **more}
+    uow.audit(AuditEntry("edge.ingest", "C", entities=(Entity("dataset", f"{site.settings.hospital}/{dataset}"),), detail=detail))
 
 
 def _all(batch: list[Path], key: bytes, outcome: Outcome) -> list[tuple[str, Prepared]]:

@@ -11,6 +11,7 @@ import click
 
 from medmesh.cli import say
 from medmesh.cli.edge.audit import own_audit
+from medmesh.cli.edge.dicom import dicom
 from medmesh.cli.edge.escrow import escrow
 from medmesh.cli.edge.federation import approve, decline, list_federations, open_invitation, show_plan, withdraw
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
@@ -261,5 +262,5 @@ def doctor(folder: Path) -> int:
 
 
 _FEDERATIONS = (list_federations, open_invitation, show_plan, approve, decline, withdraw)
-for command in (*_FEDERATIONS, own_audit, forget, forget_approve, forgettings, trace, escrow):
+for command in (*_FEDERATIONS, own_audit, forget, forget_approve, forgettings, trace, escrow, dicom):
     edge.add_command(command)
