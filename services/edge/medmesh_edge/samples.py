@@ -24,13 +24,20 @@ from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items, patients
 
 
-def _wanted(schema: DataSchema, held_out: bool) -> Any:
-    return (items.c.modality == schema.modality) & items.c.label.in_(schema.classes) & (items.c.held_out == held_out)
+def _wanted(site: Site, schema: DataSchema, held_out: bool) -> Any:
+    from medmesh_edge.ethics import usable  # which needs this module
+
+    return usable(site) & fits(schema) & (items.c.held_out == held_out)
+
+
+def fits(schema: DataSchema) -> Any:
+    """Which items are of a schema."""
+    return (items.c.modality == schema.modality) & items.c.label.in_(schema.classes)
 
 
 async def cohort(site: Site, schema: DataSchema) -> Cohort:
     """What this hospital can train on under a schema."""
-    counted: Any = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(schema, False))
+    counted: Any = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(site, schema, False))
     async with site.unit() as uow:
         found: Any = (await uow.execute(counted)).one()
     return Cohort(samples=int(found[0]), patients=int(found[1]))
@@ -46,7 +53,7 @@ async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[An
     async with site.unit() as uow:
         columns = (items.c.item, items.c.dataset, items.c.object, items.c.label, items.c.patient, patients.c.key)
         joined = select(*columns).join(patients, items.c.patient == patients.c.patient)
-        return await uow.all(joined.where(_wanted(schema, held_out)).order_by(items.c.item))
+        return await uow.all(joined.where(_wanted(site, schema, held_out)).order_by(items.c.item))
 
 
 def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:
