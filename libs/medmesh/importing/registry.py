@@ -8,7 +8,7 @@ from functools import cache
 from medmesh.errors import Problem
 from medmesh.importing.port import Importer, Source
 
-IMPORTERS: tuple[str, ...] = ()
+IMPORTERS: tuple[str, ...] = ("medmesh.importing.formats.files:Files",)
 """`module:class`, imported when first asked for. Order decides nothing."""
 SURE = 0.2
 """A score below it recognises nothing."""
