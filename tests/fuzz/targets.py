@@ -380,7 +380,7 @@ TARGETS: dict[str, Target] = {
     "package": Target(lambda: [_zip({"medmesh.toml": MANIFEST, "model.py": b"pass"})], _package),
     "archive": Target(lambda: [_zip({"a.dcm": b"DICM" * 40, "b/c.csv": b"x,y\n1,2\n"})], _archive),
     "dicom": Target(lambda: [_image()], _dicom),
-    **{f"format-{name}": Target(lambda make=make: [make()], _format, most_bytes=1 << 16) for name, make in EVERY.items()},
+    "file-format": Target(lambda: [make() for make in EVERY.values()], _format, most_bytes=1 << 16),
     "wfdb-annotations": Target(lambda: [record()["r212.atr"]], _annotations),
     "worker-frame": Target(lambda: [b'\x00\x00\x00\x12{"call":"train"}  '], _frame, (ValueError,)),
     "inference-request": Target(

@@ -137,7 +137,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 EVERY = {
     "nifti": lambda: nifti(packed=False), "nifti-packed": nifti, "nifti2": lambda: nifti(2, packed=False), "npz": npz,
-    "npy": lambda: npy(np.arange(12.0).reshape(3, 4)) + NUMBER.encode(), "png": png, "jpeg": jpeg, "wav": wav, "edf": edf, "csv": table, "vcf": vcf,
-    "wfdb": lambda: record()["r212.hea"],
+    "npy": lambda: npy(np.arange(12.0).reshape(3, 4)) + NUMBER.encode(), "png": png, "jpeg": jpeg, "wav": wav, "edf": edf, "csv": table,
+    "vcf": vcf, "wfdb": lambda: record()["r212.hea"],
 }  # fmt: skip
 """One of each, with an identity in every place that has room for one."""

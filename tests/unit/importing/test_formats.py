@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import random
 import struct
 import wave
 import zipfile
@@ -23,6 +24,7 @@ from medmesh.errors import Problem
 from medmesh.importing.formats import arrays, cleaned, edf, found, identity, nifti, tables, wav, wfdb
 from medmesh.importing.formats.content import START, Content, inflated
 
+MUTANTS = 60
 WORDS = (NUMBER, NAME, "Zhang", "张三", "ADM7788", "Li_Si", "1951", "13800138000", "164889003")
 
 
@@ -257,6 +259,32 @@ def test_what_is_broken_is_refused_with_its_place_and_no_value(name: str) -> Non
         cleaned(data)
     assert place in refused.value.detail()
     assert not any(word in json.dumps(refused.value.document()) for word in WORDS)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_mutants_are_taken_or_refused(name: str) -> None:
+    data, dice = EVERY[name](), random.Random(name)
+    refused = 0
+    for _ in range(MUTANTS):
+        mutant = bytearray(data)
+        for _ in range(dice.choice((1, 1, 2, 8))):
+            at = min(int(dice.expovariate(1 / 120)), len(data) - 1) if dice.random() < 0.7 else dice.randrange(len(data))
+            match dice.randrange(4):
+                case 0:
+                    mutant[at : at + 1] = bytes((dice.choice((0, 1, 0x7F, 0x80, 0xFF)),))
+                case 1:
+                    mutant[at : at + 1] = bytes((dice.randrange(256),))
+                case 2:
+                    del mutant[at : at + dice.randrange(1, 9)]
+                case 3:
+                    mutant[at:at] = mutant[at : at + dice.randrange(1, 40)]
+        try:
+            _, after, made = cleaned(bytes(mutant))
+        except Problem:
+            refused += 1
+            continue
+        assert not after.identity and cleaned(made)[2] == made
+    assert refused
 
 
 def test_identity_that_cleaning_missed_refuses_the_file() -> None:

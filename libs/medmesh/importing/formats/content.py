@@ -41,8 +41,8 @@ class Content:
 @dataclass(frozen=True, slots=True)
 class Format:
     """A file format. `matches` sees the first `START` bytes; `describe` an open file and its size in bytes, which it reads no further
-    than it must; `clean` a whole file, and answers it without identity, its samples bit for bit the same. `names` are the usual endings, which
-    decide nothing: a file that is named otherwise is told so. `text(cleaned)` are the bytes beside the samples, searched by the verifier.
+    than it must; `clean` a whole file, and answers it without identity, its samples bit for bit the same. `names` are the usual endings,
+    which decide nothing: a file that is named otherwise is told so. `text(cleaned)` are the bytes beside the samples, for the verifier.
     All raise `Problem` (`formats.*`)."""
 
     name: str

@@ -105,9 +105,12 @@ def read_header(data: bytes) -> Header:
     scale = [float(raw["scl_slope"]), float(raw["scl_inter"])]
     if not all(map(math.isfinite, scale)) or scale[0] == 0:  # the standard: slope 0 means no scaling; NaN is written by some
         scale = [1.0, 0.0]
-    affine, source = _affine(raw)
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if not np.isfinite(affine).all() or not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
+    with np.errstate(all="ignore"):  # any number may stand there
+        affine, source = _affine(raw)
+        spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+        sound = np.isfinite(affine).all() and np.isfinite(spacing).all() and (spacing > 0).all()
+        sound = sound and abs(np.linalg.det(affine[:3, :3] / spacing)) >= 1e-4
+    if not sound:
         raise damaged(source, "the geometry is not finite, or has no volume")
     x, y, z = (round(float(mm), 6) for mm in spacing)
     return Header(version, shape, stored, int(offset), scale[0], scale[1], affine, (x, y, z), source, raw)
@@ -144,8 +147,10 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], Header]:
     opened, found = _opened(data)
     stored = np.frombuffer(opened, found.stored, math.prod(found.shape), found.begins).reshape(found.shape, order="F")
     if (found.slope, found.intercept) == (1.0, 0.0):
-        return stored.astype(np.float32), found
-    return (stored * found.slope + found.intercept).astype(np.float32), found
+        with np.errstate(all="ignore"):
+            return stored.astype(np.float32), found
+    with np.errstate(all="ignore"):
+        return (stored * found.slope + found.intercept).astype(np.float32), found
 
 
 def orientation(affine: NDArray[np.float64]) -> str:
