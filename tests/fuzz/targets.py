@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
 from medmesh import canonical
+from medmesh.archive import dicomjson
 from medmesh.contracts.audit import AuditRecord
 from medmesh.errors import Problem
 from medmesh.imaging import reading
@@ -285,6 +286,9 @@ def _format(data: bytes) -> bytes | None:
 def _annotations(data: bytes) -> bytes | None:
     made = wfdb.clean_annotations(data)
     assert [one[:2] for one in wfdb.read_annotations(made)] == [one[:2] for one in wfdb.read_annotations(data)]
+def _header(data: bytes) -> bytes | None:
+    members = dicomjson.read(io.BytesIO(data)).members
+    json.loads("{" + ",".join(members.values()) + "}", strict=False)
     return None
 
 
@@ -382,6 +386,7 @@ TARGETS: dict[str, Target] = {
     "dicom": Target(lambda: [_image()], _dicom),
     "file-format": Target(lambda: [make() for make in EVERY.values()], _format, most_bytes=1 << 16),
     "wfdb-annotations": Target(lambda: [record()["r212.atr"]], _annotations),
+    "dicom-header": Target(lambda: [_image(), _image()[132:]], _header),
     "worker-frame": Target(lambda: [b'\x00\x00\x00\x12{"call":"train"}  '], _frame, (ValueError,)),
     "inference-request": Target(
         lambda: [b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.0,2.0]}]}'], _infer
