@@ -181,6 +181,6 @@ def _said(report: Report, known: Known) -> None:
 
 
 def _amiss(report: Report, name: str, problem: Problem) -> None:
-    params = dict(problem.params)
-    params.pop("place", None)
-    report.error(problem.code, name, line=params.pop("line", None), **params)
+    line = problem.params.pop("line", None)
+    problem.params["place"] = name if line is None else f"{name}:{line}"
+    report.stopped(problem)
