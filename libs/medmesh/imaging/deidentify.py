@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 
 from medmesh.errors import Problem
 from medmesh.imaging.profile import Action, profile
-from medmesh.imaging.pseudonyms import mac, pseudonym
+from medmesh.imaging.pseudonyms import mac, pseudonym, shift_days
 from medmesh.imaging.verify import DUMMY_DATE, DUMMY_TEXT, SHORTEST, identifying, verify
 
 __all__ = ["Deidentified", "deidentify", "verify"]
@@ -65,9 +65,8 @@ def deidentify(dataset: Dataset, key: bytes, *, dates: Dates = "remove") -> Deid
         raise Problem("imaging.burned_in")
     # Without a patient ID all that is safe to say is that one study is one patient.
     patient = str(dataset.get("PatientID") or "").strip() or f"study {dataset.get('StudyInstanceUID') or dataset.get('SOPInstanceUID')}"
-    days = 365 + int.from_bytes(mac(key, "days", patient)[:4], "big") % 3287
     known = frozenset(value.lower() for _, value in identifying(dataset, dates_and_uids=False) if len(value.encode()) >= SHORTEST)
-    cleaner = _Cleaner(key, days if dates == "shift" else None, known)
+    cleaner = _Cleaner(key, shift_days(patient, key) if dates == "shift" else None, known)
     result = cleaner.clean(dataset, dummy_text=False)
     for keyword in ("SOPClassUID", "SOPInstanceUID"):
         if not result.get(keyword):
