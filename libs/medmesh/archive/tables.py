@@ -58,7 +58,7 @@ CREATE TABLE studies (
   modalities TEXT NOT NULL DEFAULT '',     -- \\CT\\MR\\
   series INTEGER NOT NULL DEFAULT 0, instances INTEGER NOT NULL DEFAULT 0,
   changed INTEGER NOT NULL,                -- ms since 1970, when the last instance came or went
-  revision INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,    -- counted up by who tells that it settled; what it told
+  revision INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,    -- how often it changed, and up to which change it was told
   brief TEXT NOT NULL,
   UNIQUE (scope, uid)
 ) STRICT;

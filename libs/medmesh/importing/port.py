@@ -202,6 +202,8 @@ class Importer(ABC):
     title: ClassVar[str]
     licence: ClassVar[str]
     looked_for: ClassVar[str]
+    same_side: ClassVar[Mapping[str, str]] = {}
+    """A published split that is a part of another one (`test_clean`: `test`): units in both are not torn."""
 
     @abstractmethod
     def sniff(self, source: Source) -> float:
@@ -216,7 +218,7 @@ class Importer(ABC):
 
     def plan(self, source: Source) -> Plan:
         """What `items` would give. A fault in a file is a finding with its file and line or key, and no exception."""
-        report, tally = Report(), Tally(source)
+        report, tally = Report(), Tally(source, self.same_side)
         try:
             for item in self.read(source, report):
                 tally.add(item)
@@ -255,8 +257,9 @@ class Importer(ABC):
 class Tally:
     """Counts over items; what it keeps grows with patients, classes and files, never with rows."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, same_side: Mapping[str, str]) -> None:
+        self.source = source
+        self._same_side = same_side
         self._digest = hashlib.sha256()
         self._files: set[str] = set()
         self._bits: dict[str, int] = {}
@@ -274,7 +277,7 @@ class Tally:
         for file in item.files:
             if file.name not in self._files:
                 self._files.add(file.name)
-                self.bytes += self._source.size(file.name)
+                self.bytes += self.source.size(file.name)
         if (unit := item.unit) is not None:
             short = hashlib.blake2b(unit.encode(), digest_size=8).digest()
             self.splits[short] = self.splits.get(short, 0) | self._bit(item.split)
@@ -283,7 +286,8 @@ class Tally:
         self._digest.update(canonical(_record(item)) + b"\n")
 
     def _bit(self, split: str | None) -> int:
-        return 0 if split is None else self._bits.setdefault(split, 1 << len(self._bits))
+        side = self._same_side.get(split or "", split)
+        return 0 if side is None else self._bits.setdefault(side, 1 << len(self._bits))
 
     def _count(self, name: str, label: Label, split: str) -> None:
         values = self._labels.setdefault(name, {})
@@ -313,7 +317,7 @@ class Tally:
 
     def manifest(self, importer: str) -> str:
         """SHA-256 over the items in their order and the sizes of the files they name."""
-        sizes = {name: self._source.size(name) for name in sorted(self._files)}
+        sizes = {name: self.source.size(name) for name in sorted(self._files)}
         return hashlib.sha256(canonical({"importer": importer, "items": self._digest.hexdigest(), "files": sizes})).hexdigest()
 
 

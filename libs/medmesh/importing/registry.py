@@ -8,7 +8,19 @@ from functools import cache
 from medmesh.errors import Problem
 from medmesh.importing.port import Importer, Source
 
-IMPORTERS: tuple[str, ...] = ()
+IMPORTERS: tuple[str, ...] = (
+    "medmesh.importing.formats.files:Files",
+    "medmesh.importing.sets.ctpelvic1k:CTPelvic1K",
+    "medmesh.importing.sets.ctspine1k:CTSpine1K",
+    "medmesh.importing.sets.decathlon:Decathlon",
+    "medmesh.importing.sets.medmd:MedMD",
+    "medmesh.importing.sets.medmnist:MedMNIST",
+    "medmesh.importing.sets.mimic3:MIMIC3",
+    "medmesh.importing.sets.mura:MURA",
+    "medmesh.importing.sets.pmcvqa:PMCVQA",
+    "medmesh.importing.sets.ribseg:RibSeg",
+    "medmesh.importing.sets.sammed3d:SAMMed3D",
+)
 """`module:class`, imported when first asked for. Order decides nothing."""
 SURE = 0.2
 """A score below it recognises nothing."""

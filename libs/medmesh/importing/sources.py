@@ -33,16 +33,19 @@ DAMAGE = (zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, st
 _GZIP, _ZIP = b"\x1f\x8b", (b"PK\x03\x04", b"PK\x05\x06")
 _ONE_FILE = (".npz", ".xlsx", ".docx", ".pptx")  # zips to their programs alone
 _LARGEST_DIRECTORY = 256 << 20
-_SLACK = 64 << 20  # an archive this small when unpacked is no bomb, whatever its ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a source may hold: files, bytes when unpacked, and times the archive's own size."""
+    """How much a source may hold: files, bytes when unpacked, and times the archive's own size.
+
+    What unpacks to no more than `slack` bytes is no bomb, whatever its ratio.
+    """
 
     files: int = 5_000_000
     bytes: int = 8 << 40
     ratio: int = 200
+    slack: int = 64 << 20
 
 
 @contextmanager
@@ -79,7 +82,7 @@ class _Named:
     def __init__(self, name: str, limits: Limits, packed: int | None = None) -> None:
         self.name = name
         self._limits = limits
-        self._allowed = limits.bytes if packed is None else min(limits.bytes, max(_SLACK, limits.ratio * packed))
+        self._allowed = limits.bytes if packed is None else min(limits.bytes, max(limits.slack, limits.ratio * packed))
         self._sizes: dict[str, int] = {}
         self._total = 0
         self._sorted: tuple[str, ...] | None = None
@@ -317,7 +320,7 @@ def _tar_within(path: Path) -> bool:
 
 def _unpacked(path: Path, limits: Limits) -> BinaryIO:
     """A tar.gz as a tar that has no name; what comes out is bounded whatever its headers say."""
-    allowed = min(limits.bytes, max(_SLACK, limits.ratio * path.stat().st_size))
+    allowed = min(limits.bytes, max(limits.slack, limits.ratio * path.stat().st_size))
     plain = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with gzip.open(path) as stream:
