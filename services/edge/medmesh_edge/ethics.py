@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, delete, select, tuple_, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.errors import Problem
@@ -124,16 +124,6 @@ async def admitted(uow: UnitOfWork[None], site: Site, number: str, kind: str, pa
         return wanted
     theirs = select(consents.c.patient).where(consents.c.number == number, consents.c.patient.in_(sorted(wanted)))
     return frozenset(row.patient for row in await uow.all(theirs))
-
-
-def usable(site: Site) -> ColumnElement[bool]:
-    """Which items may be used for research today."""
-    today, a = date.today().isoformat(), ethics_approvals.c
-    valid = (a.ended == "") & (a.since <= today) & (a.until >= today)
-    waived = items.c.ethics.in_(select(a.number).where(valid, ~a.individual))
-    agreed = select(consents.c.number, consents.c.patient).join(ethics_approvals, a.number == consents.c.number).where(valid)
-    under = waived | tuple_(items.c.ethics, items.c.patient).in_(agreed)
-    return under if site.policy().ethics else under | (items.c.ethics == "")
 
 
 async def listed(site: Site) -> list[dict[str, Any]]:
