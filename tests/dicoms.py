@@ -43,7 +43,6 @@ called = "BRAIN"
 calling = ["CT1", "STORESCU"]
 from = ["127.0.0.0/8"]
 dataset = "brain"
-consent = "IRB-1"
 [[peer]]
 name = "self"
 title = "BRAIN"
@@ -58,6 +57,7 @@ def node(folder: Path, *, receivers: int = 1, cleaners: int = 1) -> Layout:
     layout = Layout(folder)
     layout.site_key.parent.mkdir(parents=True, exist_ok=True)
     write_secret(layout.site_key, b"0123456789abcdef0123456789abcdef")
+    layout.policy.write_text("", encoding="utf-8")  # of a node from before approvals were asked for
     layout.dicom.write_text(RECEPTION.format(receivers=receivers, cleaners=cleaners), encoding="utf-8")
     return layout
 

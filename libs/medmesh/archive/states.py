@@ -20,7 +20,7 @@ from medmesh.archive.objects import Objects
 from medmesh.archive.tables import now_ms
 
 ATTEMPTS = 3
-STAGES = ("receive", "read", "index", "deidentify", "verify", "quality", "clean")
+STAGES = ("receive", "read", "index", "deidentify", "verify", "quality", "consent", "clean")
 """Where an object can be stopped, in the order in which it passes."""
 
 
@@ -35,10 +35,11 @@ class Row:
     bytes: int
     digest: str
     sop: str
+    called: str
     attempts: int
 
 
-_ROW = "o.id, s.project, o.scope, o.sha256, o.bytes, o.digest, o.sop, o.attempts"
+_ROW = "o.id, s.project, o.scope, o.sha256, o.bytes, o.digest, o.sop, o.called, o.attempts"
 
 
 def claim(connection: sqlite3.Connection, worker: int, of: int, limit: int) -> list[Row]:
@@ -61,6 +62,12 @@ def restore(connection: sqlite3.Connection, worker: int = 0, of: int = 1) -> int
     """Take back what a worker left that is gone; how many objects."""
     back = "UPDATE objects SET state = 'received' WHERE state = 'cleaning' AND id % ? = ?"
     return connection.execute(back, (of, worker)).rowcount
+
+
+def give_back(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Their worker could do nothing, and that was not their fault."""
+    back = "UPDATE objects SET state = 'received', attempts = attempts - 1 WHERE id = ? AND state = 'cleaning'"
+    connection.executemany(back, [(one,) for one in ids])
 
 
 def cleaned(connection: sqlite3.Connection, object_id: int, reason: str = "") -> None:

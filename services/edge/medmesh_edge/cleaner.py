@@ -15,9 +15,11 @@ from medmesh.archive import states
 from medmesh.archive.objects import Objects
 from medmesh.archive.tables import open_archive, transaction
 from medmesh.embedded.files import Watched
+from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.security.residue import lock_down
 from medmesh.store.objects.envelope import Wrapping
+from medmesh.telemetry import log
 from medmesh_edge.cleaning import SECONDS, Cleaner
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import site
@@ -25,6 +27,7 @@ from medmesh_edge.reception import Reception
 from medmesh_edge.review import take_over
 
 LOOK_SECONDS = 0.2
+WAIT_SECONDS = 5.0
 
 
 async def run(folder: Path, worker: int, of: int, parent: int) -> None:
@@ -37,11 +40,17 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
         objects = Objects(opened.layout.archive, Wrapping(opened.keys, HOSPITAL))
         with transaction(connection):
             states.restore(connection, worker, of)
-        cleaner = Cleaner(opened, connection, objects, read_secret(opened.layout.site_key).strip(), worker, of)
+        key = read_secret(opened.layout.site_key).strip()
+        cleaner = Cleaner(opened, connection, objects, key, (worker, of), lambda called: reception().covered(called))
         while not stop.is_set() and os.getppid() == parent:
             # What holds on to the interpreter, as a decoder may, ends the process: the object is tried alone then, and given up at last.
             faulthandler.dump_traceback_later(SECONDS * 2, exit=True)
-            busy = await cleaner.step()
+            try:
+                busy = await cleaner.step()
+            except Problem as problem:  # of the hospital's own files, not of an object: it waits until they are mended
+                log("dicom.clean_waits", level=40, error=problem)
+                await asyncio.sleep(WAIT_SECONDS)
+                continue
             settled = worker == 0 and (await cleaner.settle(reception().settle_seconds) or bool(await take_over(opened, connection)))
             if not (busy or settled):
                 await asyncio.sleep(LOOK_SECONDS)

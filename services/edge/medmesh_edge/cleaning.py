@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -34,6 +34,7 @@ from medmesh_edge.intake import Prepared
 from medmesh_edge.ports import Site
 
 BATCH = 16
+WITHDRAWN = "intake.withdrawn"
 SECONDS = 60.0
 """How long one object may take."""
 STAGES = {"imaging.burned_in": "deidentify", "intake.residual": "verify"}
@@ -86,18 +87,26 @@ def make(data: bytes, row: Row, key: bytes) -> Made:
 
 
 class Cleaner:
-    """One worker of several. `step` answers whether it did something."""
+    """One worker of several: `share` is its number and how many there are. `covered` tells which approval is for what a title is sent."""
 
-    def __init__(self, site: Site, connection: sqlite3.Connection, objects: Objects, key: bytes, worker: int, of: int) -> None:
+    def __init__(
+        self,
+        site: Site,
+        connection: sqlite3.Connection,
+        objects: Objects,
+        key: bytes,
+        share: tuple[int, int],
+        covered: Callable[[str], str],
+    ) -> None:
         self._site = site
         self._connection = connection
         self._objects = objects
         self._key = key
-        self._worker = worker
-        self._of = of
+        self._covered = covered
+        self._worker, self._of = share
 
     async def step(self) -> bool:
-        """Take the next objects through."""
+        """Take the next objects through; whether there were any. Raises `Problem` for the hospital's own files, and nothing is lost."""
         if not self._waiting():
             return False
         with transaction(self._connection):
@@ -109,11 +118,17 @@ class Cleaner:
         with transaction(self._connection):
             for one in made:
                 self._index(one)
-        for project in sorted({one.row.project for one in made}):
-            await self._keep(project, [one for one in made if one.row.project == project and one.prepared is not None])
+        ready = [one for one in made if one.prepared is not None]
+        for project, called in sorted({(one.row.project, one.row.called) for one in ready}):
+            try:
+                await self._keep(project, called, [one for one in ready if (one.row.project, one.row.called) == (project, called)])
+            except Problem:  # of the hospital's own files: no object's fault
+                with transaction(self._connection):
+                    states.give_back(self._connection, [row.id for row in rows])
+                raise
         with transaction(self._connection):
-            for one in made:
-                self._through(one)
+            gone = [one.row.sha256 for one in made if self._through(one)]
+        states.erase(self._connection, self._objects, gone)
         return True
 
     def _waiting(self) -> bool:
@@ -152,18 +167,31 @@ class Cleaner:
         except Problem:
             return False
 
-    async def _keep(self, project: str, made: Sequence[Made]) -> None:
+    async def _keep(self, project: str, called: str, made: Sequence[Made]) -> None:
         prepared = [("", one.prepared) for one in made if one.prepared is not None]
-        await intake.store(self._site, project, prepared, {}, self._key, intake.Outcome())
+        number = self._covered(called)
+        try:
+            refused = await intake.store(self._site, project, prepared, {}, self._key, intake.Outcome(), ethics=number)
+        except Problem as problem:
+            if not problem.code.startswith("ethics."):
+                raise
+            refused = {one.item: problem.code for _, one in prepared}
+        for one in made:
+            if one.prepared is not None and one.prepared.item in refused:
+                one.stopped = Stopped("consent", refused[one.prepared.item])
 
-    def _through(self, made: Made) -> None:
+    def _through(self, made: Made) -> bool:
+        """Whether nothing of it stays: the patient was forgotten."""
         row, connection = made.row, self._connection
         if made.stopped is not None:
+            if made.stopped.reason == WITHDRAWN:
+                states.forget(connection, (row.id,))
+                return True
             if made.stopped.stage:
                 states.quarantine(connection, row.id, made.stopped.stage, made.stopped.reason)
             else:
                 states.cleaned(connection, row.id, made.stopped.reason)
-            return
+            return False
         assert made.prepared is not None
         assert made.clean is not None
         sha256, size = hashlib.sha256(made.prepared.data).hexdigest(), len(made.prepared.data)
@@ -172,6 +200,7 @@ class Cleaner:
             states.cleaned(connection, row.id)
         else:
             states.quarantine(connection, row.id, "clean", CONFLICTS[conflict])
+        return False
 
     async def settle(self, seconds: float) -> bool:
         """Tell of studies that are complete."""

@@ -7,14 +7,12 @@ import sqlite3
 from typing import Any
 
 from medmesh.archive import index, states
-from medmesh.archive.objects import Objects
 from medmesh.archive.states import Held
 from medmesh.archive.tables import open_archive, transaction
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
-from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_edge.patients import HOSPITAL
+from medmesh_edge.originals import objects
 from medmesh_edge.ports import Site
 
 
@@ -44,11 +42,6 @@ async def drop(site: Site, object_id: int) -> None:
         await take_over(site, connection)
     finally:
         connection.close()
-
-
-def objects(site: Site) -> Objects:
-    """The bytes of the node's archive."""
-    return Objects(site.layout.archive, Wrapping(site.keys, HOSPITAL))
 
 
 def _held(connection: sqlite3.Connection, object_id: int) -> Held:

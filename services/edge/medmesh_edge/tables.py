@@ -5,19 +5,61 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    bindparam,
+    literal,
+    text,
+    type_coerce,
+)
 
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
 METADATA = service_metadata()
+KEY = ("federation", "round", "attempt")
+"""Of what belongs to one attempt at a round."""
 
 
 def _attempt() -> Iterator[Column[Any]]:
     """The key of what belongs to one attempt at a round: a column is one table's, so each gets its own."""
     yield Column("federation", String(36), primary_key=True)
-    for name in ("round", "attempt"):
+    for name in KEY[1:]:
         yield Column(name, Integer, primary_key=True, autoincrement=False)
+
+
+def attempt(of: Any) -> dict[str, Any]:
+    """The key of the attempt that an event or a row is about."""
+    return {name: getattr(of, name) for name in KEY}
+
+
+def of_attempt(table: Table) -> ColumnElement[bool]:
+    """For prepared statements: the table's rows of one attempt, by `**attempt(event)`."""
+    return and_(*(table.c[name] == bindparam(name) for name in KEY))
+
+
+def among(column: Column[Any], *words: str) -> ColumnElement[bool]:
+    """For prepared statements: whether it is one of these."""
+    return column.in_([literal(word) for word in words])
+
+
+def as_text(column: Column[Any]) -> ColumnElement[str]:
+    """For prepared statements: a document as it is stored; who needs it reads it at once into what it is."""
+    return type_coerce(column, Text).label(column.name)
+
+
+def given(table: Table) -> dict[str, Any]:
+    """For prepared statements: a value for each of the table's columns, by the column's name."""
+    return {column.name: bindparam(column.name, type_=column.type) for column in table.c}
 
 
 items = Table(
@@ -30,6 +72,7 @@ items = Table(
     Column("object", String(64), nullable=False),
     Column("label", String(80)),
     Column("held_out", Boolean, nullable=False),
+    Column("ethics", String(64), nullable=False, server_default=text("''"), comment="the approval it was taken in under"),
     Column("at", Timestamp, nullable=False),
     comment="de-identified objects: images by their new SOP instance UID's hash, rows by patient and visit; `patient` is a pseudonym",
 )
@@ -43,6 +86,30 @@ patients = Table(
     comment="a patient's key, wrapped by the hospital's; the row goes, and with it what lies under the key",
 )
 
+ethics_approvals = Table(
+    "ethics_approvals",
+    METADATA,
+    Column("number", String(64), primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("kinds", Json, nullable=False),
+    Column("since", String(10), nullable=False),
+    Column("until", String(10), nullable=False, comment="the last day"),
+    Column("individual", Boolean, nullable=False, comment="only of patients who agreed"),
+    Column("ended", Text, nullable=False, comment="why it ended before its time"),
+    Column("by", String(80), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what the hospital's ethics committee approved",
+)
+
+consents = Table(
+    "consents",
+    METADATA,
+    Column("number", String(64), primary_key=True),
+    Column("patient", String(64), primary_key=True),
+    Column("at", Timestamp, nullable=False),
+    comment="patients (pseudonyms) who agreed to what an approval is for",
+)
+
 forgettings = Table(
     "forgettings",
     METADATA,
@@ -53,6 +120,7 @@ forgettings = Table(
     Column("approved_by", String(80), nullable=False),
     Column("state", String(16), nullable=False),
     Column("objects", Json, nullable=False),
+    Column("affected", Json, nullable=False, server_default=text("'{}'"), comment="data sets and federations that had the patient's data"),
     Column("at", Timestamp, nullable=False),
     comment="asked -> erasing -> erased -> done; `patient` only while it is asked",
 )

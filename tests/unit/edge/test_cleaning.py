@@ -20,7 +20,7 @@ from medmesh.archive.tables import open_archive, transaction
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.store.objects.envelope import Wrapping
-from medmesh_edge import cleaning, patients, review
+from medmesh_edge import cleaning, forgetting, patients, review
 from medmesh_edge.cleaning import Cleaner
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site, site
@@ -33,7 +33,7 @@ async def opened(folder: Path) -> AsyncIterator[tuple[Site, Receiver, Cleaner]]:
     async with site(folder) as at:
         with Receiver(at.layout.archive, Wrapping(at.keys, HOSPITAL), reserve=0) as receiver:
             connection = open_archive(at.layout.archive)
-            yield at, receiver, Cleaner(at, connection, receiver.objects, read_secret(at.layout.site_key).strip(), 0, 1)
+            yield at, receiver, Cleaner(at, connection, receiver.objects, read_secret(at.layout.site_key).strip(), (0, 1), lambda _: "")
             connection.close()
 
 
@@ -188,8 +188,8 @@ async def test_killed_anywhere_it_comes_to_the_same(private: Path, monkeypatch: 
                     whole(*arguments)
                     raise Killed
 
-                async def broken_later(*arguments: Any, whole: Any = whole) -> Any:
-                    await whole(*arguments)
+                async def broken_later(*arguments: Any, whole: Any = whole, **more: Any) -> Any:
+                    await whole(*arguments, **more)
                     raise Killed
 
                 patched.setattr(module, name, broken_later if name == "store" else broken)
@@ -228,3 +228,42 @@ async def test_an_object_that_takes_too_long_is_held_back(private: Path, monkeyp
         monkeypatch.setattr(cleaning.intake, "prepare", endless)
         await through(cleaner)
         assert rows(private, STATES) == [("quarantined", "read", "too_slow")]
+
+
+async def test_a_forgotten_patients_originals_are_gone_and_stay_away(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, image(1), image(2), image(1, study=1))
+        await through(cleaner)
+        request, done = await forgetting.ask(at, forgetting.who(at, "P0000"), "withdrawn", "somebody")
+        if not done:
+            await forgetting.approve(at, request, "somebody else")
+        assert rows(private, STATES) == [("cleaned", "", "")]
+        assert rows(private, "SELECT count(*) FROM objects") == [(2,)]
+        (sha256,) = rows(private, "SELECT sha256 FROM objects WHERE source IS NULL")[0]
+        assert receiver.objects.read(str(sha256)), "what stays opens with the newest key"
+        assert len(at.keys.versions(HOSPITAL)) == 1
+        receive(receiver, image(3))
+        await through(cleaner)
+        assert rows(private, STATES) == [("cleaned", "", "")], "sent again by the PACS"
+        names = [path for path in receiver.objects.folder.rglob("*") if path.is_file()]
+        assert {path.name[:64] for path in names} == {sha256}
+
+
+async def test_what_no_approval_covers_is_held_back(private: Path) -> None:
+    async with opened(private) as (_, receiver, cleaner):
+        cleaner._covered = lambda _: "IRB-9"
+        receive(receiver, image(1))
+        await through(cleaner)
+        assert rows(private, STATES) == [("quarantined", "consent", "ethics.unknown")]
+
+
+async def test_a_policy_that_is_broken_costs_no_object(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, image(1))
+        at.layout.policy.write_text("[")
+        for _ in range(states.ATTEMPTS + 1):
+            with pytest.raises(Problem):
+                await cleaner.step()
+        at.layout.policy.write_text("")
+        await through(cleaner)
+        assert rows(private, STATES) == [("cleaned", "", "")]

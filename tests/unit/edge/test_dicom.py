@@ -155,7 +155,7 @@ def test_a_title_alone_is_no_identity() -> None:
     from medmesh.dimse.port import CALLED_UNKNOWN, CALLING_UNKNOWN, Refused
     from medmesh_edge.reception import Accept, Reception
 
-    entry = {"called": "BRAIN", "calling": ("CT1",), "from": ("10.1.2.0/24", "2001:db8::/32"), "dataset": "brain", "consent": "IRB-1"}
+    entry = {"called": "BRAIN", "calling": ("CT1",), "from": ("10.1.2.0/24", "2001:db8::/32"), "dataset": "brain"}
     reception = Reception(accept=(Accept(**entry, until=date(2027, 1, 1)),))  # type: ignore[arg-type]
     today = date(2026, 12, 1)
     for address in ("10.1.2.9", "::ffff:10.1.2.9", "2001:db8::1"):

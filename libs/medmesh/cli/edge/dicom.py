@@ -234,7 +234,7 @@ def show_held(folder: Path, number: int, out: Path | None) -> int:
     from medmesh.archive.tables import open_archive
 
     async def work(site: Any) -> tuple[dict[str, Any], bytes]:
-        from medmesh_edge.review import objects
+        from medmesh_edge.originals import objects
 
         archive = open_archive(site.layout.archive, read_only=True)
         try:
