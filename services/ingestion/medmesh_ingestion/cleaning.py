@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from medmesh.errors import Problem
 from medmesh.imaging import quality, reading
-from medmesh.imaging.deidentify import deidentify, verify
+from medmesh.imaging.deidentify import deidentify
+from medmesh.imaging.verify import verify
 from medmesh.telemetry import log
 
 MEDIA_TYPE = "application/dicom"

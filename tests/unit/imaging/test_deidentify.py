@@ -13,9 +13,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 
 from medmesh.errors import Problem
-from medmesh.imaging.deidentify import deidentify, verify
-from medmesh.imaging.profile import Action, profile
+from medmesh.imaging.deidentify import Options, deidentify
+from medmesh.imaging.deidentify.tables import Action, rules
 from medmesh.imaging.reading import parse, pixels, read, write
+from medmesh.imaging.verify import verify
 
 KEY = b"the project's key, 32 bytes long"
 Planted = tuple[Dataset, dict[str, str]]
@@ -87,7 +88,7 @@ def test_short_numbers_are_found_in_text_and_not_by_chance_in_numbers(planted: P
 @pytest.mark.parametrize("dates", ["remove", "shift"])
 def test_no_canary_survives(planted: Planted, dates: str) -> None:
     dataset, canaries = planted
-    output = write(deidentify(dataset, KEY, dates=dates).dataset)  # type: ignore[arg-type]
+    output = write(deidentify(dataset, KEY, Options(dates=dates)).dataset)  # type: ignore[arg-type]
     assert verify(dataset, output) == []
     for canary in canaries.values():
         for form in forms(canary):
@@ -100,7 +101,7 @@ def test_no_canary_survives(planted: Planted, dates: str) -> None:
 def test_no_identity_survives_in_any_real_file(parsed: dict[str, Dataset], dates: str) -> None:
     found_before = 0
     for name, dataset in parsed.items():
-        result = deidentify(dataset, KEY, dates=dates)  # type: ignore[arg-type]
+        result = deidentify(dataset, KEY, Options(dates=dates))  # type: ignore[arg-type]
         output = write(result.dataset)
         assert verify(dataset, output) == [], name
         found_before += bool(verify(dataset, write(dataset)))
@@ -165,7 +166,7 @@ def test_references_still_lead_to_their_object(planted: Planted) -> None:
 def test_shifted_dates_keep_their_distance_and_lose_their_place(planted: Planted) -> None:
     dataset, _ = planted
     dataset.SeriesDate, dataset.AcquisitionDate, dataset.ContentDate = "20240301", "2024.03.05", "not a date"
-    result = deidentify(dataset, KEY, dates="shift").dataset
+    result = deidentify(dataset, KEY, Options(dates="shift")).dataset
     moved = [date.fromisoformat(result[name].value) for name in ("StudyDate", "SeriesDate", "AcquisitionDate")]
     assert [(late - early).days for early, late in pairwise(moved)] == [1, 4]
     assert 365 <= (date(2024, 2, 29) - moved[0]).days < 365 + 3287
@@ -240,4 +241,4 @@ def test_a_sequence_that_must_be_a_dummy_keeps_no_text(planted: Planted) -> None
     ],
 )
 def test_the_table_says_what_the_standard_says(tag: int, action: Action) -> None:
-    assert profile().actions[tag] == action
+    assert rules(Options()).actions[tag] == action
