@@ -32,7 +32,7 @@ def plain_record(entry: AuditEntry, context: Context, record_id: str, n: int, pr
 
 
 @asynccontextmanager
-async def example_postgres(admin_url: str, schema: str, **options: Any) -> AsyncIterator[Database]:
+async def example_postgres(admin_url: str, schema: str, metadata: MetaData | None = None, **options: Any) -> AsyncIterator[Database]:
     """A fresh schema made from the example's tables, without migrations."""
     engine = postgres.engine(admin_url, pool_size=1)
     async with engine.connect() as sql:
@@ -43,7 +43,7 @@ async def example_postgres(admin_url: str, schema: str, **options: Any) -> Async
     await engine.dispose()
     where = make_url(admin_url).set(username=schema).render_as_string(hide_password=False)
     database = Database.postgres(where, password=PASSWORD, recorder=plain_record, **options)
-    await database.create(example_metadata())
+    await database.create(metadata or example_metadata())
     yield database
     await database.close()
 
@@ -65,10 +65,10 @@ async def service_postgres(admin_url: str, schema: Schema, database: str, **opti
 
 
 @asynccontextmanager
-async def example_sqlite(folder: Path, **options: Any) -> AsyncIterator[Database]:
+async def example_sqlite(folder: Path, metadata: MetaData | None = None, **options: Any) -> AsyncIterator[Database]:
     """A SQLite file with the example's tables."""
     database = Database.sqlite(folder / "store.db", recorder=plain_record, **options)
-    await database.create(example_metadata())
+    await database.create(metadata or example_metadata())
     yield database
     await database.close()
 

@@ -39,7 +39,17 @@ def raised() -> list[tuple[str, str, set[str] | None]]:
                 assert isinstance(code, ast.Constant), f"{where}: the code is not written out, so nobody can look it up"
                 given = None if any(k.arg is None for k in call.keywords) else {k.arg for k in call.keywords if k.arg}
                 found.append((where, str(code.value), given))
+            elif name in ("error", "warning", "note") and _reported(call):
+                where = f"{relative(path)}:{call.lineno}"  # a finding of an importer; its place is not written out
+                given = None if any(k.arg is None for k in call.keywords) else {k.arg for k in call.keywords if k.arg} - {"line", "key"}
+                code = call.args[0]
+                assert isinstance(code, ast.Constant), f"{where}: the code is not written out, so nobody can look it up"
+                found.append((where, str(code.value), None if given is None else given | {"place"}))
     return found
+
+
+def _reported(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "report"
 
 
 RAISED = raised()

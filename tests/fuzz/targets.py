@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
 from medmesh import canonical
+from medmesh.archive import dicomjson
 from medmesh.contracts.audit import AuditRecord
 from medmesh.errors import Problem
 from medmesh.imaging import reading
@@ -273,6 +274,12 @@ def _dicom(data: bytes) -> bytes | None:
     return None
 
 
+def _header(data: bytes) -> bytes | None:
+    members = dicomjson.read(io.BytesIO(data)).members
+    json.loads("{" + ",".join(members.values()) + "}", strict=False)
+    return None
+
+
 def _frame(data: bytes) -> bytes | None:
     protocol.read_frame(io.BytesIO(data))
     return None
@@ -365,6 +372,7 @@ TARGETS: dict[str, Target] = {
     "package": Target(lambda: [_zip({"medmesh.toml": MANIFEST, "model.py": b"pass"})], _package),
     "archive": Target(lambda: [_zip({"a.dcm": b"DICM" * 40, "b/c.csv": b"x,y\n1,2\n"})], _archive),
     "dicom": Target(lambda: [_image()], _dicom),
+    "dicom-header": Target(lambda: [_image(), _image()[132:]], _header),
     "worker-frame": Target(lambda: [b'\x00\x00\x00\x12{"call":"train"}  '], _frame, (ValueError,)),
     "inference-request": Target(
         lambda: [b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.0,2.0]}]}'], _infer

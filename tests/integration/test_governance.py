@@ -14,7 +14,7 @@ from tests.platform import Platform, platform
 
 from medmesh.contracts.annotation import LabelsExported
 from medmesh.contracts.audit import ExportFinished
-from medmesh.contracts.federation import FederationStarted
+from medmesh.contracts.federation import ApprovalFailed, FederationStarted
 from medmesh.contracts.governance import (
     ActivateUser,
     ActorToken,
@@ -223,6 +223,11 @@ async def test_whoever_executes_an_approved_action_says_so_in_its_own_fact(p: Pl
         ("annotation.export", "cxr/1", LabelsExported(project="cxr", version=1, labels=labels, accepted=2), "annotation"),
         ("audit.export", "e-1", ExportFinished(export="e-1", format="jsonl", records=1, object=labels, code=""), "audit"),
         ("audit.export", "e-2", ExportFinished(export="e-2", format="jsonl", records=0, object=None, code="audit.x"), "audit"),
+        (
+            *("federation.rollback", "fed-1/3"),
+            ApprovalFailed(federation="fed-1", action="federation.rollback", target="fed-1/3", code="federation.closed"),
+            "federation",
+        ),
     ]
     maker, made = p.person("li", "researcher"), []
     for action, target, _, _ in facts:
@@ -233,8 +238,13 @@ async def test_whoever_executes_an_approved_action_says_so_in_its_own_fact(p: Pl
     for _, _, fact, source in facts:
         await p.publish(fact, source=source)
     async with asyncio.timeout(20):
-        while [await _state(p, approval) for approval in made] != ["executed"] * 3 + ["granted"]:
+        while [await _state(p, approval) for approval in made] != ["executed"] * 3 + ["failed"] * 2:
             await asyncio.sleep(0.02)
+    listed = (await p.ask(ListApprovals(state="failed"), Approvals, maker)).approvals
+    assert {one.target: one.why for one in listed} == {"e-2": "audit.x", "fed-1/3": "federation.closed"}
+    for approval in made[3:]:
+        again = await p.send(RevokeApproval(approval=approval), maker)
+        assert (again.problem or {})["params"]["state"] == "failed", "an end is an end"
 
 
 async def test_what_was_not_executed_in_time_has_expired_before_and_after_the_sweep(p: Platform) -> None:

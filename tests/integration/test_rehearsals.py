@@ -63,7 +63,8 @@ async def test_hospitals_are_asked_only_what_was_rehearsed_and_are_told_what_it_
     measured = Measured(report=view.report.sha256, memory_mib=done["memory_mib"], step_microseconds=done["step_microseconds"])
     better = measured.model_copy(update={"memory_mib": 1})
     assert await refused(p, rehearsal=better) == "federation.rehearsed_otherwise", "what hospitals are told is what was found"
-    assert await refused(p, rehearsal=measured, batch_size=9) == "federation.rehearsed_otherwise"
+    for otherwise in ({"batch_size": 9}, {"codec": "int8"}):
+        assert await refused(p, rehearsal=measured, **otherwise) == "federation.rehearsed_otherwise"
     assert await refused(p, rehearsal=measured.model_copy(update={"report": "0" * 64})) == "federation.not_rehearsed"
     assert await refused(p, rehearsal=measured) == "review.too_few"
     assert not p.emitted(FederationInvited)

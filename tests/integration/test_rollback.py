@@ -101,7 +101,9 @@ async def test_the_next_round_begins_with_the_earlier_model_and_with_what_the_se
     done = (await p.wait(FederationCompleted, timeout=30)).data
     assert (done.rounds, done.undone, done.contributors) == (5, (1, 2, 3, 4), TWO)
     assert [e.data.round for e in p.emitted(FederationRolledBack)] == [1, 0]
-    records = [r for r in await p.audited("federation") if r["sub"] == "federation.rollback"]
+    kept = [r for r in await p.audited("federation") if r["sub"] == "federation.rollback"]
+    assert [r["approval"]["id"] for r in kept if r["out"]] == ["nothing-after-it", "too-late"]
+    records = [r for r in kept if not r["out"]]
     found = [(r["detail"]["round"], r["detail"]["undone"], r["approval"]["id"]) for r in records]
     assert found == [(1, "2 3", "good"), (0, "1 4", "first-weights")]
 

@@ -20,6 +20,7 @@ from tests.platform import Platform, platform
 
 from medmesh.client.results import kept_round, trained
 from medmesh.contracts.federation import (
+    ApprovalFailed,
     FederationCompleted,
     FederationRolledBack,
     ParticipantQuarantined,
@@ -41,7 +42,6 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.federated.undoing import proven
 from medmesh.learning import weights
 from medmesh.store.objects.port import file_digest
-from medmesh.store.tables import service_metadata
 from medmesh_federation.ports import HANDLERS
 from medmesh_federation.service import SERVICE
 
@@ -96,15 +96,13 @@ class Going:
 
     async def refused(self, number: int, model: str) -> str:
         """Why an approved roll-back is not done."""
-        await approve(self.p, await self.round(1), number, model, f"refused-{number}")
-        dead = service_metadata().tables["dead_letters"]
         known = len(self.p.emitted(FederationRolledBack))
-        while True:
-            async with self.p.runtimes["federation"].unit() as uow:
-                found = [row.reason for row in await uow.all(dead.select()) if f"/{number}" in row.body.decode()]
-            if found:
-                assert len(self.p.emitted(FederationRolledBack)) == known
-                return str(found[-1])
+        await approve(self.p, await self.round(1), number, model, f"refused-{number}")
+        told = (await self.p.wait(ApprovalFailed, lambda event: event.data.target.endswith(f"/{number}"), timeout=30)).data
+        assert len(self.p.emitted(FederationRolledBack)) == known
+        kept = [r for r in await self.p.audited("federation") if r["sub"] == "federation.rollback" and r.get("why") == told.code]
+        assert kept[-1]["approval"]["target"] == told.target
+        return str(kept[-1]["detail"]["reason"])
 
     async def completed(self) -> FederationCompleted:
         return (await self.p.wait(FederationCompleted, timeout=30)).data

@@ -19,7 +19,7 @@ from medmesh.contracts.federation import FederationList, FederationPage, Federat
 from medmesh.contracts.governance import Approvals, ApprovalView
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.message import ObjectRef
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.plan import Plan, SecureAggregation
 from medmesh.contracts.training import RehearsalReport, RehearsalView
 from medmesh.errors import Problem
 from medmesh.federated.invitation import link_digest, link_of, new_secret
@@ -75,8 +75,10 @@ async def rehearse(
 
 def rehearsing(plan: dict[str, Any]) -> dict[str, Any]:
     """Of a plan's fields those that a rehearsal is about."""
-    names = ("algorithm", "parameters", "local", "privacy", "batch_size", "learning_rate")
-    return {name: plan[name] for name in names if plan.get(name) is not None}
+    names = ("algorithm", "parameters", "local", "privacy", "codec", "codec_share", "batch_size", "learning_rate")
+    secure = plan.get("secure")
+    bits = {} if secure is None else {"secure_bits": SecureAggregation.model_validate(secure).bits}
+    return {name: plan[name] for name in names if plan.get(name) is not None} | bits
 
 
 async def create_federation(

@@ -108,6 +108,10 @@ class Rehearsing(Record):
     parameters: dict[str, str] = Field(default_factory=dict, max_length=20)
     local: tuple[str, ...] = Field(default=(), max_length=1000)
     privacy: Privacy | None = None
+    codec: Literal["none", "fp16", "bf16", "int8", "topk"] = "none"
+    codec_share: str = "0.01"
+    secure_bits: int | None = Field(default=None, ge=8, le=40)
+    """Of a secure sum's fixed point; its threshold is that of the plan and nothing a package can fail at."""
     batch_size: int = Field(default=32, ge=1, le=65_536)
     learning_rate: str = "0.05"
     steps: int = Field(default=3, ge=1, le=100)

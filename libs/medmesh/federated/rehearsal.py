@@ -20,10 +20,12 @@ import psutil
 
 from medmesh.canonical import canonical
 from medmesh.contracts.data import DataSchema, TableSchema, decimal
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.plan import Plan, SecureAggregation
 from medmesh.contracts.training import RehearsalReport, Rehearsing, Stage, StageName
 from medmesh.errors import Problem
-from medmesh.federated.aggregation import Local, Outcome, Start, aggregate, algorithm_of, compatible
+from medmesh.federated import codecs
+from medmesh.federated.aggregation import Local, Outcome, Start, aggregate, algorithm_of, compatible, upload_signature
+from medmesh.federated.secure import vectors
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import capabilities, weights
 from medmesh.learning.adapter import Samples
@@ -96,10 +98,11 @@ def _plan(package: Package, how: Rehearsing, count: int) -> Plan:
             local_steps=how.steps,
             participants=tuple(f"rehearsal-{n}" for n in range(1, count + 1)),
             min_participants=count,
+            secure=SecureAggregation(threshold=count, bits=how.secure_bits) if how.secure_bits else None,
             accept_by=now,
             start_at=now + timedelta(seconds=1),
             round_deadline_seconds=3600,
-            **how.model_dump(exclude={"steps"}),
+            **how.model_dump(exclude={"steps", "secure_bits"}),
         )
     except ValueError as error:
         raise Problem("federation.plan", reason=str(error).splitlines()[-1][:200]) from None
@@ -148,6 +151,8 @@ class _Rehearsal:
     memory: int = 0
     step_microseconds: int = 0
     update_bytes: int = 0
+    residuals: dict[str, Path] = field(default_factory=dict)
+    """What a codec left out of each hospital's last update."""
 
     @asynccontextmanager
     async def stage(self, name: StageName) -> AsyncIterator[None]:
@@ -225,7 +230,22 @@ class _Rehearsal:
         for path in filter(None, (left.upload, left.keep)):
             weights.check_finite(path)
         kept[name], self.step_microseconds = left.keep, round(1e6 * trainer.step_seconds)
-        return name, left.upload, self.count
+        return name, self._travelled(name, model, left.upload, local.folder), self.count
+
+    def _travelled(self, name: str, model: Path, update: Path, folder: Path) -> Path:
+        """The update as it arrives at the platform: what a codec makes of it, or its numbers as they go into a secure sum."""
+        plan, arrived = self.plan, folder / "arrived"
+        if plan.secure is not None:
+            bits, parties = plan.secure.bits, len(plan.participants)
+            vectors.encode(update, self.count, arrived, bits=bits, parties=parties, without=frozenset(plan.local))
+            return arrived
+        if plan.codec == "none":
+            return update
+        sent, left, tensors = folder / "encoded", folder / "left", upload_signature(plan)
+        codecs.encode(plan.codec, tensors, model, update, self.residuals.get(name), sent, left, share=plan.codec_share)
+        self.residuals[name] = left
+        codecs.decode(plan.codec, tensors, model, sent, arrived, share=plan.codec_share)
+        return arrived
 
     def _take(self, out: Path, target: Path, plan: Plan) -> Path:
         """Out of the worker's reach first; a link in its place is refused by the check."""
@@ -240,6 +260,11 @@ class _Rehearsal:
         return Local(self.plan, model, place, self.count, shown, before.personal.get(name) if before else None, kept.get(name))
 
     def _aggregate(self, model: Path, before: Outcome | None, sent: list[tuple[str, Path, int]], number: int) -> Outcome:
+        if (secure := self.plan.secure) is not None:
+            total, mean = self._place(str(number), "sum") / "total", self.folder / str(number) / "sum" / "mean"
+            vectors.add([path for _, path, _ in sent], total)
+            samples = vectors.decode(total, model, mean, bits=secure.bits, without=frozenset(self.plan.local))
+            sent = [("sum", mean, samples)]
         state = before.state if before is not None else None
         start = Start(model, state=state, members=len(self.plan.participants), local=frozenset(self.plan.local))
         made = aggregate(algorithm_of(self.plan), start, sent, self._place(str(number), "platform"))

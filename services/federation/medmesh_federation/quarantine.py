@@ -14,6 +14,7 @@ from medmesh.security.approvals import request_digest
 from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation.approved import not_done
 from medmesh_federation.domain import OPEN_STATES
 from medmesh_federation.handlers import FLAGGED, entity, invited, locked
 from medmesh_federation.lifecycle import OPENING
@@ -83,7 +84,9 @@ async def released(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> 
     theirs = await uow.first(select(participants).where(where))
     if theirs is None or theirs.state != "quarantined" or row.state not in OPEN_STATES:
         state = "-" if theirs is None else theirs.state
-        raise Problem("federation.not_quarantined", federation=row.federation, hospital=hospital[:64], state=state)
+        why = Problem("federation.not_quarantined", federation=row.federation, hospital=hospital[:64], state=state)
+        await not_done(uow, row, grant, why, verb="federation.release")
+        return
     digest = release_digest(row.federation, row.plan_hash, hospital, theirs.quarantines)
     target = release_target(row.federation, hospital)
     found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=digest)

@@ -34,6 +34,8 @@ def _otherwise(plan: Plan, found: RehearsalReport) -> str:
         "algorithm": (how.algorithm, how.parameters) == (plan.algorithm, plan.parameters),
         "local": how.local == plan.local,
         "privacy": how.privacy == plan.privacy,
+        "codec": (how.codec, how.codec_share) == (plan.codec, plan.codec_share),
+        "secure": how.secure_bits == (plan.secure.bits if plan.secure else None),
         "batch_size": how.batch_size == plan.batch_size,
         "learning_rate": how.learning_rate == plan.learning_rate,
         "rehearsal": plan.rehearsal is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select, update
 
@@ -17,6 +17,7 @@ from medmesh.federated.undoing import ACTION, rollback_digest, rollback_target
 from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh_federation import privacy
+from medmesh_federation.approved import not_done
 from medmesh_federation.domain import OVER, State
 from medmesh_federation.handlers import entity, invited, locked
 from medmesh_federation.lifecycle import OPENING
@@ -27,53 +28,80 @@ from medmesh_federation.tables import federations, rounds
 @HANDLERS.on(ApprovalGranted, durable="rollback-granted")
 async def roll_back(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> None:
     """Others approved exactly this: the training rounds after `round` are undone, and the next one begins with its model and with what the
-    algorithm remembered then. Raises `Problem`, and nothing is changed."""
-    from medmesh.federated.aggregation import algorithm_of  # numpy: not before the first round
-
+    algorithm remembered then. What cannot be done any more is told, and nothing else is changed. Raises `Problem` for an approval that is
+    none of this."""
     grant = event.data
     if grant.action != ACTION:
         return
     federation, _, text = grant.target.partition("/")
     row = await locked(uow, federation)
-    plan = Plan.model_validate(row.plan)
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else -1
+    try:
+        back = await _wanted(uow, row, int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else -1)
+    except Problem as problem:
+        await not_done(uow, row, grant, problem, verb="federation.rollback")
+        return
+    number, model = back.number, back.model
+    digest = rollback_digest(row.federation, row.plan_hash, number, model.sha256)
+    target = rollback_target(row.federation, number)
+    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=digest)
+    made = (rounds.c.federation == row.federation) & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.state == "committed")
+    await uow.execute(update(rounds).where(made, rounds.c.round > number).values(undone=True))
+    await _close_open(uow, row)
+    chain = undone_link(row.chain, number, model.sha256, found.id)
+    remembered = back.state["sha256"] if back.state else None
+    link = Commitment(round=number, kind=None, model=model.sha256, state=remembered, approval=found.id)
+    left = {"model": model.model_dump(), "state_object": back.state, "personal": back.personal}
+    undoing = {"undoing": Undoing(round=number, approval=grant.token).model_dump(), "voids": 0, "waiting_since": None}
+    values = {**left, **undoing, "chain": chain, "links": [*row.links, link.model_dump()]}
+    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
+    uow.emit(FederationRolledBack(federation=row.federation, round=number, undone=back.later, model=model, hospitals=invited(row)))
+    detail: dict[str, str | int | bool] = {"round": number, "undone": " ".join(map(str, back.later)), "model": model.sha256, "chain": chain}
+    about, approval = (entity(row),), found.evidence()
+    uow.audit(AuditEntry("federation.rollback", "E", entities=about, hospitals=invited(row), approval=approval, detail=detail))
+    uow.on_commit(uow.ports.wake.set)
+
+
+class _Back(NamedTuple):
+    """Where to: the model, what the algorithm remembered then, and the rounds that are undone."""
+
+    number: int
+    model: ObjectRef
+    state: dict[str, Any] | None
+    personal: dict[str, Any] | None
+    later: tuple[int, ...]
+
+
+async def _wanted(uow: UnitOfWork[Ports], row: Any, number: int) -> _Back:
+    """What there is of round `number` to go back to. Raises `Problem` (`federation.closed`, `federation.rollback`)."""
+    from medmesh.federated.aggregation import algorithm_of  # numpy: not before the first round
+
+    def no(reason: str) -> Problem:
+        return Problem("federation.rollback", federation=row.federation, round=number, reason=reason)
+
     if row.state not in (State.RUNNING, State.PAUSED):
         raise Problem("federation.closed", federation=row.federation, state=row.state)
     made = (rounds.c.federation == row.federation) & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.state == "committed")
     committed = await uow.all(select(rounds).where(made).order_by(rounds.c.round))
     done = {one.round: one for one in committed if not one.undone}
-    later = [one for one in done if one > number]
+    later = tuple(one for one in done if one > number)
     if (number != 0 and number not in done) or not later:
         gone = any(one.round == number for one in committed if one.undone)
-        reason = "it was undone itself" if gone else "no committed rounds lie after it"
-        raise Problem("federation.rollback", federation=row.federation, round=text[:9], reason=reason)
+        raise no("it was undone itself" if gone else "no committed rounds lie after it")
     if number == 0 and not await _trains_on(uow, row):
-        raise Problem("federation.rollback", federation=row.federation, round=number, reason="no round is left that would train after it")
+        raise no("no round is left that would train after it")
     to = done.get(number)
-    model = ObjectRef.model_validate(to.model if to else row.initial)
-    digest = rollback_digest(row.federation, row.plan_hash, number, model.sha256)
-    target = rollback_target(row.federation, number)
-    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=target, digest=digest)
-    kept = None if algorithm_of(plan).JOINT else to  # hospitals no longer have their half of it
-    beside = {"state_object": kept.state_object if kept else None, "personal": kept.personal if kept else None}
-    for ref in (beside["state_object"], *(beside["personal"] or {}).values()):
+    kept = None if algorithm_of(Plan.model_validate(row.plan)).JOINT else to  # hospitals no longer have their half of it
+    back = _Back(
+        number,
+        ObjectRef.model_validate(to.model if to else row.initial),
+        kept.state_object if kept else None,
+        kept.personal if kept else None,
+        later,
+    )
+    for ref in (back.state, *(back.personal or {}).values()):
         if ref and not await _there(uow.ports, ref["sha256"]):
-            reason = "what the algorithm remembered then is no longer kept"
-            raise Problem("federation.rollback", federation=row.federation, round=number, reason=reason)
-    await uow.execute(update(rounds).where(made, rounds.c.round > number).values(undone=True))
-    await _close_open(uow, row)
-    chain = undone_link(row.chain, number, model.sha256, found.id)
-    remembered = beside["state_object"]["sha256"] if beside["state_object"] else None
-    back = Commitment(round=number, kind=None, model=model.sha256, state=remembered, approval=found.id)
-    undoing = Undoing(round=number, approval=grant.token).model_dump()
-    left = {"model": model.model_dump(), **beside, "chain": chain, "links": [*row.links, back.model_dump()]}
-    values = {**left, "undoing": undoing, "voids": 0, "waiting_since": None}
-    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
-    uow.emit(FederationRolledBack(federation=row.federation, round=number, undone=tuple(later), model=model, hospitals=invited(row)))
-    detail: dict[str, str | int | bool] = {"round": number, "undone": " ".join(map(str, later)), "model": model.sha256, "chain": chain}
-    about, approval = (entity(row),), found.evidence()
-    uow.audit(AuditEntry("federation.rollback", "E", entities=about, hospitals=invited(row), approval=approval, detail=detail))
-    uow.on_commit(uow.ports.wake.set)
+            raise no("what the algorithm remembered then is no longer kept")
+    return back
 
 
 async def _trains_on(uow: UnitOfWork[Ports], row: Any) -> bool:

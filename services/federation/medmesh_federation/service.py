@@ -47,6 +47,7 @@ SERVICE = ServiceSpec(
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
     emits=(
+        federation.ApprovalFailed,
         federation.FederationInvited,
         federation.InvitationAnswered,
         federation.FederationReady,

@@ -30,7 +30,8 @@ APPROVABLE = frozenset(
 
 
 class ApprovalState(StrEnum):
-    """Where an approval stands: submitted and open, granted by enough others, and at one of four ends."""
+    """Where an approval stands: submitted and open, granted by enough others, and at one of five ends: `failed` is what
+    was granted and could not be done any more."""
 
     OPEN = "open"
     GRANTED = "granted"
@@ -38,12 +39,13 @@ class ApprovalState(StrEnum):
     EXECUTED = "executed"
     EXPIRED = "expired"
     REVOKED = "revoked"
+    FAILED = "failed"
 
 
 NEXT: dict[ApprovalState, frozenset[ApprovalState]] = {
     ApprovalState.OPEN: frozenset({ApprovalState.GRANTED, ApprovalState.REFUSED, ApprovalState.EXPIRED, ApprovalState.REVOKED}),
-    ApprovalState.GRANTED: frozenset({ApprovalState.EXECUTED, ApprovalState.EXPIRED, ApprovalState.REVOKED}),
-    **{end: frozenset() for end in (ApprovalState.REFUSED, ApprovalState.EXECUTED, ApprovalState.EXPIRED, ApprovalState.REVOKED)},
+    ApprovalState.GRANTED: frozenset({ApprovalState.EXECUTED, ApprovalState.FAILED, ApprovalState.EXPIRED, ApprovalState.REVOKED}),
+    **{end: frozenset() for end in ApprovalState if end not in (ApprovalState.OPEN, ApprovalState.GRANTED)},
 }
 """From a state to those it may become; an end is an end."""
 

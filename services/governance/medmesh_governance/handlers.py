@@ -10,7 +10,7 @@ from sqlalchemy import Select, insert, select, update
 
 from medmesh.contracts.annotation import LabelsExported
 from medmesh.contracts.audit import ExportFinished, LogChanged
-from medmesh.contracts.federation import FederationRolledBack, FederationStarted, ParticipantReleased
+from medmesh.contracts.federation import ApprovalFailed, FederationRolledBack, FederationStarted, ParticipantReleased
 from medmesh.contracts.governance import (
     ApprovalExpired,
     ApprovalGranted,
@@ -192,16 +192,20 @@ async def labels_exported(event: Envelope[LabelsExported], uow: UnitOfWork[Ports
 
 @HANDLERS.on(ExportFinished)
 async def export_finished(event: Envelope[ExportFinished], uow: UnitOfWork[Ports]) -> None:
-    """The export of the log that was approved is built; one that failed ends with its time."""
-    if not event.data.code:
-        await _executed(uow, "audit.export", event.data.export)
+    """The export of the log that was approved is built, or failed."""
+    await _executed(uow, "audit.export", event.data.export, event.data.code)
 
 
 @HANDLERS.on(LogChanged)
 async def log_changed(event: Envelope[LogChanged], uow: UnitOfWork[Ports]) -> None:
-    """What was approved of the log's keeping is done."""
-    if not event.data.code:
-        await _executed(uow, event.data.action, event.data.change)
+    """What was approved of the log's keeping is done, or failed."""
+    await _executed(uow, event.data.action, event.data.change, event.data.code)
+
+
+@HANDLERS.on(ApprovalFailed)
+async def approval_failed(event: Envelope[ApprovalFailed], uow: UnitOfWork[Ports]) -> None:
+    """What was approved of a federation cannot be done any more."""
+    await _executed(uow, event.data.action, event.data.target, event.data.code)
 
 
 @HANDLERS.on(LabelChanged)
@@ -211,10 +215,11 @@ async def label_changed(event: Envelope[LabelChanged], uow: UnitOfWork[Ports]) -
         await _executed(uow, "label.change", f"{event.data.kind}/{event.data.id}")
 
 
-async def _executed(uow: UnitOfWork[Ports], action: str, target: str) -> None:
-    """The owner of the action says that it happened; its own record tells of it."""
+async def _executed(uow: UnitOfWork[Ports], action: str, target: str, code: str = "") -> None:
+    """The owner of the action says that it happened, or with `code` that it failed; its own record tells of it."""
+    state = ApprovalState.FAILED if code else ApprovalState.EXECUTED
     done = (approvals.c.action == action) & (approvals.c.target == target) & (approvals.c.state == ApprovalState.GRANTED.value)
-    await uow.execute(update(approvals).where(done).values(state=ApprovalState.EXECUTED.value))
+    await uow.execute(update(approvals).where(done).values(state=state.value, why=code))
 
 
 async def expire(uow: UnitOfWork[Ports]) -> None:
@@ -281,6 +286,7 @@ async def list_approvals(query: Envelope[ListApprovals], uow: UnitOfWork[Ports])
             requester=row.requester,
             summary=row.summary,
             state=stands(row.state, row.expires_at, uow.now).value,
+            why=row.why,
             needed=row.needed,
             approvers=tuple(voters.get(row.approval, ())),
             expires=row.expires_at,

@@ -136,6 +136,7 @@ approvals = Table(
     Column("summary", Json, nullable=False),
     Column("asking", Text, nullable=False, server_default=text("''"), comment="what who asked signed with their own key"),
     Column("state", String(16), nullable=False),
+    Column("why", String(80), nullable=False, server_default=text("''"), comment="the code of what kept it from being done: failed"),
     Column("needed", Integer, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp, nullable=False),

@@ -122,6 +122,37 @@ async def test_algorithms_with_state_go_two_rounds(private: Path, room: Path) ->
         assert report.passed, report.stages[-1]
 
 
+POSITIVE = """
+def train(model, samples, schedule, on_step):
+    if model['bias'].any() and not (model['bias'] > 0).all():
+        raise RuntimeError
+    model['bias'] = np.array([1000, 0.001], np.float32)
+    return 0.5
+"""
+
+
+async def test_updates_travel_as_the_plan_says(private: Path, room: Path) -> None:
+    """A number that must stay above 0 is rounded away beside a large one: only where the codec does so does the package fail."""
+    for codec, wanted in {"none": ("personal", ""), "fp16": ("personal", ""), "int8": ("next", "worker.failed")}.items():
+        place = room / codec
+        place.mkdir(mode=0o711)
+        assert outcome(await run(private, place, POSITIVE, HOW.model_copy(update={"codec": codec}))) == wanted, codec
+
+
+async def test_numbers_that_do_not_fit_into_a_secure_sum_are_found(private: Path, room: Path) -> None:
+    grown = "\ndef train(model, samples, schedule, on_step):\n    model['bias'] = np.full(2, 1e12, np.float32)\n    return 0.5\n"
+    secure = HOW.model_copy(update={"secure_bits": 24})
+    for name, code, how, wanted in (
+        ("plain", grown, HOW, ("personal", "")),
+        ("large", grown, secure, ("train", "secure.range")),
+        ("fits", "", secure, ("personal", "")),
+    ):
+        place = room / name
+        place.mkdir(mode=0o711)
+        assert outcome(await run(private, place, code, how)) == wanted, name
+    assert len(plan_of(tiny(private), secure).participants) >= 3
+
+
 def test_as_many_hospitals_are_pretended_as_the_algorithm_needs(private: Path) -> None:
     package = tiny(private)
     assert len(plan_of(package, HOW).participants) == 2

@@ -248,6 +248,17 @@ class FederationRolledBack(HospitalEvent):
     model: ObjectRef
 
 
+class ApprovalFailed(Event):
+    """What was approved of a federation cannot be done any more: `code` says why. Nothing was changed, and the approval is spent."""
+
+    TYPE: ClassVar[str] = "federation.approval.failed.v1"
+
+    federation: str
+    action: str
+    target: str
+    code: str
+
+
 class FederationCompleted(HospitalEvent):
     """The final model: that of training round `rounds`, with the part of each of `contributors` in it; `participants` are those who
     belong to the federation at its end."""

@@ -18,6 +18,8 @@ class ApprovalView(Record):
     requester: str
     summary: dict[str, str]
     state: str
+    why: str = ""
+    """The code of what kept it from being done, where the state is `failed`."""
     needed: int
     approvers: tuple[str, ...]
     expires: datetime

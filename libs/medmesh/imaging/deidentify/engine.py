@@ -23,8 +23,8 @@ from medmesh.errors import Problem
 from medmesh.imaging.deidentify import content
 from medmesh.imaging.deidentify.options import MEANINGS, Options
 from medmesh.imaging.deidentify.tables import EDITION, Action, Rules, rules
-from medmesh.imaging.deidentify.values import DATES, DUMMIES, DUMMY_TEXT, TEXT, days_of, each, names_of, new_uid, plain, shift, written
-from medmesh.imaging.pseudonyms import pseudonym
+from medmesh.imaging.deidentify.values import DATES, DUMMIES, DUMMY_TEXT, TEXT, each, names_of, new_uid, plain, shift, written
+from medmesh.imaging.pseudonyms import pseudonym, shift_days
 
 _DOCUMENTS = "1.2.840.10008.5.1.4.1.1.104."  # Encapsulated PDF, CDA, STL, OBJ and MTL Storage
 _BASIC = Options()
@@ -55,7 +55,7 @@ def deidentify(dataset: Dataset, key: bytes, options: Options = _BASIC) -> Deide
         raise Problem("imaging.burned_in")
     # Without a patient ID all that is safe to say is that one study is one patient.
     patient = str(dataset.get("PatientID") or "").strip() or f"study {dataset.get('StudyInstanceUID') or dataset.get('SOPInstanceUID')}"
-    cleaner = Cleaner(key, options, days_of(patient, key), names_of(dataset, kept=options.columns))
+    cleaner = Cleaner(key, options, shift_days(patient, key), names_of(dataset, kept=options.columns))
     result = cleaner.clean(dataset)
     for keyword in ("SOPClassUID", "SOPInstanceUID"):
         if not result.get(keyword):

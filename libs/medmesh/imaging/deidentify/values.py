@@ -64,11 +64,6 @@ def new_uid(value: str, key: bytes) -> str:
     return f"2.25.{int.from_bytes(mac(key, 'uid', value)[:16], 'big')}"
 
 
-def days_of(patient: str, key: bytes) -> int:
-    """By how many days the dates of one patient go back: 1 to 10 years."""
-    return 365 + int.from_bytes(mac(key, "days", patient)[:4], "big") % 3287
-
-
 def each(value: Any, change: Callable[[Any], Any]) -> Any:
     """`change` of the one value or of each of several; an empty value stays empty."""
     if value is None or value == "":
