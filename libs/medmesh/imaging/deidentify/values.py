@@ -11,7 +11,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from medmesh.imaging.pseudonyms import mac
+from medmesh.imaging.pseudonyms import replaced_uid
 
 DUMMY_TEXT, DUMMY_DATE = "REMOVED", "19000101"
 
@@ -61,7 +61,7 @@ def new_uid(value: str, key: bytes) -> str:
     """A UID that the standard defines, as it is; any other one replaced by 2.25.<128 bits> (PS3.5 §B.2), the same for ever."""
     if not value or value in uid.UID_dictionary:
         return value
-    return f"2.25.{int.from_bytes(mac(key, 'uid', value)[:16], 'big')}"
+    return replaced_uid(value, key)
 
 
 def each(value: Any, change: Callable[[Any], Any]) -> Any:
