@@ -49,6 +49,15 @@ def deidentify(dataset: Dataset, key: bytes, options: Options = _BASIC) -> Deide
     """
     if len(key) < 16:
         raise ValueError("the key has fewer than 16 bytes")
+    try:
+        return _deidentified(dataset, key, options)
+    except Problem:
+        raise
+    except Exception as error:  # pydicom decodes a value when it is first looked at, and lets errors of every kind through
+        raise Problem("imaging.unreadable", reason=type(error).__name__) from None
+
+
+def _deidentified(dataset: Dataset, key: bytes, options: Options) -> Deidentified:
     if str(dataset.get("SOPClassUID") or "").startswith(_DOCUMENTS):
         raise Problem("imaging.encapsulated")
     if _burned_in(dataset):
@@ -66,6 +75,14 @@ def deidentify(dataset: Dataset, key: bytes, options: Options = _BASIC) -> Deide
     result.file_meta = FileMetaDataset()
     result.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     return Deidentified(result, name, str(result.SOPInstanceUID), cleaner.actions)
+
+
+_PADDING = {**dict.fromkeys(TEXT | DATES | {"PN", "CS"}, b" "), "UI": b"\0"}
+_UNDECIDED: Any = object()
+
+
+def _with(raw: Any, value: bytes) -> RawDataElement:
+    return raw if value is raw.value else raw._replace(value=value, length=len(value))
 
 
 class _Fate(Enum):
@@ -94,13 +111,12 @@ class Cleaner:
             if tag >> 16 & 1:
                 if self.options.private:
                     element = self._private(dataset, tag, kept)
-            elif fate is _Fate.PASS and raw.is_raw:
-                vr = raw.VR or dictionary_VR(tag)
-                element = raw if raw.value is None or plain(vr, raw.value) else self._look(dataset, tag, dummy_text)
             elif fate is _Fate.BYTES:
                 element = raw
             elif fate is not _Fate.DROP:
-                element = self._look(dataset, tag, dummy_text)
+                element = self._at_sight(raw, fate, dummy_text) if raw.is_raw else _UNDECIDED
+                if element is _UNDECIDED:
+                    element = self._look(dataset, tag, dummy_text)
             if element is None:
                 self.actions += 1
             else:
@@ -108,6 +124,37 @@ class Cleaner:
         result = Dataset(kept)
         result.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
         return result
+
+    def _at_sight(self, raw: Any, fate: _Fate, dummy_text: bool) -> RawDataElement | None:
+        """What becomes of an element whose bytes tell enough; `_UNDECIDED` for one that must be decoded. The same as `element`, faster."""
+        value = raw.value or b""
+        if raw.length == 0xFFFFFFFF or not value.isascii() or b"\x1b" in value:
+            return _UNDECIDED
+        vr = raw.VR or dictionary_VR(raw.tag)
+        if fate is _Fate.PASS:
+            return _with(raw, value) if plain(vr, value) else _UNDECIDED
+        action = self.rules.actions.get(int(raw.tag))
+        if vr == "SQ" or vr not in _PADDING:
+            return _UNDECIDED
+        if action == Action.EMPTY:
+            return self._changed(raw, vr, "")
+        if action == Action.DUMMY:
+            return self._changed(raw, vr, DUMMIES[vr] if value else "")
+        if vr == "UI":
+            if self.options.uids and action in (Action.KEEP, None):
+                return _with(raw, value)
+            return self._changed(raw, vr, "\\".join(new_uid(one.strip(" \0"), self.key) for one in value.decode().split("\\")))
+        if vr in TEXT and action in (Action.KEEP, None):
+            if (action is None and int(raw.tag) not in self.rules.keep_text) or self.names_somebody(value.decode()):
+                return None
+            return self._changed(raw, vr, DUMMY_TEXT) if dummy_text and value.strip() else _with(raw, value)
+        return _UNDECIDED
+
+    def _changed(self, raw: Any, vr: str, text: str) -> RawDataElement:
+        value = text.encode()
+        value += _PADDING[vr] * (len(value) % 2)
+        self.actions += value != raw.value
+        return _with(raw, value)
 
     def _look(self, dataset: Dataset, tag: Any, dummy_text: bool) -> DataElement | None:
         try:
@@ -249,9 +296,11 @@ def declare(dataset: Dataset, options: Options, *more: str) -> None:
     """Says what was done, by PS3.15 §E.1.1 and CID 7050; `more` are codes beyond those of the options."""
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = f"DICOM PS3.15 {EDITION} Annex E"
-    dataset.DeidentificationMethodCodeSequence = Sequence()
-    for value in sorted({*options.codes, *more}):
-        item = Dataset()
-        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", MEANINGS[value]
-        dataset.DeidentificationMethodCodeSequence.append(item)
+    dataset.DeidentificationMethodCodeSequence = Sequence([_code(value) for value in sorted({*options.codes, *more})])
     dataset.LongitudinalTemporalInformationModified = {"shift": "MODIFIED", "keep": "UNMODIFIED"}.get(options.dates, "REMOVED")
+
+
+def _code(value: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", MEANINGS[value]
+    return item

@@ -96,6 +96,11 @@ class Options:
         return sorted(chosen)
 
     @property
+    def kept(self) -> frozenset[str]:
+        """What is retained, as the verifier has to know it (`verify(..., kept=)`)."""
+        return frozenset({"uids", "institution", "device"} & self.columns | ({"dates"} if self.dates == "keep" else set()))
+
+    @property
     def columns(self) -> frozenset[str]:
         """The columns of Table E.1-1 that count, by their names in our file of it."""
         dates = {"keep": {"dates_kept"}, "shift": {"dates_shifted"}}.get(self.dates, set())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from typing import Any
 
@@ -116,14 +116,12 @@ _PLACES = {
 def names_of(dataset: Dataset, *, kept: frozenset[str]) -> frozenset[str]:
     """Names of people and identifiers that a file tells in its header, lower case, in all forms: no kept text may repeat one.
 
-    `kept` are the options by which institution or device may be named.
+    `kept` are the chosen columns of the table: institution or device may be named by them, and the content of reports is looked through.
     """
     found: set[str] = set()
-    for tag, element in list(dataset.items()):
-        if element.VR == "PN" or (element.VR is None and tag in _NAMES):
-            for name in _several(dataset[tag].value):
-                for group in name.split("="):
-                    found |= {group, group.replace("^", ""), group.replace("^", " "), *group.split("^")}
+    for name in _people(dataset, deep="structured" in kept):
+        for group in name.split("="):
+            found |= {group, group.replace("^", ""), group.replace("^", " "), *group.split("^")}
     places = [keyword for option, keywords in _PLACES.items() if option not in kept for keyword in keywords]
     for keyword in (*_PATIENTS, *places):
         if keyword in dataset and dataset[keyword].VR != "SQ":
@@ -131,7 +129,16 @@ def names_of(dataset: Dataset, *, kept: frozenset[str]) -> frozenset[str]:
     return frozenset(text for text in (form.strip().lower() for form in found) if len(text.encode()) >= 4 and text != DUMMY_TEXT.lower())
 
 
-_NAMES = frozenset((0x00100010, 0x00080090, 0x00081048, 0x00081050, 0x00081060, 0x00081070, 0x00321032))
+_NAMES = frozenset((0x00100010, 0x00080090, 0x00081048, 0x00081050, 0x00081060, 0x00081070, 0x00321032, 0x0040A123))
+
+
+def _people(dataset: Dataset, *, deep: bool) -> Iterator[str]:
+    for tag, element in list(dataset.items()):
+        if element.VR == "PN" or (element.VR is None and tag in _NAMES):
+            yield from _several(dataset[tag].value)
+        elif deep and tag == 0x0040A730:
+            for item in dataset[tag].value or ():
+                yield from _people(item, deep=True)
 
 
 def _several(value: Any) -> list[str]:
