@@ -45,7 +45,8 @@ def test_a_chinese_name_of_two_characters_is_found(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("=单^田芳", "Shan Tianfang"), ("=单^田芳", "dan tian fang"), ("=吕^布", "Lyu Bu"), ("=吕^布", "LV BU"), ("=欧阳^修远", "xiuyuan ouyang"),
+    [("=单^田芳", "Shan Tianfang"), ("=单^田芳", "dan tian fang"), ("=吕^布", "Lyu Bu"), ("=吕^布", "LV BU"),
+     ("=欧阳^修远", "xiuyuan ouyang"),
      ("=欧阳修远", "Ouyang Xiu Yuan"), ("=乐^嘉", "Yue Jia")],
 )  # fmt: skip
 def test_every_reading_of_a_character_is_looked_for(name: str, text: str) -> None:
