@@ -188,10 +188,12 @@ def wrap(
     modality: str,
     study_date: str,
     extra: dict[str, str],
+    annotated: bool | None = False,
 ) -> bytes:
     """`image` as an 8-bit grey Secondary Capture object (PS3.3 A.8.1) in Explicit VR Little Endian; equal calls give equal bytes.
 
-    `study_date` is YYYYMMDD or empty, `extra` maps further DICOM keywords to values. Colour and transparency are dropped.
+    `annotated` is what is known of text in the pixels (BurnedInAnnotation: NO, YES, or left out). `study_date` is YYYYMMDD or empty,
+    `extra` maps further DICOM keywords to values. Colour and transparency are dropped.
     Raises `imaging.unsupported_image` for images deeper than 8 bits, `ValueError` for values that DICOM does not allow.
     """
     if image.mode[:1] in "IF":
@@ -228,6 +230,8 @@ def wrap(
         "HighBit": 7,
         "PixelRepresentation": 0,
     }
+    if annotated is not None:
+        fields["BurnedInAnnotation"] = "YES" if annotated else "NO"
     for keyword, value in (fields | extra).items():
         if tag_for_keyword(keyword) is None:
             raise ValueError(f"{keyword} is no DICOM keyword")

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 
 from medmesh.imaging import chinese
-from medmesh.imaging.deidentify import Options, deidentify
+from medmesh.imaging.deidentify import Options, deidentify, gate
 from medmesh.imaging.reading import parse, write
 from medmesh.imaging.verify import verify
 
@@ -117,6 +117,7 @@ def test_what_an_option_keeps_is_excused_and_no_more() -> None:
 def test_what_options_keep_passes_for_every_real_file(parsed: dict[str, Dataset]) -> None:
     options = Options.parse("dates=keep uids device institution patient private descriptors structured graphics")
     alarms = {
-        name: verify(dataset, write(deidentify(dataset, KEY, options).dataset), kept=options.kept) for name, dataset in parsed.items()
+        name: verify(dataset, write(deidentify(dataset, KEY, options, rules=gate.OPEN).dataset), kept=options.kept)
+        for name, dataset in parsed.items()
     }
     assert {name: found for name, found in alarms.items() if found} == {}

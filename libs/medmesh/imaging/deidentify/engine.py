@@ -9,6 +9,7 @@ Most of a header is removed or kept as it is, so elements are looked at as bytes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -17,10 +18,11 @@ from typing import Any
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
+from pydicom.sequence import Sequence as Items
 
 from medmesh.errors import Problem
-from medmesh.imaging.deidentify import content
+from medmesh.imaging.deidentify import content, gate
+from medmesh.imaging.deidentify.gate import Rule
 from medmesh.imaging.deidentify.options import MEANINGS, Options
 from medmesh.imaging.deidentify.tables import EDITION, Action, Rules, rules
 from medmesh.imaging.deidentify.values import DATES, DUMMIES, DUMMY_TEXT, TEXT, each, names_of, new_uid, plain, shift, written
@@ -40,28 +42,30 @@ class Deidentified:
     actions: int
 
 
-def deidentify(dataset: Dataset, key: bytes, options: Options = _BASIC) -> Deidentified:
-    """A new data set without identifying attributes; `dataset`, as `reading.read` returns it, is left as it is. Pixels are not changed.
+def deidentify(dataset: Dataset, key: bytes, options: Options = _BASIC, *, rules: Sequence[Rule] | None = None) -> Deidentified:
+    """A new data set without identifying attributes; `dataset`, as `reading.read` returns it, is left as it is.
 
-    `key` is the project's, at least 16 bytes. Raises `imaging.encapsulated` for a document inside (PDF, CDA), which nothing here can
-    clean, `imaging.burned_in` if the pixels say that they show the patient's details or carry an overlay, `imaging.unreadable` without
-    SOP class or instance UID or for a kept value that cannot be decoded, `ValueError` for a short key.
+    `key` is the project's, at least 16 bytes. The gate's `rules` (its default ones, see `gate`) say whether pixels pass as they are, bit
+    for bit, or are masked. Raises `imaging.burned_in` for an image that the gate puts aside, `imaging.encapsulated` for a document inside
+    (PDF, CDA), which nothing here can clean, `imaging.unreadable` without SOP class or instance UID or for a value that cannot be decoded,
+    `ValueError` for a short key.
     """
     if len(key) < 16:
         raise ValueError("the key has fewer than 16 bytes")
     try:
-        return _deidentified(dataset, key, options)
+        return _deidentified(dataset, key, options, rules)
     except Problem:
         raise
     except Exception as error:  # pydicom decodes a value when it is first looked at, and lets errors of every kind through
         raise Problem("imaging.unreadable", reason=type(error).__name__) from None
 
 
-def _deidentified(dataset: Dataset, key: bytes, options: Options) -> Deidentified:
+def _deidentified(dataset: Dataset, key: bytes, options: Options, gate_rules: Sequence[Rule] | None) -> Deidentified:
     if str(dataset.get("SOPClassUID") or "").startswith(_DOCUMENTS):
         raise Problem("imaging.encapsulated")
-    if _burned_in(dataset):
-        raise Problem("imaging.burned_in")
+    verdict = gate.judge(dataset, gate_rules)
+    if verdict.then == "quarantine":
+        raise Problem("imaging.burned_in", rule=verdict.rule)
     # Without a patient ID all that is safe to say is that one study is one patient.
     patient = str(dataset.get("PatientID") or "").strip() or f"study {dataset.get('StudyInstanceUID') or dataset.get('SOPInstanceUID')}"
     cleaner = Cleaner(key, options, shift_days(patient, key), names_of(dataset, kept=options.columns))
@@ -71,9 +75,14 @@ def _deidentified(dataset: Dataset, key: bytes, options: Options) -> Deidentifie
             raise Problem("imaging.unreadable", reason=f"{keyword} is missing")
     name = pseudonym(patient, key)
     result.PatientID = result.PatientName = name
-    declare(result, options)
     result.file_meta = FileMetaDataset()
     result.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    from medmesh.imaging.deidentify import masking  # numpy and decoders, for those images only
+
+    if verdict.then == "mask":
+        masking.mask(dataset, result, verdict)
+    masking.refuse_text(result, gate.detectors())
+    declare(result, options, *(["113101"] if verdict.then == "mask" else []))
     return Deidentified(result, name, str(result.SOPInstanceUID), cleaner.actions)
 
 
@@ -171,7 +180,7 @@ class Cleaner:
         if action == Action.REMOVE or (action is None and not _known(tag, vr)):
             return None
         if action == Action.EMPTY:
-            return self.replaced(element, Sequence() if vr == "SQ" else None)
+            return self.replaced(element, Items() if vr == "SQ" else None)
         if vr == "SQ":
             return self._sequence(element, action, dummy_text)
         if action == Action.DUMMY:
@@ -213,9 +222,9 @@ class Cleaner:
 
     def _sequence(self, element: DataElement, action: Action | None, dummy_text: bool) -> DataElement:
         if self.options.structured and element.keyword in content.SEQUENCES:
-            return DataElement(element.tag, "SQ", Sequence(content.clean(self, element.value)))
+            return DataElement(element.tag, "SQ", Items(content.clean(self, element.value)))
         inside = dummy_text or action == Action.DUMMY
-        return DataElement(element.tag, "SQ", Sequence([self.clean(item, dummy_text=inside) for item in element.value]))
+        return DataElement(element.tag, "SQ", Items([self.clean(item, dummy_text=inside) for item in element.value]))
 
     def _date(self, element: DataElement, action: Action | None) -> DataElement | None:
         if self.options.dates == "remove" or (action is not None and int(element.tag) in self.rules.person_dates):
@@ -284,19 +293,11 @@ def _always_removed(tag: int) -> bool:
     return group < 8 or tag & 0xFFFF == 0 or group >> 8 in (0x50, 0x60)
 
 
-def _burned_in(dataset: Dataset) -> bool:
-    """Whether the pixels are declared to show details, or hold an overlay in their unused bits (OverlayBitPosition, PS3.3 C.9.2)."""
-    if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
-        return True
-    overlays = (group for group in range(0x6000, 0x6020, 2) if (group, 0x0010) in dataset)
-    return any((group, 0x3000) not in dataset for group in overlays)
-
-
 def declare(dataset: Dataset, options: Options, *more: str) -> None:
     """Says what was done, by PS3.15 §E.1.1 and CID 7050; `more` are codes beyond those of the options."""
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = f"DICOM PS3.15 {EDITION} Annex E"
-    dataset.DeidentificationMethodCodeSequence = Sequence([_code(value) for value in sorted({*options.codes, *more})])
+    dataset.DeidentificationMethodCodeSequence = Items([_code(value) for value in sorted({*options.codes, *more})])
     dataset.LongitudinalTemporalInformationModified = {"shift": "MODIFIED", "keep": "UNMODIFIED"}.get(options.dates, "REMOVED")
 
 
