@@ -37,7 +37,7 @@ BATCH = 16
 WITHDRAWN = "intake.withdrawn"
 SECONDS = 60.0
 """How long one object may take."""
-STAGES = {"imaging.burned_in": "deidentify", "intake.residual": "verify"}
+STAGES = {"imaging.burned_in": "deidentify", "imaging.encapsulated": "deidentify", "intake.residual": "verify"}
 """Where an object stopped, by the code of the problem; at `read` else."""
 CONFLICTS = {one: "patient_conflict" if one == Conflict.PATIENT else "uid_conflict" for one in Conflict}
 """What is there already has the object's UID, or its study's, and is something else."""
@@ -96,7 +96,7 @@ class Cleaner:
         objects: Objects,
         key: bytes,
         share: tuple[int, int],
-        covered: Callable[[str], str],
+        covered: Callable[[str, str], str],
     ) -> None:
         self._site = site
         self._connection = connection
@@ -169,7 +169,7 @@ class Cleaner:
 
     async def _keep(self, project: str, called: str, made: Sequence[Made]) -> None:
         prepared = [("", one.prepared) for one in made if one.prepared is not None]
-        number = self._covered(called)
+        number = self._covered(project, called)
         try:
             refused = await intake.store(self._site, project, prepared, {}, self._key, intake.Outcome(), ethics=number)
         except Problem as problem:

@@ -85,7 +85,7 @@ def prepare(data: bytes, key: bytes) -> Prepared:
     from medmesh.imaging.reading import read, write
     from medmesh.imaging.verify import verify
 
-    original = read(data)
+    original = read(data, lazily=True)
     clean = deidentify(original, key)
     result = write(clean.dataset)
     if verify(original, result):

@@ -111,9 +111,10 @@ class Reception(_Model):
             return CALLING_UNKNOWN
         return found if found.until is None or today <= found.until else _NOBODY
 
-    def covered(self, called: str) -> str:
-        """The approval for what is sent to `called`; empty without one."""
-        return next((one.ethics for one in self.accept if one.called == called), "")
+    def covered(self, dataset: str, called: str) -> str:
+        """The approval for what came for a data set, over an association to `called` or by DICOMweb; empty without one."""
+        named = [one for one in self.accept if one.dataset == dataset]
+        return next((one.ethics for one in named if one.called == called), named[0].ethics if named else "")
 
     def named(self, peer: str) -> Peer:
         """Raises `Problem` (`dicom.peer`)."""

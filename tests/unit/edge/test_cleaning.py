@@ -33,7 +33,7 @@ async def opened(folder: Path) -> AsyncIterator[tuple[Site, Receiver, Cleaner]]:
     async with site(folder) as at:
         with Receiver(at.layout.archive, Wrapping(at.keys, HOSPITAL), reserve=0) as receiver:
             connection = open_archive(at.layout.archive)
-            yield at, receiver, Cleaner(at, connection, receiver.objects, read_secret(at.layout.site_key).strip(), (0, 1), lambda _: "")
+            yield at, receiver, Cleaner(at, connection, receiver.objects, read_secret(at.layout.site_key).strip(), (0, 1), lambda *_: "")
             connection.close()
 
 
@@ -251,7 +251,7 @@ async def test_a_forgotten_patients_originals_are_gone_and_stay_away(private: Pa
 
 async def test_what_no_approval_covers_is_held_back(private: Path) -> None:
     async with opened(private) as (_, receiver, cleaner):
-        cleaner._covered = lambda _: "IRB-9"
+        cleaner._covered = lambda *_: "IRB-9"
         receive(receiver, image(1))
         await through(cleaner)
         assert rows(private, STATES) == [("quarantined", "consent", "ethics.unknown")]
