@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from medmesh.cli.asking import request_approval
+from medmesh.cli.quality import quality
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
 
@@ -17,6 +18,9 @@ def dataset() -> None:
 
     A version is its maker's alone until a second person approved its release.
     """
+
+
+dataset.add_command(quality)
 
 
 @dataset.command(name="show")

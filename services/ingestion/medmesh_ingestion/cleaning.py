@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from medmesh.errors import Problem
-from medmesh.imaging import quality, reading
+from medmesh.imaging import reading
 from medmesh.imaging.deidentify import deidentify, verify
+from medmesh.quality.dicom import check
 from medmesh.telemetry import log
 
 MEDIA_TYPE = "application/dicom"
@@ -53,7 +54,7 @@ def clean(data: bytes, key: bytes) -> Clean | Rejected:
         result = reading.write(done.dataset)
         if verify(source, result):
             return Rejected("identifiers_left")
-        if broken := quality.check(reading.read(result)):
+        if broken := check(reading.read(result)):
             return Rejected(broken[0])
     except Problem as problem:
         return Rejected(problem.code.removeprefix("imaging."))
