@@ -50,7 +50,7 @@ def look(image: Image.Image, kind: Look) -> NDArray[np.uint8]:
 
     `difference`: whether each of 8 x 8 cells is darker than its right neighbour (N. Krawetz, "Kind of Like That", 2013). `average`: whether
     each of 16 x 16 cells (bicubic) is brighter than their mean. `perceptual`: whether each of the 8 x 8 lowest frequencies of the cosine
-    transform of 32 x 32 cells is above their median (C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
+    transform of 32 x 32 cells is above their median (C. Zauner, "Benchmarking of Perceptual Image Hash Functions", 2010).
     """
     grey = image.convert("L")
     if kind == "difference":
