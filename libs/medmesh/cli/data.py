@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from medmesh.cli.asking import request_approval
+from medmesh.cli.pipelines import apply, steps
 from medmesh.cli.quality import quality
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
@@ -21,6 +22,8 @@ def dataset() -> None:
 
 
 dataset.add_command(quality)
+dataset.add_command(steps)
+dataset.add_command(apply)
 
 
 @dataset.command(name="show")
