@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.bench import duplicates
+from tests.bench import deidentification, duplicates
 from tests.bench.common import Measure
 
-PARTS = (duplicates,)
+PARTS = (deidentification, duplicates)
 
 
 def measure(names: Sequence[str]) -> list[Measure]:

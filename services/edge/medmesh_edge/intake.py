@@ -84,7 +84,7 @@ def prepare(data: bytes, key: bytes) -> Prepared:
     from medmesh.imaging.verify import verify
     from medmesh.quality.dicom import check
 
-    original = read(data)
+    original = read(data, lazily=True)
     clean = deidentify(original, key)
     result = write(clean.dataset)
     if verify(original, result):
