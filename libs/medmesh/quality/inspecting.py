@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from posixpath import dirname
 
@@ -34,7 +34,7 @@ class Inspection:
         self._files: dict[str, str] = {}
         self._pixels: dict[str, str] = {}
         self._looks: list[NDArray[np.uint8]] = []
-        self._series: dict[str, list[dicom.Slice]] = defaultdict(list)
+        self._series: dict[str, tuple[str, list[dicom.Slice]]] = {}
 
     def look_at(self, place: str, data: bytes, beside: dict[str, bytes] | None = None) -> None:
         """One file; `beside` are the others of a WFDB record by name."""
@@ -54,9 +54,9 @@ class Inspection:
 
     def finish(self) -> Report:
         """Series as wholes, and which pictures look alike."""
-        for number, slices in enumerate(self._series.values(), start=1):
+        for place, slices in self._series.values():
             if len(slices) > 1:
-                self.report.add("series", f"series {number}", dicom.of_series(slices))
+                self.report.add("series", f"{place} + {len(slices) - 1}", dicom.of_series(slices))
         if self._looks:
             sizes = Counter(near(np.array(self._looks), ALIKE))
             self.report.clusters = sorted((size for size in sizes.values() if size > 1), reverse=True)
@@ -71,7 +71,8 @@ class Inspection:
             self.report.add("file", place, [])
             return
         dataset = read(data)
-        self._series[str(dataset.get("SeriesInstanceUID") or place)].append(dicom.slice_of(dataset))
+        series = str(dataset.get("SeriesInstanceUID") or place)
+        self._series.setdefault(series, (place, []))[1].append(dicom.slice_of(dataset))
         findings = dicom.of_object(dataset)
         try:
             values = pixels(dataset)

@@ -106,3 +106,12 @@ def test_rows_pass_in_constant_memory(tmp_path: Path) -> None:
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] + (1 << 18)
+
+
+def test_dicom_without_a_preamble_is_dicom(tmp_path: Path) -> None:
+    from pydicom.data import get_testdata_file
+
+    names = ("ExplVR_LitEndNoMeta.dcm", "CT_small.dcm", "rtplan.dcm")
+    files = {name: Path(str(get_testdata_file(name))).read_bytes() for name in names}
+    with opened(making.write(tmp_path / "data", files)) as source:
+        assert {item.key for item in Files().items(source)} == set(names)
