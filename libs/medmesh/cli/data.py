@@ -8,7 +8,7 @@ import click
 
 from medmesh.cli.asking import request_approval
 from medmesh.cli.pipelines import apply, steps
-from medmesh.cli.quality import quality
+from medmesh.cli.quality import clean, quality
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
 
@@ -22,6 +22,7 @@ def dataset() -> None:
 
 
 dataset.add_command(quality)
+dataset.add_command(clean)
 dataset.add_command(steps)
 dataset.add_command(apply)
 

@@ -73,7 +73,7 @@ _COSINES = np.cos(np.pi * np.arange(8)[:, np.newaxis] * (2 * np.arange(32) + 1) 
 def _elements(dataset: Dataset) -> Iterator[bytes]:
     for element in dataset:
         tag = int(element.tag)
-        if tag >> 16 == 2 or tag in _PIXELS or tag in _OF_ENCODING or tag & 0xFFFF == 0:  # group lengths follow the encoding
+        if tag in _PIXELS or tag in _OF_ENCODING or tag & 0xFFFF == 0:  # group lengths follow the encoding
             continue
         yield f"{tag:08x}{element.VR}".encode()
         if element.VR == "SQ":
