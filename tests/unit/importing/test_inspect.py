@@ -47,7 +47,7 @@ def test_the_plan_as_json(tmp_path: Path) -> None:
     plan = json.loads(said)
     assert (code, plan["importer"], plan["items"], plan["licence"]) == (0, "medmnist", 11, "CC BY 4.0")
     assert {"kind": "image", "split": "train", "items": 6} in plan["counts"]
-    assert [finding["code"] for finding in plan["findings"]][0] == "importing.checksum"
+    assert plan["findings"][0]["code"] == "importing.checksum"
     assert plan["findings"][0]["file"] == "pneumoniamnist.npz"
 
 
@@ -55,6 +55,6 @@ def test_a_named_importer_is_taken_and_an_unknown_one_refused(tmp_path: Path) ->
     layouts.mura(tmp_path)
     from medmesh.errors import Problem
 
-    with pytest.raises(Problem, match="there are: .*mura"):
+    with pytest.raises(Problem, match=r"there are: .*mura"):
         inspected(str(tmp_path), "--as", "murra")
     assert inspected(str(tmp_path), "--as", "mura")[0] == 0
