@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 
 from medmesh.errors import Problem
 from medmesh.imaging.profile import Action, profile
-from medmesh.imaging.pseudonyms import mac, pseudonym, shift_days
+from medmesh.imaging.pseudonyms import pseudonym, replaced_uid, shift_days
 from medmesh.imaging.verify import DUMMY_DATE, DUMMY_TEXT, SHORTEST, identifying, verify
 
 __all__ = ["Deidentified", "deidentify", "verify"]
@@ -135,7 +135,7 @@ class _Cleaner:
         """A UID that the standard defines, as it is; any other one replaced by 2.25.<128 bits> (PS3.5 §B.2)."""
         if not value or value in uid.UID_dictionary:
             return value
-        return f"2.25.{int.from_bytes(mac(self.key, 'uid', value)[:16], 'big')}"
+        return replaced_uid(value, self.key)
 
 
 @cache

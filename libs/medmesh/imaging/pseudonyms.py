@@ -18,6 +18,11 @@ def shift_days(patient: str, key: bytes) -> int:
     return 365 + int.from_bytes(mac(key, "days", patient.strip())[:4], "big") % 3287
 
 
+def replaced_uid(uid: str, key: bytes) -> str:
+    """What a UID becomes: 2.25.<128 bits> (PS3.5 §B.2)."""
+    return f"2.25.{int.from_bytes(mac(key, 'uid', uid)[:16], 'big')}"
+
+
 def mac(key: bytes, purpose: str, value: str) -> bytes:
     """HMAC-SHA256 (RFC 2104) of a value for one purpose, 32 bytes."""
     return hmac.digest(key, f"{purpose}\0{value}".encode(), "sha256")

@@ -32,7 +32,7 @@ ALL = frozenset(("intl-1", "sm-1"))
 class Aead(Protocol):
     """Authenticated encryption under one key, as `cryptography` shapes it. `decrypt` raises `InvalidTag`."""
 
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+    def encrypt(self, nonce: bytes, data: bytes | bytearray, associated_data: bytes | None) -> bytes:
         """The ciphertext and its tag of 16 bytes."""
 
     def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
@@ -45,7 +45,7 @@ class Sm4Gcm:
     def __init__(self, key: bytes) -> None:
         self._algorithm = algorithms.SM4(key)
 
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+    def encrypt(self, nonce: bytes, data: bytes | bytearray, associated_data: bytes | None) -> bytes:
         """See `Aead`."""
         made = _Cipher(self._algorithm, modes.GCM(nonce)).encryptor()
         made.authenticate_additional_data(associated_data or b"")

@@ -32,7 +32,8 @@ class Draft:
     """An event as its source tells it, with the hospital's own identifiers and times.
 
     `key` names it within its source for good: the same key is the same event, told again or corrected. `revision` orders the corrections,
-    None where the source does not number them. A `withdrawn` one was told by mistake. `raw` is what it was read from.
+    None where the source does not number them. A `withdrawn` one was told by mistake. `raw` is what it was read from. `study_uid` is a
+    DICOM study's: the event's text will point at its de-identified self.
     """
 
     identity: Identity
@@ -49,6 +50,7 @@ class Draft:
     object_sha256: str | None = None
     revision: int | None = None
     withdrawn: bool = False
+    study_uid: str | None = None
     raw: bytes | None = field(default=None, repr=False)
 
 

@@ -1,7 +1,8 @@
 """Who is who: (assigning authority, local id) becomes a subject under the hospital's key, and subjects that are one person are joined.
 
 A subject never becomes another one: its events stay its own, and a merge says on whose timeline they are shown. So a merge is taken back by
-saying so, whatever came in between. Both are rows that only follow one another (HL7 v2.5.1 chapter 3: A40 merges, A37 takes a link back).
+saying so, whatever came in between. Both are rows that only follow one another; sources say merges (HL7 A40, FHIR `Patient.link`), people
+of the hospital take them back.
 """
 
 from __future__ import annotations

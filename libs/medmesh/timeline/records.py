@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
+from medmesh.imaging.pseudonyms import replaced_uid
 from medmesh.store.unit import UnitOfWork
 from medmesh.timeline.events import Draft, Event, from_microseconds, microseconds, order
 from medmesh.timeline.identity import Namer, Place, Subject, members, opened_identity, places, sealed_identity
@@ -100,8 +101,9 @@ class Appended:
 def place(draft: Draft, namer: Namer) -> Placed:
     """What is kept of a draft: identity to subject, times moved back, keys and contents hashed under the key. Raises `Problem`."""
     subject = namer.subject(draft.identity)
-    moved = replace(draft, time=None if draft.time is None else draft.time - timedelta(days=subject.days))
-    told = (draft.time, draft.code, draft.numeric, draft.text, draft.unit, draft.precision, draft.object_sha256, draft.withdrawn)
+    text = f"urn:oid:{replaced_uid(draft.study_uid, namer.key)}" if draft.study_uid else draft.text
+    moved = replace(draft, time=None if draft.time is None else draft.time - timedelta(days=subject.days), text=text)
+    told = (draft.time, draft.code, draft.numeric, text, draft.unit, draft.precision, draft.object_sha256, draft.withdrawn)
     raw = namer.keyed("raw", draft.raw) if draft.raw is not None else ""
     return Placed(subject, moved, namer.keyed("key", draft.source, draft.key), namer.keyed("content", repr(told)), raw)
 

@@ -6,6 +6,9 @@
 A DEK is used for one body, so places may be nonces (the STREAM construction). Whatever is cut off, put in another order, doubled, or
 brought over from another object or suite does not open. The header is bound into the wrapping of the DEK: who alters it cannot unwrap.
 Turning the KEK over writes headers anew and touches no body.
+
+What is known by its SHA-256 before it is sealed is sealed for that (`v` 1). What is sealed while it arrives (`incoming`) is sealed for the
+name of its body, and the header, written last, binds both to each other (`v` 2).
 """
 
 from __future__ import annotations
@@ -49,15 +52,25 @@ class Header:
     body: str
     """Empty when the body follows the header in the same blob."""
     wrapped: str = ""
+    arrived: bool = False
+    """Whether it was sealed before its SHA-256 was known."""
 
     @property
     def bound(self) -> bytes:
         """What the wrapping of the DEK vouches for: everything but itself."""
-        return json.dumps([self.sha256, self.suite, self.size, self.piece, self.body], separators=(",", ":")).encode()
+        vouched = [self.sha256, self.suite, self.size, self.piece, self.body] + [2] * self.arrived
+        return json.dumps(vouched, separators=(",", ":")).encode()
 
     def line(self) -> bytes:
         """As it is stored."""
-        document = {"v": 1, "suite": self.suite, "bytes": self.size, "piece": self.piece, "body": self.body, "key": self.wrapped}
+        document = {
+            "v": 2 if self.arrived else 1,
+            "suite": self.suite,
+            "bytes": self.size,
+            "piece": self.piece,
+            "body": self.body,
+            "key": self.wrapped,
+        }
         return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
@@ -65,8 +78,9 @@ class Header:
         """Raises `Problem` (`objects.damaged`)."""
         try:
             found = json.loads(line)
-            made = cls(sha256, str(found["suite"]), int(found["bytes"]), int(found["piece"]), str(found["body"]), str(found["key"]))
-            if found["v"] != 1 or made.size < 0 or not 0 < made.piece <= 8 * 2**20:
+            numbers = (int(found["bytes"]), int(found["piece"]))
+            made = cls(sha256, str(found["suite"]), *numbers, str(found["body"]), str(found["key"]), found["v"] == 2)
+            if found["v"] not in (1, 2) or made.size < 0 or not 0 < made.piece <= 8 * 2**20 or (made.arrived and not made.body):
                 raise ValueError
         except (ValueError, KeyError, TypeError):
             raise Problem("objects.damaged", sha256=sha256) from None
@@ -101,12 +115,34 @@ def begin(sha256: str, size: int, wrapping: Wrapping, *, inline: bool) -> tuple[
     return replace(header, wrapped=wrapping.keys.wrap(wrapping.label, dek, header.bound)), suite.aead(dek)
 
 
+def begin_unknown(wrapping: Wrapping) -> tuple[str, bytes, suites.Aead]:
+    """For an object that is sealed while it arrives: the name of its body, its DEK, and the cipher to seal with."""
+    suite = suites.suite(wrapping.suite, wrapping.allowed)
+    dek = suite.new_key()
+    return secrets.token_hex(8), dek, suite.aead(dek)
+
+
+def seal_piece(cipher: suites.Aead, suite: str, body: str, place: int, last: bool, plain: bytes | bytearray) -> bytes:
+    """One piece of such an object; all but the last are `PIECE` long."""
+    return cipher.encrypt(_nonce(place, last), plain, _associated_with(body, suite))
+
+
+def arrived(sha256: str, size: int, body: str, dek: bytes, wrapping: Wrapping) -> Header:
+    """The header of such an object, once all of it was sealed."""
+    header = Header(sha256, wrapping.suite, size, PIECE, body, arrived=True)
+    return replace(header, wrapped=wrapping.keys.wrap(wrapping.label, dek, header.bound))
+
+
 def _nonce(place: int, last: bool) -> bytes:
     return place.to_bytes(8, "big") + bytes((last, 0, 0, 0))
 
 
 def _associated(header: Header) -> bytes:
-    return f"medmesh-object\0{header.sha256}\0{header.suite}".encode()
+    return _associated_with(header.body if header.arrived else header.sha256, header.suite)
+
+
+def _associated_with(name: str, suite: str) -> bytes:
+    return f"medmesh-object\0{name}\0{suite}".encode()
 
 
 def seal_pieces(header: Header, cipher: suites.Aead, source: Source) -> Iterator[bytes]:

@@ -1,0 +1,333 @@
+"""Objects that arrive, over whatever way: streamed to the disk, judged by their structure, committed, and only then acknowledged.
+
+`Receiver.begin` gives an `Arrival` to write an object into. Rows of all that are done at the same time, in whatever associations or
+requests of this process, go in one transaction (`_Committer`). What cannot be understood is kept, too: in quarantine, with the stage and
+the reason, and its sender is told that it failed. What was refused for want of room is not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from medmesh.archive import meta
+from medmesh.archive.objects import Objects
+from medmesh.archive.scan import PREFIX, Malformed, scan
+from medmesh.archive.tables import now_ms, open_archive, scope, transaction
+from medmesh.errors import Problem
+from medmesh.store.objects.envelope import Wrapping
+from medmesh.store.objects.incoming import Incoming
+from medmesh.telemetry import log
+
+BATCH = 64
+RESERVE = 2 * 2**30
+"""Bytes of the disk that stay free: below, nothing more is taken."""
+BACKLOG = 200_000
+"""Objects that may wait for the pipeline: above, nothing more is taken."""
+
+STATUS = {
+    "": 0x0000,
+    "full": 0xA700, "backlog": 0xA700, "busy": 0xA700, "stopping": 0xA700,
+    "other_object": 0xA900,
+    "truncated": 0xC000, "structure": 0xC000, "depth": 0xC000, "no_uid": 0xC000, "hostile_uid": 0xC000, "not_dicom": 0xC000,
+    "empty": 0xC000,
+}  # fmt: skip
+"""How a sender is told of each reason: C-STORE (PS3.4 table B.2-1) and STOW-RS (PS3.18 table 10.5.3-2) share these numbers."""
+WORDS = {
+    "full": "out of space, come again later", "backlog": "too much waits, come again later", "busy": "the index is busy, come again later",
+    "stopping": "shutting down, come again later",
+    "other_object": "the data set is not of the announced SOP class and instance",
+    "truncated": "the data set ends early", "structure": "the data set cannot be read", "depth": "sequences are nested too deep",
+    "no_uid": "SOP class or instance UID is missing", "hostile_uid": "a UID is none", "not_dicom": "not a DICOM file",
+    "empty": "no data set",
+}  # fmt: skip
+_UID_LETTERS = frozenset("0123456789.")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an object comes from and for which project it is."""
+
+    project: str
+    called: str = ""
+    calling: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an object. `reason` is one of `STATUS`, empty for success; `known` when the very same was there already."""
+
+    sha256: str = ""
+    size: int = 0
+    sop_class: str = ""
+    sop: str = ""
+    study: str = ""
+    series: str = ""
+    reason: str = ""
+    known: bool = False
+    id: int = 0
+    """Of its row; 0 when it was not kept."""
+
+    @property
+    def status(self) -> int:
+        """As DIMSE and STOW-RS tell it."""
+        return STATUS[self.reason]
+
+
+class Arrival:
+    """One object. Write it, then `finish`; `abandon` when it ends before its end. Of the thread that began it."""
+
+    def __init__(self, receiver: Receiver, origin: Origin, announced: tuple[str, str, str] | None) -> None:
+        self._receiver = receiver
+        self._origin = origin
+        self._announced = announced
+        self._incoming: Incoming | None = None
+        self._digest = hashlib.sha256()
+        self._head = bytearray()
+        self._ahead = bytearray()
+        self._size = 0
+        self._reason = receiver.refuses()
+        self._late = ""
+        """A reason to quarantine what is kept all the same."""
+        if announced is not None and not self._reason:
+            if not all(_is_uid(one) for one in announced):
+                self._late = "hostile_uid"
+                self._announced = announced = ("", "", announced[2])
+            self._store(meta.beginning(*announced))
+
+    def write(self, data: bytes | memoryview) -> None:
+        """The next bytes: of the data set when class, instance and syntax were announced, else of a file. Raises nothing: see `finish`."""
+        if self._reason:
+            return
+        if self._announced is None:
+            self._ahead += data
+            self._begin_file()
+        else:
+            self._data(data)
+
+    def finish(self) -> Outcome:
+        """Judge it and keep it. Blocks until that is on the disk. Raises nothing that is the object's own fault."""
+        try:
+            outcome = self._finish()
+        except Problem as problem:
+            if problem.code != "objects.full":
+                raise
+            outcome = Outcome(reason="full")
+        finally:
+            self.abandon()
+        return outcome
+
+    def abandon(self) -> None:
+        """Nothing of it stays; after `finish` it does nothing."""
+        if self._incoming is not None:
+            self._incoming.discard()
+            self._incoming = None
+
+    def _begin_file(self) -> None:
+        """The file meta information, once all of it is there."""
+        if len(self._ahead) < 144:
+            return
+        if self._ahead[128:140] != b"DICM\2\0\0\0UL\4\0":
+            self._reason = "not_dicom"
+            return
+        end = 144 + int.from_bytes(self._ahead[140:144], "little")
+        if end > PREFIX:
+            self._reason = "structure"
+        elif len(self._ahead) >= end:
+            found = meta.read(self._ahead)
+            if found is None or not all(_is_uid(one) for one in found[:3]):
+                self._reason = "structure" if found is None else "hostile_uid"
+                return
+            self._announced = found[:3]
+            self._store(bytes(self._ahead[:end]))
+            self._data(bytes(self._ahead[end:]))
+
+    def _data(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._size += len(data)
+        if len(self._head) < PREFIX:
+            self._head += data[: PREFIX - len(self._head)]
+        self._store(data)
+
+    def _store(self, data: bytes | memoryview) -> None:
+        try:
+            if self._incoming is None:
+                self._incoming = self._receiver.objects.incoming()
+            self._incoming.write(data)
+        except (Problem, OSError) as error:
+            log("archive.unwritable", level=40, error=error)
+            self._reason = "full"
+            self.abandon()
+
+    def _finish(self) -> Outcome:
+        if self._announced is None and not self._reason:
+            self._reason = "not_dicom"
+        if self._reason or self._incoming is None or self._announced is None:
+            return Outcome(reason=self._reason or "not_dicom")
+        sop_class, sop, syntax = self._announced
+        study, series, reason = "", "", self._late
+        try:
+            if not self._size:
+                raise Malformed("empty")
+            head = scan(self._head, self._size, syntax)
+            study, series = (one if _is_uid(one) else "" for one in (head.study, head.series))
+            if reason:
+                pass
+            elif head.whole and not (head.sop_class and head.sop):
+                reason = "no_uid"
+            elif (head.sop_class and head.sop_class != sop_class) or (head.sop and head.sop != sop):
+                reason = "other_object"
+        except Malformed as malformed:
+            reason = malformed.reason
+        incoming = self._incoming
+        sha256 = incoming.sha256
+        outcome = Outcome(sha256, incoming.size, sop_class, sop, study, series, reason)
+        known = self._receiver.knows(self._origin.project, sha256)
+        if not known:
+            incoming.keep()
+        return self._receiver.commit(_Waiting(self._origin, outcome, self._digest.hexdigest(), syntax, not known))
+
+
+@dataclass(slots=True)
+class _Waiting:
+    origin: Origin
+    outcome: Outcome
+    digest: str
+    syntax: str
+    kept: bool
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Receiver:
+    """Takes objects into the archive in `folder`; one a process. Call `close` at the end, or use it as a context."""
+
+    def __init__(self, folder: Path, wrapping: Wrapping, *, reserve: int = RESERVE, backlog: int = BACKLOG) -> None:
+        self.objects = Objects(folder, wrapping)
+        self._reserve = reserve
+        self._backlog = backlog
+        self._writing = open_archive(folder)
+        self._reading = open_archive(folder, read_only=True)
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._counted = 0.0
+        self._scopes: dict[str, int] = {}
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._closing = False
+        self._thread = threading.Thread(target=self._commit_all, daemon=True, name="committer")
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit what waits, and end."""
+        self._closing = True
+        self._queue.put(None)
+        self._thread.join(30)
+        self._writing.close()
+        self._reading.close()
+
+    def begin(self, origin: Origin, sop_class: str, sop: str, syntax: str) -> Arrival:
+        """An object whose data set comes without file meta information, as over an association."""
+        return Arrival(self, origin, (sop_class, sop, syntax))
+
+    def begin_file(self, origin: Origin) -> Arrival:
+        """An object that comes as a file (PS3.10); it is kept byte by byte."""
+        return Arrival(self, origin, None)
+
+    def refuses(self) -> str:
+        """Why nothing is taken just now; empty when something is."""
+        if self._closing:
+            return "stopping"
+        if self.objects.free() < self._reserve:
+            return "full"
+        now = time.monotonic()
+        if now - self._counted > 1:
+            with self._lock:
+                counted = "SELECT count(*) FROM (SELECT 1 FROM objects WHERE state = 'received' LIMIT ?)"
+                self._waiting = int(self._reading.execute(counted, (self._backlog + 1,)).fetchone()[0])
+            self._counted = now
+        return "backlog" if self._waiting > self._backlog else ""
+
+    def knows(self, project: str, sha256: str) -> bool:
+        """Whether this very object is the project's already."""
+        wanted = "SELECT 1 FROM objects o JOIN scopes s ON s.id = o.scope WHERE s.project = ? AND s.realm = 'original' AND o.sha256 = ?"
+        with self._lock:
+            return self._reading.execute(wanted, (project, sha256)).fetchone() is not None
+
+    def commit(self, waiting: _Waiting) -> Outcome:
+        """Wait until its row is on the disk, with those of others."""
+        self._queue.put(waiting)
+        waiting.done.wait()
+        return waiting.outcome
+
+    def _commit_all(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            while len(batch) < BATCH and not self._queue.empty():
+                another = self._queue.get()
+                if another is None:
+                    self._queue.put(None)
+                    break
+                batch.append(another)
+            try:
+                with transaction(self._writing):
+                    outcomes = [self._insert(one) for one in batch]
+            except sqlite3.Error as error:
+                log("archive.uncommitted", level=40, error=error)
+                self._scopes.clear()
+                outcomes = [Outcome(reason="busy") for _ in batch]
+            for one, outcome in zip(batch, outcomes, strict=True):
+                one.outcome = outcome
+                one.done.set()
+
+    def _insert(self, waiting: _Waiting) -> Outcome:
+        origin, found = waiting.origin, waiting.outcome
+        place = self._scopes.get(origin.project)
+        if place is None:
+            place = self._scopes[origin.project] = scope(self._writing, origin.project, "original")
+        values = {
+            "scope": place, "sha256": found.sha256, "bytes": found.size, "digest": waiting.digest,
+            "state": "quarantined" if found.reason else "received",
+            "stage": "receive" if found.reason else "", "reason": found.reason,
+            "called": origin.called, "calling": origin.calling, "address": origin.address,
+            "syntax": waiting.syntax, "class": found.sop_class, "sop": found.sop, "series": found.series, "study": found.study,
+            "at": now_ms(),
+        }  # fmt: skip
+        row = self._writing.execute(_INSERT, values).fetchone()
+        if row is not None and waiting.kept:
+            return _with(found, id=int(row[0]))
+        if row is not None:  # it was known a moment ago, and was dropped since
+            self._writing.execute("DELETE FROM objects WHERE id = ?", row)
+            return Outcome(reason="busy")
+        known = self._writing.execute("SELECT id, reason FROM objects WHERE scope = ? AND sha256 = ?", (place, found.sha256)).fetchone()
+        return _with(found, id=int(known[0]), known=True)
+
+
+_COLUMNS = (
+    "scope", "sha256", "bytes", "digest", "state", "stage", "reason", "called", "calling", "address", "syntax", "class", "sop", "series",
+    "study", "at",
+)  # fmt: skip
+_INSERT = (  # of names of ours alone
+    f"INSERT INTO objects ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + one for one in _COLUMNS)})"  # noqa: S608
+    " ON CONFLICT (scope, sha256) DO NOTHING RETURNING id"
+)
+
+
+def _with(outcome: Outcome, *, id: int, known: bool = False) -> Outcome:
+    kept = (outcome.sha256, outcome.size, outcome.sop_class, outcome.sop, outcome.study, outcome.series, outcome.reason)
+    return Outcome(*kept, known, id)
+
+
+def _is_uid(value: str) -> bool:
+    return 0 < len(value) <= 64 and set(value) <= _UID_LETTERS

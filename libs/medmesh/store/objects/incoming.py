@@ -1,0 +1,130 @@
+"""An object that is stored while it arrives: hashed and sealed piece by piece into a file of its own, and kept only when it is whole.
+
+A piece of 1 MiB is in memory, never more. What fits in one is sealed once its SHA-256 is known, behind its header, in one file; a longer
+one is a body that grows and a header that is written last. A writer that is killed leaves files that no header names (`sweep`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO
+
+from medmesh.errors import Problem
+from medmesh.store.objects import envelope
+from medmesh.store.objects.directory import DirectoryBlobs
+from medmesh.store.objects.envelope import PIECE, Wrapping
+
+
+class Incoming:
+    """`write` it all, look at `sha256` and `size`, then `keep` it or `discard` it. Raises `Problem` (`objects.full`) and `OSError`."""
+
+    def __init__(self, blobs: DirectoryBlobs, wrapping: Wrapping) -> None:
+        self._folder = blobs.folder
+        self._wrapping = wrapping
+        self._hash = hashlib.sha256()
+        self._piece = bytearray()
+        self._place = 0
+        self._file: BinaryIO | None = None
+        self._path: Path | None = None
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far."""
+        return self._hash.hexdigest()
+
+    @property
+    def beginning(self) -> bytearray:
+        """All that was written, while that is no more than a piece; not to be held or changed."""
+        return self._piece
+
+    def write(self, data: bytes | memoryview) -> None:
+        """The next bytes."""
+        self._hash.update(data)
+        self.size += len(data)
+        if len(self._piece) + len(data) <= PIECE:  # the last piece is known to be it only when no more comes
+            self._piece += data
+            return
+        view = memoryview(data)
+        while len(view):
+            if len(self._piece) == PIECE:
+                self._seal(last=False)
+            took = PIECE - len(self._piece)
+            self._piece += view[:took]
+            view = view[took:]
+
+    def keep(self) -> None:
+        """Wait until it is on the disk under its SHA-256, its name included. One that lies there already is replaced: who asks knows of
+        none, and what nobody knows of may be half of one."""
+        sha256 = self.sha256
+        folder = self._folder / sha256[:2]
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if self._file is None:
+                header, cipher = envelope.begin(sha256, self.size, self._wrapping, inline=True)
+                body = b"".join(envelope.seal_pieces(header, cipher, io.BytesIO(self._piece)))
+                line = header.line() + body
+            else:
+                self._seal(last=True)
+                assert self._path is not None
+                os.replace(self._path, folder / f"{sha256}.{self._body}")
+                self._path = None
+                os.fsync(self._file.fileno())
+                line = envelope.arrived(sha256, self.size, self._body, self._dek, self._wrapping).line()
+            _write(folder / f"{sha256}.key", line)
+        except OSError as error:
+            raise _full(error) from None
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Nothing of it stays. Also after `keep`, where it does nothing."""
+        self._piece = bytearray()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+
+    def _seal(self, *, last: bool) -> None:
+        try:
+            if self._file is None:
+                self._body, self._dek, self._cipher = envelope.begin_unknown(self._wrapping)
+                folder = self._folder / "00"
+                folder.mkdir(mode=0o700, exist_ok=True)
+                self._path = folder / f".{self._body}.{secrets.token_hex(4)}"
+                self._file = open(self._path, "xb", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600))  # noqa: SIM115
+            sealed = envelope.seal_piece(self._cipher, self._wrapping.suite, self._body, self._place, last, self._piece)
+            view = memoryview(sealed)
+            while len(view):
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise _full(error) from None
+        self._place += 1
+        self._piece = bytearray()
+
+
+def _write(target: Path, data: bytes) -> None:
+    """The name first, and then the disk: a journal that has the file's own change of name has the folder's, so that one wait is enough
+    for both (ext4, XFS and btrfs alike). Half a file under this name is no harm: nothing names it yet."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            view = memoryview(data)
+            while len(view):
+                view = view[file.write(view) :]
+            os.replace(temporary, target)
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _full(error: OSError) -> Exception:
+    return Problem("objects.full") if error.errno in (errno.ENOSPC, errno.EDQUOT) else error

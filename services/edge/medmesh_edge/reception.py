@@ -1,0 +1,125 @@
+"""Whom the node takes DICOM objects from, and for what: `dicom.toml` in its folder, the hospital's own file, read anew when it changes.
+
+port = 11112
+host = "0.0.0.0"
+
+[[accept]]                       # deny by default: what no entry names is turned away
+called = "BRAINMRI"              # the AE title that the sender calls
+calling = ["CT1", "PACS"]        # the AE titles it may have
+from = ["10.1.2.0/24"]           # and where it must come from: a title alone is no identity
+dataset = "brain-mri"            # what it is for
+consent = "IRB-2026-017"         # the approval it is covered by
+until = 2027-12-31               # and how long that lasts
+
+[[peer]]                         # whom `medmesh edge dicom` may ask
+name = "pacs"
+title = "ORTHANC"
+host = "10.1.1.1"
+port = 104
+"""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import date
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
+
+from medmesh.contracts.message import Identifier
+from medmesh.dimse.port import CALLED_UNKNOWN, CALLING_UNKNOWN, Refused
+from medmesh.errors import Problem
+
+Title = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")]
+"""An AE title (PS3.5 table 6.2-1): no backslash, no blanks at its ends."""
+_NOBODY = Refused(1, 1, 1)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Accept(_Model):
+    """One entry: who may send, for what."""
+
+    called: Title
+    calling: tuple[Title, ...] = Field(min_length=1)
+    sources: tuple[IPvAnyNetwork, ...] = Field(alias="from", min_length=1)
+    dataset: Identifier
+    profile: Literal["basic"] = "basic"
+    """How objects are de-identified: PS3.15 annex E."""
+    consent: str = Field(min_length=1, max_length=80)
+    until: date | None = None
+
+    def admits(self, calling: str, address: str) -> bool:
+        """Whether it names this sender."""
+        return calling in self.calling and any(_within(address, one) for one in self.sources)
+
+
+class Peer(_Model):
+    """Another DICOM node that we ask."""
+
+    name: Identifier
+    title: Title
+    host: str = Field(min_length=1, max_length=253)
+    port: int = Field(ge=1, le=65535)
+
+
+class Reception(_Model):
+    """All of the file."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=11112, ge=0, le=65535)
+    title: Title = "MEDMESH"
+    """What we call ourselves when we ask, and where a PACS sends what we ask for."""
+    receivers: int = Field(default=2, ge=1, le=16)
+    """Processes that receive."""
+    cleaners: int = Field(default=2, ge=1, le=16)
+    """Processes that read, de-identify, verify and check what was received."""
+    settle_seconds: float = Field(default=5, gt=0, le=3600)
+    """A study is told of when nothing more came for it during that time."""
+    idle_seconds: float = Field(default=300, gt=0)
+    reserve_mib: int = Field(default=2048, ge=0)
+    """What stays free of the disk."""
+    backlog: int = Field(default=200_000, ge=1)
+    accept: tuple[Accept, ...] = ()
+    peer: tuple[Peer, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises `Problem` (`dicom.not_configured`, `dicom.settings`)."""
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise Problem("dicom.not_configured", folder=path.parent) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Problem("dicom.settings", reason=error) from None
+        except ValidationError as error:
+            found = error.errors(include_input=False)[0]
+            raise Problem("dicom.settings", reason=f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+
+    def admit(self, called: str, calling: str, address: str, today: date) -> Accept | Refused:
+        """The entry that names this sender, or how it is turned away."""
+        named = [one for one in self.accept if one.called == called]
+        if not named:
+            return CALLED_UNKNOWN
+        found = next((one for one in named if one.admits(calling, address)), None)
+        if found is None:
+            return CALLING_UNKNOWN
+        return found if found.until is None or today <= found.until else _NOBODY
+
+    def named(self, peer: str) -> Peer:
+        """Raises `Problem` (`dicom.peer`)."""
+        found = next((one for one in self.peer if one.name == peer), None)
+        if found is None:
+            raise Problem("dicom.peer", name=peer[:64])
+        return found
+
+
+def _within(address: str, network: IPv4Network | IPv6Network) -> bool:
+    found = ip_address(address.partition("%")[0])
+    if found.version == 6 and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found in network
