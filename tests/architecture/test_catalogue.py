@@ -42,14 +42,22 @@ def raised() -> list[tuple[str, str, set[str] | None]]:
             elif name in ("error", "warning", "note") and _reported(call):
                 where = f"{relative(path)}:{call.lineno}"  # a finding of an importer; its place is not written out
                 given = None if any(k.arg is None for k in call.keywords) else {k.arg for k in call.keywords if k.arg} - {"line", "key"}
-                code = call.args[0]
-                if isinstance(code, ast.Constant):  # else passed on by a function that was given it
-                    found.append((where, str(code.value), None if given is None else given | {"place"}))
+                code = call.args[0 if _at(call) == "report" else 1]
+                if isinstance(code, ast.Attribute) and code.attr == "code":
+                    continue
+                assert isinstance(code, ast.Constant), f"{where}: the code is not written out, so nobody can look it up"
+                found.append((where, str(code.value), None if given is None else given | {"place"}))
     return found
 
 
 def _reported(call: ast.Call) -> bool:
-    return isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "report"
+    """`report.error(code, ...)`, and `place.error(report, code, ...)` of a reader that knows where it is."""
+    return _at(call) in ("report", "place")
+
+
+def _at(call: ast.Call) -> str:
+    at = call.func.value if isinstance(call.func, ast.Attribute) else None
+    return at.id if isinstance(at, ast.Name) else at.attr if isinstance(at, ast.Attribute) else ""
 
 
 RAISED = raised()

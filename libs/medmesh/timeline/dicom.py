@@ -51,8 +51,11 @@ def read(source: Source, reading: Reading) -> Iterator[Draft]:
         if header is None:
             continue
         uid, patient = header["StudyInstanceUID"], header["PatientID"]
-        if not uid or not patient:
-            place.error(reading.report, "timeline.no_patient" if uid else "timeline.no_study")
+        if not uid:
+            place.error(reading.report, "timeline.no_study")
+            continue
+        if not patient:
+            place.error(reading.report, "timeline.no_patient")
             continue
         who = Identity(header["IssuerOfPatientID"], patient)
         study = studies.setdefault(uid, _Study(who, place))

@@ -60,9 +60,9 @@ class Place:
     line: int | None = None
     key: str | None = None
 
-    def error(self, report: Report, code: str, **params: object) -> None:
+    def error(self, to: Report, code: str, **params: object) -> None:
         """Say that something is wrong here."""
-        report.error(code, self.file, line=self.line, key=self.key, **params)
+        to.error(code, self.file, line=self.line, key=self.key, **params)
 
 
 class Reader(Protocol):
