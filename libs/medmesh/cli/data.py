@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +19,30 @@ def dataset() -> None:
 
     A version is its maker's alone until a second person approved its release.
     """
+
+
+@dataset.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--as", "importer", help="The importer to use instead of the one that recognises PATH.")
+@click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
+def inspect(path: Path, importer: str | None, as_json: bool) -> int:
+    """What PATH is (a folder, zip, tar, tar.gz or file), and what an import would bring; writes nothing.  检查数据，不写入。
+
+    Ends with 1 when something in it must be mended first: each error names the file and the line or key.
+    """
+    from medmesh.cli import language
+    from medmesh.cli.inspecting import show_plan, ticking
+    from medmesh.importing import registry
+    from medmesh.importing.sources import opened
+
+    with opened(path) as source:
+        chosen = registry.named(importer) if importer else registry.recognised(source)
+        plan = chosen.plan(source, ticking(chosen.name))
+    if as_json:
+        click.echo(json.dumps(plan.document(language()), ensure_ascii=False, indent=1))
+    else:
+        show_plan(plan)
+    return 1 if plan.errors else 0
 
 
 @dataset.command(name="show")

@@ -36,8 +36,8 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     async with work.unit() as uow:
         known = await _version(uow, wanted)
     if known is None:
-        samples, rejected = await _samples(wanted, work.ports)
-        manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, samples), "application/json")
+        samples, rejected, about = await _samples(wanted, work.ports)
+        manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, samples, about), "application/json")
         async with work.finish() as uow:
             work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted, manifest, samples, rejected)}
     else:
@@ -47,9 +47,13 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     return work.result
 
 
-async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], dict[str, int]]:
-    """The stored samples of an archive, and how many files were rejected for which reason. Raises `Problem`, and has stored nothing."""
+async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], dict[str, int], dict[str, str] | None]:
+    """The stored samples of an archive, how many files were rejected for which reason, and which published set it is, if it is one.
+
+    Raises `Problem`, and has stored nothing.
+    """
     from medmesh_ingestion.intake import holds_images, private_folder, store, take_in  # decoders: not before the first archive
+    from medmesh_ingestion.layouts import layout_of, take_in_layout
 
     source = await ports.stores.holding(wanted.archive.sha256)
     size = await source.size(wanted.archive.sha256) or 0
@@ -60,18 +64,23 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
         (folder / "files").mkdir()
         settings = ports.settings
         limits = Limits(settings.max_files, settings.max_bytes, settings.max_ratio)
-        files = await asyncio.to_thread(unpack, archive, folder / "files", limits)
-        wipe(archive)
-        intended = await asyncio.to_thread(holds_images, files)
+        layout, about = await asyncio.to_thread(layout_of, archive, limits), None
+        files = [] if layout else await asyncio.to_thread(unpack, archive, folder / "files", limits)
+        if not layout:
+            wipe(archive)
+        intended = layout is not None or await asyncio.to_thread(holds_images, files)
         try:
-            kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
+            if layout:
+                kept, rejected, about = await take_in_layout(archive, layout, folder / "files", ports.key, limits)
+            else:
+                kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
         except Problem:
             # Corrected, it will be another object: nobody would ever come back for this one. What holds no image may be
             # anybody's object that was named by mistake or on purpose, and stays.
             if intended:
                 await _erase(ports, wanted.archive)
             raise
-        return await store(kept, ports.stores.kept), rejected
+        return await store(kept, ports.stores.kept), rejected, about
 
 
 async def _version(uow: UnitOfWork[Ports], wanted: IngestArchive) -> Row[Any] | None:

@@ -17,7 +17,7 @@ from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
 from medmesh_ingestion.archive import File
 from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean, is_image
-from medmesh_ingestion.domain import LABEL_FILE, Label, Sample, agreed, find_label_file, read_labels, reasons
+from medmesh_ingestion.domain import LABEL_FILE, Facts, Label, Sample, agreed, find_label_file, read_labels, reasons
 
 _AT_ONCE = 8
 _MAX_LABEL_FILE = 64 * 2**20
@@ -31,6 +31,7 @@ class Kept:
     path: Path
     sha256: str
     label: Label | None
+    facts: Facts | None = None
 
 
 @asynccontextmanager
@@ -86,7 +87,7 @@ async def store(kept: Sequence[Kept], target: ObjectStore) -> list[Sample]:
         refs = await asyncio.gather(*(target.put_file(one.path, one.sha256) for one in some))
         for one, ref in zip(some, refs, strict=True):
             made = ObjectRef(sha256=ref.sha256, bytes=ref.bytes, media_type=MEDIA_TYPE)
-            samples.append(Sample(one.item, made, one.label.label if one.label else None))
+            samples.append(Sample(one.item, made, one.label.label if one.label else None, one.facts))
     return samples
 
 
