@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -60,6 +61,19 @@ def ticking(what: str) -> Callable[[int], None]:
             click.echo(f"\r{what} {items:,}  {items / (now - begun):,.0f}/s ", err=True, nl=False)
 
     return tick
+
+
+@contextmanager
+def moving(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the rate and the time left; the function it gives is told the bytes done."""
+    begun = time.monotonic()
+    with click.progressbar(length=max(total, 1), label=what, show_eta=True, file=sys.stderr, item_show_func=str) as bar:
+
+        def move(done: int) -> None:
+            rate = done / max(time.monotonic() - begun, 1e-6)
+            bar.update(done - bar.pos, f"{_size(int(rate))}/s")
+
+        yield move
 
 
 def _table(head: list[str], splits: list[str], lines: dict[str, dict[str, int]]) -> None:

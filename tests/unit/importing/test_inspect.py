@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from click.testing import CliRunner
 from tests.unit.importing import layouts
 
 from medmesh.cli import _root
+from medmesh.importing.packing import pack
+from medmesh.importing.sources import opened
 
 
 def inspected(*arguments: str, language: str = "en") -> tuple[int, str]:
@@ -58,3 +62,21 @@ def test_a_named_importer_is_taken_and_an_unknown_one_refused(tmp_path: Path) ->
     with pytest.raises(Problem, match=r"there are: .*mura"):
         inspected(str(tmp_path), "--as", "murra")
     assert inspected(str(tmp_path), "--as", "mura")[0] == 0
+
+
+def test_the_same_data_is_the_same_archive_however_it_is_wrapped(tmp_path: Path) -> None:
+    layouts.ctspine1k(tmp_path / "a")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((tmp_path / "a").rglob("*.*"), reverse=True):
+            if path.is_file():
+                archive.write(path, path.relative_to(tmp_path / "a").as_posix())
+    made = []
+    for path in (tmp_path / "a", tmp_path / "b.zip"):
+        target, ticks = io.BytesIO(), list[int]()
+        with opened(path) as source:
+            pack(source, target, ticks.append)
+            assert ticks[-1] == sum(map(source.size, source.names))
+        made.append(target.getvalue())
+    assert made[0] == made[1]
+    with zipfile.ZipFile(io.BytesIO(made[0])) as packed:
+        assert packed.read("CTSpine1K/Path.csv") == (tmp_path / "a/CTSpine1K/Path.csv").read_bytes()
