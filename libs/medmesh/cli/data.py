@@ -103,6 +103,22 @@ def show_dataset(name: str, version: int) -> int:
 
 @dataset.command()
 @click.argument("name")
+@click.argument("before", type=int)
+@click.argument("after", type=int)
+@click.option("--items", is_flag=True, help="Also which items, by their ids.")
+def diff(name: str, before: int, after: int, items: bool) -> int:
+    """What became of the items from version BEFORE to AFTER: new, gone, relabelled, in another split.  比较两个版本。"""
+    from medmesh.client.datasets import content, difference
+
+    async def run(gateway: Gateway) -> Any:
+        return difference(await content(gateway, name, before), await content(gateway, name, after)).document(items=items)
+
+    show(with_gateway(run))
+    return 0
+
+
+@dataset.command()
+@click.argument("name")
 @click.argument("version", type=int)
 @click.option("--ratios", default="8:1:1", show_default=True, help="Shares of train, val and test.")
 @click.option("--seed", type=int, default=0, show_default=True)
