@@ -33,7 +33,7 @@ class Difference:
         made: dict[str, Any] = {name: len(getattr(self, name)) for name in ("added", "removed", "content")}
         for name, changes in (("relabelled", self.relabelled), ("moved", self.moved)):
             counts = Counter(changes.values())
-            ordered = sorted(counts.items(), key=lambda one: (-one[1], str(one[0])))
+            ordered = sorted(counts.items(), key=lambda one: (-one[1], *(part or "" for part in one[0])))
             made[name] = [{"from": before, "to": after, "items": count} for (before, after), count in ordered]
         made["same"] = self.same
         if items:
