@@ -159,7 +159,10 @@ def public_data(terminal: Terminal, person: Reader) -> None:
     ]
     assert "4708 pneumoniamnist train are published, 40 are here" in printed
     assert printed.count('"samples": 60') == 3
-    assert '"version": 2' not in printed
+    assert printed.count('"version": 2') == 1, "of the split, not of the same data again"
+    compared = json.loads(printed[printed.rindex('{\n "added"') :][: printed[printed.rindex('{\n "added"') :].rindex("}") + 1])
+    assert (compared["added"], compared["removed"], compared["relabelled"]) == (0, 0, [])
+    assert sum(one["items"] for one in compared["moved"]) + compared["same"] == 60
 
 
 def settled(terminal: Terminal, *, always: bool = False) -> None:

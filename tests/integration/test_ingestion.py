@@ -13,7 +13,7 @@ import sys
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from medmesh.contracts.ingestion import (
     IngestArchive,
     ListDescriptors,
     PublishDescriptor,
+    SplitVersion,
 )
 from medmesh.contracts.message import ObjectRef, OperationFinished, new_id
 from medmesh.contracts.system import DeadLetters, ListDeadLetters
@@ -248,6 +249,23 @@ async def test_a_published_set_keeps_its_splits_labels_and_patients(p: Platform,
     assert not [body for body in [shown.content.sha256, json.dumps(document)] if "patient0" in body]
     assert leaks(list(kept(p).values())) == set()
     assert sorted(sum(held_out(Item.model_validate(one, extra="ignore")) == (one["split"] == "valid") for one in found) for _ in "x") == [4]
+
+    def split(version: int = 1, *, dataset: str = "mura", who: str = "li", **asked: Any) -> Awaitable[OperationFinished]:
+        return p.send(SplitVersion(dataset=dataset, version=version, **asked), p.person(who, "researcher"))
+
+    assert code(await split()) == "ingestion.split_published"
+    assert code(await split(2)) == "request.not_found"
+    assert code(await split(ratios=(1, 0, 0))) == "request.invalid"
+    assert not (await split(who="somebody")).succeeded, "a version is its maker's alone"
+    for _ in range(2):
+        answer = await split(anew=True, ratios=(1, 0, 1))
+        assert answer.result == {"dataset": "mura", "version": 2}, answer.problem
+    anew = json.loads(await load(p.stores.kept, (await view(p, "mura")).content))
+    assert anew["about"] == document["about"]
+    sides = {(one["group"], one["split"]) for one in anew["items"]}
+    assert len(sides) == 2
+    assert {split for _, split in sides} == {"train"}, "one picture stands under both patients: nothing may come between"
+    assert [record["detail"]["from"] for record in await p.audited("ingestion") if "from" in record.get("detail", {})] == [1]
 
     # An array of images; and a set at fault is refused by code, without a name of a file, and its archive is erased.
     layouts.medmnist(tmp_path / "m")

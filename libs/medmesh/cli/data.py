@@ -103,6 +103,41 @@ def show_dataset(name: str, version: int) -> int:
 
 @dataset.command()
 @click.argument("name")
+@click.argument("before", type=int)
+@click.argument("after", type=int)
+@click.option("--items", is_flag=True, help="Also which items, by their ids.")
+def diff(name: str, before: int, after: int, items: bool) -> int:
+    """What became of the items from version BEFORE to AFTER: new, gone, relabelled, in another split.  比较两个版本。"""
+    from medmesh.client.datasets import content, difference
+
+    async def run(gateway: Gateway) -> Any:
+        return difference(await content(gateway, name, before), await content(gateway, name, after)).document(items=items)
+
+    show(with_gateway(run))
+    return 0
+
+
+@dataset.command()
+@click.argument("name")
+@click.argument("version", type=int)
+@click.option("--ratios", default="8:1:1", show_default=True, help="Shares of train, val and test.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--anew", is_flag=True, help="Also what was published with a split.")
+def split(name: str, version: int, ratios: str, seed: int, anew: bool) -> int:
+    """Split VERSION into a next one: no patient, group or picture on two sides.  按患者安全划分为新版本。
+
+    Published splits are kept unless --anew. The same split again is the same version.
+    """
+    parts = ratios.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise click.BadParameter(say("three numbers such as 8:1:1", "三个数，例如 8:1:1"), param_hint="--ratios")
+    wanted = {"version": version, "ratios": [int(part) for part in parts], "seed": seed, "anew": anew}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/datasets/{name}/splits", wanted, seconds=A_DAY)))
+    return 0
+
+
+@dataset.command()
+@click.argument("name")
 @click.argument("version", type=int)
 def release(name: str, version: int) -> int:
     """Ask for the approval of releasing VERSION, bound to every sample in it.  申请发布数据集版本。"""

@@ -113,6 +113,19 @@ def content(samples: Iterable[Sample], about: Mapping[str, str] | None = None) -
     return canonical({"items": items} if about is None else {"items": items, "about": dict(about)})
 
 
+def samples_of(document: Mapping[str, Any]) -> list[Sample]:
+    """The samples of a content document that this service wrote."""
+    return [
+        Sample(
+            one["item"],
+            ObjectRef.model_validate(one["object"]),
+            one["label"],
+            Facts(one["kind"], one["split"], one["group"], one["labels"]) if "kind" in one else None,
+        )
+        for one in document["items"]
+    ]
+
+
 def label_counts(samples: Iterable[Sample]) -> dict[str, int]:
     """How many samples have each label; those without one are not counted."""
     return dict(sorted(Counter(sample.label for sample in samples if sample.label is not None).items()))
