@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.bench import importing
+from tests.bench import deidentification, importing
 from tests.bench.common import Measure
 
-PARTS = (importing,)
+PARTS = (deidentification, importing)
 
 
 def measure(names: Sequence[str]) -> list[Measure]:

@@ -225,6 +225,10 @@ async def test_the_same_archive_is_the_same_version_and_the_same_images_are_the_
     assert caught.value.code == "request.not_found"
 
 
+def rng_array(rng: random.Random, shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(rng.randbytes(int(np.prod(shape))), np.uint8).reshape(shape)
+
+
 async def test_a_published_set_keeps_its_splits_labels_and_patients(p: Platform, tmp_path: Path) -> None:
     layouts.mura(tmp_path)
     pictures = sorted(path for path in tmp_path.rglob("*.png"))
@@ -272,7 +276,7 @@ async def test_a_published_set_keeps_its_splits_labels_and_patients(p: Platform,
     packed = zipped({"pneumoniamnist.npz": (tmp_path / "m/pneumoniamnist.npz").read_bytes()})
     assert code(await ingest(p, packed, "flat")) == "ingestion.nothing_accepted", "of one value each: refused by the rules of quality"
     rng = random.Random(1)
-    layouts.medmnist(tmp_path / "m", fill=lambda shape: np.frombuffer(rng.randbytes(int(np.prod(shape))), np.uint8).reshape(shape))
+    layouts.medmnist(tmp_path / "m", fill=lambda shape: rng_array(rng, shape))
     npz = (tmp_path / "m/pneumoniamnist.npz").read_bytes()
     assert (await ingest(p, zipped({"pneumoniamnist.npz": npz}), "pneumonia")).result == {"dataset": "pneumonia", "version": 1}
     content = await items(p, (await view(p, "pneumonia")).content)
@@ -285,13 +289,29 @@ async def test_a_published_set_keeps_its_splits_labels_and_patients(p: Platform,
     taken = [reading.pixels(reading.read(await load(p.stores.kept, ObjectRef(**one["object"])))) for one in content]
     assert {(pixels * 255).round().astype("uint8").tobytes() for pixels in taken} == expected, "each row of each array"
 
+    # Volumes with their masks, and colour: in their own formats, without identity.
+    layouts.decathlon(tmp_path / "d")
+    layouts.ctspine1k(tmp_path / "d/spine")
+    for name, count in (("Task09_Spleen", 3), ("spine/CTSpine1K", 4)):
+        files = {path.relative_to(tmp_path / "d").as_posix(): path.read_bytes() for path in (tmp_path / "d" / name).rglob("*.*")}
+        assert (await ingest(p, zipped(files), "volumes")).result, name
+        found = await items(p, (await view(p, "volumes")).content)
+        assert len(found) == count
+        assert {one["object"]["media_type"] for one in found} == {"application/x-nifti"}
+        pairs = [one for one in found if one["split"] != "test" and one["kind"] == "volume"]
+        assert pairs
+        assert all([file["role"] for file in one["files"]] == ["image", "mask"] for one in pairs)
+        for one in pairs:
+            for file in one["files"]:
+                assert (await load(p.stores.kept, ObjectRef(**file["object"])))[:2] == b"\x1f\x8b"
+    for flag, classes, media_type in (("pathmnist", 9, "image/png"), ("organmnist3d", 11, "application/x-npy")):
+        layouts.medmnist(tmp_path / "m", flag, classes=classes, fill=lambda shape: rng_array(rng, shape))
+        assert (await ingest(p, zipped({f"{flag}.npz": (tmp_path / f"m/{flag}.npz").read_bytes()}), flag)).result, flag
+        assert {one["object"]["media_type"] for one in await items(p, (await view(p, flag)).content)} == {media_type}
+
     (tmp_path / "MURA-v1.1/valid_labeled_studies.csv").write_text("MURA-v1.1/valid/XR_HAND/patient00002/study1_negative/,7\n")
     broken = zipped(
-        {
-            path.relative_to(tmp_path).as_posix(): path.read_bytes()
-            for path in tmp_path.rglob("*.*")
-            if path.is_file() and "m" not in path.parts[-2:]
-        }
+        {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.glob("MURA-v1.1/**/*") if path.is_file()}
     )
     refused = await ingest(p, broken, "broken")
     assert code(refused) == "ingestion.layout"

@@ -74,7 +74,7 @@ def import_dataset(path: Path, name: str) -> int:
         if plan.errors:
             return 1
         kinds = sorted({kind for kind, _ in plan.counts})
-        if "image" not in kinds:
+        if not {"image", "volume", "mask"} & set(kinds):
             raise Problem("importing.not_central", place=source.name, kinds=", ".join(kinds))
         with moving(say("packing", "打包"), sum(map(source.size, source.names))) as moved:
             pack(source, cast(BinaryIO, packed), moved)

@@ -67,7 +67,7 @@ def ticking(what: str) -> Callable[[int], None]:
 def moving(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with the rate and the time left; the function it gives is told the bytes done."""
     begun = time.monotonic()
-    with click.progressbar(length=max(total, 1), label=what, show_eta=True, file=sys.stderr, item_show_func=str) as bar:
+    with click.progressbar(length=max(total, 1), label=what, show_eta=True, file=sys.stderr, item_show_func=lambda rate: rate or "") as bar:
 
         def move(done: int) -> None:
             rate = done / max(time.monotonic() - begun, 1e-6)

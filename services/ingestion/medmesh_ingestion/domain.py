@@ -41,19 +41,40 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class FilePart:
+    """A file of an item that has several."""
+
+    role: str
+    part: str
+    object: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One item of a version."""
+    """One item of a version; `files` are all of its files where there are several, `object` is the image."""
 
     item: str
     object: ObjectRef
     label: str | None
     facts: Facts | None = None
+    files: tuple[FilePart, ...] = ()
+
+    @property
+    def objects(self) -> Iterator[str]:
+        """The SHA-256 of everything it needs."""
+        yield self.object.sha256
+        yield from (file.object.sha256 for file in self.files)
 
     @property
     def document(self) -> dict[str, Any]:
         """As it stands in the content of a version."""
         facts = {} if self.facts is None else asdict(self.facts)
-        return {"item": self.item, "object": self.object.model_dump(), "label": self.label, **facts}
+        return {"item": self.item, "object": self.object.model_dump(), "label": self.label, **facts, **self._files}
+
+    @property
+    def _files(self) -> dict[str, Any]:
+        made = [{"role": file.role, "part": file.part, "object": file.object.model_dump()} for file in self.files]
+        return {"files": made} if made else {}
 
 
 def find_label_file(names: Iterable[PurePosixPath]) -> PurePosixPath | None:
@@ -121,6 +142,7 @@ def samples_of(document: Mapping[str, Any]) -> list[Sample]:
             ObjectRef.model_validate(one["object"]),
             one["label"],
             Facts(one["kind"], one["split"], one["group"], one["labels"]) if "kind" in one else None,
+            tuple(FilePart(file["role"], file["part"], ObjectRef.model_validate(file["object"])) for file in one.get("files", ())),
         )
         for one in document["items"]
     ]

@@ -77,7 +77,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
         intended = layout is not None or await asyncio.to_thread(holds_images, files)
         try:
             if layout:
-                kept, rejected, about = await take_in_layout(archive, layout, folder / "files", ports.key, limits)
+                kept, rejected, about = await take_in_layout(archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes)
             else:
                 kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
         except Problem:
@@ -144,7 +144,7 @@ async def _create(
     version, counts = int(row.newest) + 1, label_counts(samples)
     # Nobody has seen what is in the archive: it may hold anything that whoever sends it could read.
     await labels.made(uow, "dataset", dataset, wanted=origin.label, outside=True)
-    await files.keep(uow, "dataset", dataset, [manifest.sha256, *(sample.object.sha256 for sample in samples)])
+    await files.keep(uow, "dataset", dataset, [manifest.sha256, *{sha256 for sample in samples for sha256 in sample.objects}])
     await uow.execute(update(datasets).where(this).values(newest=version))
     values = {
         "dataset": dataset,

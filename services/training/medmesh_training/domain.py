@@ -39,6 +39,7 @@ class Item(Record):
     item: str = Field(min_length=1, max_length=200)
     object: ObjectRef
     label: str | None = None
+    kind: str | None = None
     split: str | None = None
     group: str | None = None
 
@@ -78,6 +79,8 @@ def read_content(data: bytes, classes: Sequence[str]) -> tuple[Item, ...]:
         raise Problem("training.content", reason=where) from None
     if repeated := sum(count > 1 for count in Counter(item.item for item in items).values()):
         raise Problem("training.content", reason=f"{repeated} items occur more than once")
+    if foreign := sum(item.kind is not None and item.object.media_type != "application/dicom" for item in items):
+        raise Problem("training.content", reason=f"{foreign} items are no grey images")
     if unlabelled := sum(item.label is None for item in items):
         raise Problem("training.unlabelled", count=unlabelled, total=len(items))
     if foreign := sum(item.label not in classes for item in items):
