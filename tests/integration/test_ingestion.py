@@ -131,7 +131,7 @@ def good() -> Files:
     }
 
 
-REJECTED = {"unreadable": 1, "no_pixels": 1, "not_greyscale": 1, "not_dicom": 1}
+REJECTED = {"unreadable": 1, "no_pixels": 1, "burned_in": 1, "not_dicom": 1}
 
 
 @pytest.fixture

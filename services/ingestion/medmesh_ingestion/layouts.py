@@ -29,12 +29,14 @@ from medmesh.importing.formats import cleaned
 from medmesh.importing.port import File, Importer, Item, Plan, Source
 from medmesh.importing.sources import Limits as SourceLimits
 from medmesh.importing.sources import opened
+from medmesh.telemetry import log
 from medmesh_ingestion.archive import Limits
 from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean
 from medmesh_ingestion.domain import MAX_CLASSES, MAX_LABEL, Facts, Label, reasons
 from medmesh_ingestion.intake import Kept, Part
 
 TAKEN = ("image", "volume", "mask")
+MAX_LICENCE = 500
 PUBLISHED = 0.9
 """Scores from here on are of published layouts, not of file formats."""
 
@@ -74,7 +76,7 @@ async def take_in_layout(
                 kept.append(one)
     if not kept:
         raise Problem("ingestion.nothing_accepted", rejected=rejected.total(), reasons=reasons(rejected) or "empty")
-    about = {"layout": importer.name, "title": plan.title, "licence": plan.licence, "manifest": plan.manifest}
+    about = {"layout": importer.name, "title": plan.title, "licence": plan.licence[:MAX_LICENCE], "manifest": plan.manifest}
     return kept, dict(rejected), about
 
 
@@ -99,7 +101,13 @@ class _Desk:
         for file in item.files:
             if self.pieces.size(file) > self.largest:
                 return Rejected("too_large")
-            found = self._cleaned(item.kind, self.pieces.read(file))
+            try:
+                found = self._cleaned(item.kind, self.pieces.read(file))
+            except Problem as problem:  # damage that no header shows; the problem names a file
+                return Rejected(problem.code.partition(".")[2])
+            except Exception as error:  # decoders are other people's, and so is the file
+                log("file.failed", level=30, kind=type(error).__name__)
+                return Rejected("failed")
             if isinstance(found, Rejected):
                 return found
             data, media_type = found
@@ -120,10 +128,7 @@ class _Desk:
                 return found.data, MEDIA_TYPE
             if found.reason != "not_greyscale":
                 return found
-        try:
-            form, _, cleaned_ = cleaned(data)
-        except Problem as problem:
-            return Rejected(problem.code.partition(".")[2])
+        form, _, cleaned_ = cleaned(data)
         return cleaned_, form.media_type
 
 
@@ -139,7 +144,9 @@ def _label(item: Item, plan: Plan, importer: Importer) -> Label | None:
 def _facts(item: Item, importer: Importer, key: bytes) -> Facts:
     unit = item.unit
     group = None if unit is None else hmac.digest(key, f"group\0{importer.name}\0{unit}".encode(), "sha256").hex()[:16]
-    labels = {name: list(value) if isinstance(value, tuple) else str(value) for name, value in sorted(item.labels.items())}
+    labels: dict[str, str | list[str]] = {}
+    for name, value in sorted(item.labels.items()):
+        labels[name] = [one[:MAX_LABEL] for one in value] if isinstance(value, tuple) else str(value)[:MAX_LABEL]
     return Facts(item.kind, item.split, group, labels)
 
 
