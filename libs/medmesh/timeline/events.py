@@ -89,7 +89,7 @@ class Event:
     consent_id: str | None
     revision: int
 
-    def moved(self, subject: int, days: int) -> Event:
+    def shown_for(self, subject: int, days: int) -> Event:
         """The same event on another subject's axis."""
         if not days and subject == self.subject_id:
             return self

@@ -287,7 +287,7 @@ async def stream(
                 continue
             event = _event(row, cipher)
             spot = where[row.subject_id]
-            by[spot.subject_id].append(event.moved(*spot))
+            by[spot.subject_id].append(event.shown_for(*spot))
         for one in batch:
             if by[one]:
                 yield one, sorted(by[one], key=order)
@@ -353,6 +353,8 @@ async def same_person(uow: UnitOfWork[Any], patient: str) -> tuple[set[str], dic
 async def forget(uow: UnitOfWork[Any], gone: Iterable[int]) -> int:
     """Remove every row about these subjects; answers how many events went."""
     numbers = sorted(gone)
+    if not numbers:
+        return 0
     done = await uow.execute(delete(events).where(events.c.subject_id.in_(numbers)))
     for table in (sources, subjects):
         await uow.execute(delete(table).where(table.c.subject_id.in_(numbers)))

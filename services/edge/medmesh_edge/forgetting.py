@@ -28,6 +28,7 @@ from medmesh.security.keys import read_secret
 from medmesh.security.suites import DEFAULT
 from medmesh.store.sqlite import Inline
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.timeline import records as timelines
 from medmesh_edge import patients as keys
 from medmesh_edge import samples
 from medmesh_edge.ports import Site
@@ -83,14 +84,17 @@ async def _erase(site: Site, request: str, by: str) -> None:
         row = await uow.first(select(forgettings).where(forgettings.c.request == request, forgettings.c.state == "asked"))
         if row is None:  # another process did it meanwhile
             return
-        mine = await uow.all(select(items.c.item, items.c.object).where(items.c.patient == row.patient))
-        await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient == row.patient))))
-        await uow.execute(delete(items).where(items.c.patient == row.patient))
-        await uow.execute(delete(patients).where(patients.c.patient == row.patient))
+        # One person may have several numbers: with one of them all are forgotten.
+        names, subjects = await timelines.same_person(uow, row.patient)
+        mine = await uow.all(select(items.c.item, items.c.object).where(items.c.patient.in_(names)))
+        await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient.in_(names)))))
+        await uow.execute(delete(items).where(items.c.patient.in_(names)))
+        await uow.execute(delete(patients).where(patients.c.patient.in_(names)))
+        events = await timelines.forget(uow, subjects)
         await _wrap_anew(uow, site)
         left = {"state": "erasing", "patient": None, "objects": sorted({one.object for one in mine}), "approved_by": by[:80]}
         await uow.execute(update(forgettings).where(forgettings.c.request == request).values(left))
-        detail: dict[str, str | int | bool] = {"reason": row.reason, "items": len(mine), "second_person": bool(by)}
+        detail: dict[str, str | int | bool] = {"reason": row.reason, "items": len(mine), "events": events, "second_person": bool(by)}
         uow.audit(AuditEntry("patient.forget", "D", entities=(Entity("request", request),), detail=detail))
     await finish(site)
 

@@ -9,8 +9,10 @@ from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Tex
 
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
+from medmesh.timeline.tables import add_timeline_tables
 
 METADATA = service_metadata()
+add_timeline_tables(METADATA)
 
 
 def _attempt() -> Iterator[Column[Any]]:

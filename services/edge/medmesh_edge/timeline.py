@@ -1,0 +1,192 @@
+"""The hospital's timelines: taking in, showing, merging. What is text, and who it is of, lies under each patient's key.
+
+An import is many transactions, and killed and started again it goes on: what is known is known again. Its record is written when it ends;
+the patients are named in records of their own, with the events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medmesh.errors import Problem
+from medmesh.importing.port import Report
+from medmesh.importing.sources import opened
+from medmesh.security.keyring.memory import MemoryKey
+from medmesh.security.keys import read_secret
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.timeline import readers, records
+from medmesh.timeline.events import Draft, Event, Identity, Merge
+from medmesh.timeline.identity import PEOPLE, Namer, merge
+from medmesh.timeline.reading import Reading
+from medmesh.timeline.records import BATCH, Appended, Cipher, Placed, place
+from medmesh_edge import patients
+
+if TYPE_CHECKING:
+    from medmesh_edge.ports import Site
+
+
+class _Sealed:
+    def __init__(self, key: MemoryKey) -> None:
+        self._key = key
+
+    def seal(self, content: bytes, bound: str) -> str:
+        return self._key.wrap(patients.PATIENT, content, f"timeline\0{bound}".encode())
+
+    def unseal(self, sealed: str, bound: str) -> bytes:
+        return self._key.unwrap(patients.PATIENT, sealed, f"timeline\0{bound}".encode())
+
+
+class PatientVault:
+    """See `medmesh.timeline.records.Vault`: the keys of the hospital's patients."""
+
+    keeps = True
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def ciphers(self, uow: UnitOfWork[Any], wanted: Iterable[str], *, make: bool) -> Mapping[str, Cipher]:
+        found = await (patients.ensure if make else patients.known)(uow, self._site, wanted)
+        return {pseudonym: _Sealed(key) for pseudonym, key in found.items()}
+
+
+@dataclass
+class Outcome:
+    """What became of a source."""
+
+    reader: str
+    report: Report
+    left_out: Counter[str]
+    events: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    merges: int = 0
+    appended: Appended = field(default_factory=Appended)
+
+    def document(self, language: str = "en") -> dict[str, Any]:
+        """JSON for people of the hospital: places of faults are in it."""
+        done = self.appended
+        return {
+            "format": self.reader,
+            "events": self.events,
+            "kinds": dict(sorted(self.kinds.items())),
+            "stored": done.stored,
+            "revised": done.revised,
+            "known": done.known,
+            "withdrawn": done.withdrawn,
+            "conflicts": done.conflicts,
+            "merges": self.merges,
+            "patients": len(done.patients),
+            "left_out": dict(sorted(self.left_out.items())),
+            "errors": self.report.severities["error"],
+            "findings": [finding.document(language) for finding in self.report.findings],
+        }
+
+
+def namer(site: Site) -> Namer:
+    """Names under the hospital's key; the authorities of its settings are its own."""
+    return Namer(read_secret(site.layout.site_key).strip(), site.settings.authorities)
+
+
+def dataset(site: Site, project: str) -> Entity:
+    """The project's timeline as audit names it."""
+    return Entity("dataset", f"{site.settings.hospital}/{project}")
+
+
+async def ingest(
+    site: Site,
+    path: Path,
+    project: str,
+    *,
+    reader: str | None = None,
+    consent: str | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], None] = lambda events: None,
+) -> Outcome:
+    """Take in everything in a file, folder or archive; with `dry_run` only say what that would be. Raises `Problem`."""
+    names, vault = namer(site), PatientVault(site)
+    with opened(path) as source:
+        chosen = readers.named(reader) if reader else await asyncio.to_thread(readers.recognised, source)
+        reading = Reading(Report())
+        outcome = Outcome(chosen.NAME, reading.report, reading.left_out)
+        found = chosen.read(source, reading)
+        while batch := await asyncio.to_thread(_placed, found, names, outcome):
+            events, told = batch
+            progress(outcome.events)
+            if dry_run:
+                outcome.appended.patients |= {one.subject.patient for one in events}
+                outcome.merges += len(told)
+                continue
+            async with site.unit() as uow:
+                done = await records.append(uow, project, events, vault, consent=consent)
+                outcome.merges += await _merge(uow, told, names, outcome)
+                keys = await patients.known(uow, site, done.patients)
+                for record in patients.about_patients(site, "patient.ingest", "C", keys, (dataset(site, project),)):
+                    uow.audit(record)
+            outcome.appended += done
+    if not dry_run:
+        done = outcome.appended
+        detail: dict[str, str | int | bool] = {
+            "format": outcome.reader,
+            "stored": done.stored,
+            "revised": done.revised,
+            "known": done.known,
+        }
+        detail |= {"merges": outcome.merges, "rejected": reading.report.severities["error"]}
+        async with site.unit() as uow:
+            uow.audit(AuditEntry("timeline.import", "C", entities=(dataset(site, project),), detail=detail))
+    return outcome
+
+
+def _placed(found: Iterator[Draft | Merge], names: Namer, outcome: Outcome) -> tuple[list[Placed], list[Merge]] | None:
+    events: list[Placed] = []
+    told: list[Merge] = []
+    for one in islice(found, BATCH):
+        if isinstance(one, Merge):
+            told.append(one)
+            continue
+        outcome.events += 1
+        outcome.kinds[one.code.partition("//")[0]] += 1
+        events.append(place(one, names))
+    return (events, told) if events or told else None
+
+
+async def _merge(uow: UnitOfWork[Any], told: list[Merge], names: Namer, outcome: Outcome) -> int:
+    new = 0
+    for one in told:
+        try:
+            new += await merge(uow, [one], names)
+        except Problem as problem:
+            outcome.report.error(problem.code, outcome.reader, key=one.key)
+    return new
+
+
+async def show(site: Site, project: str, identity: Identity) -> list[Event]:
+    """One person's events in order. Raises `Problem` (`edge.patient_unknown`). That it was looked at is recorded."""
+    subject = namer(site).subject(identity)
+    async with site.unit() as uow:
+        found = await records.of(uow, project, subject.subject_id, PatientVault(site))
+        keys = await patients.known(uow, site, [subject.patient])
+        if not keys:
+            raise Problem("edge.patient_unknown")
+        for record in patients.about_patients(site, "timeline.read", "R", keys, (dataset(site, project),)):
+            uow.audit(record)
+    return found
+
+
+async def join(site: Site, survivor: Identity, loser: Identity, *, undone: bool = False) -> None:
+    """Say that two numbers are one person, or take that back. Raises `Problem` (`edge.patient_unknown`, `timeline.merge_*`,
+    `timeline.not_merged`)."""
+    names = namer(site)
+    both = [names.subject(one).patient for one in (survivor, loser)]
+    async with site.unit() as uow:
+        keys = await patients.known(uow, site, both)
+        if len(keys) != len(set(both)):
+            raise Problem("edge.patient_unknown")
+        await merge(uow, [Merge(survivor, loser, PEOPLE, uow.now.isoformat(), undone)], names)
+        for record in patients.about_patients(site, "timeline.unmerge" if undone else "timeline.merge", "U", keys, ()):
+            uow.audit(record)
