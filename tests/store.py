@@ -14,6 +14,7 @@ from medmesh.store import postgres
 from medmesh.store.database import Database
 from medmesh.store.migrate import Schema, apply
 from medmesh.store.tables import service_metadata
+from medmesh.store.types import Json
 from medmesh.store.unit import AuditEntry, Context
 
 PASSWORD = "test-only"
@@ -22,7 +23,7 @@ PASSWORD = "test-only"
 def example_metadata() -> MetaData:
     """The base tables and one of a pretended service."""
     metadata = service_metadata()
-    Table("things", metadata, Column("name", String(40), primary_key=True), Column("count", Integer, nullable=False))
+    Table("things", metadata, Column("name", String(40), primary_key=True), Column("count", Integer, nullable=False), Column("about", Json))
     return metadata
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, insert, null, select
 from tests.store import example_memory, example_metadata, example_postgres, example_sqlite
 
 from medmesh.contracts.message import Event
@@ -31,7 +32,7 @@ class Undeclared(Event):
 
 
 CONTEXT = Context("example")
-things = example_metadata().tables["things"]
+things, outbox = (example_metadata().tables[name] for name in ("things", "outbox"))
 
 
 @pytest.fixture(params=["postgres", "sqlite", "memory"])
@@ -71,19 +72,28 @@ async def test_change_message_and_audit_record_commit_together(database: Databas
 
 
 async def test_a_prepared_statement_runs_in_its_unit(database: Database) -> None:
-    make = Prepared(insert(things).values(name=bindparam("name"), count=bindparam("count")).returning(things.c.count))
+    made_of = {name: bindparam(name) for name in ("name", "count", "about")}
+    make = Prepared(insert(things).values(made_of).returning(things.c.count, things.c.about))
+    sent = Prepared(select(outbox.c.created_at, outbox.c.body).where(outbox.c.created_at <= bindparam("now")))
     known = Prepared(select(things).where(things.c.name == bindparam("name"), things.c.count > 0))
 
     async def fail() -> None:
         async with database.unit(CONTEXT) as uow:
-            await uow.rows(make, name="b", count=2)
+            await uow.rows(make, name="b", count=2, about=None)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         await fail()
     async with database.unit(CONTEXT) as uow:
-        (made,) = await uow.rows(make, name="a", count=1)
-        assert made.count == 1
+        (made,) = await uow.rows(make, name="a", count=1, about={"of": ["é", 1.5, None]})
+        assert (made.count, made.about) == (1, {"of": ["é", 1.5, None]})
+        await uow.rows(make, name="c", count=0, about=null())
+        uow.emit(ThingMade(name="a"))
+    async with database.unit(CONTEXT) as uow:
+        assert await uow.all(select(things.c.name).where(things.c.about.is_(null()))) == [("c",)], "NULL, not JSON's null"
+        told = await uow.one(sent, now=uow.now)
+    assert uow.now - timedelta(minutes=1) < told.created_at <= uow.now
+    assert b'"name":"a"' in told.body
     (found,) = await database.look(known, name="a")
     assert (found.name, found.count) == ("a", 1)
     assert not await database.look(known, name="b")

@@ -30,6 +30,8 @@ from medmesh.archive import dicomjson
 from medmesh.contracts.audit import AuditRecord
 from medmesh.errors import Problem
 from medmesh.imaging import reading
+from medmesh.importing import formats
+from medmesh.importing.formats import wfdb
 from medmesh.learning import package, protocol, weights
 from medmesh.ledger import cosignature, leaf, note, policy, proof, tiles, witness
 from medmesh.ledger.record import outline, read_record
@@ -39,7 +41,8 @@ from medmesh.security.tokens import TrustBundle, hospital_token, verify_actor
 from medmesh.serving import protocol as inference
 from medmesh_audit.domain import admit, facts
 from medmesh_ingestion.archive import Limits, unpack
-from tests.logs import record
+from tests.logs import record as log_record
+from tests.unit.importing.making import EVERY, record
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
@@ -274,6 +277,18 @@ def _dicom(data: bytes) -> bytes | None:
     return None
 
 
+def _format(data: bytes) -> bytes | None:
+    _, _, made = formats.cleaned(data)
+    assert formats.cleaned(made)[2] == made
+    return None
+
+
+def _annotations(data: bytes) -> bytes | None:
+    made = wfdb.clean_annotations(data)
+    assert [one[:2] for one in wfdb.read_annotations(made)] == [one[:2] for one in wfdb.read_annotations(data)]
+    return None
+
+
 def _header(data: bytes) -> bytes | None:
     members = dicomjson.read(io.BytesIO(data)).members
     json.loads("{" + ",".join(members.values()) + "}", strict=False)
@@ -292,7 +307,7 @@ def _infer(data: bytes) -> bytes | None:
 
 
 def _body() -> bytes:
-    return base64.b64decode(record("training", 1).body)
+    return base64.b64decode(log_record("training", 1).body)
 
 
 def _zip(files: dict[str, bytes]) -> bytes:
@@ -372,6 +387,8 @@ TARGETS: dict[str, Target] = {
     "package": Target(lambda: [_zip({"medmesh.toml": MANIFEST, "model.py": b"pass"})], _package),
     "archive": Target(lambda: [_zip({"a.dcm": b"DICM" * 40, "b/c.csv": b"x,y\n1,2\n"})], _archive),
     "dicom": Target(lambda: [_image()], _dicom),
+    "file-format": Target(lambda: [make() for make in EVERY.values()], _format, most_bytes=1 << 16),
+    "wfdb-annotations": Target(lambda: [record()["r212.atr"]], _annotations),
     "dicom-header": Target(lambda: [_image(), _image()[132:]], _header),
     "worker-frame": Target(lambda: [b'\x00\x00\x00\x12{"call":"train"}  '], _frame, (ValueError,)),
     "inference-request": Target(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from types import ModuleType
 
 import pytest
 from sqlalchemy import bindparam, select
 
 import medmesh.service
+import medmesh_edge
 import medmesh_federation
 import medmesh_gateway
 from medmesh.store.prepared import Prepared
@@ -17,10 +19,10 @@ from medmesh.store.tables import service_metadata
 OUTBOX = service_metadata().tables["outbox"]
 
 
-def everyone() -> list[tuple[str, Prepared]]:
-    """Every prepared statement of the packages that have some, by name."""
+def everyone(*packages: ModuleType) -> list[tuple[str, Prepared]]:
+    """Every prepared statement of these packages, by name."""
     found = []
-    for package in (medmesh.service, medmesh_federation, medmesh_gateway):
+    for package in packages:
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if module.name.rsplit(".", 1)[1].startswith("__") or "migrations" in module.name:
                 continue
@@ -30,9 +32,15 @@ def everyone() -> list[tuple[str, Prepared]]:
 
 
 def test_every_prepared_statement_compiles() -> None:
-    names = [name for name, prepared in everyone() if prepared.text]
+    names = [name for name, prepared in everyone(medmesh.service, medmesh_federation, medmesh_gateway) if prepared.text]
     assert "medmesh_federation.handlers._LOCKED" in names
     assert "medmesh_gateway.inbox._DELIVER" in names
+
+
+def test_every_prepared_statement_of_a_node_compiles() -> None:
+    names = [name for name, prepared in everyone(medmesh_edge) if prepared.sqlite]
+    assert "medmesh_edge.rounds._OPEN" in names
+    assert "medmesh_edge.inbox._STORED" in names
 
 
 def test_what_a_prepared_statement_cannot_be_is_said() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -259,8 +260,17 @@ def decode(body: bytes, message: type[M]) -> Envelope[M]:
 
     Raises `Problem` (`message.invalid`) which names the fields at fault but never their values.
     """
+    return _read(lambda reader: reader.model_validate_json(body, extra="ignore"), message)
+
+
+def understood(document: Mapping[str, Any], message: type[M]) -> Envelope[M]:
+    """The same of what JSON was made into already."""
+    return _read(lambda reader: reader.model_validate(document, extra="ignore"), message)
+
+
+def _read(how: Callable[[type[Envelope[Any]]], Envelope[Any]], message: type[Message]) -> Envelope[Any]:
     try:
-        return _reader(message).model_validate_json(body, extra="ignore")
+        return how(_reader(message))
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['type']}" for e in error.errors(include_input=False, include_url=False)[:5])
         raise Problem("message.invalid", type=message.subject(), where=where) from None

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Any
+
 from medmesh.contracts.federation.common import RoundKind
 from medmesh.contracts.plan import Plan, canonical, plan_hash
 from medmesh.federated.privacy import words
 
-__all__ = ["Plan", "after_training", "canonical", "evaluates", "explain", "plan_hash"]
+__all__ = ["Plan", "after_training", "canonical", "evaluates", "explain", "plan_hash", "plan_of"]
+
+_MOST_PLANS = 256
+_read: OrderedDict[str, Plan] = OrderedDict()
+
+
+def plan_of(row: Any) -> Plan:
+    """The plan in a federation's row, where it is a document or its text. Its hash names it: what was read once is not read again for
+    every answer."""
+    if (plan := _read.get(row.plan_hash)) is None:
+        found = row.plan
+        plan = Plan.model_validate_json(found) if isinstance(found, str) else Plan.model_validate(found)
+        _read[row.plan_hash] = plan
+        while len(_read) > _MOST_PLANS:
+            _read.popitem(last=False)
+    return plan
 
 
 def after_training(plan: Plan) -> tuple[RoundKind, ...]:

@@ -9,6 +9,7 @@ from medmesh.errors import Problem
 from medmesh.importing.port import Importer, Source
 
 IMPORTERS: tuple[str, ...] = (
+    "medmesh.importing.formats.files:Files",
     "medmesh.importing.sets.ctpelvic1k:CTPelvic1K",
     "medmesh.importing.sets.ctspine1k:CTSpine1K",
     "medmesh.importing.sets.decathlon:Decathlon",

@@ -106,6 +106,11 @@ class Roster(Record):
         """The statement of this hospital, signed with its own key. Raises `Problem` (`roster.*`, `statement.*`)."""
         return _vouched(signed, kind, [m for m in self.hospitals if m.name == f"hospital:{name}"], seen)[1]
 
+    def stands_until(self, now: datetime) -> datetime:
+        """Until when, by this version, every statement that counts at `now` counts on: a compromised key's count until it ends."""
+        ends = [m.until for m in (*self.people, *self.hospitals) if m.compromised and m.until is not None and m.until >= now]
+        return min(ends, default=datetime.max.replace(tzinfo=UTC))
+
     def has_hospital(self, vkey: str) -> bool:
         """Whether a hospital's key stands here and was not ended."""
         return any(member.key == vkey and member.until is None for member in self.hospitals)

@@ -32,6 +32,7 @@ from medmesh.store.objects.memory import MemoryBlobs
 from medmesh_edge import consent, inbox, intake, outgoing
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
+from medmesh_edge.proofs import Proven
 from medmesh_edge.rounds import Rounds
 from medmesh_edge.settings import Layout, Settings
 from medmesh_edge.tables import METADATA
@@ -68,13 +69,15 @@ class Hospital:
     site: Site
     link: Link
     bench: Bench
+    proven: dict[str, Proven]
+    """Starts that one of them proved: the roster, and what is proven by it, is the same for all."""
     rounds: Rounds = field(init=False)
     _told: list[dict[str, Any]] = field(default_factory=list)
     _taken: int = 0
     _waits: bool = False
 
     def __post_init__(self) -> None:
-        self.rounds = Rounds(self.site, self.link, self.bench.borrowed)
+        self.rounds = Rounds(self.site, self.link, self.bench.borrowed, proven=self.proven)
 
     def tell(self, fact: dict[str, Any]) -> None:
         """Put a fact into its inbox. That an update may be released is read with the next thing there is to do."""
@@ -111,7 +114,9 @@ class Hospital:
 
 
 @asynccontextmanager
-async def hospital(hub: Hub, own: Signer, samples: list[Sample], bench: Bench, roster: RosterFile) -> AsyncIterator[Hospital]:
+async def hospital(
+    hub: Hub, own: Signer, samples: list[Sample], bench: Bench, roster: RosterFile, proven: dict[str, Proven]
+) -> AsyncIterator[Hospital]:
     """A hospital named as its key says, with these samples in its store."""
     name = own.name.removeprefix("hospital:")
     folder = hub.folder / "hospitals" / name
@@ -133,7 +138,7 @@ async def hospital(hub: Hub, own: Signer, samples: list[Sample], bench: Bench, r
         key = new_key()
         certificate = hub.authority.sign_node(node_request(key, name, "simulated"), name, "simulated")
         link = Link(hub, name, key, certificate, asyncio.get_running_loop().time)
-        made = Hospital(site, link, bench)
+        made = Hospital(site, link, bench, proven)
         hub.inboxes[name] = made.tell
         yield made
     finally:

@@ -37,6 +37,7 @@ from medmesh.simulation.hospital import Bench, hospital, policy
 from medmesh.simulation.hub import RESEARCHER, Hub, hub
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.tasks import end
+from medmesh_edge.proofs import Proven
 
 LEASE_SECONDS = 3600
 ALIVE_SECONDS = 60.0
@@ -166,12 +167,12 @@ async def _field(
 ) -> AsyncIterator[tuple[list[asyncio.Task[None]], list[Bench]]]:
     """Every hospital at work, until the block ends; the tasks end only when one of them fails."""
     async with AsyncExitStack() as stack:
-        roster, benches = RosterFile(platform.folder / NAME), []
+        roster, benches, proven = RosterFile(platform.folder / NAME), [], dict[str, Proven]()
         for n in range(min(workers, len(keys))):
             benches.append(Bench(await stack.enter_async_context(worker(package, platform.folder / f"worker-{n}", ranks=ranks))))
         for n, key in enumerate(keys):
             samples = shares[key.name.removeprefix("hospital:")]
-            await stack.enter_async_context(hospital(platform, key, samples, benches[n % len(benches)], roster))
+            await stack.enter_async_context(hospital(platform, key, samples, benches[n % len(benches)], roster, proven))
         tasks = [asyncio.create_task(bench.work()) for bench in benches]
         tasks.append(asyncio.create_task(_alive(platform, sorted(shares))))
         try:

@@ -76,17 +76,20 @@ class SqliteJournal:
 
     async def begin(self) -> None:
         # IMMEDIATE takes the write lock at once: two processes wait for each other instead of failing half way.
+        await self._run("BEGIN IMMEDIATE")
+        self._begun, self._before = True, self._sql.total_changes
+
+    async def _run(self, text: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """One statement, once no other process holds what it needs: inside a transaction that is at once."""
         end = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                self._sql.execute("BEGIN IMMEDIATE")
-                break
+                return self._sql.execute(text, values)
             except sqlite3.OperationalError as error:
                 # The low byte: also while another process takes up what one that was killed left (SQLITE_BUSY_RECOVERY).
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
             await asyncio.sleep(0.005)
-        self._begun, self._before = True, self._sql.total_changes
 
     async def commit(self) -> None:
         if self._sql.total_changes == self._before:
@@ -101,9 +104,8 @@ class SqliteJournal:
             self._sql.execute("ROLLBACK")
 
     async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
-        done = await self._connection.execute(prepared.statement, values)
-        found: Sequence[Any] = done.all() if done.returns_rows else ()
-        return found
+        statement, read = prepared.sqlite
+        return [read(row) for row in (await self._run(statement.text, statement.asked(values))).fetchall()]
 
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         done = self._sql.execute("INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now)))

@@ -158,6 +158,11 @@ class UnitOfWork(Generic[Ports]):
                 raise Problem("store.value") from None
             raise
 
+    async def one(self, prepared: Prepared, **values: Any) -> Any:
+        """The first row of a prepared statement, or None."""
+        found = await self.rows(prepared, **values)
+        return found[0] if found else None
+
     async def first(self, statement: Executable) -> Row[Any] | None:
         """The first row, or None."""
         return (await self.execute(statement)).first()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
@@ -20,9 +20,22 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.chain import Left, after, agreed, begins_with, extend, first, round_digest
 from medmesh.federated.undoing import proven
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import bases, chain, committed
+from medmesh_edge.tables import attempt, bases, chain, committed, given, of_attempt
+
+_NEWEST = Prepared(
+    select(chain).where(chain.c.federation == bindparam("federation")).order_by(chain.c.round.desc(), chain.c.attempt.desc()).limit(1)
+)
+_SEEN = Prepared(select(chain.c.value).where(of_attempt(chain)))
+_COMMITTED = Prepared(select(committed).where(of_attempt(committed)))
+_BASES = select(bases.c.base).where(bases.c.federation == bindparam("federation"))
+_LAST_BASE = Prepared(_BASES.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
+_AGAIN = Prepared(_BASES.where(bases.c.base == bindparam("base")).limit(1))
+_WRITE_CHAIN, _WRITE_LEFT, _WRITE_BASE = (
+    Prepared(upsert(table).values(given(table)).on_conflict_do_nothing()) for table in (chain, committed, bases)
+)
 
 
 async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
@@ -39,7 +52,7 @@ async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
 
 async def known(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
     """Whether this very round was written down. Raises `Problem` (`federation.chain`) when another was in its place."""
-    row = await uow.first(select(chain.c.value).where(_of(event), chain.c.round == event.round, chain.c.attempt == event.attempt))
+    row = await uow.one(_SEEN, **attempt(event))
     if row is not None and (row.value != event.chain or not _whole(event)):
         raise _broken(event)
     return row is not None
@@ -87,19 +100,17 @@ async def _progress(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> Non
 
 async def _again(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> bool:
     """Whether a training round begins with a model that an earlier one, but for the last, began with."""
-    mine = select(bases.c.base).where(bases.c.federation == event.federation)
-    newest = await uow.first(mine.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
+    newest = await uow.one(_LAST_BASE, federation=event.federation)
     if newest is None or newest.base == event.base.sha256:
         return False
-    return event.base.sha256 == plan.initial or await uow.first(mine.where(bases.c.base == event.base.sha256)) is not None
+    return event.base.sha256 == plan.initial or await uow.one(_AGAIN, federation=event.federation, base=event.base.sha256) is not None
 
 
 async def _left(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened, newest: Any) -> Left | None:
     """What was left before the newest round that was seen; None of a round that was seen before this was looked at."""
     if newest.round == 0:
         return first(plan, event.plan_hash)
-    where = (committed.c.federation == event.federation) & (committed.c.round == newest.round) & (committed.c.attempt == newest.attempt)
-    row = await uow.first(select(committed).where(where))
+    row = await uow.one(_COMMITTED, **attempt(newest))
     return None if row is None else Left(row.value, row.model, row.state)
 
 
@@ -127,13 +138,8 @@ def _later(event: RoundOpened, newest: Any) -> bool:
     return (event.round, event.attempt) > (newest.round, newest.attempt)
 
 
-def _of(event: RoundOpened) -> Any:
-    return chain.c.federation == event.federation
-
-
 async def _newest(uow: UnitOfWork[Any], event: RoundOpened) -> Any:
-    found = await uow.first(select(chain).where(_of(event)).order_by(chain.c.round.desc(), chain.c.attempt.desc()).limit(1))
-    return found or _Begin(event.plan_hash)
+    return await uow.one(_NEWEST, federation=event.federation) or _Begin(event.plan_hash)
 
 
 class _Begin:
@@ -146,14 +152,11 @@ class _Begin:
 
 
 async def _write(uow: UnitOfWork[Any], event: RoundOpened, left: Left) -> None:
-    values = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "value": event.chain}
-    await uow.execute(upsert(chain).values(values).on_conflict_do_nothing())
-    values = {"value": left.value, "model": left.model, "state": left.state}
-    about = {"federation": event.federation, "round": event.round, "attempt": event.attempt}
-    await uow.execute(upsert(committed).values({**about, **values}).on_conflict_do_nothing())
+    key = attempt(event)
+    await uow.rows(_WRITE_CHAIN, **key, value=event.chain)
+    await uow.rows(_WRITE_LEFT, **key, value=left.value, model=left.model, state=left.state)
     if event.kind is RoundKind.TRAIN:
-        began = {"federation": event.federation, "round": event.round, "attempt": event.attempt, "base": event.base.sha256}
-        await uow.execute(upsert(bases).values(began).on_conflict_do_nothing())
+        await uow.rows(_WRITE_BASE, **key, base=event.base.sha256)
 
 
 def _broken(event: RoundOpened) -> Problem:

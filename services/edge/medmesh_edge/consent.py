@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
@@ -13,6 +13,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.security import statements
 from medmesh.security.statements import Acceptance, CodeApproval
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import code, continuity, privacy
 from medmesh_edge.outgoing import is_transient, queue
@@ -22,6 +23,8 @@ from medmesh_edge.tables import approved, federations
 
 WAITING = frozenset(("roster.none", "roster.expired"))
 """What a hospital sets right by itself: an invitation waits for it."""
+_APPROVED = Prepared(select(approved.c.package).where(approved.c.package == bindparam("package")))
+_INVITED = Prepared(select(federations).where(federations.c.state == "invited"))
 
 
 async def approve(site: Site, federation: str, by: str) -> str:
@@ -73,8 +76,7 @@ async def withdraw(site: Site, federation: str, reason: str) -> None:
 async def answer_invitations(site: Site, gateway: Gateway) -> None:
     """Answer what can be answered: by the policy at once, by an approval when it is there; the rest waits for a person. The package is
     fetched, so that who decides can look into it."""
-    async with site.unit() as uow:
-        waiting = await uow.all(select(federations).where(federations.c.state == "invited"))
+    waiting = await site.database.look(_INVITED)
     if not waiting:
         return
     policy = site.policy()
@@ -119,7 +121,7 @@ async def _accept(site: Site, uow: UnitOfWork[Any], row: Any) -> None:
 
 async def permitted(uow: UnitOfWork[Any], policy: Policy, package: str) -> bool:
     """Whether this hospital lets a package run."""
-    return package in policy.packages or await uow.first(select(approved).where(approved.c.package == package)) is not None
+    return package in policy.packages or await uow.one(_APPROVED, package=package) is not None
 
 
 async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: str = "", reason: str = "", small_cell: int = 0) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
@@ -26,6 +26,7 @@ from medmesh.ledger import note, tiles
 from medmesh.ledger.note import Checkpoint, VerifierKey, signature_line
 from medmesh.ledger.policy import demanding
 from medmesh.ledger.tree import Node, consistency_proof, verify_consistency
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
@@ -34,6 +35,7 @@ from medmesh_edge.tables import log_views
 FORKED, ROLLED_BACK = "edge.log_forked", "edge.log_rolled_back"
 MOST_COMPARED = 1000
 """How many checkpoints are remembered as compared: one more is only weighed again."""
+_VIEW = Prepared(select(log_views).where(log_views.c.origin == bindparam("origin")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def keys(site: Site) -> tuple[VerifierKey, ...]:
 
 async def view(uow: UnitOfWork[Any], origin: str) -> Any:
     """What is kept of a log: `note`, `size`, `at`, and the `fault` that stands; None when it was never seen."""
-    return await uow.first(select(log_views).where(log_views.c.origin == origin))
+    return await uow.one(_VIEW, origin=origin)
 
 
 async def present(site: Site) -> Any:

@@ -6,14 +6,23 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.store.objects.port import fetch, file_digest
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import federations, residuals, tasks
+from medmesh_edge.tables import among, federations, residuals, tasks
+
+_OVER = select(federations.c.federation).where(among(federations.c.state, "completed", "failed"))
+_ENDED = Prepared(select(residuals.c.federation).where(residuals.c.federation.in_(_OVER)).distinct())
+_BEFORE = Prepared(
+    select(residuals.c.object).where(residuals.c.federation == bindparam("federation"), residuals.c.round < bindparam("before"))
+)
+EVER = 2**31
+"""Later than any round."""
 
 
 async def encode(site: Site, plan: Plan, event: RoundOpened, base: Path, update: Path, folder: Path) -> tuple[Path, str]:
@@ -48,22 +57,15 @@ async def keep(uow: UnitOfWork[Any], event: RoundOpened, residual: str) -> None:
 
 async def sweep(site: Site) -> None:
     """Forget the residuals of federations that are over."""
-    over = select(federations.c.federation).where(federations.c.state.in_(["completed", "failed"]))
-    async with site.unit() as uow:
-        ended = await uow.all(select(residuals.c.federation).where(residuals.c.federation.in_(over)).distinct())
-    for row in ended:
+    for row in await site.database.look(_ENDED):
         await forget(site, row.federation)
 
 
-async def forget(site: Site, federation: str, before: int | None = None) -> None:
-    """Residuals of rounds before `before` (of all rounds, when it is None) are no longer needed."""
-    which = residuals.c.federation == federation
-    if before is not None:
-        which &= residuals.c.round < before
-    async with site.unit() as uow:
-        gone = await uow.all(select(residuals.c.object).where(which))
+async def forget(site: Site, federation: str, before: int = EVER) -> None:
+    """Residuals of rounds before `before` are no longer needed."""
+    gone = await site.database.look(_BEFORE, federation=federation, before=before)
     for row in gone:
         await site.objects.delete(row.object)
     if gone:
         async with site.unit() as uow:
-            await uow.execute(delete(residuals).where(which))
+            await uow.execute(delete(residuals).where(residuals.c.federation == federation, residuals.c.round < before))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import null, select, update
+from sqlalchemy import bindparam, null, select, update
 
 from medmesh.client import transfer
 from medmesh.client.gateway import Gateway
@@ -17,12 +17,20 @@ from medmesh.contracts.federation import RoundOpened, Work
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.security.residue import wipe
-from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.store.prepared import Prepared
+from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log
 from medmesh_edge import secure
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import federations, tasks
+from medmesh_edge.tables import attempt, federations, of_attempt, tasks
 from medmesh_edge.timing import Clock
+
+_OURS = of_attempt(tasks)
+_SENT = Prepared(update(tasks).where(_OURS, tasks.c.state == "trained").values(state="sent"))
+_OVER = Prepared(update(tasks).where(_OURS).values(state="releasable"))
+_LEFT = Prepared(
+    select(federations.c.federation).where(federations.c.federation == bindparam("federation"), federations.c.state == "withdrawn")
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ async def _hand_in(
     await gateway.command("POST", f"/v1/federations/{event.federation}/updates", done.body(event), key=once)
     async with site.unit() as uow:
         # Unless the round was stored meanwhile: then the update may go already.
-        await uow.execute(update(tasks).where(task_of(event), tasks.c.state == "trained").values(state="sent"))
+        await uow.rows(_SENT, **attempt(event))
         about = (
             Entity("federation", event.federation, digest=event.plan_hash),
             Entity("update", str(event.round), digest=done.update.sha256),
@@ -105,18 +113,14 @@ def _room(site: Site) -> Iterator[Path]:
         wipe(room)
 
 
-async def is_over(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
+async def is_over(site: Site, event: RoundOpened) -> bool:
     """Whether this hospital left the federation: what was trained stays here, and is deleted."""
-    if gone := await has_left(uow, event):
-        await uow.execute(update(tasks).where(task_of(event)).values(state="releasable"))
+    if gone := await has_left(site.database.look, event):
+        async with site.unit() as uow:
+            await uow.rows(_OVER, **attempt(event))
     return gone
 
 
-async def has_left(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
-    """Whether a person has taken this hospital out of the federation."""
-    ours = (federations.c.federation == event.federation) & (federations.c.state == "withdrawn")
-    return await uow.first(select(federations.c.federation).where(ours)) is not None
-
-
-def task_of(event: RoundOpened) -> Any:
-    return (tasks.c.federation == event.federation) & (tasks.c.round == event.round) & (tasks.c.attempt == event.attempt)
+async def has_left(look: Callable[..., Awaitable[Sequence[Any]]], event: RoundOpened) -> bool:
+    """Whether a person has taken this hospital out of the federation. `look` runs a statement, in a transaction or alone."""
+    return bool(await look(_LEFT, federation=event.federation))

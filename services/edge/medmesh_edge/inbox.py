@@ -2,49 +2,88 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import JSON, BindParameter, Text, bindparam, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.contracts import federation as fed
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
-from medmesh.contracts.message import Envelope, Event, decode
-from medmesh.contracts.plan import Plan, plan_hash
+from medmesh.contracts.message import Envelope, Event, understood
+from medmesh.contracts.plan import plan_hash
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
+from medmesh.federated.plan import plan_of
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge import chain, secure
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import federations, inbox_cursor, releases, secure_phases, tasks
+from medmesh_edge.tables import (
+    KEY,
+    among,
+    as_text,
+    attempt,
+    federations,
+    given,
+    inbox_cursor,
+    releases,
+    secure_phases,
+    tasks,
+)
 
 Handler = Callable[[Any, UnitOfWork[Any]], Awaitable[None]]
+_CURSOR = Prepared(select(inbox_cursor.c.cursor))
+_MOVE = Prepared(
+    upsert(inbox_cursor)
+    .values(one=1, cursor=bindparam("place"))
+    .on_conflict_do_update(index_elements=["one"], set_={"cursor": bindparam("place")})
+)
+_FEDERATION: BindParameter[str] = bindparam("federation")
+_KNOWN = Prepared(
+    select(federations.c.plan_hash, federations.c.state, as_text(federations.c.plan)).where(federations.c.federation == _FEDERATION)
+)
+_SUPERSEDE = Prepared(update(tasks).where(tasks.c.federation == _FEDERATION, tasks.c.state == "received").values(state="superseded"))
+_RECEIVE = Prepared(
+    upsert(tasks)
+    .values(
+        {name: bindparam(name) for name in (*KEY, "kind", "at")}
+        | {"event": bindparam("event", type_=Text)}
+        | {"state": "received", "samples": 0, "metrics": {}, "trained": 0, "code": ""}
+    )
+    .on_conflict_do_nothing()
+)
+_PHASE = Prepared(upsert(secure_phases).values(given(secure_phases)).on_conflict_do_nothing())
+_NUMBERS = func.json_each(bindparam("rounds", type_=JSON)).table_valued("value")
+# Also what this node has not yet heard the answer to: a round is over soon after its last update came.
+_STORED = Prepared(
+    update(tasks)
+    .where(tasks.c.federation == _FEDERATION, tasks.c.round.in_(select(_NUMBERS.c.value)), among(tasks.c.state, "trained", "sent"))
+    .values(state="releasable")
+)
 
 
 async def cursor(site: Site) -> int:
     """Where to go on."""
-    async with site.unit() as uow:
-        return int((await uow.execute(select(inbox_cursor.c.cursor))).scalar_one_or_none() or 0)
+    found = await site.database.look(_CURSOR)
+    return int(found[0].cursor) if found else 0
 
 
 async def take(site: Site, place: int, document: dict[str, Any]) -> None:
     """Take one fact; one of an unknown type (a newer platform) is passed over and said."""
     handled = HANDLERS.get(kind := str(document.get("type")))
     async with site.unit() as uow:
-        before = (await uow.execute(select(inbox_cursor.c.cursor))).scalar_one_or_none() or 0
-        if place <= before:
+        before = await uow.one(_CURSOR)
+        if before is not None and place <= before.cursor:
             return
-        row = upsert(inbox_cursor).values(one=1, cursor=place)
-        await uow.execute(row.on_conflict_do_update(index_elements=["one"], set_={"cursor": place}))
+        await uow.rows(_MOVE, place=place)
         if handled is None:
             log("edge.unknown_fact", level=30, type=kind[:120])
         else:
             message, handler = handled
             try:
-                event = decode(json.dumps(document).encode(), message)
+                event = understood(document, message)
             except Problem as problem:
                 log("edge.malformed_fact", level=40, error=problem)
             else:
@@ -84,43 +123,28 @@ async def _state(uow: UnitOfWork[Any], federation: str, state: str, reason: str 
 
 async def _started(event: Envelope[fed.FederationStarted], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "running")
-    # Kept as it came: what it proves is looked at before every round (`proofs.proven`).
+    # Kept as it came: what it proves is looked at before every round (`proofs.Proofs`).
     known = federations.c.federation == event.data.federation
     await uow.execute(update(federations).where(known).values(start=event.data.model_dump(mode="json")))
 
 
 async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> None:
     wanted = event.data
-    known = await uow.first(select(federations).where(federations.c.federation == wanted.federation))
+    known = await uow.one(_KNOWN, federation=wanted.federation)
     # Only what this hospital signed is worked on: another plan hash, or a federation it never accepted, is refused.
     if known is None or known.plan_hash != wanted.plan_hash or known.state not in ("accepted", "running"):
         uow.audit(AuditEntry("federation.round", "E", outcome=8, why="federation.not_assigned"))
         return
-    older = (tasks.c.federation == wanted.federation) & tasks.c.state.in_(["received"])
-    await uow.execute(update(tasks).where(older).values(state="superseded"))
-    values = {
-        "federation": wanted.federation,
-        "round": wanted.round,
-        "attempt": wanted.attempt,
-        "kind": wanted.kind.value,
-        "event": wanted.model_dump(mode="json"),
-        "state": "received",
-        "samples": 0,
-        "metrics": {},
-        "trained": 0,
-        "code": "",
-        "at": uow.now,
-    }
-    await uow.execute(upsert(tasks).values(values).on_conflict_do_nothing())
-    await chain.note(uow, Plan.model_validate(known.plan), wanted)
-    if known.plan.get("secure") is not None and wanted.kind is not fed.RoundKind.BASELINE:
+    plan = plan_of(known)
+    await uow.rows(_SUPERSEDE, federation=wanted.federation)
+    await uow.rows(_RECEIVE, **attempt(wanted), kind=wanted.kind.value, event=wanted.model_dump_json(), at=uow.now)
+    await chain.note(uow, plan, wanted)
+    if plan.secure is not None and wanted.kind is not fed.RoundKind.BASELINE:
         await _phase(uow, wanted, fed.SecurePhase.KEYS, {})
 
 
 async def _phase(uow: UnitOfWork[Any], event: Any, phase: fed.SecurePhase, messages: dict[str, str]) -> None:
-    about = {"federation": event.federation, "round": event.round, "attempt": event.attempt}
-    values = {**about, "phase": phase.value, "messages": messages, "state": "received", "at": uow.now}
-    await uow.execute(upsert(secure_phases).values(values).on_conflict_do_nothing())
+    await uow.rows(_PHASE, **attempt(event), phase=phase.value, messages=messages, state="received", at=uow.now)
 
 
 async def _secured(event: Envelope[fed.SecureAdvanced], uow: UnitOfWork[Any]) -> None:
@@ -132,10 +156,7 @@ async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> Non
     done = event.data
     # Of an earlier round where that is what counted in this one.
     mine = [done.round, *([done.stale[hospital]] if (hospital := uow.ports.settings.hospital) in done.stale else [])]
-    where = (tasks.c.federation == done.federation) & tasks.c.round.in_(mine)
-    # Also what this node has not yet heard the answer to: a round is over soon after its last update came.
-    where &= tasks.c.state.in_(["trained", "sent"])
-    await uow.execute(update(tasks).where(where).values(state="releasable"))
+    await uow.rows(_STORED, federation=done.federation, rounds=mine)
     await secure.forget(uow, done)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, null, select, update
 
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipts
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import requests
+from medmesh_edge.tables import given, requests
 
 TRANSIENT = frozenset(
     (
@@ -24,6 +25,14 @@ TRANSIENT = frozenset(
 )  # fmt: skip
 WHO_WE_ARE = ("security.certificate_", "security.token_", "security.request_")
 AUDIT_BATCH = 64
+_LAST = Prepared(select(func.coalesce(func.max(requests.c.seq), 0).label("seq")))
+_QUEUE = Prepared(insert(requests).values(given(requests)))
+_OLDEST = Prepared(select(requests).where(requests.c.state == "waiting").order_by(requests.c.seq).limit(1))
+_SETTLE = Prepared(
+    update(requests)
+    .where(requests.c.id == bindparam("request"))
+    .values({name: bindparam(name, type_=requests.c[name].type) for name in ("state", "answer")})
+)
 
 
 def is_transient(problem: Problem) -> bool:
@@ -35,18 +44,17 @@ def is_transient(problem: Problem) -> bool:
 async def queue(uow: UnitOfWork[Any], path: str, body: dict[str, Any]) -> str:
     """Leave a command with this transaction; it is sent after those before it."""
     request = new_id()
-    seq = (await uow.execute(select(func.coalesce(func.max(requests.c.seq), 0) + 1))).scalar_one()
-    await uow.execute(insert(requests).values(id=request, seq=seq, path=path, body=body, state="waiting", at=uow.now))
+    (last,) = await uow.rows(_LAST)
+    await uow.rows(_QUEUE, id=request, seq=last.seq + 1, path=path, body=body, state="waiting", answer=null(), at=uow.now)
     uow.on_commit(lambda: uow.ports.changed.set("requests"))
     return request
 
 
 async def send_one(site: Site, gateway: Gateway) -> bool:
     """Send the oldest waiting command; True when there may be more. A permanent refusal is kept with its reason."""
-    async with site.unit() as uow:
-        row = await uow.first(select(requests).where(requests.c.state == "waiting").order_by(requests.c.seq).limit(1))
-    if row is None:
+    if not (found := await site.database.look(_OLDEST)):
         return False
+    (row,) = found
     try:
         answer: dict[str, Any] = await gateway.command("POST", row.path, row.body, key=row.id)
         state = "done"
@@ -56,7 +64,7 @@ async def send_one(site: Site, gateway: Gateway) -> bool:
         answer, state = problem.document(), "refused"
         log("edge.refused_by_platform", level=30, path=row.path.rsplit("/", 1)[-1], code=problem.code)
     async with site.unit() as uow:
-        await uow.execute(update(requests).where(requests.c.id == row.id).values(state=state, answer=answer))
+        await uow.rows(_SETTLE, request=row.id, state=state, answer=answer)
     return True
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
@@ -18,30 +18,56 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.chain import agreed
-from medmesh.federated.proof import MOST_BYTES, StartProof, check_round, unpack, verify_start
+from medmesh.federated.plan import plan_of
+from medmesh.federated.proof import MOST_BYTES, check_round, unpack, verify_start
 from medmesh.ledger.note import split
 from medmesh.security import statements
 from medmesh.security.statements import Acceptance
+from medmesh.store.prepared import Prepared
 from medmesh_edge import chain, continuity, witnessed
 from medmesh_edge import roster as rosters
 from medmesh_edge.consent import permitted
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import federations
+from medmesh_edge.tables import as_text, federations
 
-PROOF_SECONDS = 60.0
-"""How long a start that was proven is not proven again, while neither it nor the roster changes."""
+_FEDERATION = Prepared(
+    select(
+        federations.c.federation,
+        federations.c.plan_hash,
+        as_text(federations.c.plan),
+        as_text(federations.c.package),
+        as_text(federations.c.start),
+    ).where(federations.c.federation == bindparam("federation"))
+)
+
+
+MOST_PROVEN = 16
+"""How many federations' starts are remembered as proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A start that was proven, by what, and until when that stands by itself."""
+
+    by: tuple[Any, ...]
+    """All it depends on beside the time: the platform's word, the roster, the governance's key."""
+    until: datetime
+    started: FederationStarted
+    seen: tuple[tuple[str, str], ...]
+    """Which checkpoint of the log each hospital knew when it accepted."""
 
 
 @dataclass
 class Proofs:
-    """Remembers what was proven last."""
+    """Remembers what was proven: a start is proven again only when something changed that its proof depends on. `proven` may be shared by
+    nodes in one process: whose it is does not matter to it."""
 
     site: Site
     gateway: Gateway
+    proven: dict[str, Proven] = field(default_factory=dict)
     continuity: Continuity = field(init=False)
-    _shown: tuple[Any, ...] = ()
-    _at: float = float("-inf")
+    _compared: Proven | None = None
 
     def __post_init__(self) -> None:
         self.continuity = Continuity(self.site, self.gateway)
@@ -54,16 +80,15 @@ class Proofs:
         """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
         async with self.site.unit() as uow:
             await continuity.trusted_in(uow)
-            row = await uow.first(select(federations).where(federations.c.federation == event.federation))
+            row = await uow.one(_FEDERATION, federation=event.federation)
             if row is None or row.plan_hash != event.plan_hash:
                 raise Problem("federation.plan_changed", federation=event.federation)
-            package = ObjectRef.model_validate(row.package)
+            package = ObjectRef.model_validate_json(row.package)
             if not await permitted(uow, self.site.policy(), package.sha256):
                 raise Problem("policy.package", package=package.sha256[:16])
             on_record = await witnessed.known(uow, event.federation, row.plan_hash)
             seen = await chain.known(uow, event)
-        plan = Plan.model_validate(row.plan)
-        plan = agreed(plan, event)
+        plan = agreed(plan_of(row), event)
         await self._prove(row, plan, event)
         if not on_record:
             await witnessed.prove(self.site, self.gateway, event.federation, row.plan_hash)
@@ -72,28 +97,30 @@ class Proofs:
         return plan, package
 
     async def _prove(self, row: Any, plan: Plan, event: RoundOpened) -> None:
-        """Where the roster here lacks a key, by the newest there is."""
-        now = asyncio.get_running_loop().time()
+        """Raise a `Problem` unless the start of this federation and everybody in this round is proven by keys of the roster: where that
+        lacks one, by the newest there is."""
         try:
-            shown = (row.federation, row.start, event.everybody, self.site.roster())
-            if shown == self._shown and now - self._at < PROOF_SECONDS:
-                return
-            started, proof = await self._start(row)
-            proven(self.site, started, proof, plan, event)
+            known = await self._start(row)
         except Problem as problem:
             if not problem.code.startswith("roster.") or not await rosters.refresh(self.site, self.gateway):
                 raise
-            shown = (row.federation, row.start, event.everybody, self.site.roster())
-            started, proof = await self._start(row)
-            proven(self.site, started, proof, plan, event)
-        for hospital in started.hospitals:
-            if seen := statements.read(split(proof.acceptances[hospital])[0], Acceptance).seen:
+            known = await self._start(row)
+        check_round(known.started, event.everybody)
+        if len(set(event.everybody)) < plan.min_participants or self.site.settings.hospital not in event.everybody:
+            raise Problem("federation.unproven", federation=event.federation)
+        if self._compared is not known:
+            for hospital, seen in known.seen:
                 await self.continuity.compare(seen, f"hospital:{hospital}")
-        self._shown, self._at = shown, now
+            self._compared = known
 
-    async def _start(self, row: Any) -> tuple[FederationStarted, StartProof]:
-        """The start as the platform told it, and what should prove it. Raises `Problem`."""
-        started = None if row.start is None else FederationStarted.model_validate(row.start)
+    async def _start(self, row: Any) -> Proven:
+        """The start as the platform told it, proven. Raises `Problem`."""
+        roster, governance, now = self.site.roster(), self.site.trust().governance, datetime.now(UTC)
+        by = (row.start, row.plan_hash, governance, roster)
+        known = self.proven.get(row.federation)
+        if known is not None and known.by == by and now < known.until:
+            return known
+        started = None if row.start is None else FederationStarted.model_validate_json(row.start)
         if started is None or started.proof is None or started.proof.bytes > MOST_BYTES:
             raise Problem("federation.unproven", federation=row.federation)
         if started.plan_hash != row.plan_hash:
@@ -101,12 +128,11 @@ class Proofs:
         folder = self.site.layout.cache / "objects"
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         path = await download(self.gateway, started.proof, folder / started.proof.sha256)
-        return started, unpack(await asyncio.to_thread(path.read_bytes))
-
-
-def proven(site: Site, started: FederationStarted, proof: StartProof, plan: Plan, event: RoundOpened) -> None:
-    """Raise a `Problem` unless the start of this federation and everybody in this round is proven by keys of the roster."""
-    verify_start(started, proof, site.trust().governance, site.roster(), datetime.now(UTC))
-    check_round(started, event.everybody)
-    if len(set(event.everybody)) < plan.min_participants or site.settings.hospital not in event.everybody:
-        raise Problem("federation.unproven", federation=event.federation)
+        proof = unpack(await asyncio.to_thread(path.read_bytes))
+        verify_start(started, proof, governance, roster, now)
+        said = {name: statements.read(split(proof.acceptances[name])[0], Acceptance).seen for name in started.hospitals}
+        known = Proven(by, roster.stands_until(now), started, tuple((name, seen) for name, seen in said.items() if seen))
+        while len(self.proven) >= MOST_PROVEN:
+            self.proven.pop(next(iter(self.proven)))
+        self.proven[row.federation] = known
+        return known

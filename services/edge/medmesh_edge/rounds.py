@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import case, null, select, update
+from sqlalchemy import bindparam, case, null, select, update
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
@@ -26,21 +26,45 @@ from medmesh.federated.plan import evaluates
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
 from medmesh_edge import code, encoding, evaluation, handing, memorised, privacy, samples, secure, telling, training
-from medmesh_edge.handing import Trained, has_left, is_over, task_of
+from medmesh_edge.handing import Trained, has_left, is_over
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import hours_begin, refusal, worker_limits
 from medmesh_edge.ports import Site
-from medmesh_edge.proofs import Proofs
-from medmesh_edge.tables import federations, tasks
+from medmesh_edge.proofs import Proofs, Proven
+from medmesh_edge.tables import among, as_text, attempt, federations, of_attempt, tasks
 from medmesh_edge.timing import Clock
 
 WORKER_IDLE_SECONDS = 300.0
-DISPENSABLE = tasks.c.state.in_(["releasable", "failed", "superseded"]) & tasks.c.update.is_not(None)
+DISPENSABLE = among(tasks.c.state, "releasable", "failed", "superseded") & tasks.c.update.is_not(None)
 """An update that is still here and that the platform has no more need of."""
+_OURS = of_attempt(tasks)
+_OPEN = Prepared(
+    select(*[column if column.name != "event" else as_text(column) for column in tasks.c])
+    .where(among(tasks.c.state, "trained", "received") | DISPENSABLE)
+    .order_by(tasks.c.at)
+)
+_BEGIN = Prepared(update(tasks).where(_OURS).values(trained=tasks.c.trained + 1))
+_DONE = {name: bindparam(name, type_=tasks.c[name].type) for name in ("update", "samples", "metrics", "counts", "milliseconds")}
+
+
+def _trained(*over: str) -> Prepared:
+    """Keep what a round left; what is `over` stays so."""
+    return Prepared(update(tasks).where(_OURS).values(state=case((among(tasks.c.state, *over), tasks.c.state), else_="trained"), **_DONE))
+
+
+# What failed beside, or was void meanwhile and got no masks any more, stays so: then the update is dispensable.
+_TRAINED, _TRAINED_MASKED = _trained("failed"), _trained("failed", "superseded")
+_FAIL = Prepared(
+    update(tasks).where(_OURS, tasks.c.state != "failed").values(state="failed", code=bindparam("why")).returning(tasks.c.round)
+)
+_GIVE_UP = Prepared(update(tasks).where(_OURS).values(state="superseded"))
+_EVALUATED = Prepared(update(tasks).where(_OURS).values(state="sent"))
+_RELEASE = Prepared(update(tasks).where(_OURS).values(state=bindparam("now"), update=null()))
 
 
 @dataclass
@@ -56,32 +80,32 @@ class Rounds:
     _generation: int = 0
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
+    proven: dict[str, Proven] = field(default_factory=dict)
     proofs: Proofs = field(init=False)
 
     def __post_init__(self) -> None:
-        self.proofs = Proofs(self.site, self.gateway)
+        self.proofs = Proofs(self.site, self.gateway, self.proven)
 
     async def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do. Raises transient problems."""
         if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
             await self.close()  # a patient was forgotten: the worker's arrays may still show the images
             self._generation = generation
-        async with self.site.unit() as uow:
-            found = await uow.all(select(tasks).where(tasks.c.state.in_(["trained", "received"]) | DISPENSABLE).order_by(tasks.c.at))
-            trained = [one for one in found if one.state == "trained" and await secure.ready(uow, one)]
-            received = [one for one in found if one.state == "received"]
-            row = trained[0] if trained else received[-1] if received else None
-            event = RoundOpened.model_validate(row.event) if row is not None else None
-            gone = event is not None and await is_over(uow, event)
-        if row is None or event is None:
+        found = await self.site.database.look(_OPEN)
+        trained = [one for one in found if one.state == "trained" and await secure.ready(self.site, one)]
+        received = [one for one in found if one.state == "received"]
+        row = trained[0] if trained else received[-1] if received else None
+        if row is None:
             await self._release([one for one in found if one.state not in ("trained", "received")])
             await encoding.sweep(self.site)
             await self._rest()
             return False
-        if gone:
+        event = RoundOpened.model_validate_json(row.event)
+        if await is_over(self.site, event):
             return True
         if row.state == "received" and datetime.now(UTC) > event.deadline:
-            await self._set(event, state="superseded")
+            async with self.site.unit() as uow:
+                await uow.rows(_GIVE_UP, **attempt(event))
             return True
         if (wait := hours_begin(self.site.policy(), now := datetime.now().astimezone())) > now:
             if row.state == "received" and wait > event.deadline:
@@ -102,15 +126,10 @@ class Rounds:
         return await secure.step(self.site, self.proofs.plan, self._say_failed)
 
     async def _send(self, event: RoundOpened, done: Trained) -> None:
-        async with self.site.unit() as uow:
-            if await is_over(uow, event):
-                return
+        if await is_over(self.site, event):
+            return
         plan = await self.proofs.plan(event)
         await handing.send(self.site, self.gateway, plan, event, done, lambda sent, total: self._tell(event, "send", sent, total))
-
-    async def _set(self, event: RoundOpened, **values: Any) -> None:
-        async with self.site.unit() as uow:
-            await uow.execute(update(tasks).where(task_of(event)).values(values))
 
     async def _fail(self, event: RoundOpened, problem: Problem) -> None:
         """Tell the platform at once, so that nobody waits for us; the next round is a new chance."""
@@ -119,10 +138,7 @@ class Rounds:
 
     async def _say_failed(self, event: RoundOpened, problem: Problem) -> None:
         async with self.site.unit() as uow:
-            failed = await uow.execute(
-                update(tasks).where(task_of(event), tasks.c.state != "failed").values(state="failed", code=problem.code)
-            )
-            if not failed.rowcount:
+            if not await uow.rows(_FAIL, **attempt(event), why=problem.code):
                 return  # said already: a phase of the same round failed beside its training
             await secure.forget(uow, event)
             body = {"round": event.round, "attempt": event.attempt, "code": problem.code}
@@ -213,7 +229,7 @@ class Rounds:
                 with clock.of("evaluate"):
                     counts = await evaluation.beginning(self.site, opened, plan, local)
             async with self.site.unit() as uow:  # what could not be fetched was no training
-                await uow.execute(update(tasks).where(task_of(event)).values(trained=tasks.c.trained + 1))
+                await uow.rows(_BEGIN, **attempt(event))
             with clock.of("train"):
                 trainer = self._trainer(opened, plan, event, data)
                 alone = event.kind is RoundKind.BASELINE
@@ -237,11 +253,7 @@ class Rounds:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
-            # What failed beside, or was void meanwhile and got no masks any more, stays so: then the update is dispensable.
-            over = tasks.c.state.in_(["failed", "superseded"] if secure.is_secure(plan, event) else ["failed"])
-            await uow.execute(
-                update(tasks).where(task_of(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
-            )
+            await uow.rows(_TRAINED_MASKED if secure.is_secure(plan, event) else _TRAINED, **attempt(event), **done.values())
             # A hash is as good as the model to whoever can guess it: nothing is told of one that goes masked.
             digest = "" if secure.is_secure(plan, event) else ref.sha256
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
@@ -277,13 +289,10 @@ class Rounds:
         async with self.site.unit() as uow:
             if masked:  # they wait for their masks, as an update does
                 done = Trained(None, 1, {}, evaluation.together(plan, results, personal), clock.milliseconds)
-                over = tasks.c.state.in_(["failed", "superseded"])
-                await uow.execute(
-                    update(tasks).where(task_of(event)).values(state=case((over, tasks.c.state), else_="trained"), **done.values())
-                )
+                await uow.rows(_TRAINED_MASKED, **attempt(event), **done.values())
             else:
-                await uow.execute(update(tasks).where(task_of(event)).values(state="sent"))
-            if await has_left(uow, event):
+                await uow.rows(_EVALUATED, **attempt(event))
+            if await has_left(uow.rows, event):
                 return
             if not masked:
                 await queue(uow, f"/v1/federations/{event.federation}/evaluations", body)
@@ -300,9 +309,7 @@ class Rounds:
         if rows:
             async with self.site.unit() as uow:
                 for row in rows:
-                    state = "released" if row.state == "releasable" else row.state
-                    which = task_of(RoundOpened.model_validate(row.event))
-                    await uow.execute(update(tasks).where(which).values(state=state, update=null()))
+                    await uow.rows(_RELEASE, **attempt(row), now="released" if row.state == "releasable" else row.state)
         for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
             await encoding.forget(self.site, federation, before=round_)
 

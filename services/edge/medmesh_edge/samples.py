@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import JSON, bindparam, func, select
 
 from medmesh.canonical import parse
 from medmesh.contracts.data import DataSchema, TableSchema
@@ -18,22 +18,37 @@ from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
 from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
+from medmesh.store.prepared import Prepared
 from medmesh_edge.patients import images, opened
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items, patients
 
+_CLASSES = func.json_each(bindparam("classes", type_=JSON)).table_valued("value")
+_WANTED = (
+    (items.c.modality == bindparam("modality"))
+    & items.c.label.in_(select(_CLASSES.c.value))
+    & (items.c.held_out == bindparam("held_out", type_=items.c.held_out.type))
+)
+_COHORT = Prepared(
+    select(func.count().label("samples"), func.count(func.distinct(items.c.patient)).label("patients")).select_from(items).where(_WANTED)
+)
+_ROWS = Prepared(
+    select(items.c.item, items.c.dataset, items.c.object, items.c.label, items.c.patient, patients.c.key)
+    .join(patients, items.c.patient == patients.c.patient)
+    .where(_WANTED)
+    .order_by(items.c.item)
+)
 
-def _wanted(schema: DataSchema, held_out: bool) -> Any:
-    return (items.c.modality == schema.modality) & items.c.label.in_(schema.classes) & (items.c.held_out == held_out)
+
+def _wanted(schema: DataSchema, held_out: bool) -> dict[str, Any]:
+    return {"modality": schema.modality, "classes": list(schema.classes), "held_out": held_out}
 
 
 async def cohort(site: Site, schema: DataSchema) -> Cohort:
     """What this hospital can train on under a schema."""
-    counted: Any = select(func.count(), func.count(func.distinct(items.c.patient))).select_from(items).where(_wanted(schema, False))
-    async with site.unit() as uow:
-        found: Any = (await uow.execute(counted)).one()
-    return Cohort(samples=int(found[0]), patients=int(found[1]))
+    (found,) = await site.database.look(_COHORT, **_wanted(schema, False))
+    return Cohort(samples=found.samples, patients=found.patients)
 
 
 def sources(site: Site, found: Sequence[Any]) -> list[str]:
@@ -43,10 +58,7 @@ def sources(site: Site, found: Sequence[Any]) -> list[str]:
 
 async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[Any]:
     """The matching items in a fixed order."""
-    async with site.unit() as uow:
-        columns = (items.c.item, items.c.dataset, items.c.object, items.c.label, items.c.patient, patients.c.key)
-        joined = select(*columns).join(patients, items.c.patient == patients.c.patient)
-        return await uow.all(joined.where(_wanted(schema, held_out)).order_by(items.c.item))
+    return await site.database.look(_ROWS, **_wanted(schema, held_out))
 
 
 def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:

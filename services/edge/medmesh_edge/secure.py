@@ -25,16 +25,22 @@ from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
 from medmesh.store.objects.port import fetch
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases, tasks
+from medmesh_edge.tables import as_text, attempt, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
 
 ATTEMPT = "attempt"
 Plans = Callable[[RoundOpened], Awaitable[Plan]]
 """The plan this hospital signed for a round, proven. Raises `Problem`."""
 Fails = Callable[[RoundOpened, Problem], Awaitable[None]]
+_PASSED_ON = Prepared(select(secure_phases).where(secure_phases.c.state == "received").order_by(secure_phases.c.at).limit(1))
+_TASK = Prepared(select(tasks.c.state, as_text(tasks.c.event)).where(of_attempt(tasks)))
+_PHASES = Prepared(select(secure_phases.c.phase, secure_phases.c.state).where(of_attempt(secure_phases)))
+_FORGET_ATTEMPT = Prepared(delete(secure_attempts).where(of_attempt(secure_attempts)).returning(secure_attempts.c.round))
+_FORGET_PHASES = Prepared(delete(secure_phases).where(of_attempt(secure_phases)))
 
 
 def _of(table: Any, event: Any) -> Any:
@@ -48,15 +54,15 @@ def is_secure(plan: Plan, event: RoundOpened) -> bool:
 
 async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
     """Answer the oldest phase that was passed on; False when there is none. Raises transient problems."""
-    async with site.unit() as uow:
-        phase = await uow.first(select(secure_phases).where(secure_phases.c.state == "received").order_by(secure_phases.c.at).limit(1))
-        if phase is None:
-            return False
-        task = await uow.first(select(tasks).where(_of(tasks, phase)))
-        if task is None or task.state not in ("received", "trained", "sent"):
+    look = site.database.look
+    if not (found := await look(_PASSED_ON)):
+        return False
+    (phase,), (task, *_) = found, [*await look(_TASK, **attempt(found[0])), None]
+    if task is None or task.state not in ("received", "trained", "sent"):
+        async with site.unit() as uow:
             await uow.execute(update(secure_phases).where(_of(secure_phases, phase)).values(state="done"))
-            return True
-    event = RoundOpened.model_validate(task.event)
+        return True
+    event = RoundOpened.model_validate_json(task.event)
     try:
         plan = await plan_of(event)
         if not is_secure(plan, event):
@@ -166,9 +172,9 @@ def session_of(event: RoundOpened, plan: Plan) -> Session:
     return Session(event.federation, event.plan_hash, event.round, event.attempt, tuple(sorted(plan.participants)), plan.secure.threshold)
 
 
-async def ready(uow: UnitOfWork[Any], task: Any) -> bool:
+async def ready(site: Site, task: Any) -> bool:
     """Whether a trained model may go: at once where nothing is masked, else when the others' shares are here."""
-    phases = {one.phase: one.state for one in await uow.all(select(secure_phases).where(_of(secure_phases, task)))}
+    phases = {one.phase: one.state for one in await site.database.look(_PHASES, **attempt(task))}
     return SecurePhase.KEYS.value not in phases or phases.get(SecurePhase.VECTORS.value) == "done"
 
 
@@ -193,12 +199,12 @@ async def vector(
 
 async def forget(uow: UnitOfWork[Any], event: Any) -> bool:
     """A round is over, or this hospital's part in it: its secrets go; which list was signed stays. Whether there were any."""
-    gone = await uow.execute(delete(secure_attempts).where(_of(secure_attempts, event)))
-    await uow.execute(delete(secure_phases).where(_of(secure_phases, event)))
-    if gone.rowcount:
+    gone = await uow.rows(_FORGET_ATTEMPT, **attempt(event))
+    await uow.rows(_FORGET_PHASES, **attempt(event))
+    if gone:
         keys, label = _keys(uow.ports, event)
         uow.on_commit(lambda: keys.destroy(label, 1))
-    return bool(gone.rowcount)
+    return bool(gone)
 
 
 async def forget_all(uow: UnitOfWork[Any], federation: str) -> None:

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    bindparam,
+    literal,
+    text,
+    type_coerce,
+)
 
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
@@ -13,13 +28,40 @@ from medmesh.timeline.tables import add_timeline_tables
 
 METADATA = service_metadata()
 add_timeline_tables(METADATA)
+KEY = ("federation", "round", "attempt")
+"""Of what belongs to one attempt at a round."""
 
 
 def _attempt() -> Iterator[Column[Any]]:
     """The key of what belongs to one attempt at a round: a column is one table's, so each gets its own."""
     yield Column("federation", String(36), primary_key=True)
-    for name in ("round", "attempt"):
+    for name in KEY[1:]:
         yield Column(name, Integer, primary_key=True, autoincrement=False)
+
+
+def attempt(of: Any) -> dict[str, Any]:
+    """The key of the attempt that an event or a row is about."""
+    return {name: getattr(of, name) for name in KEY}
+
+
+def of_attempt(table: Table) -> ColumnElement[bool]:
+    """For prepared statements: the table's rows of one attempt, by `**attempt(event)`."""
+    return and_(*(table.c[name] == bindparam(name) for name in KEY))
+
+
+def among(column: Column[Any], *words: str) -> ColumnElement[bool]:
+    """For prepared statements: whether it is one of these."""
+    return column.in_([literal(word) for word in words])
+
+
+def as_text(column: Column[Any]) -> ColumnElement[str]:
+    """For prepared statements: a document as it is stored; who needs it reads it at once into what it is."""
+    return type_coerce(column, Text).label(column.name)
+
+
+def given(table: Table) -> dict[str, Any]:
+    """For prepared statements: a value for each of the table's columns, by the column's name."""
+    return {column.name: bindparam(column.name, type_=column.type) for column in table.c}
 
 
 items = Table(

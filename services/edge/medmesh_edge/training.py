@@ -22,10 +22,13 @@ from medmesh.federated.aggregation import Left, Local, download_signature
 from medmesh.learning import weights
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import fetch
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import kept, tasks
+
+_HELD = Prepared(select(kept.c.object))
 
 Fetch = Callable[[ObjectRef], Awaitable[Path]]
 
@@ -81,8 +84,7 @@ async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | No
 
 async def held(site: Site) -> frozenset[str]:
     """The objects that are kept: equal bytes are one object, whoever else is done with it."""
-    async with site.unit() as uow:
-        return frozenset(row.object["sha256"] for row in await uow.all(select(kept.c.object)))
+    return frozenset(row.object["sha256"] for row in await site.database.look(_HELD))
 
 
 async def forget(site: Site, event: RoundOpened) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
@@ -15,6 +15,7 @@ from medmesh.contracts.audit import Evidence as Shown
 from medmesh.errors import Problem
 from medmesh.ledger.proof import Evidence, evidence_file, read_evidence, verify_evidence
 from medmesh.security.roster import Roster
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.outgoing import is_transient
 from medmesh_edge.ports import Site
@@ -24,13 +25,14 @@ VERB = "federation.move"
 NOT_YET = frozenset(("ledger.quorum", "request.not_found"))
 """What passes by itself when the log and its witnesses are honest: the record is on its way, or its checkpoint to the witnesses."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+_KNOWN = Prepared(
+    select(witnessed.c.at).where(witnessed.c.federation == bindparam("federation"), witnessed.c.plan_hash == bindparam("plan_hash"))
+)
 
 
 async def known(uow: UnitOfWork[Any], federation: str, plan_hash: str) -> bool:
     """Whether the start of exactly this plan was proven here."""
-    return (
-        await uow.first(select(witnessed.c.at).where(witnessed.c.federation == federation, witnessed.c.plan_hash == plan_hash)) is not None
-    )
+    return await uow.one(_KNOWN, federation=federation, plan_hash=plan_hash) is not None
 
 
 async def prove(site: Site, gateway: Gateway, federation: str, plan_hash: str) -> None:

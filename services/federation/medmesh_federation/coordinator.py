@@ -16,6 +16,7 @@ from sqlalchemy import bindparam, or_, select
 
 from medmesh.contracts.federation import CandidateModel, RoundKind, SecurePhase
 from medmesh.errors import Problem
+from medmesh.federated.plan import plan_of
 from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
@@ -37,7 +38,6 @@ from medmesh_federation.domain import (
     Void,
     Wait,
     next_step,
-    plan_of,
 )
 from medmesh_federation.handlers import FLAGGED
 from medmesh_federation.ports import Ports

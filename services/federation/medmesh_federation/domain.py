@@ -10,13 +10,11 @@ models. Where training ends early, the rounds up to R are left out.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any
 
 from medmesh.contracts.federation import CandidateModel, RoundKind, SecurePhase
 from medmesh.contracts.plan import EarlyStopping, Plan
@@ -35,19 +33,6 @@ class State(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-_MOST_PLANS = 256
-_read: OrderedDict[str, Plan] = OrderedDict()
-
-
-def plan_of(row: Any) -> Plan:
-    """The plan in a federation's row. Its hash names it: what was read once is not read again for every answer."""
-    if (plan := _read.get(row.plan_hash)) is None:
-        plan = _read[row.plan_hash] = Plan.model_validate(row.plan)
-        while len(_read) > _MOST_PLANS:
-            _read.popitem(last=False)
-    return plan
 
 
 OPEN_STATES = (State.INVITING, State.READY, State.QUEUED, State.RUNNING, State.PAUSED)

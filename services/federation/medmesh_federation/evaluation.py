@@ -12,8 +12,9 @@ from medmesh.contracts.federation import CandidateModel, RoundKind, SubmitEvalua
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, UnitOfWork
-from medmesh_federation.domain import Counts, Situation, best, plan_of, score
+from medmesh_federation.domain import Counts, Situation, best, score
 from medmesh_federation.handlers import answer, answering, checked, entity, sensible, wake_after_last
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, rounds

@@ -29,7 +29,7 @@ from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, Appro
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
-from medmesh.federated.plan import evaluates
+from medmesh.federated.plan import evaluates, plan_of
 from medmesh.federated.proof import ACTION, accepted
 from medmesh.learning.package import read as read_package
 from medmesh.security import reviews, statements
@@ -40,7 +40,7 @@ from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_federation import rehearsed
-from medmesh_federation.domain import OPEN_STATES, State, plan_of
+from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 

@@ -22,8 +22,9 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import changed
 from medmesh.errors import Problem
+from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_federation.domain import OPEN_STATES, State, plan_of
+from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.handlers import entity, invited, locked, own
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds

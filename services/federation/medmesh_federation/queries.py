@@ -23,9 +23,9 @@ from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.plan import plan_of
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy
-from medmesh_federation.domain import plan_of
 from medmesh_federation.pages import ROOM, page
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.queue import ahead, not_before, waits

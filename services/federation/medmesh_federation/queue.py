@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import func, select
 
 from medmesh.contracts.plan import Plan
-from medmesh.federated.plan import after_training
+from medmesh.federated.plan import after_training, plan_of
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation.domain import State, plan_of
+from medmesh_federation.domain import State
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 

@@ -12,10 +12,10 @@ from sqlalchemy import insert, select, update
 from medmesh.contracts.federation import UpdateFlagged
 from medmesh.contracts.plan import Plan
 from medmesh.contracts.screening import Screening
+from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import quarantine
-from medmesh_federation.domain import plan_of
 from medmesh_federation.handlers import FLAGGED, entity, invited
 from medmesh_federation.tables import answers, flags
 

@@ -15,9 +15,10 @@ from medmesh.contracts.federation import RoundKind, SecureAdvanced, SecurePhase,
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation.domain import Advance, Round, Situation, plan_of
+from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import answering, entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import participants, rounds, secure_messages
