@@ -13,7 +13,8 @@ from tests.integration.test_forget import ALONE, everything, key_of, named, prep
 from medmesh.errors import Problem
 from medmesh.timeline import records as kept
 from medmesh.timeline.events import Identity
-from medmesh_edge import forgetting, timeline
+from medmesh.timeline.terms import Term, Vocabulary
+from medmesh_edge import forgetting, intake, timeline
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Settings
 
@@ -150,3 +151,77 @@ async def test_faults_are_told_and_the_rest_is_taken_in(at: Site, private: Path)
     assert (outcome.appended.stored, outcome.merges) == (9, 1)
     document = outcome.document("zh")
     assert document["errors"] == 2 and "不是有效的 JSON" in document["findings"][0]["detail"]
+
+
+MI = {
+    "name": "mi-death",
+    "index": {"systems": ["ICD10", "ICD10CN"], "codes": ["I21"]},
+    "outcome": {"codes": {"events": ["MEDS_DEATH"]}, "within_days": 30},
+}
+
+
+def ward(folder: Path, patients: int = 12) -> Path:
+    """Half of them die after ten days; of the first two the diagnosis is in the hospital's own words."""
+    lines: list[object] = []
+    for n in range(patients):
+        dies = {"deceasedDateTime": "2024-03-11T08:00:00"} if n % 2 else {}
+        lines.append({"resourceType": "Patient", "id": f"{n}", "identifier": [{"system": SYSTEM, "value": f"PID-KANARY-{n}"}], **dies})
+        about = {"subject": {"reference": f"Patient/{n}"}}
+        code = {"text": "急性心梗"} if n < 2 else {"coding": [{"system": "http://hl7.org/fhir/sid/icd-10", "code": "I21.9"}]}
+        lines.append({"resourceType": "Condition", "id": f"c{n}", "recordedDate": "2024-03-01T08:00:00", "code": code, **about})
+        seen = {"resourceType": "Observation", "id": f"o{n}", "effectiveDateTime": "2024-06-01T08:00:00", "valueString": SECRET}
+        lines += [] if n % 2 else [seen | {"code": {"coding": [{"system": "http://loinc.org", "code": "2160-0"}]}} | about]
+    folder.mkdir(exist_ok=True)
+    (folder / "ward.ndjson").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    return folder
+
+
+async def test_a_cohort_is_asked_coded_and_exported(at: Site, private: Path) -> None:
+    import meds
+    import pyarrow.parquet as pq
+
+    await timeline.ingest(at, ward(private / "fhir"), "heart")
+    definition, version = await timeline.define(at, "heart", json.dumps(MI).encode())
+    assert (version, (await timeline.define(at, "heart", json.dumps(MI).encode()))[1]) == (1, 1), "the same question is the same version"
+    answer = await timeline.ask(at, "heart", "mi-death")
+    assert answer.told() == {
+        "cohort": "mi-death", "version": 1, "definition": definition.digest, "patients": 10, "positive": 5, "negative": 5
+    }  # fmt: skip
+    changed = json.dumps(MI | {"history_days": 1}).encode()
+    assert (await timeline.define(at, "heart", changed))[1] == 2
+    assert (await timeline.ask(at, "heart", "mi-death")).told()["without history"] == 10
+    assert (await timeline.ask(at, "heart", "mi-death", 1)).digest == answer.digest, "the same question has the same answer"
+
+    vocabulary = Vocabulary([Term("I21.9", "ICD10CN", "急性心肌梗死"), Term("I10", "ICD10CN", "高血压")])
+    ((local, number, suggested),) = await timeline.suggest(at, "heart", vocabulary)
+    assert (local, number, suggested[0].term.code) == ("DIAGNOSIS//TEXT//急性心梗", 2, "I21.9")
+    assert len((await timeline.ask(at, "heart", "mi-death", 1)).members) == 10, "a suggestion changes nothing"
+    assert await timeline.confirm(at, "heart", local, "ICD-10-CN", "I21.9", "li") == "DIAGNOSIS//ICD10CN//I21.9"
+    assert len((await timeline.ask(at, "heart", "mi-death", 1)).members) == 12
+    assert (await timeline.show(at, "heart", own(0)))[0].code_system == "ICD10CN"
+    assert await timeline.suggest(at, "heart", vocabulary) == []
+
+    done = await timeline.export(at, private / "out", "heart", cohort="mi-death")
+    assert done.subjects == 0, "nobody of the newest version"
+    await timeline.define(at, "heart", json.dumps(MI).encode())
+    done = await timeline.export(at, private / "meds", "heart", cohort="mi-death")
+    assert (done.subjects, done.events) == (12, 24)
+    table = pq.read_table(private / "meds" / "data" / "0.parquet")
+    meds.DataSchema.validate(table)
+    assert SECRET not in str(table.to_pydict())
+    labels = pq.read_table(private / "meds" / "labels" / "mi-death.parquet").to_pylist()
+    assert sum(one["boolean_value"] for one in labels) == 6
+    splits = {one["subject_id"]: one["split"] for one in pq.read_table(private / "meds" / meds.subject_splits_filepath).to_pylist()}
+    for n in range(12):
+        subject = timeline.namer(at).subject(own(n))
+        testing = intake.held_out(subject.patient, timeline.namer(at).key, at.settings.holdout)
+        assert (splits[subject.subject_id] == "held_out") == testing, "held out here as there"
+
+    assert await timeline.confirm(at, "heart", local, "", "", "li") == local
+    assert len((await timeline.ask(at, "heart", "mi-death", 1)).members) == 10, "taken back"
+    with pytest.raises(Problem) as caught:
+        await timeline.confirm(at, "heart", "DIAGNOSIS//TEXT//none", "ICD10", "I10", "li")
+    assert caught.value.code == "timeline.not_local"
+    verbs = [record["sub"] for record in records(at.layout.folder)]
+    assert [verbs.count(f"timeline.{verb}") for verb in ("define", "confirm", "export")] == [4, 2, 2]
+    assert "急性心梗" not in str(records(at.layout.folder))

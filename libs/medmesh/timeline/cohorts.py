@@ -25,6 +25,7 @@ from medmesh.timeline.events import BIRTH, Event, end_of
 from medmesh.timeline.identity import places
 from medmesh.timeline.records import Vault, stream
 from medmesh.timeline.tables import cohorts, events
+from medmesh.timeline.terms import confirmed, meaning
 
 YEAR = timedelta(days=365.25)
 
@@ -235,6 +236,8 @@ async def candidates(uow: UnitOfWork[Any], project: str, codes: CodeSet) -> list
     conditions = [events.c.code.startswith(prefix, autoescape=True) for prefix in codes.prefixes()]
     conditions += [events.c.code.in_(codes.events)] if codes.events else []
     known = await places(uow)
+    if local := meaning(await confirmed(uow, project), [*codes.prefixes(), *codes.events]):
+        conditions.append(events.c.code.in_(local))
     rows = await uow.all(select(events.c.subject_id).where(events.c.project == project, or_(*conditions)).distinct())
     return sorted({known[row.subject_id].subject_id if row.subject_id in known else row.subject_id for row in rows})
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import and_, delete, exists, func, insert, or_, select
+from sqlalchemy import and_, delete, exists, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from medmesh.contracts.message import new_id
@@ -22,7 +22,8 @@ from medmesh.imaging.pseudonyms import replaced_uid
 from medmesh.store.unit import UnitOfWork
 from medmesh.timeline.events import Draft, Event, from_microseconds, microseconds, order
 from medmesh.timeline.identity import Namer, Place, Subject, members, opened_identity, places, sealed_identity
-from medmesh.timeline.tables import cohorts, events, merges, sources, subjects
+from medmesh.timeline.tables import events, merges, sources, subjects
+from medmesh.timeline.terms import confirmed
 
 BATCH = 500
 """Keys in one question: SQLite takes 32,766 values, PostgreSQL's driver as many."""
@@ -263,14 +264,15 @@ async def people(uow: UnitOfWork[Any], project: str) -> list[int]:
 
 
 async def stream(
-    uow: UnitOfWork[Any], project: str, vault: Vault, *, only: Sequence[int] | None = None, codes: Sequence[Any] = (), texts: bool = True
+    uow: UnitOfWork[Any], project: str, vault: Vault, *, only: Sequence[int] | None = None, texts: bool = True
 ) -> AsyncIterator[tuple[int, list[Event]]]:
     """(subject, events in order) of everyone in the project or of `only` them, one after the other in the order of their numbers.
 
-    `codes` are conditions on the table's code, one of which must hold; without `texts` no value as text is opened. Of a patient whose key
-    is gone nothing is shown.
+    Without `texts` no value as text is opened; of a patient whose key is gone nothing is shown. A local code that somebody confirmed a
+    standard one for is read as that (`terms`).
     """
     known = await places(uow)
+    meanings = await confirmed(uow, project)
     wanted = await people(uow, project) if only is None else sorted({known[one].subject_id if one in known else one for one in only})
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
@@ -278,14 +280,12 @@ async def stream(
         names = {row.subject_id: row.patient for row in await uow.all(select(subjects).where(subjects.c.subject_id.in_(sorted(where))))}
         ciphers = await vault.ciphers(uow, names.values(), make=False) if texts else {}
         asked = select(events).where(events.c.project == project, events.c.subject_id.in_(sorted(where)), _CURRENT)
-        if codes:
-            asked = asked.where(or_(*codes))
         by: dict[int, list[Event]] = defaultdict(list)
         for row in await uow.all(asked):
             cipher = ciphers.get(names.get(row.subject_id, ""))
             if texts and cipher is None:
                 continue
-            event = _event(row, cipher)
+            event = _event(row, cipher, meanings)
             spot = where[row.subject_id]
             by[spot.subject_id].append(event.shown_for(*spot))
         for one in batch:
@@ -293,12 +293,13 @@ async def stream(
                 yield one, sorted(by[one], key=order)
 
 
-def _event(row: Any, cipher: Cipher | None) -> Event:
+def _event(row: Any, cipher: Cipher | None, meanings: Mapping[str, str]) -> Event:
+    code = meanings.get(row.code, row.code)
     text = None if row.text is None or cipher is None else cipher.unseal(row.text, f"event\0{row.event_id}").decode()
     return Event(
         row.subject_id,
         None if row.time is None else from_microseconds(row.time),
-        row.code,
+        code,
         row.numeric_value,
         text,
         row.event_id,
@@ -306,7 +307,7 @@ def _event(row: Any, cipher: Cipher | None) -> Event:
         row.object_sha256,
         row.modality,
         row.unit,
-        row.code_system,
+        row.code_system if code == row.code else code.split("//")[1],
         row.time_precision,
         row.ingested_at,
         row.consent_id,
@@ -367,6 +368,3 @@ async def counts(uow: UnitOfWork[Any], project: str) -> Counter[str]:
     number = func.count().label("number")
     asked: Any = select(events.c.code, number).where(events.c.project == project, _CURRENT).group_by(events.c.code)
     return Counter({row.code: row.number for row in await uow.all(asked)})
-
-
-__all__ = ["OPEN", "Appended", "Placed", "append", "cohorts", "counts", "forget", "of", "people", "place", "raw", "stream", "who"]

@@ -7,6 +7,7 @@ the patients are named in records of their own, with the events.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,21 +15,31 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import select
+
 from medmesh.errors import Problem
 from medmesh.importing.port import Report
 from medmesh.importing.sources import opened
 from medmesh.security.keyring.memory import MemoryKey
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh.timeline import readers, records
+from medmesh.timeline import cohorts, readers, records, terms
+from medmesh.timeline.cohorts import Answer, Definition
 from medmesh.timeline.events import Draft, Event, Identity, Merge
 from medmesh.timeline.identity import PEOPLE, Namer, merge
 from medmesh.timeline.reading import Reading
 from medmesh.timeline.records import BATCH, Appended, Cipher, Placed, place
+from medmesh.timeline.tables import subjects
+from medmesh.timeline.terms import Suggestion, Vocabulary
 from medmesh_edge import patients
+from medmesh_edge.intake import held_out
 
 if TYPE_CHECKING:
+    from medmesh.timeline.export import Exported
     from medmesh_edge.ports import Site
+
+TUNING = 0.1
+"""The share of those who are not held out that a model is tuned on."""
 
 
 class _Sealed:
@@ -190,3 +201,75 @@ async def join(site: Site, survivor: Identity, loser: Identity, *, undone: bool 
         await merge(uow, [Merge(survivor, loser, PEOPLE, uow.now.isoformat(), undone)], names)
         for record in patients.about_patients(site, "timeline.unmerge" if undone else "timeline.merge", "U", keys, ()):
             uow.audit(record)
+
+
+async def define(site: Site, project: str, text: bytes) -> tuple[Definition, int]:
+    """Save a cohort's definition; answers it and its version. Raises `Problem` (`timeline.cohort_invalid`)."""
+    definition = cohorts.read(text)
+    async with site.unit() as uow:
+        version = await cohorts.save(uow, project, definition)
+        about = (dataset(site, project), Entity("cohort", definition.name, str(version), definition.digest))
+        uow.audit(AuditEntry("timeline.define", "C", entities=about))
+    return definition, version
+
+
+async def ask(site: Site, project: str, name: str, version: int | None = None) -> Answer:
+    """Who is in a saved cohort. Raises `Problem` (`timeline.no_cohort`). That it was asked is recorded, with what was answered."""
+    async with site.unit() as uow:
+        definition, number = await cohorts.load(uow, project, name, version)
+        found = await cohorts.answer(uow, project, definition, number, PatientVault(site))
+        about = (dataset(site, project), Entity("cohort", name, str(number), found.digest))
+        uow.audit(AuditEntry("timeline.ask", "E", entities=about, detail={"samples": len(found.members)}))
+    return found
+
+
+async def export(site: Site, target: Path, project: str, *, cohort: str | None = None, texts: bool = False) -> Exported:
+    """Write timelines as a MEDS data set into the folder `target`: everybody's, or those of a cohort, with its labels. The split is the
+    images': who is held out there is held out here. Raises `Problem` (`timeline.target`, `timeline.no_cohort`)."""
+    from medmesh.timeline.export import Sample, export
+
+    chosen = None if cohort is None else await ask(site, project, cohort)
+    only = None if chosen is None else sorted({one.subject_id for one in chosen.members})
+    labels = (
+        {}
+        if chosen is None
+        else {cohort: [Sample(m.subject_id, m.prediction_time, m.label) for m in chosen.members if m.label is not None]}
+    )
+    key = read_secret(site.layout.site_key).strip()
+    async with site.unit() as uow:
+        names = {row.subject_id: row.patient for row in await uow.all(select(subjects))}
+
+        def split(subject: int) -> str:
+            if held_out(names[subject], key, site.settings.holdout):
+                return "held_out"
+            return "tuning" if held_out(f"tuning\0{names[subject]}", key, TUNING) else "train"
+
+        people = records.stream(uow, project, PatientVault(site), only=only)
+        release = str(chosen.version) if chosen else "1"
+        done = await export(
+            target, cohort or project, people, split, release=release, texts=texts, labels={k: v for k, v in labels.items() if k and v}
+        )
+        sha256, _ = done.files["data/0.parquet"]
+        detail: dict[str, str | int | bool] = {"events": done.events, "patients": done.subjects, "texts": texts}
+        uow.audit(
+            AuditEntry(
+                "timeline.export", "E", entities=(dataset(site, project), Entity("dataset", done.name, release, sha256)), detail=detail
+            )
+        )
+    return done
+
+
+async def suggest(site: Site, project: str, vocabulary: Vocabulary, count: int = 3) -> list[tuple[str, int, list[Suggestion]]]:
+    """(local code, events, suggestions) of what has no standard code. Nothing is changed."""
+    async with site.unit() as uow:
+        return [(code, number, vocabulary.suggest(terms.words(code), count)) for code, number in await terms.uncoded(uow, project)]
+
+
+async def confirm(site: Site, project: str, local: str, name: str, code: str, by: str) -> str:
+    """A person says what a local code means, or with an empty `code` that it means nothing yet. Raises `Problem` (`timeline.not_local`)."""
+    async with site.unit() as uow:
+        read_as = await terms.confirm(uow, project, local, name, code, by)
+        # The hospital's words may name anybody: the record has their hash.
+        about = (dataset(site, project), Entity("code", code or "none", digest=hashlib.sha256(local.encode()).hexdigest()))
+        uow.audit(AuditEntry("timeline.confirm", "U", entities=about, detail={"taken_back": not code}))
+    return read_as

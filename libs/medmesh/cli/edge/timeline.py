@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,4 +93,93 @@ def merge(folder: Path, authority: str, undo: bool) -> int:
 
     on_site(folder, run)
     click.echo(say("taken back", "已撤销") if undo else say("merged", "已合并"))
+    return 0
+
+
+@timeline.command()
+@FOLDER
+@PROJECT
+@click.argument("name", required=False)
+@click.option(
+    "--define", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Save the definition in this JSON file first."
+)
+@click.option("--version", "number", type=int, help="An earlier version; the newest by default.")
+@click.option("--members", is_flag=True, help="List the samples, which never leave: subject, index time, prediction time, label.")
+def cohort(folder: Path, project: str, name: str | None, file: Path | None, number: int | None, members: bool) -> int:
+    """How many are in the cohort NAME, and why others are not; small counts are hidden.  疾病队列。
+
+    A definition that changed is a new version; versions never change. See docs/tutorial/timeline.md.
+    """
+    from medmesh_edge import timeline as work
+
+    async def run(site: Any) -> Any:
+        asked, version = name, number
+        if file is not None:
+            definition, version = await work.define(site, project, file.read_bytes())
+            asked = definition.name
+        if asked is None:
+            raise click.UsageError(say("name a cohort, or give a file with --define", "请给出队列名称，或用 --define 指定文件"))
+        return await work.ask(site, project, asked, version)
+
+    answer = on_site(folder, run)
+    if not members:
+        shown(answer.told())
+        return 0
+    for one in answer.members:
+        click.echo("\t".join(str(part) for part in (one.subject_id, one.index_time, one.prediction_time, one.label)))
+    return 0
+
+
+@timeline.command()
+@FOLDER
+@PROJECT
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--cohort", "name", help="Only the patients of this cohort, with its labels.")
+@click.option("--texts", is_flag=True, help="With what people wrote. It is not searched for names: keep it inside the hospital.")
+def export(folder: Path, project: str, target: Path, name: str | None, texts: bool) -> int:
+    """Write the timelines into the new folder TARGET as MEDS 0.4, with Croissant metadata.  导出为 MEDS。"""
+    from medmesh_edge import timeline as work
+
+    done = on_site(folder, lambda site: work.export(site, target.absolute(), project, cohort=name, texts=texts))
+    shown(
+        {"events": done.events, "patients": done.subjects, "splits": dict(done.splits), "codes": len(done.codes), "files": len(done.files)}
+    )
+    return 0
+
+
+@timeline.command()
+@FOLDER
+@PROJECT
+@click.argument("vocabulary", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--system", default="ICD-10-CN", show_default=True, help="The code system of the list, unless it has a column that says so.")
+def codes(folder: Path, project: str, vocabulary: Path, system: str) -> int:
+    """Suggest codes of the list VOCABULARY (CSV: code,term) for what the hospital calls things.  智能编码。
+
+    Nothing is changed: what is right is confirmed with medmesh edge timeline confirm.
+    """
+    from medmesh.timeline import terms
+    from medmesh_edge import timeline as work
+
+    wanted = terms.read(vocabulary, system)
+    for code, number, found in on_site(folder, lambda site: work.suggest(site, project, wanted)):
+        click.echo(f"{number:>8}  {code}")
+        for one in found:
+            click.echo(f"          {one.score:.2f}  {one.term.system}  {one.term.code}  {one.term.term}")
+    return 0
+
+
+@timeline.command()
+@FOLDER
+@PROJECT
+@click.argument("local")
+@click.argument("code", required=False, default="")
+@click.option("--system", default="ICD-10-CN", show_default=True, help="The code system of CODE.")
+def confirm(folder: Path, project: str, local: str, code: str, system: str) -> int:
+    """Say that the code LOCAL means CODE; without CODE an earlier confirmation is taken back.  确认编码。
+
+    The events are read under the standard code from then on, those that come later too. What was taken in is not altered.
+    """
+    from medmesh_edge import timeline as work
+
+    click.echo(on_site(folder, lambda site: work.confirm(site, project, local, system, code, getpass.getuser())))
     return 0
