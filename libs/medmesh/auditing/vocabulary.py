@@ -126,6 +126,7 @@ VERBS: dict[str, Verb] = {
     "patient.infer": Verb("110100", "operation", "TREAT", _CLINICAL, "对患者影像推理"),
     "patient.ingest": Verb("110107", "create", _RESEARCH, _CLINICAL, "患者数据入库"),
     "timeline.ask": Verb("110112", "search", _RESEARCH, _CLINICAL, "查询队列"),
+    "timeline.card": Verb("rest", "read", _RESEARCH, _OPERATIONS, "生成数据集说明卡"),
     "timeline.confirm": Verb("rest", "update", _RESEARCH, _CLINICAL, "确认编码"),
     "timeline.define": Verb("rest", "create", _RESEARCH, _CLINICAL, "定义队列"),
     "timeline.export": Verb("110106", "operation", _RESEARCH, _SECURITY, "导出患者时间轴"),

@@ -273,3 +273,13 @@ async def confirm(site: Site, project: str, local: str, name: str, code: str, by
         about = (dataset(site, project), Entity("code", code or "none", digest=hashlib.sha256(local.encode()).hexdigest()))
         uow.audit(AuditEntry("timeline.confirm", "U", entities=about, detail={"taken_back": not code}))
     return read_as
+
+
+async def card(site: Site, project: str, language: str, *, page: bool) -> str:
+    """The data card of a project's timelines as an HTML page, else as Markdown. That it was made is recorded."""
+    from medmesh.timeline import cards
+
+    async with site.unit() as uow:
+        facts = await cards.gather(uow, project, PatientVault(site))
+        uow.audit(AuditEntry("timeline.card", "R", entities=(dataset(site, project),)))
+    return cards.page(facts, language) if page else cards.markdown(facts, language)

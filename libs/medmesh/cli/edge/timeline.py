@@ -183,3 +183,17 @@ def confirm(folder: Path, project: str, local: str, code: str, system: str) -> i
 
     click.echo(on_site(folder, lambda site: work.confirm(site, project, local, system, code, getpass.getuser())))
     return 0
+
+
+@timeline.command()
+@FOLDER
+@PROJECT
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--lang", type=click.Choice(("en", "zh")), help="The terminal's by default.")
+def card(folder: Path, project: str, target: Path, lang: str | None) -> int:
+    """Write the data card of the timelines to TARGET: a .html or .md file, after YY/T 1833.2.  数据集说明卡。"""
+    from medmesh_edge import timeline as work
+
+    made = on_site(folder, lambda site: work.card(site, project, lang or language(), page=target.suffix.lower() != ".md"))
+    target.write_text(made, encoding="utf-8")
+    return 0
