@@ -297,8 +297,8 @@ async def stream(
 _COLUMNS = tuple(
     events.c[name]
     for name in (
-        "subject_id", "time", "code", "numeric_value", "text", "event_id", "source", "source_raw", "source_key", "object_sha256", "modality",
-        "unit", "code_system", "time_precision", "ingested_at", "consent_id", "revision",
+        "subject_id", "time", "code", "numeric_value", "text", "event_id", "source", "source_raw", "source_key", "object_sha256",
+        "modality", "unit", "code_system", "time_precision", "ingested_at", "consent_id", "revision",
     )
 )  # fmt: skip
 
