@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from medmesh.errors import Problem
 from medmesh.timeline import records as kept
 from medmesh.timeline.events import Identity
 from medmesh.timeline.terms import Term, Vocabulary
-from medmesh_edge import forgetting, intake, timeline
+from medmesh_edge import ethics, forgetting, intake, timeline
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Settings
 
@@ -59,25 +59,35 @@ def own(n: int) -> Identity:
     return Identity("", f"PID-KANARY-{n}")
 
 
+async def approved(at: Site, *, kinds: tuple[str, ...] = ("table", "text"), individual: bool = False) -> None:
+    since, until = date(2024, 1, 1), date(2099, 12, 31)
+    await ethics.record(at, ethics.Approval("2024-LL-7", "急性心梗预后研究", kinds, since, until, individual), "li")
+
+
 async def test_what_is_taken_in_is_shown_in_order_and_lies_sealed(at: Site, private: Path) -> None:
     source = bundle(private / "fhir")
     planned = await timeline.ingest(at, source, "heart", dry_run=True)
     assert (planned.events, planned.appended.stored, len(planned.appended.patients)) == (9, 0, 3)
     assert records(at.layout.folder) == [], "nothing was written"
 
-    outcome = await timeline.ingest(at, source, "heart", consent="ethics-7")
+    with pytest.raises(Problem) as caught:
+        await timeline.ingest(at, source, "heart", ethics="2024-LL-7")
+    assert caught.value.code == "ethics.unknown"
+    await approved(at)
+    before = len(records(at.layout.folder))
+    outcome = await timeline.ingest(at, source, "heart", ethics="2024-LL-7")
     assert (outcome.appended.stored, len(outcome.appended.patients), outcome.kinds) == (
         9,
         3,
         {"MEDS_BIRTH": 3, "OBSERVATION": 3, "REPORT": 3},
     )
     one = forgetting.who(at, "PID-KANARY-1")
-    told = records(at.layout.folder)
+    told = records(at.layout.folder, before)
     assert [record["sub"] for record in told] == ["patient.ingest", "timeline.import"]
     assert told[-1]["detail"] == {"format": "fhir", "known": 0, "merges": 0, "rejected": 0, "revised": 0, "stored": 9}
     assert named(at, one, await key_of(at, one)) == ["patient.ingest"]
 
-    again = await timeline.ingest(at, source, "heart")
+    again = await timeline.ingest(at, source, "heart", ethics="2024-LL-7")
     assert (again.appended.stored, again.appended.revised, again.appended.known) == (0, 0, 9)
 
     found = await timeline.show(at, "heart", own(1))
@@ -88,7 +98,7 @@ async def test_what_is_taken_in_is_shown_in_order_and_lies_sealed(at: Site, priv
         ("REPORT//LOINC//2160-0", None, SECRET),
     ]
     assert found[1].time == datetime(2024, 3, 1) - timedelta(days=days)
-    assert found[1].consent_id == "ethics-7"
+    assert found[1].consent_id == "2024-LL-7"
     assert records(at.layout.folder)[-1]["sub"] == "timeline.read"
     assert found == await timeline.show(at, "heart", Identity(SYSTEM, "PID-KANARY-1")), "an authority of the hospital's own"
 
@@ -129,6 +139,27 @@ async def test_one_person_with_two_numbers_is_merged_parted_and_forgotten_as_one
     with pytest.raises(Problem) as caught:
         await timeline.show(at, "heart", own(1))
     assert caught.value.code == "edge.patient_unknown"
+    resent = await timeline.ingest(at, private / "fhir", "heart")
+    assert (resent.appended.stored, resent.appended.known, resent.refused) == (0, 3, {"intake.withdrawn": 6}), "sent again, nobody is back"
+    assert not any(name in tables(at.layout.folder) for name in (*both, *subjects))
+
+
+async def test_an_approval_that_ends_takes_its_events_out_of_use(at: Site, private: Path) -> None:
+    await approved(at, kinds=("table",), individual=True)
+    with pytest.raises(Problem) as caught:
+        await timeline.ingest(at, ward(private / "notes", 2, kind="DiagnosticReport"), "heart", ethics="2024-LL-7")
+    assert caught.value.code == "ethics.kind"
+    agreed = [forgetting.who(at, f"PID-KANARY-{n}") for n in range(10)]
+    await ethics.consent(at, "2024-LL-7", agreed, agreed=True)
+    outcome = await timeline.ingest(at, ward(private / "fhir"), "heart", ethics="2024-LL-7")
+    assert outcome.refused["intake.no_consent"] == 4
+    await timeline.define(at, "heart", json.dumps(MI | {"outcome": None}).encode())
+    assert len((await timeline.ask(at, "heart", "mi-death")).members) == 8, "two say it in words"
+    await ethics.consent(at, "2024-LL-7", agreed[9:], agreed=False)
+    assert len((await timeline.ask(at, "heart", "mi-death")).members) == 7
+    await ethics.end(at, "2024-LL-7", "study closed")
+    assert (await timeline.ask(at, "heart", "mi-death")).members == ()
+    assert (await timeline.export(at, private / "meds", "heart")).events == 0
 
 
 async def test_faults_are_told_and_the_rest_is_taken_in(at: Site, private: Path) -> None:
@@ -160,7 +191,7 @@ MI = {
 }
 
 
-def ward(folder: Path, patients: int = 12) -> Path:
+def ward(folder: Path, patients: int = 12, kind: str = "Condition") -> Path:
     """Half of them die after ten days; of the first two the diagnosis is in the hospital's own words."""
     lines: list[object] = []
     for n in range(patients):
@@ -168,7 +199,16 @@ def ward(folder: Path, patients: int = 12) -> Path:
         lines.append({"resourceType": "Patient", "id": f"{n}", "identifier": [{"system": SYSTEM, "value": f"PID-KANARY-{n}"}], **dies})
         about = {"subject": {"reference": f"Patient/{n}"}}
         code = {"text": "急性心梗"} if n < 2 else {"coding": [{"system": "http://hl7.org/fhir/sid/icd-10", "code": "I21.9"}]}
-        lines.append({"resourceType": "Condition", "id": f"c{n}", "recordedDate": "2024-03-01T08:00:00", "code": code, **about})
+        lines.append(
+            {
+                "resourceType": kind,
+                "id": f"c{n}",
+                "recordedDate": "2024-03-01T08:00:00",
+                "issued": "2024-03-01T08:00:00",
+                "code": code,
+                **about,
+            }
+        )
         seen = {"resourceType": "Observation", "id": f"o{n}", "effectiveDateTime": "2024-06-01T08:00:00", "valueString": SECRET}
         lines += [] if n % 2 else [seen | {"code": {"coding": [{"system": "http://loinc.org", "code": "2160-0"}]}} | about]
     folder.mkdir(exist_ok=True)

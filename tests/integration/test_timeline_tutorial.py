@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.integration.test_forget import ALONE, prepare
+from tests.integration.test_forget import prepare
 from tests.tutorials import REPO, blocks
 
 from medmesh.cli import _root
+from medmesh_edge.policy import DEFAULT
 from medmesh_edge.settings import Settings
 
 DOCUMENT = REPO / "docs" / "tutorial" / "timeline.md"
@@ -34,7 +35,7 @@ def typed(line: str) -> str:
 
 
 def test_three_systems_become_a_cohort(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepare(private / "node", ALONE)
+    folder = prepare(private / "node", DEFAULT)
     Settings.load(folder).model_copy(update={"authorities": ("urn:xiehe:mrn", "HIS")}).save(folder)
     monkeypatch.setenv("MEDMESH_EDGE", str(folder))
     monkeypatch.setenv("MEDMESH_LANG", "en")

@@ -23,7 +23,7 @@ from medmesh.store.unit import UnitOfWork
 from medmesh.timeline.codes import spell
 from medmesh.timeline.events import BIRTH, Event, end_of
 from medmesh.timeline.identity import places
-from medmesh.timeline.records import Vault, stream
+from medmesh.timeline.records import Usable, Vault, stream
 from medmesh.timeline.tables import cohorts, events
 from medmesh.timeline.terms import confirmed, meaning
 
@@ -242,12 +242,14 @@ async def candidates(uow: UnitOfWork[Any], project: str, codes: CodeSet) -> list
     return sorted({known[row.subject_id].subject_id if row.subject_id in known else row.subject_id for row in rows})
 
 
-async def answer(uow: UnitOfWork[Any], project: str, definition: Definition, version: int, vault: Vault) -> Answer:
-    """Ask it. No text is opened."""
+async def answer(
+    uow: UnitOfWork[Any], project: str, definition: Definition, version: int, vault: Vault, usable: Usable = lambda patient, consent: True
+) -> Answer:
+    """Ask it, of what is usable today. No text is opened."""
     wanted = await candidates(uow, project, definition.index)
     members: list[Member] = []
     left_out: Counter[str] = Counter()
-    people: AsyncIterator[tuple[int, list[Event]]] = stream(uow, project, vault, only=wanted, texts=False)
+    people: AsyncIterator[tuple[int, list[Event]]] = stream(uow, project, vault, only=wanted, texts=False, usable=usable)
     async for subject, timeline in people:
         members += judged(definition, subject, timeline, left_out)
     return Answer(definition, version, tuple(members), left_out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
@@ -68,6 +68,10 @@ class Open:
 
 
 OPEN = Open()
+
+
+Usable = Callable[[str, str], bool]
+"""Whether a patient's (pseudonym) events may be used that were taken in under a consent or approval; empty: under none."""
 
 
 class Placed(NamedTuple):
@@ -264,12 +268,18 @@ async def people(uow: UnitOfWork[Any], project: str) -> list[int]:
 
 
 async def stream(
-    uow: UnitOfWork[Any], project: str, vault: Vault, *, only: Sequence[int] | None = None, texts: bool = True
+    uow: UnitOfWork[Any],
+    project: str,
+    vault: Vault,
+    *,
+    only: Sequence[int] | None = None,
+    texts: bool = True,
+    usable: Usable = lambda patient, consent: True,
 ) -> AsyncIterator[tuple[int, list[Event]]]:
     """(subject, events in order) of everyone in the project or of `only` them, one after the other in the order of their numbers.
 
     Without `texts` no value as text is opened; of a patient whose key is gone nothing is shown. A local code that somebody confirmed a
-    standard one for is read as that (`terms`).
+    standard one for is read as that (`terms`). What is not `usable` today is as if it were not there.
     """
     known = await places(uow)
     meanings = await confirmed(uow, project)
@@ -284,7 +294,7 @@ async def stream(
         for row in await uow.all(asked):
             subject = row[0]
             cipher = ciphers.get(names.get(subject, ""))
-            if texts and cipher is None:
+            if (texts and cipher is None) or not usable(names.get(subject, ""), row.consent_id or ""):
                 continue
             event = _event(row, cipher, meanings)
             spot = where[subject]
@@ -361,6 +371,12 @@ async def same_person(uow: UnitOfWork[Any], patient: str) -> tuple[set[str], dic
     everybody = members(await places(uow), [row.subject_id])
     found = await uow.all(select(subjects.c.patient).where(subjects.c.subject_id.in_(sorted(everybody))))
     return {patient, *(one.patient for one in found)}, everybody
+
+
+async def projects(uow: UnitOfWork[Any], of: Iterable[int]) -> list[str]:
+    """The projects that have events of these subjects."""
+    asked = select(events.c.project).where(events.c.subject_id.in_(sorted(of))).distinct().order_by(events.c.project)
+    return [row.project for row in await uow.all(asked)]
 
 
 async def forget(uow: UnitOfWork[Any], gone: Iterable[int]) -> int:

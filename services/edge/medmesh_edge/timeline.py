@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,7 +31,8 @@ from medmesh.timeline.reading import Reading
 from medmesh.timeline.records import BATCH, Appended, Cipher, Placed, place
 from medmesh.timeline.tables import subjects
 from medmesh.timeline.terms import Suggestion, Vocabulary
-from medmesh_edge import patients
+from medmesh_edge import patients, withdrawn
+from medmesh_edge.ethics import admitted, usable
 from medmesh_edge.intake import held_out
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Outcome:
     events: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     merges: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     appended: Appended = field(default_factory=Appended)
 
     def document(self, language: str = "en") -> dict[str, Any]:
@@ -91,6 +93,7 @@ class Outcome:
             "withdrawn": done.withdrawn,
             "conflicts": done.conflicts,
             "merges": self.merges,
+            "refused": dict(sorted(self.refused.items())),
             "patients": len(done.patients),
             "left_out": dict(sorted(self.left_out.items())),
             "errors": self.report.severities["error"],
@@ -114,11 +117,12 @@ async def ingest(
     project: str,
     *,
     reader: str | None = None,
-    consent: str | None = None,
+    ethics: str = "",
     dry_run: bool = False,
     progress: Callable[[int], None] = lambda events: None,
 ) -> Outcome:
-    """Take in everything in a file, folder or archive; with `dry_run` only say what that would be. Raises `Problem`."""
+    """Take in everything in a file, folder or archive under the approval `ethics`; with `dry_run` only say what that would be. Of who was
+    forgotten, or did not agree, nothing is taken in. Raises `Problem`, `ethics.*` among them."""
     names, vault = namer(site), PatientVault(site)
     with opened(path) as source:
         chosen = readers.named(reader) if reader else await asyncio.to_thread(readers.recognised, source)
@@ -133,8 +137,9 @@ async def ingest(
                 outcome.merges += len(told)
                 continue
             async with site.unit() as uow:
-                done = await records.append(uow, project, events, vault, consent=consent)
-                outcome.merges += await _merge(uow, told, names, outcome)
+                events = await _admitted(uow, site, ethics, events, outcome)
+                done = await records.append(uow, project, events, vault, consent=ethics or None)
+                outcome.merges += await _merge(uow, site, told, names, outcome)
                 keys = await patients.known(uow, site, done.patients)
                 for record in patients.about_patients(site, "patient.ingest", "C", keys, (dataset(site, project),)):
                     uow.audit(record)
@@ -147,9 +152,10 @@ async def ingest(
             "revised": done.revised,
             "known": done.known,
         }
-        detail |= {"merges": outcome.merges, "rejected": reading.report.severities["error"]}
+        detail |= {"merges": outcome.merges, "rejected": reading.report.severities["error"] + outcome.refused.total()}
+        about = (dataset(site, project), *((Entity("ethics", ethics),) if ethics else ()))
         async with site.unit() as uow:
-            uow.audit(AuditEntry("timeline.import", "C", entities=(dataset(site, project),), detail=detail))
+            uow.audit(AuditEntry("timeline.import", "C", entities=about, detail=detail))
     return outcome
 
 
@@ -166,9 +172,35 @@ def _placed(found: Iterator[Draft | Merge], names: Namer, outcome: Outcome) -> t
     return (events, told) if events or told else None
 
 
-async def _merge(uow: UnitOfWork[Any], told: list[Merge], names: Namer, outcome: Outcome) -> int:
+async def _admitted(uow: UnitOfWork[Any], site: Site, ethics: str, events: list[Placed], outcome: Outcome) -> list[Placed]:
+    """Those that may be taken in today."""
+    away = withdrawn.away(site, {one.subject.patient for one in events})
+    by: dict[str, set[str]] = defaultdict(set)
+    for one in events:
+        by[_kind(one.draft.modality)].add(one.subject.patient)
+    agreed = {kind: await admitted(uow, site, ethics, kind, who) for kind, who in by.items()}
+    found = []
+    for one in events:
+        if one.subject.patient in away:
+            outcome.refused["intake.withdrawn"] += 1
+        elif one.subject.patient not in agreed[_kind(one.draft.modality)]:
+            outcome.refused["intake.no_consent"] += 1
+        else:
+            found.append(one)
+    return found
+
+
+def _kind(modality: str) -> str:
+    """Of what kind an event is to the ethics committee."""
+    return {"text": "text", "imaging": "image"}.get(modality, "table")
+
+
+async def _merge(uow: UnitOfWork[Any], site: Site, told: list[Merge], names: Namer, outcome: Outcome) -> int:
     new = 0
     for one in told:
+        if withdrawn.away(site, {names.subject(one.survivor).patient, names.subject(one.loser).patient}):
+            outcome.refused["intake.withdrawn"] += 1
+            continue
         try:
             new += await merge(uow, [one], names)
         except Problem as problem:
@@ -217,7 +249,7 @@ async def ask(site: Site, project: str, name: str, version: int | None = None) -
     """Who is in a saved cohort. Raises `Problem` (`timeline.no_cohort`). That it was asked is recorded, with what was answered."""
     async with site.unit() as uow:
         definition, number = await cohorts.load(uow, project, name, version)
-        found = await cohorts.answer(uow, project, definition, number, PatientVault(site))
+        found = await cohorts.answer(uow, project, definition, number, PatientVault(site), await usable(uow, site))
         about = (dataset(site, project), Entity("cohort", name, str(number), found.digest))
         uow.audit(AuditEntry("timeline.ask", "E", entities=about, detail={"samples": len(found.members)}))
     return found
@@ -244,7 +276,7 @@ async def export(site: Site, target: Path, project: str, *, cohort: str | None =
                 return "held_out"
             return "tuning" if held_out(f"tuning\0{names[subject]}", key, TUNING) else "train"
 
-        people = records.stream(uow, project, PatientVault(site), only=only)
+        people = records.stream(uow, project, PatientVault(site), only=only, usable=await usable(uow, site))
         release = str(chosen.version) if chosen else "1"
         done = await export(
             target, cohort or project, people, split, release=release, texts=texts, labels={k: v for k, v in labels.items() if k and v}

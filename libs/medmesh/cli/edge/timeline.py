@@ -28,9 +28,9 @@ def timeline() -> None:
 @PROJECT
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--format", "reader", help="fhir, hl7, omop, mimic or dicom; found by content otherwise.")
-@click.option("--consent", help="The ethics approval or consent under which the events may be used.")
+@click.option("--ethics", default="", help="Number of the ethics committee's approval (medmesh edge ethics).  伦理批件编号。")
 @click.option("--dry-run", is_flag=True, help="Say what would be taken in and what is amiss; write nothing.")
-def take_in(folder: Path, project: str, source: Path, reader: str | None, consent: str | None, dry_run: bool) -> int:
+def take_in(folder: Path, project: str, source: Path, reader: str | None, ethics: str, dry_run: bool) -> int:
     """Take in SOURCE: FHIR R4, HL7 v2, OMOP CDM, MIMIC-III or DICOM; a file, a folder or an archive.  导入。
 
     What was taken in before is known again, what was corrected becomes a further revision. Each fault is told with its file and line.
@@ -42,7 +42,7 @@ def take_in(folder: Path, project: str, source: Path, reader: str | None, consen
             click.echo(f"\r{events}", nl=False, err=True)
 
     outcome = on_site(
-        folder, lambda site: work.ingest(site, source, project, reader=reader, consent=consent, dry_run=dry_run, progress=progress)
+        folder, lambda site: work.ingest(site, source, project, reader=reader, ethics=ethics, dry_run=dry_run, progress=progress)
     )
     shown(outcome.document(language()))
     return 1 if outcome.report.severities["error"] else 0
