@@ -64,6 +64,8 @@ def test_a_label_is_of_after_the_prediction_and_within_its_window() -> None:
     assert lived.label is False
     (edge,), _ = ask(INDEX, told(30, DEATH))
     assert edge.label is True, "the last moment counts"
+    again = {"codes": {"events": [DEATH]}, "within_days": 30, "prior": "ignore"}
+    assert ask(INDEX, told(0, DEATH), LATER, outcome=again)[0][0].label is False, "at the very time of prediction is not after it"
 
 
 def test_whoever_is_not_seen_to_the_end_is_not_without_the_outcome() -> None:

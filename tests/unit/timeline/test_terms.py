@@ -53,6 +53,7 @@ def test_the_best_suggestion_is_what_was_meant(vocabulary: Vocabulary, said: str
 
 def test_the_same_words_have_the_whole_score_and_strange_ones_none(vocabulary: Vocabulary) -> None:
     assert vocabulary.suggest("脑梗死")[0].score == 1.0
+    assert vocabulary.suggest("脑梗死 zzz")[0].score < 0.9, "what no entry has takes from the score"
     assert vocabulary.suggest("zzz qqq") == []
     assert vocabulary.suggest("") == []
 
