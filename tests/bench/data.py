@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.bench import deidentification, timeline
+from tests.bench import deidentification, importing, timeline
 from tests.bench.common import Measure
 
-PARTS = (deidentification, timeline)
+PARTS = (deidentification, importing, timeline)
 
 
 def measure(names: Sequence[str]) -> list[Measure]:
