@@ -10,6 +10,8 @@ import click
 
 from medmesh.cli import say
 from medmesh.cli.asking import request_approval
+from medmesh.cli.pipelines import apply, steps
+from medmesh.cli.quality import clean, quality
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
 from medmesh.errors import Problem
@@ -24,6 +26,12 @@ def dataset() -> None:
 
     A version is its maker's alone until a second person approved its release.
     """
+
+
+dataset.add_command(quality)
+dataset.add_command(clean)
+dataset.add_command(steps)
+dataset.add_command(apply)
 
 
 @dataset.command()

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from medmesh.errors import Problem
-from medmesh.imaging import quality, reading
+from medmesh.imaging import reading
 from medmesh.imaging.deidentify import deidentify, gate
 from medmesh.imaging.verify import verify
+from medmesh.quality.dicom import check
 from medmesh.telemetry import log
 
 MEDIA_TYPE = "application/dicom"
@@ -56,7 +57,7 @@ def clean(data: bytes, key: bytes, meant: frozenset[str] = frozenset()) -> Clean
         result = reading.write(done.dataset)
         if verify(source, result):
             return Rejected("identifiers_left")
-        if broken := [rule for rule in quality.check(reading.read(result)) if rule not in meant]:
+        if broken := [rule for rule in check(reading.read(result)) if rule not in meant]:
             return Rejected(broken[0])
     except Problem as problem:
         return Rejected(problem.code.removeprefix("imaging."))
