@@ -20,6 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from medmesh.archive import indexing, parameters, query
+from medmesh.archive.header import Entry
 from medmesh.archive.objects import Objects
 from medmesh.archive.receive import Origin, Receiver
 from medmesh.archive.tables import known_scope, open_archive
@@ -30,7 +31,7 @@ from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.security.keys import read_secret
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_edge import patients
+from medmesh_edge import patients, withdrawn
 from medmesh_edge.clients import Client, authenticate
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
@@ -382,8 +383,17 @@ async def _store(archive: Archive, request: Request, client: Client, study: str)
 def _place(archive: Archive, found: list[Stored]) -> list[Stored]:
     """Into the index at once, so that what was stored is found; the sender is told of what contradicts it."""
     with archive.connection() as connection:
-        refused = indexing.place(connection, archive.objects, [one.id for one in found if one.status == 0 and not one.known])
+        fresh = [one.id for one in found if one.status == 0 and not one.known]
+        refused = indexing.place(connection, archive.objects, fresh, lambda entries: _away(archive.site, entries))
     return [Stored(refused[one.id], one.sop_class, one.sop, one.study, one.series, one.id) if one.id in refused else one for one in found]
+
+
+def _away(site: Site, entries: Sequence[Entry]) -> set[str]:
+    """Which of these instances are of patients who were forgotten and stay away."""
+    key = read_secret(site.layout.site_key).strip()
+    whose = {one.sop: pseudonym(one.patient_id or f"study {one.study}", key) for one in entries}
+    away = withdrawn.away(site, set(whose.values()))
+    return {sop for sop, patient in whose.items() if patient in away}
 
 
 async def _pieces(begun: list[bytes], rest: Iterator[bytes]) -> AsyncIterator[bytes]:
