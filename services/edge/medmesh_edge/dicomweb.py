@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from sqlite3 import Connection, OperationalError
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -143,9 +144,11 @@ def routes(node: Node, archive: Archive) -> APIRouter:
 
         return await asyncio.to_thread(inside)
 
-    async def recorded(client: Client, verb: str, action: str, run: Callable[[], Any], about: Sequence[str] = ()) -> Any:
-        """What `run` makes, once the record of it is on the disk, also where it fails. `about` are patients' IDs as the realm has them."""
-        outcome, why, answer, detail = 0, "", None, {}
+    async def recorded(client: Client, entry: AuditEntry, run: Callable[[], Any]) -> Any:
+        """What `run` makes, once the record of it is on the disk, also where it fails. It tells the patients' IDs as the realm has them."""
+        outcome, why, answer = 0, "", None
+        detail: dict[str, str | int | bool] = {}
+        about: tuple[str, ...] = ()
         problem: Problem | None = None
         try:
             answer, detail, about = await run()
@@ -154,7 +157,8 @@ def routes(node: Node, archive: Archive) -> APIRouter:
         common = (Entity("dataset", f"{site.settings.hospital}/{client.project}"),)
         async with site.unit(client.actor(site.settings.hospital)) as uow:
             named = await _patients(uow, about, client.realm)
-            uow.audit(AuditEntry(verb, action, outcome, why, (*common, *named), detail={"realm": client.realm, **detail}))
+            detail = {"realm": client.realm, **detail}
+            uow.audit(replace(entry, outcome=outcome, why=why, entities=(*common, *named), detail=detail))
         if problem is not None:
             raise problem
         return answer
@@ -179,7 +183,7 @@ def routes(node: Node, archive: Archive) -> APIRouter:
             found = await work(client, lambda c, scope: query.search(c, scope, level, asked, base, study=study, series=series))
             return found, {"rows": len(found.rows)}, ()
 
-        found: query.Answer = await recorded(client, "dicomweb.search", "E", run)
+        found: query.Answer = await recorded(client, AuditEntry("dicomweb.search", "E"), run)
         headers = {}
         if found.more:
             least = "at least " if found.more == query.COUNTED else ""
@@ -231,7 +235,7 @@ def routes(node: Node, archive: Archive) -> APIRouter:
 
             return await work(client, begin), {"instances": len(found)}, whose
 
-        reply, begun = await recorded(client, "dicomweb.retrieve", "R", run)
+        reply, begun = await recorded(client, AuditEntry("dicomweb.retrieve", "R"), run)
         return StreamingResponse(_pieces(begun, reply.body), media_type=reply.media_type)
 
     async def opening(client: Client, whose: Sequence[str]) -> Callable[..., Iterator[bytes]]:
@@ -342,7 +346,7 @@ def routes(node: Node, archive: Archive) -> APIRouter:
             detail = {"stored": len(kept) - known, "known": known, "failed": len(found) - len(kept)}
             return stow.answer(found, root(request, client)), detail, ()
 
-        status, headers, body = await recorded(client, "dicomweb.store", "C", run)
+        status, headers, body = await recorded(client, AuditEntry("dicomweb.store", "C"), run)
         return Response(body, status_code=status, media_type=media.JSON, headers=headers)
 
     return router
