@@ -64,7 +64,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
         wipe(archive)
         intended = await asyncio.to_thread(holds_images, files)
         try:
-            kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
+            kept, rejected = await take_in(files, ports.key, settings.max_file_bytes, settings.deidentification)
         except Problem:
             # Corrected, it will be another object: nobody would ever come back for this one. What holds no image may be
             # anybody's object that was named by mistake or on purpose, and stays.
