@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,3 +137,12 @@ class Parser:
         self._state = "body"
         yield Headers(fields)
         return True
+
+
+def written(boundary: str, parts: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[bytes]:
+    """A message, piece by piece, of (media type, pieces of the body)."""
+    for content_type, body in parts:
+        yield f"--{boundary}\r\nContent-Type: {content_type}\r\n\r\n".encode()
+        yield from body
+        yield b"\r\n"
+    yield f"--{boundary}--\r\n".encode()

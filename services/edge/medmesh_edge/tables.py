@@ -339,6 +339,19 @@ results = Table(
     Column("at", Timestamp, nullable=False),
 )
 
+dicomweb_clients = Table(
+    "dicomweb_clients",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("token", String(64), nullable=False, unique=True, comment="its SHA-256"),
+    Column("project", String(63), nullable=False),
+    Column("realm", String(16), nullable=False),
+    Column("rights", String(16), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    Column("expires", Timestamp, nullable=False),
+    comment="systems of the hospital that may use its DICOMweb",
+)
+
 blobs = Table(
     "blobs",
     METADATA,

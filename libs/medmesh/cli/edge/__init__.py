@@ -11,6 +11,7 @@ import click
 
 from medmesh.cli import say
 from medmesh.cli.edge.audit import own_audit
+from medmesh.cli.edge.dicomweb import dicomweb
 from medmesh.cli.edge.escrow import escrow
 from medmesh.cli.edge.ethics import ethics
 from medmesh.cli.edge.federation import approve, decline, list_federations, open_invitation, show_plan, withdraw
@@ -28,6 +29,7 @@ def edge() -> None:
     """The hospital's node: data stay here.  医院边缘节点：数据不出院。"""
 
 
+edge.add_command(dicomweb)
 edge.add_command(own_key)
 edge.add_command(own_roster)
 edge.add_command(ledger)
