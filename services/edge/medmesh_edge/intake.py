@@ -82,10 +82,10 @@ def prepare(data: bytes, key: bytes, options: str = "", rules: str = "") -> Prep
 
     `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it.
     """
-    from medmesh.imaging import quality
     from medmesh.imaging.deidentify import Options, deidentify, gate
     from medmesh.imaging.reading import read, write
     from medmesh.imaging.verify import verify
+    from medmesh.quality.dicom import check
 
     original = read(data, lazily=True)
     chosen = Options.parse(options)
@@ -94,7 +94,7 @@ def prepare(data: bytes, key: bytes, options: str = "", rules: str = "") -> Prep
     if verify(original, result, kept=chosen.kept):
         raise Problem("intake.residual")
     item = hashlib.sha256(clean.sop_uid.encode()).hexdigest()[:32]
-    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(quality.check(clean.dataset)))
+    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(check(clean.dataset)))
 
 
 def held_out(patient: str, key: bytes, share: float) -> bool:
