@@ -46,8 +46,8 @@ def is_image(start: bytes) -> bool:
 def clean(data: bytes, key: bytes, meant: frozenset[str] = frozenset(), options: str = "") -> Clean | Rejected:
     """De-identify, prove it, check the quality. A PNG or JPEG becomes a DICOM Secondary Capture object of its grey values first.
 
-    `options` as `Options.parse` takes them; `meant` are rules of quality that a published set breaks on purpose. Never raises for what stands in `data`: one broken file does not
-    keep the others out.
+    `meant` are rules of quality that a published set breaks on purpose, `options` words as `Options.parse` takes them. Never raises for
+    what stands in `data`: one broken file does not keep the others out.
     """
     try:
         image = next((kind for magic, kind in _IMAGES.items() if data.startswith(magic)), None)
