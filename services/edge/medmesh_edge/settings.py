@@ -51,6 +51,8 @@ class Settings(BaseModel):
     authorities: tuple[str, ...] = ()
     """Who else gives the patient numbers under which this hospital's images come (HL7 PID-3.4, FHIR's `identifier.system`): timelines of
     those numbers are of the same pseudonyms as the images."""
+    deidentification: str = ""
+    """What of images is kept beyond the Basic Profile of PS3.15, as words: `dates=shift patient`; see docs/hospital/deidentification.md."""
     log_level: str = "info"
 
     @classmethod
@@ -88,6 +90,8 @@ class Layout:
         self.local_token = folder / "secrets" / "local.token"
         self.ca = folder / "ca.pem"
         self.trust = folder / "trust.json"
+        self.gate = folder / "gate.toml"
+        """The hospital's own rules for text in pixels; they come before the default ones."""
         self.roster = folder / "roster.json"
         """From the pinned version on."""
         self.checkpoint = folder / "log.checkpoint"
