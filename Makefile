@@ -58,7 +58,7 @@ lint: $(STAMP) ## style, types, walls, stale files
 schemas: $(STAMP) ## write schemas/ and docs/events.md anew
 	$(BIN)/medmesh develop schemas
 
-bench: $(STAMP) ## speed and memory with floors and peers: make bench AREA=access|audit|bus|federated|objects|platform
+bench: $(STAMP) ## speed and memory with floors and peers: make bench AREA=access|audit|bus|data|federated|objects|platform
 	$(BIN)/python -m tests.bench $(AREA)
 
 k8s-check: $(STAMP) ## compose and Kubernetes files, offline

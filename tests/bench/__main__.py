@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import access, audit, bus, common, federated, objects, platform
+from tests.bench import access, audit, bus, common, data, federated, objects, platform
 
 AREAS = {
     "access": access.measure,
     "audit": audit.measure,
     "bus": bus.measure,
+    "data": data.measure,
     "federated": federated.measure,
     "objects": objects.measure,
     "platform": platform.measure,

@@ -34,7 +34,9 @@ pytestmark = [
 
 @pytest.fixture
 async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports, FEDERATION, settings={"federation": {"tick_seconds": 0.1}}) as made:
+    async with small_world(
+        servers, private, ports, FEDERATION, settings={"federation": {"tick_seconds": 0.1, "running_per_hospital": len(CASES)}}
+    ) as made:
         yield made
 
 
@@ -57,60 +59,58 @@ CASES: tuple[tuple[str, dict[str, str], tuple[str, ...]], ...] = (
 )
 
 
-@pytest.mark.parametrize(("name", "parameters", "local"), CASES, ids=[case[0] for case in CASES])
-async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(
-    world: World, name: str, parameters: dict[str, str], local: tuple[str, ...]
-) -> None:
+async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(world: World) -> None:
+    """All algorithms at once, on the same two hospitals: each is restarted after the first rounds."""
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
-        plan = {
-            "algorithm": name,
-            "parameters": parameters,
-            "local": local,
-            "local_steps": 20,
-            "learning_rate": "0.3",
-            "accept_seconds": 30,
-        }
-        made = await federation(world, researcher, approver, tuple(folders), **plan)
+        made: dict[str, dict[str, Any]] = {}
+        for name, parameters, local in CASES:
+            plan = {"algorithm": name, "parameters": parameters, "local": local, "local_steps": 20, "learning_rate": "0.3"}
+            made[name] = await federation(world, researcher, approver, tuple(folders), accept_seconds=200, start_seconds=0, **plan)
         for node in nodes:
-            await until(lambda node=node, made=made: state_of(node, made))
-            await consent.approve(node.site, made["federation"], "doctor-zhao")
+            for one in made.values():
+                await until(lambda node=node, one=one: state_of(node, one))
+            # The package is the same: approved once, it may run in all.
+            await consent.approve(node.site, made["fedprox"]["federation"], "doctor-zhao")
             node.site.changed.set()
 
-        async def committed(number: int, made: dict[str, Any] = made) -> RoundCommitted | None:
-            events = [e.data for e in world.p.emitted(RoundCommitted) if e.data.federation == made["federation"]]
+        async def committed(number: int, name: str) -> RoundCommitted | None:
+            events = [e.data for e in world.p.emitted(RoundCommitted) if e.data.federation == made[name]["federation"]]
             return next((event for event in events if event.round == number), None)
 
-        await until(lambda: committed(1), 120)
+        for name in made:
+            await until(lambda name=name: committed(1, name), 120)
         await stack.aclose()
+        going = [name for name in made if await committed(3, name) is None]
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        assert {"scaffold", "ditto", "fedbn", "fedamp"} & set(going), "restarted while what they keep was needed"
 
-        async def finished(made: dict[str, Any] = made) -> Any:
-            found = await researcher.ask(f"/v1/federations/{made['federation']}", FederationView)
-            assert found.state not in ("failed", "cancelled"), (found.plan.algorithm, found.failure)
+        async def finished(name: str) -> FederationView | None:
+            found = await researcher.ask(f"/v1/federations/{made[name]['federation']}", FederationView)
+            assert found.state not in ("failed", "cancelled"), (name, found.failure)
             return found if found.state == "completed" else None
 
-        view = await until(finished, 120)
-        assert {p.drops for p in view.participants} <= {0, 1}
-        counts: dict[str, list[Any]] = {}
-        for entry in view.evaluation:
-            counts.setdefault(entry.name, []).append(entry.counts)
-        own = name in ("ditto", "fedbn", "fedamp", "finetune")
-        assert set(counts) == {"federated", *(() if local else folders), *(("personal",) if own else ())}
-        # A model without the tensors that stay in hospitals is none by itself.
-        for which in (*(() if local else ("federated",)), *(("personal",) if own else ())):
-            assert len(counts[which]) == 2
-            assert metrics.balanced_accuracy(metrics.add(counts[which])) > 0.9, (name, which)
-        states = [(await remembered(node, made, world.p.folder))[-1:] for node in nodes]
-        if name == "scaffold":
-            last = await committed(3)
-            assert last
-            assert last.state
-            path = world.p.folder / "scaffold-c"
-            path.write_bytes(b"".join([piece async for piece in world.p.stores.kept.read(last.state)]))
-            c = weights.load(path)
-            for tensor in ("scaffold.c/weight", "scaffold.c/bias"):
-                mean = np.mean([state[0][tensor] for state in states], axis=0)
-                np.testing.assert_allclose(c[tensor], mean, atol=1e-5, err_msg="c is the mean of what hospitals keep")
-        assert all(states) == (name in ("scaffold", "ditto", "fedbn", "fedamp"))
-        await stack.aclose()
+        for name, _, local in CASES:
+            view = await until(lambda name=name: finished(name), 120)
+            assert {p.drops for p in view.participants} <= {0, 1}
+            counts: dict[str, list[Any]] = {}
+            for entry in view.evaluation:
+                counts.setdefault(entry.name, []).append(entry.counts)
+            own = name in ("ditto", "fedbn", "fedamp", "finetune")
+            assert set(counts) == {"federated", *(() if local else folders), *(("personal",) if own else ())}, name
+            # A model without the tensors that stay in hospitals is none by itself.
+            for which in (*(() if local else ("federated",)), *(("personal",) if own else ())):
+                assert len(counts[which]) == 2
+                assert metrics.balanced_accuracy(metrics.add(counts[which])) > 0.9, (name, which)
+            states = [(await remembered(node, made[name], world.p.folder))[-1:] for node in nodes]
+            assert all(states) == (name in ("scaffold", "ditto", "fedbn", "fedamp")), name
+            if name == "scaffold":
+                last = await committed(3, name)
+                assert last
+                assert last.state
+                path = world.p.folder / "scaffold-c"
+                path.write_bytes(b"".join([piece async for piece in world.p.stores.kept.read(last.state)]))
+                c = weights.load(path)
+                for tensor in ("scaffold.c/weight", "scaffold.c/bias"):
+                    mean = np.mean([state[0][tensor] for state in states], axis=0)
+                    np.testing.assert_allclose(c[tensor], mean, atol=1e-5, err_msg="c is the mean of what hospitals keep")

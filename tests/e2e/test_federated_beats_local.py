@@ -16,7 +16,7 @@ import pytest
 from medmesh.demo import source, stage
 
 SEEDS = (1, 2, 3, 4, 5)
-STEPS = 36
+STEPS = 24
 """Half as many again as the demonstration, which shall end in minutes."""
 T_975_4 = 2.776
 

@@ -28,7 +28,8 @@ from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Layout, Settings
 
 PATIENTS, EACH = 5, 3
-ALONE = DEFAULT.replace("forget_second_person = true", "forget_second_person = false")
+AFFECTED = {"datasets": ["xiehe/brain"], "federations": []}
+ALONE = DEFAULT.replace("forget_second_person = true", "forget_second_person = false").replace("ethics = true", "ethics = false")
 SCHEMA = ImageSchema(modality="MR", image_size=16, channels=1, classes=("none", "tumour"))
 
 
@@ -151,7 +152,7 @@ async def test_nothing_of_a_forgotten_patient_is_left_and_everything_of_the_othe
         place.unlink()
     (told,) = [record for record in records(folder) if record["sub"] == "patient.forget"]
     assert told["detail"] == {"items": EACH, "reason": "requested", "second_person": False}
-    assert told["entities"] == [{"digest": "", "id": request, "type": "request", "ver": ""}]
+    assert [(one["type"], one["id"]) for one in told["entities"]] == [("request", request), ("dataset", "xiehe/brain")]
 
     _, left = await samples.prepare(at, SCHEMA, held_out=False)
     assert left == (PATIENTS - 1) * EACH, "the others' images open as before"
@@ -213,7 +214,7 @@ async def test_a_second_person_must_agree_where_the_policy_says_so(at: Site) -> 
     assert await key_of(at, one) is None
     assert one.encode() not in everything(at.layout.folder)
     (told,) = await forgetting.waiting(at)
-    assert told == {"request": request, "reason": "withdrawn", "asked_by": "li", "approved_by": "wu", "state": "done"}
+    assert told == {"request": request, "reason": "withdrawn", "asked_by": "li", "approved_by": "wu", "state": "done", "affected": AFFECTED}
     assert [r["sub"] for r in records(at.layout.folder)][-2:] == ["patient.forget_ask", "patient.forget"]
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from tests.federations import make_plan, view
 from tests.platform import Platform, platform
 
-from medmesh.contracts.federation import CancelFederation, LinkInvitation, OpenLink, RevokeLink
+from medmesh.contracts.federation import CancelFederation, FederationView, GetFederation, LinkInvitation, OpenLink, RevokeLink
 from medmesh.contracts.message import Command
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.invitation import link_digest, link_of, new_secret, parts
@@ -65,9 +65,17 @@ async def test_a_link_opens_once_for_its_hospital_and_its_plan_and_consents_to_n
     assert (await code(opening(secrets[0]), stranger)).split()[0] in ("access.denied", "request.not_found")
     assert "not made for this hospital" in await code(opening(new_secret()), huashan)
 
+    async def seen() -> tuple[str, ...]:
+        """Of which state the links are to the initiator, another researcher, and the other hospital."""
+        asked = GetFederation(federation=federation)
+        views = [await p.ask(asked, FederationView, token) for token in (li, eve, renji)]
+        return tuple(next(one.link for one in found.participants if one.hospital == "huashan") for found in views)
+
+    assert await seen() == ("waiting", "", "")
     opened = await p.send(opening(secrets[0]), huashan)
     assert opened.result == {"plan_hash": plan}
     assert "opened already" in await code(opening(secrets[0]), huashan)
+    assert await seen() == ("opened", "", "")
     states = {one.hospital: one.state for one in (await view(p, federation)).participants}
     assert states == {"huashan": "invited", "renji": "invited"}, "whoever opens a link has consented to nothing"
 
@@ -80,6 +88,7 @@ async def test_a_link_opens_once_for_its_hospital_and_its_plan_and_consents_to_n
     assert "none for this hospital" in await code(RevokeLink(federation=federation, hospital="renji"), li)
     assert await code(made(secrets[2], seconds=60), li) == ""
     await expired()
+    assert (await seen())[0] == "expired"
     assert "expired" in await code(opening(secrets[2]), huashan)
     assert await code(made(secrets[3]), li) == ""
     assert await code(CancelFederation(federation=federation, reason="no more"), li) == ""

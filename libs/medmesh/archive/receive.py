@@ -34,7 +34,7 @@ BACKLOG = 200_000
 STATUS = {
     "": 0x0000,
     "full": 0xA700, "backlog": 0xA700, "busy": 0xA700, "stopping": 0xA700,
-    "other_object": 0xA900,
+    "other_object": 0xA900, "other_study": 0xA900,
     "truncated": 0xC000, "structure": 0xC000, "depth": 0xC000, "no_uid": 0xC000, "hostile_uid": 0xC000, "not_dicom": 0xC000,
     "empty": 0xC000,
 }  # fmt: skip
@@ -43,6 +43,7 @@ WORDS = {
     "full": "out of space, come again later", "backlog": "too much waits, come again later", "busy": "the index is busy, come again later",
     "stopping": "shutting down, come again later",
     "other_object": "the data set is not of the announced SOP class and instance",
+    "other_study": "the object is not of the study it was sent to",
     "truncated": "the data set ends early", "structure": "the data set cannot be read", "depth": "sequences are nested too deep",
     "no_uid": "SOP class or instance UID is missing", "hostile_uid": "a UID is none", "not_dicom": "not a DICOM file",
     "empty": "no data set",
@@ -58,6 +59,8 @@ class Origin:
     called: str = ""
     calling: str = ""
     address: str = ""
+    study: str = ""
+    """The only study it may be of; any, when it is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,8 @@ class Arrival:
                 reason = "no_uid"
             elif (head.sop_class and head.sop_class != sop_class) or (head.sop and head.sop != sop):
                 reason = "other_object"
+            elif head.whole and self._origin.study not in ("", study):
+                reason = "other_study"
         except Malformed as malformed:
             reason = malformed.reason
         incoming = self._incoming

@@ -49,7 +49,7 @@ def list_federations(state: str | None, mine: bool, hospital: str | None) -> int
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
-    from medmesh.cli.views import awaited, flagged, standing, state, waits
+    from medmesh.cli.views import LINKS, awaited, flagged, standing, state, waits
     from medmesh.client.federation import Federation
     from medmesh.federated.plan import explain
 
@@ -68,7 +68,8 @@ def show_federation(identifier: str, as_json: bool) -> int:
         click.echo(f"  {line}")
     for participant in view.participants:
         online = say("online", "在线") if participant.online else say("offline", "离线")
-        click.echo(f"  {participant.hospital:<16} {state(participant.state, 10)} {online} {participant.reason}".rstrip())
+        link = say(*LINKS[participant.link]) if participant.link else ""
+        click.echo(f"  {participant.hospital:<16} {state(participant.state, 10)} {online} {link} {participant.reason}".rstrip())
     for one in view.rounds:
         left = state("undone" if one.undone else one.state, 10)
         click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {state(one.kind, 9)} {left} {len(one.answers)}")
@@ -97,8 +98,12 @@ def invite(identifier: str, hospitals: tuple[str, ...], days: float, revoke: boo
         return [(name, await (one.revoke_link(name) if revoke else one.link(name, round(days * 86_400)))) for name in wanted]
 
     for name, made in with_gateway(run):
-        click.echo(f"{name:<16} {say('revoked', '已撤销') if revoke else f'medmesh edge open {made}'}")
+        click.echo(f"{name:<16} {say('revoked', '已撤销')}" if revoke else _to_open(name, made))
     return 0
+
+
+def _to_open(hospital: str, link: str) -> str:
+    return f"{hospital:<16} medmesh edge open {link}"
 
 
 @federation.command()
@@ -142,12 +147,13 @@ def invite(identifier: str, hospitals: tuple[str, ...], days: float, revoke: boo
     show_default=True,
     help="Counts of evaluations leave as multiples of this; 0: exactly.  评估计数按此数取整后出院；0 为精确值。",
 )
+@click.option("--links", is_flag=True, help="Show a one-time link for each hospital, as `invite` does.  同时显示每家医院的一次性链接。")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
-    from medmesh.client.federation import create_federation
+    from medmesh.client.federation import Federation, create_federation
 
     async def run(gateway: Gateway) -> Any:
-        return await create_federation(
+        made = await create_federation(
             gateway,
             folder,
             name=name,
@@ -166,9 +172,13 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             tell=tell,
             **training_of(options),
         )
+        one = Federation(gateway, made["federation"])
+        return made, [(hospital, await one.link(hospital)) for hospital in hospitals if options["links"]]
 
-    made = with_gateway(run)
+    made, handed = with_gateway(run)
     show(made)
+    for hospital, link in handed:
+        click.echo(_to_open(hospital, link), err=True)  # the answer on stdout stays one document
     click.echo(
         say(
             f"next: medmesh approval request federation.start {made['federation']} {made['plan_hash']}",

@@ -60,6 +60,14 @@ def state(word: str, width: int = 0) -> str:
     return text + " " * (width - len(text) - sum(unicodedata.east_asian_width(sign) in "WF" for sign in text))
 
 
+LINKS = {
+    "waiting": ("link not opened yet", "链接未打开"),
+    "opened": ("link opened", "链接已打开"),
+    "revoked": ("link revoked", "链接已撤销"),
+    "expired": ("link expired", "链接已过期"),
+}
+
+
 def waits(view: FederationView) -> list[str]:
     """What it waits for before it runs."""
     given = [text.partition(":") for text in view.waiting]

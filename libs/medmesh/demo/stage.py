@@ -25,6 +25,8 @@ from medmesh.security.statements import CodeReview, sign
 PASSWORD = "Demo-only-Passw0rd!"  # noqa: S105 - of accounts that live for minutes
 MODEL = "mri-tumour"
 PACKAGE = Path(__file__).parent / "package"
+ETHICS = "2026-LL-001"
+"""What the invented ethics committee approved."""
 ROUNDS, STEPS, BATCH, RATE = 8, 24, 32, "0.02"
 LEASE = 6
 Say = Callable[[str, str], None]

@@ -10,6 +10,7 @@ import logging
 import warnings
 import zlib
 from io import BytesIO
+from struct import pack
 
 import numpy as np
 import pydicom
@@ -18,8 +19,11 @@ from PIL import Image
 from pydicom import config
 from pydicom.datadict import dictionary_has_tag, tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
+    PYDICOM_IMPLEMENTATION_UID,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -42,25 +46,32 @@ _STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")  # groups 0002 an
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-def read(data: bytes) -> Dataset:
+def read(data: bytes, *, lazily: bool = False) -> Dataset:
     """The data set in `data`, every value of it decoded, with pixels of the length that its header promises.
 
-    Raises `imaging.not_dicom`, `imaging.no_pixels` or `imaging.unreadable`. The reason names the place, never the value.
+    With `lazily`, values are decoded when they are first looked at, and may raise whatever pydicom raises then: for those who look at few,
+    and guard it. Raises `imaging.not_dicom`, `imaging.no_pixels` or `imaging.unreadable`. The reason names the place, never the value.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = parse(data)
+        dataset = parse(data, lazily=lazily)
         if not any(name in dataset for name in _PIXELS):
             raise Problem("imaging.no_pixels")
-        for keyword in ("SOPClassUID", "SOPInstanceUID"):
-            if not dataset.get(keyword):
-                raise _unreadable(f"{keyword} is missing")
-        _check_length(dataset)
+        try:
+            missing = [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not dataset.get(keyword)]
+            if not missing:
+                _check_length(dataset)
+        except Problem:
+            raise
+        except Exception as error:  # see `parse`
+            raise _unreadable(type(error).__name__) from None
+        if missing:
+            raise _unreadable(f"{missing[0]} is missing")
         return dataset
 
 
-def parse(data: bytes) -> Dataset:
-    """The data set in `data`, with pixels or without, every value of it decoded, its transfer syntax known. Raises as `read` does."""
+def parse(data: bytes, *, lazily: bool = False) -> Dataset:
+    """The data set in `data`, with pixels or without, its transfer syntax known; `lazily` and what is raised as `read` has it."""
     if data[128:132] != b"DICM" and data[:2] not in _STARTS:
         raise Problem("imaging.not_dicom")
     with warnings.catch_warnings():
@@ -72,8 +83,9 @@ def parse(data: bytes) -> Dataset:
             raise _unreadable(type(error).__name__) from None
         if data[128:132] != b"DICM" and "SOPClassUID" not in dataset:  # any bytes can be taken for elements
             raise Problem("imaging.not_dicom")
-        _touch(dataset)
-        syntax = dataset.file_meta.get("TransferSyntaxUID") or _found_syntax(dataset)
+        if not lazily:
+            _touch(dataset)
+        syntax = _declared_syntax(dataset) or _found_syntax(dataset)
         if not isinstance(syntax, UID) or str(syntax) not in UID_dictionary or not syntax.is_transfer_syntax:
             raise _unreadable("the transfer syntax is unknown")
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -82,13 +94,61 @@ def parse(data: bytes) -> Dataset:
 
 def write(dataset: Dataset) -> bytes:
     """`dataset` as a DICOM file (PS3.10) with an empty preamble, in its own transfer syntax; a deflated one is written inflated."""
-    if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta = dataset.file_meta
+    if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset.save_as(buffer, enforce_file_format=True)
+        encoding = (meta.TransferSyntaxUID == ImplicitVRLittleEndian, meta.TransferSyntaxUID != ExplicitVRBigEndian)
+        if encoding == dataset.original_encoding and encoding[1] and set(meta.keys()) == {0x00020010}:
+            _write_as_it_is(buffer, dataset, implicit=encoding[0])
+        else:
+            dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+_LONG = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"))  # PS3.5 §7.1.2
+
+
+def _write_as_it_is(buffer: BytesIO, dataset: Dataset, *, implicit: bool) -> None:
+    """Little endian: elements that nobody decoded are copied with a header before them; pydicom writes the others."""
+    meta = {
+        0x00020001: ("OB", b"\0\1"),
+        0x00020002: ("UI", str(dataset.get("SOPClassUID") or "").encode()),
+        0x00020003: ("UI", str(dataset.get("SOPInstanceUID") or "").encode()),
+        0x00020010: ("UI", str(dataset.file_meta.TransferSyntaxUID).encode()),
+        0x00020012: ("UI", str(PYDICOM_IMPLEMENTATION_UID).encode()),
+    }
+    information = b"".join(_header(tag, vr, value + b"\0" * (len(value) % 2), implicit=False) for tag, (vr, value) in meta.items())
+    buffer.write(b"\0" * 128 + b"DICM" + _header(0x00020000, "UL", pack("<L", len(information)), implicit=False) + information)
+    other = DicomBytesIO()
+    other.is_implicit_VR, other.is_little_endian = implicit, True
+    encodings = dataset.get("SpecificCharacterSet") or "iso8859"
+    for tag, element in sorted(dataset.items()):
+        if not tag & 0xFFFF:
+            continue  # group lengths
+        if (
+            element.is_raw
+            and element.length != 0xFFFFFFFF
+            and isinstance(element.value, bytes)
+            and (implicit or len(element.VR or "") == 2)
+        ):
+            buffer.write(_header(tag, element.VR or "", element.value, implicit=implicit))
+        else:
+            other.parent.seek(0)
+            other.parent.truncate()
+            write_data_element(other, dataset[tag] if element.is_raw and element.length != 0xFFFFFFFF else element, encodings)
+            buffer.write(other.getvalue())
+
+
+def _header(tag: int, vr: str, value: bytes, *, implicit: bool) -> bytes:
+    """An element in little endian (PS3.5 §7.1). Raises `ValueError` for a value that its length cannot say."""
+    size, long = len(value), vr in _LONG
+    if size % 2 or (not implicit and not long and size > 0xFFFF):
+        raise ValueError("an element's length")
+    start = pack("<HH", tag >> 16, tag & 0xFFFF) + (b"" if implicit else vr.encode())
+    return start + (pack("<L", size) if implicit else pack("<HL", 0, size) if long else pack("<H", size)) + value
 
 
 def pixels(dataset: Dataset) -> NDArray[np.float32]:
@@ -128,10 +188,12 @@ def wrap(
     modality: str,
     study_date: str,
     extra: dict[str, str],
+    annotated: bool | None = False,
 ) -> bytes:
     """`image` as an 8-bit grey Secondary Capture object (PS3.3 A.8.1) in Explicit VR Little Endian; equal calls give equal bytes.
 
-    `study_date` is YYYYMMDD or empty, `extra` maps further DICOM keywords to values. Colour and transparency are dropped.
+    `annotated` is what is known of text in the pixels (BurnedInAnnotation: NO, YES, or left out). `study_date` is YYYYMMDD or empty,
+    `extra` maps further DICOM keywords to values. Colour and transparency are dropped.
     Raises `imaging.unsupported_image` for images deeper than 8 bits, `ValueError` for values that DICOM does not allow.
     """
     if image.mode[:1] in "IF":
@@ -168,6 +230,8 @@ def wrap(
         "HighBit": 7,
         "PixelRepresentation": 0,
     }
+    if annotated is not None:
+        fields["BurnedInAnnotation"] = "YES" if annotated else "NO"
     for keyword, value in (fields | extra).items():
         if tag_for_keyword(keyword) is None:
             raise ValueError(f"{keyword} is no DICOM keyword")
@@ -196,6 +260,13 @@ def _touch(dataset: Dataset) -> None:
         except Exception as error:  # see `parse`
             place = f"element {tag}" if dictionary_has_tag(tag) else "an element"  # a broken file's tags may be anybody's text
             raise _unreadable(f"{place}, {type(error).__name__}") from None
+
+
+def _declared_syntax(dataset: Dataset) -> UID | None:
+    try:
+        return dataset.file_meta.get("TransferSyntaxUID")
+    except Exception as error:  # see `parse`
+        raise _unreadable(f"the transfer syntax, {type(error).__name__}") from None
 
 
 def _found_syntax(dataset: Dataset) -> UID:

@@ -17,7 +17,7 @@ from medmesh.service.http import Observed, language, new_application
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
-from medmesh_edge import changes, continuity
+from medmesh_edge import changes, continuity, dicomweb
 from medmesh_edge.tables import federations, items, releases, requests, tasks
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def application(node: Node) -> Any:
             uow.audit(AuditEntry("inference.infer", "E", outcome=4, why=problem.code, entities=about(served)))
 
     app.include_router(router(node.repository, authorise, admit, record, refused))
+    app.include_router(dicomweb.routes(node, node.archive))
 
     @app.get("/", response_class=HTMLResponse)
     async def page(request: Request) -> str:

@@ -3,6 +3,7 @@
 A copy of the store made yesterday still has the wrapped key. So the key that wraps is turned over, too: the other patients' keys are
 wrapped anew, and the old one is destroyed. In this order, so that a kill at any point is finished at the next start (`finish`):
 
+    0  the patient is taken in no more, whoever sends what (`withdrawn`)
     1  a new version of the hospital's key
     2  one transaction: the patient's rows and key go, all others are wrapped anew, the audit record, and what is left to erase
     3  objects, copies, and the old version of the hospital's key
@@ -21,6 +22,7 @@ from typing import Any, cast
 from sqlalchemy import delete, func, insert, select, update
 
 from medmesh.contracts.message import new_id
+from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.ledger.copies import Folder
@@ -29,13 +31,15 @@ from medmesh.security.suites import DEFAULT
 from medmesh.store.sqlite import Inline
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import patients as keys
-from medmesh_edge import samples
+from medmesh_edge import samples, withdrawn
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import forgettings, items, patients, results
+from medmesh_edge.tables import consents, datasets, federations, forgettings, items, patients, results, tasks
 
 REASONS = ("withdrawn", "requested", "expired", "mistake", "ordered")
 """Words, so that no free text repeats who it was: consent withdrawn, the patient asked, the time to keep is over, taken in by
 mistake, a court or an authority ordered it."""
+MOST = 50
+"""How many data sets, and federations, a record names."""
 
 
 def who(site: Site, patient_id: str) -> str:
@@ -77,21 +81,57 @@ async def approve(site: Site, request: str, by: str) -> None:
     await _erase(site, request, by)
 
 
+async def readmit(site: Site, patient: str) -> None:
+    """The patient of a pseudonym was forgotten, and agrees to be taken in again. Raises `Problem` (`edge.patient_not_away`)."""
+    async with site.unit() as uow:
+        if not withdrawn.remove(site, patient):
+            raise Problem("edge.patient_not_away")
+        uow.audit(AuditEntry("patient.readmit", "C"))
+
+
+async def _affected(uow: UnitOfWork[None], site: Site, patient: str) -> dict[str, list[str]]:
+    """The data sets with the patient's data, and the federations that trained here on such data since they are here."""
+    mine = await uow.all(select(items).where(items.c.patient == patient))
+    trained = select(tasks.c.federation, federations.c.plan, func.max(tasks.c.at).label("last")).join(
+        federations, federations.c.federation == tasks.c.federation
+    )
+    found = set()
+    for row in await uow.all(trained.where(tasks.c.trained > 0).group_by(tasks.c.federation)):
+        data = Plan.model_validate(row.plan).data
+        fits = (one for one in mine if one.modality == data.modality and one.label in data.classes and not one.held_out)
+        if any(one.at <= row.last for one in fits):
+            found.add(row.federation)
+    return {"datasets": sorted({f"{site.settings.hospital}/{one.dataset}" for one in mine}), "federations": sorted(found)}
+
+
 async def _erase(site: Site, request: str, by: str) -> None:
+    async with site.unit() as uow:
+        asked = await uow.first(select(forgettings).where(forgettings.c.request == request, forgettings.c.state == "asked"))
+    if asked is None:  # another process did it meanwhile
+        return
+    if asked.reason != "mistake":
+        withdrawn.add(site, asked.patient)
     site.keys.create(keys.HOSPITAL, "wrap", DEFAULT)
     async with site.unit() as uow:
         row = await uow.first(select(forgettings).where(forgettings.c.request == request, forgettings.c.state == "asked"))
         if row is None:  # another process did it meanwhile
             return
         mine = await uow.all(select(items.c.item, items.c.object).where(items.c.patient == row.patient))
+        affected = await _affected(uow, site, row.patient)
         await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient == row.patient))))
         await uow.execute(delete(items).where(items.c.patient == row.patient))
+        await uow.execute(delete(consents).where(consents.c.patient == row.patient))
         await uow.execute(delete(patients).where(patients.c.patient == row.patient))
+        for name in affected["datasets"]:  # without the patient it is another version
+            which = datasets.c.dataset == name.partition("/")[2]
+            await uow.execute(update(datasets).where(which).values(version=datasets.c.version + 1))
         await _wrap_anew(uow, site)
-        left = {"state": "erasing", "patient": None, "objects": sorted({one.object for one in mine}), "approved_by": by[:80]}
+        left: dict[str, Any] = {"state": "erasing", "patient": None, "affected": affected, "approved_by": by[:80]}
+        left["objects"] = sorted({one.object for one in mine})
         await uow.execute(update(forgettings).where(forgettings.c.request == request).values(left))
         detail: dict[str, str | int | bool] = {"reason": row.reason, "items": len(mine), "second_person": bool(by)}
-        uow.audit(AuditEntry("patient.forget", "D", entities=(Entity("request", request),), detail=detail))
+        touched = [Entity(kind.removesuffix("s"), name) for kind, names in affected.items() for name in names[:MOST]]
+        uow.audit(AuditEntry("patient.forget", "D", entities=(Entity("request", request), *touched), detail=detail))
     await finish(site)
 
 
@@ -151,7 +191,7 @@ async def waiting(site: Site) -> list[dict[str, Any]]:
     """Requests and what became of them; who it was is never shown."""
     async with site.unit() as uow:
         rows = await uow.all(select(forgettings).order_by(forgettings.c.at))
-    shown = ("request", "reason", "asked_by", "approved_by", "state")
+    shown = ("request", "reason", "asked_by", "approved_by", "state", "affected")
     return [{name: getattr(row, name) for name in shown} for row in rows]
 
 

@@ -17,7 +17,8 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_edge import patients
+from medmesh_edge import patients, withdrawn
+from medmesh_edge.ethics import admitted, kind_of
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items
 
@@ -83,7 +84,7 @@ def prepare(data: bytes, key: bytes) -> Prepared:
     from medmesh.imaging.reading import read, write
     from medmesh.imaging.verify import verify
 
-    original = read(data)
+    original = read(data, lazily=True)
     clean = deidentify(original, key)
     result = write(clean.dataset)
     if verify(original, result):
@@ -98,8 +99,11 @@ def held_out(patient: str, key: bytes, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-async def ingest(site: Site, folder: Path, dataset: str, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
-    """Take in every file below a folder. Killed and started again, it goes on; a file that is known already is not stored twice."""
+async def ingest(
+    site: Site, folder: Path, dataset: str, *, ethics: str = "", progress: Callable[[int, int], None] = lambda done, total: None
+) -> Outcome:
+    """Take in every file below a folder, under the approval `ethics`. Killed and started again, it goes on; a file that is known already is
+    not stored twice. Raises `Problem` (`intake.labels*`, `ethics.*`)."""
     labels = read_labels(folder / LABELS) if (folder / LABELS).exists() else {}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LABELS]
     missing = set(labels) - {path.name for path in files}
@@ -110,13 +114,13 @@ async def ingest(site: Site, folder: Path, dataset: str, *, progress: Callable[[
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         prepared = await asyncio.to_thread(_all, batch, key, outcome)
-        await store(site, dataset, prepared, labels, key, outcome)
+        await store(site, dataset, prepared, labels, key, outcome, ethics=ethics)
         progress(start + len(batch), len(files))
-    await finish(site, dataset, outcome)
+    await finish(site, dataset, outcome, ethics=ethics)
     return outcome
 
 
-async def finish(site: Site, dataset: str, outcome: Outcome) -> None:
+async def finish(site: Site, dataset: str, outcome: Outcome, *, ethics: str = "") -> None:
     """A new version of the data set when something is new, and the record."""
     async with site.unit() as uow:
         row = upsert(datasets).values(dataset=dataset, version=1, published=0)
@@ -126,7 +130,8 @@ async def finish(site: Site, dataset: str, outcome: Outcome) -> None:
             row = row.on_conflict_do_nothing()
         await uow.execute(row)
         detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total()}
-        uow.audit(AuditEntry("edge.ingest", "C", entities=(Entity("dataset", f"{site.settings.hospital}/{dataset}"),), detail=detail))
+        about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"), *((Entity("ethics", ethics),) if ethics else ()))
+        uow.audit(AuditEntry("edge.ingest", "C", entities=about, detail=detail))
 
 
 def _all(batch: list[Path], key: bytes, outcome: Outcome) -> list[tuple[str, Prepared]]:
@@ -151,12 +156,30 @@ def _each(batch: list[Path], key: bytes, outcome: Outcome) -> Iterator[tuple[str
 
 
 async def store(
-    site: Site, dataset: str, prepared: list[tuple[str, Prepared]], labels: dict[str, Label], key: bytes, outcome: Outcome
+    site: Site,
+    dataset: str,
+    prepared: list[tuple[str, Prepared]],
+    labels: dict[str, Label],
+    key: bytes,
+    outcome: Outcome,
+    *,
+    ethics: str = "",
 ) -> None:
-    """Keys first, then objects, then rows: a row never names bytes that are not there, or that nobody can open."""
+    """Who may be taken in, then keys, then objects, then rows: a row never names bytes that are not there, or that nobody can open.
+    Raises `Problem` (`ethics.*`) when nobody may."""
     if not prepared:
         return
     async with site.unit() as uow:
+        away = withdrawn.away(site, {entry.patient for _, entry in prepared})
+        kinds = sorted({kind_of(entry.modality) for _, entry in prepared})
+        agreed = {kind: await admitted(uow, site, ethics, kind, {entry.patient for _, entry in prepared}) for kind in kinds}
+        refused = {
+            entry.item: "intake.withdrawn" if entry.patient in away else "intake.no_consent"
+            for _, entry in prepared
+            if entry.patient in away or entry.patient not in agreed[kind_of(entry.modality)]
+        }
+        outcome.rejected.update(refused.values())
+        prepared = [(name, entry) for name, entry in prepared if entry.item not in refused]
         keys = await patients.ensure(uow, site, {entry.patient for _, entry in prepared})
     refs = {e.item: await patients.images(site, keys[e.patient]).put(e.data, e.media_type) for _, e in prepared}
     async with site.unit() as uow:
@@ -176,9 +199,10 @@ async def store(
                 "object": refs[entry.item].sha256,
                 "label": label.label if label else None,
                 "held_out": testing,
+                "ethics": ethics,
                 "at": uow.now,
             }
-            changed = {name: values[name] for name in ("label", "held_out", "object", "dataset")}
+            changed = {name: values[name] for name in ("label", "held_out", "object", "dataset", "ethics")}
             await uow.execute(upsert(items).values(values).on_conflict_do_update(index_elements=["item"], set_=changed))
             if entry.item in known:
                 outcome.known += 1

@@ -41,12 +41,14 @@ class Node:
 
     def __init__(self, site: Site, gateway: Gateway, programs: Verification | None = None) -> None:
         from medmesh.serving.repository import Repository
+        from medmesh_edge.dicomweb import Archive
 
         self.site = site
         self.gateway = gateway
         self.repository = Repository(site.layout.models)
         self.rounds = Rounds(site, gateway)
         self.doorstep = Doorstep(site.anonymous)
+        self.archive = Archive(site)
         self.programs = programs or verification(site)
         self._look_at_programs = 0.0
         self.connected = False
@@ -190,6 +192,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         await secure.sweep(opened)
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway, programs)
+        stack.callback(node.archive.close)
         settings = opened.settings
         door = serve(application(node), host=host or settings.host, port=settings.port if port is None else port)
         files.write(opened.layout.port, str(await stack.enter_async_context(door)))

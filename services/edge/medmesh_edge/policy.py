@@ -60,6 +60,7 @@ threads = 1
 install = true            # 自动安装已验证的模型 install releases that verify
 
 [patients]
+ethics = true                 # 须有有效的伦理批件方可导入和使用 nothing is taken in or used without an ethics committee's approval
 forget_second_person = true   # 遗忘患者须本院第二人批准 forgetting a patient waits for a second person
 """
 
@@ -95,6 +96,7 @@ class Policy:
     cpu_seconds: int = 3600
     threads: int = 1
     install: bool = False
+    ethics: bool = False
     forget_second_person: bool = True
 
 
@@ -110,7 +112,7 @@ class Cohort:
     """Attempts at the plan's own training rounds that are in it already."""
 
 
-_TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads"), "models": ("install",), "patients": ("forget_second_person",)}
+_TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads"), "models": ("install",), "patients": ("ethics", "forget_second_person")}
 _TABLES["federation"] = tuple(f.name for f in fields(Policy) if f.name not in {name for table in _TABLES.values() for name in table})
 _CHOICES = {"other_code": ("ask", "refuse"), "privacy": ("none", "any", "hospital", "patient"), "memorised": ("off", "note", "refuse")}
 

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import JSON, bindparam, func, select
+from sqlalchemy import JSON, bindparam, func, select, tuple_
 
 from medmesh.canonical import parse
 from medmesh.contracts.data import DataSchema, TableSchema
@@ -22,10 +23,21 @@ from medmesh.store.prepared import Prepared
 from medmesh_edge.patients import images, opened
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import datasets, items, patients
+from medmesh_edge.tables import consents, datasets, ethics_approvals, items, patients
 
+_VALID = (
+    (ethics_approvals.c.ended == "") & (ethics_approvals.c.since <= bindparam("today")) & (ethics_approvals.c.until >= bindparam("today"))
+)
+_WAIVED = select(ethics_approvals.c.number).where(_VALID, ~ethics_approvals.c.individual)
+_AGREED = select(consents.c.number, consents.c.patient).join(ethics_approvals, ethics_approvals.c.number == consents.c.number).where(_VALID)
+_USABLE = (
+    items.c.ethics.in_(_WAIVED)
+    | tuple_(items.c.ethics, items.c.patient).in_(_AGREED)
+    | (~bindparam("asked", type_=items.c.held_out.type) & (items.c.ethics == ""))
+)
+"""Which items may be used for research `today`: under an approval that is valid, of patients who agreed where that is `asked`."""
 _CLASSES = func.json_each(bindparam("classes", type_=JSON)).table_valued("value")
-_WANTED = (
+_WANTED = _USABLE & (
     (items.c.modality == bindparam("modality"))
     & items.c.label.in_(select(_CLASSES.c.value))
     & (items.c.held_out == bindparam("held_out", type_=items.c.held_out.type))
@@ -39,15 +51,20 @@ _ROWS = Prepared(
     .where(_WANTED)
     .order_by(items.c.item)
 )
+_OF = Prepared(select(items.c.label, items.c.patient, items.c.modality).where(items.c.dataset == bindparam("dataset"), _USABLE))
 
 
-def _wanted(schema: DataSchema, held_out: bool) -> dict[str, Any]:
-    return {"modality": schema.modality, "classes": list(schema.classes), "held_out": held_out}
+def _wanted(site: Site, schema: DataSchema, held_out: bool) -> dict[str, Any]:
+    return {"modality": schema.modality, "classes": list(schema.classes), "held_out": held_out, **_now(site)}
+
+
+def _now(site: Site) -> dict[str, Any]:
+    return {"today": date.today().isoformat(), "asked": site.policy().ethics}
 
 
 async def cohort(site: Site, schema: DataSchema) -> Cohort:
     """What this hospital can train on under a schema."""
-    (found,) = await site.database.look(_COHORT, **_wanted(schema, False))
+    (found,) = await site.database.look(_COHORT, **_wanted(site, schema, False))
     return Cohort(samples=found.samples, patients=found.patients)
 
 
@@ -58,7 +75,7 @@ def sources(site: Site, found: Sequence[Any]) -> list[str]:
 
 async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[Any]:
     """The matching items in a fixed order."""
-    return await site.database.look(_ROWS, **_wanted(schema, held_out))
+    return await site.database.look(_ROWS, **_wanted(site, schema, held_out))
 
 
 def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:
@@ -122,8 +139,8 @@ def _hidden(number: int) -> int | None:
 
 async def descriptor(site: Site, dataset: str) -> Descriptor:
     """What the hospital tells of a data set: counts, small ones hidden."""
+    found = await site.database.look(_OF, dataset=dataset, **_now(site))
     async with site.unit() as uow:
-        found = await uow.all(select(items.c.label, items.c.patient, items.c.modality).where(items.c.dataset == dataset))
         version = (await uow.execute(select(datasets.c.version).where(datasets.c.dataset == dataset))).scalar_one_or_none() or 1
     modality = Counter(row.modality for row in found).most_common(1)
     labels = Counter(row.label for row in found if row.label)

@@ -80,6 +80,7 @@ class Layout:
         """The hospital's own, which signs what it accepts; apart from the node's, which renews."""
         self.site_key = folder / "secrets" / "pseudonyms" / "site.key"
         self.keys = folder / "secrets" / "hospital"
+        self.withdrawn = folder / "secrets" / "withdrawn"
         self.enrolment = folder / "secrets" / "enrolment.json"
         self.local_token = folder / "secrets" / "local.token"
         self.ca = folder / "ca.pem"

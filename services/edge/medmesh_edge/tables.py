@@ -72,6 +72,7 @@ items = Table(
     Column("object", String(64), nullable=False),
     Column("label", String(80)),
     Column("held_out", Boolean, nullable=False),
+    Column("ethics", String(64), nullable=False, server_default=text("''"), comment="the approval it was taken in under"),
     Column("at", Timestamp, nullable=False),
     comment="de-identified objects: images by their new SOP instance UID's hash, rows by patient and visit; `patient` is a pseudonym",
 )
@@ -85,6 +86,30 @@ patients = Table(
     comment="a patient's key, wrapped by the hospital's; the row goes, and with it what lies under the key",
 )
 
+ethics_approvals = Table(
+    "ethics_approvals",
+    METADATA,
+    Column("number", String(64), primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("kinds", Json, nullable=False),
+    Column("since", String(10), nullable=False),
+    Column("until", String(10), nullable=False, comment="the last day"),
+    Column("individual", Boolean, nullable=False, comment="only of patients who agreed"),
+    Column("ended", Text, nullable=False, comment="why it ended before its time"),
+    Column("by", String(80), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what the hospital's ethics committee approved",
+)
+
+consents = Table(
+    "consents",
+    METADATA,
+    Column("number", String(64), primary_key=True),
+    Column("patient", String(64), primary_key=True),
+    Column("at", Timestamp, nullable=False),
+    comment="patients (pseudonyms) who agreed to what an approval is for",
+)
+
 forgettings = Table(
     "forgettings",
     METADATA,
@@ -95,6 +120,7 @@ forgettings = Table(
     Column("approved_by", String(80), nullable=False),
     Column("state", String(16), nullable=False),
     Column("objects", Json, nullable=False),
+    Column("affected", Json, nullable=False, server_default=text("'{}'"), comment="data sets and federations that had the patient's data"),
     Column("at", Timestamp, nullable=False),
     comment="asked -> erasing -> erased -> done; `patient` only while it is asked",
 )
@@ -311,6 +337,19 @@ results = Table(
     Column("label", String(80), nullable=False),
     Column("probabilities", Json, nullable=False),
     Column("at", Timestamp, nullable=False),
+)
+
+dicomweb_clients = Table(
+    "dicomweb_clients",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("token", String(64), nullable=False, unique=True, comment="its SHA-256"),
+    Column("project", String(63), nullable=False),
+    Column("realm", String(16), nullable=False),
+    Column("rights", String(16), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    Column("expires", Timestamp, nullable=False),
+    comment="systems of the hospital that may use its DICOMweb",
 )
 
 blobs = Table(

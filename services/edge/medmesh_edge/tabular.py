@@ -32,9 +32,10 @@ def schema_of(path: Path) -> TableSchema:
     return manifest.data
 
 
-async def ingest(site: Site, source: Path, meaning: Path, schema: TableSchema, dataset: str) -> Outcome:
-    """Take in every row that fits; `meaning` is the hospital's own file about its columns. Killed and started again, it goes on; a row
-    that is known already is replaced. Raises `Problem` (`intake.columns`, `intake.table`) before anything was taken in."""
+async def ingest(site: Site, source: Path, meaning: Path, schema: TableSchema, dataset: str, *, ethics: str = "") -> Outcome:
+    """Take in every row that fits, under the approval `ethics`; `meaning` is the hospital's own file about its columns. Killed and started
+    again, it goes on; a row that is known already is replaced. Raises `Problem` (`intake.columns`, `intake.table`, `ethics.*`) before
+    anything was taken in."""
     key = read_secret(site.layout.site_key).strip()
     columns = await asyncio.to_thread(read_columns, meaning, schema)
     outcome = Outcome()
@@ -42,8 +43,8 @@ async def ingest(site: Site, source: Path, meaning: Path, schema: TableSchema, d
     for start in range(0, len(prepared), BATCH):
         batch = prepared[start : start + BATCH]
         labels = {row.item: Label(label, "") for row, label in batch if label}
-        await store(site, dataset, [(row.item, row) for row, _ in batch], labels, key, outcome)
-    await finish(site, dataset, outcome)
+        await store(site, dataset, [(row.item, row) for row, _ in batch], labels, key, outcome, ethics=ethics)
+    await finish(site, dataset, outcome, ethics=ethics)
     return outcome
 
 

@@ -22,7 +22,7 @@ from medmesh.store.unit import UnitOfWork
 from medmesh_federation.evaluation import GLOBAL
 from medmesh_federation.ports import Ports
 from medmesh_federation.quarantine import release_digest
-from medmesh_federation.tables import answers, flags, participants, rounds
+from medmesh_federation.tables import answers, flags, links, participants, rounds
 
 ROOM = MAX_MESSAGE_BYTES - 4096
 """Bytes for what is listed; the rest is the message's own."""
@@ -87,6 +87,8 @@ async def _participants(uow: UnitOfWork[Ports], row: Any, plan: Plan, made: Page
     """Whether all of them fitted."""
     where = (participants.c.federation == row.federation) & (participants.c.hospital > after)
     leases, progress = uow.ports.leases, uow.ports.progress
+    given = select(links.c.hospital, links.c.state, links.c.expires).where(links.c.federation == row.federation, links.c.hospital > after)
+    handed = {one.hospital: "expired" if one.state == "waiting" and one.expires < uow.now else one.state for one in await uow.all(given)}
     for p in await uow.all(select(participants).where(where).order_by(participants.c.hospital)):
         view = ParticipantView(
             hospital=p.hospital,
@@ -97,6 +99,7 @@ async def _participants(uow: UnitOfWork[Ports], row: Any, plan: Plan, made: Page
             release=release_digest(row.federation, row.plan_hash, p.hospital, p.quarantines) if p.state == "quarantined" else None,
             progress=progress.of(row.federation, p.hospital),
             small_cell=p.small_cell if uow.actor.kind != "hospital" or uow.actor.id == p.hospital else 0,
+            link=handed.get(p.hospital, "") if uow.actor.text == row.initiator or uow.actor.id == p.hospital else "",
         )
         if not made.takes(view, forced=made.empty):
             made.more = f"p:{made.participants[-1].hospital}"

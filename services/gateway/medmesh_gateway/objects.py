@@ -62,7 +62,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
                 uow.audit(refused.entry)
             raise
 
-    async def moved(actor: Actor, verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
+    async def transferred(actor: Actor, verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
         """That bytes come or go."""
         about = (Entity("object", sha256, digest=sha256),)
         outcome, why = (4, problem.code) if problem else (0, "")
@@ -94,11 +94,11 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             piece, digest = await _copied(ports, base, offset, length), ""
         reached = await ports.uploads.append(actor.text, _name(sha256), offset, total, piece, digest)
         if reached == total:
-            await moved(actor, "object.write", "C", sha256, bytes=total)  # before: whoever is killed between leaves no unknown object
+            await transferred(actor, "object.write", "C", sha256, bytes=total)  # before: whoever is killed between leaves no unknown object
             try:
                 await ports.uploads.finish(actor.text, sha256, _target(ports, actor))
             except Problem as problem:
-                await moved(actor, "object.write", "C", sha256, problem, bytes=total)
+                await transferred(actor, "object.write", "C", sha256, problem, bytes=total)
                 raise
         headers = {"Upload-Offset": str(reached), "Upload-Complete": "?1" if reached == total else "?0"}
         return Response(status_code=201 if reached == total else 204, headers=headers)
@@ -115,7 +115,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         partial = (start, end) != (0, size)
         if partial:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        await moved(actor, "object.read", "R", sha256, start=start, end=end)
+        await transferred(actor, "object.read", "R", sha256, start=start, end=end)
         body = store.read(sha256, start, end)
         return StreamingResponse(body, status_code=206 if partial else 200, headers=headers, media_type="application/octet-stream")
 

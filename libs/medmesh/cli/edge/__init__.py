@@ -11,9 +11,11 @@ import click
 
 from medmesh.cli import say
 from medmesh.cli.edge.audit import own_audit
+from medmesh.cli.edge.dicomweb import dicomweb
 from medmesh.cli.edge.escrow import escrow
+from medmesh.cli.edge.ethics import ethics
 from medmesh.cli.edge.federation import approve, decline, list_federations, open_invitation, show_plan, withdraw
-from medmesh.cli.edge.patients import forget, forget_approve, forgettings, trace
+from medmesh.cli.edge.patients import forget, forget_approve, forgettings, readmit, trace
 from medmesh.cli.edge.policy import site_policy
 from medmesh.cli.edge.privacy import ledger
 from medmesh.cli.edge.roster import own_key, own_roster, tell_key
@@ -27,10 +29,12 @@ def edge() -> None:
     """The hospital's node: data stay here.  医院边缘节点：数据不出院。"""
 
 
+edge.add_command(dicomweb)
 edge.add_command(own_key)
 edge.add_command(own_roster)
 edge.add_command(ledger)
 edge.add_command(site_policy)
+edge.add_command(ethics)
 
 
 @edge.command()
@@ -143,8 +147,9 @@ def run(folder: Path, host: str | None, port: int | None) -> int:
 @click.option("--dataset", required=True)
 @click.option("--table", type=click.Path(exists=True, path_type=Path), help="SOURCE is a CSV file, this package says of what.")
 @click.option("--columns", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What the columns of the CSV file mean.")
+@click.option("--ethics", default="", help="Number of the ethics committee's approval (medmesh edge ethics).  伦理批件编号。")
 @click.option("--json", "as_json", is_flag=True)
-def ingest(folder: Path, source: Path, dataset: str, table: Path | None, columns: Path | None, as_json: bool) -> int:
+def ingest(folder: Path, source: Path, dataset: str, table: Path | None, columns: Path | None, ethics: str, as_json: bool) -> int:
     """Take in the DICOM files below SOURCE, de-identified, with labels from its labels.csv; or a table.  导入 DICOM 或表格。
 
     Of a table only the columns that the hospital's own file names are read (docs/tutorial/heart-disease.md).
@@ -157,16 +162,16 @@ def ingest(folder: Path, source: Path, dataset: str, table: Path | None, columns
 
     async def work(site: Any) -> Any:
         if table is not None and columns is not None:
-            return await tabular.ingest(site, source, columns, tabular.schema_of(table), dataset)
+            return await tabular.ingest(site, source, columns, tabular.schema_of(table), dataset, ethics=ethics)
         if as_json:
-            return await ingest(site, source, dataset)
+            return await ingest(site, source, dataset, ethics=ethics)
         with click.progressbar(length=1, label=dataset) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.length = total
                 bar.update(done - bar.pos)
 
-            return await ingest(site, source, dataset, progress=progress)
+            return await ingest(site, source, dataset, ethics=ethics, progress=progress)
 
     found = on_site(folder, work)
     show({"stored": found.stored, "known": found.known, "rejected": dict(found.rejected), "quality": dict(found.quality)})
@@ -261,5 +266,5 @@ def doctor(folder: Path) -> int:
 
 
 _FEDERATIONS = (list_federations, open_invitation, show_plan, approve, decline, withdraw)
-for command in (*_FEDERATIONS, own_audit, forget, forget_approve, forgettings, trace, escrow):
+for command in (*_FEDERATIONS, own_audit, forget, forget_approve, forgettings, readmit, trace, escrow):
     edge.add_command(command)

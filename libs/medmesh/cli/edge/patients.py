@@ -55,6 +55,20 @@ def forget_approve(folder: Path, request: str) -> int:
 
 @click.command()
 @FOLDER
+def readmit(folder: Path) -> int:
+    """Let a patient who was forgotten be taken in again, who agrees to that.  允许再次导入曾被遗忘的患者。
+
+    Asks for the patient ID, or reads it from a pipe. Until then whatever is sent of the patient is refused and counted.
+    """
+    from medmesh_edge import forgetting
+
+    on_site(folder, lambda site: forgetting.readmit(site, forgetting.who(site, asked_patient())))
+    click.echo(say("may be taken in again", "可再次导入"))
+    return 0
+
+
+@click.command()
+@FOLDER
 def forgettings(folder: Path) -> int:
     """Requests to forget a patient and what became of them; nobody's name is kept.  遗忘申请。"""
     from medmesh_edge import forgetting

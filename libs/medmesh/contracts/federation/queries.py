@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ class ParticipantView(Record):
     progress: ProgressView | None = None
     small_cell: int = 0
     """To which multiple its own policy had counts rounded when it accepted; shown to people and to itself."""
+    link: Literal["", "waiting", "opened", "revoked", "expired"] = ""
+    """Of its newest one-time link; shown to the initiator and to itself."""
 
 
 class AnswerView(Record):

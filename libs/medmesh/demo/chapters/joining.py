@@ -13,7 +13,7 @@ from medmesh.client.people import Authenticator, sign_in
 from medmesh.demo import source
 from medmesh.demo.keeping import Keepers
 from medmesh.demo.processes import Process, checker, medmesh, node
-from medmesh.demo.stage import PASSWORD, ROUNDS, Stage
+from medmesh.demo.stage import ETHICS, PASSWORD, ROUNDS, Stage
 from medmesh.embedded.run import running
 
 
@@ -69,6 +69,9 @@ async def enrol(stage: Stage, hospitals: Sequence[str] = tuple(source.HOSPITALS)
     for one in stage.nodes.values():  # a public data set: its counts may be told as they are
         policy = one.folder / "policy.toml"
         policy.write_text(policy.read_text("utf-8").replace("small_cell = 5 ", "small_cell = 0 "), "utf-8")
+    approved = ("--kind", "image", "--kind", "table", "--from", "2020-01-01", "--until", "2099-12-31", "--consent", "waived")
+    for one in stage.nodes.values():
+        await medmesh("edge", "ethics", "add", "--folder", str(one.folder), ETHICS, "--title", "public data", *approved)
     stage.keepers.add_hospitals(*(node.folder for node in stage.nodes.values()))
     stage.happened("hospitals enrolled, their keys in the roster")
 
@@ -80,7 +83,7 @@ async def ingest(stage: Stage) -> None:
     async def one(hospital: Process) -> dict[str, Any]:
         async with room:
             pacs = str(stage.folder / "pacs" / hospital.name)
-            arguments = ("--folder", str(hospital.folder), pacs, "--dataset", "brain-mri", "--json")
+            arguments = ("--folder", str(hospital.folder), pacs, "--dataset", "brain-mri", "--ethics", ETHICS, "--json")
             found: dict[str, Any] = json.loads(await medmesh("edge", "ingest", *arguments))
             await medmesh("edge", "publish", "--folder", str(hospital.folder), "brain-mri")
             return found

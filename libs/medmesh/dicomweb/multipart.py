@@ -1,0 +1,148 @@
+"""`multipart/related` (RFC 2387, in the form of RFC 2046 §5.1) as a stream: fed with pieces of any size, it never holds a part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from medmesh.errors import Problem
+
+HEADER_BYTES = 16 * 1024
+PREAMBLE_BYTES = 64 * 1024
+PARTS = 10_000
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """A part begins; its fields by names in lower case."""
+
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """More of the part's body."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The part is whole."""
+
+
+Event = Headers | Data | End
+_State = Literal["preamble", "headers", "body", "epilogue"]
+
+
+def _broken(reason: str) -> Problem:
+    return Problem("dicomweb.multipart", reason=reason)
+
+
+class Parser:
+    """Of one message. Raises `Problem` (`dicomweb.multipart`), and is of no more use then."""
+
+    def __init__(self, boundary: str) -> None:
+        if not _BOUNDARY.fullmatch(boundary):
+            raise _broken("boundary")
+        self._delimiter = b"\r\n--" + boundary.encode("ascii")
+        self._rest = b"\r\n"  # so that a delimiter at the very beginning has its line break
+        self._state: _State = "preamble"
+        self._skipped = 0
+        self.parts = 0
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """What follows from more bytes."""
+        self._rest += data
+        going = True
+        while going:
+            if self._state in ("preamble", "body"):
+                going = yield from self._to_delimiter()
+            elif self._state == "headers":
+                going = yield from self._headers()
+            else:
+                self._rest, going = b"", False
+
+    def close(self) -> None:
+        """At the end of the message."""
+        if self._state != "epilogue":
+            raise _broken("cut short")
+
+    def _to_delimiter(self) -> Generator[Event, None, bool]:
+        """Give out what lies before the next delimiter; whether there is more to look at."""
+        at, behind, last = self._find()
+        if at < 0:
+            # What may be the beginning of a delimiter waits, with the white space that may follow it.
+            keep = len(self._delimiter) + 1 if behind < 0 else len(self._rest) - behind
+            out, self._rest = self._rest[: max(0, len(self._rest) - keep)], self._rest[max(0, len(self._rest) - keep) :]
+            yield from self._out(out)
+            return False
+        yield from self._out(self._rest[:at])
+        if self._state == "body":
+            yield End()
+        self._rest = self._rest[behind:]
+        self._state = "epilogue" if last else "headers"
+        return True
+
+    def _find(self) -> tuple[int, int, bool]:
+        """(where a delimiter begins, where what follows it begins, whether it is the last). Without one, -1 and where a delimiter may
+        have begun that is not all here yet, or -1."""
+        rest, length, start = self._rest, len(self._delimiter), 0
+        while (at := rest.find(self._delimiter, start)) >= 0:
+            end = at + length
+            tail = rest[end : end + 256]
+            if tail.startswith(b"--"):
+                return at, end + 2, True
+            stripped = tail.lstrip(b" \t")
+            if stripped.startswith(b"\r\n"):
+                return at, end + len(tail) - len(stripped) + 2, False
+            if len(tail) < 256 and stripped in (b"", b"\r", b"-"):
+                return -1, at, False
+            start = at + 1  # text that only begins like a delimiter
+        return -1, -1, False
+
+    def _out(self, data: bytes) -> Iterator[Event]:
+        if self._state == "body":
+            if data:
+                yield Data(data)
+        else:
+            self._skipped += len(data)
+            if self._skipped > PREAMBLE_BYTES:
+                raise _broken("no boundary")
+
+    def _headers(self) -> Generator[Event, None, bool]:
+        """The fields of a part, once all of them are there."""
+        if self._rest.startswith(b"\r\n"):
+            block, self._rest = b"", self._rest[2:]
+        else:
+            end = self._rest.find(b"\r\n\r\n", 0, HEADER_BYTES)
+            if end < 0:
+                if len(self._rest) >= HEADER_BYTES:
+                    raise _broken("headers")
+                return False
+            block, self._rest = self._rest[:end], self._rest[end + 4 :]
+        self.parts += 1
+        if self.parts > PARTS:
+            raise _broken("too many parts")
+        fields: dict[str, str] = {}
+        for line in block.decode("latin-1").split("\r\n") if block else ():
+            found = _FIELD.fullmatch(line)
+            if found is None or found[1].lower() in fields:
+                raise _broken("headers")
+            fields[found[1].lower()] = found[2]
+        self._state = "body"
+        yield Headers(fields)
+        return True
+
+
+def written(boundary: str, parts: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[bytes]:
+    """A message, piece by piece, of (media type, pieces of the body)."""
+    for content_type, body in parts:
+        yield f"--{boundary}\r\nContent-Type: {content_type}\r\n\r\n".encode()
+        yield from body
+        yield b"\r\n"
+    yield f"--{boundary}--\r\n".encode()

@@ -1,0 +1,154 @@
+"""What a hospital takes in and uses stands on an approval of its ethics committee; who was forgotten stays away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+from tests.integration.test_forget import EACH, PATIENTS, SCHEMA, key_of, pacs, prepare, records
+
+from medmesh.errors import Problem
+from medmesh_edge import ethics, forgetting, intake, samples, withdrawn
+from medmesh_edge.ethics import Approval
+from medmesh_edge.intake import Outcome
+from medmesh_edge.policy import DEFAULT
+from medmesh_edge.ports import Site, site
+
+TODAY, DAY = date.today(), timedelta(days=1)
+ALL = PATIENTS * EACH
+
+
+@pytest.fixture
+async def at(private: Path) -> AsyncIterator[Site]:
+    """A node with the policy that it begins with, but that one person may forget."""
+    async with site(prepare(private / "node", DEFAULT.replace("second_person = true", "second_person = false"))) as opened:
+        yield opened
+
+
+async def approve(at: Site, number: str, *, kinds: tuple[str, ...] = ("image",), days: int = 30, individual: bool = False) -> None:
+    await ethics.record(at, Approval(number, "a study", kinds, TODAY - DAY, TODAY + days * DAY, individual), "li")
+
+
+async def taken(at: Site, folder: Path, number: str) -> Outcome:
+    return await intake.ingest(at, folder, "brain", ethics=number)
+
+
+async def used(at: Site) -> int:
+    """How many samples a federation would train on; the policy and the arrays say the same."""
+    _, count = await samples.prepare(at, SCHEMA, held_out=False)
+    assert (await samples.cohort(at, SCHEMA)).samples == count
+    return count
+
+
+async def code(call: object) -> str:
+    with pytest.raises(Problem) as caught:
+        await call  # type: ignore[misc]
+    return caught.value.code
+
+
+async def test_nothing_is_taken_in_without_an_approval_that_is_valid_and_covers_it(at: Site, private: Path) -> None:
+    folder = pacs(private)
+    assert await code(intake.ingest(at, folder, "brain")) == "ethics.needed"
+    assert await code(taken(at, folder, "LL-9")) == "ethics.unknown"
+    await approve(at, "LL-1", kinds=("table", "text"))
+    assert await code(taken(at, folder, "LL-1")) == "ethics.kind"
+    await ethics.record(at, Approval("LL-2", "over", ("image",), TODAY - 9 * DAY, TODAY - DAY, False), "li")
+    await ethics.record(at, Approval("LL-3", "later", ("image",), TODAY + DAY, TODAY + 9 * DAY, False), "li")
+    for number in ("LL-2", "LL-3"):
+        assert await code(taken(at, folder, number)) == "ethics.not_valid"
+    assert await used(at) == 0
+    await approve(at, "LL-4")
+    assert (await taken(at, folder, "LL-4")).stored == ALL
+    assert await used(at) == ALL
+    (told,) = [one for one in records(at.layout.folder) if one["sub"] == "edge.ingest"]
+    assert ("ethics", "LL-4") in [(one["type"], one["id"]) for one in told["entities"]]
+    assert {one["number"]: (one["valid"], one["items"], one["patients"]) for one in await ethics.listed(at)} == {
+        "LL-1": (True, 0, 0),
+        "LL-2": (False, 0, 0),
+        "LL-3": (False, 0, 0),
+        "LL-4": (True, ALL, PATIENTS),
+    }
+
+
+async def test_an_approval_is_written_once_and_what_it_ends_is_used_no_more(at: Site, private: Path) -> None:
+    await approve(at, "LL-1")
+    await approve(at, "LL-1")
+    assert await code(approve(at, "LL-1", days=60)) == "ethics.other"
+    for wrong in (
+        Approval("", "x", ("image",), TODAY, TODAY, False),
+        Approval("n", "x", ("pathology",), TODAY, TODAY, False),
+        Approval("n", "x", ("image",), TODAY, TODAY - DAY, False),
+    ):
+        assert await code(ethics.record(at, wrong, "li")) == "ethics.contradicts"
+    await taken(at, pacs(private), "LL-1")
+    path, count = await samples.prepare(at, SCHEMA, held_out=False)
+    assert count == ALL
+    await ethics.end(at, "LL-1", "the study was stopped")
+    assert not path.exists(), "what was cached of it is gone"
+    assert await used(at) == 0
+    assert await code(ethics.end(at, "LL-1", "again")) == "ethics.unknown"
+    assert await code(taken(at, private / "pacs", "LL-1")) == "ethics.not_valid"
+    await approve(at, "LL-2")
+    assert (await taken(at, private / "pacs", "LL-2")).known == ALL, "the same objects under another approval"
+    assert await used(at) == ALL
+    verbs = [one["sub"] for one in records(at.layout.folder) if one["sub"].startswith("ethics.")]
+    assert verbs == ["ethics.record", "ethics.end", "ethics.record"]
+    assert "stopped" not in repr(records(at.layout.folder)), "the reason stays in the hospital"
+
+
+async def test_only_of_patients_who_agreed_and_not_after_they_took_it_back(at: Site, private: Path) -> None:
+    await approve(at, "LL-1", individual=True)
+    one, two = (forgetting.who(at, f"PID-KANARY-{n}") for n in (0, 1))
+    assert await ethics.consent(at, "LL-1", [one, two, one], agreed=True) == 2
+    assert await ethics.consent(at, "LL-1", [one], agreed=True) == 0
+    outcome = await taken(at, pacs(private), "LL-1")
+    assert (outcome.stored, dict(outcome.rejected)) == (2 * EACH, {"intake.no_consent": ALL - 2 * EACH})
+    assert await used(at) == 2 * EACH
+    assert await ethics.consent(at, "LL-1", [two], agreed=False) == 1
+    assert await used(at) == EACH
+    assert await key_of(at, two) is not None, "it is there, and used by nobody"
+    assert await code(ethics.consent(at, "LL-9", [one], agreed=True)) == "ethics.unknown"
+    told = repr([one for one in records(at.layout.folder) if one["sub"] == "ethics.consent"])
+    assert one not in told and two not in told
+
+
+async def test_who_was_forgotten_is_not_brought_back_but_by_their_own_word(at: Site, private: Path) -> None:
+    await approve(at, "LL-1", individual=True)
+    everybody = [forgetting.who(at, f"PID-KANARY-{n}") for n in range(PATIENTS)]
+    await ethics.consent(at, "LL-1", everybody, agreed=True)
+    folder = pacs(private)
+    await taken(at, folder, "LL-1")
+    assert await code(forgetting.readmit(at, everybody[1])) == "edge.patient_not_away"
+    await forgetting.ask(at, everybody[1], "withdrawn", "li")
+    for _ in range(2):
+        again = await taken(at, folder, "LL-1")
+        assert (again.stored, dict(again.rejected)) == (0, {"intake.withdrawn": EACH})
+    assert await key_of(at, everybody[1]) is None
+    assert everybody[1].encode() not in at.layout.withdrawn.read_bytes()
+    # A kill left half a line: nothing of what comes after is lost with it.
+    with at.layout.withdrawn.open("ab") as file:
+        file.write(b"+0123")
+    await forgetting.ask(at, everybody[2], "requested", "li")
+    assert withdrawn.away(at, set(everybody)) == {everybody[1], everybody[2]}
+    await forgetting.readmit(at, everybody[1])
+    outcome = await taken(at, folder, "LL-1")
+    assert dict(outcome.rejected) == {"intake.no_consent": EACH, "intake.withdrawn": EACH}, "the consent was forgotten, too"
+    await ethics.consent(at, "LL-1", [everybody[1]], agreed=True)
+    assert (await taken(at, folder, "LL-1")).stored == EACH
+
+
+async def test_a_store_that_was_lost_and_filled_again_brings_nobody_back(at: Site, private: Path) -> None:
+    """With the keys, which are kept apart from the store (docs/hospital/node.md), comes who stays away."""
+    await approve(at, "LL-1")
+    folder, layout = pacs(private), at.layout
+    await taken(at, folder, "LL-1")
+    await forgetting.ask(at, forgetting.who(at, "PID-KANARY-1"), "withdrawn", "li")
+    await at.database.close()
+    for path in layout.folder.glob("store.db*"):
+        path.unlink()
+    async with site(layout.folder) as restored:
+        await approve(restored, "LL-1")
+        again = await taken(restored, folder, "LL-1")
+        assert (again.stored, dict(again.rejected)) == (ALL - EACH, {"intake.withdrawn": EACH})
