@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.bench import deidentification
+from tests.bench import deidentification, duplicates, importing
 from tests.bench.common import Measure
 
-PARTS = (deidentification,)
+PARTS = (deidentification, duplicates, importing)
 
 
 def measure(names: Sequence[str]) -> list[Measure]:

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 from tests.terminals import Terminal
-from tests.tutorials import REPO, typed
+from tests.tutorials import REPO, blocks, typed
 
 from medmesh.client.people import Authenticator
 from medmesh.learning import isolation
 from medmesh.security import totp
 
 TUTORIAL = REPO / "docs" / "tutorial" / "first-federation.md"
+PUBLIC = REPO / "docs" / "tutorial" / "public-data.md"
+"""Begins where the other one ends."""
 PASSWORD = "A-tutorial-is-typed-1"
 HOSPITALS = ("xiehe", "renji")
 SECONDS = 180
@@ -132,6 +134,7 @@ def test_every_command_of_the_first_federation(reader: tuple[Reader, dict[str, T
                 terminals[name].type(person.fill(command))
             if not where:
                 if command == "medmesh down":
+                    public_data(terminals[""], person)
                     for name in HOSPITALS:
                         terminals[name].interrupt(SECONDS)
                 said = own(terminals[""], person, command, commands[number:])
@@ -143,6 +146,23 @@ def test_every_command_of_the_first_federation(reader: tuple[Reader, dict[str, T
     assert not person.codes and not person.approvals, "whatever was printed was needed"
     assert "Record 0 is not the one that was logged" in printed, "the auditor finds what was changed"
     assert re.search(r"federated .*\d\.\d+ \[", printed), "what the model is worth, with its interval"
+
+
+def public_data(terminal: Terminal, person: Reader) -> None:
+    """Every command of the other page, and what it shows is what is printed."""
+    printed = "".join(own(terminal, person, command, []) for _, commands in typed(PUBLIC) for command in commands)
+    (shown,) = [text for language, _, text in blocks(PUBLIC) if language == "text"]
+    lines = [line.rstrip() for line in printed.splitlines()]
+    size = re.compile(r"[\d.]+ KiB")  # of compressed noise
+    assert [size.sub("", line) for line in shown.splitlines()] == [
+        size.sub("", line) for line in lines[lines.index("MedMNIST v2 (medmnist)") :][:6]
+    ]
+    assert "4708 pneumoniamnist train are published, 40 are here" in printed
+    assert printed.count('"samples": 60') == 3
+    assert printed.count('"version": 2') == 1, "of the split, not of the same data again"
+    compared = json.loads(printed[printed.rindex('{\n "added"') :][: printed[printed.rindex('{\n "added"') :].rindex("}") + 1])
+    assert (compared["added"], compared["removed"], compared["relabelled"]) == (0, 0, [])
+    assert sum(one["items"] for one in compared["moved"]) + compared["same"] == 60
 
 
 def settled(terminal: Terminal, *, always: bool = False) -> None:

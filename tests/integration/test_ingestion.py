@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from PIL import Image
@@ -24,6 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from tests.platform import Platform, platform
+from tests.unit.importing import layouts
 
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.ingestion import (
@@ -37,6 +40,7 @@ from medmesh.contracts.ingestion import (
     IngestArchive,
     ListDescriptors,
     PublishDescriptor,
+    SplitVersion,
 )
 from medmesh.contracts.message import ObjectRef, OperationFinished, new_id
 from medmesh.contracts.system import DeadLetters, ListDeadLetters
@@ -53,6 +57,7 @@ from medmesh.store.tables import service_metadata
 from medmesh_ingestion.archive import Limits, unpack
 from medmesh_ingestion.service import SERVICE, project_key
 from medmesh_ingestion.tables import versions
+from medmesh_training.domain import Item, held_out
 
 REAL = Path(pydicom.__file__).parent / "data" / "test_files"
 CANARIES = ("Canaryname", "Zebedee", "金丝雀", "CANARY-PID-7781", "CANARYACC42", "1.2.826.4444.7", "canary-file-name", "19530917")
@@ -126,7 +131,7 @@ def good() -> Files:
     }
 
 
-REJECTED = {"unreadable": 1, "no_pixels": 1, "not_greyscale": 1, "not_dicom": 1}
+REJECTED = {"unreadable": 1, "no_pixels": 1, "burned_in": 1, "not_dicom": 1}
 
 
 @pytest.fixture
@@ -218,6 +223,100 @@ async def test_the_same_archive_is_the_same_version_and_the_same_images_are_the_
     with pytest.raises(Problem) as caught:
         await view(p, version=3)
     assert caught.value.code == "request.not_found"
+
+
+def rng_array(rng: random.Random, shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(rng.randbytes(int(np.prod(shape))), np.uint8).reshape(shape)
+
+
+async def test_a_published_set_keeps_its_splits_labels_and_patients(p: Platform, tmp_path: Path) -> None:
+    layouts.mura(tmp_path)
+    pictures = sorted(path for path in tmp_path.rglob("*.png"))
+    for seed, path in enumerate(pictures, start=10):
+        path.write_bytes(png(min(seed, 12)))  # two of them are one picture
+    archive = zipped({path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in sorted(tmp_path.rglob("*.*")) if path.is_file()})
+    answer = await ingest(p, archive, "mura")
+    assert answer.result == {"dataset": "mura", "version": 1}, answer.problem
+    shown = await view(p, "mura")
+    assert (shown.samples, shown.labels, shown.rejected) == (4, {"abnormal": 2, "normal": 2}, {})
+    document = json.loads(await load(p.stores.kept, shown.content))
+    assert document["about"]["layout"] == "mura"
+    assert "Stanford" in document["about"]["licence"]
+    found = document["items"]
+    assert sorted((one["split"], one["label"], one["labels"]["region"]) for one in found) == [
+        ("train", "abnormal", "SHOULDER"),
+        ("train", "abnormal", "SHOULDER"),
+        ("train", "normal", "WRIST"),
+        ("valid", "normal", "HAND"),
+    ]
+    assert len({one["group"] for one in found}) == 2, "two patients, under pseudonyms"
+    assert not [body for body in [shown.content.sha256, json.dumps(document)] if "patient0" in body]
+    assert leaks(list(kept(p).values())) == set()
+    assert sorted(sum(held_out(Item.model_validate(one, extra="ignore")) == (one["split"] == "valid") for one in found) for _ in "x") == [4]
+
+    def split(version: int = 1, *, dataset: str = "mura", who: str = "li", **asked: Any) -> Awaitable[OperationFinished]:
+        return p.send(SplitVersion(dataset=dataset, version=version, **asked), p.person(who, "researcher"))
+
+    assert code(await split()) == "ingestion.split_published"
+    assert code(await split(2)) == "request.not_found"
+    assert code(await split(ratios=(1, 0, 0))) == "request.invalid"
+    assert not (await split(who="somebody")).succeeded, "a version is its maker's alone"
+    for _ in range(2):
+        answer = await split(anew=True, ratios=(1, 0, 1))
+        assert answer.result == {"dataset": "mura", "version": 2}, answer.problem
+    anew = json.loads(await load(p.stores.kept, (await view(p, "mura")).content))
+    assert anew["about"] == document["about"]
+    sides = {(one["group"], one["split"]) for one in anew["items"]}
+    assert len(sides) == 2
+    assert {split for _, split in sides} == {"train"}, "one picture stands under both patients: nothing may come between"
+    assert [record["detail"]["from"] for record in await p.audited("ingestion") if "from" in record.get("detail", {})] == [1]
+
+    # An array of images; and a set at fault is refused by code, without a name of a file, and its archive is erased.
+    layouts.medmnist(tmp_path / "m")
+    packed = zipped({"pneumoniamnist.npz": (tmp_path / "m/pneumoniamnist.npz").read_bytes()})
+    assert code(await ingest(p, packed, "flat")) == "ingestion.nothing_accepted", "of one value each: refused by the rules of quality"
+    rng = random.Random(1)
+    layouts.medmnist(tmp_path / "m", fill=lambda shape: rng_array(rng, shape))
+    npz = (tmp_path / "m/pneumoniamnist.npz").read_bytes()
+    assert (await ingest(p, zipped({"pneumoniamnist.npz": npz}), "pneumonia")).result == {"dataset": "pneumonia", "version": 1}
+    content = await items(p, (await view(p, "pneumonia")).content)
+    assert Counter((one["split"], one["label"]) for one in content) == {
+        ("train", "normal"): 3, ("train", "pneumonia"): 3, ("val", "normal"): 1, ("val", "pneumonia"): 1,
+        ("test", "normal"): 2, ("test", "pneumonia"): 1,
+    }  # fmt: skip
+    with np.load(io.BytesIO(npz)) as arrays:
+        expected = {image.tobytes() for split in ("train", "val", "test") for image in arrays[f"{split}_images"]}
+    taken = [reading.pixels(reading.read(await load(p.stores.kept, ObjectRef(**one["object"])))) for one in content]
+    assert {(pixels * 255).round().astype("uint8").tobytes() for pixels in taken} == expected, "each row of each array"
+
+    # Volumes with their masks, and colour: in their own formats, without identity.
+    layouts.decathlon(tmp_path / "d")
+    layouts.ctspine1k(tmp_path / "d/spine")
+    for name, count in (("Task09_Spleen", 3), ("spine/CTSpine1K", 4)):
+        files = {path.relative_to(tmp_path / "d").as_posix(): path.read_bytes() for path in (tmp_path / "d" / name).rglob("*.*")}
+        assert (await ingest(p, zipped(files), "volumes")).result, name
+        found = await items(p, (await view(p, "volumes")).content)
+        assert len(found) == count
+        assert {one["object"]["media_type"] for one in found} == {"application/x-nifti"}
+        pairs = [one for one in found if one["split"] != "test" and one["kind"] == "volume"]
+        assert pairs
+        assert all([file["role"] for file in one["files"]] == ["image", "mask"] for one in pairs)
+        for one in pairs:
+            for file in one["files"]:
+                assert (await load(p.stores.kept, ObjectRef(**file["object"])))[:2] == b"\x1f\x8b"
+    for flag, classes, media_type in (("pathmnist", 9, "image/png"), ("organmnist3d", 11, "application/x-npy")):
+        layouts.medmnist(tmp_path / "m", flag, classes=classes, fill=lambda shape: rng_array(rng, shape))
+        assert (await ingest(p, zipped({f"{flag}.npz": (tmp_path / f"m/{flag}.npz").read_bytes()}), flag)).result, flag
+        assert {one["object"]["media_type"] for one in await items(p, (await view(p, flag)).content)} == {media_type}
+
+    (tmp_path / "MURA-v1.1/valid_labeled_studies.csv").write_text("MURA-v1.1/valid/XR_HAND/patient00002/study1_negative/,7\n")
+    broken = zipped(
+        {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.glob("MURA-v1.1/**/*") if path.is_file()}
+    )
+    refused = await ingest(p, broken, "broken")
+    assert code(refused) == "ingestion.layout"
+    assert "patient0" not in json.dumps(refused.problem)
+    assert broken not in kept(p).values()
 
 
 @pytest.mark.parametrize("method", ["put_file", "put", "delete"])

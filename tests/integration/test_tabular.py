@@ -14,7 +14,7 @@ from tests.integration.test_forget import ALONE, everything, prepare, records
 from medmesh.contracts.data import DataSchema, TableSchema
 from medmesh.errors import Problem
 from medmesh.learning import weights
-from medmesh_edge import forgetting, samples, tabular
+from medmesh_edge import forgetting, quality, samples, tabular
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site, site
 
@@ -128,3 +128,12 @@ async def test_patients_with_equal_values_are_two_and_one_is_forgotten_alone(pri
         await forgetting.ask(opened, forgetting.who(opened, "PID-1"), "withdrawn", "zhao")
         x, _, held_out = await arrays(opened)
         assert len(x) + len(held_out) == 1
+
+
+async def test_the_quality_of_the_rows_is_judged_here_and_recorded(at: Site) -> None:
+    report = await quality.judge(at, "heart")
+    assert report.items == {"table": 1} and not report.blocked
+    assert [(one.place, one.finding.params["column"]) for one in report.places["missing_values"]] == [("heart", "sex")]
+    assert [r["detail"] for r in records(at.layout.folder) if r["sub"] == "edge.quality"] == [{"items": COUNT}]
+    with pytest.raises(Problem, match="nothing"):
+        await quality.judge(at, "nothing")

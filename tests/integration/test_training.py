@@ -31,7 +31,7 @@ from medmesh.service.runtime import running
 from medmesh.store.objects.port import fetch
 from medmesh_training import claims
 from medmesh_training.adapters import sample
-from medmesh_training.domain import check_counts, held_out
+from medmesh_training.domain import Item, check_counts, held_out
 from medmesh_training.service import SERVICE
 
 pytestmark = pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
@@ -143,7 +143,7 @@ async def test_a_job_learns_tells_of_every_checkpoint_and_leaves_proof(p: Platfo
     done = await finished(p, job)
     assert steps_told(p, job) == [5, 10, 15, 20, 24]
     assert starts(p, job) == [(1, 0)]
-    aside = sum(held_out(item["item"]) for item in content)
+    aside = sum(held_out(Item.model_validate(item, extra="ignore")) for item in content)
     assert (done.metrics["samples_trained"], done.metrics["samples_held_out"]) == (60 - aside, aside)
     assert done.metrics["balanced_accuracy"] > 0.9
     assert 0 <= done.metrics["balanced_accuracy_low"] < done.metrics["balanced_accuracy_high"] <= 1
@@ -369,10 +369,16 @@ def test_png_jpeg_and_dicom_of_one_image_give_the_same_sample() -> None:
     assert np.abs(sample(files["JPEG"], "jpeg", preprocess).astype(int) - expected).max() <= 4
 
 
+def named(number: int, **facts: str) -> Item:
+    return Item(item=f"item-{number}", object=ObjectRef(sha256="0" * 64, bytes=1), **facts)  # type: ignore[arg-type]
+
+
 def test_about_a_fifth_is_held_out_and_an_item_keeps_its_side() -> None:
-    assert 180 < sum(held_out(f"item-{n}") for n in range(1000)) < 220
+    assert 180 < sum(held_out(named(n)) for n in range(1000)) < 220
     # Pinned: with another rule, what earlier models were trained on would be measured on.
-    assert [n for n in range(30) if held_out(f"item-{n}")] == [2, 8, 13, 14, 20]
+    assert [n for n in range(30) if held_out(named(n))] == [2, 8, 13, 14, 20]
+    assert {held_out(named(n, group="one patient")) for n in range(30)} == {held_out(named(0, group="one patient"))}
+    assert [held_out(named(2, split=split)) for split in ("train", "val", "test")] == [False, True, True], "as it was published"
 
 
 @pytest.mark.parametrize("answer", [[[3, 0], [0, 2]], [[2, 0]], [[2, 0], [-1, 4]], [[2, 0], ["x", 3]], None, [[2], [3]]])

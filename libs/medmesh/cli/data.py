@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import click
 
+from medmesh.cli import say
 from medmesh.cli.asking import request_approval
+from medmesh.cli.pipelines import apply, steps
+from medmesh.cli.quality import clean, quality
 from medmesh.cli.session import show, with_gateway
 from medmesh.client.gateway import Gateway
+from medmesh.errors import Problem
+
+A_DAY = 86_400
+"""Seconds that taking in may last while its command waits."""
 
 
 @click.group()
@@ -19,12 +28,119 @@ def dataset() -> None:
     """
 
 
+dataset.add_command(quality)
+dataset.add_command(clean)
+dataset.add_command(steps)
+dataset.add_command(apply)
+
+
+@dataset.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--as", "importer", help="The importer to use instead of the one that recognises PATH.")
+@click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
+def inspect(path: Path, importer: str | None, as_json: bool) -> int:
+    """What PATH is (a folder, zip, tar, tar.gz or file), and what an import would bring; writes nothing.  检查数据，不写入。
+
+    Ends with 1 when something in it must be mended first: each error names the file and the line or key.
+    """
+    from medmesh.cli import language
+    from medmesh.cli.inspecting import show_plan, ticking
+    from medmesh.importing import registry
+    from medmesh.importing.sources import opened
+
+    with opened(path) as source:
+        chosen = registry.named(importer) if importer else registry.recognised(source)
+        plan = chosen.plan(source, ticking(chosen.name))
+    if as_json:
+        click.echo(json.dumps(plan.document(language()), ensure_ascii=False, indent=1))
+    else:
+        show_plan(plan)
+    return 1 if plan.errors else 0
+
+
+@dataset.command(name="import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="The data set of which this becomes the next version.")
+def import_dataset(path: Path, name: str) -> int:
+    """Inspect PATH, upload it and make it the next version of a data set on the platform.  导入为数据集的新版本。
+
+    Broken off, the same command goes on where it stopped; the same data again is the same version. Ends with 1 when the data has errors:
+    then nothing is sent.
+    """
+    import tempfile
+
+    from medmesh.cli.inspecting import moving, show_plan, ticking
+    from medmesh.client.transfer import upload
+    from medmesh.importing import registry
+    from medmesh.importing.packing import pack
+    from medmesh.importing.sources import opened
+
+    with opened(path) as source, tempfile.NamedTemporaryFile(prefix="medmesh-", suffix=".zip") as packed:
+        chosen = registry.recognised(source)
+        plan = chosen.plan(source, ticking(chosen.name))
+        show_plan(plan)
+        if plan.errors:
+            return 1
+        kinds = sorted({kind for kind, _ in plan.counts})
+        if not {"image", "volume", "mask"} & set(kinds):
+            raise Problem("importing.not_central", place=source.name, kinds=", ".join(kinds))
+        with moving(say("packing", "打包"), sum(map(source.size, source.names))) as moved:
+            pack(source, cast(BinaryIO, packed), moved)
+        packed.flush()
+        file = Path(packed.name)
+
+        async def run(gateway: Gateway) -> Any:
+            with moving(say("sending", "上传"), file.stat().st_size) as moved:
+                archive = await upload(gateway, file, progress=lambda done, _total: moved(done))
+            click.echo(say("taking in …", "接收中……"), err=True)
+            made = await gateway.command("POST", "/v1/datasets", {"dataset": name, "archive": archive.model_dump()}, seconds=A_DAY)
+            return await gateway.request("GET", f"/v1/datasets/{made['dataset']}", query={"version": made["version"]})
+
+        show(with_gateway(run))
+    return 0
+
+
 @dataset.command(name="show")
 @click.argument("name")
 @click.option("--version", type=int, default=0, help="The newest you may see by default.")
 def show_dataset(name: str, version: int) -> int:
     """What a version holds.  查看数据集版本。"""
     show(with_gateway(lambda gateway: gateway.request("GET", f"/v1/datasets/{name}", query={"version": version})))
+    return 0
+
+
+@dataset.command()
+@click.argument("name")
+@click.argument("before", type=int)
+@click.argument("after", type=int)
+@click.option("--items", is_flag=True, help="Also which items, by their ids.")
+def diff(name: str, before: int, after: int, items: bool) -> int:
+    """What became of the items from version BEFORE to AFTER: new, gone, relabelled, in another split.  比较两个版本。"""
+    from medmesh.client.datasets import content, difference
+
+    async def run(gateway: Gateway) -> Any:
+        return difference(await content(gateway, name, before), await content(gateway, name, after)).document(items=items)
+
+    show(with_gateway(run))
+    return 0
+
+
+@dataset.command()
+@click.argument("name")
+@click.argument("version", type=int)
+@click.option("--ratios", default="8:1:1", show_default=True, help="Shares of train, val and test.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--anew", is_flag=True, help="Also what was published with a split.")
+def split(name: str, version: int, ratios: str, seed: int, anew: bool) -> int:
+    """Split VERSION into a next one: no patient, group or picture on two sides.  按患者安全划分为新版本。
+
+    Published splits are kept unless --anew. The same split again is the same version.
+    """
+    parts = ratios.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise click.BadParameter(say("three numbers such as 8:1:1", "三个数，例如 8:1:1"), param_hint="--ratios")
+    wanted = {"version": version, "ratios": [int(part) for part in parts], "seed": seed, "anew": anew}
+    show(with_gateway(lambda gateway: gateway.command("POST", f"/v1/datasets/{name}/splits", wanted, seconds=A_DAY)))
     return 0
 
 

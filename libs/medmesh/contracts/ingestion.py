@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from medmesh.contracts.message import Command, Event, Identifier, Names, ObjectR
 
 SMALL_CELL = 5
 """A count below this is published as None: few enough people that a count could point at one of them."""
+
+
+Share = Annotated[int, Field(ge=0, le=100)]
 
 
 class Descriptor(Record):
@@ -40,6 +43,24 @@ class IngestArchive(Command):
     dataset: Identifier
     archive: ObjectRef
     label: SecurityLabel | None = None
+
+
+class SplitVersion(Command):
+    """A version of the same items with splits in which no patient, group or picture stands on two sides. Result: `{"dataset","version"}`.
+
+    `ratios` are shares of train, val and test. Published splits are kept, unless `anew`. The same split of the same version again is the
+    version it became.
+    """
+
+    TYPE: ClassVar[str] = "ingestion.split-version.v1"
+    ACTION: ClassVar[str] = "dataset.create"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
+
+    dataset: Identifier
+    version: int = Field(ge=1, lt=2**31)
+    ratios: tuple[Share, Share, Share] = (8, 1, 1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    anew: bool = False
 
 
 class PublishDescriptor(Command):

@@ -57,13 +57,15 @@ def _thumbnail(path: Path) -> Image.Image:
 
 def split(count: int, seed: int) -> list[Slice]:
     """Assign about `count` images: clusters are never divided between hospitals, nor between training and test."""
-    from medmesh.imaging.similarity import cluster
+    from medmesh.duplicates.clusters import near
+    from medmesh.duplicates.hashes import look
 
     paths = [(path, label) for name, label in (("no", CLASSES[0]), ("yes", CLASSES[1])) for path in sorted((folder() / name).iterdir())]
     with ThreadPoolExecutor(2) as pool:  # decoding lets the interpreter go
         images = list(pool.map(_thumbnail, [path for path, _ in paths]))
+    hashes = np.array([look(image, "difference") for image in images])
     groups: dict[int, list[tuple[Path, str]]] = defaultdict(list)
-    for number, entry in zip(cluster(images, DISTANCE), paths, strict=True):
+    for number, entry in zip(near(hashes, DISTANCE), paths, strict=True):
         groups[number].append(entry)
     dice = random.Random(seed)  # noqa: S311 - a split, not a secret
     order = sorted(groups)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
-from medmesh.canonical import canonical
+from medmesh.canonical import canonical, spell
 from medmesh.errors import Problem
 
 Kind = Literal["image", "volume", "mask", "signal", "audio", "table", "text", "question", "events"]
@@ -22,6 +22,7 @@ Label = str | int | float | bool | tuple[str, ...]
 
 SHOWN = 20
 """Findings of one code that a plan repeats; the rest is counted."""
+TICK = 1_000
 MAX_VALUES = 300
 """Different values of one label that a plan counts: one with more is no class."""
 
@@ -157,7 +158,7 @@ class Plan:
     """What an import would bring. `counts` is by (kind, split or ""), `labels` by label, value and split; nothing was written.
 
     `units` counts patients or groups, `pending` items that wait for a file the set does not ship, `manifest` is the SHA-256 over every item
-    and the sizes of its files: the same manifest is the same import. `more` counts the findings left out, by code.
+    and the sizes of its files (not over pixels): the same manifest is the same import. `more` counts the findings left out, by code.
     """
 
     importer: str
@@ -202,6 +203,10 @@ class Importer(ABC):
     title: ClassVar[str]
     licence: ClassVar[str]
     looked_for: ClassVar[str]
+    target: ClassVar[str] = ""
+    """The label that the set is about, where there is one class an item."""
+    meant: ClassVar[tuple[str, ...]] = ()
+    """Rules of quality (`medmesh.imaging.quality`) that the set breaks on purpose."""
     same_side: ClassVar[Mapping[str, str]] = {}
     """A published split that is a part of another one (`test_clean`: `test`): units in both are not torn."""
 
@@ -216,12 +221,17 @@ class Importer(ABC):
     def check(self, tally: Tally, report: Report) -> None:  # noqa: B027
         """Compare what was read with what is published; findings go to `report`."""
 
-    def plan(self, source: Source) -> Plan:
-        """What `items` would give. A fault in a file is a finding with its file and line or key, and no exception."""
+    def plan(self, source: Source, tick: Callable[[int], None] = lambda items: None) -> Plan:
+        """What `items` would give. A fault in a file is a finding with its file and line or key, and no exception.
+
+        `tick` is called with the number of items read so far, every `TICK` of them.
+        """
         report, tally = Report(), Tally(source, self.same_side)
         try:
             for item in self.read(source, report):
                 tally.add(item)
+                if tally.items % TICK == 0:
+                    tick(tally.items)
         except Problem as problem:  # damage in the middle of a file: there is nothing to go on with
             report.stopped(problem)
         self.check(tally, report)
@@ -283,7 +293,7 @@ class Tally:
             self.splits[short] = self.splits.get(short, 0) | self._bit(item.split)
         for name, label in item.labels.items():
             self._count(name, label, split)
-        self._digest.update(canonical(_record(item)) + b"\n")
+        self._digest.update(spell(_record(item)).encode() + b"\n")
 
     def _bit(self, split: str | None) -> int:
         side = self._same_side.get(split or "", split)
@@ -321,12 +331,7 @@ class Tally:
         return hashlib.sha256(canonical({"importer": importer, "items": self._digest.hexdigest(), "files": sizes})).hexdigest()
 
 
-def _record(item: Item) -> dict[str, Any]:
-    labels = {name: _plain(value) for name, value in item.labels.items()}
+def _record(item: Item) -> list[Any]:
+    """What makes an item what it is; read by nobody but the hash."""
     files = [[file.name, file.role, file.part] for file in item.files]
-    return {"key": item.key, "kind": item.kind, "files": files, "unit": item.unit, "split": item.split, "labels": labels}
-
-
-def _plain(value: Label) -> Any:
-    """Canonical JSON knows no floats."""
-    return list(value) if isinstance(value, tuple) else repr(value) if isinstance(value, float) else value
+    return [item.key, item.kind, files, item.patient, item.group, item.split, dict(item.labels), dict(item.meta), item.missing]

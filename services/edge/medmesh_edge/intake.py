@@ -79,10 +79,10 @@ def read_labels(path: Path) -> dict[str, Label]:
 
 def prepare(data: bytes, key: bytes) -> Prepared:
     """De-identify one file and prove that nothing identifying is left. Raises `Problem` (`imaging.*`, `intake.residual`)."""
-    from medmesh.imaging import quality
     from medmesh.imaging.deidentify import deidentify
     from medmesh.imaging.reading import read, write
     from medmesh.imaging.verify import verify
+    from medmesh.quality.dicom import check
 
     original = read(data, lazily=True)
     clean = deidentify(original, key)
@@ -90,7 +90,7 @@ def prepare(data: bytes, key: bytes) -> Prepared:
     if verify(original, result):
         raise Problem("intake.residual")
     item = hashlib.sha256(clean.sop_uid.encode()).hexdigest()[:32]
-    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(quality.check(clean.dataset)))
+    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(check(clean.dataset)))
 
 
 def held_out(patient: str, key: bytes, share: float) -> bool:

@@ -102,6 +102,7 @@ ROUTES: tuple[Route, ...] = (
     # Data.
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),
+    Route("POST", "/v1/datasets/{dataset}/splits", ingestion.SplitVersion),
     Route("POST", "/v1/catalogue", ingestion.PublishDescriptor),
     Route("GET", "/v1/catalogue", ingestion.ListDescriptors),
     # Annotation.

@@ -7,8 +7,9 @@ import io
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from medmesh.canonical import canonical, digest
 from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
@@ -30,12 +31,50 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What a published layout says of an item beside its label; `group` is the pseudonym of what a split must not tear apart."""
+
+    kind: str
+    split: str | None
+    group: str | None
+    labels: Mapping[str, str | list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A file of an item that has several."""
+
+    role: str
+    part: str
+    object: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One item of a version."""
+    """One item of a version; `files` are all of its files where there are several, `object` is the image."""
 
     item: str
     object: ObjectRef
     label: str | None
+    facts: Facts | None = None
+    files: tuple[FilePart, ...] = ()
+
+    @property
+    def objects(self) -> Iterator[str]:
+        """The SHA-256 of everything it needs."""
+        yield self.object.sha256
+        yield from (file.object.sha256 for file in self.files)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As it stands in the content of a version."""
+        facts = {} if self.facts is None else asdict(self.facts)
+        return {"item": self.item, "object": self.object.model_dump(), "label": self.label, **facts, **self._files}
+
+    @property
+    def _files(self) -> dict[str, Any]:
+        made = [{"role": file.role, "part": file.part, "object": file.object.model_dump()} for file in self.files]
+        return {"files": made} if made else {}
 
 
 def find_label_file(names: Iterable[PurePosixPath]) -> PurePosixPath | None:
@@ -87,10 +126,26 @@ def agreed(first: Label | None, second: Label | None) -> Label | None:
     return first or second
 
 
-def content(samples: Iterable[Sample]) -> bytes:
-    """The manifest of a version: canonical JSON, the items in the order of their ids, so that equal samples are equal bytes."""
-    ordered = sorted(samples, key=lambda sample: sample.item)
-    return canonical({"items": [{"item": s.item, "object": s.object.model_dump(), "label": s.label} for s in ordered]})
+def content(samples: Iterable[Sample], about: Mapping[str, str] | None = None) -> bytes:
+    """The manifest of a version: canonical JSON, the items in the order of their ids, so that equal samples are equal bytes.
+
+    `about` says which published set it is, and under what licence."""
+    items = [sample.document for sample in sorted(samples, key=lambda sample: sample.item)]
+    return canonical({"items": items} if about is None else {"items": items, "about": dict(about)})
+
+
+def samples_of(document: Mapping[str, Any]) -> list[Sample]:
+    """The samples of a content document that this service wrote."""
+    return [
+        Sample(
+            one["item"],
+            ObjectRef.model_validate(one["object"]),
+            one["label"],
+            Facts(one["kind"], one["split"], one["group"], one["labels"]) if "kind" in one else None,
+            tuple(FilePart(file["role"], file["part"], ObjectRef.model_validate(file["object"])) for file in one.get("files", ())),
+        )
+        for one in document["items"]
+    ]
 
 
 def label_counts(samples: Iterable[Sample]) -> dict[str, int]:

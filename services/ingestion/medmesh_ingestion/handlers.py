@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from medmesh.canonical import digest
-from medmesh.contracts.ingestion import DatasetVersionCreated, DescriptorPublished, IngestArchive, PublishDescriptor
+from medmesh.canonical import digest, parse
+from medmesh.contracts.ingestion import DatasetVersionCreated, DescriptorPublished, IngestArchive, PublishDescriptor, SplitVersion
+from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.access import EVERYBODY
@@ -17,11 +20,13 @@ from medmesh.security.labels import Label, Level
 from medmesh.security.residue import wipe
 from medmesh.service import files, labels
 from medmesh.service.dispatch import Work
-from medmesh.store.objects.port import fetch
+from medmesh.store.objects.port import ObjectStore, fetch, load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_ingestion.archive import Limits, unpack
-from medmesh_ingestion.domain import Sample, check_descriptor, content, label_counts
+from medmesh_ingestion.domain import Sample, check_descriptor, content, label_counts, samples_of
 from medmesh_ingestion.ports import HANDLERS, Ports
+from medmesh_ingestion.queries import seen
+from medmesh_ingestion.splitting import split
 from medmesh_ingestion.tables import datasets, descriptors, versions
 
 
@@ -34,12 +39,13 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     """
     wanted = command.data
     async with work.unit() as uow:
-        known = await _version(uow, wanted)
+        known = await _version(uow, wanted.dataset, wanted.archive.sha256)
     if known is None:
-        samples, rejected = await _samples(wanted, work.ports)
-        manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, samples), "application/json")
+        samples, rejected, about = await _samples(wanted, work.ports)
+        manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, samples, about), "application/json")
         async with work.finish() as uow:
-            work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted, manifest, samples, rejected)}
+            origin = Origin(wanted.archive.sha256, "archive", {}, wanted.label)
+            work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted.dataset, origin, manifest, samples, rejected)}
     else:
         work.result = {"dataset": wanted.dataset, "version": known.version}
         work.unchanged()
@@ -47,9 +53,13 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     return work.result
 
 
-async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], dict[str, int]]:
-    """The stored samples of an archive, and how many files were rejected for which reason. Raises `Problem`, and has stored nothing."""
+async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], dict[str, int], dict[str, str] | None]:
+    """The stored samples of an archive, how many files were rejected for which reason, and which published set it is, if it is one.
+
+    Raises `Problem`, and has stored nothing.
+    """
     from medmesh_ingestion.intake import holds_images, private_folder, store, take_in  # decoders: not before the first archive
+    from medmesh_ingestion.layouts import layout_of, take_in_layout
 
     source = await ports.stores.holding(wanted.archive.sha256)
     size = await source.size(wanted.archive.sha256) or 0
@@ -60,45 +70,86 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
         (folder / "files").mkdir()
         settings = ports.settings
         limits = Limits(settings.max_files, settings.max_bytes, settings.max_ratio)
-        files = await asyncio.to_thread(unpack, archive, folder / "files", limits)
-        wipe(archive)
-        intended = await asyncio.to_thread(holds_images, files)
+        layout, about = await asyncio.to_thread(layout_of, archive, limits), None
+        files = [] if layout else await asyncio.to_thread(unpack, archive, folder / "files", limits)
+        if not layout:
+            wipe(archive)
+        intended = layout is not None or await asyncio.to_thread(holds_images, files)
         try:
-            kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
+            if layout:
+                kept, rejected, about = await take_in_layout(archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes)
+            else:
+                kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
         except Problem:
             # Corrected, it will be another object: nobody would ever come back for this one. What holds no image may be
             # anybody's object that was named by mistake or on purpose, and stays.
             if intended:
                 await _erase(ports, wanted.archive)
             raise
-        return await store(kept, ports.stores.kept), rejected
+        return await store(kept, ports.stores.kept), rejected, about
 
 
-async def _version(uow: UnitOfWork[Ports], wanted: IngestArchive) -> Row[Any] | None:
-    same = (versions.c.dataset == wanted.dataset) & (versions.c.archive == wanted.archive.sha256)
-    return await uow.first(select(versions).where(same))
+@HANDLERS.slow(SplitVersion)
+async def split_version(command: Envelope[SplitVersion], work: Work[Ports]) -> dict[str, Any]:
+    """The same items, split; the same split again answers the version it became."""
+    wanted = command.data
+    if not wanted.ratios[0] or not any(wanted.ratios[1:]):
+        raise Problem("request.invalid", reason="ratios: some for train, and some for val or test")
+    async with work.unit() as uow:
+        row = await uow.first(select(versions).where(versions.c.dataset == wanted.dataset, versions.c.version == wanted.version, seen(uow)))
+    if row is None:
+        raise Problem("request.not_found", kind="data set", id=f"{wanted.dataset} version {wanted.version}")
+    kept = work.ports.stores.kept
+    whole = ObjectRef.model_validate(row.content)
+    document = parse(await load(kept, whole, limit=whole.bytes))
+    samples = samples_of(document)
+    groups = {sample.item: sample.facts.group for sample in samples if sample.facts and sample.facts.group}
+    groups |= await patients([sample for sample in samples if not sample.facts], kept)
+    ratios = dict(zip(("train", "val", "test"), wanted.ratios, strict=True))
+    made = await asyncio.to_thread(split, samples, groups, ratios, wanted.seed, anew=wanted.anew)
+    manifest = await kept.put(await asyncio.to_thread(content, made, document.get("about")), "application/json")
+    # Not the bytes of an archive, but as much as them what this version was made from.
+    origin = digest({"split": whole.sha256, "ratios": list(wanted.ratios), "seed": wanted.seed, "anew": wanted.anew})
+    parent = Origin(origin, "version", {"from": wanted.version})
+    async with work.finish() as uow:
+        work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted.dataset, parent, manifest, made, row.rejected)}
+    return work.result
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a version was made from: its digest, the kind of thing that is, and what the record says of it."""
+
+    sha256: str
+    kind: str
+    detail: Mapping[str, Any]
+    label: SecurityLabel | None = None
+
+
+async def _version(uow: UnitOfWork[Ports], dataset: str, origin: str) -> Row[Any] | None:
+    return await uow.first(select(versions).where((versions.c.dataset == dataset) & (versions.c.archive == origin)))
 
 
 async def _create(
-    uow: UnitOfWork[Ports], wanted: IngestArchive, manifest: ObjectRef, samples: list[Sample], rejected: dict[str, int]
+    uow: UnitOfWork[Ports], dataset: str, origin: Origin, manifest: ObjectRef, samples: list[Sample], rejected: dict[str, int]
 ) -> int:
     """The number of the version, made unless another process was faster."""
-    await uow.execute(upsert(datasets).values(dataset=wanted.dataset, newest=0, created_at=uow.now).on_conflict_do_nothing())
-    this = datasets.c.dataset == wanted.dataset
+    await uow.execute(upsert(datasets).values(dataset=dataset, newest=0, created_at=uow.now).on_conflict_do_nothing())
+    this = datasets.c.dataset == dataset
     row = await uow.first(select(datasets.c.newest).where(this).with_for_update())
     assert row is not None
-    if (known := await _version(uow, wanted)) is not None:
+    if (known := await _version(uow, dataset, origin.sha256)) is not None:
         uow.unchanged()
         return int(known.version)
     version, counts = int(row.newest) + 1, label_counts(samples)
     # Nobody has seen what is in the archive: it may hold anything that whoever sends it could read.
-    await labels.made(uow, "dataset", wanted.dataset, wanted=wanted.label, outside=True)
-    await files.keep(uow, "dataset", wanted.dataset, [manifest.sha256, *(sample.object.sha256 for sample in samples)])
+    await labels.made(uow, "dataset", dataset, wanted=origin.label, outside=True)
+    await files.keep(uow, "dataset", dataset, [manifest.sha256, *{sha256 for sample in samples for sha256 in sample.objects}])
     await uow.execute(update(datasets).where(this).values(newest=version))
     values = {
-        "dataset": wanted.dataset,
+        "dataset": dataset,
         "version": version,
-        "archive": wanted.archive.sha256,
+        "archive": origin.sha256,
         "content": manifest.model_dump(),
         "samples": len(samples),
         "labels": counts,
@@ -110,16 +161,28 @@ async def _create(
     await uow.execute(insert(versions).values(values))
     refused = sum(rejected.values())
     uow.emit(
-        DatasetVersionCreated(
-            dataset=wanted.dataset, version=version, content=manifest, samples=len(samples), rejected=refused, labels=counts
-        )
+        DatasetVersionCreated(dataset=dataset, version=version, content=manifest, samples=len(samples), rejected=refused, labels=counts)
     )
     entities = (
-        Entity("dataset", wanted.dataset, version=str(version), digest=manifest.sha256),
-        Entity("archive", wanted.archive.sha256, digest=wanted.archive.sha256),
+        Entity("dataset", dataset, version=str(version), digest=manifest.sha256),
+        Entity(origin.kind, origin.sha256, digest=origin.sha256),
     )
-    uow.audit(AuditEntry("dataset.create", "C", entities=entities, detail={"samples": len(samples), "rejected": refused}))
+    detail = {"samples": len(samples), "rejected": refused, **origin.detail}
+    uow.audit(AuditEntry("dataset.create", "C", entities=entities, detail=detail))
     return version
+
+
+async def patients(samples: Sequence[Sample], store: ObjectStore) -> dict[str, str]:
+    """Item to the pseudonym of its patient, which stands in the object; an image that came by itself is a patient of its own."""
+    if not samples:
+        return {}
+    from medmesh.imaging import reading  # decoders: not before they are needed
+
+    found = {}
+    for sample in samples:
+        data = await load(store, sample.object, limit=sample.object.bytes)
+        found[sample.item] = str(reading.read(data).PatientID)
+    return found
 
 
 async def _erase(ports: Ports, archive: ObjectRef) -> None:

@@ -11,26 +11,39 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
 from medmesh_ingestion.archive import File
 from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean, is_image
-from medmesh_ingestion.domain import LABEL_FILE, Label, Sample, agreed, find_label_file, read_labels, reasons
+from medmesh_ingestion.domain import LABEL_FILE, Facts, FilePart, Label, Sample, agreed, find_label_file, read_labels, reasons
 
 _AT_ONCE = 8
 _MAX_LABEL_FILE = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A cleaned file of an item that has several, and what it is to it: `image`, `mask`, ...; `part` names a channel."""
+
+    role: str
+    part: str
+    path: Path
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
-    """A cleaned file that waits to be stored; its bytes lie in `path`."""
+    """A cleaned file that waits to be stored; its bytes lie in `path`. `parts` are all files of an item that has several."""
 
     item: str
     path: Path
     sha256: str
     label: Label | None
+    facts: Facts | None = None
+    media_type: str = MEDIA_TYPE
+    parts: tuple[Part, ...] = ()
 
 
 @asynccontextmanager
@@ -83,10 +96,14 @@ async def store(kept: Sequence[Kept], target: ObjectStore) -> list[Sample]:
     samples: list[Sample] = []
     for start in range(0, len(kept), _AT_ONCE):
         some = kept[start : start + _AT_ONCE]
-        refs = await asyncio.gather(*(target.put_file(one.path, one.sha256) for one in some))
-        for one, ref in zip(some, refs, strict=True):
-            made = ObjectRef(sha256=ref.sha256, bytes=ref.bytes, media_type=MEDIA_TYPE)
-            samples.append(Sample(one.item, made, one.label.label if one.label else None))
+        paths = {one.sha256: one.path for one in some} | {part.sha256: part.path for one in some for part in one.parts}
+        refs = {ref.sha256: ref for ref in await asyncio.gather(*(target.put_file(path, sha256) for sha256, path in paths.items()))}
+        for one in some:
+            made = refs[one.sha256].model_copy(update={"media_type": one.media_type})
+            files = tuple(
+                FilePart(part.role, part.part, refs[part.sha256].model_copy(update={"media_type": part.media_type})) for part in one.parts
+            )
+            samples.append(Sample(one.item, made, one.label.label if one.label else None, one.facts, files))
     return samples
 
 

@@ -39,7 +39,7 @@ async def content(sha256: str, uow: UnitOfWork[Ports]) -> Object | None:
 async def get_dataset(query: Envelope[GetDataset], uow: UnitOfWork[Ports]) -> DatasetView:
     """One version; 0 is the newest of those the actor may see."""
     wanted = query.data
-    found = select(versions).where(versions.c.dataset == wanted.dataset, _seen(uow))
+    found = select(versions).where(versions.c.dataset == wanted.dataset, seen(uow))
     if wanted.version:
         # The column has 32 bits; no version has a larger number.
         found = found.where(versions.c.version == max(-1, min(wanted.version, 2**31 - 1)))
@@ -59,7 +59,7 @@ async def get_dataset(query: Envelope[GetDataset], uow: UnitOfWork[Ports]) -> Da
     )
 
 
-def _seen(uow: UnitOfWork[Ports]) -> ColumnElement[bool]:
+def seen(uow: UnitOfWork[Ports]) -> ColumnElement[bool]:
     """Services see every version, people what was released and their own; an emergency access opens its organisation's, whatever else
     its person may see, and nothing of others to who may see nothing."""
     actor, decision = uow.actor, uow.context.decision

@@ -34,11 +34,14 @@ OPEN = (State.QUEUED, State.RUNNING)
 
 
 class Item(Record):
-    """One image of a data set version and its class."""
+    """One image of a data set version and its class; of a published set also its split and a pseudonym of its patient or group."""
 
     item: str = Field(min_length=1, max_length=200)
     object: ObjectRef
     label: str | None = None
+    kind: str | None = None
+    split: str | None = None
+    group: str | None = None
 
 
 class Content(Record):
@@ -76,19 +79,26 @@ def read_content(data: bytes, classes: Sequence[str]) -> tuple[Item, ...]:
         raise Problem("training.content", reason=where) from None
     if repeated := sum(count > 1 for count in Counter(item.item for item in items).values()):
         raise Problem("training.content", reason=f"{repeated} items occur more than once")
+    if foreign := sum(item.kind is not None and item.object.media_type != "application/dicom" for item in items):
+        raise Problem("training.content", reason=f"{foreign} items are no grey images")
     if unlabelled := sum(item.label is None for item in items):
         raise Problem("training.unlabelled", count=unlabelled, total=len(items))
     if foreign := sum(item.label not in classes for item in items):
         raise Problem("training.foreign_labels", count=foreign, total=len(items), classes=", ".join(classes))
-    if len({held_out(item.item) for item in items}) < 2:
+    if len({held_out(item) for item in items}) < 2:
         raise Problem("training.too_few", total=len(items))
     return tuple(sorted(items, key=lambda item: item.item))
 
 
-def held_out(item: str) -> bool:
-    """Whether an item is kept from training to measure the result: a fifth, by its id alone, so that it stays on its side in
-    every version of the data set and in every job."""
-    return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "big") % _HELD_OUT_OF == 0
+def held_out(item: Item) -> bool:
+    """Whether an item is kept from training to measure the result.
+
+    A published split is kept: all that is not `train` is held out. Else a fifth is, by the patient or group alone, or by the item where
+    none is known, so that it stays on its side in every version of the data set and in every job.
+    """
+    if item.split is not None:
+        return item.split != "train"
+    return int.from_bytes(hashlib.sha256((item.group or item.item).encode()).digest()[:8], "big") % _HELD_OUT_OF == 0
 
 
 def check_size(steps: int, seed: int, version: int, limit: int) -> None:

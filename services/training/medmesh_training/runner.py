@@ -147,7 +147,7 @@ class Runner:
 
         content = await load(self._ports.stores.kept, held.content)
         items = await asyncio.to_thread(read_content, content, package.manifest.data.classes)
-        aside = np.array([held_out(item.item) for item in items])
+        aside = np.array([held_out(item) for item in items])
         samples = await self._ports.load_samples(items, package.manifest, self._ports.stores)
         return Samples(samples.x[~aside], samples.y[~aside]), Samples(samples.x[aside], samples.y[aside])
 

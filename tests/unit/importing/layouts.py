@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -161,11 +161,23 @@ def decathlon(root: Path) -> None:
     put(root, f"{top}/dataset.json", json.dumps(other))
 
 
-def medmnist(root: Path, flag: str = "pneumoniamnist", *, side: int = 28, columns: int = 1, classes: int = 2) -> None:
+def sevens(shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, 7, np.uint8)
+
+
+def medmnist(
+    root: Path,
+    flag: str = "pneumoniamnist",
+    *,
+    side: int = 28,
+    columns: int = 1,
+    classes: int = 2,
+    fill: Callable[[tuple[int, ...]], np.ndarray] = sevens,
+) -> None:
     arrays: dict[str, np.ndarray] = {}
     for split, count in (("train", 6), ("val", 2), ("test", 3)):
         shape = (side,) * (3 if flag.endswith("3d") else 2) + ((3,) if flag == "pathmnist" else ())
-        arrays[f"{split}_images"] = np.full((count, *shape), 7, np.uint8)
+        arrays[f"{split}_images"] = fill((count, *shape))
         arrays[f"{split}_labels"] = (np.arange(count * columns) % classes).reshape(count, columns).astype(np.uint8)
     put(root, f"{flag}.npz" if side == 28 else f"{flag}_{side}.npz", npz(**arrays))
 

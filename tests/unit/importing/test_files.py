@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from pydicom.data import get_testdata_file
 from tests.unit.importing import making
 
+from medmesh.cli.data import dataset
 from medmesh.errors import Problem
 from medmesh.importing.formats import wfdb
 from medmesh.importing.formats.files import Files, taken
@@ -81,8 +85,6 @@ def test_damage_is_said_with_its_file_and_line_and_stops_the_import(tmp_path: Pa
 
 
 def test_a_dicomdir_is_no_item_and_names_what_is_missing(tmp_path: Path) -> None:
-    from pydicom.data import get_testdata_file
-
     data = Path(str(get_testdata_file("DICOMDIR"))).read_bytes()
     one = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
     with opened(making.write(tmp_path / "data", {"DICOMDIR": data, "77654033/CR1/6154": one})) as source:
@@ -106,3 +108,32 @@ def test_rows_pass_in_constant_memory(tmp_path: Path) -> None:
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] + (1 << 18)
+
+
+def test_dicom_without_a_preamble_is_dicom(tmp_path: Path) -> None:
+    names = ("ExplVR_LitEndNoMeta.dcm", "CT_small.dcm", "rtplan.dcm")
+    files = {name: Path(str(get_testdata_file(name))).read_bytes() for name in names}
+    with opened(making.write(tmp_path / "data", files)) as source:
+        assert {item.key for item in Files().items(source)} == set(names)
+
+
+def test_the_command_writes_files_that_say_nobody_and_names_what_it_left_out(tmp_path: Path) -> None:
+    named = {f"{making.NUMBER}/{name}": data for name, data in everything().items()}
+    named |= {f"{making.NUMBER}.hea": making.record(16)["r16.hea"].replace(b"r16 ", making.NUMBER.encode() + b" ", 1)}
+    named |= {"r16.dat": making.record(16)["r16.dat"], "ct.dcm": Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()}
+    folder = making.write(tmp_path / "data", named)
+    said = CliRunner().invoke(dataset, ["clean", str(folder), str(tmp_path / "out")], standalone_mode=False)
+    shown = json.loads(said.stdout)
+    assert said.return_value == 1 and sorted(shown["left_out"]) == [f"{making.NUMBER}/readme.bin", "ct.dcm"]
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted({name for names in shown["files"].values() for name in names}) == sorted(written)
+    for name, data in written.items():
+        for word in (making.NUMBER, "Zhang", "张三"):
+            assert word not in name and word.encode() not in data and word.encode("gb18030") not in data
+    with opened(tmp_path / "out") as source:
+        plan = Files().plan(source)
+        assert plan.errors == 0 and not [one for one in plan.findings if one.code == "formats.carries_identity"]
+        with opened(folder) as before:
+            kept = {kind: count for (kind, _), count in Files().plan(before).counts.items()}
+        kept["image"] -= 1  # DICOM
+        assert {kind: count for (kind, _), count in plan.counts.items()} == kept

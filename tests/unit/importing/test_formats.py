@@ -74,6 +74,9 @@ def test_nifti_geometry_from_quaternions_big_endian_and_scaled() -> None:
         affine = np.eye(4)
         affine[:3, :3] = axes * dice.uniform(0.5, 4, 3)
         affine[:3, 3] = dice.normal(size=3) * 50
+        sheared = affine.copy()
+        sheared[:3, :3] = affine[:3, :3] @ (np.eye(3) + 0.6 * np.triu(dice.normal(size=(3, 3)), 1))
+        assert nifti.orientation(sheared) == "".join(nibabel.aff2axcodes(sheared))
         header = nibabel.Nifti1Header(endianness=">" if turn % 2 else "<")
         image = nibabel.Nifti1Image(values, None, header)
         image.set_qform(affine, code=1)

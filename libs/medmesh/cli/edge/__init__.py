@@ -18,6 +18,7 @@ from medmesh.cli.edge.federation import approve, decline, list_federations, open
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, readmit, trace
 from medmesh.cli.edge.policy import site_policy
 from medmesh.cli.edge.privacy import ledger
+from medmesh.cli.edge.quality import quality
 from medmesh.cli.edge.roster import own_key, own_roster, tell_key
 from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
@@ -34,6 +35,7 @@ edge.add_command(own_key)
 edge.add_command(own_roster)
 edge.add_command(ledger)
 edge.add_command(site_policy)
+edge.add_command(quality)
 edge.add_command(ethics)
 
 

@@ -51,4 +51,13 @@ def _referred(found: Any) -> set[str]:
     return names
 
 
-DICOM = Format("dicom", "application/dicom", (".dcm", ".dicom", ".ima"), lambda start: start[128:132] == b"DICM", describe, clean, bytes)
+def _matches(start: bytes) -> bool:
+    """The magic; or, as older systems wrote, no preamble: an element of group 0002 or 0008, with a VR or a short length."""
+    if start[128:132] == b"DICM":
+        return True
+    if start[:2] not in (b"\x02\x00", b"\x08\x00") or len(start) < 132:
+        return False
+    return (start[4:6].isalpha() and start[4:6].isupper()) or (start[3] == 0 and start[5:8] == bytes(3))
+
+
+DICOM = Format("dicom", "application/dicom", (".dcm", ".dicom", ".ima"), _matches, describe, clean, bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from posixpath import dirname, splitext
 from typing import Any
 
 from medmesh.errors import Problem
-from medmesh.importing.formats import FORMATS, cleaned, found, tables, wfdb
-from medmesh.importing.formats.content import START, Content, Format
+from medmesh.importing.formats import FORMATS, cleaned, found, proved, tables, wfdb
+from medmesh.importing.formats.content import START, Content, Format, is_gzip
 from medmesh.importing.port import File, Importer, Item, Kind, Report, Source
 
 _LOOKED_AT = 64
@@ -85,6 +86,49 @@ def taken(source: Source, item: Item) -> dict[str, bytes]:
                 made[file.name] = cleaned(data)[2]
             except Problem as problem:
                 raise Problem(problem.code, **problem.params | {"place": file.name}) from None
+    return made
+
+
+def without_identity(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
+    """Each file of a source (a WFDB record is one) and what it becomes: files by new names that say nothing, or why it is left out."""
+    parts = _parts(source)
+    for name in source.names:
+        if name in parts:
+            continue
+        try:
+            with source.open(name) as file:
+                data = file.read()
+            if found(data[:START]) is wfdb.WFDB:
+                yield name, _as_record(source, name, data)
+                continue
+            form, _, made = cleaned(data)
+            ending = form.names[-1 if is_gzip(data) and len(form.names) > 1 else 0]
+            yield name, {hashlib.sha256(made).hexdigest()[:32] + ending: made}
+        except Problem as problem:
+            problem.params["place"] = name
+            yield name, problem
+
+
+def _as_record(source: Source, name: str, data: bytes) -> dict[str, bytes]:
+    """A record under a new name, made of what is in it: its own is in its header, and a patient's, often."""
+    within, parts = dirname(name), {}
+    header = wfdb.read_header(data)
+    begins = {signal.file: signal.offset for signal in header.signals}
+    for old in header.files:
+        path = f"{within}/{old}".lstrip("/")
+        if path not in source.names:
+            raise Problem("formats.missing_file", place=name, reference=old)
+        with source.open(path) as file:
+            signal = file.read()
+        parts[old] = bytes(min(begins[old], len(signal))) + signal[begins[old] :]
+    nameless = wfdb.clean(wfdb.renamed(data, "record")[0])
+    stem = hashlib.sha256(b"".join((nameless, *parts.values()))).hexdigest()[:32]
+    named, files = wfdb.renamed(data, stem)
+    made = {f"{stem}.hea": proved(wfdb.WFDB, data, wfdb.clean(named))} | {files[old]: signal for old, signal in parts.items()}
+    for ending in _ANNOTATIONS:
+        if (path := splitext(name)[0] + ending) in source.names:
+            with source.open(path) as file:
+                made[stem + ending] = wfdb.clean_annotations(file.read())
     return made
 
 

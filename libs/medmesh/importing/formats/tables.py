@@ -261,6 +261,8 @@ def _matches(start: bytes) -> bool:
             continue
         if any(ord(sign) < 32 and sign not in "\t\r\n" for sign in said):
             return False
+        if said.lstrip()[:1] in "{[<" or said.startswith("MSH|"):  # JSON, XML, HL7 v2 have delimiters too
+            return False
         whole = len(start) < START
         for delimiter in _DELIMITERS:
             try:
@@ -269,7 +271,7 @@ def _matches(start: bytes) -> bool:
                 continue
             if not whole:
                 table = table[:-1]
-            if table and table[0] > 1 and (len(table) > 1 or whole) and sum(width == table[0] for width in table) > 0.6 * len(table):
+            if len(table) > 1 and table[0] > 1 and sum(width == table[0] for width in table) > 0.6 * len(table):
                 return True
         return False
     return False

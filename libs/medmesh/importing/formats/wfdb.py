@@ -128,6 +128,16 @@ def clean(data: bytes) -> bytes:
     return ("\n".join((first, *found.lines[1:])) + "\n").encode()
 
 
+def renamed(data: bytes, stem: str) -> tuple[bytes, dict[str, str]]:
+    """A header whose record is called `stem`, and its signals' files by their new names: the name of a record is a patient's, often."""
+    found = read_header(data)
+    files = {name: f"{stem}_{place}.dat" if place else f"{stem}.dat" for place, name in enumerate(found.files)}
+    lines = [stem + found.lines[0][len(found.name) :]]
+    for line, signal in zip(found.lines[1:], found.signals, strict=True):
+        lines.append(files[signal.file] + line.lstrip()[len(signal.file) :])
+    return ("\n".join(lines) + "\n").encode(), files
+
+
 def decode(found: Header, opened: Mapping[str, bytes]) -> tuple[NDArray[np.float32], list[str]]:
     """Physical values, float32 [signals, frames], NaN where the format marks none; several samples a frame are averaged. And the labels of
     signals whose checksum is wrong. `opened` are the signals' files by name. Raises `formats.damaged` (cut short, unequal formats)."""

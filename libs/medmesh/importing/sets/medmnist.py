@@ -46,6 +46,8 @@ class MedMNIST(Importer):
     name = "medmnist"
     title = "MedMNIST v2"
     licence = "CC BY 4.0 (DermaMNIST: CC BY-NC 4.0)"
+    target = "class"
+    meant = ("too_small",)  # 28 x 28
     looked_for = "pathmnist.npz, chestmnist_64.npz, organmnist3d.npz, ..."
 
     def sniff(self, source: Source) -> float:

@@ -88,16 +88,18 @@ def _rows(source: Source, name: str, table: str, report: Report) -> Iterator[Ite
     for row in rows(source, name, report, columns=about.columns, upper=True):
         count += 1
         cells = row.cells
-        if not all(cells[column] for column in about.filled):
+        if not all(map(cells.__getitem__, about.filled)):
             _fault(name, row, next(column for column in about.columns if column in about.filled and not cells[column]), "not empty", report)
             continue
-        wrong = next(((column, form) for column, matches, form in checks if (cell := cells[column]) and not matches(cell)), None)
-        if wrong is not None:
-            _fault(name, row, *wrong, report)
-        elif any(cells[mark].strip() == "1" for mark in marks):
-            dropped += 1
+        for column, matches, form in checks:
+            if (cell := cells[column]) and not matches(cell):
+                _fault(name, row, column, form, report)
+                break
         else:
-            yield Item(f"{name}#{row.number}", kind, files, patient=cells.get("SUBJECT_ID"), labels={"table": table}, meta=cells)
+            if any(cells[mark].strip() == "1" for mark in marks):
+                dropped += 1
+            else:
+                yield Item(f"{name}#{row.number}", kind, files, patient=cells.get("SUBJECT_ID"), labels={"table": table}, meta=cells)
     if dropped:
         report.note("importing.dropped", name, rows=dropped)
     published(report, source, f"{table} rows", count, about.rows)

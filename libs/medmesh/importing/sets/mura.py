@@ -24,6 +24,7 @@ class MURA(Importer):
     name = "mura"
     title = "MURA v1.1"
     licence = "Stanford University Dataset Research Use Agreement"
+    target = "abnormal"
     looked_for = "train_labeled_studies.csv and train_image_paths.csv, or valid_..."
 
     def sniff(self, source: Source) -> float:

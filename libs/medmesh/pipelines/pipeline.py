@@ -1,0 +1,102 @@
+"""A pipeline: a declaration in TOML whose hash is its version.
+
+name = "head-ct"
+[[steps]]
+step = "orient"
+to = "RAS"
+[[steps]]
+step = "resample"
+spacing = [1.0, 1.0, 1.0]
+[[steps]]
+step = "window"
+version = 1
+center = 40
+width = 80
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+from pydantic import ValidationError
+
+from medmesh.errors import Problem
+from medmesh.pipelines.data import Data
+from medmesh.pipelines.steps import STEPS, Step
+
+ARITHMETIC = f"numpy-{numpy.__version__.split('.')[0]}"
+"""Part of every step's hash: another major version of numpy may round differently, and then says so."""
+MOST_STEPS = 32
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Named steps in their order."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+    @property
+    def version(self) -> str:
+        """SHA-256 over every step's hash: what a data set made by it is tied to."""
+        return hashlib.sha256("\n".join(map(hash_of, self.steps)).encode()).hexdigest()
+
+    def apply(self, data: Data) -> Data:
+        """All steps, nothing kept. Raises `Problem` (`pipelines.unfit`) with the step's name."""
+        for step in self.steps:
+            data = step.apply(data)
+        return data
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, every parameter and version written out."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "steps": [{"step": s.name, "version": s.version, **s.model_dump(mode="json")} for s in self.steps],
+        }
+
+
+def hash_of(step: Step) -> str:
+    """SHA-256 of name, version, parameters (defaults included) and arithmetic."""
+    said = {"step": step.name, "version": step.version, "parameters": step.model_dump(mode="json"), "arithmetic": ARITHMETIC}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read(text: str) -> Pipeline:
+    """A declaration. Raises `Problem` (`pipelines.declaration`) that names the step and its parameter."""
+    try:
+        said = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _wrong("file", str(error)) from None
+    name, steps = said.get("name"), said.get("steps")
+    if set(said) != {"name", "steps"} or not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _wrong("file", "it must hold name (lower case, digits, hyphens) and steps, nothing else")
+    if not isinstance(steps, list) or not 1 <= len(steps) <= MOST_STEPS:
+        raise _wrong("steps", f"1 to {MOST_STEPS} of them")
+    return Pipeline(name, tuple(_step(one, f"step {place}") for place, one in enumerate(steps, start=1)))
+
+
+def _step(said: Any, where: str) -> Step:
+    parameters: Mapping[str, Any] = said if isinstance(said, dict) else {}
+    kind = STEPS.get(str(parameters.get("step")))
+    if kind is None:
+        raise _wrong(where, f"step must be one of {', '.join(sorted(STEPS))}")
+    if (wanted := parameters.get("version", kind.version)) != kind.version:
+        raise _wrong(where, f"{kind.name} is version {kind.version} here, not {wanted}")
+    try:
+        return kind.model_validate({key: value for key, value in parameters.items() if key not in ("step", "version")})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _wrong(f"{where}, {kind.name}", f"{'.'.join(map(str, first['loc'])) or 'parameters'}: {first['msg']}") from None
+
+
+def _wrong(where: str, reason: str) -> Problem:
+    return Problem("pipelines.declaration", where=where, reason=reason)

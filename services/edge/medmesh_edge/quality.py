@@ -1,0 +1,65 @@
+"""What a data set of this hospital is worth: every object opened here and judged by the rules of `medmesh.quality`. Nothing leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import select
+
+from medmesh.canonical import parse
+from medmesh.errors import Problem
+from medmesh.quality.inspecting import Inspection
+from medmesh.quality.report import Report
+from medmesh.quality.rules import BLOCKING
+from medmesh.quality.tables import of_table
+from medmesh.store.unit import AuditEntry, Entity
+from medmesh_edge.patients import images, opened
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import items, patients
+
+
+async def judge(
+    site: Site,
+    dataset: str,
+    blocking: frozenset[str] = BLOCKING,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """The report of `dataset`, its items by their own names, which are no patient's. Leaves a record. Raises `Problem`
+    (`edge.no_dataset`)."""
+    columns = (items.c.item, items.c.modality, items.c.object, items.c.patient, patients.c.key)
+    wanted = select(*columns).join(patients, items.c.patient == patients.c.patient).where(items.c.dataset == dataset)
+    async with site.unit() as uow:
+        rows = await uow.all(wanted.order_by(items.c.item))
+        if not rows:
+            raise Problem("edge.no_dataset", dataset=dataset)
+        about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"),)
+        uow.audit(AuditEntry("edge.quality", "R", entities=about, detail={"items": len(rows)}))
+    return await asyncio.to_thread(_judge, site, dataset, rows, blocking, progress)
+
+
+def _judge(site: Site, dataset: str, rows: Sequence[Any], blocking: frozenset[str], progress: Callable[[int, int], None]) -> Report:
+    made = Inspection(dataset, blocking)
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for done, row in enumerate(rows, start=1):
+        data = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
+        if row.modality.startswith("table:"):
+            tables.setdefault(row.modality.removeprefix("table:"), []).append(parse(data)["values"])
+        else:
+            made.look_at(row.item, data)
+        progress(done, len(rows))
+    for name, values in tables.items():
+        made.report.add("table", name, of_table(_as_csv(values)))
+    return made.finish()
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> io.BytesIO:
+    names = sorted({name for row in rows for name in row})
+    written = io.StringIO(newline="")
+    writer = csv.DictWriter(written, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return io.BytesIO(written.getvalue().encode())
