@@ -50,6 +50,7 @@ CREATE TABLE objects (
 ) STRICT;
 CREATE INDEX objects_by_state ON objects (state, id);
 CREATE INDEX objects_by_sop ON objects (scope, sop);
+CREATE INDEX objects_by_study ON objects (scope, study, state);
 CREATE INDEX objects_by_source ON objects (source) WHERE source IS NOT NULL;
 CREATE TABLE studies (
   id INTEGER PRIMARY KEY, scope INTEGER NOT NULL REFERENCES scopes (id), uid TEXT NOT NULL,

@@ -17,13 +17,22 @@ MOST = 64
 """Associations at once in one process; more are told to come again."""
 
 
+def reserved(host: str, port: int) -> socket.socket:
+    """A socket that holds a port for this account's processes (SO_REUSEPORT) and takes no connections itself. Raises `OSError`."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that shares its port with the other processes of this account (SO_REUSEPORT)."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind((host, port))
+    """A socket that shares its port with the other processes of this account."""
+    made = reserved(host, port)
     made.listen(64)
     return made
 

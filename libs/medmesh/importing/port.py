@@ -206,7 +206,7 @@ class Importer(ABC):
     target: ClassVar[str] = ""
     """The label that the set is about, where there is one class an item."""
     meant: ClassVar[tuple[str, ...]] = ()
-    """Rules of quality (`medmesh.imaging.quality`) that the set breaks on purpose."""
+    """Rules of quality (`medmesh.quality.rules`) that the set breaks on purpose."""
     same_side: ClassVar[Mapping[str, str]] = {}
     """A published split that is a part of another one (`test_clean`: `test`): units in both are not torn."""
 

@@ -30,8 +30,8 @@ from medmesh.security.keys import read_secret
 from medmesh.security.suites import DEFAULT
 from medmesh.store.sqlite import Inline
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_edge import originals, samples, withdrawn
 from medmesh_edge import patients as keys
-from medmesh_edge import samples, withdrawn
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import consents, datasets, federations, forgettings, items, patients, results, tasks
 
@@ -111,6 +111,7 @@ async def _erase(site: Site, request: str, by: str) -> None:
         return
     if asked.reason != "mistake":
         withdrawn.add(site, asked.patient)
+    await asyncio.to_thread(originals.forget, site, asked.patient)
     site.keys.create(keys.HOSPITAL, "wrap", DEFAULT)
     async with site.unit() as uow:
         row = await uow.first(select(forgettings).where(forgettings.c.request == request, forgettings.c.state == "asked"))
@@ -168,7 +169,7 @@ async def _mark(site: Site, rows: Sequence[Any], **values: Any) -> None:
 
 async def _destroy_old(site: Site) -> None:
     """Destroy what no key is wrapped under any more."""
-    used = set(await asyncio.to_thread(site.objects.versions_in_use))
+    used = set(await asyncio.to_thread(site.objects.versions_in_use)) | await asyncio.to_thread(originals.rewrap, site)
     async with site.unit() as uow:
         used |= {keys.version(row.key) for row in await uow.all(select(patients.c.key))}
     for old in site.keys.versions(keys.HOSPITAL)[:-1]:

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
-from medmesh.store.unit import AuditEntry, Entity
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import patients, withdrawn
 from medmesh_edge.ethics import admitted, kind_of
 from medmesh_edge.ports import Site
@@ -123,15 +124,20 @@ async def ingest(
 async def finish(site: Site, dataset: str, outcome: Outcome, *, ethics: str = "") -> None:
     """A new version of the data set when something is new, and the record."""
     async with site.unit() as uow:
-        row = upsert(datasets).values(dataset=dataset, version=1, published=0)
-        if outcome.stored:
-            row = row.on_conflict_do_update(index_elements=["dataset"], set_={"version": datasets.c.version + 1})
-        else:
-            row = row.on_conflict_do_nothing()
-        await uow.execute(row)
-        detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total()}
-        about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"), *((Entity("ethics", ethics),) if ethics else ()))
-        uow.audit(AuditEntry("edge.ingest", "C", entities=about, detail=detail))
+        await complete(uow, site, dataset, outcome, ethics=ethics)
+
+
+async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outcome, *, ethics: str = "", **more: int) -> None:
+    """The same within a transaction; `more` goes into the record."""
+    row = upsert(datasets).values(dataset=dataset, version=1, published=0)
+    if outcome.stored:
+        row = row.on_conflict_do_update(index_elements=["dataset"], set_={"version": datasets.c.version + 1})
+    else:
+        row = row.on_conflict_do_nothing()
+    await uow.execute(row)
+    detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total(), **more}
+    about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"), *((Entity("ethics", ethics),) if ethics else ()))
+    uow.audit(AuditEntry("edge.ingest", "C", entities=about, detail=detail))
 
 
 def _all(batch: list[Path], key: bytes, outcome: Outcome) -> list[tuple[str, Prepared]]:
@@ -164,11 +170,11 @@ async def store(
     outcome: Outcome,
     *,
     ethics: str = "",
-) -> None:
+) -> dict[str, str]:
     """Who may be taken in, then keys, then objects, then rows: a row never names bytes that are not there, or that nobody can open.
-    Raises `Problem` (`ethics.*`) when nobody may."""
+    Answers the items that may not, with the reason. Raises `Problem` (`ethics.*`) when nobody may."""
     if not prepared:
-        return
+        return {}
     async with site.unit() as uow:
         away = withdrawn.away(site, {entry.patient for _, entry in prepared})
         kinds = sorted({kind_of(entry.modality) for _, entry in prepared})
@@ -213,3 +219,4 @@ async def store(
         about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"),)
         for record in patients.about_patients(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
             uow.audit(record)
+    return refused

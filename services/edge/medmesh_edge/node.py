@@ -23,6 +23,7 @@ from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples, secure
 from medmesh_edge.continuity import Continuity
+from medmesh_edge.dicom import Processes
 from medmesh_edge.ports import Site, site
 from medmesh_edge.roster import Refresher
 from medmesh_edge.rounds import Rounds
@@ -74,6 +75,7 @@ class Node:
                 group.create_task(self._inbox())
                 group.create_task(self._progress())
                 group.create_task(self._watch())
+                group.create_task(Processes(self.site).run())
                 for name, step in loops:
                     group.create_task(self._loop(name, step, self.site.changed.of(name)))
         finally:

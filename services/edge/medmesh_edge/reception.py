@@ -8,8 +8,8 @@ called = "BRAINMRI"              # the AE title that the sender calls
 calling = ["CT1", "PACS"]        # the AE titles it may have
 from = ["10.1.2.0/24"]           # and where it must come from: a title alone is no identity
 dataset = "brain-mri"            # what it is for
-consent = "IRB-2026-017"         # the approval it is covered by
-until = 2027-12-31               # and how long that lasts
+ethics = "IRB-2026-017"          # the approval of `medmesh edge ethics` that covers it
+until = 2027-12-31               # nobody may send after that day
 
 [[peer]]                         # whom `medmesh edge dicom` may ask
 name = "pacs"
@@ -50,7 +50,8 @@ class Accept(_Model):
     dataset: Identifier
     profile: Literal["basic"] = "basic"
     """How objects are de-identified: PS3.15 annex E."""
-    consent: str = Field(min_length=1, max_length=80)
+    ethics: str = Field(default="", max_length=64)
+    """The approval that covers it (`medmesh edge ethics`); empty only where the policy does not ask for one."""
     until: date | None = None
 
     def admits(self, calling: str, address: str) -> bool:
@@ -109,6 +110,11 @@ class Reception(_Model):
         if found is None:
             return CALLING_UNKNOWN
         return found if found.until is None or today <= found.until else _NOBODY
+
+    def covered(self, dataset: str, called: str) -> str:
+        """The approval for what came for a data set, over an association to `called` or by DICOMweb; empty without one."""
+        named = [one for one in self.accept if one.dataset == dataset]
+        return next((one.ethics for one in named if one.called == called), named[0].ethics if named else "")
 
     def named(self, peer: str) -> Peer:
         """Raises `Problem` (`dicom.peer`)."""

@@ -11,6 +11,7 @@ import click
 
 from medmesh.cli import say
 from medmesh.cli.edge.audit import own_audit
+from medmesh.cli.edge.dicom import dicom
 from medmesh.cli.edge.dicomweb import dicomweb
 from medmesh.cli.edge.escrow import escrow
 from medmesh.cli.edge.ethics import ethics
@@ -268,5 +269,5 @@ def doctor(folder: Path) -> int:
 
 
 _FEDERATIONS = (list_federations, open_invitation, show_plan, approve, decline, withdraw)
-for command in (*_FEDERATIONS, own_audit, forget, forget_approve, forgettings, readmit, trace, escrow):
+for command in (*_FEDERATIONS, own_audit, forget, forget_approve, forgettings, readmit, trace, escrow, dicom):
     edge.add_command(command)

@@ -1,0 +1,279 @@
+"""`medmesh edge dicom`: what a PACS sends to the node, what the node asks a PACS for, and what is held back.  PACS 直连。"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medmesh.cli import say
+from medmesh.cli.edge.patients import asked_patient
+from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.session import show
+from medmesh.errors import Problem
+
+
+@click.group()
+def dicom() -> None:
+    """The node and the hospital's PACS, by DICOM.  与 PACS 直连（DICOM）。
+
+    The node receives once there is a dicom.toml in its folder: who may send, from where, for which data set, under which approval. What it
+    does not name is turned away. docs/hospital/dicom.md goes through it step by step.
+
+    \b
+    medmesh edge dicom echo pacs                          does it answer, does it know us?
+    medmesh edge dicom find pacs -k StudyDate=20260101-   which studies does it have?
+    medmesh edge dicom move pacs --study 1.2.3            have it send one to us
+    medmesh edge dicom status                             what came, what became of it
+    medmesh edge dicom quarantine list                    what was held back, and why
+    """
+
+
+def _peer(folder: Path, name: str) -> Any:
+    from medmesh.dimse.scu import Peer
+    from medmesh_edge.reception import Reception
+    from medmesh_edge.settings import Layout
+
+    reception = Reception.read(Layout(folder.absolute()).dicom)
+    found = reception.named(name)
+    return Peer(found.title, found.host, found.port, reception.title)
+
+
+def _keys(pairs: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        keyword, sign, value = pair.partition("=")
+        if not sign:
+            raise click.UsageError(say(f"{pair}: KEYWORD=VALUE is needed", f"{pair}：应为 关键字=值"))
+        found[keyword.strip()] = value.strip()
+    return found
+
+
+KEYS = click.option("-k", "--key", "keys", multiple=True, metavar="KEYWORD=VALUE", help="A DICOM keyword; * and ? match, dates as A-B.")
+PATIENT = click.option("--patient", is_flag=True, help="Ask for the patient ID: on a command line every account could read it.")
+
+
+@dicom.command()
+@FOLDER
+@click.argument("peer")
+def echo(folder: Path, peer: str) -> int:
+    """C-ECHO: whether PEER, a name of dicom.toml, answers and knows us.  测试连通。"""
+    from medmesh.dimse import scu
+
+    milliseconds = scu.echo(_peer(folder, peer))
+    click.echo(say(f"{peer} answers ({milliseconds:.0f} ms)", f"{peer} 应答正常（{milliseconds:.0f} 毫秒）"))
+    return 0
+
+
+@dicom.command()
+@FOLDER
+@click.argument("peer")
+@click.option("--level", type=click.Choice(("study", "series", "image")), default="study", show_default=True)
+@KEYS
+@PATIENT
+@click.option("--limit", default=200, show_default=True, help="Show no more than these.")
+def find(folder: Path, peer: str, level: str, keys: tuple[str, ...], patient: bool, limit: int) -> int:
+    """C-FIND: what PEER has, for the hospital's own eyes; nothing is kept.  查询 PACS。
+
+    \b
+    medmesh edge dicom find pacs -k ModalitiesInStudy=MR -k StudyDate=20260101-20260131
+    medmesh edge dicom find pacs --level series -k StudyInstanceUID=1.2.3
+    """
+    from itertools import islice
+
+    from medmesh.dimse import scu
+
+    wanted = _keys(keys) | ({"PatientID": asked_patient()} if patient else {})
+    show(list(islice(scu.find(_peer(folder, peer), level.upper(), wanted), limit)))
+    return 0
+
+
+@dicom.command()
+@FOLDER
+@click.argument("peer")
+@click.option("--study", "studies", multiple=True, metavar="UID", help="A study instance UID; may be given again.")
+@KEYS
+@PATIENT
+@click.option("--to", "destination", help="The AE title to send to, as PEER knows it; `title` of dicom.toml by default.")
+@click.option("--pause", default=1.0, show_default=True, help="Seconds between series: a PACS works for the wards first.")
+@click.option("--waiting", default=2000, show_default=True, help="Ask for no more while so many objects wait for the pipeline.")
+def move(
+    folder: Path,
+    peer: str,
+    studies: tuple[str, ...],
+    keys: tuple[str, ...],
+    patient: bool,
+    destination: str | None,
+    pause: float,
+    waiting: int,
+) -> int:
+    """C-MOVE: have PEER send studies to this node, a series at a time.  从 PACS 取回影像。
+
+    Those named by --study, or all that --key and --patient find. What is here already is known and costs the transfer alone. PEER must
+    know the destination's address and port (0xA801 else), and dicom.toml must accept it from there.
+    """
+    from medmesh.archive import states
+    from medmesh.archive.tables import open_archive
+    from medmesh.dimse import scu
+    from medmesh_edge.settings import Layout
+
+    asked = _peer(folder, peer)
+    wanted = _keys(keys) | ({"PatientID": asked_patient()} if patient else {})
+    if not studies and not wanted:
+        raise click.UsageError(say("name studies by --study, --key or --patient", "请用 --study、--key 或 --patient 指定检查"))
+    found = list(studies) or [one["StudyInstanceUID"] for one in scu.find(asked, "STUDY", wanted) if one.get("StudyInstanceUID")]
+    archive = open_archive(Layout(folder.absolute()).archive, read_only=True)
+
+    def ready() -> bool:
+        return sum(state.get("received", 0) for state in states.counts(archive).values()) < waiting
+
+    with click.progressbar(length=1, label=say(f"{len(found)} studies", f"{len(found)} 个检查")) as bar:
+
+        def told(done: int, of: int, counts: Any) -> None:
+            bar.length = of
+            bar.update(done - bar.pos)
+
+        counts = scu.move_gently(asked, destination or asked.us, found, pause=pause, ready=ready, told=told)
+    archive.close()
+    show({"studies": len(found), "completed": counts.completed, "failed": counts.failed, "warning": counts.warning})
+    return 1 if counts.failed else 0
+
+
+@dicom.command()
+@FOLDER
+@click.argument("peer")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+def send(folder: Path, peer: str, source: Path) -> int:
+    """C-STORE: send SOURCE, a DICOM file or a folder of them, to PEER.  发送 DICOM 文件。"""
+    from medmesh.dimse import scu
+
+    asked = _peer(folder, peer)
+    paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    with click.progressbar(length=len(paths), label=say("sent", "已发送")) as bar:
+        counts = scu.send(asked, paths, lambda done, of: bar.update(done - bar.pos))
+    show({"completed": counts.completed, "failed": counts.failed, "failures": counts.failures})
+    return 1 if counts.failed else 0
+
+
+@dicom.command()
+@FOLDER
+@click.option("--watch", is_flag=True, help="Again every two seconds, with the rate.")
+def status(folder: Path, watch: bool) -> int:
+    """Where the node receives, and how many objects of each data set are in each state.  接收状态。"""
+    from medmesh.archive import states
+    from medmesh.archive.tables import open_archive
+    from medmesh_edge.dicom import port_of
+    from medmesh_edge.reception import Reception
+    from medmesh_edge.settings import Layout
+
+    layout = Layout(folder.absolute())
+    reception = Reception.read(layout.dicom)
+    archive = open_archive(layout.archive, read_only=True)
+    before, began = -1, time.monotonic()
+    try:
+        while True:
+            counts = states.counts(archive)
+            through = sum(number for found in counts.values() for state, number in found.items() if state in ("cleaned", "quarantined"))
+            port = port_of(layout.folder)
+            document: dict[str, Any] = {"host": reception.host, "port": port, "accepts": len(reception.accept), "objects": counts}
+            if before >= 0:
+                document["per_second"] = round((through - before) / (time.monotonic() - began), 1)
+            show(document)
+            if not watch:
+                break
+            before, began = through, time.monotonic()
+            time.sleep(2)
+    finally:
+        archive.close()
+    if port is None:
+        click.secho(say("The node does not receive: is it running?", "节点未在接收：是否已运行？"), fg="yellow", err=True)
+    return 0
+
+
+@dicom.group()
+def quarantine() -> None:
+    """What was held back: looked at, released or dropped by a person.  隔离区。
+
+    Stages: receive (the data set does not parse), read, index (a UID or a patient contradicts what is here), deidentify (burned-in text),
+    verify (something identifying was left), quality. Nothing is ever overwritten, and nothing leaves the quarantine by itself.
+    """
+
+
+@quarantine.command(name="list")
+@FOLDER
+@click.option("--stage", default="", help="Of one stage only.")
+@click.option("--limit", default=100, show_default=True)
+def list_held(folder: Path, stage: str, limit: int) -> int:
+    """The newest first, with stage and reason.  列出。"""
+    from medmesh.archive import states
+    from medmesh.archive.tables import open_archive
+    from medmesh_edge.settings import Layout
+
+    archive = open_archive(Layout(folder.absolute()).archive, read_only=True)
+    try:
+        for one in states.held(archive, stage=stage, limit=limit):
+            at = datetime.fromtimestamp(one.at / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            click.echo(f"{one.id:>8}  {at}  {one.stage:<10} {one.reason:<24} {one.project:<20} {one.calling:<16} {one.address}")
+    finally:
+        archive.close()
+    return 0
+
+
+@quarantine.command(name="show")
+@FOLDER
+@click.argument("number", type=int)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the object there, as it came: it names the patient.")
+def show_held(folder: Path, number: int, out: Path | None) -> int:
+    """All that is known of object NUMBER.  查看。"""
+    from dataclasses import asdict
+
+    from medmesh.archive import states
+    from medmesh.archive.tables import open_archive
+
+    async def work(site: Any) -> tuple[dict[str, Any], bytes]:
+        from medmesh_edge.originals import objects
+
+        archive = open_archive(site.layout.archive, read_only=True)
+        try:
+            found = states.held_one(archive, number)
+            if found is None:
+                raise Problem("dicom.not_quarantined", id=number)
+            sha256 = archive.execute("SELECT sha256 FROM objects WHERE id = ?", (number,)).fetchone()[0]
+            return asdict(found) | {"sha256": sha256}, objects(site).read(sha256) if out is not None else b""
+        finally:
+            archive.close()
+
+    document, data = on_site(folder, work)
+    show(document)
+    if out is not None:
+        out.touch(mode=0o600)
+        out.write_bytes(data)
+    return 0
+
+
+@quarantine.command()
+@FOLDER
+@click.argument("number", type=int)
+def release(folder: Path, number: int) -> int:
+    """Have object NUMBER go through the pipeline once more; it is held back again where nothing changed.  重新处理。"""
+    from medmesh_edge import review
+
+    on_site(folder, lambda site: review.release(site, number))
+    click.echo(say("released", "已放行，重新处理"))
+    return 0
+
+
+@quarantine.command()
+@FOLDER
+@click.argument("number", type=int)
+@click.confirmation_option(prompt=say("It is destroyed. Go on?", "将永久删除，是否继续？"))
+def drop(folder: Path, number: int) -> int:
+    """Destroy object NUMBER. The PACS still has it.  删除。"""
+    from medmesh_edge import review
+
+    on_site(folder, lambda site: review.drop(site, number))
+    click.echo(say("dropped", "已删除"))
+    return 0

@@ -1,0 +1,269 @@
+"""What becomes of a received object: an item of its data set, or quarantined with stage and reason; twice the same way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import ImplicitVRLittleEndian
+from sqlalchemy import select
+from tests.dicoms import file, image, node, records, rows
+
+from medmesh.archive import states
+from medmesh.archive.receive import Origin, Receiver
+from medmesh.archive.tables import open_archive, transaction
+from medmesh.errors import Problem
+from medmesh.security.keys import read_secret
+from medmesh.store.objects.envelope import Wrapping
+from medmesh_edge import cleaning, forgetting, patients, review
+from medmesh_edge.cleaning import Cleaner
+from medmesh_edge.patients import HOSPITAL
+from medmesh_edge.ports import Site, site
+from medmesh_edge.tables import datasets, items
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[tuple[Site, Receiver, Cleaner]]:
+    node(folder)
+    async with site(folder) as at:
+        with Receiver(at.layout.archive, Wrapping(at.keys, HOSPITAL), reserve=0) as receiver:
+            connection = open_archive(at.layout.archive)
+            yield at, receiver, Cleaner(at, connection, receiver.objects, read_secret(at.layout.site_key).strip(), (0, 1), lambda *_: "")
+            connection.close()
+
+
+def receive(receiver: Receiver, *found: pydicom.Dataset | bytes) -> None:
+    for one in found:
+        arrival = receiver.begin_file(Origin("brain"))
+        arrival.write(one if isinstance(one, bytes) else file(one))
+        arrival.finish()
+
+
+async def through(cleaner: Cleaner) -> None:
+    while await cleaner.step():
+        pass
+
+
+STATES = "SELECT state, stage, reason FROM objects o JOIN scopes s ON s.id = o.scope WHERE realm = 'original' ORDER BY o.id"
+
+
+async def test_objects_become_items_and_a_project_sees_them_without_names(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, image(1), image(2), image(1, study=1))
+        await through(cleaner)
+        assert rows(private, STATES) == [("cleaned", "", "")] * 3
+        async with at.unit() as uow:
+            found = await uow.all(select(items).order_by(items.c.item))
+            keys = await patients.known(uow, at, {one.patient for one in found})
+        assert (len(found), len(keys)) == (3, 2)
+        for one in found:
+            data = b"".join(patients.images(at, keys[one.patient]).open(one.object))
+            assert b"Zhang" not in data
+            assert b"P000" not in data
+        shas = {one.object for one in found}
+        clean = rows(private, "SELECT sha256, sop FROM objects o JOIN scopes s ON s.id = o.scope WHERE realm = 'clean'")
+        assert {sha256 for sha256, _ in clean} == shas
+        assert all(str(sop).startswith("2.25.") for _, sop in clean)
+        studies = "SELECT realm, patient_id, instances FROM studies t JOIN scopes s ON s.id = t.scope ORDER BY 1, 3"
+        told = rows(private, studies)
+        assert [(realm, number) for realm, _, number in told] == [("clean", 1), ("clean", 2), ("original", 1), ("original", 2)]
+        assert {one[1] for one in told[:2]} == {one.patient for one in found}
+
+
+async def test_a_study_is_told_once_and_again_when_more_comes(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+
+        def told() -> list[Any]:
+            return [one["detail"] for one in records(private) if one["sub"] == "edge.ingest"]
+
+        receive(receiver, image(1), image(2))
+        assert not await cleaner.settle(0), "something of it is on its way"
+        await through(cleaner)
+        assert not await cleaner.settle(60), "more may come"
+        assert await cleaner.settle(0)
+        assert not await cleaner.settle(0)
+        receive(receiver, image(3), b"x" * 200)
+        await through(cleaner)
+        assert await cleaner.settle(0)
+        assert told() == [
+            {"stored": 2, "known": 0, "rejected": 0, "revision": 2},
+            {"stored": 3, "known": 0, "rejected": 0, "revision": 3},
+        ]
+        async with at.unit() as uow:
+            assert (await uow.execute(select(datasets.c.version))).scalar_one() == 2
+        with transaction(cleaner._connection) as connection:
+            connection.execute("UPDATE studies SET settled = 2")  # as if it had been killed between the two stores
+        assert await cleaner.settle(0)
+        assert len(told()) == 2
+
+
+def burned() -> pydicom.Dataset:
+    return image(1, BurnedInAnnotation="YES")
+
+
+def flat() -> pydicom.Dataset:
+    found = image(1)
+    found.PixelData = np.zeros((found.Rows, found.Columns), np.int16).tobytes()
+    return found
+
+
+def placeless() -> pydicom.Dataset:
+    found = image(1)
+    del found.StudyInstanceUID
+    return found
+
+
+def cut() -> bytes:
+    return file(image(1))[:-20_000]
+
+
+@pytest.mark.parametrize(
+    ("made", "stage", "reason"),
+    [
+        (burned, "deidentify", "imaging.burned_in"),
+        (flat, "quality", "constant_image"),
+        (placeless, "index", "archive.uid"),
+        (cut, "receive", "truncated"),
+    ],
+)
+async def test_what_is_held_back_says_where_and_why_and_may_be_released(private: Path, made: Any, stage: str, reason: str) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, made(), image(2))
+        await through(cleaner)
+        assert rows(private, STATES) == [("quarantined", stage, reason), ("cleaned", "", "")]
+        (held,) = states.held(cleaner._connection)
+        await review.release(at, held.id)
+        assert rows(private, STATES)[0] == ("received", "", "")
+        await through(cleaner)
+        state, _, again = rows(private, STATES)[0]
+        assert (state, again) == ("quarantined", reason if stage != "receive" else "imaging.unreadable")
+        sha256 = rows(private, f"SELECT sha256 FROM objects WHERE id = {held.id}")[0][0]
+        await review.drop(at, held.id)
+        assert rows(private, STATES) == [("cleaned", "", "")]
+        with pytest.raises(Problem, match="There is no object"):
+            receiver.objects.read(str(sha256))
+        with pytest.raises(Problem):
+            await review.drop(at, held.id)
+        assert [one["sub"] for one in records(private) if one["sub"].startswith("quarantine")] == ["quarantine.release", "quarantine.drop"]
+
+
+async def test_one_object_in_two_files_is_one_and_two_objects_with_one_uid_are_a_conflict(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        other = image(1)
+        other.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        other.SpecificCharacterSet = "ISO_IR 192"
+        elsewhere = image(1, SeriesInstanceUID="1.2.3.4")
+        changed = image(1, StudyDescription="something else")
+        somebody = image(2, PatientID="ANOTHER")
+        receive(receiver, image(1), other, changed, elsewhere, somebody)
+        await through(cleaner)
+        assert rows(private, STATES) == [
+            ("cleaned", "", ""),
+            ("cleaned", "", "duplicate"),
+            ("quarantined", "index", "uid_conflict"),
+            ("quarantined", "index", "uid_conflict"),
+            ("quarantined", "index", "patient_conflict"),
+        ]
+        async with at.unit() as uow:
+            assert len(await uow.all(select(items.c.item))) == 1
+
+
+async def test_killed_anywhere_it_comes_to_the_same(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, *(image(number) for number in range(3)))
+        steps = [(cleaning.index, "put"), (cleaning.intake, "store"), (cleaning.states, "clean_object"), (cleaning.states, "cleaned")]
+        for module, name in steps:
+            with monkeypatch.context() as patched:
+                whole = getattr(module, name)
+
+                def broken(*arguments: Any, whole: Any = whole) -> Any:
+                    whole(*arguments)
+                    raise Killed
+
+                async def broken_later(*arguments: Any, whole: Any = whole, **more: Any) -> Any:
+                    await whole(*arguments, **more)
+                    raise Killed
+
+                patched.setattr(module, name, broken_later if name == "store" else broken)
+                with pytest.raises(Killed):
+                    await cleaner.step()
+            with transaction(cleaner._connection) as connection:
+                states.restore(connection)
+                connection.execute("UPDATE objects SET attempts = 0")
+        await through(cleaner)
+        assert rows(private, STATES) == [("cleaned", "", "")] * 3
+        assert rows(private, "SELECT count(*) FROM instances") == [(6,)]
+        async with at.unit() as uow:
+            assert len(await uow.all(select(items.c.item))) == 3
+
+
+async def test_an_object_that_ends_its_worker_again_and_again_is_held_back(private: Path) -> None:
+    async with opened(private) as (_, receiver, cleaner):
+        receive(receiver, image(1), image(2))
+        for _ in range(states.ATTEMPTS):
+            with transaction(cleaner._connection) as connection:
+                claimed = [one.id for one in states.claim(connection, 0, 1, 10)]
+                states.restore(connection)
+        assert len(claimed) == 1, "alone, after the first time"
+        await through(cleaner)
+        assert rows(private, STATES) == [("quarantined", "read", "crashed"), ("cleaned", "", "")]
+
+
+async def test_an_object_that_takes_too_long_is_held_back(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(data: bytes, key: bytes) -> Any:
+        while True:
+            pass
+
+    async with opened(private) as (_, receiver, cleaner):
+        receive(receiver, image(1))
+        monkeypatch.setattr(cleaning, "SECONDS", 0.05)
+        monkeypatch.setattr(cleaning.intake, "prepare", endless)
+        await through(cleaner)
+        assert rows(private, STATES) == [("quarantined", "read", "too_slow")]
+
+
+async def test_a_forgotten_patients_originals_are_gone_and_stay_away(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, image(1), image(2), image(1, study=1))
+        await through(cleaner)
+        request, done = await forgetting.ask(at, forgetting.who(at, "P0000"), "withdrawn", "somebody")
+        if not done:
+            await forgetting.approve(at, request, "somebody else")
+        assert rows(private, STATES) == [("cleaned", "", "")]
+        assert rows(private, "SELECT count(*) FROM objects") == [(2,)]
+        (sha256,) = rows(private, "SELECT sha256 FROM objects WHERE source IS NULL")[0]
+        assert receiver.objects.read(str(sha256)), "what stays opens with the newest key"
+        assert len(at.keys.versions(HOSPITAL)) == 1
+        receive(receiver, image(3))
+        await through(cleaner)
+        assert rows(private, STATES) == [("cleaned", "", "")], "sent again by the PACS"
+        names = [path for path in receiver.objects.folder.rglob("*") if path.is_file()]
+        assert {path.name[:64] for path in names} == {sha256}
+
+
+async def test_what_no_approval_covers_is_held_back(private: Path) -> None:
+    async with opened(private) as (_, receiver, cleaner):
+        cleaner._covered = lambda *_: "IRB-9"
+        receive(receiver, image(1))
+        await through(cleaner)
+        assert rows(private, STATES) == [("quarantined", "consent", "ethics.unknown")]
+
+
+async def test_a_policy_that_is_broken_costs_no_object(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, image(1))
+        at.layout.policy.write_text("[")
+        for _ in range(states.ATTEMPTS + 1):
+            with pytest.raises(Problem):
+                await cleaner.step()
+        at.layout.policy.write_text("")
+        await through(cleaner)
+        assert rows(private, STATES) == [("cleaned", "", "")]
