@@ -175,7 +175,7 @@ class Sender:
             elements = ((2, CT.encode() + b"\0"), (0x100, b"\1\0"), (0x110, b"\1\0"), (0x800, b"\1\0"))
             command = b"".join(struct.pack("<HHL", 0, number, len(value)) + value for number, value in elements) + command
             sent = wire.pdu(wire.P_DATA, struct.pack(">LBB", len(command) + 2, 1, 3) + command)
-            for start in range(0, len(data), 60_000):
+            for start in range(0, max(1, len(data)), 60_000):
                 part = data[start : start + 60_000]
                 last = 2 * (start + 60_000 >= len(data))
                 sent += wire.pdu(wire.P_DATA, struct.pack(">LBB", len(part) + 2, 1, last) + part)

@@ -28,6 +28,7 @@ from PIL import Image
 from medmesh import canonical
 from medmesh.archive import dicomjson
 from medmesh.contracts.audit import AuditRecord
+from medmesh.dicomweb import media, multipart
 from medmesh.errors import Problem
 from medmesh.imaging import reading
 from medmesh.importing import formats
@@ -289,6 +290,32 @@ def _annotations(data: bytes) -> bytes | None:
     return None
 
 
+def _multipart(data: bytes) -> bytes | None:
+    """The same parts whatever pieces it comes in."""
+    found = []
+    for size in (len(data) or 1, 1):
+        parser, parts = multipart.Parser("b"), []
+        for start in range(0, len(data), size):
+            for event in parser.feed(data[start : start + size]):
+                match event:
+                    case multipart.Headers(fields):
+                        parts.append((fields, bytearray()))
+                    case multipart.Data(more):
+                        parts[-1][1].extend(more)
+        try:
+            parser.close()
+        except Problem:
+            parts.append(({}, bytearray(b"cut short")))
+        found.append(parts)
+    assert found[0] == found[1]
+    return None
+
+
+def _media(data: bytes) -> bytes | None:
+    media.accepted(data.decode("latin-1"))
+    return None
+
+
 def _header(data: bytes) -> bytes | None:
     members = dicomjson.read(io.BytesIO(data)).members
     json.loads("{" + ",".join(members.values()) + "}", strict=False)
@@ -389,6 +416,8 @@ TARGETS: dict[str, Target] = {
     "dicom": Target(lambda: [_image()], _dicom),
     "file-format": Target(lambda: [make() for make in EVERY.values()], _format, most_bytes=1 << 16),
     "wfdb-annotations": Target(lambda: [record()["r212.atr"]], _annotations),
+    "multipart": Target(lambda: [b"--b\r\nContent-Type: application/dicom\r\n\r\none\r\n--b \r\n\r\n\r\n--b--\r\n"], _multipart),
+    "media-type": Target(lambda: [b'multipart/related; type="application/dicom"; q=0.5, */*'], _media, (Problem,), 256),
     "dicom-header": Target(lambda: [_image(), _image()[132:]], _header),
     "worker-frame": Target(lambda: [b'\x00\x00\x00\x12{"call":"train"}  '], _frame, (ValueError,)),
     "inference-request": Target(

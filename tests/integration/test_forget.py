@@ -151,7 +151,7 @@ async def test_nothing_of_a_forgotten_patient_is_left_and_everything_of_the_othe
             b"".join(at.objects.open(sha256))
         place.unlink()
     (told,) = [record for record in records(folder) if record["sub"] == "patient.forget"]
-    assert told["detail"] == {"items": EACH, "reason": "requested", "second_person": False}
+    assert told["detail"] == {"events": 0, "items": EACH, "reason": "requested", "second_person": False}
     assert [(one["type"], one["id"]) for one in told["entities"]] == [("request", request), ("dataset", "xiehe/brain")]
 
     _, left = await samples.prepare(at, SCHEMA, held_out=False)

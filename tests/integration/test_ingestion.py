@@ -115,7 +115,7 @@ LABELS = "item,label\ncanary-file-name-1.dcm,tumour\nscan/canary-file-name-2.dcm
 
 
 def good() -> Files:
-    """Two DICOM files and an image, labelled, and pydicom's own as some of them are: fit, truncated, no image, coloured."""
+    """Two DICOM files and an image, labelled, and pydicom's own as some of them are: fit, truncated, no image, a screen capture."""
     return {
         "set/labels.csv": LABELS,
         "set/canary-file-name-1.dcm": canary(1),
@@ -125,7 +125,7 @@ def good() -> Files:
         "set/mr.dcm": (REAL / "MR_small_RLE.dcm").read_bytes(),
         "set/cut.dcm": (REAL / "MR_truncated.dcm").read_bytes(),
         "set/plan.dcm": (REAL / "rtplan.dcm").read_bytes(),
-        "set/colour.dcm": (REAL / "SC_rgb_rle.dcm").read_bytes(),
+        "set/capture.dcm": (REAL / "SC_rgb_rle.dcm").read_bytes(),
         "set/notes.txt": b"about Canaryname Zebedee",
         "set/._view.png": b"what a desktop adds",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 
 from medmesh.archive import header, index
 from medmesh.archive.header import Entry
@@ -13,12 +13,14 @@ from medmesh.archive.tables import transaction
 from medmesh.errors import Problem
 from medmesh.store.objects.envelope import Rejoined
 
-NOT_UNDERSTOOD, MISMATCH = 0xC000, 0xA900
+NOT_TAKEN, NOT_UNDERSTOOD, MISMATCH = 0x0110, 0xC000, 0xA900
 
 
-def place(connection: sqlite3.Connection, objects: Objects, ids: Iterable[int]) -> dict[int, int]:
+def place(
+    connection: sqlite3.Connection, objects: Objects, ids: Iterable[int], unwanted: Callable[[Sequence[Entry]], Set[str]]
+) -> dict[int, int]:
     """Give these objects their places; of those that get none, how their sender is told (PS3.18 table I.2-2). They stay received: what
-    becomes of them is the pipeline's to decide."""
+    becomes of them is the pipeline's to decide. `unwanted` says which SOP instances among them are of patients who stay away."""
     refused: dict[int, int] = {}
     read: list[tuple[int, int, str, Entry]] = []
     for one in ids:
@@ -31,8 +33,12 @@ def place(connection: sqlite3.Connection, objects: Objects, ids: Iterable[int]) 
             refused[one] = NOT_UNDERSTOOD
     if not read:
         return refused
+    away = unwanted([entry for _, _, _, entry in read])
+    refused |= {one: NOT_TAKEN for one, _, _, entry in read if entry.sop in away}
     with transaction(connection):
         for one, scope, digest, entry in read:
+            if one in refused:
+                continue
             # Gone since, or placed by the pipeline meanwhile.
             if connection.execute(
                 "SELECT 1 FROM objects o WHERE id = ? AND NOT EXISTS (SELECT 1 FROM instances WHERE object = o.id)", (one,)

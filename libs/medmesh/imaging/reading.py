@@ -93,7 +93,10 @@ def parse(data: bytes, *, lazily: bool = False) -> Dataset:
 
 
 def write(dataset: Dataset) -> bytes:
-    """`dataset` as a DICOM file (PS3.10) with an empty preamble, in its own transfer syntax; a deflated one is written inflated."""
+    """`dataset` as a DICOM file (PS3.10) with an empty preamble, in its own transfer syntax; a deflated one is written inflated.
+
+    Raises `imaging.unreadable` for what cannot be written so: pixels that are not encapsulated as the transfer syntax says, a false length.
+    """
     meta = dataset.file_meta
     if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -101,10 +104,13 @@ def write(dataset: Dataset) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encoding = (meta.TransferSyntaxUID == ImplicitVRLittleEndian, meta.TransferSyntaxUID != ExplicitVRBigEndian)
-        if encoding == dataset.original_encoding and encoding[1] and set(meta.keys()) == {0x00020010}:
-            _write_as_it_is(buffer, dataset, implicit=encoding[0])
-        else:
-            dataset.save_as(buffer, enforce_file_format=True)
+        try:
+            if encoding == dataset.original_encoding and encoding[1] and set(meta.keys()) == {0x00020010}:
+                _write_as_it_is(buffer, dataset, implicit=encoding[0])
+            else:
+                dataset.save_as(buffer, enforce_file_format=True)
+        except Exception as error:  # see `parse`
+            raise _unreadable(f"it cannot be written again, {type(error).__name__}") from None
     return buffer.getvalue()
 
 
@@ -145,7 +151,7 @@ def _write_as_it_is(buffer: BytesIO, dataset: Dataset, *, implicit: bool) -> Non
 def _header(tag: int, vr: str, value: bytes, *, implicit: bool) -> bytes:
     """An element in little endian (PS3.5 §7.1). Raises `ValueError` for a value that its length cannot say."""
     size, long = len(value), vr in _LONG
-    if size % 2 or (not implicit and not long and size > 0xFFFF):
+    if not implicit and not long and size > 0xFFFF:
         raise ValueError("an element's length")
     start = pack("<HH", tag >> 16, tag & 0xFFFF) + (b"" if implicit else vr.encode())
     return start + (pack("<L", size) if implicit else pack("<HL", 0, size) if long else pack("<H", size)) + value

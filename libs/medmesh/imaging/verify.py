@@ -50,6 +50,8 @@ class _Wanted:
     uids: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     """Names, their parts, identifiers, dates."""
+    dates: dict[str, str] = field(default_factory=dict)
+    """Dates as people write them, for text only."""
     people: set[str] = field(default_factory=set)
     """Those of `texts` that are of people."""
     chinese: dict[str, str] = field(default_factory=dict)
@@ -110,6 +112,7 @@ def _texts(wanted: _Wanted, text: str, terms: str, header: bytes, pixels: bytes)
             hit = hit or (value in wanted.people and any(len(needle) >= 8 and needle in pixels for needle in needles))
         if hit:
             found.add(keyword)
+    found |= {keyword for form, keyword in wanted.dates.items() if form in text}
     return found | {keyword for needle, keyword in wanted.raw.items() if needle in header}
 
 
@@ -155,14 +158,16 @@ def _excused(keyword: str, kept: Collection[str]) -> bool:
 def _want_date(wanted: _Wanted, value: str, keyword: str) -> None:
     if value in _DUMMIES or len(value) < SHORTEST:
         return
-    forms = {value}
     digits = value.replace(".", "")
+    forms: set[str] = set()
     if len(digits) == 8 and digits.isdigit():
         year, month, day = digits[:4], digits[4:6], digits[6:]
-        forms |= {digits, *(f"{year}{sign}{month}{sign}{day}" for sign in "-/."), *(f"{day}{sign}{month}{sign}{year}" for sign in "-/.")}
+        forms |= {*(f"{year}{sign}{month}{sign}{day}" for sign in "-/."), *(f"{day}{sign}{month}{sign}{year}" for sign in "-/.")}
         forms |= {f"{year}年{int(month)}月{int(day)}日", f"{year}年{month}月{day}日"}
-    for form in forms:
+    for form in {value, digits if len(digits) >= SHORTEST else value}:
         wanted.texts.setdefault(form, keyword)
+    for form in forms:
+        wanted.dates.setdefault(form, keyword)
 
 
 def _want_text(wanted: _Wanted, dataset: Dataset, raw: Any, keyword: str, *, person: bool) -> None:

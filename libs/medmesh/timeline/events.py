@@ -5,7 +5,6 @@ Times are wall-clock times of the hospital, without a zone, as MEDS has them; on
 
 from __future__ import annotations
 
-import calendar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Literal
@@ -89,7 +88,7 @@ class Event:
     consent_id: str | None
     revision: int
 
-    def moved(self, subject: int, days: int) -> Event:
+    def shown_for(self, subject: int, days: int) -> Event:
         """The same event on another subject's axis."""
         if not days and subject == self.subject_id:
             return self
@@ -153,14 +152,14 @@ def parse_compact(text: str, zone: tzinfo) -> tuple[datetime, Precision]:
 
 
 def end_of(time: datetime, precision: Precision | None) -> datetime:
-    """The last moment that a time of this precision may mean: what is known only to the day counts from the day's end on."""
-    if precision == "hour":
-        return time.replace(minute=59, second=59, microsecond=999_999)
-    if precision in ("day", "month", "year"):
-        month = 12 if precision == "year" else time.month
-        day = time.day if precision == "day" else calendar.monthrange(time.year, month)[1]
-        return time.replace(month=month, day=day, hour=23, minute=59, second=59, microsecond=999_999)
-    return time
+    """The last moment that a time of this precision may mean: what is known only to the day counts from the day's end on. Of a month or a
+    year it is the longest there is, since their beginnings were moved by days."""
+    lasts = {"hour": timedelta(hours=1), "day": timedelta(days=1), "month": timedelta(days=31), "year": timedelta(days=366)}.get(
+        precision or ""
+    )
+    if precision == "day":
+        time = time.replace(hour=0, minute=0, second=0, microsecond=0)
+    return time if lasts is None else time + lasts - timedelta(microseconds=1)
 
 
 def _within(time: datetime) -> datetime:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import and_, delete, exists, func, insert, or_, select
+from sqlalchemy import and_, delete, exists, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from medmesh.contracts.message import new_id
@@ -22,7 +22,8 @@ from medmesh.imaging.pseudonyms import replaced_uid
 from medmesh.store.unit import UnitOfWork
 from medmesh.timeline.events import Draft, Event, from_microseconds, microseconds, order
 from medmesh.timeline.identity import Namer, Place, Subject, members, opened_identity, places, sealed_identity
-from medmesh.timeline.tables import cohorts, events, merges, sources, subjects
+from medmesh.timeline.tables import events, merges, sources, subjects
+from medmesh.timeline.terms import confirmed
 
 BATCH = 500
 """Keys in one question: SQLite takes 32,766 values, PostgreSQL's driver as many."""
@@ -67,6 +68,10 @@ class Open:
 
 
 OPEN = Open()
+
+
+Usable = Callable[[str, str], bool]
+"""Whether a patient's (pseudonym) events may be used that were taken in under a consent or approval; empty: under none."""
 
 
 class Placed(NamedTuple):
@@ -263,54 +268,72 @@ async def people(uow: UnitOfWork[Any], project: str) -> list[int]:
 
 
 async def stream(
-    uow: UnitOfWork[Any], project: str, vault: Vault, *, only: Sequence[int] | None = None, codes: Sequence[Any] = (), texts: bool = True
+    uow: UnitOfWork[Any],
+    project: str,
+    vault: Vault,
+    *,
+    only: Sequence[int] | None = None,
+    texts: bool = True,
+    usable: Usable = lambda patient, consent: True,
 ) -> AsyncIterator[tuple[int, list[Event]]]:
     """(subject, events in order) of everyone in the project or of `only` them, one after the other in the order of their numbers.
 
-    `codes` are conditions on the table's code, one of which must hold; without `texts` no value as text is opened. Of a patient whose key
-    is gone nothing is shown.
+    Without `texts` no value as text is opened; of a patient whose key is gone nothing is shown. A local code that somebody confirmed a
+    standard one for is read as that (`terms`). What is not `usable` today is as if it were not there.
     """
     known = await places(uow)
+    meanings = await confirmed(uow, project)
     wanted = await people(uow, project) if only is None else sorted({known[one].subject_id if one in known else one for one in only})
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
         where = members(known, batch)
         names = {row.subject_id: row.patient for row in await uow.all(select(subjects).where(subjects.c.subject_id.in_(sorted(where))))}
         ciphers = await vault.ciphers(uow, names.values(), make=False) if texts else {}
-        asked = select(events).where(events.c.project == project, events.c.subject_id.in_(sorted(where)), _CURRENT)
-        if codes:
-            asked = asked.where(or_(*codes))
+        asked = select(*_COLUMNS).where(events.c.project == project, events.c.subject_id.in_(sorted(where)), _CURRENT)
         by: dict[int, list[Event]] = defaultdict(list)
         for row in await uow.all(asked):
-            cipher = ciphers.get(names.get(row.subject_id, ""))
-            if texts and cipher is None:
+            subject = row[0]
+            cipher = ciphers.get(names.get(subject, ""))
+            if (texts and cipher is None) or not usable(names.get(subject, ""), row.consent_id or ""):
                 continue
-            event = _event(row, cipher)
-            spot = where[row.subject_id]
-            by[spot.subject_id].append(event.moved(*spot))
+            event = _event(row, cipher, meanings)
+            spot = where[subject]
+            by[spot.subject_id].append(event.shown_for(*spot))
         for one in batch:
             if by[one]:
                 yield one, sorted(by[one], key=order)
 
 
-def _event(row: Any, cipher: Cipher | None) -> Event:
-    text = None if row.text is None or cipher is None else cipher.unseal(row.text, f"event\0{row.event_id}").decode()
+_COLUMNS = tuple(
+    events.c[name]
+    for name in (
+        "subject_id", "time", "code", "numeric_value", "text", "event_id", "source", "source_raw", "source_key", "object_sha256",
+        "modality", "unit", "code_system", "time_precision", "ingested_at", "consent_id", "revision",
+    )
+)  # fmt: skip
+
+
+def _event(row: Any, cipher: Cipher | None, meanings: Mapping[str, str]) -> Event:
+    # Taken apart at once: a row's values by name cost more than all else that is done with them.
+    subject, time, told, number, sealed, event_id, source, raw, key, sha256, modality, unit, system, precision, at, consent, revision = row
+    text = None if sealed is None or cipher is None else cipher.unseal(sealed, f"event\0{event_id}").decode()
+    code = meanings.get(told, told)
     return Event(
-        row.subject_id,
-        None if row.time is None else from_microseconds(row.time),
-        row.code,
-        row.numeric_value,
+        subject,
+        None if time is None else from_microseconds(time),
+        code,
+        number,
         text,
-        row.event_id,
-        f"{row.source}:{row.source_raw or row.source_key}",
-        row.object_sha256,
-        row.modality,
-        row.unit,
-        row.code_system,
-        row.time_precision,
-        row.ingested_at,
-        row.consent_id,
-        row.revision,
+        event_id,
+        f"{source}:{raw or key}",
+        sha256,
+        modality,
+        unit,
+        system if code == told else code.split("//")[1],
+        precision,
+        at,
+        consent,
+        revision,
     )
 
 
@@ -350,9 +373,17 @@ async def same_person(uow: UnitOfWork[Any], patient: str) -> tuple[set[str], dic
     return {patient, *(one.patient for one in found)}, everybody
 
 
+async def projects(uow: UnitOfWork[Any], of: Iterable[int]) -> list[str]:
+    """The projects that have events of these subjects."""
+    asked = select(events.c.project).where(events.c.subject_id.in_(sorted(of))).distinct().order_by(events.c.project)
+    return [row.project for row in await uow.all(asked)]
+
+
 async def forget(uow: UnitOfWork[Any], gone: Iterable[int]) -> int:
     """Remove every row about these subjects; answers how many events went."""
     numbers = sorted(gone)
+    if not numbers:
+        return 0
     done = await uow.execute(delete(events).where(events.c.subject_id.in_(numbers)))
     for table in (sources, subjects):
         await uow.execute(delete(table).where(table.c.subject_id.in_(numbers)))
@@ -365,6 +396,3 @@ async def counts(uow: UnitOfWork[Any], project: str) -> Counter[str]:
     number = func.count().label("number")
     asked: Any = select(events.c.code, number).where(events.c.project == project, _CURRENT).group_by(events.c.code)
     return Counter({row.code: row.number for row in await uow.all(asked)})
-
-
-__all__ = ["OPEN", "Appended", "Placed", "append", "cohorts", "counts", "forget", "of", "people", "place", "raw", "stream", "who"]

@@ -10,7 +10,7 @@ _NAMES = MetaData()
 
 
 def add_timeline_tables(metadata: MetaData) -> None:
-    """Subjects, events, what events were read from, merges of identities, and saved cohorts."""
+    """Subjects, events, what events were read from, merges of identities, saved cohorts, confirmed codes."""
     Table(
         "timeline_subjects",
         metadata,
@@ -85,10 +85,21 @@ def add_timeline_tables(metadata: MetaData) -> None:
         Column("at", Timestamp, nullable=False),
         comment="saved queries; a version never changes",
     )
+    Table(
+        "timeline_codings",
+        metadata,
+        Column("n", Counter, primary_key=True),
+        Column("project", String(63), nullable=False),
+        Column("code", Text, nullable=False, comment="the hospital's own"),
+        Column("standard", Text, nullable=False, comment="what it is read as from here on; empty takes that back"),
+        Column("confirmed_by", String(80), nullable=False),
+        Column("at", Timestamp, nullable=False),
+        comment="append-only: what people confirmed that local codes mean",
+    )
 
 
 add_timeline_tables(_NAMES)
-subjects, events, sources, merges, cohorts = (
-    _NAMES.tables[f"timeline_{name}"] for name in ("subjects", "events", "sources", "merges", "cohorts")
+subjects, events, sources, merges, cohorts, codings = (
+    _NAMES.tables[f"timeline_{name}"] for name in ("subjects", "events", "sources", "merges", "cohorts", "codings")
 )
 """For statements; they mean the same whichever metadata made the tables."""

@@ -69,8 +69,8 @@ class Processes:
                     if wanted is not None:
                         try:
                             await self._begin(wanted)
-                        except OSError as error:
-                            log("dicom.port", level=40, error=error)
+                        except Exception as error:  # a port that is taken, a disk that is full: the node goes on, and it is tried again
+                            log("dicom.not_begun", level=40, error=error)
                             await asyncio.sleep(LEAST_SECONDS)
                 await self._watch()
                 await asyncio.sleep(LOOK_SECONDS)

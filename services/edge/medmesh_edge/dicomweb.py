@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from sqlite3 import Connection, OperationalError
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from medmesh.archive import indexing, parameters, query
+from medmesh.archive.header import Entry
 from medmesh.archive.objects import Objects
 from medmesh.archive.receive import Origin, Receiver
 from medmesh.archive.tables import known_scope, open_archive
@@ -30,7 +32,7 @@ from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.security.keys import read_secret
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_edge import patients
+from medmesh_edge import patients, withdrawn
 from medmesh_edge.clients import Client, authenticate
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
@@ -142,9 +144,11 @@ def routes(node: Node, archive: Archive) -> APIRouter:
 
         return await asyncio.to_thread(inside)
 
-    async def recorded(client: Client, verb: str, action: str, run: Callable[[], Any], about: Sequence[str] = ()) -> Any:
-        """What `run` makes, once the record of it is on the disk, also where it fails. `about` are patients' IDs as the realm has them."""
-        outcome, why, answer, detail = 0, "", None, {}
+    async def recorded(client: Client, entry: AuditEntry, run: Callable[[], Any]) -> Any:
+        """What `run` makes, once the record of it is on the disk, also where it fails. It tells the patients' IDs as the realm has them."""
+        outcome, why, answer = 0, "", None
+        detail: dict[str, str | int | bool] = {}
+        about: tuple[str, ...] = ()
         problem: Problem | None = None
         try:
             answer, detail, about = await run()
@@ -153,7 +157,8 @@ def routes(node: Node, archive: Archive) -> APIRouter:
         common = (Entity("dataset", f"{site.settings.hospital}/{client.project}"),)
         async with site.unit(client.actor(site.settings.hospital)) as uow:
             named = await _patients(uow, about, client.realm)
-            uow.audit(AuditEntry(verb, action, outcome, why, (*common, *named), detail={"realm": client.realm, **detail}))
+            detail = {"realm": client.realm, **detail}
+            uow.audit(replace(entry, outcome=outcome, why=why, entities=(*common, *named), detail=detail))
         if problem is not None:
             raise problem
         return answer
@@ -178,7 +183,7 @@ def routes(node: Node, archive: Archive) -> APIRouter:
             found = await work(client, lambda c, scope: query.search(c, scope, level, asked, base, study=study, series=series))
             return found, {"rows": len(found.rows)}, ()
 
-        found: query.Answer = await recorded(client, "dicomweb.search", "E", run)
+        found: query.Answer = await recorded(client, AuditEntry("dicomweb.search", "E"), run)
         headers = {}
         if found.more:
             least = "at least " if found.more == query.COUNTED else ""
@@ -230,7 +235,7 @@ def routes(node: Node, archive: Archive) -> APIRouter:
 
             return await work(client, begin), {"instances": len(found)}, whose
 
-        reply, begun = await recorded(client, "dicomweb.retrieve", "R", run)
+        reply, begun = await recorded(client, AuditEntry("dicomweb.retrieve", "R"), run)
         return StreamingResponse(_pieces(begun, reply.body), media_type=reply.media_type)
 
     async def opening(client: Client, whose: Sequence[str]) -> Callable[..., Iterator[bytes]]:
@@ -341,7 +346,7 @@ def routes(node: Node, archive: Archive) -> APIRouter:
             detail = {"stored": len(kept) - known, "known": known, "failed": len(found) - len(kept)}
             return stow.answer(found, root(request, client)), detail, ()
 
-        status, headers, body = await recorded(client, "dicomweb.store", "C", run)
+        status, headers, body = await recorded(client, AuditEntry("dicomweb.store", "C"), run)
         return Response(body, status_code=status, media_type=media.JSON, headers=headers)
 
     return router
@@ -382,8 +387,17 @@ async def _store(archive: Archive, request: Request, client: Client, study: str)
 def _place(archive: Archive, found: list[Stored]) -> list[Stored]:
     """Into the index at once, so that what was stored is found; the sender is told of what contradicts it."""
     with archive.connection() as connection:
-        refused = indexing.place(connection, archive.objects, [one.id for one in found if one.status == 0 and not one.known])
+        fresh = [one.id for one in found if one.status == 0 and not one.known]
+        refused = indexing.place(connection, archive.objects, fresh, lambda entries: _away(archive.site, entries))
     return [Stored(refused[one.id], one.sop_class, one.sop, one.study, one.series, one.id) if one.id in refused else one for one in found]
+
+
+def _away(site: Site, entries: Sequence[Entry]) -> set[str]:
+    """Which of these instances are of patients who were forgotten and stay away."""
+    key = read_secret(site.layout.site_key).strip()
+    whose = {one.sop: pseudonym(one.patient_id or f"study {one.study}", key) for one in entries}
+    away = withdrawn.away(site, set(whose.values()))
+    return {sop for sop, patient in whose.items() if patient in away}
 
 
 async def _pieces(begun: list[bytes], rest: Iterator[bytes]) -> AsyncIterator[bytes]:

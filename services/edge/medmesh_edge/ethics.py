@@ -7,7 +7,7 @@ Sources: 涉及人的生命科学和医学研究伦理审查办法 (2023), chapt
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal, get_args
@@ -124,6 +124,18 @@ async def admitted(uow: UnitOfWork[None], site: Site, number: str, kind: str, pa
         return wanted
     theirs = select(consents.c.patient).where(consents.c.number == number, consents.c.patient.in_(sorted(wanted)))
     return frozenset(row.patient for row in await uow.all(theirs))
+
+
+async def usable(uow: UnitOfWork[None], site: Site) -> Callable[[str, str], bool]:
+    """Whether what was taken in of a patient (pseudonym) under an approval may be used today; under none where the policy asks for none."""
+    today = date.today().isoformat()
+    valid = (ethics_approvals.c.ended == "") & (ethics_approvals.c.since <= today) & (ethics_approvals.c.until >= today)
+    known = await uow.all(select(ethics_approvals.c.number, ethics_approvals.c.individual).where(valid))
+    individual = {row.number for row in known if row.individual}
+    waived = {row.number for row in known} - individual | (set() if site.policy().ethics else {""})
+    theirs = await uow.all(select(consents.c.number, consents.c.patient).where(consents.c.number.in_(sorted(individual))))
+    agreed = {(row.number, row.patient) for row in theirs}
+    return lambda patient, number: number in waived or (number, patient) in agreed
 
 
 async def listed(site: Site) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from medmesh.security.keys import read_secret
 from medmesh.security.suites import DEFAULT
 from medmesh.store.sqlite import Inline
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.timeline import records as timelines
 from medmesh_edge import originals, samples, withdrawn
 from medmesh_edge import patients as keys
 from medmesh_edge.ports import Site
@@ -89,9 +90,9 @@ async def readmit(site: Site, patient: str) -> None:
         uow.audit(AuditEntry("patient.readmit", "C"))
 
 
-async def _affected(uow: UnitOfWork[None], site: Site, patient: str) -> dict[str, list[str]]:
+async def _affected(uow: UnitOfWork[None], site: Site, names: set[str]) -> dict[str, list[str]]:
     """The data sets with the patient's data, and the federations that trained here on such data since they are here."""
-    mine = await uow.all(select(items).where(items.c.patient == patient))
+    mine = await uow.all(select(items).where(items.c.patient.in_(names)))
     trained = select(tasks.c.federation, federations.c.plan, func.max(tasks.c.at).label("last")).join(
         federations, federations.c.federation == tasks.c.federation
     )
@@ -107,30 +108,37 @@ async def _affected(uow: UnitOfWork[None], site: Site, patient: str) -> dict[str
 async def _erase(site: Site, request: str, by: str) -> None:
     async with site.unit() as uow:
         asked = await uow.first(select(forgettings).where(forgettings.c.request == request, forgettings.c.state == "asked"))
-    if asked is None:  # another process did it meanwhile
-        return
+        if asked is None:  # another process did it meanwhile
+            return
+        # One person may have several numbers: with one of them all are forgotten.
+        names, _ = await timelines.same_person(uow, asked.patient)
     if asked.reason != "mistake":
-        withdrawn.add(site, asked.patient)
-    await asyncio.to_thread(originals.forget, site, asked.patient)
+        for name in sorted(names):
+            withdrawn.add(site, name)
+    for name in sorted(names):
+        await asyncio.to_thread(originals.forget, site, name)
     site.keys.create(keys.HOSPITAL, "wrap", DEFAULT)
     async with site.unit() as uow:
         row = await uow.first(select(forgettings).where(forgettings.c.request == request, forgettings.c.state == "asked"))
         if row is None:  # another process did it meanwhile
             return
-        mine = await uow.all(select(items.c.item, items.c.object).where(items.c.patient == row.patient))
-        affected = await _affected(uow, site, row.patient)
-        await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient == row.patient))))
-        await uow.execute(delete(items).where(items.c.patient == row.patient))
-        await uow.execute(delete(consents).where(consents.c.patient == row.patient))
-        await uow.execute(delete(patients).where(patients.c.patient == row.patient))
+        names, subjects = await timelines.same_person(uow, row.patient)
+        mine = await uow.all(select(items.c.item, items.c.object).where(items.c.patient.in_(names)))
+        affected = await _affected(uow, site, names)
+        affected["datasets"] += [f"{site.settings.hospital}/{one}" for one in await timelines.projects(uow, subjects)]
+        await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient.in_(names)))))
+        await uow.execute(delete(items).where(items.c.patient.in_(names)))
+        await uow.execute(delete(consents).where(consents.c.patient.in_(names)))
+        await uow.execute(delete(patients).where(patients.c.patient.in_(names)))
         for name in affected["datasets"]:  # without the patient it is another version
             which = datasets.c.dataset == name.partition("/")[2]
             await uow.execute(update(datasets).where(which).values(version=datasets.c.version + 1))
+        events = await timelines.forget(uow, subjects)
         await _wrap_anew(uow, site)
         left: dict[str, Any] = {"state": "erasing", "patient": None, "affected": affected, "approved_by": by[:80]}
         left["objects"] = sorted({one.object for one in mine})
         await uow.execute(update(forgettings).where(forgettings.c.request == request).values(left))
-        detail: dict[str, str | int | bool] = {"reason": row.reason, "items": len(mine), "second_person": bool(by)}
+        detail: dict[str, str | int | bool] = {"reason": row.reason, "items": len(mine), "events": events, "second_person": bool(by)}
         touched = [Entity(kind.removesuffix("s"), name) for kind, names in affected.items() for name in names[:MOST]]
         uow.audit(AuditEntry("patient.forget", "D", entities=(Entity("request", request), *touched), detail=detail))
     await finish(site)

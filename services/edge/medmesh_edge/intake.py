@@ -78,17 +78,21 @@ def read_labels(path: Path) -> dict[str, Label]:
     return labels
 
 
-def prepare(data: bytes, key: bytes) -> Prepared:
-    """De-identify one file and prove that nothing identifying is left. Raises `Problem` (`imaging.*`, `intake.residual`)."""
-    from medmesh.imaging.deidentify import deidentify
+def prepare(data: bytes, key: bytes, options: str = "", rules: str = "") -> Prepared:
+    """De-identify one file and prove that nothing identifying is left. Raises `Problem` (`imaging.*`, `intake.residual`).
+
+    `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it.
+    """
+    from medmesh.imaging.deidentify import Options, deidentify, gate
     from medmesh.imaging.reading import read, write
     from medmesh.imaging.verify import verify
     from medmesh.quality.dicom import check
 
     original = read(data, lazily=True)
-    clean = deidentify(original, key)
+    chosen = Options.parse(options)
+    clean = deidentify(original, key, chosen, rules=(*gate.read(rules), *gate.default()) if rules else None)
     result = write(clean.dataset)
-    if verify(original, result):
+    if verify(original, result, kept=chosen.kept):
         raise Problem("intake.residual")
     item = hashlib.sha256(clean.sop_uid.encode()).hexdigest()[:32]
     return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(check(clean.dataset)))
@@ -111,10 +115,12 @@ async def ingest(
     if missing:
         raise Problem("intake.labels_missing", count=len(missing))
     key = read_secret(site.layout.site_key).strip()
+    rules = site.layout.gate.read_text(encoding="utf-8") if site.layout.gate.exists() else ""
+    _check(site.settings.deidentification, rules)
     outcome = Outcome()
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
-        prepared = await asyncio.to_thread(_all, batch, key, outcome)
+        prepared = await asyncio.to_thread(_all, batch, key, site.settings.deidentification, rules, outcome)
         await store(site, dataset, prepared, labels, key, outcome, ethics=ethics)
         progress(start + len(batch), len(files))
     await finish(site, dataset, outcome, ethics=ethics)
@@ -140,14 +146,22 @@ async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outc
     uow.audit(AuditEntry("edge.ingest", "C", entities=about, detail=detail))
 
 
-def _all(batch: list[Path], key: bytes, outcome: Outcome) -> list[tuple[str, Prepared]]:
-    return list(_each(batch, key, outcome))
+def _check(options: str, rules: str) -> None:
+    """Before the first file: raises `imaging.option_unknown` or `imaging.gate_rules`."""
+    from medmesh.imaging.deidentify import Options, gate
+
+    Options.parse(options)
+    gate.read(rules)
 
 
-def _each(batch: list[Path], key: bytes, outcome: Outcome) -> Iterator[tuple[str, Prepared]]:
+def _all(batch: list[Path], key: bytes, options: str, rules: str, outcome: Outcome) -> list[tuple[str, Prepared]]:
+    return list(_each(batch, key, options, rules, outcome))
+
+
+def _each(batch: list[Path], key: bytes, options: str, rules: str, outcome: Outcome) -> Iterator[tuple[str, Prepared]]:
     for path in batch:
         try:
-            prepared = prepare(path.read_bytes(), key)
+            prepared = prepare(path.read_bytes(), key, options, rules)
         except Problem as problem:
             outcome.rejected[problem.code] += 1
             continue

@@ -137,6 +137,10 @@ def _hidden(number: int) -> int | None:
     return None if number < SMALL_CELL else number
 
 
+def _declared(options: str) -> str:
+    return f"PS3.15 Basic Profile; {options}" if options else "PS3.15 Basic Profile"
+
+
 async def descriptor(site: Site, dataset: str) -> Descriptor:
     """What the hospital tells of a data set: counts, small ones hidden."""
     found = await site.database.look(_OF, dataset=dataset, **_now(site))
@@ -152,5 +156,5 @@ async def descriptor(site: Site, dataset: str) -> Descriptor:
         samples=_hidden(len(found)),
         patients=_hidden(len({row.patient for row in found})),
         labels={label: _hidden(number) for label, number in sorted(labels.items())},
-        **({"deidentification": "allow-list of columns"} if kind.startswith("table:") else {}),
+        deidentification="allow-list of columns" if kind.startswith("table:") else _declared(site.settings.deidentification),
     )

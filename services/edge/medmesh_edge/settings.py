@@ -48,6 +48,11 @@ class Settings(BaseModel):
     """Refuse to start unless somebody of the pinned roster signed for the programs that are loaded (`medmesh program sign`)."""
     holdout: float = Field(default=0.25, gt=0, lt=1)
     """The share of patients whose samples are never trained on."""
+    authorities: tuple[str, ...] = ()
+    """Who else gives the patient numbers under which this hospital's images come (HL7 PID-3.4, FHIR's `identifier.system`): timelines of
+    those numbers are of the same pseudonyms as the images."""
+    deidentification: str = ""
+    """What of images is kept beyond the Basic Profile of PS3.15, as words: `dates=shift patient`; see docs/hospital/deidentification.md."""
     log_level: str = "info"
 
     @classmethod
@@ -85,6 +90,8 @@ class Layout:
         self.local_token = folder / "secrets" / "local.token"
         self.ca = folder / "ca.pem"
         self.trust = folder / "trust.json"
+        self.gate = folder / "gate.toml"
+        """The hospital's own rules for text in pixels; they come before the default ones."""
         self.roster = folder / "roster.json"
         """From the pinned version on."""
         self.checkpoint = folder / "log.checkpoint"

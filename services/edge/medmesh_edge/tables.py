@@ -24,8 +24,10 @@ from sqlalchemy import (
 
 from medmesh.store.tables import service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
+from medmesh.timeline.tables import add_timeline_tables
 
 METADATA = service_metadata()
+add_timeline_tables(METADATA)
 KEY = ("federation", "round", "attempt")
 """Of what belongs to one attempt at a round."""
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from medmesh.errors import Problem
 from medmesh.imaging import reading
-from medmesh.imaging.deidentify import deidentify, gate
+from medmesh.imaging.deidentify import Options, deidentify, gate
 from medmesh.imaging.verify import verify
 from medmesh.quality.dicom import check
 from medmesh.telemetry import log
@@ -43,19 +43,20 @@ def is_image(start: bytes) -> bool:
     return start[128:132] == b"DICM" or start.startswith(tuple(_IMAGES))
 
 
-def clean(data: bytes, key: bytes, meant: frozenset[str] = frozenset()) -> Clean | Rejected:
+def clean(data: bytes, key: bytes, meant: frozenset[str] = frozenset(), options: str = "") -> Clean | Rejected:
     """De-identify, prove it, check the quality. A PNG or JPEG becomes a DICOM Secondary Capture object of its grey values first.
 
-    `meant` are rules of quality that a published set breaks on purpose. Never raises for what stands in `data`: one broken file does not
-    keep the others out.
+    `meant` are rules of quality that a published set breaks on purpose, `options` words as `Options.parse` takes them. Never raises for
+    what stands in `data`: one broken file does not keep the others out.
     """
     try:
         image = next((kind for magic, kind in _IMAGES.items() if data.startswith(magic)), None)
-        source = reading.read(data if image is None else _wrapped(data, image, key))
+        source = reading.read(data if image is None else _wrapped(data, image, key), lazily=True)
         # a plain image has no header to judge by: whoever uploads it answers for its pixels
-        done = deidentify(source, key, rules=None if image is None else gate.OPEN)
+        chosen = Options.parse(options)
+        done = deidentify(source, key, chosen, rules=None if image is None else gate.OPEN)
         result = reading.write(done.dataset)
-        if verify(source, result):
+        if verify(source, result, kept=chosen.kept):
             return Rejected("identifiers_left")
         if broken := [rule for rule in check(reading.read(result)) if rule not in meant]:
             return Rejected(broken[0])

@@ -79,7 +79,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
             if layout:
                 kept, rejected, about = await take_in_layout(archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes)
             else:
-                kept, rejected = await take_in(files, ports.key, settings.max_file_bytes)
+                kept, rejected = await take_in(files, ports.key, settings.max_file_bytes, settings.deidentification)
         except Problem:
             # Corrected, it will be another object: nobody would ever come back for this one. What holds no image may be
             # anybody's object that was named by mistake or on purpose, and stays.

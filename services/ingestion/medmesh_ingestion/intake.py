@@ -56,7 +56,7 @@ async def private_folder(parent: Path) -> AsyncIterator[Path]:
         await asyncio.shield(asyncio.to_thread(wipe, folder))
 
 
-async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int) -> tuple[list[Kept], dict[str, int]]:
+async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int, options: str = "") -> tuple[list[Kept], dict[str, int]]:
     """The files that may be kept, each original replaced by its cleaned form, and how many were rejected for which reason.
 
     Raises `Problem`: `ingestion.labels`, `ingestion.nothing_accepted`. Nothing is stored here.
@@ -72,7 +72,7 @@ async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int) -> tup
     kept: dict[str, Kept] = {}
     rejected: Counter[str] = Counter()
     for file in images:
-        found = await asyncio.to_thread(_cleaned, file.path, key, max_file_bytes)
+        found = await asyncio.to_thread(_cleaned, file.path, key, max_file_bytes, options)
         if isinstance(found, Rejected):
             rejected[found.reason] += 1
             continue
@@ -122,9 +122,9 @@ def _litter(name: PurePosixPath) -> bool:
     return name.name.startswith(".") or name.name == "Thumbs.db" or "__MACOSX" in name.parts
 
 
-def _cleaned(path: Path, key: bytes, limit: int) -> tuple[str, str] | Rejected:
+def _cleaned(path: Path, key: bytes, limit: int, options: str) -> tuple[str, str] | Rejected:
     """(item, SHA-256) of the cleaned file that now lies in `path`; a rejected original is erased."""
-    found = Rejected("too_large") if path.stat().st_size > limit else clean(path.read_bytes(), key)
+    found = Rejected("too_large") if path.stat().st_size > limit else clean(path.read_bytes(), key, options=options)
     # A new file: the old one may be what a store has linked to.
     wipe(path)
     if isinstance(found, Clean):

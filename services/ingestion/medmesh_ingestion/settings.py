@@ -14,6 +14,8 @@ class Settings(ServiceSettings):
 
     key: Path
     """Secret file, made at the first start: 32 bytes that turn identifiers into pseudonyms. Lost, the same patient gets new ones."""
+    deidentification: str = ""
+    """What is kept beyond the Basic Profile of PS3.15, as words (`medmesh.imaging.deidentify.Options`): `dates=shift patient`."""
     max_files: int = Field(default=100_000, ge=1)
     """Entries of an archive."""
     max_bytes: int = Field(default=50 * 2**30, ge=1)

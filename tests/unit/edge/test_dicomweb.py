@@ -241,6 +241,18 @@ async def test_a_project_sees_pseudonyms_and_nothing_of_who_is_forgotten(door: D
     assert answer.status_code == 404
 
 
+async def test_who_was_forgotten_is_not_brought_back(door: Door) -> None:
+    from medmesh_edge import forgetting, withdrawn
+
+    withdrawn.add(door.site, forgetting.who(door.site, "P1"))
+    answer = await door.stow(
+        made(), made(SOPInstanceUID="1.2.9.1.1", StudyInstanceUID="1.2.9", SeriesInstanceUID="1.2.9.1", PatientID="P2")
+    )
+    assert answer.status_code == 202
+    assert answer.json()["00081198"]["Value"][0]["00081197"]["Value"] == [0x0110]
+    assert [one["00100020"]["Value"] for one in (await door.get("/studies")).json()] == [["P2"]]
+
+
 async def test_media_types_and_transfer_syntaxes(door: Door) -> None:
     jpeg = (FILES / "SC_rgb_jpeg_dcmtk.dcm").read_bytes()
     implicit, big = (FILES / "MR_small_implicit.dcm").read_bytes(), (FILES / "MR_small_bigendian.dcm").read_bytes()

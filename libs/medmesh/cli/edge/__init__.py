@@ -22,6 +22,7 @@ from medmesh.cli.edge.privacy import ledger
 from medmesh.cli.edge.quality import quality
 from medmesh.cli.edge.roster import own_key, own_roster, tell_key
 from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.edge.timeline import timeline
 from medmesh.cli.session import show
 from medmesh.errors import Problem
 
@@ -38,6 +39,7 @@ edge.add_command(ledger)
 edge.add_command(site_policy)
 edge.add_command(quality)
 edge.add_command(ethics)
+edge.add_command(timeline)
 
 
 @edge.command()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from functools import cache
 from typing import Any
 
 from pydicom import uid
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
@@ -104,7 +106,6 @@ _PATIENTS = [
     "PlacerOrderNumberImagingServiceRequest",
     "FillerOrderNumberImagingServiceRequest",
     "RequestedProcedureID",
-    "PatientInsurancePlanCodeSequence",
     "OtherPatientNames",
 ]
 _PLACES = {
@@ -122,19 +123,28 @@ def names_of(dataset: Dataset, *, kept: frozenset[str]) -> frozenset[str]:
     for name in _people(dataset, deep="structured" in kept):
         for group in name.split("="):
             found |= {group, group.replace("^", ""), group.replace("^", " "), *group.split("^")}
-    places = [keyword for option, keywords in _PLACES.items() if option not in kept for keyword in keywords]
-    for keyword in (*_PATIENTS, *places):
-        if keyword in dataset and dataset[keyword].VR != "SQ":
-            found |= set(_several(dataset[keyword].value))
+    wanted = _identifiers("institution" not in kept, "device" not in kept)
+    for tag in list(dataset.keys()):
+        if int(tag) in wanted:
+            found |= set(_several(dataset[tag].value))
     return frozenset(text for text in (form.strip().lower() for form in found) if len(text.encode()) >= 4 and text != DUMMY_TEXT.lower())
 
 
-_NAMES = frozenset((0x00100010, 0x00080090, 0x00081048, 0x00081050, 0x00081060, 0x00081070, 0x00321032, 0x0040A123))
+@cache
+def _identifiers(institution: bool, device: bool) -> frozenset[int]:
+    keywords = (*_PATIENTS, *(_PLACES["institution"] if institution else ()), *(_PLACES["device"] if device else ()))
+    return frozenset(tag for tag in map(tag_for_keyword, keywords) if tag is not None)
+
+
+@cache
+def _is_name(tag: int) -> bool:
+    """In files that do not tell the kind of a value."""
+    return dictionary_has_tag(tag) and dictionary_VR(tag) == "PN"
 
 
 def _people(dataset: Dataset, *, deep: bool) -> Iterator[str]:
     for tag, element in list(dataset.items()):
-        if element.VR == "PN" or (element.VR is None and tag in _NAMES):
+        if element.VR == "PN" or (element.VR is None and _is_name(int(tag))):
             yield from _several(dataset[tag].value)
         elif deep and tag == 0x0040A730:
             for item in dataset[tag].value or ():
