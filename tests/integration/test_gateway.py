@@ -28,6 +28,7 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.authority import node_request
 from medmesh_audit.tables import facts
+from medmesh_gateway import inbox
 
 
 @pytest.fixture
@@ -272,6 +273,36 @@ async def test_a_hospital_reads_its_own_inbox_in_order_and_goes_on_after_its_cur
         await asyncio.sleep(0.3)
         await world.p.publish(FederationFailed(federation="late", code="x", hospitals=("renji",)), source="federation")
         assert [cursor for cursor, _ in await asyncio.wait_for(waiting, 5)] == [7]
+
+
+async def test_an_open_stream_is_handed_what_is_committed_and_looks_at_the_table_for_what_it_missed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, read = list[int](), inbox.read
+
+    async def watched(database: Any, hospital: str, after: int) -> Any:
+        found = await read(database, hospital, after)
+        looked.append(len(found))
+        return found
+
+    monkeypatch.setattr(inbox, "read", watched)
+
+    async def tell(n: int) -> None:
+        await world.p.publish(FederationFailed(federation=f"f{n}", code="x", hospitals=("renji",)), source="federation")
+
+    async with world.node("renji") as renji, asyncio.timeout(30):
+        await tell(1)
+        stream = renji.inbox(0)
+        assert (await anext(stream))[0] == 1
+        before = len(looked)
+        for n in (2, 3, 4):
+            await tell(n)
+            assert (await anext(stream))[0] == n
+        assert not any(looked[before:]), "what is handed over is not read"
+        monkeypatch.setattr(inbox.Ear, "hand", lambda ear, fact: ear.bell.set() if fact.cursor == 5 else None)
+        await tell(5)
+        assert (await anext(stream))[0] == 5, "what was not handed over is found in the table"
+        await stream.aclose()
 
 
 async def recorded(world: World, verb: str) -> int:

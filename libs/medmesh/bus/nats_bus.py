@@ -1,8 +1,7 @@
-"""The bus on a NATS server with JetStream: a thin layer over nats-py, the only module that imports it.
+"""The bus on a NATS server with JetStream: a thin layer over nats-py, which nobody imports but it and `nats_consumer`.
 
-Consuming does not use nats-py's `fetch`, whose stop-and-go batches are the bottleneck: one inbox subscription receives
-from overlapping pull requests, and acknowledgements are plain publishes. A permission violation, which the server
-reports asynchronously, is matched to the call that waits, so that it fails at once instead of timing out.
+A permission violation, which the server reports asynchronously, is matched to the call that waits, so that it fails at once instead of
+timing out.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,11 @@ from nats.errors import NoRespondersError
 from nats.js import api
 from nats.js.errors import NotFoundError
 
+from medmesh.bus.nats_consumer import NatsConsumer
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, Subscription
 from medmesh.errors import Problem
-from medmesh.tasks import end
 
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
-_HEARTBEAT = 5.0
-_WATCH = 1.0
-_EXPIRES = 30.0
 
 
 class NatsBus:
@@ -37,7 +32,7 @@ class NatsBus:
     def __init__(self) -> None:
         self._client = Client()
         self._violations: dict[str, list[_Waiting]] = {}
-        self._reconnected: set[Callable[[], None]] = set()
+        self.reconnected: set[Callable[[], None]] = set()
         self._stranger = asyncio.Event()
         self.inbox = "_INBOX"
         self.refused: Callable[[str, str], None] = lambda operation, subject: None
@@ -92,10 +87,10 @@ class NatsBus:
             waiting.refuse(Problem("bus.permission_denied", operation=operation, subject=subject))
 
     async def _resume(self) -> None:
-        for call in tuple(self._reconnected):
+        for call in tuple(self.reconnected):
             call()
 
-    async def _unless_refused(self, subject: str, call: Awaitable[Any]) -> Any:
+    async def unless_refused(self, subject: str, call: Awaitable[Any]) -> Any:
         """Await `call`, but fail at once when the server refuses `subject`."""
         key, waiting = subject.lower(), _Waiting()
         self._violations.setdefault(key, []).append(waiting)
@@ -124,7 +119,7 @@ class NatsBus:
     async def _publish(self, message: BusMessage) -> None:
         headers = {"Nats-Msg-Id": message.id, **message.headers}
         try:
-            reply = await self._unless_refused(
+            reply = await self.unless_refused(
                 message.subject, self._client.request(message.subject, message.body, timeout=10.0, headers=headers)
             )
         except NoRespondersError:
@@ -143,13 +138,13 @@ class NatsBus:
         return _Plain(await self._client.subscribe(subject, cb=receive))
 
     async def consume(self, spec: ConsumerSpec, deliver: Callable[[Delivery], Awaitable[None]], *, concurrency: int = 8) -> Subscription:
-        consumer = _Consumer(self, self._client, spec, deliver, concurrency)
+        consumer = NatsConsumer(self, self._client, spec, deliver, concurrency)
         await consumer.start()
         return consumer
 
     async def request(self, subject: str, body: bytes, *, timeout: float = 5.0) -> bytes:
         try:
-            reply = await self._unless_refused(subject, self._client.request(subject, body, timeout=timeout))
+            reply = await self.unless_refused(subject, self._client.request(subject, body, timeout=timeout))
         except NoRespondersError:
             raise Problem("bus.no_responder", subject=subject) from None
         return bytes(reply.data)
@@ -250,157 +245,3 @@ class _Plain:
         await self._subscription.unsubscribe()
         if self._running:
             await asyncio.wait(self._running, timeout=10)
-
-
-class _Delivery:
-    """One JetStream delivery; its reply subject says which attempt it is (ADR-15: $JS.ACK tokens)."""
-
-    __slots__ = ("_client", "_reply", "body", "headers", "subject")
-
-    def __init__(self, client: Client, message: Msg) -> None:
-        self._client = client
-        self._reply = message.reply
-        self.subject = message.subject
-        self.body = message.data
-        self.headers: Mapping[str, str] = message.headers or {}
-
-    @property
-    def attempt(self) -> int:
-        tokens = self._reply.split(".")
-        return int(tokens[4] if len(tokens) == 9 else tokens[6])
-
-    async def ack(self) -> None:
-        await self._client.publish(self._reply, b"")
-
-    async def retry(self, delay: float) -> None:
-        await self._client.publish(self._reply, b'-NAK {"delay": %d}' % int(delay * 1e9))
-
-    async def terminate(self, reason: str) -> None:
-        await self._client.publish(self._reply, b"+TERM " + reason.encode())
-
-
-class _Consumer:
-    """Continuous pull: keeps between half and all of `max_in_flight` messages asked for."""
-
-    def __init__(
-        self, bus: NatsBus, client: Client, spec: ConsumerSpec, deliver: Callable[[Delivery], Awaitable[None]], concurrency: int
-    ) -> None:
-        self._bus = bus
-        self._client = client
-        self._spec = spec
-        self._deliver = deliver
-        self._concurrency = concurrency
-        self._batch = max(1, min(spec.max_in_flight, 512))
-        self._low = max(1, self._batch // 2)
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{spec.stream}.{spec.durable}"
-        self._asked = 0
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
-        self._held: dict[str, float] = {}  # reply subject of what was received and not answered yet, and when we last spoke of it
-        self._workers: list[asyncio.Task[None]] = []
-        self._guard: asyncio.Task[None] | None = None
-        self._subscription: Any = None
-        self._inbox = ""
-        self._heard = 0.0
-        self._pulls = 0
-        self._void = asyncio.Event()
-        """Set when what was asked for is asked of nobody any more."""
-        self._stopping = False
-
-    async def start(self) -> None:
-        await self._bus._unless_refused(
-            f"$JS.API.CONSUMER.INFO.{self._spec.stream}.{self._spec.durable}",
-            self._exists(),
-        )
-        self._inbox = f"{self._bus.inbox}.pull.{self._spec.durable}"
-        self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0)
-        self._workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
-        self._bus._reconnected.add(self._restart_pull)
-        await self._ask(self._batch)
-        self._guard = asyncio.create_task(self._watch())
-
-    async def _exists(self) -> None:
-        try:
-            await self._client.jetstream().consumer_info(self._spec.stream, self._spec.durable)
-        except NotFoundError:
-            raise Problem("bus.topology_missing", durable=self._spec.durable, stream=self._spec.stream) from None
-
-    async def _ask(self, count: int) -> None:
-        self._asked += count
-        self._heard = asyncio.get_running_loop().time()
-        self._pulls += 1
-        request = {"batch": count, "expires": int(_EXPIRES * 1e9), "idle_heartbeat": int(_HEARTBEAT * 1e9)}
-        await self._client.publish(self._next, json.dumps(request).encode(), reply=f"{self._inbox}.{self._pulls}")
-
-    async def _receive(self, message: Msg) -> None:
-        self._heard = asyncio.get_running_loop().time()
-        if message.reply and message.reply.startswith("$JS.ACK"):
-            self._asked -= 1
-            self._held[message.reply] = self._heard
-            self._queue.put_nowait(message)
-            await self._refill()
-            return
-        status = (message.headers or {}).get("Status", "")
-        if status == "100":  # idle heartbeat
-            return
-        # 404 no messages, 408 request expired, 409 consumer changed or too many pulls: what that pull still asked for is void.
-        pending = int((message.headers or {}).get("Nats-Pending-Messages", "0") or 0)
-        self._asked = max(0, self._asked - pending)
-        if status == "409":
-            await asyncio.sleep(0.2)
-        if self._asked < self._low and not self._stopping:
-            await self._ask(self._batch - self._asked)
-
-    async def _refill(self) -> None:
-        if self._asked < self._low and not self._stopping and self._queue.qsize() < self._batch:
-            await self._ask(self._batch - self._asked)
-
-    def _restart_pull(self) -> None:
-        # Pull requests die with the server that held them.
-        self._asked = 0
-        self._heard = 0.0
-        self._void.set()
-
-    async def _watch(self) -> None:
-        """Say what is still held, and ask again when heartbeats stop."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_WATCH):
-                    await self._void.wait()
-            self._void.clear()
-            if not self._client.is_connected:
-                continue
-            now = asyncio.get_running_loop().time()
-            for reply in [reply for reply, told in self._held.items() if now - told > self._spec.ack_wait / 3]:
-                self._held[reply] = now
-                await self._client.publish(reply, b"+WPI")
-            if now - self._heard > 2.5 * _HEARTBEAT or self._heard == 0.0:
-                self._asked = 0
-            await self._refill()
-
-    async def _work(self) -> None:
-        while True:
-            message = await self._queue.get()
-            try:
-                await self._deliver(_Delivery(self._client, message))
-            finally:
-                self._held.pop(message.reply, None)
-                self._queue.task_done()
-            await self._refill()
-
-    async def stop(self) -> None:
-        self._stopping = True
-        self._bus._reconnected.discard(self._restart_pull)
-        if self._client.is_connected:
-            await self._subscription.unsubscribe()
-        # What waits in the queue was not begun: the server delivers it again to whoever comes next.
-        while not self._queue.empty():
-            message = self._queue.get_nowait()
-            self._held.pop(message.reply, None)
-            await _Delivery(self._client, message).retry(0)
-            self._queue.task_done()
-        try:
-            async with asyncio.timeout(20):
-                await self._queue.join()
-        except TimeoutError:
-            pass
-        await end(*self._workers, *([self._guard] if self._guard else []))

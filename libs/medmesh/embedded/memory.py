@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,3 +32,15 @@ def pss(pid: int, *, tree: bool = False) -> int:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
+
+
+_TRIM, _MMAP = -1, -3
+_LARGE = 128 * 2**10
+
+
+def frugal() -> None:
+    """Have the C library give large pieces back when they are freed (mallopt(3)). By itself glibc learns from each large piece to keep
+    ones of its size, and a node that moves models every few minutes would hold the largest for ever. Elsewhere it does nothing."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_MMAP, _LARGE)
+        mallopt(_TRIM, _LARGE)

@@ -6,7 +6,6 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -115,6 +114,8 @@ def adapter(framework: str) -> Adapter:
         except ModuleNotFoundError:
             raise Problem("package.framework", framework=framework) from None
         return found
+    from importlib.metadata import entry_points
+
     for entry in entry_points(group="medmesh.frameworks", name=framework):
         plugged: Adapter = entry.load()
         return plugged

@@ -169,7 +169,7 @@ async def worker(
     )
     made = Worker(process, folder, silence, framework or package.manifest.package.framework)
     try:
-        await made.call("open", package=str(code), framework=made.framework, ranks=ranks)
+        await made.call("open", package=str(code), framework=made.framework, told=package.manifest.told(made.framework), ranks=ranks)
         yield made
     finally:
         await made.kill()

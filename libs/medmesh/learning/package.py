@@ -50,7 +50,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -119,6 +119,21 @@ class Manifest(Record):
     def custom(self) -> bool:
         """Whether it brings code of its own: that is rehearsed and reviewed before hospitals are asked to run it."""
         return self.package.entry is not None
+
+    def told(self, framework: str) -> dict[str, Any]:
+        """What a worker for `framework` is told of it, as JSON: it has no library to read and check manifests with. Raises `Problem`
+        (`package.variant`)."""
+        if framework not in self.entries:
+            raise Problem("package.variant", framework=framework)
+        data, entry = self.data, self.entries[framework]
+        declared = {"layers": [layer.model_dump() for layer in self.layers], "shape": data.shape, "classes": len(data.classes)}
+        return {
+            "entry": entry or DECLARED[framework],
+            "custom": entry is not None,
+            "hyper": self.hyper if entry is not None else declared,
+            "classes": len(data.classes),
+            "images": [data.channels, data.image_size] if data.kind == "images" else None,
+        }
 
     def framework(self, wanted: Sequence[str]) -> str:
         """The first of the wanted frameworks that this package is written for; its own when there is none among them."""

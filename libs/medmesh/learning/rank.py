@@ -27,7 +27,7 @@ def main() -> int:
 
             schedule_ranks()
             return 0
-        session = Session(Path(call["package"]), call["framework"], call["ranks"])
+        session = Session(Path(call["package"]), call["framework"], call["told"], call["ranks"])
         tell({"event": "done", "result": train(session, call, tell)})
     except Problem as problem:
         tell({"event": "problem", "document": problem.document()})

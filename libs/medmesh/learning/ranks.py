@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,7 +19,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
 from medmesh.learning.protocol import read_frame, write_frame
 
@@ -65,7 +65,7 @@ def together(session: Session, call: Mapping[str, Any], tell: Any) -> dict[str, 
         raise Problem("privacy.package", reason="gradients are clipped by patient in one process: worker_processes in edge.json")
     if call["batch_size"] < session.ranks:
         raise Problem("worker.ranks_few", batch=call["batch_size"], ranks=session.ranks)
-    attempt = new_id()
+    attempt = secrets.token_hex(16)
     found = environments(session.framework, session.ranks, free_port(), attempt)
     running = {rank: _start(session, call, rank, variables) for rank, variables in found.items()}
     said: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
@@ -87,7 +87,7 @@ def _start(session: Session, call: Mapping[str, Any], rank: int, variables: Mapp
         env={**os.environ, **variables},
     )
     assert process.stdin is not None
-    about = {"package": str(session.folder), "framework": session.framework, "rank": rank, "ranks": session.ranks}
+    about = {"package": str(session.folder), "framework": session.framework, "told": session.told, "rank": rank, "ranks": session.ranks}
     write_frame(cast(BinaryIO, process.stdin), {**call, **about})
     return process
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from medmesh.errors import Problem
-from medmesh.learning.layers import Layer
+
+if TYPE_CHECKING:  # a worker does without pydantic
+    from medmesh.learning.layers import Layer
 
 
 def build(layers: Sequence[Layer], shape: Sequence[int], classes: int) -> nn.Sequential:

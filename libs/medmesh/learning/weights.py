@@ -7,14 +7,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from medmesh.canonical import parse
-from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
+
+if TYPE_CHECKING:  # a worker does without pydantic
+    from medmesh.contracts.plan import TensorSignature
 
 MAX_HEADER = 16 * 2**20
 _PIECE = 1 << 20
@@ -110,5 +112,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 def signature_of(tensors: Mapping[str, np.ndarray]) -> tuple[TensorSignature, ...]:
     """The signature of arrays, sorted by name."""
+    from medmesh.contracts.plan import TensorSignature
+
     kinds = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
     return tuple(TensorSignature(name=name, shape=tuple(tensors[name].shape), dtype=kinds[tensors[name].dtype]) for name in sorted(tensors))

@@ -1,7 +1,7 @@
 """The process in which a package's code runs: `python -P -m medmesh.learning.worker`, inside the sandbox.
 
 It answers frames on standard input and output. What the package prints goes nowhere, because it might be a patient's name;
-an error is told by its type and the package's line, never by its text.
+an error is told by its type and the package's line, never by its text. It loads neither pydantic nor contracts: each hospital has one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,31 +19,21 @@ import numpy as np
 from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh.learning.adapter import Adapter, Correction, Private, Samples, Schedule, adapter
-from medmesh.learning.layers import DECLARED
-from medmesh.learning.package import MANIFEST, Manifest
 from medmesh.learning.protocol import read_frame, write_frame
 
 
 class Session:
-    """One package in one worker."""
+    """One package in one worker. `told` is what the host, who checked it, says of its manifest (`Manifest.told`)."""
 
-    def __init__(self, folder: Path, framework: str, ranks: int = 1) -> None:
-        import tomllib
-
-        self.manifest = Manifest.model_validate_json(_as_json(tomllib.loads((folder / MANIFEST).read_text(encoding="utf-8"))))
-        if framework not in self.manifest.entries:
-            raise Problem("package.variant", framework=framework)
-        self.folder, self.framework, self.ranks = folder, framework, ranks
+    def __init__(self, folder: Path, framework: str, told: dict[str, Any], ranks: int = 1) -> None:
+        self.folder, self.framework, self.told, self.ranks = folder, framework, told, ranks
         self.adapter: Adapter = adapter(framework)
-        entry = self.manifest.entries[framework]
-        self.hyper: dict[str, Any] = dict(self.manifest.hyper)
-        if entry is None:
-            entry = DECLARED[framework]
-            data = self.manifest.data
-            self.hyper = {"layers": self.manifest.layers, "shape": data.shape, "classes": len(data.classes)}
-        else:
+        self.hyper: dict[str, Any] = dict(told["hyper"])
+        if told["custom"]:
             sys.path.insert(0, str(folder))
-        self.module = importlib.import_module(entry)
+        else:
+            self.hyper["layers"] = [SimpleNamespace(**layer) for layer in self.hyper["layers"]]
+        self.module = importlib.import_module(told["entry"])
 
     def model(self, seed: int, path: str | None = None) -> Any:
         """A fresh model, with the weights in `path` when there is one."""
@@ -50,12 +41,6 @@ class Session:
         if path:
             self.adapter.assign(made, weights.load(Path(path)))
         return made
-
-
-def _as_json(document: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(document)
 
 
 def _samples(path: str) -> Samples:
@@ -107,7 +92,7 @@ def evaluate(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any
     """Confusion counts [true][predicted] of each model on given samples; with `out`, also what each predicted for every sample (int64
     [samples] by the model's place), for a host that counts by itself."""
     samples = _samples(call["data"])
-    classes = len(session.manifest.data.classes)
+    classes = session.told["classes"]
     results, answers = [], {}
     for number, path in enumerate(call["models"], start=1):
         predicted = session.adapter.logits(session.model(0, path), samples.x).argmax(axis=1)
@@ -130,9 +115,11 @@ def predict(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]
 
 def export(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Write ONNX, and the model's own answers to seeded inputs for the parity gate."""
-    data = session.manifest.images()
+    if session.told["images"] is None:
+        raise Problem("package.images_only")
+    channels, size = session.told["images"]
     generator = np.random.default_rng(call["seed"])
-    x = generator.integers(0, 256, (call["examples"], data.channels, data.image_size, data.image_size), dtype=np.uint8)
+    x = generator.integers(0, 256, (call["examples"], channels, size, size), dtype=np.uint8)
     model = session.model(0, call["weights"])
     tools = session.adapter.export_onnx(model, x[:2], Path(call["out"]))
     weights.save({"x": x, "logits": session.adapter.logits(model, x)}, Path(call["reference"]))
@@ -153,7 +140,7 @@ def main() -> int:
     while (call := read_frame(stream_in)) is not None:
         try:
             if call["op"] == "open":
-                session = Session(Path(call["package"]), call["framework"], call.get("ranks", 1))
+                session = Session(Path(call["package"]), call["framework"], call["told"], call.get("ranks", 1))
                 tell({"event": "done", "result": {}})
             elif session is None:
                 raise ValueError("open a package first")

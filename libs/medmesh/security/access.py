@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property, lru_cache
 from importlib import resources
-from typing import Any
-
-import cedarpy
+from typing import TYPE_CHECKING, Any
 
 from medmesh.canonical import digest
 from medmesh.errors import Problem
@@ -23,6 +21,9 @@ from medmesh.security import emergency, roles
 from medmesh.security.labels import INTERNAL, Label
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor
+
+if TYPE_CHECKING:  # a node decides nothing by objects, and does without it
+    import cedarpy
 
 HIDDEN = "request.not_found"
 """What somebody is told of an object they may not know of: the same as of one that is not there."""
@@ -70,10 +71,16 @@ class Rules:
     """All that decides: role table, built-in object rules, and those of the site. Made once, asked often."""
 
     site: str = ""
-    _policies: cedarpy.PolicySet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_policies", cedarpy.PolicySet.from_str(built_in() + "\n" + self.site))
+        if self.site:  # what does not parse is refused when it is made
+            _ = self._policies
+
+    @cached_property
+    def _policies(self) -> cedarpy.PolicySet:
+        import cedarpy
+
+        return cedarpy.PolicySet.from_str(built_in() + "\n" + self.site)
 
     @cached_property
     def digest(self) -> str:
@@ -109,6 +116,8 @@ def schema() -> str:
 
 def policies_of(text: str) -> list[dict[str, str]]:
     """The annotations and the effect of each policy of a text, in order. Raises `ValueError`."""
+    import cedarpy
+
     found = json.loads(cedarpy.policies_to_json_str(text))
     if found.get("templates"):
         raise ValueError("templates are not taken")
@@ -144,6 +153,8 @@ def check_site(text: str) -> None:
 
 def validate(text: str) -> list[str]:
     """What the validator says against policies."""
+    import cedarpy
+
     try:
         result = cedarpy.validate_policies(text, schema())
     except ValueError as error:
@@ -161,6 +172,8 @@ BUILT_IN = Rules()
 
 @lru_cache(maxsize=_DECISIONS)
 def _ask(rules: Rules, principal: str, action: str, resource: str) -> tuple[bool, tuple[str, ...]]:
+    import cedarpy
+
     who, what = json.loads(principal), json.loads(resource)
     request = {"principal": who["uid"], "action": {"type": "Action", "id": action}, "resource": what["uid"], "context": {}}
     result = cedarpy.is_authorized(request, rules._policies, f"[{principal},{resource}]")

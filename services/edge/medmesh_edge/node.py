@@ -13,6 +13,7 @@ from typing import Any
 from medmesh import telemetry
 from medmesh.client.gateway import Gateway
 from medmesh.embedded import files
+from medmesh.embedded.memory import frugal
 from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
 from medmesh.security.residue import lock_down, wipe
@@ -209,6 +210,7 @@ async def run(folder: Path, host: str | None = None, port: int | None = None) ->
     import signal
 
     lock_down()
+    frugal()
     telemetry.start("edge", folder=folder / "telemetry")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

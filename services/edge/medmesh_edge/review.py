@@ -23,7 +23,7 @@ async def release(site: Site, object_id: int) -> None:
         with transaction(connection):
             held = _held(connection, object_id)
             states.release(connection, object_id)
-            _record(connection, site, "quarantine.release", "U", held)
+            _to_record(connection, site, "quarantine.release", "U", held)
         await take_over(site, connection)
     finally:
         connection.close()
@@ -36,7 +36,7 @@ async def drop(site: Site, object_id: int) -> None:
         with transaction(connection):
             held = _held(connection, object_id)
             sha256 = states.drop(connection, object_id)
-            _record(connection, site, "quarantine.drop", "D", held)
+            _to_record(connection, site, "quarantine.drop", "D", held)
         if sha256 is not None:
             states.erase(connection, objects(site), [sha256])
         await take_over(site, connection)
@@ -51,7 +51,7 @@ def _held(connection: sqlite3.Connection, object_id: int) -> Held:
     return found
 
 
-def _record(connection: sqlite3.Connection, site: Site, verb: str, action: str, held: Held) -> None:
+def _to_record(connection: sqlite3.Connection, site: Site, verb: str, action: str, held: Held) -> None:
     """Which object it was is told by a number that means something here alone."""
     entities = [["dataset", f"{site.settings.hospital}/{held.project}"], ["object", str(held.id)]]
     body: dict[str, object] = {"verb": verb, "action": action, "entities": entities}
@@ -68,7 +68,8 @@ async def take_over(site: Site, connection: sqlite3.Connection) -> int:
             if await uow.journal.remember("archive.records", identifier, uow.now):
                 body: dict[str, Any] = json.loads(text)
                 entities = tuple(Entity(*one) for one in body["entities"])
-                uow.audit(AuditEntry(body["verb"], body["action"], entities=entities, detail=body["detail"]))
+                verb = body["verb"]
+                uow.audit(AuditEntry(verb, body["action"], entities=entities, detail=body["detail"]))
     with transaction(connection):
         connection.executemany("DELETE FROM records WHERE id = ?", [(identifier,) for identifier, _ in rows])
     return len(rows)

@@ -94,7 +94,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
 
 
 async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait: float, barred: Barred) -> Sequence[Any]:
-    bell = ports.doorbells.listen(hospital)
+    ear = ports.doorbells.listen(hospital)
     try:
         await runtime.signal(HospitalAlive(hospital=hospital))
         rows = await inbox.read(runtime.database, hospital, after)
@@ -102,37 +102,38 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
         while not rows and (left := end - asyncio.get_running_loop().time()) > 0 and not ports.stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, ports.settings.alive_seconds)):
-                    await bell.wait()
-            bell.clear()
+                    await ear.bell.wait()
+            ear.bell.clear()
             if barred():
                 raise Problem("security.certificate_revoked", hospital=hospital)
             await runtime.signal(HospitalAlive(hospital=hospital))
             rows = await inbox.read(runtime.database, hospital, after)
         return rows
     finally:
-        ports.doorbells.leave(hospital, bell)
+        ports.doorbells.leave(hospital, ear)
 
 
 async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int, barred: Barred) -> AsyncIterator[bytes]:
-    bell = ports.doorbells.listen(hospital)
+    ear, handed = ports.doorbells.listen(hospital), list[inbox.Fact]()
     clock = asyncio.get_running_loop().time
     end, told = clock() + STREAM_SECONDS, float("-inf")
     try:
         yield b": welcome\n\n"
         while clock() < end and not ports.stopping.is_set() and not barred():
-            bell.clear()
+            ear.bell.clear()
             if clock() - told >= ports.settings.alive_seconds / 2:
                 told = clock()
                 await runtime.signal(HospitalAlive(hospital=hospital))
-            rows = await inbox.read(runtime.database, hospital, after)
+            rows = handed or await inbox.read(runtime.database, hospital, after)
             for row in rows:
                 after = row.cursor
                 yield b"id: %d\nevent: %s\ndata: %s\n\n" % (row.cursor, row.type.encode(), row.body)
             if len(rows) < inbox.PAGE:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ports.settings.alive_seconds):
-                        await bell.wait()
-                if not bell.is_set():
+                        await ear.bell.wait()
+                if not ear.bell.is_set():
                     yield b": alive\n\n"
+            handed = ear.after(after)
     finally:
-        ports.doorbells.leave(hospital, bell)
+        ports.doorbells.leave(hospital, ear)

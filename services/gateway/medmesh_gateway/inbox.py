@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, String, bindparam, func, insert, literal_column, select
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -29,10 +29,12 @@ _PLACES = (
     .cte("places")
 )
 _DELIVER = Prepared(
-    insert(inboxes).from_select(
+    insert(inboxes)
+    .from_select(
         ["hospital", "cursor", *_SAME],
         select(_PLACES.c.hospital, _PLACES.c.last, *(bindparam(name, type_=inboxes.c[name].type) for name in _SAME)),
     )
+    .returning(inboxes.c.hospital, inboxes.c.cursor)
 )
 _AFTER = Prepared(
     select(inboxes.c.cursor, inboxes.c.type, inboxes.c.body)
@@ -42,31 +44,67 @@ _AFTER = Prepared(
 )
 
 
+class Fact(NamedTuple):
+    """One fact in a hospital's inbox, as its stream sends it."""
+
+    cursor: int
+    type: str
+    body: bytes
+
+
+@dataclass(eq=False)
+class Ear:
+    """An open stream: woken by `bell`, and handed what was committed while it was open. What was handed is a short cut: the table is the
+    record, and whoever misses something in between looks there."""
+
+    bell: asyncio.Event = field(default_factory=asyncio.Event)
+    _handed: deque[Fact] = field(default_factory=lambda: deque(maxlen=PAGE))
+
+    def hand(self, fact: Fact) -> None:
+        """It is committed."""
+        self._handed.append(fact)
+        self.bell.set()
+
+    def after(self, cursor: int) -> list[Fact]:
+        """What follows a cursor; nothing where something is missing in between, which another process may have committed."""
+        found: list[Fact] = []
+        while self._handed:
+            fact = self._handed.popleft()
+            if fact.cursor == cursor + 1:
+                found.append(fact)
+                cursor = fact.cursor
+            elif fact.cursor > cursor:
+                self._handed.clear()
+                return []
+        return found
+
+
 @dataclass
 class Doorbells:
     """Wakes the open streams of a hospital; a hint only, the streams also look every few seconds."""
 
-    _events: dict[str, set[asyncio.Event]] = field(default_factory=lambda: defaultdict(set))
+    _ears: dict[str, set[Ear]] = field(default_factory=lambda: defaultdict(set))
 
-    def ring(self, hospital: str) -> None:
+    def hand(self, hospital: str, fact: Fact) -> None:
         """Something new is in the inbox."""
-        for event in self._events[hospital]:
-            event.set()
+        for ear in self._ears[hospital]:
+            ear.hand(fact)
 
     def ring_all(self) -> None:
         """Something changed that concerns who is connected."""
-        for hospital in list(self._events):
-            self.ring(hospital)
+        for ears in self._ears.values():
+            for ear in ears:
+                ear.bell.set()
 
-    def listen(self, hospital: str) -> asyncio.Event:
-        """An event that is set at the next ring."""
-        event = asyncio.Event()
-        self._events[hospital].add(event)
-        return event
+    def listen(self, hospital: str) -> Ear:
+        """One that hears what comes from now on."""
+        ear = Ear()
+        self._ears[hospital].add(ear)
+        return ear
 
-    def leave(self, hospital: str, event: asyncio.Event) -> None:
+    def leave(self, hospital: str, ear: Ear) -> None:
         """The stream ended."""
-        self._events[hospital].discard(event)
+        self._ears[hospital].discard(ear)
 
 
 async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: bytes) -> None:
@@ -78,13 +116,13 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
     hospitals = sorted(set(event.data.hospitals))
     if not hospitals:
         return
-    await uow.rows(_DELIVER, hospitals=hospitals, event_id=event.id, type=event.type, body=body, created_at=uow.now)
+    placed = await uow.rows(_DELIVER, hospitals=hospitals, event_id=event.id, type=event.type, body=body, created_at=uow.now)
 
-    def ring() -> None:
-        for hospital in hospitals:
-            uow.ports.doorbells.ring(hospital)
+    def hand() -> None:
+        for row in placed:
+            uow.ports.doorbells.hand(row.hospital, Fact(row.cursor, event.type, body))
 
-    uow.on_commit(ring)
+    uow.on_commit(hand)
 
 
 async def read(database: Database, hospital: str, after: int) -> Sequence[Any]:

@@ -20,7 +20,16 @@ from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh_audit.alarms import KINDS
 
-CALLERS = {"looked": 1, "change_account": 2, "transferred": 1, "not_done": 4, "about_patients": 1, "_escrowed": 1, "on_record": 1}
+CALLERS = {
+    "looked": 1,
+    "change_account": 2,
+    "transferred": 1,
+    "not_done": 4,
+    "about_patients": 1,
+    "_escrowed": 1,
+    "on_record": 1,
+    "_to_record": 2,
+}
 """Functions that pass a verb on, and the place of the verb among their arguments."""
 
 

@@ -12,6 +12,7 @@ import pytest
 from medmesh.errors import Problem
 from medmesh.learning import weights, worker
 from medmesh.learning.adapter import Correction, Samples, Schedule, adapter, batches, float_input
+from medmesh.learning.package import pack
 
 DICE = np.random.default_rng(5)
 SAMPLES = Samples(DICE.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8), DICE.integers(0, 2, 40))
@@ -72,7 +73,7 @@ def test_plain_descent_with_a_correction_is_as_by_hand(train: Any, corrected: bo
 def test_a_training_that_does_not_correct_is_refused(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.packages import TINY
 
-    session = worker.Session(TINY, "numpy")
+    session = worker.Session(TINY, "numpy", pack(TINY).manifest.told("numpy"))
     weights.save(START, private / "w")
     weights.save({"x": SAMPLES.x, "y": SAMPLES.y}, private / "data")
     call = {

@@ -15,6 +15,7 @@ from medmesh.errors import Problem
 from medmesh.federated.privacy.clipping import per_patient
 from medmesh.learning import weights, worker
 from medmesh.learning.adapter import Private, Samples, Schedule, adapter, draws, float_input
+from medmesh.learning.package import pack
 
 DICE = np.random.default_rng(5)
 PATIENTS = np.repeat(np.arange(20), 2)
@@ -121,7 +122,7 @@ def test_layers_that_remember_patients_beside_the_weights_are_refused(layer: str
 
 @pytest.mark.parametrize("how", ["framework", "package"])
 def test_a_training_that_does_not_clip_by_patient_is_refused(private: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    session = worker.Session(TINY, "numpy")
+    session = worker.Session(TINY, "numpy", pack(TINY).manifest.told("numpy"))
     weights.save(START, private / "w")
     weights.save({"x": SAMPLES.x, "y": SAMPLES.y, "patients": PATIENTS}, private / "data")
     files = {"data": str(private / "data"), "weights": str(private / "w"), "out": str(private / "out")}

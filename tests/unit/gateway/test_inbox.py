@@ -1,0 +1,29 @@
+"""What an open stream is handed: nothing twice, nothing out of its order, and nothing across a gap."""
+
+from __future__ import annotations
+
+import pytest
+
+from medmesh_gateway.inbox import PAGE, Ear, Fact
+
+
+@pytest.mark.parametrize(
+    ("handed", "after", "found"),
+    [
+        ([5, 6], 4, [5, 6]),
+        ([3, 4, 5], 4, [5]),
+        ([6], 4, []),
+        ([6, 5], 4, []),
+        ([5, 7], 4, []),
+        ([], 4, []),
+        (range(5, 5 + PAGE), 4, list(range(5, 5 + PAGE))),
+        (range(5, 6 + PAGE), 4, []),
+    ],
+)
+def test_what_follows_without_a_gap(handed: list[int], after: int, found: list[int]) -> None:
+    ear = Ear()
+    for cursor in handed:
+        ear.hand(Fact(cursor, "x", b""))
+    assert ear.bell.is_set() == bool(handed)
+    assert [fact.cursor for fact in ear.after(after)] == found
+    assert [fact.cursor for fact in ear.after(found[-1] if found else after)] == [], "nothing twice"
