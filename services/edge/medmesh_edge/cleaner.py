@@ -41,7 +41,7 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
         with transaction(connection):
             states.restore(connection, worker, of)
         key = read_secret(opened.layout.site_key).strip()
-        cleaner = Cleaner(opened, connection, objects, key, (worker, of), lambda *sent: reception().covered(*sent))
+        cleaner = Cleaner(opened, connection, objects, key, (worker, of), lambda *sent: reception().entry(*sent))
         while not stop.is_set() and os.getppid() == parent:
             # What holds on to the interpreter, as a decoder may, ends the process: the object is tried alone then, and given up at last.
             faulthandler.dump_traceback_later(SECONDS * 2, exit=True)

@@ -30,8 +30,9 @@ from medmesh.archive.tables import scope, transaction
 from medmesh.errors import Problem
 from medmesh.telemetry import log
 from medmesh_edge import intake
-from medmesh_edge.intake import Prepared
+from medmesh_edge.intake import How, Prepared
 from medmesh_edge.ports import Site
+from medmesh_edge.reception import Accept
 
 BATCH = 16
 WITHDRAWN = "intake.withdrawn"
@@ -66,13 +67,13 @@ class TooSlow(BaseException):
     """An object took longer than it may; no handler for its defects catches this."""
 
 
-def make(data: bytes, row: Row, key: bytes) -> Made:
+def make(data: bytes, row: Row, key: bytes, how: How) -> Made:
     """Read, de-identify, verify and check the file of one object. Raises nothing that is the object's own fault."""
     entry = None
     try:
         with _limited(SECONDS):
             entry = header.read(BytesIO(data))
-            prepared = intake.prepare(data, key)
+            prepared = intake.prepare(data, key, *how)
             if prepared.quality:
                 return Made(row, entry, None, None, Stopped("quality", ",".join(prepared.quality)))
             return Made(row, entry, prepared, header.read(BytesIO(prepared.data)), None)
@@ -87,7 +88,8 @@ def make(data: bytes, row: Row, key: bytes) -> Made:
 
 
 class Cleaner:
-    """One worker of several: `share` is its number and how many there are. `covered` tells which approval is for what a title is sent."""
+    """One worker of several: `share` is its number and how many there are. `entry` tells what the hospital's file says of a data set and
+    the title it was sent to."""
 
     def __init__(
         self,
@@ -96,13 +98,13 @@ class Cleaner:
         objects: Objects,
         key: bytes,
         share: tuple[int, int],
-        covered: Callable[[str, str], str],
+        entry: Callable[[str, str], Accept | None],
     ) -> None:
         self._site = site
         self._connection = connection
         self._objects = objects
         self._key = key
-        self._covered = covered
+        self._entry = entry
         self._worker, self._of = share
 
     async def step(self) -> bool:
@@ -114,7 +116,13 @@ class Cleaner:
             for row in [one for one in rows if one.attempts > states.ATTEMPTS]:
                 states.quarantine(self._connection, row.id, "read", "crashed")
                 rows.remove(row)
-        made = [self._made(row) for row in rows]
+        try:
+            manners = {sent: self._how(*sent) for sent in {(row.project, row.called) for row in rows}}
+        except Problem:  # of the hospital's own files: no object's fault
+            with transaction(self._connection):
+                states.give_back(self._connection, [row.id for row in rows])
+            raise
+        made = [self._made(row, manners[row.project, row.called]) for row in rows]
         with transaction(self._connection):
             for one in made:
                 self._index(one)
@@ -136,12 +144,17 @@ class Cleaner:
         wanted = "SELECT 1 FROM objects WHERE state = 'received' AND id % ? = ? LIMIT 1"
         return self._connection.execute(wanted, (self._of, self._worker)).fetchone() is not None
 
-    def _made(self, row: Row) -> Made:
+    def _how(self, project: str, called: str) -> How:
+        """How the hospital has these de-identified. Raises `Problem`."""
+        entry = self._entry(project, called)
+        return intake.how(self._site, None if entry is None else entry.deidentification)
+
+    def _made(self, row: Row, how: How) -> Made:
         try:
             data = self._objects.read(row.sha256)
         except Problem as problem:
             return Made(row, None, None, None, Stopped("read", problem.code))
-        return make(data, row, self._key)
+        return make(data, row, self._key, how)
 
     def _index(self, made: Made) -> None:
         """The original's place, also where it was not fit for the data set: the hospital's own people find it."""
@@ -169,7 +182,8 @@ class Cleaner:
 
     async def _keep(self, project: str, called: str, made: Sequence[Made]) -> None:
         prepared = [("", one.prepared) for one in made if one.prepared is not None]
-        number = self._covered(project, called)
+        entry = self._entry(project, called)
+        number = entry.ethics if entry is not None else ""
         try:
             refused = await intake.store(self._site, project, prepared, {}, self._key, intake.Outcome(), ethics=number)
         except Problem as problem:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -115,12 +115,11 @@ async def ingest(
     if missing:
         raise Problem("intake.labels_missing", count=len(missing))
     key = read_secret(site.layout.site_key).strip()
-    rules = site.layout.gate.read_text(encoding="utf-8") if site.layout.gate.exists() else ""
-    _check(site.settings.deidentification, rules)
+    manner = how(site)
     outcome = Outcome()
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
-        prepared = await asyncio.to_thread(_all, batch, key, site.settings.deidentification, rules, outcome)
+        prepared = await asyncio.to_thread(_all, batch, key, manner, outcome)
         await store(site, dataset, prepared, labels, key, outcome, ethics=ethics)
         progress(start + len(batch), len(files))
     await finish(site, dataset, outcome, ethics=ethics)
@@ -146,22 +145,32 @@ async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outc
     uow.audit(AuditEntry("edge.ingest", "C", entities=about, detail=detail))
 
 
-def _check(options: str, rules: str) -> None:
-    """Before the first file: raises `imaging.option_unknown` or `imaging.gate_rules`."""
+class How(NamedTuple):
+    """How a hospital has objects de-identified: options as words, and its own rules for text in pixels; as `prepare` takes them."""
+
+    options: str = ""
+    rules: str = ""
+
+
+def how(site: Site, options: str | None = None) -> How:
+    """As the node is set, or with other options. Raises `Problem` (`imaging.option_unknown`, `imaging.gate_rules`)."""
     from medmesh.imaging.deidentify import Options, gate
 
-    Options.parse(options)
-    gate.read(rules)
+    rules = site.layout.gate.read_text(encoding="utf-8") if site.layout.gate.exists() else ""
+    found = How(site.settings.deidentification if options is None else options, rules)
+    Options.parse(found.options)
+    gate.read(found.rules)
+    return found
 
 
-def _all(batch: list[Path], key: bytes, options: str, rules: str, outcome: Outcome) -> list[tuple[str, Prepared]]:
-    return list(_each(batch, key, options, rules, outcome))
+def _all(batch: list[Path], key: bytes, manner: How, outcome: Outcome) -> list[tuple[str, Prepared]]:
+    return list(_each(batch, key, manner, outcome))
 
 
-def _each(batch: list[Path], key: bytes, options: str, rules: str, outcome: Outcome) -> Iterator[tuple[str, Prepared]]:
+def _each(batch: list[Path], key: bytes, manner: How, outcome: Outcome) -> Iterator[tuple[str, Prepared]]:
     for path in batch:
         try:
-            prepared = prepare(path.read_bytes(), key, options, rules)
+            prepared = prepare(path.read_bytes(), key, *manner)
         except Problem as problem:
             outcome.rejected[problem.code] += 1
             continue

@@ -9,6 +9,7 @@ calling = ["CT1", "PACS"]        # the AE titles it may have
 from = ["10.1.2.0/24"]           # and where it must come from: a title alone is no identity
 dataset = "brain-mri"            # what it is for
 ethics = "IRB-2026-017"          # the approval of `medmesh edge ethics` that covers it
+deidentification = "dates=shift" # options of PS3.15 Annex E; the node's own when it is left out
 until = 2027-12-31               # nobody may send after that day
 
 [[peer]]                         # whom `medmesh edge dicom` may ask
@@ -24,7 +25,7 @@ import tomllib
 from datetime import date
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
 
@@ -48,8 +49,8 @@ class Accept(_Model):
     calling: tuple[Title, ...] = Field(min_length=1)
     sources: tuple[IPvAnyNetwork, ...] = Field(alias="from", min_length=1)
     dataset: Identifier
-    profile: Literal["basic"] = "basic"
-    """How objects are de-identified: PS3.15 annex E."""
+    deidentification: str | None = None
+    """Options of PS3.15 Annex E as words (`Options.parse`); None takes the node's own (`edge.json`)."""
     ethics: str = Field(default="", max_length=64)
     """The approval that covers it (`medmesh edge ethics`); empty only where the policy does not ask for one."""
     until: date | None = None
@@ -111,10 +112,10 @@ class Reception(_Model):
             return CALLING_UNKNOWN
         return found if found.until is None or today <= found.until else _NOBODY
 
-    def covered(self, dataset: str, called: str) -> str:
-        """The approval for what came for a data set, over an association to `called` or by DICOMweb; empty without one."""
+    def entry(self, dataset: str, called: str) -> Accept | None:
+        """What holds for what came for a data set, over an association to `called` or by DICOMweb."""
         named = [one for one in self.accept if one.dataset == dataset]
-        return next((one.ethics for one in named if one.called == called), named[0].ethics if named else "")
+        return next((one for one in named if one.called == called), named[0] if named else None)
 
     def named(self, peer: str) -> Peer:
         """Raises `Problem` (`dicom.peer`)."""

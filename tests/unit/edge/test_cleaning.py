@@ -24,6 +24,7 @@ from medmesh_edge import cleaning, forgetting, patients, review
 from medmesh_edge.cleaning import Cleaner
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site, site
+from medmesh_edge.reception import Accept
 from medmesh_edge.tables import datasets, items
 
 
@@ -33,13 +34,13 @@ async def opened(folder: Path) -> AsyncIterator[tuple[Site, Receiver, Cleaner]]:
     async with site(folder) as at:
         with Receiver(at.layout.archive, Wrapping(at.keys, HOSPITAL), reserve=0) as receiver:
             connection = open_archive(at.layout.archive)
-            yield at, receiver, Cleaner(at, connection, receiver.objects, read_secret(at.layout.site_key).strip(), (0, 1), lambda *_: "")
+            yield at, receiver, Cleaner(at, connection, receiver.objects, read_secret(at.layout.site_key).strip(), (0, 1), lambda *_: None)
             connection.close()
 
 
-def receive(receiver: Receiver, *found: pydicom.Dataset | bytes) -> None:
+def receive(receiver: Receiver, *found: pydicom.Dataset | bytes, called: str = "") -> None:
     for one in found:
-        arrival = receiver.begin_file(Origin("brain"))
+        arrival = receiver.begin_file(Origin("brain", called))
         arrival.write(one if isinstance(one, bytes) else file(one))
         arrival.finish()
 
@@ -218,7 +219,7 @@ async def test_an_object_that_ends_its_worker_again_and_again_is_held_back(priva
 
 
 async def test_an_object_that_takes_too_long_is_held_back(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(data: bytes, key: bytes) -> Any:
+    def endless(*_: object) -> Any:
         while True:
             pass
 
@@ -249,9 +250,28 @@ async def test_a_forgotten_patients_originals_are_gone_and_stay_away(private: Pa
         assert {path.name[:64] for path in names} == {sha256}
 
 
+def entry(**said: object) -> Accept:
+    return Accept.model_validate({"called": "MRI", "calling": ["CT1"], "from": ["127.0.0.0/8"], "dataset": "brain-mri", **said})
+
+
+async def test_objects_are_deidentified_as_the_hospitals_file_says_of_their_title(private: Path) -> None:
+    async with opened(private) as (_, receiver, cleaner):
+        said = {"": None, "MRI": entry(deidentification="dates=shift"), "CT": entry(deidentification="datas")}
+        cleaner._entry = lambda _project, called: said[called]
+        for number, called in enumerate(("", "MRI")):
+            receive(receiver, image(1, study=number), called=called)
+        await through(cleaner)
+        dates = rows(private, "SELECT date FROM studies t JOIN scopes s ON s.id = t.scope WHERE realm = 'clean'")
+        assert len(dates) == 2 and sum(bool(date) for (date,) in dates) == 1, "dates go by the node's own options, and are shifted there"
+        receive(receiver, image(1, study=2), called="CT")
+        with pytest.raises(Problem, match="datas"):
+            await cleaner.step()
+        assert rows(private, "SELECT count(*) FROM objects WHERE state = 'received'") == [(1,)], "nothing is lost by a word that is wrong"
+
+
 async def test_what_no_approval_covers_is_held_back(private: Path) -> None:
     async with opened(private) as (_, receiver, cleaner):
-        cleaner._covered = lambda *_: "IRB-9"
+        cleaner._entry = lambda *_: entry(ethics="IRB-9")
         receive(receiver, image(1))
         await through(cleaner)
         assert rows(private, STATES) == [("quarantined", "consent", "ethics.unknown")]
