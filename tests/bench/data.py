@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.bench import deidentification, dicomweb, duplicates, importing, timeline
+from tests.bench import deidentification, dicom, dicomweb, duplicates, importing, timeline
 from tests.bench.common import Measure
 
-PARTS = (deidentification, dicomweb, duplicates, importing, timeline)
+PARTS = (deidentification, dicom, dicomweb, duplicates, importing, timeline)
 
 
 def measure(names: Sequence[str]) -> list[Measure]:
