@@ -303,7 +303,9 @@ async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) 
         made = page(node)
         served = {f"{m.upper()} {p}" for p, methods in made._app.openapi()["paths"].items() for m in methods}
         own = OWN["inference"] | {"GET /v1/federations/{federation}/changes": "what a plan that lies here changes"}
-        assert served == own.keys() | {"GET /", "GET /v1/status"}, "nobody's secrets on the page: it is open"
+        images = {route for route in served if " /dicom-web/" in route}
+        assert len(images) == 18
+        assert served - images == own.keys() | {"GET /", "GET /v1/status"}, "nobody's secrets on the page: it is open"
 
         async def records() -> list[tuple[str, str, int, str]]:
             rows = [json.loads(body) for _, _, body in await opened.database.unreceipted(1000)]
@@ -322,4 +324,12 @@ async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) 
                     silent = leaves == OPEN or (isinstance(leaves, str) and "secret" in str(headers))
                     now = await records()
                     assert now[before:] == ([] if silent else [expected]), route
+                    before = len(now)
+            for route in sorted(images):
+                for given, why in (({}, "dicomweb.token"), ({"authorization": "Bearer wrong"}, "dicomweb.token")):
+                    node.doorstep._counts.clear()
+                    answer = await http.request(route.split()[0], target(route), headers=given)
+                    assert answer.status_code == 401, route
+                    now = await records()
+                    assert now[before:] == [("service:edge:renji", "access.unproven", 8, why)], route
                     before = len(now)

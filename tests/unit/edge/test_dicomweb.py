@@ -82,6 +82,7 @@ def dataset(data: bytes) -> pydicom.Dataset:
     return pydicom.dcmread(io.BytesIO(data))
 
 
+@pytest.mark.filterwarnings("ignore:No bulk data URI handler")  # pydicom's, of what metadata leave out
 async def test_a_peer_stores_searches_and_retrieves(door: Door) -> None:
     ct, rle = (FILES / "CT_small.dcm").read_bytes(), (FILES / "SC_rgb_rle_2frame.dcm").read_bytes()
     chinese = made(SOPInstanceUID="1.2.3.1.1.7")

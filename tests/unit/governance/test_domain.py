@@ -17,7 +17,7 @@ NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 # Written out again, so that a change of the machine is a change in two places.
 MAY = {
     ("open", "granted"), ("open", "refused"), ("open", "expired"), ("open", "revoked"),
-    ("granted", "executed"), ("granted", "expired"), ("granted", "revoked"),
+    ("granted", "executed"), ("granted", "failed"), ("granted", "expired"), ("granted", "revoked"),
 }  # fmt: skip
 
 

@@ -250,6 +250,7 @@ def test_memory_is_bounded(ground: Ground) -> None:
     assert ground.run("import mmap; mmap.mmap(-1, 5 * 2**30)", limits).returncode == 1
 
 
+@pytest.mark.xdist_group("idle")  # one after the other: the account is idle for one of them
 def test_processor_time_file_size_and_tasks_are_bounded(ground: Ground) -> None:
     assert ground.run("while True: pass", Limits(cpu_seconds=1)).returncode in {-signal.SIGKILL, -signal.SIGXCPU}
     assert "File too large" in ground.run("with open('big', 'wb') as file: file.write(bytes(4096))", Limits(file_bytes=1024)).stderr
