@@ -251,6 +251,8 @@ async def test_a_revoked_node_is_believed_nowhere_within_seconds_also_after_a_re
         assert caught.value.code == "security.certificate_revoked"
         open_route = await gateway._http.get("/v1/trust")
         assert open_route.json()["code"] == "security.certificate_revoked", "who shows it gets nothing at all"
+        why = [r["why"] for r in await Records(world.p).new() if r["sub"] == "access.unproven"]
+        assert why == ["security.certificate_revoked"], "and is recorded, once a minute"
     for name, runtime in world.p.runtimes.items():
         restarted = Trust(world.p.folder / "trust.json", runtime.settings.state)
         assert done["revoked"][0] in restarted().revoked, f"{name} forgot it"
