@@ -140,7 +140,7 @@ def decodable(syntax: str) -> bool:
         return True
     try:
         return bool(decoders.get_decoder(uid).is_available)
-    except NotImplementedError:
+    except NotImplementedError:  # pydicom knows the syntax, and no decoder for it
         return False
 
 

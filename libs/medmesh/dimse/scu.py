@@ -112,14 +112,14 @@ def move_gently(
     ]
     for done, keys in enumerate(series, start=1):
         while not ready():
-            time.sleep(1)
+            time.sleep(1)  # the pipeline is behind: nothing more is asked for
         found = move(peer, destination, "SERIES", keys)
         total.completed += found.completed
         total.failed += found.failed
         total.warning += found.warning
         told(done, len(series), total)
         if done < len(series):
-            time.sleep(pause)
+            time.sleep(pause)  # what the person asked for: a PACS works for the wards first
     return total
 
 

@@ -29,7 +29,7 @@ from medmesh.importing.port import Source
 
 PIECE = 1 << 20
 DAMAGE = (zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, struct.error, EOFError, NotImplementedError, OverflowError)
-"""What the standard library raises for a broken archive."""
+"""What the standard library raises for a broken archive; NotImplementedError: a compression that zipfile does not know."""
 _GZIP, _ZIP = b"\x1f\x8b", (b"PK\x03\x04", b"PK\x05\x06")
 _ONE_FILE = (".npz", ".xlsx", ".docx", ".pptx")  # zips to their programs alone
 _LARGEST_DIRECTORY = 256 << 20

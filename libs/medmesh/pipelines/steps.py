@@ -7,6 +7,7 @@ step whose arithmetic changes gets a new version; the old number is never given 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,16 +19,16 @@ from medmesh.importing.formats.nifti import orientation
 from medmesh.pipelines.data import Data
 
 
-class Step(BaseModel):
+class Step(BaseModel, ABC):
     """Parameters of one step; `apply` is the step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
     version: ClassVar[int] = 1
 
+    @abstractmethod
     def apply(self, data: Data) -> Data:
         """The step's result. Raises `Problem` (`pipelines.unfit`) for data it is not for."""
-        raise NotImplementedError
 
 
 class Window(Step):

@@ -218,6 +218,14 @@ def _bomb() -> bytes:
     return bytes(data)
 
 
+def _promising() -> bytes:
+    """An array whose header says less than lies there; the archive itself is sound."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("x.npy", making.npy(np.arange(9)).replace(b"(9,)", b"(8,)"))
+    return made.getvalue()
+
+
 def _header(text: str) -> bytes:
     return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text.encode()
 
@@ -238,6 +246,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "npy: negative": (_header("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}\n"), "shape"),
     "npy: cut short": (making.npy(np.arange(30))[:-1], "values"),
     "npz: a bomb": (_bomb(), "entry"),
+    "npz: a size that contradicts its shape": (_promising(), "entry"),
     "png: cut short": (EVERY["png"]()[:200], "chunk"),
     "png: a changed chunk": (EVERY["png"]().replace(b"IDAT", b"IDAU", 1), "checksum"),
     "jpeg: cut short": (making.jpeg()[:700], ""),

@@ -185,7 +185,7 @@ def status(folder: Path, watch: bool) -> int:
             if not watch:
                 break
             before, began = through, time.monotonic()
-            time.sleep(2)
+            time.sleep(2)  # --watch: how often a person is shown it anew
     finally:
         archive.close()
     if port is None:

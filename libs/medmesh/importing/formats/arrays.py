@@ -144,7 +144,7 @@ def _kind(shape: tuple[int, ...]) -> str:
 
 def _opened(file: BinaryIO) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(file)
+        return zipfile.ZipFile(file)  # NotImplementedError below: a compression, or a version, that it does not know
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, OverflowError):
         raise damaged("archive", "its directory is damaged") from None
 
