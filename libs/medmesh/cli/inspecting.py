@@ -23,7 +23,8 @@ def show_plan(plan: Plan) -> None:
     """Print the whole plan; findings last, the worst of them at the end."""
     tongue = language()
     click.secho(f"{plan.title} ({plan.importer})", bold=True)
-    click.echo(say(f"licence: {plan.licence}", f"许可：{plan.licence}"))
+    if plan.licence:  # files by content have none of their own
+        click.echo(say(f"licence: {plan.licence}", f"许可：{plan.licence}"))
     units = say(f"{plan.units:,} patients or groups", f"患者或分组 {plan.units:,} 个")
     click.echo(say(f"{plan.items:,} items, {units}, {_size(plan.bytes)}", f"共 {plan.items:,} 项，{units}，{_size(plan.bytes)}"))
     splits = sorted({split for _, split in plan.counts})
