@@ -7,7 +7,9 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 from tests.integration.test_forget import EACH, PATIENTS, SCHEMA, key_of, pacs, prepare, records
+from tests.unit.federated.test_plan import plan
 
 from medmesh.errors import Problem
 from medmesh_edge import ethics, forgetting, intake, samples, withdrawn
@@ -15,6 +17,7 @@ from medmesh_edge.ethics import Approval
 from medmesh_edge.intake import Outcome
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.ports import Site, site
+from medmesh_edge.tables import federations, tasks
 
 TODAY, DAY = date.today(), timedelta(days=1)
 ALL = PATIENTS * EACH
@@ -62,6 +65,7 @@ async def test_nothing_is_taken_in_without_an_approval_that_is_valid_and_covers_
     await approve(at, "LL-4")
     assert (await taken(at, folder, "LL-4")).stored == ALL
     assert await used(at) == ALL
+    assert (await samples.descriptor(at, "brain")).samples == ALL
     (told,) = [one for one in records(at.layout.folder) if one["sub"] == "edge.ingest"]
     assert ("ethics", "LL-4") in [(one["type"], one["id"]) for one in told["entities"]]
     assert {one["number"]: (one["valid"], one["items"], one["patients"]) for one in await ethics.listed(at)} == {
@@ -88,6 +92,7 @@ async def test_an_approval_is_written_once_and_what_it_ends_is_used_no_more(at: 
     await ethics.end(at, "LL-1", "the study was stopped")
     assert not path.exists(), "what was cached of it is gone"
     assert await used(at) == 0
+    assert (await samples.descriptor(at, "brain")).samples is None, "nor is it offered to others"
     assert await code(ethics.end(at, "LL-1", "again")) == "ethics.unknown"
     assert await code(taken(at, private / "pacs", "LL-1")) == "ethics.not_valid"
     await approve(at, "LL-2")
@@ -121,7 +126,9 @@ async def test_who_was_forgotten_is_not_brought_back_but_by_their_own_word(at: S
     folder = pacs(private)
     await taken(at, folder, "LL-1")
     assert await code(forgetting.readmit(at, everybody[1])) == "edge.patient_not_away"
+    assert (await samples.descriptor(at, "brain")).version == 1
     await forgetting.ask(at, everybody[1], "withdrawn", "li")
+    assert (await samples.descriptor(at, "brain")).version == 2, "without the patient it is another one"
     for _ in range(2):
         again = await taken(at, folder, "LL-1")
         assert (again.stored, dict(again.rejected)) == (0, {"intake.withdrawn": EACH})
@@ -152,3 +159,30 @@ async def test_a_store_that_was_lost_and_filled_again_brings_nobody_back(at: Sit
         await approve(restored, "LL-1")
         again = await taken(restored, folder, "LL-1")
         assert (again.stored, dict(again.rejected)) == (ALL - EACH, {"intake.withdrawn": EACH})
+
+
+async def test_the_federations_that_trained_on_a_patients_data_are_named(at: Site, private: Path) -> None:
+    """Those that trained here since the data are here, on data that their plan is about; not who only evaluated, or asked for others."""
+    await approve(at, "LL-1")
+    await taken(at, pacs(private), "LL-1")
+    fits, other = plan(data=SCHEMA), plan(data=SCHEMA.model_copy(update={"modality": "CT"}))
+    async with at.unit() as uow:
+        for name, made, trained, ago in (("on", fits, 1, 0), ("not", fits, 0, 0), ("other", other, 1, 0), ("before", fits, 1, 1)):
+            row = {"federation": name, "plan": made.model_dump(mode="json"), "plan_hash": "0" * 64, "package": {}, "state": "running"}
+            await uow.execute(insert(federations).values(**row, reason="", at=uow.now))
+            part = {
+                "federation": name,
+                "round": 1,
+                "attempt": 1,
+                "kind": "train",
+                "event": {},
+                "state": "sent",
+                "samples": 1,
+                "metrics": {},
+            }
+            await uow.execute(insert(tasks).values(**part, samples=1, metrics={}, trained=trained, code="", at=uow.now - ago * DAY))
+    await forgetting.ask(at, forgetting.who(at, "PID-KANARY-1"), "withdrawn", "li")
+    (told,) = [one for one in records(at.layout.folder) if one["sub"] == "patient.forget"]
+    assert [one["id"] for one in told["entities"] if one["type"] == "federation"] == ["on"]
+    (shown,) = await forgetting.waiting(at)
+    assert shown["affected"] == {"datasets": ["xiehe/brain"], "federations": ["on"]}
