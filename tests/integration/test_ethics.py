@@ -180,7 +180,7 @@ async def test_the_federations_that_trained_on_a_patients_data_are_named(at: Sit
                 "samples": 1,
                 "metrics": {},
             }
-            await uow.execute(insert(tasks).values(**part, samples=1, metrics={}, trained=trained, code="", at=uow.now - ago * DAY))
+            await uow.execute(insert(tasks).values(**part, trained=trained, code="", at=uow.now - ago * DAY))
     await forgetting.ask(at, forgetting.who(at, "PID-KANARY-1"), "withdrawn", "li")
     (told,) = [one for one in records(at.layout.folder) if one["sub"] == "patient.forget"]
     assert [one["id"] for one in told["entities"] if one["type"] == "federation"] == ["on"]
