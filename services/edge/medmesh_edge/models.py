@@ -88,7 +88,7 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
     size, channels = int(manifest.preprocess["size"]), int(manifest.preprocess.get("channels", 1))
     async with site.unit() as uow:
         wanted = select(items, patients.c.key).join(patients, items.c.patient == patients.c.patient).order_by(items.c.item)
-        wanted = wanted.where(items.c.modality.not_like("table:%"))
+        wanted = wanted.where(items.c.modality.not_like("%:%"))
         rows = await uow.all(wanted if held_out is None else wanted.where(items.c.held_out == held_out))
     made: list[dict[str, Any]] = []
     for start in range(0, len(rows), BATCH):
