@@ -27,9 +27,9 @@ async def publish(site: Site, dataset: str, *, within: bool = False, project: st
     `project` it says what the patients are ill with, and the record of the question commits with it. Raises `Problem`
     (`timeline.nobody`)."""
     told = await descriptor(site, dataset)
+    patients = {row.patient for row in await samples.held(site, dataset)} if project else set()
     async with site.unit() as uow:
         if project:
-            patients = {row.patient for row in await samples.held(site, dataset)}
             told = told.model_copy(update={"diseases": await diseases(uow, site, project, patients)})
             about = (timeline.dataset(site, project), Entity("dataset", f"{site.settings.hospital}/{dataset}", str(told.version)))
             uow.audit(AuditEntry("timeline.ask", "E", entities=about, detail={"categories": len(told.diseases)}))

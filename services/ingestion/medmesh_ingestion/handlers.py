@@ -210,18 +210,12 @@ async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWo
             uow.unchanged()
             return answer
         await uow.execute(update(descriptors).where(own).values(descriptor=document))
-        _published(uow, hospital, wanted, "U")
-        return answer
     # To publish is to share counts with everybody; a hospital may keep them to its own people instead.
     label = Label(Level.INTERNAL, frozenset({hospital})) if command.data.within else labels.DEFAULT
     seen = () if command.data.within else (EVERYBODY,)
     name = f"{hospital}/{wanted.dataset}/{wanted.version}"
     await labels.give(uow, "descriptor", name, label, owner=hospital, organisations=seen, maker=uow.actor.text)
-    _published(uow, hospital, wanted, "C")
+    uow.emit(DescriptorPublished(hospital=hospital, descriptor=wanted))
+    entity = Entity("descriptor", f"{hospital}/{wanted.dataset}", version=str(wanted.version), digest=digest(document))
+    uow.audit(AuditEntry("catalogue.publish", "C" if made.rowcount else "U", entities=(entity,)))
     return answer
-
-
-def _published(uow: UnitOfWork[Ports], hospital: str, told: Descriptor, action: str) -> None:
-    uow.emit(DescriptorPublished(hospital=hospital, descriptor=told))
-    entity = Entity("descriptor", f"{hospital}/{told.dataset}", version=str(told.version), digest=digest(told.model_dump(mode="json")))
-    uow.audit(AuditEntry("catalogue.publish", action, entities=(entity,)))
