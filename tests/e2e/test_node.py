@@ -72,9 +72,9 @@ async def test_from_enrolment_to_a_model_better_than_chance_with_nothing_identif
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         for node in nodes:
-            described = await described.descriptor(node.site, "brain")
+            told = await described.descriptor(node.site, "brain")
             async with node.site.unit() as uow:
-                await queue(uow, "/v1/catalogue", {"descriptor": described.model_dump()})
+                await queue(uow, "/v1/catalogue", {"descriptor": told.model_dump()})
 
         async def published() -> bool:
             return len((await researcher.ask("/v1/catalogue", Catalogue)).descriptors) == 2

@@ -139,8 +139,8 @@ def _described(hospital: str, told: dict[str, Any]) -> Iterator[str]:
     if told["labels"]:
         yield "    " + say("labels", "标签") + ": " + ", ".join(f"{label} {count(number)}" for label, number in told["labels"].items())
     if told.get("diseases"):
-        most = sorted(told["diseases"].items(), key=lambda pair: (-pair[1], pair[0]))
-        yield "    " + say("ill with", "疾病") + ": " + ", ".join(f"{code.rpartition('/')[2]} {count(number)}" for code, number in most[:12])
+        most = sorted(told["diseases"].items(), key=lambda pair: (-pair[1], pair[0]))[:12]
+        yield "    " + say("ill with", "疾病") + ": " + ", ".join(f"{code.rpartition('/')[2]} {count(number)}" for code, number in most)
 
 
 @dataset.command(name="show")

@@ -26,8 +26,8 @@ class Descriptor(Record):
     patients: int | None = None
     labels: dict[str, int | None]
     diseases: dict[str, int] = Field(default_factory=dict, max_length=2000)
-    """Patients by category of diagnosis, `ICD10//J18`: those of at least `SMALL_CELL` alone, since a category by itself says that somebody is
-    there."""
+    """Patients by category of diagnosis, `ICD10//J18`: those of at least `SMALL_CELL` alone, since a category by itself says that
+    somebody is there."""
     image_size: tuple[int, int] | None = None
     deidentification: str = "PS3.15 Basic Profile"
 
@@ -117,9 +117,9 @@ class Catalogue(Record):
 
 
 class ListDescriptors(Query):
-    """The last 500 that the asker may see, newest first, and of them what is asked for: of a `hospital`; of a `modality`; of a data set whose
-    name has `name` in it; with a label (`labelled`); with patients of a `disease` (`J18`, and all below it: what begins so); with at least so many
-    `patients` or `samples`, where what is hidden counts as none. Upper and lower case are one."""
+    """The last 500 that the asker may see, newest first, and of them what is asked for: of a `hospital`; of a `modality`; of a data set
+    whose name has `name` in it; with a label (`labelled`); with patients of a `disease` (`J18`, and all that begins so); with at least so
+    many `patients` or `samples`, where what is hidden counts as none. Upper and lower case are one."""
 
     TYPE: ClassVar[str] = "ingestion.list-descriptors.v1"
     ACTION: ClassVar[str | None] = "catalogue.read"

@@ -11,7 +11,14 @@ from sqlalchemy import Row, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.canonical import digest, parse
-from medmesh.contracts.ingestion import DatasetVersionCreated, Descriptor, DescriptorPublished, IngestArchive, PublishDescriptor, SplitVersion
+from medmesh.contracts.ingestion import (
+    DatasetVersionCreated,
+    Descriptor,
+    DescriptorPublished,
+    IngestArchive,
+    PublishDescriptor,
+    SplitVersion,
+)
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
