@@ -96,7 +96,7 @@ def _object(data: bytes, project: Project, picture: bytes | None = None) -> Clea
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, deidentify, gate
     from medmesh.imaging.verify import verify
-    from medmesh.quality.dicom import of_object
+    from medmesh.quality.dicom import check
 
     original = reading.read(data, lazily=True)
     chosen = Options.parse(project.options)
@@ -105,7 +105,7 @@ def _object(data: bytes, project: Project, picture: bytes | None = None) -> Clea
     result = reading.write(done.dataset)
     if verify(original, result, kept=chosen.kept):
         raise Problem("intake.residual")
-    broken = tuple(one.code for one in of_object(done.dataset) if one.code in project.blocking)
+    broken = tuple(check(done.dataset, project.blocking))
     source = f"sop\0{original.SOPInstanceUID}".encode() if picture is None else b"bytes\0" + picture
     modality = str(done.dataset.get("Modality") or "")
     return Clean(source, done.patient, modality, result, uid=done.sop_uid, item=_hash(done.sop_uid), quality=broken)

@@ -4,37 +4,32 @@ told to nobody but who asks for it here."""
 from __future__ import annotations
 
 import asyncio
-import csv
 import hashlib
 import hmac
-import io
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.errors import Problem
 from medmesh.importing.formats import found
 from medmesh.importing.formats.content import START
-from medmesh.importing.port import Source
+from medmesh.quality.rules import BLOCKING
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import patients, withdrawn
 from medmesh_edge.ethics import admitted, kind_of
+from medmesh_edge.labels import LABELS, Label, label_of, read_labels, subject_of
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import datasets, items
+from medmesh_edge.tables import datasets, items, results
 
 BATCH = 50
 BATCH_BYTES = 64 << 20
 """Of cleaned items that wait to be stored together."""
-LABELS = "labels.csv"
-_LARGEST_LABELS = 64 << 20
-_SUBJECT = re.compile(r"(?:^|/)sub-([0-9A-Za-z]+)(?=[/_])")  # BIDS 1.10, "Subjects"
 
 
 @dataclass
@@ -60,17 +55,6 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
-    """A row of `labels.csv`; `split` is "train", "test" or empty for the node to decide. `patient` and `modality` are of files that do not
-    say them."""
-
-    label: str
-    split: str
-    patient: str = ""
-    modality: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """One de-identified object: an image, a volume, a signal, or the values of a row."""
 
@@ -87,40 +71,24 @@ Rows = Callable[[bytes], Iterable[tuple[Prepared, str] | Problem]]
 """What a CSV file becomes: rows with their label, or what is amiss with one. Raises `Problem` where nothing can be read."""
 
 
-def read_labels(data: bytes) -> dict[str, Label]:
-    """`file,label[,split][,patient][,modality]` by file: its name, or its path within the folder. A label may be empty where the row says
-    whose the file is. Raises `Problem` (`intake.labels`) with the row's number and nothing of its content."""
-    labels: dict[str, Label] = {}
-    try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        columns = set(reader.fieldnames or [])
-        if "file" not in columns or not {"label", "patient"} & columns:
-            raise Problem("intake.labels", row=1, reason="the columns file and label are needed")
-        for number, row in enumerate(reader, start=2):
-            name = row["file"]
-            label, split, patient, modality = ((row.get(one) or "").strip() for one in ("label", "split", "patient", "modality"))
-            if not name or not (label or patient) or split not in ("", "train", "test"):
-                raise Problem("intake.labels", row=number, reason="a file, a label, and train, test or nothing as split")
-            if modality and not re.fullmatch("[A-Z][A-Z0-9]{0,15}", modality):
-                raise Problem("intake.labels", row=number, reason="a modality is a DICOM term, such as MR, ECG or EEG")
-            if name in labels:
-                raise Problem("intake.labels", row=number, reason="the file has a label already")
-            labels[name] = Label(label, split, patient, modality)
-    except (UnicodeDecodeError, csv.Error):
-        raise Problem("intake.labels", row=0, reason="not a UTF-8 CSV file") from None
-    return labels
-
-
 def prepare(
-    files: bytes | Mapping[str, bytes], key: bytes, options: str = "", rules: str = "", *, patient: str = "", modality: str = ""
+    files: bytes | Mapping[str, bytes],
+    key: bytes,
+    options: str = "",
+    rules: str = "",
+    blocking: frozenset[str] = BLOCKING,
+    *,
+    patient: str = "",
+    modality: str = "",
 ) -> Prepared:
     """Clean one item and prove that nothing identifying is left. Raises `Problem` as `medmesh.importing.cleaning.clean` does.
 
-    `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it.
+    `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it. Its
+    `quality` names the rules among `blocking` that it breaks.
     """
     from medmesh.importing.cleaning import Project, clean
 
-    made = clean(files, Project(key, options, rules), patient=patient, modality=modality)
+    made = clean(files, Project(key, options, rules, blocking=blocking), patient=patient, modality=modality)
     return Prepared(made.item, made.patient, made.modality, made.data, made.quality, made.media_type, made.said)
 
 
@@ -148,10 +116,10 @@ async def ingest(
     from medmesh.importing.sources import opened
 
     key = read_secret(site.layout.site_key).strip()
-    manner = how(site)
+    manner = how(site, dataset)
     outcome = Outcome()
     with opened(folder) as source:
-        labels = _labels(source)
+        labels = read_labels(source)
         total = len(source.names)
         batch: list[tuple[str, Prepared]] = []
         every = ((name, parts) for name, parts in together(source) if name != LABELS)
@@ -172,24 +140,6 @@ async def ingest(
     if not dry_run and not outcome.stored:
         await finish(site, dataset, outcome, ethics=ethics)
     return outcome
-
-
-def _labels(source: Source) -> dict[str, Label]:
-    """Raises `Problem` (`intake.labels`, `intake.labels_missing`)."""
-    if LABELS not in source.names:
-        return {}
-    if source.size(LABELS) > _LARGEST_LABELS:
-        raise Problem("intake.labels", row=1, reason="the file is too large")
-    with source.open(LABELS) as file:
-        labels = read_labels(file.read())
-    there = {*source.names, *(name.rpartition("/")[2] for name in source.names)}
-    if missing := set(labels) - there:
-        raise Problem("intake.labels_missing", count=len(missing))
-    return labels
-
-
-def _label_of(name: str, labels: Mapping[str, Label]) -> Label | None:
-    return labels.get(name) or labels.get(name.rpartition("/")[2])
 
 
 async def _take(
@@ -242,18 +192,21 @@ async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outc
 
 
 class How(NamedTuple):
-    """How a hospital has objects de-identified: options as words, and its own rules for text in pixels; as `prepare` takes them."""
+    """How a hospital has objects de-identified and judged: options as words, its own rules for text in pixels, and which rules of quality
+    keep an object out; as `prepare` takes them."""
 
     options: str = ""
     rules: str = ""
+    blocking: frozenset[str] = BLOCKING
 
 
-def how(site: Site, options: str | None = None) -> How:
-    """As the node is set, or with other options. Raises `Problem` (`imaging.option_unknown`, `imaging.gate_rules`)."""
+def how(site: Site, dataset: str, options: str | None = None) -> How:
+    """For a data set as node and policy are set, or with other options. Raises `Problem` (`imaging.option_unknown`, `imaging.gate_rules`,
+    `policy.invalid`)."""
     from medmesh.imaging.deidentify import Options, gate
 
     rules = site.layout.gate.read_text(encoding="utf-8") if site.layout.gate.exists() else ""
-    found = How(site.settings.deidentification if options is None else options, rules)
+    found = How(site.settings.deidentification if options is None else options, rules, site.policy().blocking(dataset))
     Options.parse(found.options)
     gate.read(found.rules)
     return found
@@ -270,7 +223,7 @@ def _one(
     outcome: Outcome,
 ) -> list[tuple[str, Prepared]]:
     """What there is to store of one item, under the name by which `labels` knows it. Raises `Problem` (`intake.table`)."""
-    label = _label_of(name, labels) or Label("", "")
+    label = label_of(name, labels) or Label("", "")
     try:
         if isinstance(parts, Problem):
             raise parts
@@ -278,9 +231,7 @@ def _one(
         form = found(data[:START])
         if rows is not None and (name.lower().endswith(".csv") if form is None else form.name == "csv"):
             return list(_rows(name, rows(data), labels, outcome))
-        subject = _SUBJECT.search(name)
-        patient = label.patient or (subject[1] if subject else "")
-        made = prepare(parts, key, *manner, patient=patient, modality=label.modality or modality)
+        made = prepare(parts, key, *manner, patient=label.patient or subject_of(name), modality=label.modality or modality)
     except Problem as problem:
         if problem.code == "intake.table":
             raise
@@ -346,7 +297,7 @@ async def store(
         stored: set[str] = set()
         known = {row.item for row in await uow.all(select(items.c.item).where(items.c.item.in_(list(refs))))}
         for name, entry in prepared:
-            label = _label_of(name, labels)
+            label = label_of(name, labels)
             split = label.split if label else ""
             testing = split == "test" if split else held_out(entry.patient, key, site.settings.holdout)
             values = {
@@ -372,3 +323,17 @@ async def store(
         for record in patients.about_patients(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
             uow.audit(record)
     return refused
+
+
+async def take_out(site: Site, dataset: str, objects: Sequence[str]) -> int:
+    """Take the items whose bytes these are out of a data set, which is another version then; how many. May be done twice."""
+    async with site.unit() as uow:
+        mine = (items.c.dataset == dataset) & items.c.object.in_(objects)
+        await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(mine))))
+        gone = len(await uow.all(delete(items).where(mine).returning(items.c.item)))
+        if gone:
+            await uow.execute(update(datasets).where(datasets.c.dataset == dataset).values(version=datasets.c.version + 1))
+        kept = {row.object for row in await uow.all(select(items.c.object).where(items.c.object.in_(objects)))}
+    for sha256 in sorted(set(objects) - kept):
+        await site.objects.delete(sha256)
+    return gone

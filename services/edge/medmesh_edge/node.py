@@ -42,7 +42,7 @@ class Node:
 
     def __init__(self, site: Site, gateway: Gateway, programs: Verification | None = None) -> None:
         from medmesh.serving.repository import Repository
-        from medmesh_edge.dicomweb import Archive
+        from medmesh_edge.archiving import Archive
 
         self.site = site
         self.gateway = gateway
@@ -195,6 +195,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway, programs)
         stack.callback(node.archive.close)
+        await node.archive.recover()
         settings = opened.settings
         door = serve(application(node), host=host or settings.host, port=settings.port if port is None else port)
         files.write(opened.layout.port, str(await stack.enter_async_context(door)))
