@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from medmesh.contracts.message import Identifier, Record
+from medmesh.contracts.pipeline import Pipeline
 
 Classes = Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=80)]
@@ -15,13 +16,15 @@ FeatureName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$"
 
 
 class ImageSchema(Record):
-    """Images [samples, channels, size, size], float32 in 0..1, and a class each."""
+    """Images [samples, channels, size, size], float32 in 0..1, and a class each; with a pipeline, whatever it makes of them."""
 
     kind: Literal["images"] = "images"
     modality: str
     image_size: int = Field(ge=8, le=1024)
     channels: int = Field(default=1, ge=1, le=4)
     classes: Classes
+    pipeline: Pipeline | None = None
+    """Applied at the hospital before anything is trained or answered; it ends with `image_size` x `image_size` values."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,3 +119,8 @@ def _kind(given: Any) -> str:
 
 
 DataSchema = Annotated[Annotated[ImageSchema, Tag("images")] | Annotated[TableSchema, Tag("table")], Discriminator(_kind)]
+
+
+def pipeline_of(data: DataSchema) -> Pipeline | None:
+    """What each hospital's node applies to its items under a schema; None where it states nothing."""
+    return None if isinstance(data, TableSchema) else data.pipeline

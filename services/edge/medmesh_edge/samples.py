@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
 from medmesh.store.prepared import Prepared
+from medmesh_edge import pipelines
 from medmesh_edge.patients import images, opened
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
@@ -104,11 +105,12 @@ async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Pa
 
 async def arrays(site: Site, schema: DataSchema, found: Sequence[Any]) -> Path:
     """The same of these samples, in this order."""
+    made = await pipelines.ensure(site, schema, found)
     name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label, r.patient) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
-        await asyncio.to_thread(_write, site, schema, found, path)
+        await asyncio.to_thread(_write, site, schema, found, path, made)
     return path
 
 
@@ -117,10 +119,13 @@ def truth(schema: DataSchema, found: Sequence[Any]) -> np.ndarray:
     return np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
 
 
-def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
-    x = np.zeros((len(found), *schema.shape), dtype=np.float32 if schema.kind == "table" else np.uint8)
+def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path, made: Mapping[str, str]) -> None:
+    x = np.zeros((len(found), *schema.shape), dtype=np.float32 if made or schema.kind == "table" else np.uint8)
     for place, row in enumerate(found):
-        x[place] = values(site, row, schema) if schema.kind == "table" else image(site, row, schema.image_size, schema.channels)
+        if made:
+            x[place] = pipelines.read(site, row, made[row.object])
+        else:
+            x[place] = values(site, row, schema) if schema.kind == "table" else image(site, row, schema.image_size, schema.channels)
     patients = np.unique([row.patient for row in found], return_inverse=True)[1].astype(np.int64)
     temporary = path.with_suffix(".new")
     weights.save({"x": x, "y": truth(schema, found), "patients": patients}, temporary)
