@@ -238,6 +238,16 @@ def _data(plan: Plan, language: str) -> str:
     if data.kind == "images":
         size = f"{data.image_size}×{data.image_size}"
         return f"{data.modality} 图像，缩放至 {size}" if zh else f"{data.modality} images scaled to {size}"
+    if data.kind == "volumes":
+        size, mm = "×".join(map(str, data.size)), " × ".join(data.spacing or ())
+        if zh:
+            return f"{data.volume} 三维体数据，{f'重采样至 {mm} 毫米并' if mm else ''}裁剪或补齐至 {size}"
+        return f"{data.volume} volumes{f' at {mm} mm' if mm else ''}, cut or filled to {size} voxels"
+    if data.kind == "signals":
+        few = ", ".join(data.channels[:20]) + (" …" if len(data.channels) > 20 else "")
+        if zh:
+            return f"{data.signal} 信号的通道 {few}，{data.rate} 赫兹，{data.length} 个采样点"
+        return f"the channels {few} of {data.signal} signals at {data.rate} Hz, {data.length} samples"
     names = ", ".join(feature.name for feature in data.features[:20]) + (" …" if len(data.features) > 20 else "")
     if zh:
         return f"表格 {data.table} 的字段 {names}，按方案中写明的常数缩放"

@@ -35,7 +35,7 @@ class Data:
 
 
 def packed(data: Data, **origin: str) -> bytes:
-    """As safetensors with little-endian, contiguous arrays: equal data of the same `origin`, which is written beside them, give equal bytes."""
+    """As safetensors with little-endian, contiguous arrays: equal data of one `origin`, which is written beside them, are equal bytes."""
     tensors = {"values": _plain(data.values)}
     if data.affine is not None:
         tensors["affine"] = _plain(data.affine.astype(np.float64))

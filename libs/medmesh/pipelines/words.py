@@ -44,8 +44,8 @@ def explain(said: Pipeline, language: str = "en") -> str:
         )
     return (
         f"Before training your node prepares each item by the pipeline {said.name} (hash {said.hash[:16]}…): {steps}. "
-        f"What it makes stays here under the patient's key, and goes when the patient is forgotten; a node with other versions of the steps "
-        f"refuses."
+        f"What it makes stays here under the patient's key, and goes when the patient is forgotten; a node with other versions of these "
+        f"steps refuses."
     )
 
 

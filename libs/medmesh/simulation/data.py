@@ -42,6 +42,8 @@ def read(folder: Path, schema: DataSchema, seed: int) -> Shares:
     if isinstance(schema, ImageSchema):
         places = sorted({path.parent for path in folder.rglob("labels.csv")})
         found = {place.name if place != folder else "all": list(_images(place, schema, seed)) for place in places}
+    elif not isinstance(schema, TableSchema):
+        raise Problem("simulation.data", reason="volumes and signals are not simulated, images and tables are")
     else:
         found = {path.stem: list(_rows(path, folder / "columns.toml", schema, seed)) for path in sorted(folder.glob("*.csv"))}
     found = {name: samples for name, samples in found.items() if samples}

@@ -20,11 +20,11 @@ from medmesh.security.keys import read_secret
 from medmesh.security.residue import lock_down
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.telemetry import log
+from medmesh_edge.archiving import take_over
 from medmesh_edge.cleaning import SECONDS, Cleaner
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import site
 from medmesh_edge.reception import Reception
-from medmesh_edge.review import take_over
 
 LOOK_SECONDS = 0.2
 WAIT_SECONDS = 5.0

@@ -92,7 +92,7 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
     schema = applied(manifest)
     async with site.unit() as uow:
         wanted = select(items, patients.c.key).join(patients, items.c.patient == patients.c.patient).order_by(items.c.item)
-        wanted = wanted.where(items.c.modality.not_like("table:%") if schema is None else items.c.modality == schema.modality)
+        wanted = wanted.where(items.c.modality.not_like("%:%") if schema is None else items.c.modality == schema.modality)
         rows = await uow.all(wanted if held_out is None else wanted.where(items.c.held_out == held_out))
     made: list[dict[str, Any]] = []
     for start in range(0, len(rows), BATCH):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from medmesh.contracts.data import DataSchema, ImageSchema, pipeline_of
+from medmesh.contracts.data import DataSchema, ItemSchema, pipeline_of
 from medmesh.errors import Problem
 from medmesh.security.keyring.memory import MemoryKey
 from medmesh.store.prepared import Prepared
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 BATCH = 8
 """Items between two transactions: what a kill may cost."""
 Tell = Callable[[int, int], None]
-_MADE = Prepared(select(outputs.c.object, outputs.c.output).where(outputs.c.pipeline == bindparam("pipeline")))
+MADE = Prepared(select(outputs.c.object, outputs.c.output).where(outputs.c.pipeline == bindparam("pipeline")))
+"""Which output a pipeline, by its hash, made of which object."""
 
 
 def _silent(done: int, total: int) -> None:
@@ -53,7 +54,7 @@ async def ensure(site: Site, schema: DataSchema, found: Sequence[Any], tell: Tel
         return {}
     async with site.preparing:  # one at a time: nothing is made twice
         wanted = {row.object for row in found}
-        before = await site.database.look(_MADE, pipeline=pipeline.version)
+        before = await site.database.look(MADE, pipeline=pipeline.version)
         done = {row.object: row.output for row in before if row.object in wanted}
         missing = [row for row in found if row.object not in done]
         unfit: list[Problem] = []
@@ -76,7 +77,7 @@ async def ensure(site: Site, schema: DataSchema, found: Sequence[Any], tell: Tel
 
 
 def _make(
-    site: Site, schema: ImageSchema, pipeline: Pipeline, batch: Sequence[Any], keys: Mapping[str, MemoryKey]
+    site: Site, schema: ItemSchema, pipeline: Pipeline, batch: Sequence[Any], keys: Mapping[str, MemoryKey]
 ) -> tuple[list[tuple[Any, str]], list[Problem]]:
     """Of those whose patient is still known: (row, output) of each, and why the others do not fit."""
     from medmesh.pipelines.data import packed
@@ -120,7 +121,7 @@ def read(site: Site, row: Any, output: str) -> np.ndarray:
 
 
 async def listed(site: Site) -> list[dict[str, Any]]:
-    """How many items each pipeline was applied to, by its hash."""
+    """How many items each pipeline was applied to since it was last cleared, by its hash."""
     counted = select(outputs.c.pipeline, func.count().label("items"), func.max(outputs.c.at).label("last")).group_by(outputs.c.pipeline)
     async with site.unit() as uow:
         rows = await uow.all(counted.order_by(outputs.c.pipeline))

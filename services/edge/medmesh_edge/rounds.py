@@ -30,7 +30,7 @@ from medmesh.learning.host import Worker, worker
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
-from medmesh_edge import code, encoding, evaluation, handing, memorised, pipelines, privacy, samples, secure, telling, training
+from medmesh_edge import code, encoding, evaluation, handing, memorised, pipelines, preparing, privacy, samples, secure, telling, training
 from medmesh_edge.handing import Trained, has_left, is_over
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
@@ -221,9 +221,8 @@ class Rounds:
 
     async def _prepare(self, plan: Plan, event: RoundOpened) -> None:
         """Apply the plan's pipeline to what is new, before a worker starts."""
-        for held_out in (False, True):
-            found = await samples.rows(self.site, plan.data, held_out=held_out)
-            await pipelines.ensure(self.site, plan.data, found, lambda *done: self._tell(event, "prepare", *telling.prepared(*done)))
+        found = await preparing.items_of(self.site, plan.data)
+        await pipelines.ensure(self.site, plan.data, found, lambda *done: self._tell(event, "prepare", *telling.prepared(*done)))
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
         found = await samples.rows(self.site, plan.data, held_out=False)

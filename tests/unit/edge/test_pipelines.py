@@ -1,24 +1,30 @@
-"""A plan's pipeline at the node: each item once, whenever it is killed; under the patients' keys; refused where it would not be the same."""
+"""A plan's pipeline at the node: each item once, whenever it is killed; under patients' keys; refused where it would not be the same."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from click.testing import CliRunner
+from sqlalchemy import func, insert, select, update
 from tests.integration.test_forget import ALONE, EACH, PATIENTS, everything, pacs, prepare
+from tests.unit.federated.test_plan import plan
 
+from medmesh.cli.edge.pipelines import pipelines as command
 from medmesh.contracts.data import ImageSchema
+from medmesh.contracts.plan import plan_hash
 from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh.pipelines import pipeline, steps
 from medmesh.pipelines.samples import decoded
-from medmesh_edge import forgetting, intake, patients, pipelines, samples
+from medmesh_edge import forgetting, intake, patients, pipelines, preparing, samples
 from medmesh_edge.ports import Site, site
-from medmesh_edge.tables import outputs
+from medmesh_edge.tables import federations, outputs
 
 DECLARED = """
 name = "small"
@@ -49,7 +55,7 @@ async def made(at: Site) -> int:
 
 
 async def all_rows(at: Site) -> Any:
-    return await samples.rows(at, schema(), held_out=False)
+    return await preparing.items_of(at, schema())
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -192,6 +198,31 @@ async def test_items_that_do_not_fit_are_counted_and_the_others_are_kept(at: Sit
         return whole(self, data)
 
     monkeypatch.setattr(steps.Scale, "apply", apply)
-    with pytest.raises(Problem, match="does not fit 1 of 15 items; the first: .*it is the third"):
+    with pytest.raises(Problem, match=r"does not fit 1 of 15 items; the first: .*it is the third"):
         await samples.prepare(at, schema(), held_out=False)
     assert await made(at) == PATIENTS * EACH - 1
+
+
+async def test_what_a_federation_needs_is_made_ahead_and_told(at: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = plan(data=schema())
+    async with at.unit() as uow:
+        values = {"federation": "f", "plan": wanted.model_dump(mode="json"), "plan_hash": plan_hash(wanted), "package": {}, "reason": ""}
+        await uow.execute(insert(federations).values(state="invited", at=uow.now, **values))
+    ahead = preparing.Ahead(at)
+    assert not await ahead.step() and await made(at) == 0 and await preparing.progress(at) == [], "before it takes part nothing is done"
+    async with at.unit() as uow:
+        await uow.execute(update(federations).values(state="accepted"))
+    assert wanted.data.kind == "images" and wanted.data.pipeline is not None
+    said = {"federation": "f", "pipeline": "small", "hash": wanted.data.pipeline.hash, "items": PATIENTS * EACH}
+    assert await preparing.progress(at) == [{**said, "done": 0}]
+    with monkeypatch.context() as patch:
+        failing = counted(patch)
+        patch.setattr(steps.Normalise, "apply", steps.Orient().apply)
+        for _ in range(3):
+            await ahead.step()
+        assert failing == [PATIENTS * EACH], "what does not fit is not tried again and again"
+    await preparing.Ahead(at).step()
+    assert await preparing.progress(at) == [{**said, "done": PATIENTS * EACH}]
+    arguments = ["--folder", str(at.layout.folder)]
+    shown = json.loads((await asyncio.to_thread(CliRunner().invoke, command, arguments, standalone_mode=False)).stdout)
+    assert shown["federations"] == [{**said, "done": PATIENTS * EACH}] and shown["kept"][0]["items"] == PATIENTS * EACH

@@ -24,7 +24,7 @@ from medmesh.importing.sources import opened
 from medmesh.pipelines import pipeline, steps
 from medmesh.pipelines.cache import Cache
 from medmesh.pipelines.data import Data, packed, unpacked
-from medmesh.pipelines.loading import from_file, load, stream
+from medmesh.pipelines.loading import from_files, load, stream
 
 HEAD = """
 name = "head-ct"
@@ -280,11 +280,13 @@ def test_batches_come_one_at_a_time_in_an_order_that_a_seed_decides() -> None:
 
 def test_files_become_data_and_data_come_back_as_they_were() -> None:
     for raw, form in ((making.nifti(), "nifti"), (making.wav(), "wav")):
-        data = from_file(raw, form)
+        data = from_files(form, {"0": raw})
         again = unpacked(packed(data))
         assert again.digest() == data.digest() and again.rate == data.rate and np.array_equal(again.values, data.values)
     with pytest.raises(Problem, match="different rates"):
-        from_file(making.edf(), "edf")
+        from_files("edf", {"0": making.edf()})
+    alone = from_files("edf", {"0": making.edf()}, ["temp"])
+    assert (alone.values.shape, alone.rate, alone.unit) == ((1, 20), 10, "degC"), "channels of one rate, by name"
     with pytest.raises(Problem):
         unpacked(b"\x09" + b"\0" * 30)
 

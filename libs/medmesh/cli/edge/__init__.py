@@ -17,6 +17,7 @@ from medmesh.cli.edge.escrow import escrow
 from medmesh.cli.edge.ethics import ethics
 from medmesh.cli.edge.federation import approve, decline, list_federations, open_invitation, show_plan, withdraw
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, readmit, trace
+from medmesh.cli.edge.pipelines import pipelines
 from medmesh.cli.edge.policy import site_policy
 from medmesh.cli.edge.privacy import ledger
 from medmesh.cli.edge.quality import quality
@@ -38,6 +39,7 @@ edge.add_command(own_roster)
 edge.add_command(ledger)
 edge.add_command(site_policy)
 edge.add_command(quality)
+edge.add_command(pipelines)
 edge.add_command(ethics)
 edge.add_command(timeline)
 
