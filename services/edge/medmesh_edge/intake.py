@@ -7,21 +7,22 @@ import csv
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.errors import Problem
+from medmesh.quality.rules import BLOCKING
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import patients, withdrawn
 from medmesh_edge.ethics import admitted, kind_of
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import datasets, items
+from medmesh_edge.tables import datasets, items, results
 
 BATCH = 50
 LABELS = "labels.csv"
@@ -78,10 +79,11 @@ def read_labels(path: Path) -> dict[str, Label]:
     return labels
 
 
-def prepare(data: bytes, key: bytes, options: str = "", rules: str = "") -> Prepared:
+def prepare(data: bytes, key: bytes, options: str = "", rules: str = "", blocking: frozenset[str] = BLOCKING) -> Prepared:
     """De-identify one file and prove that nothing identifying is left. Raises `Problem` (`imaging.*`, `intake.residual`).
 
-    `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it.
+    `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it. Its
+    `quality` names the rules among `blocking` that it breaks.
     """
     from medmesh.imaging.deidentify import Options, deidentify, gate
     from medmesh.imaging.reading import read, write
@@ -95,7 +97,7 @@ def prepare(data: bytes, key: bytes, options: str = "", rules: str = "") -> Prep
     if verify(original, result, kept=chosen.kept):
         raise Problem("intake.residual")
     item = hashlib.sha256(clean.sop_uid.encode()).hexdigest()[:32]
-    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(check(clean.dataset)))
+    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(check(clean.dataset, blocking)))
 
 
 def held_out(patient: str, key: bytes, share: float) -> bool:
@@ -115,7 +117,7 @@ async def ingest(
     if missing:
         raise Problem("intake.labels_missing", count=len(missing))
     key = read_secret(site.layout.site_key).strip()
-    manner = how(site)
+    manner = how(site, dataset)
     outcome = Outcome()
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
@@ -146,18 +148,21 @@ async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outc
 
 
 class How(NamedTuple):
-    """How a hospital has objects de-identified: options as words, and its own rules for text in pixels; as `prepare` takes them."""
+    """How a hospital has objects de-identified and judged: options as words, its own rules for text in pixels, and which rules of quality
+    keep an object out; as `prepare` takes them."""
 
     options: str = ""
     rules: str = ""
+    blocking: frozenset[str] = BLOCKING
 
 
-def how(site: Site, options: str | None = None) -> How:
-    """As the node is set, or with other options. Raises `Problem` (`imaging.option_unknown`, `imaging.gate_rules`)."""
+def how(site: Site, dataset: str, options: str | None = None) -> How:
+    """For a data set as node and policy are set, or with other options. Raises `Problem` (`imaging.option_unknown`, `imaging.gate_rules`,
+    `policy.invalid`)."""
     from medmesh.imaging.deidentify import Options, gate
 
     rules = site.layout.gate.read_text(encoding="utf-8") if site.layout.gate.exists() else ""
-    found = How(site.settings.deidentification if options is None else options, rules)
+    found = How(site.settings.deidentification if options is None else options, rules, site.policy().blocking(dataset))
     Options.parse(found.options)
     gate.read(found.rules)
     return found
@@ -243,3 +248,17 @@ async def store(
         for record in patients.about_patients(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
             uow.audit(record)
     return refused
+
+
+async def take_out(site: Site, dataset: str, objects: Sequence[str]) -> int:
+    """Take the items whose bytes these are out of a data set, which is another version then; how many. May be done twice."""
+    async with site.unit() as uow:
+        mine = (items.c.dataset == dataset) & items.c.object.in_(objects)
+        await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(mine))))
+        gone = len(await uow.all(delete(items).where(mine).returning(items.c.item)))
+        if gone:
+            await uow.execute(update(datasets).where(datasets.c.dataset == dataset).values(version=datasets.c.version + 1))
+        kept = {row.object for row in await uow.all(select(items.c.object).where(items.c.object.in_(objects)))}
+    for sha256 in sorted(set(objects) - kept):
+        await site.objects.delete(sha256)
+    return gone

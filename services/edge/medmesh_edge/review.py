@@ -15,6 +15,16 @@ from medmesh_edge.originals import objects
 from medmesh_edge.ports import Site
 
 
+def at_stage(site: Site, stage: str) -> list[int]:
+    """The numbers of all that is held back at a stage, oldest first."""
+    connection = open_archive(site.layout.archive, read_only=True)
+    try:
+        wanted = "SELECT id FROM objects WHERE state = 'quarantined' AND stage = ? ORDER BY id"
+        return [int(row[0]) for row in connection.execute(wanted, (stage,))]
+    finally:
+        connection.close()
+
+
 async def release(site: Site, object_id: int) -> None:
     """Have it go through the pipeline once more. Raises `Problem` (`dicom.not_quarantined`)."""
     connection = open_archive(site.layout.archive)
