@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from tests.unit.federated.test_plan import plan
 
 from medmesh.cli.edge.pipelines import pipelines as command
 from medmesh.contracts.data import ImageSchema
+from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import plan_hash
+from medmesh.contracts.registry import Manifest
 from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh.pipelines import pipeline, steps
 from medmesh.pipelines.samples import decoded
-from medmesh_edge import forgetting, intake, patients, pipelines, preparing, samples
+from medmesh_conversion.domain import preprocess
+from medmesh_edge import forgetting, intake, models, patients, pipelines, preparing, samples
 from medmesh_edge.ports import Site, site
 from medmesh_edge.tables import federations, outputs
 
@@ -226,3 +230,23 @@ async def test_what_a_federation_needs_is_made_ahead_and_told(at: Site, monkeypa
     arguments = ["--folder", str(at.layout.folder)]
     shown = json.loads((await asyncio.to_thread(CliRunner().invoke, command, arguments, standalone_mode=False)).stdout)
     assert shown["federations"] == [{**said, "done": PATIENTS * EACH}] and shown["kept"][0]["items"] == PATIENTS * EACH
+
+
+async def test_a_model_is_shown_what_it_was_trained_on(at: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, count = await samples.prepare(at, schema(), held_out=False)
+    trained, calls = weights.load(path)["x"], counted(monkeypatch)
+    manifest = Manifest.model_construct(model="m", version=1, classes=("none", "tumour"), onnx=ObjectRef(sha256="0" * 64, bytes=1))
+    manifest = manifest.model_copy(update={"preprocess": preprocess(schema())})
+    shown: list[np.ndarray] = []
+
+    async def infer(x: np.ndarray) -> np.ndarray:
+        shown.append(x)
+        return np.zeros((len(x), 2), dtype=np.float32)
+
+    repository: Any = SimpleNamespace(active=lambda model: SimpleNamespace(manifest=manifest, infer=infer))
+    assert len(await models.classify(at, repository, "m", held_out=False)) == count
+    assert np.array_equal(np.concatenate(shown), trained) and calls == [0], "the same numbers, made once"
+    monkeypatch.setattr(steps.Normalise, "version", 2)
+    with pytest.raises(Problem) as refused:
+        models.applied(manifest)
+    assert refused.value.code == "pipelines.version", "such a release is not installed"
