@@ -18,6 +18,7 @@ from medmesh.cli.edge.ethics import ethics
 from medmesh.cli.edge.federation import approve, decline, list_federations, open_invitation, show_plan, withdraw
 from medmesh.cli.edge.ingest import ingest
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, readmit, trace
+from medmesh.cli.edge.pipelines import pipelines
 from medmesh.cli.edge.policy import site_policy
 from medmesh.cli.edge.privacy import ledger
 from medmesh.cli.edge.quality import quality
@@ -40,6 +41,7 @@ edge.add_command(ledger)
 edge.add_command(site_policy)
 edge.add_command(ingest)
 edge.add_command(quality)
+edge.add_command(pipelines)
 edge.add_command(ethics)
 edge.add_command(timeline)
 
