@@ -5,7 +5,6 @@ Nothing is ever overwritten. An object that contradicts what is there is told to
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable
 from enum import StrEnum
@@ -129,8 +128,3 @@ def objects_of_patient(connection: sqlite3.Connection, patient_id: str) -> list[
     """The objects that are indexed of a patient, in every scope."""
     wanted = "SELECT instances.object FROM instances JOIN studies ON studies.id = instances.study WHERE studies.patient_id = ?"
     return [int(row[0]) for row in connection.execute(wanted, (patient_id,))]
-
-
-def record(connection: sqlite3.Connection, identifier: str, body: dict[str, object]) -> None:
-    """Leave what is to be put on record with the change itself; it is taken over by its identifier, once."""
-    connection.execute("INSERT OR IGNORE INTO records (id, body) VALUES (?, ?)", (identifier, json.dumps(body, ensure_ascii=False)))

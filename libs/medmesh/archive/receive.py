@@ -12,12 +12,14 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from medmesh.archive import meta
+from medmesh.archive import meta, records
 from medmesh.archive.objects import Objects
+from medmesh.archive.records import Growing
 from medmesh.archive.scan import PREFIX, Malformed, scan
 from medmesh.archive.tables import now_ms, open_archive, scope, transaction
 from medmesh.errors import Problem
@@ -61,6 +63,8 @@ class Origin:
     address: str = ""
     study: str = ""
     """The only study it may be of; any, when it is empty."""
+    record: Growing | None = None
+    """Of the request it comes with; it counts the object (`stored`, `known` or `failed`) in the transaction that keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +292,7 @@ class Receiver:
             try:
                 with transaction(self._writing):
                     outcomes = [self._insert(one) for one in batch]
+                    self._count(batch, outcomes)
             except sqlite3.Error as error:
                 log("archive.uncommitted", level=40, error=error)
                 self._scopes.clear()
@@ -295,6 +300,16 @@ class Receiver:
             for one, outcome in zip(batch, outcomes, strict=True):
                 one.outcome = outcome
                 one.done.set()
+
+    def _count(self, batch: list[_Waiting], outcomes: list[Outcome]) -> None:
+        """On the records of the requests they came with."""
+        counted: dict[str, tuple[Growing, Counter[str]]] = {}
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if one.origin.record is not None and outcome.id:
+                word = "failed" if outcome.reason else "known" if outcome.known else "stored"
+                counted.setdefault(one.origin.record.id, (one.origin.record, Counter()))[1][word] += 1
+        for record, words in counted.values():
+            records.grow(self._writing, record, words)
 
     def _insert(self, waiting: _Waiting) -> Outcome:
         origin, found = waiting.origin, waiting.outcome

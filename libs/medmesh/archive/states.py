@@ -3,6 +3,7 @@ change something are part of their caller's transaction.
 
     received -> cleaning -> cleaned                      `reason` is `duplicate` where another object says the same
                          -> quarantined {stage, reason}  -> received (`release`) | gone (`drop`)
+    cleaned              -> quarantined {series, reason}    its series breaks a rule of the project; received when it does no longer
 
 A worker that is killed leaves `cleaning` behind: `restore` takes that back, and everything after it may be done twice. An object that
 kills its worker more than `ATTEMPTS` times is quarantined for that.
@@ -10,6 +11,7 @@ kills its worker more than `ATTEMPTS` times is quarantined for that.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from medmesh.archive.objects import Objects
 from medmesh.archive.tables import now_ms
 
 ATTEMPTS = 3
-STAGES = ("receive", "read", "index", "deidentify", "verify", "quality", "consent", "clean")
+STAGES = ("receive", "read", "index", "deidentify", "verify", "quality", "consent", "clean", "series")
 """Where an object can be stopped, in the order in which it passes."""
 
 
@@ -143,8 +145,16 @@ def held_one(connection: sqlite3.Connection, object_id: int) -> Held | None:
 
 def release(connection: sqlite3.Connection, object_id: int) -> bool:
     """Have it go through the pipeline once more: the rules may have changed, or what it contradicted may be gone."""
-    back = "UPDATE objects SET state = 'received', stage = '', reason = '', attempts = 0 WHERE id = ? AND state = 'quarantined'"
-    return connection.execute(back, (object_id,)).rowcount == 1
+    back = (
+        "UPDATE objects SET state = 'received', stage = '', reason = '', attempts = 0 WHERE id = ? AND state = 'quarantined'"
+        " RETURNING scope, study"
+    )
+    row = connection.execute(back, (object_id,)).fetchone()
+    if row is None:
+        return False
+    # Its study is another one then, and is told of again.
+    connection.execute("UPDATE studies SET revision = revision + 1, changed = ? WHERE scope = ? AND uid = ?", (now_ms(), *row))
+    return True
 
 
 def drop(connection: sqlite3.Connection, object_id: int) -> str | None:
@@ -164,6 +174,15 @@ def erase(connection: sqlite3.Connection, objects: Objects, sha256s: Iterable[st
 
 
 # Counting, and studies
+
+
+def held_back(connection: sqlite3.Connection, project: str, stages: Sequence[str]) -> dict[str, int]:
+    """How many of a project's own objects are in quarantine at these stages, by reason."""
+    wanted = (
+        "SELECT o.reason, count(*) FROM objects o JOIN scopes s ON s.id = o.scope WHERE s.project = ? AND s.realm = 'original'"
+        " AND o.state = 'quarantined' AND o.stage IN (SELECT value FROM json_each(?)) GROUP BY 1 ORDER BY 1"
+    )
+    return dict(connection.execute(wanted, (project, json.dumps(list(stages)))).fetchall())
 
 
 def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:

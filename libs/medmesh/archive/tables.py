@@ -23,7 +23,7 @@ from typing import Literal
 from medmesh.errors import Problem
 
 Realm = Literal["original", "clean"]
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another's."""
 
@@ -98,9 +98,11 @@ CREATE TABLE names (
   PRIMARY KEY (scope, tag, kind, key, study)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX names_by_study ON names (study);
--- What the node has yet to put on record, written with the change itself and taken over by id.
-CREATE TABLE records (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+-- What the node has yet to put on record, written with the change itself and taken over by id (`medmesh.archive.records`).
+CREATE TABLE records (id TEXT PRIMARY KEY, body TEXT NOT NULL, open INTEGER NOT NULL DEFAULT 0) STRICT;
 """
+CHANGES = {2: ("ALTER TABLE records ADD COLUMN open INTEGER NOT NULL DEFAULT 0",)}
+"""What brings an index of the version before to each version."""
 
 
 def open_archive(folder: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -139,10 +141,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         found = _version(connection)  # another process may have been faster
         if found > VERSION:
             raise Problem("archive.newer", path=path)
-        if found == 0:
-            for statement in _statements():
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version={VERSION}")
+        for statement in _statements() if found == 0 else [one for to in range(found + 1, VERSION + 1) for one in CHANGES[to]]:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={VERSION}")
 
 
 @lru_cache(1)

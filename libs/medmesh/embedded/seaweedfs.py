@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmesh.embedded import binaries, files, probe
 from medmesh.embedded.ports import HOST
 from medmesh.embedded.process import Command
+from medmesh.errors import Problem
 
 PORTS = tuple(f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3", "admin") for kind in ("", ".grpc"))
 """Every port it opens; one that is not given stays on a fixed number, the same for everybody."""
+
+LEAST_FREE = 1.0
+"""Percent of the disk; with less free it answers every write with an internal error, and says so in its own log only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,10 @@ class SeaweedFS:
 
     @classmethod
     def prepare(cls, folder: Path, ports: dict[str, int], credentials: Path) -> SeaweedFS:
-        """Make the folder, and the credentials at the first start."""
+        """Make the folder, and the credentials at the first start. Raises `Problem` `embedded.no_space`."""
+        disk = shutil.disk_usage(folder.parent)
+        if (free := 100 * disk.free / disk.total) < LEAST_FREE:
+            raise Problem("embedded.no_space", folder=str(folder.parent), free=f"{free:.2f}", least=f"{LEAST_FREE:.0f}")
         if not credentials.exists():
             pair = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(32)}
             files.write(credentials, json.dumps(pair))
@@ -61,6 +69,9 @@ class SeaweedFS:
             "webdav": "false",
             "master.telemetry": "false",
             "volume.preStopSeconds": "0",
+            # Every bucket has volumes of its own, which take only what is in them. Left to itself it allows as many as fit on the disk when
+            # they are full, and answers "internal error" beyond, so a few buckets on a nearly full disk would be too many.
+            "volume.max": "4096",
         }
         pair = json.loads(self.credentials.read_text(encoding="utf-8"))
         keys = [{"accessKey": pair["access_key"], "secretKey": pair["secret_key"]}]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation.common import RoundKind
 from medmesh.contracts.plan import Plan, canonical, plan_hash
 from medmesh.federated.privacy import words
+from medmesh.pipelines import words as pipelines
 
 __all__ = ["Plan", "after_training", "canonical", "evaluates", "explain", "plan_hash", "plan_of"]
 
@@ -236,10 +238,26 @@ def _data(plan: Plan, language: str) -> str:
     if data.kind == "images":
         size = f"{data.image_size}×{data.image_size}"
         return f"{data.modality} 图像，缩放至 {size}" if zh else f"{data.modality} images scaled to {size}"
+    if data.kind == "volumes":
+        size, mm = "×".join(map(str, data.size)), " × ".join(data.spacing or ())
+        if zh:
+            return f"{data.volume} 三维体数据，{f'重采样至 {mm} 毫米并' if mm else ''}裁剪或补齐至 {size}"
+        return f"{data.volume} volumes{f' at {mm} mm' if mm else ''}, cut or filled to {size} voxels"
+    if data.kind == "signals":
+        few = ", ".join(data.channels[:20]) + (" …" if len(data.channels) > 20 else "")
+        if zh:
+            return f"{data.signal} 信号的通道 {few}，{data.rate} 赫兹，{data.length} 个采样点"
+        return f"the channels {few} of {data.signal} signals at {data.rate} Hz, {data.length} samples"
     names = ", ".join(feature.name for feature in data.features[:20]) + (" …" if len(data.features) > 20 else "")
     if zh:
         return f"表格 {data.table} 的字段 {names}，按方案中写明的常数缩放"
     return f"the columns {names} of the table {data.table}, scaled by constants that the plan states"
+
+
+def _prepared(plan: Plan, language: str) -> list[str]:
+    """What is done with the data before training code sees them."""
+    said = pipeline_of(plan.data)
+    return [] if said is None else [pipelines.explain(said, language)]
 
 
 def explain(plan: Plan, language: str = "en") -> list[str]:
@@ -256,6 +274,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
             *_rehearsed(plan, language),
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
+            *_prepared(plan, language),
             f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_ranges(plan, language),
@@ -275,6 +294,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
         *_rehearsed(plan, language),
         f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
+        *_prepared(plan, language),
         f"What leaves: {tensors} tensors a round ({size:.2f} MiB){'' if plan.privacy else ', the number of samples and the loss'}; "
         + _counts(plan, language),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",

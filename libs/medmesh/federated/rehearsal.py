@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from medmesh.canonical import canonical
-from medmesh.contracts.data import DataSchema, TableSchema, decimal
+from medmesh.contracts.data import DataSchema, ImageSchema, TableSchema, decimal
 from medmesh.contracts.plan import Plan, SecureAggregation
 from medmesh.contracts.training import RehearsalReport, Rehearsing, Stage, StageName
 from medmesh.errors import Problem
@@ -43,12 +43,15 @@ Tell = Callable[[StageName], None]
 
 
 def invented(data: DataSchema, count: int, seed: int) -> Samples:
-    """`count` samples of a data schema, every class among them: images of noise that get brighter with the class, or rows with values in
-    their ranges, some missing where they may. Two samples a patient."""
+    """`count` samples of a data schema, every class among them: images, volumes or signals of noise that rises with the class, or rows with
+    values in their ranges, some missing where they may. Two samples a patient."""
     generator = np.random.default_rng(seed)
     y = np.arange(count, dtype=np.int64) % len(data.classes)
     if isinstance(data, TableSchema):
         x = np.stack([encode(_row(data, generator), data) for _ in range(count)])
+    elif data.pipeline is not None or not isinstance(data, ImageSchema):
+        raised = (y / max(1, len(data.classes) - 1)).astype(np.float32).reshape(-1, *(1 for _ in data.shape))
+        x = generator.standard_normal((count, *data.shape), dtype=np.float32) + raised
     else:
         bright = (y * (128 // max(1, len(data.classes) - 1)))[:, None, None, None]
         x = (generator.integers(0, 128, (count, *data.shape)) + bright).clip(0, 255).astype(np.uint8)

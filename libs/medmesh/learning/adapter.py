@@ -19,8 +19,11 @@ OnStep = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Samples:
-    """`x` uint8 [samples, channels, size, size] (0..255 stands for 0..1) or, of a table, float32 [samples, width]; `y` int64 [samples];
-    `patients` int64 [samples], equal for samples of one patient, where they are known."""
+    """`x` uint8 images [samples, channels, size, size] (0..255 stands for 0..1), float32 rows of a table [samples, width], float32 volumes
+    [samples, 1, x, y, z], or float32 signals [samples, channels, length], as `medmesh.contracts.data` says; `y` int64 [samples]; `patients`
+    int64 [samples], equal for samples of one patient, where they are known.
+
+    In a worker `x` lies on the disk (`numpy.memmap`): index it by batches, and no more than a batch is in memory."""
 
     x: np.ndarray
     y: np.ndarray
@@ -123,8 +126,9 @@ def adapter(framework: str) -> Adapter:
 
 
 def float_input(x: np.ndarray) -> np.ndarray:
-    """What models see: images as float32 in 0..1, rows of a table as they are."""
-    return x if x.dtype == np.float32 else x.astype(np.float32) / np.float32(255)
+    """What models see: images as float32 in 0..1, everything else as it is; in memory, also what lay on the disk."""
+    made = np.array(x, dtype=np.float32)
+    return made if x.dtype == np.float32 else made / np.float32(255)
 
 
 def draws(samples: Samples, schedule: Schedule) -> Iterator[list[np.ndarray]]:

@@ -12,6 +12,9 @@ import numpy as np
 from medmesh.errors import Problem
 from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, clipped, draws, float_input, noised
 
+BATCH = 256
+"""Samples that are answered at once."""
+
 
 class NumpyAdapter:
     """See `medmesh.learning.adapter.Adapter`. `module.build(**hyper)` answers {"weight": [features, classes], "bias": [classes]}, or any
@@ -49,7 +52,8 @@ class NumpyAdapter:
         return sum(tail) / len(tail)
 
     def logits(self, model: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-        return (float_input(x).reshape(len(x), -1) @ model["weight"] + model["bias"]).astype(np.float32)
+        parts = [float_input(x[at : at + BATCH]).reshape(len(x[at : at + BATCH]), -1) for at in range(0, max(1, len(x)), BATCH)]
+        return np.concatenate([part @ model["weight"] + model["bias"] for part in parts]).astype(np.float32)
 
     def export_onnx(self, model: dict[str, np.ndarray], example: np.ndarray, path: Path) -> dict[str, Any]:
         raise Problem("package.no_export", framework="numpy")

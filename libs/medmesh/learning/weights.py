@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -103,6 +104,46 @@ def _finite(piece: bytes, dtype: str) -> bool:
 def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Write tensors, sorted by name so that the same tensors are the same bytes."""
     save_file({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, path)  # keeps scalars scalars
+
+
+def save_rows(
+    path: Path, name: str, shape: tuple[int, ...], dtype: str, rows: Iterable[np.ndarray], beside: Mapping[str, np.ndarray]
+) -> None:
+    """Write a tensor [rows, ...] a row at a time (`dtype` as safetensors names it), then those `beside` it, which are small: never more
+    than a row in memory. Raises `ValueError` for a row of another shape, or another number of them."""
+    kind = np.dtype(_NUMPY[dtype]).newbyteorder("<")
+    count, end = 0, math.prod(shape) * kind.itemsize
+    document: dict[str, Any] = {name: {"dtype": dtype, "shape": list(shape), "data_offsets": [0, end]}}
+    for other in signature_of(beside):
+        begin, end = end, end + math.prod(other.shape) * BYTES[other.dtype]
+        document[other.name] = {"dtype": other.dtype, "shape": list(other.shape), "data_offsets": [begin, end]}
+    said = json.dumps(document).encode()
+    said += b" " * (-len(said) % 8)
+    with path.open("wb") as file:
+        file.write(len(said).to_bytes(8, "little") + said)
+        for row in rows:
+            if row.shape != shape[1:]:
+                raise ValueError(f"a row is {row.shape}, not {shape[1:]}")
+            file.write(np.ascontiguousarray(row, dtype=kind).data)
+            count += 1
+        if count != shape[0]:
+            raise ValueError(f"{count} rows, not {shape[0]}")
+        for _, array in sorted(beside.items()):
+            file.write(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+
+
+def mapped(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file, read from the disk when they are looked at: only what is used at the moment is in memory. Raises `Problem`
+    (`weights.malformed`)."""
+    found = header(path)
+    with path.open("rb") as file:
+        begins = 8 + int.from_bytes(file.read(8), "little")
+    made: dict[str, np.ndarray] = {}
+    for name, entry in found.items():
+        kind, shape = np.dtype(_NUMPY[entry["dtype"]]).newbyteorder("<"), tuple(entry["shape"])
+        at = begins + entry["data_offsets"][0]
+        made[name] = np.memmap(path, kind, "r", at, shape) if math.prod(shape) else np.zeros(shape, kind)
+    return made
 
 
 def load(path: Path) -> dict[str, np.ndarray]:

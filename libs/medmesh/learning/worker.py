@@ -44,8 +44,10 @@ class Session:
 
 
 def _samples(path: str) -> Samples:
-    stored = weights.load(Path(path))
-    return Samples(stored["x"], stored["y"], stored.get("patients"))
+    """What is trained on stays on the disk until it is looked at; labels and patients are small."""
+    stored = weights.mapped(Path(path))
+    patients = stored.get("patients")
+    return Samples(stored["x"], np.array(stored["y"]), None if patients is None else np.array(patients))
 
 
 def initial(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 
 from medmesh.errors import Problem
 from medmesh.imaging.reading import pixels, read
-from medmesh.importing.formats import edf, nifti, wav, wfdb
+from medmesh.importing.formats import arrays, edf, nifti, wav, wfdb
 from medmesh.importing.port import Item, Source
 from medmesh.pipelines.data import Data
 
@@ -42,29 +43,21 @@ def load(source: Source, item: Item) -> Data:
     for file in item.files:
         if file.role != "annotation":
             with source.open(file.name) as opened:
-                raw[file.name] = opened.read()
-    if form != "wfdb":
-        return from_file(raw[item.files[0].name], form)
-    header = wfdb.read_header(raw[item.files[0].name])
-    values, _ = wfdb.decode(header, {name.rpartition("/")[2]: data for name, data in raw.items()})
-    units = {one.unit for one in header.signals}
-    return Data(values, rate=header.rate, unit=units.pop() if len(units) == 1 else "")
+                raw[file.name.rpartition("/")[2]] = opened.read()
+    return from_files(form, raw)
 
 
-def from_file(raw: bytes, form: str) -> Data:
-    """One file of a format that is one file."""
+def from_files(form: str, files: Mapping[str, bytes], channels: Sequence[str] = ()) -> Data:
+    """The files of one item, the one that describes the others first; of a signal only these `channels`, in this order, by their names in
+    the file, capitals or not (those of a sound are 1, 2, ...). Raises `Problem` (`formats.*`, `imaging.*`, `pipelines.unfit`)."""
+    raw = next(iter(files.values()))
+    if form in ("wfdb", "edf", "wav"):
+        return _chosen(_channels(form, raw, files), channels)
     if form == "nifti":
         values, header = nifti.decode(raw)
         return Data(values, affine=header.affine)
-    if form == "wav":
-        values, rate = wav.decode(raw)
-        return Data(values, rate=rate, unit="1")
-    if form == "edf":
-        channels, found = edf.decode(raw)
-        signals = [one for one in found.channels if not one.annotations]
-        if len({(one.count, one.unit) for one in signals}) != 1:
-            raise Problem("pipelines.unfit", step="load", reason="signals at different rates or in different units")
-        return Data(np.stack(channels), rate=signals[0].count / found.seconds, unit=signals[0].unit)
+    if form == "npy":
+        return Data(arrays.decode(raw)[""])
     if form == "dicom":
         return _dicom(raw)
     if form in ("png", "jpeg"):
@@ -72,6 +65,39 @@ def from_file(raw: bytes, form: str) -> Data:
             upright = ImageOps.exif_transpose(picture)
             return Data(np.array(upright if upright.mode[:1] in "IF" else upright.convert("L")))
     raise Problem("pipelines.unfit", step="load", reason=f"files of the format {form}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Channel:
+    name: str
+    values: NDArray[np.float32]
+    rate: float
+    unit: str
+
+
+def _channels(form: str, raw: bytes, files: Mapping[str, bytes]) -> list[_Channel]:
+    if form == "wfdb":
+        record = wfdb.read_header(raw)
+        values, _ = wfdb.decode(record, files)
+        return [_Channel(one.label, row, record.rate, one.unit) for one, row in zip(record.signals, values, strict=True)]
+    if form == "edf":
+        rows, header = edf.decode(raw)
+        signals = [one for one in header.channels if not one.annotations]
+        return [_Channel(s.label, row, s.count / header.seconds, s.unit) for s, row in zip(signals, rows, strict=True)]
+    sounds, rate = wav.decode(raw)
+    return [_Channel(str(place), row, rate, "1") for place, row in enumerate(sounds, start=1)]
+
+
+def _chosen(found: list[_Channel], names: Sequence[str]) -> Data:
+    if names:
+        by_name = {one.name.strip().casefold(): one for one in reversed(found)}
+        if missing := [name for name in names if name.strip().casefold() not in by_name]:
+            raise Problem("pipelines.unfit", step="load", reason=f"it has no channel {missing[0]}")
+        found = [by_name[name.strip().casefold()] for name in names]
+    if len({(one.rate, len(one.values)) for one in found}) != 1:
+        raise Problem("pipelines.unfit", step="load", reason="signals at different rates")
+    units = {one.unit for one in found}
+    return Data(np.stack([one.values for one in found]), rate=found[0].rate, unit=units.pop() if len(units) == 1 else "")
 
 
 def _dicom(raw: bytes) -> Data:

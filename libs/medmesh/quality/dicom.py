@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -17,11 +18,13 @@ from medmesh.quality.rules import BLOCKING, Finding
 SMALLEST = 32  # pixels
 UNEVEN = 0.02  # of the median spacing, or 0.05 mm: coordinates are written with few digits
 GAP = 1.5  # times the median spacing: a slice is missing
+GEOMETRY = {"00200032": 3, "00200037": 6, "00280010": 1, "00280011": 1, "00200013": 1}
+"""What a slice is placed by, and how many values each has: position, orientation, rows, columns, instance number."""
 
 
-def check(dataset: Dataset) -> list[str]:
-    """The codes of rules that block, which `dataset` breaks, as `reading.read` returns it; empty when it is fit."""
-    return [finding.code for finding in of_object(dataset) if finding.code in BLOCKING]
+def check(dataset: Dataset, blocking: frozenset[str] = BLOCKING) -> list[str]:
+    """The codes of rules among `blocking` that `dataset` breaks, as `reading.read` returns it; empty when it is fit."""
+    return [finding.code for finding in of_object(dataset) if finding.code in blocking]
 
 
 def of_object(dataset: Dataset) -> list[Finding]:
@@ -62,6 +65,14 @@ def slice_of(dataset: Dataset) -> Slice:
     return Slice(where, orientation, size, int(number) if isinstance(number, int) else None)
 
 
+def slice_of_header(header: Mapping[str, Any]) -> Slice:
+    """The same of a header as DICOM JSON (PS3.18 F), of which the members of `GEOMETRY` are looked at."""
+    position, orientation, rows, columns, number = (_as_numbers(header.get(tag, {}).get("Value"), count) for tag, count in GEOMETRY.items())
+    where = (position[0], position[1], position[2]) if position else None
+    size = (int(rows[0]) if rows else 0, int(columns[0]) if columns else 0)
+    return Slice(where, orientation, size, int(number[0]) if number else None)
+
+
 def of_series(slices: Sequence[Slice]) -> list[Finding]:
     """Of the objects of one series, in any order: what is missing between them, and what does not belong together."""
     found = []
@@ -91,7 +102,10 @@ def of_series(slices: Sequence[Slice]) -> list[Finding]:
 
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    value = dataset.get(keyword)
+    return _as_numbers(dataset.get(keyword), count)
+
+
+def _as_numbers(value: Any, count: int) -> tuple[float, ...] | None:
     try:
         made = tuple(float(one) for one in value) if value is not None else ()
     except (TypeError, ValueError):

@@ -25,12 +25,13 @@ _WORDS = {
         "items": "Items", "rule": "Rule", "count": "Found", "blocks": "keeps items out", "tells": "for judgement", "where": "Where",
         "blocked": "Items kept out", "fit": "Nothing was found.", "pictures": "Pictures", "spread": "Distributions",
         "near": "Near-duplicate pictures", "clusters": "clusters", "largest": "largest", "more": "more",
+        "held": "Held back in quarantine",
     },
     "zh": {
         "quality": "质量报告", "inside": "文件名可能包含患者信息：本页面仅限院内使用。", "kind": "类型", "items": "数量", "rule": "规则",
         "count": "发现",
         "blocks": "阻止入库", "tells": "供判断", "where": "位置", "blocked": "被阻止的条目", "fit": "未发现问题。", "pictures": "缩略图",
-        "spread": "分布", "near": "近似重复图像", "clusters": "组", "largest": "最大组", "more": "其余",
+        "spread": "分布", "near": "近似重复图像", "clusters": "组", "largest": "最大组", "more": "其余", "held": "隔离区中",
     },
 }  # fmt: skip
 
@@ -43,6 +44,11 @@ def page(report: Report, language: str = "en") -> str:
     rows = "".join(f"<tr><td>{escape(kind)}</td><td>{count}</td></tr>" for kind, count in document["items"].items())
     parts.append(f"<table><tr><th>{say['kind']}</th><th>{say['items']}</th></tr>{rows}</table>")
     parts.append(f"<p>{say['blocked']}: <b>{report.blocked}</b></p>")
+    if report.held:
+        rows = "".join(
+            f"<tr><td><code>{escape(reason)}</code></td><td>{count}</td></tr>" for reason, count in document["held_back"].items()
+        )
+        parts.append(f"<p>{say['held']}: <b>{sum(report.held.values())}</b></p><table>{rows}</table>")
     if document["rules"]:
         rows = "".join(_rule(rule, say) for rule in document["rules"])
         heads = "".join(f"<th>{head}</th>" for head in (say["rule"], say["count"], "", say["where"]))

@@ -46,6 +46,8 @@ class Report:
     measures: dict[str, array[float]] = field(default_factory=dict)
     clusters: list[int] = field(default_factory=list)
     """Sizes of clusters of near-duplicate pictures, largest first, those of one left out."""
+    held: dict[str, int] = field(default_factory=dict)
+    """What the rules hold back from the data set, in quarantine: objects by the rules they break."""
 
     def add(self, kind: str, place: str, findings: Iterable[Finding], *, counted: bool = True) -> tuple[str, ...]:
         """What was found of one item (or, not counted, of several together); answers the codes."""
@@ -79,6 +81,8 @@ class Report:
             "title": self.title,
             "items": dict(sorted(self.items.items())),
             "blocked": self.blocked,
+            "blocking": sorted(self.blocking),
+            "held_back": dict(sorted(self.held.items())),
             "rules": [
                 {
                     "code": code,

@@ -42,6 +42,8 @@ def read(folder: Path, schema: DataSchema, seed: int) -> Shares:
     if isinstance(schema, ImageSchema):
         places = sorted({path.parent for path in folder.rglob("labels.csv")})
         found = {place.name if place != folder else "all": list(_images(place, schema, seed)) for place in places}
+    elif not isinstance(schema, TableSchema):
+        raise Problem("simulation.data", reason="volumes and signals are not simulated, images and tables are")
     else:
         found = {path.stem: list(_rows(path, folder / "columns.toml", schema, seed)) for path in sorted(folder.glob("*.csv"))}
     found = {name: samples for name, samples in found.items() if samples}
@@ -112,9 +114,9 @@ def _wrapped(path: Path, number: int, schema: ImageSchema) -> bytes:
 def _rows(path: Path, meaning: Path, schema: TableSchema, seed: int) -> Iterator[Sample]:
     from medmesh.learning.table import Row, read_columns, read_rows
 
-    fitting: Iterable[Row] = (
-        row for row in read_rows(path, read_columns(meaning, schema), schema) if isinstance(row, Row) and row.label is not None
-    )
+    with path.open("rb") as file:
+        read_ = list(read_rows(file, read_columns(meaning, schema), schema))
+    fitting: Iterable[Row] = (row for row in read_ if isinstance(row, Row) and row.label is not None)
     for number, row in enumerate(fitting):
         patient = f"{path.stem}/{row.patient}"
         data = canonical({"item": f"{number:032x}", "values": dict(row.values)})

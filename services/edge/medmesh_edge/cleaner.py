@@ -20,11 +20,12 @@ from medmesh.security.keys import read_secret
 from medmesh.security.residue import lock_down
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.telemetry import log
+from medmesh_edge.archiving import take_over
 from medmesh_edge.cleaning import SECONDS, Cleaner
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import site
 from medmesh_edge.reception import Reception
-from medmesh_edge.review import take_over
+from medmesh_edge.settling import settle
 
 LOOK_SECONDS = 0.2
 WAIT_SECONDS = 5.0
@@ -51,7 +52,9 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
                 log("dicom.clean_waits", level=40, error=problem)
                 await asyncio.sleep(WAIT_SECONDS)
                 continue
-            settled = worker == 0 and (await cleaner.settle(reception().settle_seconds) or bool(await take_over(opened, connection)))
+            settled = worker == 0 and (
+                await settle(opened, connection, reception().settle_seconds) or bool(await take_over(opened, connection))
+            )
             if not (busy or settled):
                 await asyncio.sleep(LOOK_SECONDS)
             else:

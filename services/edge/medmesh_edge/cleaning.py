@@ -6,7 +6,7 @@ Two stores are written, the archive's index and the node's own, in this order, a
     2  node:    patients' keys, de-identified bytes, items (`intake.store`)
     3  archive: the de-identified objects' rows and places; the originals are through
 
-A study nothing more comes for is one record and a new version of its data set, once for each revision of the study.
+What is judged of series as wholes, and told of studies, comes when nothing more comes for them (`settling`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from medmesh.archive.header import Entry
 from medmesh.archive.index import Conflict
 from medmesh.archive.objects import Objects
 from medmesh.archive.same import same
-from medmesh.archive.states import Row, Study
+from medmesh.archive.states import Row
 from medmesh.archive.tables import scope, transaction
 from medmesh.errors import Problem
 from medmesh.telemetry import log
@@ -147,7 +147,7 @@ class Cleaner:
     def _how(self, project: str, called: str) -> How:
         """How the hospital has these de-identified. Raises `Problem`."""
         entry = self._entry(project, called)
-        return intake.how(self._site, None if entry is None else entry.deidentification)
+        return intake.how(self._site, project, None if entry is None else entry.deidentification)
 
     def _made(self, row: Row, how: How) -> Made:
         try:
@@ -215,23 +215,6 @@ class Cleaner:
         else:
             states.quarantine(connection, row.id, "clean", CONFLICTS[conflict])
         return False
-
-    async def settle(self, seconds: float) -> bool:
-        """Tell of studies that are complete."""
-        found = states.due(self._connection, seconds)
-        for study in found:
-            await self._tell(study)
-        return bool(found)
-
-    async def _tell(self, study: Study) -> None:
-        # The node's store first: told there and not yet here, it is told once all the same.
-        async with self._site.unit() as uow:
-            if await uow.journal.remember("dicom.study", f"{study.project}/{study.id}/{study.revision}", uow.now):
-                outcome = intake.Outcome(stored=study.cleaned)
-                outcome.rejected["dicom.quarantined"] = study.quarantined
-                await intake.complete(uow, self._site, study.project, outcome, revision=study.revision)
-        with transaction(self._connection):
-            states.told(self._connection, study)
 
 
 @contextmanager

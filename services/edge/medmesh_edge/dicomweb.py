@@ -7,111 +7,32 @@ Who may is decided by the token that a system shows (`medmesh edge dicomweb`): o
 from __future__ import annotations
 
 import asyncio
-import queue
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
-from sqlite3 import Connection, OperationalError
+from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
-from starlette.requests import ClientDisconnect
 
-from medmesh.archive import indexing, parameters, query
-from medmesh.archive.header import Entry
-from medmesh.archive.objects import Objects
-from medmesh.archive.receive import Origin, Receiver
-from medmesh.archive.tables import known_scope, open_archive
-from medmesh.dicomweb import media, stow
-from medmesh.dicomweb.stow import Sink, Stored, Storing
+from medmesh.archive import parameters, query
+from medmesh.archive.tables import known_scope
+from medmesh.dicomweb import media
 from medmesh.errors import Problem
 from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.security.keys import read_secret
-from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh_edge import patients, withdrawn
+from medmesh_edge import patients, stowing
+from medmesh_edge.archiving import Archive
 from medmesh_edge.clients import Client, authenticate
-from medmesh_edge.patients import HOSPITAL
-from medmesh_edge.ports import Site
-from medmesh_edge.reception import Reception
 
 if TYPE_CHECKING:
     from medmesh.dicomweb.wado import Located, Reply
     from medmesh_edge.node import Node
 
 T = TypeVar("T")
-CONNECTIONS = 4
-QUERY_SECONDS = 10.0
-"""How long a query may read; then it is too broad."""
-PIECE = 256 * 1024
-"""What is gathered of a body before a thread takes it."""
 READING = "read"
 WRITING = "write"
-
-
-class Archive:
-    """The node's archive, for requests: opened at the first, in threads."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self._connections: queue.LifoQueue[Connection] = queue.LifoQueue()
-        self._opened = 0
-
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """One to read with, for a thread; it stops by itself."""
-        if self._connections.empty() and self._opened < CONNECTIONS:
-            self._opened += 1
-            self._connections.put(open_archive(self.site.layout.archive))
-        given = self._connections.get()
-        end = time.monotonic() + QUERY_SECONDS
-        given.set_progress_handler(lambda: time.monotonic() > end, 20_000)
-        try:
-            yield given
-        except OperationalError as error:
-            if "interrupted" in str(error):
-                raise Problem("archive.query_broad", most=query.SCANNED) from None
-            raise
-        finally:
-            given.set_progress_handler(None, 0)
-            self._connections.put(given)
-
-    @cached_property
-    def objects(self) -> Objects:
-        """The originals' bytes."""
-        return Objects(self.site.layout.archive, Wrapping(self.site.keys, HOSPITAL))
-
-    @cached_property
-    def receiver(self) -> Receiver:
-        """Takes objects in, as the processes that receive from a PACS do."""
-        path = self.site.layout.dicom
-        settings = Reception.read(path) if path.exists() else Reception()
-        wrapping = Wrapping(self.site.keys, HOSPITAL)
-        return Receiver(self.site.layout.archive, wrapping, reserve=settings.reserve_mib * 2**20, backlog=settings.backlog)
-
-    def close(self) -> None:
-        """Commit what waits, and close."""
-        if "receiver" in self.__dict__:
-            self.receiver.close()
-        while not self._connections.empty():
-            self._connections.get().close()
-
-
-class _Taking:
-    """An arriving object, as STOW-RS wants it."""
-
-    def __init__(self, receiver: Receiver, origin: Origin) -> None:
-        self._arrival = receiver.begin_file(origin)
-        self.write = self._arrival.write
-        self.abandon = self._arrival.abandon
-
-    def finish(self) -> Stored:
-        """See `medmesh.dicomweb.stow.Sink`."""
-        found = self._arrival.finish()
-        return Stored(found.status, found.sop_class, found.sop, found.study, found.series, found.id, found.known)
 
 
 def routes(node: Node, archive: Archive) -> APIRouter:
@@ -137,12 +58,11 @@ def routes(node: Node, archive: Archive) -> APIRouter:
     async def work(client: Client, run: Callable[[Connection, int], T]) -> T:
         """In a thread, on a connection, in the client's realm."""
 
-        def inside() -> T:
-            with archive.connection() as connection:
-                scope = known_scope(connection, client.project, client.realm)
-                return run(connection, -1 if scope is None else scope)
+        def inside(connection: Connection) -> T:
+            scope = known_scope(connection, client.project, client.realm)
+            return run(connection, -1 if scope is None else scope)
 
-        return await asyncio.to_thread(inside)
+        return await archive.work(inside)
 
     async def recorded(client: Client, entry: AuditEntry, run: Callable[[], Any]) -> Any:
         """What `run` makes, once the record of it is on the disk, also where it fails. It tells the patients' IDs as the realm has them."""
@@ -337,67 +257,10 @@ def routes(node: Node, archive: Archive) -> APIRouter:
 
     async def take(request: Request, study: str) -> Response:
         client = await admitted(request, WRITING)
-
-        async def run() -> tuple[tuple[int, dict[str, str], bytes], dict[str, int], tuple[str, ...]]:
-            media.choose(media.accepted(request.headers.get("accept")), (media.JSON, "application/json"))
-            found = await _store(archive, request, client, study)
-            kept = [one for one in found if one.status == 0]
-            known = sum(1 for one in kept if one.known)
-            detail = {"stored": len(kept) - known, "known": known, "failed": len(found) - len(kept)}
-            return stow.answer(found, root(request, client)), detail, ()
-
-        status, headers, body = await recorded(client, AuditEntry("dicomweb.store", "C"), run)
+        status, headers, body = await stowing.take(archive, request, client, study, root(request, client))
         return Response(body, status_code=status, media_type=media.JSON, headers=headers)
 
     return router
-
-
-async def _store(archive: Archive, request: Request, client: Client, study: str) -> list[Stored]:
-    """A request's objects, received as they come, and in the index when this ends."""
-    address = request.client.host if request.client else ""
-    origin = Origin(client.project, "dicom-web", client.name, address, study)
-    receiver = await asyncio.to_thread(lambda: archive.receiver)
-    reason = await asyncio.to_thread(receiver.refuses)
-    if reason:
-        raise Problem("dicomweb.no_room", retry=stow.RETRY_SECONDS)
-
-    def begin() -> Sink:
-        return _Taking(receiver, origin)
-
-    storing = Storing(request.headers.get("content-type"), begin)
-    try:
-        held: list[bytes] = []
-        size = 0
-        async for piece in request.stream():
-            held.append(piece)
-            size += len(piece)
-            if size >= PIECE:
-                await asyncio.to_thread(storing.feed, b"".join(held))
-                held, size = [], 0
-        if held:
-            await asyncio.to_thread(storing.feed, b"".join(held))
-        found = await asyncio.to_thread(storing.finish)
-    except ClientDisconnect:
-        raise Problem("dicomweb.multipart", reason="cut short") from None
-    finally:
-        await asyncio.to_thread(storing.close)
-    return await asyncio.to_thread(_place, archive, found)
-
-
-def _place(archive: Archive, found: list[Stored]) -> list[Stored]:
-    """Into the index at once, so that what was stored is found; the sender is told of what contradicts it."""
-    with archive.connection() as connection:
-        fresh = [one.id for one in found if one.status == 0 and not one.known]
-        refused = indexing.place(connection, archive.objects, fresh, lambda entries: _away(archive.site, entries))
-    return [Stored(refused[one.id], one.sop_class, one.sop, one.study, one.series, one.id) if one.id in refused else one for one in found]
-
-
-def _away(site: Site, entries: Sequence[Entry]) -> set[str]:
-    """Which of these instances are of patients who were forgotten and stay away."""
-    key = read_secret(site.layout.site_key).strip()
-    whose = {one.sop: pseudonym(one.patient_id or f"study {one.study}", key) for one in entries}
-    away = withdrawn.away(site, set(whose.values()))
-    return {sop for sop, patient in whose.items() if patient in away}
 
 
 async def _pieces(begun: list[bytes], rest: Iterator[bytes]) -> AsyncIterator[bytes]:

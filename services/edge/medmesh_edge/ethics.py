@@ -28,7 +28,10 @@ _SIGNALS = frozenset(("ECG", "EEG", "EMG", "EOG", "EPS", "HD", "RESP", "AU"))  #
 
 def kind_of(modality: str) -> str:
     """Of what kind an item is, by its modality."""
-    return "table" if modality.startswith("table:") else "signal" if modality in _SIGNALS else "image"
+    group, named, _ = modality.partition(":")
+    if named:
+        return {"volume": "image"}.get(group, group)
+    return "signal" if modality in _SIGNALS else "image"
 
 
 @dataclass(frozen=True, slots=True)

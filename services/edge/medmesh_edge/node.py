@@ -21,7 +21,7 @@ from medmesh.service.doorstep import Doorstep
 from medmesh.service.programs import TICK_SECONDS, Verification
 from medmesh.tasks import end
 from medmesh.telemetry import log
-from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples, secure
+from medmesh_edge import consent, forgetting, inbox, models, outgoing, preparing, renewal, samples, secure
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.dicom import Processes
 from medmesh_edge.ports import Site, site
@@ -42,7 +42,7 @@ class Node:
 
     def __init__(self, site: Site, gateway: Gateway, programs: Verification | None = None) -> None:
         from medmesh.serving.repository import Repository
-        from medmesh_edge.dicomweb import Archive
+        from medmesh_edge.archiving import Archive
 
         self.site = site
         self.gateway = gateway
@@ -62,6 +62,7 @@ class Node:
             ("requests", lambda: outgoing.send_one(self.site, self.gateway)),
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
+            ("pipelines", preparing.Ahead(self.site).step),
             ("secure", self.rounds.phases),
             ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),
@@ -195,6 +196,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway, programs)
         stack.callback(node.archive.close)
+        await node.archive.recover()
         settings = opened.settings
         door = serve(application(node), host=host or settings.host, port=settings.port if port is None else port)
         files.write(opened.layout.port, str(await stack.enter_async_context(door)))

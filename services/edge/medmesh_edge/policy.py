@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
@@ -23,6 +23,10 @@ from medmesh.federated.plan import update_bytes
 from medmesh.federated.privacy.accountant import Part
 from medmesh.federated.privacy.budget import part, rounds_within, together
 from medmesh.learning.isolation import Limits
+from medmesh.quality.rules import BLOCKING, known
+
+USUAL = "default"
+"""Among the rules of quality of a data set: those that block by themselves."""
 
 DEFAULT = """\
 # 本院策略：本文件由医院所有，平台无权更改。 The hospital's policy: this file is the hospital's; the platform cannot change it.
@@ -62,6 +66,9 @@ install = true            # 自动安装已验证的模型 install releases that
 [patients]
 ethics = true                 # 须有有效的伦理批件方可导入和使用 nothing is taken in or used without an ethics committee's approval
 forget_second_person = true   # 遗忘患者须本院第二人批准 forgetting a patient waits for a second person
+
+[quality]                     # 各数据集的阻断规则 the rules of quality that keep an object out, by data set; "*": of every other one
+"*" = ["default"]             # 规则名见 the rules' names: `medmesh edge quality --help`；default 为默认的一组 stands for the usual ones
 """
 
 
@@ -98,6 +105,12 @@ class Policy:
     install: bool = False
     ethics: bool = False
     forget_second_person: bool = True
+    quality: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def blocking(self, dataset: str) -> frozenset[str]:
+        """The rules of quality (`medmesh.quality.rules`) that keep an object out of a data set."""
+        words = self.quality.get(dataset, self.quality.get("*", (USUAL,)))
+        return frozenset(words) - {USUAL} | (BLOCKING if USUAL in words else frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,7 @@ class Cohort:
 
 
 _TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads"), "models": ("install",), "patients": ("ethics", "forget_second_person")}
+_TABLES["quality"] = ("quality",)
 _TABLES["federation"] = tuple(f.name for f in fields(Policy) if f.name not in {name for table in _TABLES.values() for name in table})
 _CHOICES = {"other_code": ("ask", "refuse"), "privacy": ("none", "any", "hospital", "patient"), "memorised": ("off", "note", "refuse")}
 
@@ -124,6 +138,9 @@ def read(path: Path) -> Policy:
         for table, given in tomllib.loads(path.read_text(encoding="utf-8")).items():
             if table not in _TABLES or not isinstance(given, dict):
                 raise ValueError(f"unknown table {table}")
+            if table == "quality":
+                values[table] = _quality(given)
+                continue
             for name, value in given.items():
                 if name not in _TABLES[table]:
                     raise ValueError(f"[{table}] {name} is unknown")
@@ -133,6 +150,18 @@ def read(path: Path) -> Policy:
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise Problem("policy.invalid", reason=str(error)) from None
     return Policy(**values)
+
+
+def _quality(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The lists of rules by data set. Raises `ValueError`."""
+    for dataset, words in given.items():
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"[quality] {dataset} is a list of rules")
+        try:
+            known(set(words) - {USUAL})
+        except Problem as problem:
+            raise ValueError(f"[quality] {dataset}: {problem.detail()}") from None
+    return {dataset: tuple(words) for dataset, words in given.items()}
 
 
 def _value(table: str, name: str, value: Any) -> Any:

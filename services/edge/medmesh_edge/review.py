@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from typing import Any
 
-from medmesh.archive import index, states
+from medmesh.archive import records, states
 from medmesh.archive.states import Held
 from medmesh.archive.tables import open_archive, transaction
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
-from medmesh.store.unit import AuditEntry, Entity
+from medmesh.store.unit import Entity
+from medmesh_edge.archiving import record_body, take_over
 from medmesh_edge.originals import objects
 from medmesh_edge.ports import Site
+
+
+def at_stage(site: Site, stage: str) -> list[int]:
+    """The numbers of all that is held back at a stage, oldest first."""
+    connection = open_archive(site.layout.archive, read_only=True)
+    try:
+        wanted = "SELECT id FROM objects WHERE state = 'quarantined' AND stage = ? ORDER BY id"
+        return [int(row[0]) for row in connection.execute(wanted, (stage,))]
+    finally:
+        connection.close()
 
 
 async def release(site: Site, object_id: int) -> None:
@@ -53,23 +62,5 @@ def _held(connection: sqlite3.Connection, object_id: int) -> Held:
 
 def _to_record(connection: sqlite3.Connection, site: Site, verb: str, action: str, held: Held) -> None:
     """Which object it was is told by a number that means something here alone."""
-    entities = [["dataset", f"{site.settings.hospital}/{held.project}"], ["object", str(held.id)]]
-    body: dict[str, object] = {"verb": verb, "action": action, "entities": entities}
-    index.record(connection, new_id(), body | {"detail": {"stage": held.stage, "reason": held.reason}})
-
-
-async def take_over(site: Site, connection: sqlite3.Connection) -> int:
-    """Put on record what the archive left to be; how many. Killed between the two stores, it is done once all the same."""
-    rows: list[tuple[str, str]] = connection.execute("SELECT id, body FROM records ORDER BY id LIMIT 100").fetchall()
-    if not rows:
-        return 0
-    async with site.unit() as uow:
-        for identifier, text in rows:
-            if await uow.journal.remember("archive.records", identifier, uow.now):
-                body: dict[str, Any] = json.loads(text)
-                entities = tuple(Entity(*one) for one in body["entities"])
-                verb = body["verb"]
-                uow.audit(AuditEntry(verb, body["action"], entities=entities, detail=body["detail"]))
-    with transaction(connection):
-        connection.executemany("DELETE FROM records WHERE id = ?", [(identifier,) for identifier, _ in rows])
-    return len(rows)
+    about = (Entity("dataset", f"{site.settings.hospital}/{held.project}"), Entity("object", str(held.id)))
+    records.add(connection, new_id(), record_body(verb, action, about, {"stage": held.stage, "reason": held.reason}))

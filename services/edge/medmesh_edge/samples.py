@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import numpy as np
 from sqlalchemy import JSON, bindparam, func, select, tuple_
 
 from medmesh.canonical import parse
-from medmesh.contracts.data import DataSchema, TableSchema
+from medmesh.contracts.data import DataSchema, ImageSchema, SignalSchema, TableSchema, VolumeSchema
 from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
 from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
 from medmesh.store.prepared import Prepared
+from medmesh_edge import pipelines
 from medmesh_edge.patients import images, opened
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
@@ -94,21 +95,41 @@ def values(site: Site, row: Any, schema: TableSchema) -> np.ndarray:
     return encode(parse(stored)["values"], schema)
 
 
+def fitting(site: Site, row: Any, schema: VolumeSchema | SignalSchema) -> np.ndarray:
+    """float32 [*schema.shape] of one stored volume or signal. Raises `Problem` (`pipelines.unfit`)."""
+    from medmesh.pipelines.fitting import decoded, fitted
+
+    stored = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
+    return fitted(decoded(stored, schema), schema)
+
+
+def sample(site: Site, row: Any, schema: DataSchema) -> np.ndarray:
+    """[*schema.shape] of one stored item, as a worker is given it. Raises `Problem` (`data.row`, `pipelines.unfit`)."""
+    match schema:
+        case ImageSchema():
+            return image(site, row, schema.image_size, schema.channels)
+        case TableSchema():
+            return values(site, row, schema)
+        case _:
+            return fitting(site, row, schema)
+
+
 async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:
-    """A safetensors file with `x` (uint8 [samples, channels, size, size], or float32 [samples, width] of a table), `y` int64 [samples] and
-    `patients` int64 [samples] (equal for samples of one patient, and nothing else), and how many samples. Raises `Problem` (`data.row`)
-    for a row of a table that does not fit the plan's schema."""
+    """A safetensors file with `x` ([samples, *shape], uint8 of images that went through no pipeline, else float32), `y` int64 [samples] and
+    `patients` int64 [samples] (equal for samples of one patient, and nothing else), and how many samples; written a sample at a time.
+    Raises `Problem` (`data.row`, `pipelines.*`) for a sample that does not fit the plan's schema."""
     found = await rows(site, schema, held_out=held_out)
     return await arrays(site, schema, found), len(found)
 
 
 async def arrays(site: Site, schema: DataSchema, found: Sequence[Any]) -> Path:
     """The same of these samples, in this order."""
+    made = await pipelines.ensure(site, schema, found)
     name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label, r.patient) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
-        await asyncio.to_thread(_write, site, schema, found, path)
+        await asyncio.to_thread(_write, site, schema, found, path, made)
     return path
 
 
@@ -117,27 +138,31 @@ def truth(schema: DataSchema, found: Sequence[Any]) -> np.ndarray:
     return np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
 
 
-def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
-    x = np.zeros((len(found), *schema.shape), dtype=np.float32 if schema.kind == "table" else np.uint8)
-    for place, row in enumerate(found):
-        x[place] = values(site, row, schema) if schema.kind == "table" else image(site, row, schema.image_size, schema.channels)
+def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path, outputs: Mapping[str, str]) -> None:
     patients = np.unique([row.patient for row in found], return_inverse=True)[1].astype(np.int64)
     temporary = path.with_suffix(".new")
-    weights.save({"x": x, "y": truth(schema, found), "patients": patients}, temporary)
+    made = (pipelines.read(site, row, outputs[row.object]) if outputs else sample(site, row, schema) for row in found)
+    shape, dtype = (len(found), *schema.shape), "U8" if schema.kind == "images" and schema.pipeline is None else "F32"
+    weights.save_rows(temporary, "x", shape, dtype, made, {"y": truth(schema, found), "patients": patients})
     temporary.replace(path)
 
 
 def forget_arrays(site: Site) -> None:
     """Wipe arrays made of images: they lie in the clear while somebody trains on them, and no longer."""
-    for path in site.layout.cache.glob("*.safetensors") if site.layout.cache.exists() else ():
-        wipe(path)
+    if site.layout.cache.exists():
+        for path in (*site.layout.cache.glob("*.safetensors"), *site.layout.cache.glob("*.new")):  # a kill may leave half of one
+            wipe(path)
 
 
 def _hidden(number: int) -> int | None:
     return None if number < SMALL_CELL else number
 
 
-def _declared(options: str) -> str:
+def _declared(kind: str, options: str) -> str:
+    if kind.startswith("table:"):
+        return "allow-list of columns"
+    if kind.startswith(("volume:", "signal:")):
+        return "samples and geometry alone; headers rewritten"
     return f"PS3.15 Basic Profile; {options}" if options else "PS3.15 Basic Profile"
 
 
@@ -156,5 +181,5 @@ async def descriptor(site: Site, dataset: str) -> Descriptor:
         samples=_hidden(len(found)),
         patients=_hidden(len({row.patient for row in found})),
         labels={label: _hidden(number) for label, number in sorted(labels.items())},
-        deidentification="allow-list of columns" if kind.startswith("table:") else _declared(site.settings.deidentification),
+        deidentification=_declared(kind, site.settings.deidentification),
     )

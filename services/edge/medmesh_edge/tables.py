@@ -70,13 +70,13 @@ items = Table(
     Column("item", String(64), primary_key=True),
     Column("dataset", String(63), nullable=False),
     Column("patient", String(64), nullable=False),
-    Column("modality", String(80), nullable=False, comment="of images, or `table:<name>` for a row of a table"),
+    Column("modality", String(80), nullable=False, comment="of images; `volume:MR`, `signal:ECG`, `text:note`, `table:<name>`"),
     Column("object", String(64), nullable=False),
     Column("label", String(80)),
     Column("held_out", Boolean, nullable=False),
     Column("ethics", String(64), nullable=False, server_default=text("''"), comment="the approval it was taken in under"),
     Column("at", Timestamp, nullable=False),
-    comment="de-identified objects: images by their new SOP instance UID's hash, rows by patient and visit; `patient` is a pseudonym",
+    comment="de-identified: images by their new UID's hash, rows by patient and visit, files by content; `patient` is a pseudonym",
 )
 
 patients = Table(
@@ -86,6 +86,17 @@ patients = Table(
     Column("key", Text, nullable=False),
     Column("at", Timestamp, nullable=False),
     comment="a patient's key, wrapped by the hospital's; the row goes, and with it what lies under the key",
+)
+
+outputs = Table(
+    "pipeline_outputs",
+    METADATA,
+    Column("object", String(64), primary_key=True),
+    Column("pipeline", String(64), primary_key=True),
+    Column("patient", String(64), nullable=False),
+    Column("output", String(64), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what the pipeline of this hash made of an item's object: an object under the patient's key",
 )
 
 ethics_approvals = Table(

@@ -29,6 +29,7 @@ CALLERS = {
     "_escrowed": 1,
     "on_record": 1,
     "_to_record": 2,
+    "record_body": 0,
 }
 """Functions that pass a verb on, and the place of the verb among their arguments."""
 

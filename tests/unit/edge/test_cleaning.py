@@ -20,11 +20,13 @@ from medmesh.archive.tables import open_archive, transaction
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.store.objects.envelope import Wrapping
-from medmesh_edge import cleaning, forgetting, patients, review
+from medmesh_edge import cleaning, forgetting, patients, review, settling
 from medmesh_edge.cleaning import Cleaner
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site, site
+from medmesh_edge.quality import held, judge
 from medmesh_edge.reception import Accept
+from medmesh_edge.settling import settle
 from medmesh_edge.tables import datasets, items
 
 
@@ -83,14 +85,14 @@ async def test_a_study_is_told_once_and_again_when_more_comes(private: Path) -> 
             return [one["detail"] for one in records(private) if one["sub"] == "edge.ingest"]
 
         receive(receiver, image(1), image(2))
-        assert not await cleaner.settle(0), "something of it is on its way"
+        assert not await settle(at, cleaner._connection, 0), "something of it is on its way"
         await through(cleaner)
-        assert not await cleaner.settle(60), "more may come"
-        assert await cleaner.settle(0)
-        assert not await cleaner.settle(0)
+        assert not await settle(at, cleaner._connection, 60), "more may come"
+        assert await settle(at, cleaner._connection, 0)
+        assert not await settle(at, cleaner._connection, 0)
         receive(receiver, image(3), b"x" * 200)
         await through(cleaner)
-        assert await cleaner.settle(0)
+        assert await settle(at, cleaner._connection, 0)
         assert told() == [
             {"stored": 2, "known": 0, "rejected": 0, "revision": 2},
             {"stored": 3, "known": 0, "rejected": 0, "revision": 3},
@@ -99,7 +101,7 @@ async def test_a_study_is_told_once_and_again_when_more_comes(private: Path) -> 
             assert (await uow.execute(select(datasets.c.version))).scalar_one() == 2
         with transaction(cleaner._connection) as connection:
             connection.execute("UPDATE studies SET settled = 2")  # as if it had been killed between the two stores
-        assert await cleaner.settle(0)
+        assert await settle(at, cleaner._connection, 0)
         assert len(told()) == 2
 
 
@@ -287,3 +289,99 @@ async def test_a_policy_that_is_broken_costs_no_object(private: Path) -> None:
         at.layout.policy.write_text("")
         await through(cleaner)
         assert rows(private, STATES) == [("cleaned", "", "")]
+
+
+def stack(missing: int = 0, count: int = 5) -> list[pydicom.Dataset]:
+    """A series, 1 mm apart, without its slice number `missing`."""
+    dice = np.random.default_rng(1)
+    made = []
+    for number in range(1, count + 1):
+        one = image(number, InstanceNumber=number, ImagePositionPatient=[0, 0, float(number)], ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+        one.PixelData = dice.integers(0, 900, (one.Rows, one.Columns), np.int16).tobytes()
+        made.append(one)
+    return [one for one in made if one.InstanceNumber != missing]
+
+
+async def test_what_blocks_is_the_projects_to_say(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        at.layout.policy.write_text('[quality]\nbrain = ["clipped"]\n')
+        receive(receiver, flat())  # constant, which blocks by itself
+        await through(cleaner)
+        assert rows(private, STATES) == [("cleaned", "", "")]
+        at.layout.policy.write_text('[quality]\nbrain = ["clipped", "default"]\n"*" = []\n')
+        white = image(2)
+        white.PixelData = np.where(np.arange(white.Rows * white.Columns) % 2, 32767, 5).astype(np.int16).tobytes()
+        receive(receiver, white, flat())
+        await through(cleaner)
+        assert rows(private, STATES)[1:] == [("quarantined", "quality", "clipped")], "the same object again is known"
+        report = await judge(at, "brain")
+        assert report.held == {"clipped": 1}
+        assert {one["code"]: one["blocking"] for one in report.document()["rules"]}["constant_image"]
+        at.layout.policy.write_text('[quality]\nheart = ["missing_slice"]\n')
+        with pytest.raises(Problem, match="missing_slices"):
+            at.policy()
+
+
+async def test_a_series_with_a_hole_is_held_back_until_it_is_whole(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+
+        async def here() -> int:
+            async with at.unit() as uow:
+                return len(await uow.all(select(items.c.item)))
+
+        receive(receiver, *stack(missing=3))
+        await through(cleaner)
+        assert await here() == 4
+        assert await settle(at, cleaner._connection, 0)
+        assert rows(private, STATES) == [("quarantined", "series", "missing_slices")] * 4
+        assert (await here(), rows(private, "SELECT count(*) FROM objects")) == (0, [(4,)]), "nothing of it is in the data set"
+        assert not list(at.objects.objects()), "nor are its bytes kept"
+        assert [one["detail"]["rejected"] for one in records(private) if one["sub"] == "edge.ingest"] == [4]
+        assert held(at, "brain") == {"missing_slices": 4}
+
+        await review.release(at, states.held(cleaner._connection)[0].id)
+        await through(cleaner)
+        await settle(at, cleaner._connection, 0)
+        assert rows(private, STATES) == [("quarantined", "series", "missing_slices")] * 4, "as nothing changed"
+
+        receive(receiver, *(one for one in stack() if one.InstanceNumber == 3))
+        for _ in range(2):
+            await through(cleaner)
+            await settle(at, cleaner._connection, 0)
+        assert rows(private, STATES) == [("cleaned", "", "")] * 5
+        assert await here() == 5
+        assert not await settle(at, cleaner._connection, 0)
+
+
+async def test_a_series_with_a_hole_is_no_matter_where_the_project_says_so(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        at.layout.policy.write_text('[quality]\nbrain = ["constant_image"]\n')
+        receive(receiver, *stack(missing=3))
+        await through(cleaner)
+        await settle(at, cleaner._connection, 0)
+        assert rows(private, STATES) == [("cleaned", "", "")] * 4
+
+
+async def test_killed_while_a_series_is_held_back_it_comes_to_the_same(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, *stack(missing=3))
+        await through(cleaner)
+
+        def killed(*_: Any, **__: Any) -> Any:
+            raise Killed
+
+        for module, name in ((at.objects, "delete"), (states, "forget"), (states, "quarantine"), (settling, "_tell"), (states, "told")):
+            with monkeypatch.context() as patched:
+                patched.setattr(module, name, killed)
+                with pytest.raises(Killed):
+                    await settle(at, cleaner._connection, 0)
+        await settle(at, cleaner._connection, 0)
+        assert rows(private, STATES) == [("quarantined", "series", "missing_slices")] * 4
+        assert rows(private, "SELECT count(*) FROM objects") == [(4,)]
+        assert not list(at.objects.objects())
+        assert [one["detail"] for one in records(private) if one["sub"] == "edge.ingest"] == [
+            {"stored": 0, "known": 0, "rejected": 4, "revision": 4}
+        ]

@@ -12,6 +12,7 @@ from PIL import Image
 from medmesh.errors import Problem
 from medmesh.imaging.reading import read, wrap
 from medmesh_edge.intake import ingest, prepare
+from medmesh_edge.policy import Policy
 
 KEY = b"the hospital's key, 32 bytes long"
 RULES = '[[rules]]\nname = "strip at the top"\nmodality = ["RF"]\nthen = "mask"\nblank = [[0, 0, 40, 6]]'
@@ -54,7 +55,7 @@ async def test_a_wrong_word_stops_before_the_first_file(tmp_path: Any, options: 
     (tmp_path / "key").chmod(0o600)
     (tmp_path / "gate.toml").write_text(rules)
     layout = SimpleNamespace(site_key=tmp_path / "key", gate=tmp_path / "gate.toml")
-    site: Any = SimpleNamespace(layout=layout, settings=SimpleNamespace(deidentification=options))
+    site: Any = SimpleNamespace(layout=layout, settings=SimpleNamespace(deidentification=options), policy=Policy)
     with pytest.raises(Problem) as refused:
         await ingest(site, tmp_path, "brain")
     assert refused.value.code == code

@@ -198,7 +198,8 @@ def quarantine() -> None:
     """What was held back: looked at, released or dropped by a person.  隔离区。
 
     Stages: receive (the data set does not parse), read, index (a UID or a patient contradicts what is here), deidentify (burned-in text),
-    verify (something identifying was left), quality. Nothing is ever overwritten, and nothing leaves the quarantine by itself.
+    verify (something identifying was left), quality (rules of policy.toml that block), consent, clean, series (its series breaks such a
+    rule). Nothing is ever overwritten, and nothing leaves the quarantine by itself but a series that becomes whole.
     """
 
 
@@ -256,13 +257,28 @@ def show_held(folder: Path, number: int, out: Path | None) -> int:
 
 @quarantine.command()
 @FOLDER
-@click.argument("number", type=int)
-def release(folder: Path, number: int) -> int:
-    """Have object NUMBER go through the pipeline once more; it is held back again where nothing changed.  重新处理。"""
+@click.argument("numbers", type=int, nargs=-1)
+@click.option("--stage", help="Instead of numbers: all that is held back at this stage.")
+def release(folder: Path, numbers: tuple[int, ...], stage: str | None) -> int:
+    """Have objects NUMBERS go through the pipeline once more; they are held back again where nothing changed.  重新处理。
+
+    \b
+    medmesh edge dicom quarantine release 17
+    medmesh edge dicom quarantine release --stage series     after a rule of policy.toml was changed
+    """
     from medmesh_edge import review
 
-    on_site(folder, lambda site: review.release(site, number))
-    click.echo(say("released", "已放行，重新处理"))
+    if bool(numbers) == bool(stage):
+        raise click.UsageError(say("give numbers, or --stage", "请给出编号或 --stage"))
+
+    async def work(site: Any) -> int:
+        wanted = review.at_stage(site, stage) if stage else numbers
+        for number in wanted:
+            await review.release(site, number)
+        return len(wanted)
+
+    count = on_site(folder, work)
+    click.echo(say(f"released: {count}", f"已放行，重新处理：{count}"))
     return 0
 
 

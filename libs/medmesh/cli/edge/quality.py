@@ -17,17 +17,27 @@ from medmesh.cli.session import show
 @FOLDER
 @click.argument("dataset")
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with pictures and distributions there.")
-@click.option("--block", multiple=True, help="A rule that keeps items out, instead of those that do by themselves; may be given again.")
+@click.option("--block", multiple=True, help="A rule that keeps items out, instead of those of policy.toml; may be given again.")
 def quality(folder: Path, dataset: str, page: Path | None, block: tuple[str, ...]) -> int:
     """Judge every image and row of DATASET by the quality rules; recorded, and nothing leaves the node.  检查数据集质量。
 
-    Ends with 1 when items would be kept out. The page shows pictures of patients, so it stays inside the hospital.
+    Ends with 1 when items would be kept out. The page shows pictures of patients, so it stays inside the hospital. Which rules keep
+    objects out is said by data set in the node's policy.toml; what they hold back is in `medmesh edge dicom quarantine list`.
+
+    \b
+    [quality]
+    "*" = ["default"]                          # every other data set: the usual ones
+    brain-mri = ["default", "uneven_spacing"]  # this one: they and another
+
+    Of an object: missing_modality, too_small, bits_inconsistent, not_greyscale, unreadable_pixels, constant_image, clipped, few_levels,
+    not_finite. Of a series, once nothing more comes for it: missing_slices, uneven_spacing, duplicate_instance_number, mixed_orientation,
+    mixed_size. The usual ones: `blocking` of the report.
     """
     from medmesh.quality.html import page as drawn
-    from medmesh.quality.rules import BLOCKING, known
+    from medmesh.quality.rules import known
     from medmesh_edge.quality import judge
 
-    blocking = known(block) if block else BLOCKING
+    blocking = known(block) if block else None
     with click.progressbar(length=1, label=dataset, hidden=not sys.stderr.isatty(), file=sys.stderr) as bar:
 
         def progress(done: int, total: int) -> None:
