@@ -6,7 +6,7 @@ A decision is one transaction with its record. The note as it came is erased aft
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,8 +135,7 @@ async def release(site: Site, number: int, by: str, *, keep: Sequence[int] = (),
         if row is None:
             raise Problem("text.not_held", number=number)
         note = await _note(uow, site, row)
-        if refused := await refused_of(uow, site, [row], row.ethics):
-            raise Problem(refused[row.item])
+        _may(await refused_of(uow, site, [row], row.ethics))
     review = note.review.accept(set(note.review.open) - set(keep), by).reject(keep, by)
     for start, end in also:
         if end > len(note.text):
@@ -147,8 +146,7 @@ async def release(site: Site, number: int, by: str, *, keep: Sequence[int] = (),
     labels = {row.item: Label(row.label, row.split)} if row.label or row.split else {}
     key, outcome = read_secret(site.layout.site_key).strip(), Outcome()
     # Stored first: killed before the decision is written, it is decided again, and a rejection takes it away.
-    if refused := await intake.store(site, row.dataset, [(row.item, made)], labels, key, outcome, ethics=row.ethics):
-        raise Problem(refused[row.item])
+    _may(await intake.store(site, row.dataset, [(row.item, made)], labels, key, outcome, ethics=row.ethics))
     async with site.unit() as uow:
         decided = {"state": "released", "review": review.document(), "by": by[:80], "at": uow.now}
         done = await uow.execute(update(held_texts).where(_HELD, *_numbered(number), held_texts.c.digest == row.digest).values(decided))
@@ -180,6 +178,11 @@ async def sweep(site: Site) -> None:
         await site.objects.delete(row.object)
         async with site.unit() as uow:
             await uow.execute(update(held_texts).where(~_HELD, *_numbered(row.number)).values(object=""))
+
+
+def _may(refused: Mapping[str, str]) -> None:
+    for reason in refused.values():
+        raise Problem("intake.withdrawn") if reason == "intake.withdrawn" else Problem("intake.no_consent")
 
 
 async def _note(uow: Any, site: Site, row: Any) -> Note:
