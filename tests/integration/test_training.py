@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.packages import tiny
+from tests.packages import piped, tiny
 from tests.platform import Platform, platform
 
 from medmesh.canonical import canonical
@@ -27,11 +27,12 @@ from medmesh.errors import Problem
 from medmesh.imaging import reading
 from medmesh.imaging.preprocess import Preprocess
 from medmesh.learning import isolation, weights
+from medmesh.learning.package import pack
 from medmesh.service.runtime import running
 from medmesh.store.objects.port import fetch
 from medmesh_training import claims
 from medmesh_training.adapters import sample
-from medmesh_training.domain import Item, check_counts, held_out
+from medmesh_training.domain import Item, Schedule, check_counts, check_pipeline, held_out
 from medmesh_training.service import SERVICE
 
 pytestmark = pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
@@ -158,6 +159,14 @@ async def test_a_job_learns_tells_of_every_checkpoint_and_leaves_proof(p: Platfo
     other = await submit(p, await job_of(p, content, seed=6))
     assert (await finished(p, other)).weights != done.weights
     assert {found.data.job for found in p.emitted(JobStarted)} == {job, again, other}, "a command delivered twice is one job"
+
+    piped_package = pack(piped(p.folder))
+    through = await submit(p, await job_of(p, content, package=await p.stores.kept.put(piped_package.archive)))
+    assert (await finished(p, through)).metrics["balanced_accuracy"] > 0.9
+    stated = piped_package.manifest.images().pipeline
+    asked = [record for record in await p.audited("training") if record["sub"] == "training.submit"]
+    named = [[(e["id"], e["digest"]) for e in record["entities"] if e["type"] == "pipeline"] for record in asked]
+    assert stated is not None and named == [[], [], [], [("mri-8", stated.hash)]]
 
     records = [record for record in await p.audited("training") if any(e["id"] == job for e in record["entities"])]
     assert [(record["sub"], record["out"]) for record in records] == [("training.submit", 0), ("training.finish", 0)]
@@ -367,6 +376,17 @@ def test_png_jpeg_and_dicom_of_one_image_give_the_same_sample() -> None:
     assert np.array_equal(sample(deep.getvalue(), "deep", preprocess), expected)
     assert np.array_equal(sample(dicom, "dicom", preprocess), expected)
     assert np.abs(sample(files["JPEG"], "jpeg", preprocess).astype(int) - expected).max() <= 4
+
+
+def test_a_job_goes_on_with_the_pipeline_that_it_was_submitted_with(private: Path) -> None:
+    data = pack(piped(private)).manifest.images()
+    assert data.pipeline is not None
+    how = Schedule(checkpoint_steps=5, batch_size=8, learning_rate=0.1, pipeline=data.pipeline.hash)
+    check_pipeline(data, how)
+    for other in (how.model_copy(update={"pipeline": "0" * 64}), how.model_copy(update={"pipeline": None})):
+        with pytest.raises(Problem) as caught:
+            check_pipeline(data, other)
+        assert caught.value.code == "pipelines.arithmetic"
 
 
 def named(number: int, **facts: str) -> Item:

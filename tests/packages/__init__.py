@@ -21,3 +21,28 @@ def tiny(folder: Path, code: str = "") -> Package:
         with (target / "model.py").open("a") as file:
             file.write(code)
     return pack(target)
+
+
+PIPELINE = """
+[data.pipeline]
+name = "mri-8"
+[[data.pipeline.steps]]
+step = "window"
+version = 1
+center = 127.5
+width = 255
+[[data.pipeline.steps]]
+step = "scale"
+version = 1
+shape = [8, 8]
+"""
+
+
+def piped(folder: Path, pipeline: str = PIPELINE) -> Path:
+    """The folder of the tiny package, its images going through a pipeline."""
+    target = folder / "package-piped"
+    shutil.copytree(TINY, target, ignore=shutil.ignore_patterns("__pycache__"))
+    manifest = target / "medmesh.toml"
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(text.replace("\n[hyper]", pipeline + "\n[hyper]"), encoding="utf-8")
+    return target

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medmesh.contracts.governance import ApprovalView
 
 WORK = {
+    "prepare": ("prepare", "预处理"),
     "fetch": ("fetch", "下载"),
     "evaluate": ("evaluate", "评估"),
     "train": ("train", "训练"),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from medmesh.contracts.message import Identifier, Record
+from medmesh.contracts.pipeline import Pipeline
 
 Classes = Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=80)]
@@ -19,13 +20,15 @@ Side = Annotated[int, Field(ge=4, le=512)]
 
 
 class ImageSchema(Record):
-    """Images [samples, channels, size, size], float32 in 0..1, and a class each."""
+    """Images [samples, channels, size, size], float32 in 0..1, and a class each; with a pipeline, whatever it makes of them."""
 
     kind: Literal["images"] = "images"
     modality: str
     image_size: int = Field(ge=8, le=1024)
     channels: int = Field(default=1, ge=1, le=4)
     classes: Classes
+    pipeline: Pipeline | None = None
+    """Applied at the hospital before anything is trained or answered; it ends with `image_size` x `image_size` values."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,7 +110,8 @@ class VolumeSchema(Record):
     """Volumes [samples, 1, x, y, z], float32, and a class each.
 
     Axes point to right, anterior, superior (RAS). Values have mean 0 and standard deviation 1 over the volume. Each is brought to
-    `spacing`, where one is given, and cut or filled with 0 around its centre to `size`.
+    `spacing`, where one is given, and cut or filled with 0 around its centre to `size`. With a pipeline nothing is done to the volume but
+    what that says, beginning with it as it lies in the file; it ends with `size`.
     """
 
     kind: Literal["volumes"]
@@ -116,11 +120,14 @@ class VolumeSchema(Record):
     spacing: tuple[str, str, str] | None = None
     """Millimetres, as decimal numbers. Without it voxels are taken as they lie, also of volumes that say nothing of their geometry."""
     classes: Classes
+    pipeline: Pipeline | None = None
 
     @model_validator(mode="after")
     def _spaced(self) -> VolumeSchema:
         if self.spacing is not None and not all(Decimal("0.05") <= decimal(one) <= 100 for one in self.spacing):
             raise ValueError("spacing: 0.05 to 100 mm")
+        if self.spacing is not None and self.pipeline is not None:
+            raise ValueError("spacing: with a pipeline its step `resample` says it")
         if prod(self.size) > 1 << 26:
             raise ValueError("size: at most 67,108,864 voxels")
         return self
@@ -140,7 +147,8 @@ class SignalSchema(Record):
     """Signals or sound [samples, channels, length], float32, and a class each.
 
     Each channel is found by its name in the file (capitals or not; the channels of a sound are named 1, 2, ...), brought to `rate`, to mean
-    0 and standard deviation 1, and cut or filled with 0 at its end to `length`.
+    0 and standard deviation 1, and cut or filled with 0 at its end to `length`. With a pipeline nothing is done to the channels but what
+    that says; it ends with `length` of each.
     """
 
     kind: Literal["signals"]
@@ -151,6 +159,7 @@ class SignalSchema(Record):
     length: int = Field(ge=1, le=1 << 24)
     """Samples of each channel."""
     classes: Classes
+    pipeline: Pipeline | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> SignalSchema:
@@ -187,6 +196,8 @@ def _kind(given: Any) -> str:
     return str((given.get("kind") if isinstance(given, dict) else getattr(given, "kind", None)) or "images")
 
 
+ItemSchema = ImageSchema | VolumeSchema | SignalSchema
+"""What is decoded, and may go through a pipeline."""
 DataSchema = Annotated[
     Annotated[ImageSchema, Tag("images")]
     | Annotated[TableSchema, Tag("table")]
@@ -194,3 +205,8 @@ DataSchema = Annotated[
     | Annotated[SignalSchema, Tag("signals")],
     Discriminator(_kind),
 ]
+
+
+def pipeline_of(data: DataSchema) -> Pipeline | None:
+    """What each hospital's node applies to its items under a schema; None where it states nothing."""
+    return None if isinstance(data, TableSchema) else data.pipeline

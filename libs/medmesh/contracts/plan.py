@@ -311,6 +311,8 @@ def canonical(plan: Plan) -> bytes:
             del document[name]
     if plan.data.kind == "images":
         del document["data"]["kind"]  # the first release knew nothing else
+    if plan.data.kind != "table" and plan.data.pipeline is None:
+        del document["data"]["pipeline"]
     return canonical_json(document)
 
 

@@ -23,6 +23,8 @@ class Lineage(Record):
     datasets: tuple[str, ...] = ()
     undone: tuple[int, ...] = ()
     """Of a federation: training rounds that were committed and rolled back; nothing of them is in the model."""
+    pipeline: Sha256 | None = None
+    """The hash of the pipeline that the data went through (`medmesh.contracts.pipeline`)."""
 
 
 class Artefact(Record):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation.common import RoundKind
 from medmesh.contracts.plan import Plan, canonical, plan_hash
 from medmesh.federated.privacy import words
+from medmesh.pipelines import words as pipelines
 
 __all__ = ["Plan", "after_training", "canonical", "evaluates", "explain", "plan_hash", "plan_of"]
 
@@ -252,6 +254,12 @@ def _data(plan: Plan, language: str) -> str:
     return f"the columns {names} of the table {data.table}, scaled by constants that the plan states"
 
 
+def _prepared(plan: Plan, language: str) -> list[str]:
+    """What is done with the data before training code sees them."""
+    said = pipeline_of(plan.data)
+    return [] if said is None else [pipelines.explain(said, language)]
+
+
 def explain(plan: Plan, language: str = "en") -> list[str]:
     """What code runs, on what data, what leaves the hospital, how often, and when; one sentence a line."""
     from medmesh.federated.aggregation import upload_signature
@@ -266,6 +274,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
             *_rehearsed(plan, language),
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
+            *_prepared(plan, language),
             f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_ranges(plan, language),
@@ -285,6 +294,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
         *_rehearsed(plan, language),
         f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
+        *_prepared(plan, language),
         f"What leaves: {tensors} tensors a round ({size:.2f} MiB){'' if plan.privacy else ', the number of samples and the loss'}; "
         + _counts(plan, language),
         f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",

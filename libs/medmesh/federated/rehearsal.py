@@ -43,14 +43,13 @@ Tell = Callable[[StageName], None]
 
 
 def invented(data: DataSchema, count: int, seed: int) -> Samples:
-    """`count` samples of a data schema, every class among them: images, volumes or signals of noise that
-    rises with the class, or rows with values in
-    their ranges, some missing where they may. Two samples a patient."""
+    """`count` samples of a data schema, every class among them: images, volumes or signals of noise that rises with the class, or rows with
+    values in their ranges, some missing where they may. Two samples a patient."""
     generator = np.random.default_rng(seed)
     y = np.arange(count, dtype=np.int64) % len(data.classes)
     if isinstance(data, TableSchema):
         x = np.stack([encode(_row(data, generator), data) for _ in range(count)])
-    elif not isinstance(data, ImageSchema):
+    elif data.pipeline is not None or not isinstance(data, ImageSchema):
         raised = (y / max(1, len(data.classes) - 1)).astype(np.float32).reshape(-1, *(1 for _ in data.shape))
         x = generator.standard_normal((count, *data.shape), dtype=np.float32) + raised
     else:

@@ -46,7 +46,7 @@ class Preprocess:
         if not (pixels.min() >= 0.0 and pixels.max() <= 1.0):  # so written, it refuses NaN
             raise ValueError("pixels must be in 0..1")
         if self.resize == "area":
-            plane = _area(_area(pixels.astype(np.float64), self.size).T, self.size).T
+            plane = area(area(pixels.astype(np.float64), self.size).T, self.size).T
         else:
             image = Image.fromarray(np.ascontiguousarray(pixels))
             plane = np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
@@ -67,8 +67,8 @@ class Preprocess:
         return cls(document["size"], document["channels"], document["resize"])
 
 
-def _area(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """float64 [rows, columns] to [size, columns]: the mean over each new row's area, by differences of the running integral.
+def area(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """float64 [rows, ...] to [size, ...]: the mean over each new row's area, by differences of the running integral.
 
     Pillow's box filter takes or leaves whole pixels instead; sums, unlike matrix products, are the same on every machine.
     """
@@ -76,6 +76,6 @@ def _area(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     integral = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
     edges = np.arange(size + 1) * (rows / size)
     below = np.minimum(edges.astype(np.int64), rows - 1)
-    part = (edges - below)[:, np.newaxis]
+    part = (edges - below).reshape(-1, *(1 for _ in values.shape[1:]))
     at_edges = integral[below] * (1.0 - part) + integral[below + 1] * part
     return np.asarray(np.diff(at_edges, axis=0) * (size / rows))

@@ -28,6 +28,13 @@ Or, where layers are not enough, with code:
     channels = 1
     classes = ["none", "tumour"]
 
+    [data.pipeline]                # steps that each hospital applies to its data (`medmesh dataset steps`); their hash is in the plan
+    name = "mri-64"
+    [[data.pipeline.steps]]
+    step = "scale"
+    version = 1
+    shape = [64, 64]
+
     [hyper]                        # whatever build() takes, as whole numbers and strings
     width = 16
 
@@ -222,7 +229,7 @@ def read(archive: bytes) -> Package:
 
 
 def read_manifest(text: str) -> Manifest:
-    """`medmesh.toml`. Raises `Problem` (`package.malformed`)."""
+    """`medmesh.toml`. Raises `Problem` (`package.malformed`; `pipelines.declaration` and `pipelines.version` of its pipeline)."""
     try:
         return Manifest.model_validate_json(_json(text))
     except tomllib.TOMLDecodeError as error:
@@ -235,7 +242,13 @@ def read_manifest(text: str) -> Manifest:
 def _json(text: str) -> str:
     import json
 
-    return json.dumps(tomllib.loads(text), default=str)  # dates of TOML: no field of a manifest is one
+    said = tomllib.loads(text)
+    data = said.get("data")
+    if isinstance(data, dict) and isinstance(pipeline := data.get("pipeline"), dict):
+        from medmesh.pipelines.pipeline import declared  # numpy: not before the first package that has one
+
+        data["pipeline"] = declared(pipeline).stated().model_dump(mode="json")
+    return json.dumps(said, default=str)  # dates of TOML: no field of a manifest is one
 
 
 def _check(entries: list[zipfile.ZipInfo]) -> None:

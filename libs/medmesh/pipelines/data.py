@@ -34,12 +34,12 @@ class Data:
         return hashlib.sha256(packed(self)).hexdigest()
 
 
-def packed(data: Data) -> bytes:
-    """As safetensors with little-endian, contiguous arrays: equal data give equal bytes."""
+def packed(data: Data, **origin: str) -> bytes:
+    """As safetensors with little-endian, contiguous arrays: equal data of one `origin`, which is written beside them, are equal bytes."""
     tensors = {"values": _plain(data.values)}
     if data.affine is not None:
         tensors["affine"] = _plain(data.affine.astype(np.float64))
-    about = json.dumps({"rate": data.rate, "unit": data.unit}, sort_keys=True)
+    about = json.dumps({"rate": data.rate, "unit": data.unit, **origin}, sort_keys=True)
     return save(tensors, metadata={"about": about})
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy
 from pydantic import ValidationError
 
+from medmesh.contracts import pipeline as contract
 from medmesh.errors import Problem
 from medmesh.pipelines.data import Data
 from medmesh.pipelines.steps import STEPS, Step
@@ -55,13 +56,10 @@ class Pipeline:
             data = step.apply(data)
         return data
 
-    def document(self) -> dict[str, Any]:
-        """As JSON, every parameter and version written out."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "steps": [{"step": s.name, "version": s.version, **s.model_dump(mode="json")} for s in self.steps],
-        }
+    def stated(self) -> contract.Pipeline:
+        """As a plan or a package states it, every parameter and version written out."""
+        steps = [{"step": s.name, "version": s.version, "parameters": _exact(s.model_dump(mode="json"))} for s in self.steps]
+        return contract.Pipeline.model_validate({"name": self.name, "hash": self.version, "steps": steps})
 
 
 def hash_of(step: Step) -> str:
@@ -73,9 +71,13 @@ def hash_of(step: Step) -> str:
 def read(text: str) -> Pipeline:
     """A declaration. Raises `Problem` (`pipelines.declaration`) that names the step and its parameter."""
     try:
-        said = tomllib.loads(text)
+        return declared(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise _wrong("file", str(error)) from None
+
+
+def declared(said: Mapping[str, Any]) -> Pipeline:
+    """The same, read already. Raises `Problem` (`pipelines.declaration`, `pipelines.version`)."""
     name, steps = said.get("name"), said.get("steps")
     if set(said) != {"name", "steps"} or not isinstance(name, str) or not _NAME.fullmatch(name):
         raise _wrong("file", "it must hold name (lower case, digits, hyphens) and steps, nothing else")
@@ -84,15 +86,45 @@ def read(text: str) -> Pipeline:
     return Pipeline(name, tuple(_step(one, f"step {place}") for place, one in enumerate(steps, start=1)))
 
 
+def of(said: contract.Pipeline) -> Pipeline:
+    """What a plan or a package states, as this library does it. Raises `Problem` before anything is computed: `pipelines.version` where a
+    step is of another version here, `pipelines.arithmetic` where the hash is another all the same, `pipelines.declaration`."""
+    for step in said.steps:
+        here = STEPS[step.step].version if step.step in STEPS else 0
+        if step.version != here:
+            raise Problem("pipelines.version", step=step.step, wanted=step.version, here=here)
+    steps = (_checked(STEPS[step.step], step.parameters, f"step {place}") for place, step in enumerate(said.steps, start=1))
+    made = Pipeline(said.name, tuple(steps))
+    if made.version != said.hash:
+        raise Problem("pipelines.arithmetic", pipeline=said.name, wanted=said.hash[:16], here=made.version[:16], arithmetic=ARITHMETIC)
+    return made
+
+
+def _exact(value: Any) -> Any:
+    """Without floats, as plans need it: whole numbers as such, others as the shortest decimal that reads back as the same float64."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, dict):
+        return {name: _exact(one) for name, one in value.items()}
+    return [_exact(one) for one in value] if isinstance(value, list) else value
+
+
 def _step(said: Any, where: str) -> Step:
     parameters: Mapping[str, Any] = said if isinstance(said, dict) else {}
     kind = STEPS.get(str(parameters.get("step")))
     if kind is None:
         raise _wrong(where, f"step must be one of {', '.join(sorted(STEPS))}")
-    if (wanted := parameters.get("version", kind.version)) != kind.version:
-        raise _wrong(where, f"{kind.name} is version {kind.version} here, not {wanted}")
+    wanted = parameters.get("version", kind.version)
+    if type(wanted) is not int or wanted < 1:
+        raise _wrong(where, "version is a whole number from 1 on")
+    if wanted != kind.version:
+        raise Problem("pipelines.version", step=kind.name, wanted=wanted, here=kind.version)
+    return _checked(kind, {key: value for key, value in parameters.items() if key not in ("step", "version")}, where)
+
+
+def _checked(kind: type[Step], parameters: Mapping[str, Any], where: str) -> Step:
     try:
-        return kind.model_validate({key: value for key, value in parameters.items() if key not in ("step", "version")})
+        return kind.model_validate(parameters)
     except ValidationError as error:
         first = error.errors()[0]
         raise _wrong(f"{where}, {kind.name}", f"{'.'.join(map(str, first['loc'])) or 'parameters'}: {first['msg']}") from None

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from medmesh.errors import Problem
+from medmesh.imaging.preprocess import area
 from medmesh.importing.formats.nifti import orientation
 from medmesh.pipelines.data import Data
+
+Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=2, max_length=3)]
+"""[rows, columns] of an image, [x, y, z] of a volume."""
 
 
 class Step(BaseModel, ABC):
@@ -84,6 +88,48 @@ class Resample(Step):
             values = _along(values, axis, np.arange(count) * (wanted / have), self.by)
             turned[:3, axis] = affine[:3, axis] * (wanted / have)
         return data.with_values(values if self.by == "nearest" else values.astype(np.float32), affine=turned)
+
+
+class Scale(Step):
+    """An image or a volume at `shape`, axis by axis: the mean over what a new pixel covers (as OpenCV's INTER_AREA when shrinking)."""
+
+    name = "scale"
+    shape: Shape
+
+    def apply(self, data: Data) -> Data:
+        values = _spatial(self, data, len(self.shape)).astype(np.float64)
+        affine = data.affine
+        for axis, size in enumerate(self.shape):
+            before = values.shape[axis]
+            values = np.moveaxis(area(np.moveaxis(values, axis, 0), size), 0, axis)
+            if affine is not None:
+                affine = affine.copy()
+                affine[:3, 3] += affine[:3, axis] * ((before / size - 1) / 2)  # its first pixel is centred on what it covers
+                affine[:3, axis] *= before / size
+        return data.with_values(np.ascontiguousarray(values, dtype=np.float32), affine=affine)
+
+
+class Crop(Step):
+    """The middle of an image or a volume at `shape`; where it is smaller, `fill` around it."""
+
+    name = "crop"
+    shape: Shape
+    fill: float = Field(default=0.0, allow_inf_nan=False)
+
+    def apply(self, data: Data) -> Data:
+        values = _spatial(self, data, len(self.shape))
+        spare = [size - have for size, have in zip(self.shape, values.shape, strict=True)]
+        kept = tuple(
+            slice(max(0, -one // 2), max(0, -one // 2) + min(size, size - one)) for one, size in zip(spare, self.shape, strict=True)
+        )
+        around = [(max(0, one) // 2, max(0, one) - max(0, one) // 2) for one in spare]
+        affine = data.affine
+        if affine is not None:
+            affine = affine.copy()
+            for axis, (part, (before, _)) in enumerate(zip(kept, around, strict=True)):
+                affine[:3, 3] += affine[:3, axis] * (part.start - before)
+        made = np.pad(values[kept], around, constant_values=np.asarray(self.fill).astype(values.dtype))
+        return data.with_values(np.ascontiguousarray(made), affine=affine)
 
 
 class Normalise(Step):
@@ -182,7 +228,8 @@ class Features(Step):
         return Data(np.array(made, dtype=np.float32))
 
 
-STEPS: dict[str, type[Step]] = {one.name: one for one in (Window, Orient, Resample, Normalise, Rate, Band, Unit, Features)}
+_ALL: tuple[type[Step], ...] = (Window, Orient, Resample, Scale, Crop, Normalise, Rate, Band, Unit, Features)
+STEPS: dict[str, type[Step]] = {one.name: one for one in _ALL}
 UNITS: dict[tuple[str, str], tuple[float, float]] = {
     ("uV", "mV"): (1e-3, 0), ("mV", "uV"): (1e3, 0), ("V", "mV"): (1e3, 0), ("mV", "V"): (1e-3, 0), ("V", "uV"): (1e6, 0),
     ("uV", "V"): (1e-6, 0),
@@ -201,6 +248,14 @@ def _affine(step: Step, data: Data) -> NDArray[np.float64]:
     if data.affine is None or data.values.ndim < 3:
         raise _unfit(step, "it is for volumes with a geometry")
     return data.affine
+
+
+def _spatial(step: Step, data: Data, axes: int) -> NDArray[Any]:
+    if data.rate is not None or data.values.ndim != axes or not data.values.size:
+        raise _unfit(step, f"it is for images or volumes of {axes} axes")
+    if not np.isfinite(data.values).all():
+        raise _unfit(step, "values that are not finite")
+    return data.values
 
 
 def _rate(step: Step, data: Data) -> float:

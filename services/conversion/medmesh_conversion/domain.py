@@ -133,8 +133,10 @@ def told(problem: Problem) -> Problem:
 
 
 def preprocess(data: ImageSchema) -> dict[str, Any]:
-    """What a reader of the file must do to an image: bring it to `size`, `channels` and the range 0..1."""
-    return {"size": data.image_size, "channels": data.channels, "scale": "0..1"}
+    """What a reader of the file must do to an image: bring it to `size`, `channels` and the range 0..1; where there is `data`, apply its
+    pipeline instead."""
+    simple = {"size": data.image_size, "channels": data.channels, "scale": "0..1"}
+    return simple if data.pipeline is None else {**simple, "scale": "pipeline", "data": data.model_dump(mode="json")}
 
 
 def weights_of(view: VersionView) -> ObjectRef:

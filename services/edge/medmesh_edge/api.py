@@ -17,7 +17,7 @@ from medmesh.service.http import Observed, language, new_application
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
-from medmesh_edge import changes, continuity, dicomweb
+from medmesh_edge import changes, continuity, dicomweb, preparing
 from medmesh_edge.tables import federations, items, releases, requests, tasks
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ async def status(node: Node) -> dict[str, Any]:
         "federations": [{"federation": f.federation, "state": f.state, "reason": f.reason} for f in joined],
         "rounds": [{"round": r.round, "kind": r.kind, "state": r.state, "trained": r.trained} for r in rounds],
         "models": [{"model": m.model, "version": m.version, "state": m.state, "code": m.code} for m in installed],
+        "pipelines": await preparing.progress(node.site),
         "requests_waiting": waiting,
         "log": None if seen is None else _log(seen),
         "programs": _programs(node.programs.state),
@@ -114,8 +115,8 @@ def _warning(seen: dict[str, Any] | None, tongue: str) -> str:
 
 def _page(found: dict[str, Any], tongue: str) -> str:
     words = {
-        "en": ("connected", "not connected", "Data sets", "Federations", "Rounds", "Models", "Data stay in this hospital."),
-        "zh": ("已连接", "未连接", "数据集", "联邦", "训练轮次", "模型", "数据不出院。"),
+        "en": ("connected", "not connected", "Data sets", "Federations", "Rounds", "Models", "Data stay in this hospital.", "Pipelines"),
+        "zh": ("已连接", "未连接", "数据集", "联邦", "训练轮次", "模型", "数据不出院。", "处理流程"),
     }[tongue]
     state = words[0] if found["connected"] else words[1]
 
@@ -135,6 +136,7 @@ def _page(found: dict[str, Any], tongue: str) -> str:
         + _warning(found["log"], tongue)
         + table(words[2], sets)
         + table(words[3], found["federations"])
+        + table(words[7], [{**one, "hash": one["hash"][:16]} for one in found["pipelines"]])
         + table(words[4], found["rounds"])
         + table(words[5], found["models"])
     )

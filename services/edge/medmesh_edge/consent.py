@@ -15,7 +15,7 @@ from medmesh.security import statements
 from medmesh.security.statements import Acceptance, CodeApproval
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import code, continuity, privacy
+from medmesh_edge import code, continuity, pipelines, privacy
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.policy import Policy, refusal
 from medmesh_edge.ports import Site
@@ -92,8 +92,9 @@ async def answer_invitations(site: Site, gateway: Gateway) -> None:
 
 
 async def _unfit(site: Site, gateway: Gateway, plan: Plan, row: Any) -> Problem | None:
-    """Why its code may not run here, if it may not. Raises transient problems."""
+    """Why it may not run here, if it may not: its pipeline or its code. Raises transient problems."""
     try:
+        pipelines.check(plan.data)
         package = await code.fetch(site, gateway, ObjectRef.model_validate(row.package))
         await code.allowed(site, gateway, plan, package, row.reviews)
     except Problem as problem:
@@ -133,7 +134,7 @@ async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: st
     body = {"plan_hash": row.plan_hash, "accept": accept, "signature": signature, "reason": reason, "small_cell": small_cell}
     await queue(uow, f"/v1/federations/{row.federation}/answer", body)
     about = (Entity("federation", row.federation, digest=row.plan_hash),)
-    refused = not accept and reason.startswith(("policy.", "review.", "package.", "roster.", "statement."))
+    refused = not accept and reason.startswith(("policy.", "review.", "package.", "roster.", "statement.", "pipelines."))
     detail: dict[str, str | int | bool] = {"accepted": accept}
     if signature:
         detail["statement"] = statements.pack(signature)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.data import DataSchema
 from medmesh.contracts.registry import Manifest, ModelReleased
 from medmesh.errors import Problem
 from medmesh.serving.release import verify_release
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log
-from medmesh_edge import continuity
+from medmesh_edge import continuity, pipelines
 from medmesh_edge import roster as rosters
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import about_patients, known
@@ -46,6 +49,7 @@ async def install_waiting(site: Site, gateway: Gateway, repository: Repository) 
     site.roster()  # without one it waits: whether it is to be believed cannot be known
     try:
         manifest = await _verified(site, gateway, event)
+        applied(manifest)  # with other versions of its steps this node would show the model something else than it was trained on
         folder = site.layout.cache / "objects"
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         path = await download(gateway, manifest.onnx, folder / manifest.onnx.sha256)
@@ -85,16 +89,15 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
     """Classify the hospital's items with the active version of a model; results stay here."""
     served = repository.active(model)
     manifest = served.manifest
-    size, channels = int(manifest.preprocess["size"]), int(manifest.preprocess.get("channels", 1))
+    schema = applied(manifest)
     async with site.unit() as uow:
         wanted = select(items, patients.c.key).join(patients, items.c.patient == patients.c.patient).order_by(items.c.item)
-        wanted = wanted.where(items.c.modality.not_like("%:%"))
+        wanted = wanted.where(items.c.modality.not_like("%:%") if schema is None else items.c.modality == schema.modality)
         rows = await uow.all(wanted if held_out is None else wanted.where(items.c.held_out == held_out))
     made: list[dict[str, Any]] = []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        x = await asyncio.to_thread(_images, site, part, size, channels)
-        logits = await served.infer(x.astype(np.float32) / np.float32(255))
+        logits = await served.infer(await _inputs(site, manifest, schema, part))
         made += _labelled(part, logits, manifest.classes)
     async with site.unit() as uow:
         for entry in made:
@@ -117,8 +120,27 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
     return made
 
 
-def _images(site: Site, part: Sequence[Any], size: int, channels: int) -> np.ndarray:
-    return np.stack([image(site, row, size, channels) for row in part])
+def applied(manifest: Manifest) -> DataSchema | None:
+    """What the model was trained on, where that went through a pipeline; None where an image is only scaled. Raises `Problem`
+    (`serving.manifest`; `pipelines.*` where the pipeline cannot be done here)."""
+    if (said := manifest.preprocess.get("data")) is None:
+        return None
+    try:
+        schema: DataSchema = TypeAdapter(DataSchema).validate_json(json.dumps(said))
+    except ValidationError:
+        raise Problem("serving.manifest", release=manifest.model, reason="its data schema is none") from None
+    pipelines.check(schema)
+    return schema
+
+
+async def _inputs(site: Site, manifest: Manifest, schema: DataSchema | None, part: Sequence[Any]) -> np.ndarray:
+    """float32 [items, ...] as the model was trained on, what a pipeline made before as well."""
+    if schema is None:
+        size, channels = int(manifest.preprocess["size"]), int(manifest.preprocess.get("channels", 1))
+        x = await asyncio.to_thread(lambda: np.stack([image(site, row, size, channels) for row in part]))
+        return x.astype(np.float32) / np.float32(255)
+    made = await pipelines.ensure(site, schema, part)
+    return await asyncio.to_thread(lambda: np.stack([pipelines.read(site, row, made[row.object]) for row in part]))
 
 
 def _labelled(part: Sequence[Any], logits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from medmesh.service.doorstep import Doorstep
 from medmesh.service.programs import TICK_SECONDS, Verification
 from medmesh.tasks import end
 from medmesh.telemetry import log
-from medmesh_edge import consent, forgetting, inbox, models, outgoing, renewal, samples, secure
+from medmesh_edge import consent, forgetting, inbox, models, outgoing, preparing, renewal, samples, secure
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.dicom import Processes
 from medmesh_edge.ports import Site, site
@@ -64,6 +64,7 @@ class Node:
             ("requests", lambda: outgoing.send_one(self.site, self.gateway)),
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
+            ("pipelines", preparing.Ahead(self.site).step),
             ("secure", self.rounds.phases),
             ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),

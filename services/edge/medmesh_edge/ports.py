@@ -64,6 +64,8 @@ class Site:
     keys: KeyProvider
     actor: Actor
     changed: Bells = field(default_factory=Bells)
+    preparing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    """Held while a pipeline is applied."""
     roster_file: RosterFile = field(init=False, repr=False)
     policy: Watched[policy.Policy] = field(init=False, repr=False)
     """The hospital's rules as they stand now. Raises `Problem`."""

@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, case, null, select, update
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -29,7 +30,7 @@ from medmesh.learning.host import Worker, worker
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
-from medmesh_edge import code, encoding, evaluation, handing, memorised, privacy, samples, secure, telling, training
+from medmesh_edge import code, encoding, evaluation, handing, memorised, pipelines, preparing, privacy, samples, secure, telling, training
 from medmesh_edge.handing import Trained, has_left, is_over
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
@@ -210,12 +211,18 @@ class Rounds:
         # The policy may be another by now than when the plan was signed.
         if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
+        await self._prepare(plan, event)
         opened = await self._open(package, plan, event.federation)
         if event.kind is RoundKind.EVALUATE:
             await self._evaluate(opened, plan, event)
         else:
             await self._train(opened, plan, event)
         self._used = asyncio.get_running_loop().time()
+
+    async def _prepare(self, plan: Plan, event: RoundOpened) -> None:
+        """Apply the plan's pipeline to what is new, before a worker starts."""
+        found = await preparing.items_of(self.site, plan.data)
+        await pipelines.ensure(self.site, plan.data, found, lambda *done: self._tell(event, "prepare", *telling.prepared(*done)))
 
     async def _train(self, opened: Worker, plan: Plan, event: RoundOpened) -> None:
         found = await samples.rows(self.site, plan.data, held_out=False)
@@ -257,7 +264,9 @@ class Rounds:
             # A hash is as good as the model to whoever can guess it: nothing is told of one that goes masked.
             digest = "" if secure.is_secure(plan, event) else ref.sha256
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
-            used = (Entity("dataset", name) for name in sources)
+            used = [Entity("dataset", name) for name in sources]
+            if (said := pipeline_of(plan.data)) is not None:
+                used.append(Entity("pipeline", said.name, digest=said.hash))
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
             detail |= {"chain": event.chain or "", "kind": event.kind.value, "base": event.base.sha256, "committed": event.committed or ""}
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))

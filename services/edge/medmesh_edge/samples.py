@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
 from medmesh.store.prepared import Prepared
+from medmesh_edge import pipelines
 from medmesh_edge.patients import images, opened
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
@@ -114,20 +115,21 @@ def sample(site: Site, row: Any, schema: DataSchema) -> np.ndarray:
 
 
 async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:
-    """A safetensors file with `x` (uint8 [samples, *shape] of images, float32 [samples, *shape] of anything else), `y` int64 [samples] and
+    """A safetensors file with `x` ([samples, *shape], uint8 of images that went through no pipeline, else float32), `y` int64 [samples] and
     `patients` int64 [samples] (equal for samples of one patient, and nothing else), and how many samples; written a sample at a time.
-    Raises `Problem` (`data.row`, `pipelines.unfit`) for a sample that does not fit the plan's schema."""
+    Raises `Problem` (`data.row`, `pipelines.*`) for a sample that does not fit the plan's schema."""
     found = await rows(site, schema, held_out=held_out)
     return await arrays(site, schema, found), len(found)
 
 
 async def arrays(site: Site, schema: DataSchema, found: Sequence[Any]) -> Path:
     """The same of these samples, in this order."""
+    made = await pipelines.ensure(site, schema, found)
     name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label, r.patient) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
-        await asyncio.to_thread(_write, site, schema, found, path)
+        await asyncio.to_thread(_write, site, schema, found, path, made)
     return path
 
 
@@ -136,11 +138,11 @@ def truth(schema: DataSchema, found: Sequence[Any]) -> np.ndarray:
     return np.array([schema.classes.index(row.label) for row in found], dtype=np.int64)
 
 
-def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path) -> None:
+def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path, outputs: Mapping[str, str]) -> None:
     patients = np.unique([row.patient for row in found], return_inverse=True)[1].astype(np.int64)
     temporary = path.with_suffix(".new")
-    made = (sample(site, row, schema) for row in found)
-    shape, dtype = (len(found), *schema.shape), "U8" if schema.kind == "images" else "F32"
+    made = (pipelines.read(site, row, outputs[row.object]) if outputs else sample(site, row, schema) for row in found)
+    shape, dtype = (len(found), *schema.shape), "U8" if schema.kind == "images" and schema.pipeline is None else "F32"
     weights.save_rows(temporary, "x", shape, dtype, made, {"y": truth(schema, found), "patients": patients})
     temporary.replace(path)
 

@@ -88,6 +88,17 @@ patients = Table(
     comment="a patient's key, wrapped by the hospital's; the row goes, and with it what lies under the key",
 )
 
+outputs = Table(
+    "pipeline_outputs",
+    METADATA,
+    Column("object", String(64), primary_key=True),
+    Column("pipeline", String(64), primary_key=True),
+    Column("patient", String(64), nullable=False),
+    Column("output", String(64), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what the pipeline of this hash made of an item's object: an object under the patient's key",
+)
+
 ethics_approvals = Table(
     "ethics_approvals",
     METADATA,

@@ -18,6 +18,11 @@ def progress(done: int, total: int) -> tuple[int, int]:
     return tenths * total // STEPS_TOLD, total
 
 
+def prepared(done: int, total: int) -> tuple[int, int]:
+    """How far a pipeline is, in tenths: how many samples there are is nobody's to read off a progress."""
+    return (STEPS_TOLD * done // total if total > 0 else STEPS_TOLD), STEPS_TOLD
+
+
 def milliseconds(taken: float) -> int:
     """Seconds as milliseconds with two significant digits: nobody plans by more."""
     return int(float(f"{1000 * taken:.2g}"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, func, insert, select, update
 
+from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import (
     CandidateModel,
     FederationCompleted,
@@ -25,7 +26,7 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan, changed
 from medmesh.federated.chain import extend, round_digest, round_seed
-from medmesh.federated.plan import after_training
+from medmesh.federated.plan import after_training, plan_of
 from medmesh.federated.proof import StartProof, pack
 from medmesh.service import labels
 from medmesh.store.prepared import Prepared
@@ -109,6 +110,7 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
             contributors=contributors,
             organisation=row.initiator.rpartition("@")[2],
             label=label.record,
+            pipeline=said.hash if (said := pipeline_of(plan_of(row).data)) else None,
             hospitals=members,
         )
     )

@@ -17,6 +17,8 @@ ACTION = "model.release"
 """The action an approval must name."""
 
 _LARGEST = 2**53
+_LATER = ("undone", "pipeline")
+"""Fields of a lineage that the first release did not have."""
 _PROBLEM_CODE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 
 
@@ -40,7 +42,7 @@ class ReleaseState(StrEnum):
 
 def content(weights: ObjectRef, package: ObjectRef, lineage: Lineage) -> str:
     """What makes a registration the same as another one: the digest of all it says."""
-    said = {name: value for name, value in document(lineage).items() if name != "undone" or value}  # as before there was such a thing
+    said = {name: value for name, value in document(lineage).items() if name not in _LATER or value}  # as before there was such a thing
     return digest({"weights": document(weights), "package": document(package), "lineage": said})
 
 

@@ -34,6 +34,7 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
         package=done.package.sha256,
         hospitals=done.contributors or done.participants,
         undone=done.undone,
+        pipeline=done.pipeline,
     )
     version = await _register(uow, done.name, done.model, done.package, lineage, federation=done.federation)
     label = labels.DEFAULT if done.label is None else read(done.label)
@@ -46,7 +47,7 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
 async def register_model(command: Envelope[RegisterModel], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """Register by hand; the same registration again answers the version there is. Result: `{"model", "version"}`."""
     wanted, lineage = command.data, command.data.lineage
-    if lineage.federation is not None or lineage.chain is not None or lineage.undone:
+    if lineage.federation is not None or lineage.chain is not None or lineage.undone or lineage.pipeline is not None:
         raise Problem("registry.lineage")  # it gets signed: only the federation itself says what a federation made
     if lineage.package not in (None, wanted.package.sha256):
         raise Problem("registry.lineage_package")
@@ -96,6 +97,8 @@ async def _register(
     if lineage.job is not None:
         entities.append(Entity("job", lineage.job))
     entities += [Entity("dataset", name) for name in lineage.datasets]
+    if lineage.pipeline is not None:
+        entities.append(Entity("pipeline", lineage.pipeline[:16], digest=lineage.pipeline))
     uow.audit(AuditEntry("model.register", "C", entities=entities, hospitals=lineage.hospitals))
     return version
 

@@ -74,6 +74,9 @@ async def _manifest(uow: UnitOfWork[Ports], version: Row[Any], named: tuple[str,
     onnx = await uow.first(select(artefacts).where(of_version, artefacts.c.format == "onnx"))
     if onnx is None:
         raise Problem("registry.not_converted", model=version.model, version=version.version)
+    lineage = Lineage.model_validate(version.lineage)
+    if said := onnx.preprocess.get("data", {}).get("pipeline"):  # the package's, which whoever registers a job's model does not state
+        lineage = lineage.model_copy(update={"pipeline": said["hash"]})
     return Manifest(
         model=version.model,
         version=version.version,
@@ -81,7 +84,7 @@ async def _manifest(uow: UnitOfWork[Ports], version: Row[Any], named: tuple[str,
         package=ObjectRef.model_validate(version.package),
         preprocess=onnx.preprocess,
         classes=tuple(onnx.classes),
-        lineage=Lineage.model_validate(version.lineage),
+        lineage=lineage,
         hospitals=named,
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medmesh.contracts.data import ImageSchema
 from medmesh.errors import Problem
 from medmesh.learning.adapter import Samples
 from medmesh.learning.package import Manifest
@@ -25,23 +27,34 @@ _PICTURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
 
 async def load_samples(content: Sequence[Item], manifest: Manifest, stores: Stores) -> Samples:
-    """`x` uint8 [items, channels, size, size] and `y` int64 [items], in the order of `content`, whose labels were checked.
+    """`x` uint8 [items, channels, size, size], or float32 of what the package's pipeline makes, and `y` int64 [items], in the order of
+    `content`, whose labels were checked.
 
-    Raises `Problem`: `objects.*`, `training.image` for a PNG or JPEG that cannot be read, `imaging.*` for DICOM.
+    Raises `Problem`: `objects.*`, `training.image` for a PNG or JPEG that cannot be read, `imaging.*` for DICOM, `pipelines.*`.
     """
-    from medmesh.imaging.preprocess import Preprocess
-
     data = manifest.images()
-    preprocess = Preprocess(data.image_size, data.channels)
-    x = np.empty((len(content), data.channels, data.image_size, data.image_size), dtype=np.uint8)
+    make = _maker(data)
+    x = np.empty((len(content), *data.shape), dtype=np.uint8 if data.pipeline is None else np.float32)
 
     async def one(place: int, item: Item) -> None:
         image = await load(stores.kept, item.object)
-        x[place] = await asyncio.to_thread(sample, image, item.object.sha256, preprocess)
+        x[place] = await asyncio.to_thread(make, image, item.object.sha256)
 
     for start in range(0, len(content), _AT_ONCE):
         await asyncio.gather(*(one(start + i, item) for i, item in enumerate(content[start : start + _AT_ONCE])))
     return Samples(x, np.array([data.classes.index(item.label or "") for item in content], dtype=np.int64))
+
+
+def _maker(data: ImageSchema) -> Callable[[bytes, str], np.ndarray]:
+    if data.pipeline is None:
+        from medmesh.imaging.preprocess import Preprocess
+
+        return partial(sample, preprocess=Preprocess(data.image_size, data.channels))
+    from medmesh.pipelines.pipeline import of
+    from medmesh.pipelines.samples import decoded, through
+
+    pipeline = of(data.pipeline)
+    return lambda image, _: through(pipeline, decoded(image, data), data).values
 
 
 def sample(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:

@@ -56,6 +56,8 @@ class Schedule(Record):
     checkpoint_steps: int
     batch_size: int
     learning_rate: float
+    pipeline: str | None = None
+    """The hash of the one that the data go through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +112,20 @@ def check_size(steps: int, seed: int, version: int, limit: int) -> None:
 
 
 def check_memory(samples: int, data: ImageSchema, limit: int) -> None:
-    """Raise a `Problem` (`training.too_large`) when the decoded samples, a byte a pixel, would take more than `limit` bytes."""
-    if (needed := samples * data.channels * data.image_size**2) > limit:
+    """Raise a `Problem` (`training.too_large`) when the decoded samples would take more than `limit` bytes: a byte a pixel, or four of what
+    a pipeline made."""
+    if (needed := samples * data.channels * data.image_size**2 * (1 if data.pipeline is None else 4)) > limit:
         raise Problem("training.too_large", bytes=needed, limit=limit)
+
+
+def check_pipeline(data: ImageSchema, schedule: Schedule) -> None:
+    """Raise a `Problem` (`pipelines.arithmetic`) when the package's pipeline is no more what it was when the job was submitted."""
+    here = data.pipeline.hash if data.pipeline else ""
+    if here != (schedule.pipeline or ""):
+        name = data.pipeline.name if data.pipeline else ""
+        raise Problem(
+            "pipelines.arithmetic", pipeline=name, wanted=(schedule.pipeline or "")[:16], here=here[:16], arithmetic="this release"
+        )
 
 
 def segment_at(step: int, steps: int, seed: int, schedule: Schedule) -> Segment:

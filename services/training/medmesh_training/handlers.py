@@ -29,7 +29,12 @@ async def submit_job(command: Envelope[SubmitJob], work: Work[Ports]) -> dict[st
     data, settings = package.manifest.images(), ports.settings
     items = await asyncio.to_thread(read_content, await load(ports.stores.kept, wanted.content), data.classes)
     check_memory(len(items), data, settings.max_data_bytes)
-    schedule = Schedule(checkpoint_steps=settings.checkpoint_steps, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
+    schedule = Schedule(
+        checkpoint_steps=settings.checkpoint_steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        pipeline=data.pipeline.hash if data.pipeline else None,
+    )
     job = new_id()
     work.result = {"job": job}
     async with work.finish() as uow:
@@ -49,10 +54,12 @@ async def submit_job(command: Envelope[SubmitJob], work: Work[Ports]) -> dict[st
         }
         await uow.execute(insert(jobs).values(values))
         await labels.made(uow, "job", job)
+        used = (Entity("pipeline", data.pipeline.name, digest=data.pipeline.hash),) if data.pipeline else ()
         entities = (
             Entity("job", job),
             Entity("package", package.manifest.package.name, package.manifest.package.version, wanted.package.sha256),
             Entity("dataset", wanted.dataset, str(wanted.version), wanted.content.sha256),
+            *used,
         )
         uow.audit(AuditEntry("training.submit", "C", entities=entities, detail={"steps": wanted.steps, "seed": wanted.seed}))
         uow.on_commit(ports.wake.set)

@@ -25,7 +25,7 @@ from medmesh.tasks import end
 from medmesh.telemetry import log
 from medmesh_training import claims
 from medmesh_training.claims import Claim, Lost
-from medmesh_training.domain import held_out, read_content, segment_at, segment_seed, transient
+from medmesh_training.domain import check_pipeline, held_out, read_content, segment_at, segment_seed, transient
 from medmesh_training.ports import Ports
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class Runner:
 
         from medmesh.learning.adapter import Samples
 
+        check_pipeline(package.manifest.images(), held.schedule)
         content = await load(self._ports.stores.kept, held.content)
         items = await asyncio.to_thread(read_content, content, package.manifest.data.classes)
         aside = np.array([held_out(item) for item in items])

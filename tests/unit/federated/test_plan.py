@@ -15,6 +15,7 @@ from medmesh.contracts.plan import EarlyStopping, Plan, TensorSignature, plan_ha
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import compatible, download_signature, upload_signature
 from medmesh.federated.plan import after_training, evaluates, explain
+from medmesh.pipelines.pipeline import declared
 
 
 def plan(**changed: Any) -> Plan:
@@ -50,7 +51,7 @@ def test_a_plan_that_says_nothing_new_has_the_hash_that_the_first_release_finds(
     old = plan().model_dump(mode="json")
     for name in set(old) - {*FIRST_RELEASE}:
         del old[name]
-    del old["data"]["kind"]
+    del old["data"]["kind"], old["data"]["pipeline"]
     assert set(old) == set(FIRST_RELEASE)
     assert plan_hash(plan()) == hashlib.sha256(canonical_json(old)).hexdigest()
     hashes = {plan_hash(p) for p in (plan(), plan(local=("bn.mean",)), plan(algorithm="fedprox"), plan(parameters={"mu": "1"}))}
@@ -122,6 +123,23 @@ def test_a_hospital_reads_which_columns_of_which_table_are_used() -> None:
     assert "MR images scaled to 8×8" in "\n".join(explain(plan()))
     other = plan(data=TableSchema(kind="table", table="heart", features=(age.model_copy(update={"scale": "10"}),), classes=("well", "ill")))
     assert plan_hash(wanted) != plan_hash(other), "the constants are signed"
+
+
+def test_a_hospital_reads_what_is_done_with_its_data_and_signs_its_hash() -> None:
+    def prepared(high: float) -> Plan:
+        steps = [{"step": "scale", "shape": [8, 8]}, {"step": "normalise", "how": "percentile", "high": high}]
+        stated = declared({"name": "mri-8", "steps": steps}).stated()
+        return plan(data=ImageSchema(modality="MR", image_size=8, classes=("none", "tumour"), pipeline=stated))
+
+    wanted = prepared(99.5)
+    english, chinese = "\n".join(explain(wanted)), "\n".join(explain(wanted, "zh"))
+    assert "by the pipeline mri-8 (hash " in english and "scaled to 8×8 (scale v1)" in english
+    assert "0 to 1 between the percentiles 1 and 99.5) (normalise v1)" in english
+    assert "处理流程 mri-8（哈希 " in chinese and "缩放至 8×8（scale v1）；数值归一化（第 1 至第 99.5 百分位映射为 0-1）" in chinese
+    assert "pipeline" not in "\n".join(explain(plan()))
+    assert len({plan_hash(wanted), plan_hash(prepared(99)), plan_hash(plan())}) == 3, "it is part of what is signed"
+    again = Plan.model_validate_json(wanted.model_dump_json())
+    assert again == wanted and plan_hash(again) == plan_hash(wanted)
 
 
 def test_a_hospital_reads_what_an_evaluation_tells() -> None:

@@ -17,6 +17,7 @@ from scipy import ndimage, signal, stats
 from tests.unit.importing import making
 
 from medmesh.cli.data import dataset
+from medmesh.contracts import pipeline as contract
 from medmesh.errors import Problem
 from medmesh.importing.formats.files import Files
 from medmesh.importing.sources import opened
@@ -173,16 +174,60 @@ def test_a_version_follows_every_parameter_and_defaults_are_written_out(monkeypa
     assert pipeline.read(HEAD.replace('to = "RAS"\n', "")).version == version
     changed = {pipeline.read(HEAD.replace(a, b)).version for a, b in (("40", "41"), ("RAS", "LPS"), ("1.5", "1.25"))}
     assert len(changed | {made.version}) == 4
-    assert json.loads(json.dumps(made.document()))["steps"][1] == {
+    stated = made.stated()
+    assert stated.model_dump(mode="json")["steps"][1] == {
         "step": "resample",
         "version": 1,
-        "spacing": [1.5, 2.0, 1.0],
-        "by": "linear",
+        "parameters": {"spacing": ["1.5", 2, 1], "by": "linear"},
     }
+    assert pipeline.of(contract.Pipeline.model_validate_json(stated.model_dump_json())) == made
     monkeypatch.setattr(steps.Window, "version", 2)
-    with pytest.raises(Problem, match="step 3"):
-        pipeline.read(HEAD)
+    for again in (lambda: pipeline.read(HEAD), lambda: pipeline.of(stated)):
+        with pytest.raises(Problem, match="window") as refused:
+            again()
+        assert refused.value.code == "pipelines.version"
     assert pipeline.read(HEAD.replace("version = 1\n", "")).version != version
+
+
+def test_what_a_plan_states_is_repeated_exactly_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = pipeline.read(HEAD).stated()
+    assert pipeline.of(stated).version == stated.hash
+    window = stated.steps[2].model_copy(update={"parameters": {**stated.steps[2].parameters, "width": 81}})
+    altered = stated.model_copy(update={"steps": (*stated.steps[:2], window, *stated.steps[3:])})
+    unknown = stated.model_copy(update={"steps": (stated.steps[0].model_copy(update={"step": "sharpen"}),)})
+    for wrong, code in ((altered, "pipelines.arithmetic"), (unknown, "pipelines.version")):
+        with pytest.raises(Problem) as refused:
+            pipeline.of(wrong)
+        assert refused.value.code == code
+    monkeypatch.setattr(pipeline, "ARITHMETIC", "numpy-99")
+    with pytest.raises(Problem, match="numpy-99"):
+        pipeline.of(stated)
+
+
+def test_scaling_is_the_mean_of_what_is_covered_and_keeps_the_place() -> None:
+    picture = Data(np.arange(24, dtype=np.float32).reshape(4, 6))
+    made = steps.Scale(shape=(2, 3)).apply(picture).values
+    assert np.array_equal(made, picture.values.reshape(2, 2, 3, 2).mean(axis=(1, 3))) and made.dtype == np.float32
+    data = volume()
+    small = steps.Scale(shape=(4, 3, 5)).apply(data)
+    assert small.values.shape == (4, 3, 5) and small.affine is not None and data.affine is not None
+    np.testing.assert_allclose(small.values.mean(), data.values.mean(), rtol=1e-4)
+    ends = [np.array((*corner, 1)) for corner in ((-0.5, -0.5, -0.5), (3.5, 2.5, 4.5))]
+    whole = [np.array((*corner, 1)) for corner in ((-0.5, -0.5, -0.5), (6.5, 8.5, 4.5))]
+    for after, before in zip(ends, whole, strict=True):
+        np.testing.assert_allclose(small.affine @ after, data.affine @ before, atol=1e-9)
+
+
+def test_cropping_keeps_the_middle_and_its_place() -> None:
+    picture = Data(np.arange(30, dtype=np.int16).reshape(5, 6))
+    assert np.array_equal(steps.Crop(shape=(3, 4)).apply(picture).values, picture.values[1:4, 1:5])
+    wide = steps.Crop(shape=(7, 4), fill=-1).apply(picture).values
+    assert np.array_equal(wide[1:6], picture.values[:, 1:5]) and (wide[[0, 6]] == -1).all() and wide.dtype == np.int16
+    data = volume()
+    made = steps.Crop(shape=(4, 12, 5)).apply(data)
+    assert made.values.shape == (4, 12, 5) and made.affine is not None and data.affine is not None
+    assert made.values[0, 1, 0] == data.values[1, 0, 0]
+    np.testing.assert_allclose(made.affine @ [0, 1, 0, 1], data.affine @ [1, 0, 0, 1], atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +248,7 @@ def test_a_wrong_declaration_says_where(text: str, place: str) -> None:
     ("step", "data"),
     [
         (steps.Orient(), Data(np.ones((3, 3)))), (steps.Resample(spacing=(0.01, 1, 1)), volume()), (steps.Rate(hertz=9), Data(np.ones(3))),
+        (steps.Scale(shape=(2, 2)), volume()), (steps.Crop(shape=(2, 2, 2)), Data(np.ones((3, 3)))),
         (steps.Band(high=600), beats()), (steps.Features(), Data(np.array([np.nan]))), (steps.Normalise(), Data(np.array([np.inf]))),
     ],
 )  # fmt: skip

@@ -279,6 +279,8 @@ class FederationCompleted(HospitalEvent):
     undone: tuple[int, ...] = ()
     """Committed rounds that were rolled back: nothing of them is in the model."""
     label: SecurityLabel | None = None
+    pipeline: Sha256 | None = None
+    """The hash of the one that every hospital's data went through."""
 
 
 class FederationFailed(HospitalEvent):

@@ -130,5 +130,5 @@ class RoundProgressed(Signal):
     round: int
     done: int
     total: int
-    phase: Literal["train", "fetch", "send"] = "train"
-    """`done` and `total` count steps while it trains, bytes while weights come or go."""
+    phase: Literal["train", "fetch", "send", "prepare"] = "train"
+    """`done` and `total` count steps while it trains, bytes while weights come or go, tenths while the pipeline is applied."""

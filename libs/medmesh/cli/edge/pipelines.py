@@ -1,0 +1,40 @@
+"""`medmesh edge pipelines`: what plans have this node make of its data, and how far it is.  院内处理流程。"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medmesh.cli import say
+from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.session import show
+from medmesh.errors import Problem
+
+
+@click.command()
+@FOLDER
+@click.option("--clear", metavar="HASH", help="Delete what the pipeline of this hash (its beginning is enough) made; it can be made again.")
+def pipelines(folder: Path, clear: str | None) -> int:
+    """Pipelines of the federations that this hospital takes part in: how many of its items went through.  处理流程进度。
+
+    `done` of `items` are ready; a running node does the rest by itself, each item once, and goes on where it was when it is started again.
+    `kept` says what is stored, by pipeline. It lies under the patients' keys, never leaves, and goes when a patient is forgotten.
+    """
+    from medmesh_edge.pipelines import clear as remove
+    from medmesh_edge.pipelines import listed
+    from medmesh_edge.preparing import progress
+
+    if clear is not None:
+        if len(clear) < 8:
+            raise Problem("request.invalid", reason="give at least 8 digits of the hash")
+        count = on_site(folder, lambda site: remove(site, clear))
+        click.echo(say(f"{count} outputs deleted", f"已删除 {count} 项处理结果"))
+        return 0
+
+    async def work(site: Any) -> Any:
+        return {"federations": await progress(site), "kept": await listed(site)}
+
+    show(on_site(folder, work))
+    return 0
