@@ -161,6 +161,8 @@ def _hidden(number: int) -> int | None:
 def _declared(kind: str, options: str) -> str:
     if kind.startswith("table:"):
         return "allow-list of columns"
+    if kind.startswith("text:"):
+        return "by rules, doubts by a person"
     if kind.startswith(("volume:", "signal:")):
         return "samples and geometry alone; headers rewritten"
     return f"PS3.15 Basic Profile; {options}" if options else "PS3.15 Basic Profile"

@@ -24,6 +24,7 @@ from medmesh.cli.edge.privacy import ledger
 from medmesh.cli.edge.quality import quality
 from medmesh.cli.edge.roster import own_key, own_roster, tell_key
 from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.edge.text import text
 from medmesh.cli.edge.timeline import timeline
 from medmesh.cli.session import show
 from medmesh.errors import Problem
@@ -43,6 +44,7 @@ edge.add_command(ingest)
 edge.add_command(quality)
 edge.add_command(pipelines)
 edge.add_command(ethics)
+edge.add_command(text)
 edge.add_command(timeline)
 
 
