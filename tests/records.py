@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from sqlalchemy import select
 
-from medmesh_audit.tables import entries
+from medmesh_audit.tables import entries, facts
 from tests.platform import Platform
 
 
@@ -34,3 +35,15 @@ class Records:
     async def said(self) -> list[tuple[str, str, int, str]]:
         """(service, verb, outcome, why) of what is new, sorted."""
         return sorted((r["src"]["service"], r["sub"], r["out"], r["why"]) for r in await self.new())
+
+
+async def left(p: Platform, verb: str, count: int = 1) -> list[dict[str, Any]]:
+    """The records of a verb that the log holds, in its order, once there are `count`: what something in the background leaves."""
+    wanted = select(entries.c.body).join(facts, facts.c.seq == entries.c.seq).where(facts.c.verb == verb).order_by(entries.c.seq)
+    async with asyncio.timeout(30):
+        while True:
+            async with p.runtimes["audit"].unit() as uow:
+                found = [json.loads(row.body) for row in await uow.all(wanted)]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.1)

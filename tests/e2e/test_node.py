@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.hospitals import completed, enrolled, federation, pacs, state_of, until
-from tests.records import Records
+from tests.records import Records, left
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
@@ -162,6 +162,8 @@ async def test_a_node_that_is_killed_after_training_does_not_train_that_round_ag
         async with again.site.unit() as uow:
             rows = await uow.all(select(tasks).order_by(tasks.c.round))
         assert [(row.round, row.trained) for row in rows] == [(1, 1), (2, 1)]
+        uploads = [(r["agents"][0]["who"], r["detail"]["round"]) for r in await left(world.p, "federation.upload", 4)]
+        assert sorted(uploads) == [(f"hospital:{name}", number) for name in sorted(folders) for number in (1, 2)]
 
 
 async def test_the_policy_refuses_with_the_rule_and_a_person_can_decline(world: World) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.platform import platform
+from tests.records import left
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
@@ -184,6 +185,10 @@ async def test_a_sites_policy_takes_two_reaches_every_service_and_stays(world: W
     await until(lambda: _is(_digests(world), {rules.digest}))
     refused = (await world.records(auditor, verb="access.denied", actor="person:zhao"))[0]
     assert refused["policy"] == {"decision": "deny", "rules": ["role:researcher", "site.no-catalogue-for-huashan"], "bundle": rules.digest}
+    (asked,) = [r for r in await left(world.p, "policy.propose") if not r["out"]]
+    assert asked["entities"][0]["digest"] == proposed["digest"]
+    requests = [(r["entities"][0]["id"], r["detail"]["action"]) for r in await left(world.p, "approval.request")]
+    assert requests == [(proposed["approval"], "policy.change")]
     (changed,) = await world.records(auditor, verb="policy.change")
     assert changed["detail"]["bundle"] == rules.digest
     assert changed["approval"]["approvers"] == "person:li@platform"

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from tests.logs import audit_service, connected, copied, faults, hand_in, records, vkey
 from tests.platform import Platform
+from tests.records import left
 
 from medmesh.embedded.testing import RunningServers
 from medmesh.store.guard import append_only, weaknesses
@@ -102,6 +103,8 @@ async def test_a_superuser_who_alters_a_record_is_told_of_and_found(servers: Run
         noted = await sql.fetch("SELECT who, command, object FROM ddl ORDER BY id")
         assert [tuple(row) for row in noted] == [("medmesh", "ALTER TABLE", "audit.entries")] * 2
     assert await _weak(log) == []
+    told = [{"who": "medmesh", "command": "ALTER TABLE", "object": "audit.entries"}] * 2
+    assert [record["detail"] for record in await left(log, "audit.alarm.ddl", 2)] == told
     found = await faults(await copied(runtime, tmp_path / "after"), vkey(log.folder))
     assert [(fault["check"], fault["seq"]) for fault in found] == [("body", 30)]
 

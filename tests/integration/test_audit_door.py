@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fhir.resources.R4B.bundle import Bundle
 from fhir.resources.R4B.capabilitystatement import CapabilityStatement
+from tests.records import left
 from tests.world import World, small_world
 
 from medmesh.client import Gateway
@@ -137,6 +138,11 @@ async def test_a_hospital_sees_and_verifies_its_own_records_and_no_others(world:
         assert (await renji.request("GET", "/v1/audit/events", query={"org": "ruijin"}))["events"] == [events[1]]
         await log(world, about("renji", "late"))
         size = await export_log(of_a_hospital(renji), private / "copy")
+    looked = {verb: await left(world.p, verb) for verb in ("audit.search", "audit.prove", "audit.copy")}
+    own = {verb: [r for r in found if r["agents"][0]["who"] == "hospital:renji"] for verb, found in looked.items()}
+    assert [record["entities"][0]["id"] for record in own["audit.prove"]] == [str(events[1]["seq"])], "what it looks at is recorded"
+    assert [record["detail"]["found"] for record in own["audit.search"]] == [2, 1]
+    assert len(own["audit.copy"]) == 1
     report = verify_log(Folder(private / "copy"), Wanted(demanding(key), partial=True))
     assert report.faults == []
     own = [json.loads(line)["seq"] for line in (private / "copy" / "bodies.jsonl").read_text().splitlines()]

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from tests.aics import environment
 from tests.architecture.sources import ROOT
 from tests.integration.test_audit_door import about, door, log
+from tests.records import left
 from tests.world import World, small_world
 
 from medmesh.auditing.package import check, unpack
@@ -345,6 +346,8 @@ async def test_only_who_asked_fetches_it_and_an_organisations_auditor_gets_no_mo
     export = done.result["export"]
     async with door(world, "ma", "ruijin") as auditor:
         await fetch_export(auditor, export, private / "export.zip", seconds=5)
+    (fetched,) = await left(world.p, "audit.download")
+    assert (fetched["agents"][0]["who"], fetched["entities"][0]["id"], fetched["orgs"]) == ("person:ma", export, ["ruijin"])
     folder = unpack(private / "export.zip", private / "export")
     lines = [json.loads(line) for line in (folder / "bodies.jsonl").read_text().splitlines()]
     import base64

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 from tests.integration.test_audit_door import about, door, log
 from tests.logs import connected
+from tests.records import left
 from tests.world import World, small_world
 
 from medmesh.contracts.audit import AlertRaised
@@ -137,7 +138,15 @@ async def test_mlps_evidence_follows_what_happens(world: World, servers: Running
 
 
 async def raised(world: World, rule: str) -> AlertRaised:
-    return (await world.p.wait(AlertRaised, lambda found: found.data.rule == rule, timeout=30)).data
+    """The fact, once its record is there too."""
+    told = (await world.p.wait(AlertRaised, lambda found: found.data.rule == rule, timeout=30)).data
+    async with asyncio.timeout(30):
+        while not (found := [r for r in await left(world.p, "audit.alert") if r["detail"]["alert"] == told.alert]):
+            await asyncio.sleep(0.1)
+    (record,) = found
+    expected = (8 if told.severity == "critical" else 4, f"alert.{rule}", told.about)
+    assert (record["out"], record["why"], record["detail"]["about"]) == expected
+    return told
 
 
 async def test_failed_sign_ins_raise_one_alert(world: World) -> None:

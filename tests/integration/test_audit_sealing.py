@@ -13,6 +13,7 @@ import pytest
 from tests.contract.test_sealed import anybody, keys
 from tests.logs import audit_service, connected, faults, hand_in, records, vkey
 from tests.platform import Platform
+from tests.records import left
 
 from medmesh.bus import topology
 from medmesh.bus.nats_bus import NatsBus
@@ -116,6 +117,8 @@ async def test_a_second_version_is_an_alarm_and_is_not_read(servers: RunningServ
         await sealer.inspect()
         await sealer.inspect()
         assert alarms("sealed_twice") == before + 2, "once for each name"
+        told = [record["detail"]["key"] for record in await left(p, "audit.alarm.sealed_twice", 2)]
+        assert sorted(told) == [bundle.key, "tile/0/000"]
         assert await restore(store, vkey(private), tmp_path / "copy") == 300
         assert await faults(tmp_path / "copy", vkey(private)) == []
 

@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import update
+from tests.records import left
 from tests.world import PASSWORD, World, small_world
 
 from medmesh.client import Gateway
@@ -270,6 +271,8 @@ async def test_the_administrator_issues_for_a_request_that_was_handed_over_never
     async with asyncio.timeout(30):
         while await sign_in(world, "zhou", zhou) != "security.certificate_revoked":
             await asyncio.sleep(0.1)
+    (revoked,) = await left(world.p, "certificate.revoke")
+    assert (revoked["entities"][0]["id"], revoked["detail"]) == ("zhou", {"reason": "recovered"})
 
 
 async def test_a_session_ends_with_its_certificate_and_emergency_access_takes_the_password(world: World) -> None:

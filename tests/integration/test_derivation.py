@@ -218,9 +218,17 @@ async def test_what_was_made_before_a_label_was_raised_is_raised_with_it_and_nev
     await p.wait(LabelChanged, lambda found: found.data.kind == "release" and found.data.revision == 3)
     assert await label_of(p) == SecurityLabel(level="core", compartments=both.compartments)
     assert await described(p, "annotation", "project", "reading") == RENJI
+    model, of_model = ("nodules", "j-1"), (release["release"], "nodules")
+    assert await changes(p, "registry") == [model, of_model, ("federated", "f-9"), ("nodules", "plain"), of_model, model, of_model]
     (record,) = [r for r in await p.audited("annotation") if r["sub"] == "label.change"]
     assert [(e["type"], e["id"]) for e in record["entities"]] == [("project", "reading"), ("dataset", "chest")]
     assert (record["detail"]["before"], record["detail"]["after"]) == ("internal", "sensitive{renji}")
+
+
+async def changes(p: Platform, service: str) -> list[tuple[str, str]]:
+    """What was labelled anew, and from which source it was raised."""
+    told = [[one["id"] for one in record["entities"]] for record in await p.audited(service) if record["sub"] == "label.change"]
+    return [(what, source) for what, source, *_ in ([*ids, ""] for ids in told)]
 
 
 async def until_converted(p: Platform, token: str) -> None:
@@ -273,6 +281,7 @@ async def test_whoever_makes_something_and_whoever_raises_its_source_wait_for_ea
             await uow.execute(insert(labels.LABELS).values(**row, **more))
         await raising
         assert await described(p, "annotation", "project", source[1] + "-made") == CORE
+    assert await changes(p, "annotation") == [("far-made", "far"), ("reading", ""), ("reading-made", "reading")]
     # Two sources of one object, raised at once: none is lost.
     await p.publish(raised("near", SecurityLabel(), SecurityLabel()), source="ingestion")
     async with runtime.unit() as uow:
@@ -290,6 +299,12 @@ async def test_whoever_makes_something_and_whoever_raises_its_source_wait_for_ea
         assert not raising.done()
     await raising
     assert await described(p, "annotation", "project", "reading") == SecurityLabel(level="core", compartments=("renji", "xiehe"))
+    assert (await changes(p, "annotation"))[3:] == [
+        ("reading", "near"),
+        ("reading-made", "reading"),
+        ("reading", "next"),
+        ("reading-made", "reading"),
+    ]
     # What it is as high as already changes nothing: no record, no fact.
     before = [record["id"] for record in await p.audited("annotation")]
     async with runtime.unit() as uow:

@@ -203,6 +203,12 @@ async def test_it_ends_with_its_time_and_with_its_session_and_nobody_else_ends_i
     third = await clinician(p, "third")
     made = await third.open()
     assert (await p.send(g.EndEmergency(emergency=made.emergency), p.person("sun", "security_administrator"))).succeeded
+    again = await third.open()
+    await later(p, minutes=60)
+    await third.open()  # who opens the next one writes down that the last is over
+    ended = [(record["entities"][0]["id"], record["detail"]["by"]) for record in await records(p, "emergency.end") if not record["out"]]
+    assert [by for _, by in ended] == ["time", "session", "administrator", "time"]
+    assert ended[-1][0] == again.emergency
 
 
 async def test_nobody_reviews_their_own_and_one_that_is_open_is_not_found_good(p: Platform) -> None:

@@ -115,8 +115,10 @@ async def test_only_of_patients_who_agreed_and_not_after_they_took_it_back(at: S
     assert await used(at) == EACH
     assert await key_of(at, two) is not None, "it is there, and used by nobody"
     assert await code(ethics.consent(at, "LL-9", [one], agreed=True)) == "ethics.unknown"
-    told = repr([one for one in records(at.layout.folder) if one["sub"] == "ethics.consent"])
-    assert one not in told and two not in told
+    told = [found for found in records(at.layout.folder) if found["sub"] == "ethics.consent" and not found["out"]]
+    said = [(2, True), (0, True), (1, False)]
+    assert [(found["detail"]["patients"], found["detail"]["agreed"]) for found in told] == said
+    assert one not in repr(told) and two not in repr(told)
 
 
 async def test_who_was_forgotten_is_not_brought_back_but_by_their_own_word(at: Site, private: Path) -> None:
@@ -140,6 +142,8 @@ async def test_who_was_forgotten_is_not_brought_back_but_by_their_own_word(at: S
     await forgetting.ask(at, everybody[2], "requested", "li")
     assert withdrawn.away(at, set(everybody)) == {everybody[1], everybody[2]}
     await forgetting.readmit(at, everybody[1])
+    readmitted = [found for found in records(at.layout.folder) if found["sub"] == "patient.readmit"]
+    assert [found["out"] for found in readmitted] == [0] and everybody[1] not in repr(readmitted)
     outcome = await taken(at, folder, "LL-1")
     assert dict(outcome.rejected) == {"intake.no_consent": EACH, "intake.withdrawn": EACH}, "the consent was forgotten, too"
     await ethics.consent(at, "LL-1", [everybody[1]], agreed=True)

@@ -301,6 +301,9 @@ async def test_an_approval_counts_once_and_an_approval_of_something_else_is_not_
     assert len(p.emitted(ModelReleased)) == 1
     letters = await p.ask(ListDeadLetters(service="registry"), DeadLetters, p.person("qian", "system_administrator"))
     assert len(letters.letters) == 2
+    # Whoever reads a letter reads what somebody sent: that is recorded, and with it which.
+    read = {record["entities"][0]["id"] for record in await _audits(p, "dead.read")}
+    assert read == {letter.event for letter in letters.letters}
 
 
 @pytest.mark.parametrize("said", [ApprovalRefused, ApprovalRevoked, ApprovalExpired])

@@ -158,6 +158,8 @@ async def test_a_round_with_too_few_good_updates_is_tried_again_and_what_is_trai
         await give(p, one, hospital, await put(p, honest(base, hospital, 1), f"again-{hospital}"))
     assert (await committed(p, 1)).participants == FOUR
     assert [(e.data.attempt, e.data.hospital) for e in p.emitted(UpdateFlagged)] == [(1, BAD)]
+    (void,) = [record for record in await p.audited("federation") if record["sub"] == "federation.void"]
+    assert (void["out"], void["why"], void["detail"]["round"]) == (4, "federation.screened", 1)
 
 
 async def test_what_dies_after_it_recorded_and_before_it_committed_leaves_the_same_out_again(
@@ -181,6 +183,8 @@ async def test_what_dies_after_it_recorded_and_before_it_committed_leaves_the_sa
     assert first == second
     assert (first.model, first.excluded) == (done.model, {BAD})
     assert len(p.emitted(UpdateFlagged)) == 1
+    rounds = [record["detail"] for record in await p.audited("federation") if record["sub"] == "federation.round"]
+    assert [(one["round"], one["model"]) for one in rounds] == [(1, done.model.sha256)], "recorded once"
 
 
 async def release(p: Platform, federation: str, approval: str) -> None:

@@ -87,6 +87,7 @@ async def test_nobody_is_named_and_what_is_told_outside_is_counts(at: Site) -> N
     assert (told.modality, told.samples, told.patients, told.labels) == ("table:heart", COUNT, COUNT, {"ill": 20, "well": 20})
     assert told.deidentification == "allow-list of columns"
     assert [r["detail"] for r in records(at.layout.folder) if r["sub"] == "edge.ingest"] == [{"stored": COUNT, "known": 0, "rejected": 2}]
+    assert [r["detail"] for r in records(at.layout.folder) if r["sub"] == "patient.ingest"] == [{"patients": COUNT}]
 
 
 async def test_a_forgotten_patient_is_gone_from_the_arrays(at: Site) -> None:

@@ -263,5 +263,5 @@ async def test_a_cohort_is_asked_coded_and_exported(at: Site, private: Path) -> 
         await timeline.confirm(at, "heart", "DIAGNOSIS//TEXT//none", "ICD10", "I10", "li")
     assert caught.value.code == "timeline.not_local"
     verbs = [record["sub"] for record in records(at.layout.folder)]
-    assert [verbs.count(f"timeline.{verb}") for verb in ("define", "confirm", "export")] == [4, 2, 2]
+    assert [verbs.count(f"timeline.{verb}") for verb in ("define", "ask", "confirm", "export")] == [4, 8, 2, 2], "an export asks, too"
     assert "急性心梗" not in str(records(at.layout.folder))

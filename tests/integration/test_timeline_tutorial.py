@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.integration.test_forget import prepare
+from tests.integration.test_forget import prepare, records
 from tests.tutorials import REPO, blocks
 
 from medmesh.cli import _root
@@ -54,4 +54,5 @@ def test_three_systems_become_a_cohort(private: Path, monkeypatch: pytest.Monkey
     shown = [line for line in printed.splitlines() if "10839-9" in line and "3.5" in line]
     assert len(shown) == 2 and not any("2024" in line for line in shown), "both results of P3, on the shifted axis"
     assert "held_out" in printed and "croissant.json" in printed and "codes.parquet" in printed
+    assert "timeline.card" in {record["sub"] for record in records(folder)}
     assert "Data card" in Path("card.html").read_text(encoding="utf-8")

@@ -51,7 +51,8 @@ async def open_emergency(query: Envelope[OpenEmergency], uow: UnitOfWork[Ports])
     if (same := _same(theirs, row.id, wanted)) is not None:
         uow.unchanged()
         return view(same, uow)
-    may_open_emergency(row.name, row.emergency_withdrawn_at is not None, (EmergencyState(r.state) for r in theirs))
+    standing = (emergency_stands(r.state, r.expires_at, r.due_at, uow.now) for r in theirs)
+    may_open_emergency(row.name, row.emergency_withdrawn_at is not None, standing)
     note = _checked(wanted.note)
     if wanted.organisation != PLATFORM:
         known = await uow.first(select(hospitals.c.hospital).where(hospitals.c.hospital == wanted.organisation))
@@ -162,7 +163,7 @@ async def list_emergencies(query: Envelope[ListEmergencies], uow: UnitOfWork[Por
 
 
 async def settle(uow: UnitOfWork[Ports], person: str | None = None) -> None:
-    """Write down what time has done: ended, by its time or with its session, and overdue, told once."""
+    """Write down what time has done: ended, by its time or with its session, and, looking at everybody's, overdue, told once."""
     wanted = select(emergencies, sessions.c.id.label("alive")).outerjoin(sessions, sessions.c.id == emergencies.c.session)
     wanted = wanted.where(emergencies.c.state.in_(UNSETTLED)).order_by(emergencies.c.emergency)
     if person is not None:
@@ -170,7 +171,7 @@ async def settle(uow: UnitOfWork[Ports], person: str | None = None) -> None:
     for row in await uow.all(wanted.with_for_update(of=emergencies)):
         if row.state == EmergencyState.OPEN and (row.expires_at <= uow.now or row.alive is None):
             await _end(uow, row, "time" if row.expires_at <= uow.now else "session")
-        if emergency_stands(EmergencyState.ENDED, row.expires_at, row.due_at, uow.now) is EmergencyState.OVERDUE:
+        if person is None and emergency_stands(EmergencyState.ENDED, row.expires_at, row.due_at, uow.now) is EmergencyState.OVERDUE:
             await _overdue(uow, row)
 
 
