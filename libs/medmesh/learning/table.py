@@ -5,11 +5,11 @@ What is kept of a row is a number within its range or a code of its list, never 
 
 from __future__ import annotations
 
-import csv
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from medmesh.contracts.data import Feature, FeatureName, TableSchema, decimal
 from medmesh.contracts.message import Record
 from medmesh.errors import Problem
+from medmesh.importing.formats import tables
 
 Values = Mapping[str, str | None]
 """A decimal string, a code, or None where there is no value, by feature."""
@@ -89,31 +90,33 @@ def _json(path: Path) -> str:
     return json.dumps(tomllib.loads(path.read_text(encoding="utf-8")), default=str)
 
 
-def read_rows(path: Path, columns: Columns, schema: TableSchema) -> Iterator[Row | Problem]:
-    """The rows of a CSV file with a heading; one that does not fit is a `Problem` (`intake.row_*`) that holds nothing of its content.
+def read_rows(file: BinaryIO, columns: Columns, schema: TableSchema) -> Iterator[Row | Problem]:
+    """The rows of a CSV file with a heading, in any encoding and with any delimiter that `formats.tables` knows; one that does not fit is a
+    `Problem` (`intake.row_*`) that holds nothing of its content.
 
-    Raises `Problem` (`intake.table`) when it is no CSV in UTF-8, or a column is not there.
+    Raises `Problem` (`intake.table`) when it is no such file, or a column is not there.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            heading = set(reader.fieldnames or ())
-            needed = [columns.patient, columns.label, *([columns.visit] if columns.visit else [])]
-            needed += [columns.columns.get(feature.name, feature.name) for feature in schema.features if not feature.missing]
-            needed += columns.columns.values()
-            if absent := [name for name in needed if name not in heading]:
-                raise Problem("intake.table", reason=f"there is no column {absent[0]!r}")
-            seen: set[tuple[str, str]] = set()
-            for given in reader:
-                row = _row(given, columns, schema)
-                if isinstance(row, Row):
-                    if (row.patient, row.visit) in seen:
-                        row = Problem("intake.row_repeated")
-                    else:
-                        seen.add((row.patient, row.visit))
-                yield row
-    except (UnicodeDecodeError, csv.Error):
-        raise Problem("intake.table", reason="it is no CSV file in UTF-8") from None
+        written = tables.dialect(file)
+        heading = set(written.header)
+        needed = [columns.patient, columns.label, *([columns.visit] if columns.visit else [])]
+        needed += [columns.columns.get(feature.name, feature.name) for feature in schema.features if not feature.missing]
+        needed += columns.columns.values()
+        if absent := [name for name in needed if name not in heading]:
+            raise Problem("intake.table", reason=f"there is no column {absent[0]!r}")
+        seen: set[tuple[str, str]] = set()
+        for _, _, fields in tables.rows(file, written):
+            row = _row(dict(zip(written.header, fields, strict=False)), columns, schema)
+            if isinstance(row, Row):
+                if (row.patient, row.visit) in seen:
+                    row = Problem("intake.row_repeated")
+                else:
+                    seen.add((row.patient, row.visit))
+            yield row
+    except Problem as problem:
+        if problem.code != "formats.damaged":
+            raise
+        raise Problem("intake.table", reason="it is no CSV file") from None
 
 
 def _row(given: Mapping[str, str | None], columns: Columns, schema: TableSchema) -> Row | Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from posixpath import dirname
 
 import numpy as np
@@ -152,6 +152,14 @@ class Inspection:
         made = io.BytesIO()
         picture.save(made, "PNG")
         self.report.picture(place, made.getvalue(), codes)
+
+
+def codes_of(files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """The codes of every rule that one item breaks (its files by name, the one that describes the others first)."""
+    made = Inspection("")
+    first, *others = files.items()
+    made.look_at(first[0], first[1], dict(others))
+    return tuple(sorted(made.report.counts))
 
 
 def inspect(made: Inspection, source: Source) -> Iterator[int]:

@@ -114,9 +114,9 @@ def _wrapped(path: Path, number: int, schema: ImageSchema) -> bytes:
 def _rows(path: Path, meaning: Path, schema: TableSchema, seed: int) -> Iterator[Sample]:
     from medmesh.learning.table import Row, read_columns, read_rows
 
-    fitting: Iterable[Row] = (
-        row for row in read_rows(path, read_columns(meaning, schema), schema) if isinstance(row, Row) and row.label is not None
-    )
+    with path.open("rb") as file:
+        read_ = list(read_rows(file, read_columns(meaning, schema), schema))
+    fitting: Iterable[Row] = (row for row in read_ if isinstance(row, Row) and row.label is not None)
     for number, row in enumerate(fitting):
         patient = f"{path.stem}/{row.patient}"
         data = canonical({"item": f"{number:032x}", "values": dict(row.values)})

@@ -30,6 +30,7 @@ from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
 from medmesh_edge import consent, inbox, intake, outgoing
+from medmesh_edge.labels import Label
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proven
@@ -152,7 +153,7 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
     prepared = [
         (str(n), intake.Prepared(f"{n:032d}", sample.patient, sample.modality, sample.data, ())) for n, sample in enumerate(samples)
     ]
-    labels = {str(n): intake.Label(sample.label, "test" if sample.held_out else "train") for n, sample in enumerate(samples)}
+    labels = {str(n): Label(sample.label, "test" if sample.held_out else "train") for n, sample in enumerate(samples)}
     await intake.store(site, DATASET, prepared, labels, b"", outcome)
     await intake.finish(site, DATASET, outcome)
 

@@ -1,13 +1,13 @@
-"""Taking in DICOM: read, check, de-identify, verify, store. A file that fails is counted by reason; its name is told to nobody."""
+"""Taking in a folder or an archive: each item cleaned, verified, judged and stored. A file that fails is counted by reason; its name is
+told to nobody but who asks for it here."""
 
 from __future__ import annotations
 
 import asyncio
-import csv
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,39 +16,47 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.errors import Problem
+from medmesh.importing.formats import found
+from medmesh.importing.formats.content import START
 from medmesh.quality.rules import BLOCKING
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import patients, withdrawn
 from medmesh_edge.ethics import admitted, kind_of
+from medmesh_edge.labels import LABELS, Label, label_of, read_labels, subject_of
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items, results
 
 BATCH = 50
-LABELS = "labels.csv"
+BATCH_BYTES = 64 << 20
+"""Of cleaned items that wait to be stored together."""
 
 
 @dataclass
 class Outcome:
-    """What became of a folder."""
+    """What became of a folder; of a dry run, what would."""
 
     stored: int = 0
     known: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     quality: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    """What was taken in, by modality."""
+    said: Counter[str] = field(default_factory=Counter)
+    """Fields of files' headers that told of somebody, and are gone."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """Files by name, and why: for the hospital's own eyes."""
 
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A row of `labels.csv`; `split` is "train", "test" or empty for the node to decide."""
-
-    label: str
-    split: str
+    def reject(self, name: str, code: str) -> None:
+        """Leave a file out."""
+        self.rejected[code] += 1
+        if len(self.left_out) < 10_000:
+            self.left_out.append((name, code))
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One de-identified object: an image, or the values of a row."""
+    """One de-identified object: an image, a volume, a signal, or the values of a row."""
 
     item: str
     patient: str
@@ -56,48 +64,32 @@ class Prepared:
     data: bytes
     quality: tuple[str, ...]
     media_type: str = "application/dicom"
+    said: tuple[str, ...] = ()
 
 
-def read_labels(path: Path) -> dict[str, Label]:
-    """`file,label[,split]` by file name. Raises `Problem` (`intake.labels`) with the row's number and nothing of its content."""
-    labels: dict[str, Label] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if not {"file", "label"} <= set(columns):
-                raise Problem("intake.labels", row=1, reason="the columns file and label are needed")
-            for number, row in enumerate(reader, start=2):
-                name, label, split = row["file"], (row["label"] or "").strip(), (row.get("split") or "").strip()
-                if not name or not label or split not in ("", "train", "test"):
-                    raise Problem("intake.labels", row=number, reason="a file, a label, and train, test or nothing as split")
-                if name in labels:
-                    raise Problem("intake.labels", row=number, reason="the file has a label already")
-                labels[name] = Label(label, split)
-    except (UnicodeDecodeError, csv.Error):
-        raise Problem("intake.labels", row=0, reason="not a UTF-8 CSV file") from None
-    return labels
+Rows = Callable[[bytes], Iterable[tuple[Prepared, str] | Problem]]
+"""What a CSV file becomes: rows with their label, or what is amiss with one. Raises `Problem` where nothing can be read."""
 
 
-def prepare(data: bytes, key: bytes, options: str = "", rules: str = "", blocking: frozenset[str] = BLOCKING) -> Prepared:
-    """De-identify one file and prove that nothing identifying is left. Raises `Problem` (`imaging.*`, `intake.residual`).
+def prepare(
+    files: bytes | Mapping[str, bytes],
+    key: bytes,
+    options: str = "",
+    rules: str = "",
+    blocking: frozenset[str] = BLOCKING,
+    *,
+    patient: str = "",
+    modality: str = "",
+) -> Prepared:
+    """Clean one item and prove that nothing identifying is left. Raises `Problem` as `medmesh.importing.cleaning.clean` does.
 
     `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it. Its
     `quality` names the rules among `blocking` that it breaks.
     """
-    from medmesh.imaging.deidentify import Options, deidentify, gate
-    from medmesh.imaging.reading import read, write
-    from medmesh.imaging.verify import verify
-    from medmesh.quality.dicom import check
+    from medmesh.importing.cleaning import Project, clean
 
-    original = read(data, lazily=True)
-    chosen = Options.parse(options)
-    clean = deidentify(original, key, chosen, rules=(*gate.read(rules), *gate.default()) if rules else None)
-    result = write(clean.dataset)
-    if verify(original, result, kept=chosen.kept):
-        raise Problem("intake.residual")
-    item = hashlib.sha256(clean.sop_uid.encode()).hexdigest()[:32]
-    return Prepared(item, clean.patient, str(clean.dataset.get("Modality") or ""), result, tuple(check(clean.dataset, blocking)))
+    made = clean(files, Project(key, options, rules, blocking=blocking), patient=patient, modality=modality)
+    return Prepared(made.item, made.patient, made.modality, made.data, made.quality, made.media_type, made.said)
 
 
 def held_out(patient: str, key: bytes, share: float) -> bool:
@@ -107,25 +99,77 @@ def held_out(patient: str, key: bytes, share: float) -> bool:
 
 
 async def ingest(
-    site: Site, folder: Path, dataset: str, *, ethics: str = "", progress: Callable[[int, int], None] = lambda done, total: None
+    site: Site,
+    folder: Path,
+    dataset: str,
+    *,
+    ethics: str = "",
+    modality: str = "",
+    rows: Rows | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Take in every file below a folder, under the approval `ethics`. Killed and started again, it goes on; a file that is known already is
-    not stored twice. Raises `Problem` (`intake.labels*`, `ethics.*`)."""
-    labels = read_labels(folder / LABELS) if (folder / LABELS).exists() else {}
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LABELS]
-    missing = set(labels) - {path.name for path in files}
-    if missing:
-        raise Problem("intake.labels_missing", count=len(missing))
+    """Take in every file below a folder or in an archive, under the approval `ethics`. Killed and started again, it goes on; a file that is
+    known already is not stored twice. A dry run says what would become of each, and writes nothing. `modality` is of files that say none,
+    `rows` says what tables become. Raises `Problem` (`intake.labels*`, `ethics.*`, `importing.*`)."""
+    from medmesh.importing.formats.files import together
+    from medmesh.importing.sources import opened
+
     key = read_secret(site.layout.site_key).strip()
     manner = how(site, dataset)
     outcome = Outcome()
-    for start in range(0, len(files), BATCH):
-        batch = files[start : start + BATCH]
-        prepared = await asyncio.to_thread(_all, batch, key, manner, outcome)
-        await store(site, dataset, prepared, labels, key, outcome, ethics=ethics)
-        progress(start + len(batch), len(files))
-    await finish(site, dataset, outcome, ethics=ethics)
+    with opened(folder) as source:
+        labels = read_labels(source)
+        total = len(source.names)
+        batch: list[tuple[str, Prepared]] = []
+        every = ((name, parts) for name, parts in together(source) if name != LABELS)
+        try:
+            while (one := await asyncio.to_thread(next, every, None)) is not None:
+                made = await asyncio.to_thread(_one, *one, labels, key, manner, modality, rows, outcome)
+                for entry in made:
+                    batch.append(entry)
+                    if len(batch) >= BATCH or sum(len(prepared.data) for _, prepared in batch) >= BATCH_BYTES:
+                        await _take(site, dataset, batch, labels, key, outcome, ethics=ethics, dry_run=dry_run)
+                        batch = []
+                        progress(source.names.index(one[0]) + 1, total)
+            await _take(site, dataset, batch, labels, key, outcome, ethics=ethics, dry_run=dry_run)
+        finally:
+            if not dry_run and outcome.stored:  # also of what was stored before something stopped it
+                await finish(site, dataset, outcome, ethics=ethics)
+        progress(total, total)
+    if not dry_run and not outcome.stored:
+        await finish(site, dataset, outcome, ethics=ethics)
     return outcome
+
+
+async def _take(
+    site: Site,
+    dataset: str,
+    batch: list[tuple[str, Prepared]],
+    labels: dict[str, Label],
+    key: bytes,
+    outcome: Outcome,
+    *,
+    ethics: str,
+    dry_run: bool,
+) -> None:
+    refused: dict[str, str]
+    if dry_run:
+        async with site.unit() as uow:
+            refused = await _refused(uow, site, batch, ethics)
+            wanted = list({entry.item for _, entry in batch} - set(refused))
+            known = {row.item for row in await uow.all(select(items.c.item).where(items.c.item.in_(wanted)))}
+        outcome.known += len(known)
+        outcome.stored += len(wanted) - len(known)
+        outcome.rejected.update(refused.values())
+    else:
+        refused = await store(site, dataset, batch, labels, key, outcome, ethics=ethics)
+    for name, entry in batch:
+        if entry.item in refused:
+            outcome.left_out.append((name, refused[entry.item]))
+        else:
+            outcome.kinds[entry.modality] += 1
+            outcome.said.update(entry.said)
 
 
 async def finish(site: Site, dataset: str, outcome: Outcome, *, ethics: str = "") -> None:
@@ -168,25 +212,63 @@ def how(site: Site, dataset: str, options: str | None = None) -> How:
     return found
 
 
-def _all(batch: list[Path], key: bytes, manner: How, outcome: Outcome) -> list[tuple[str, Prepared]]:
-    return list(_each(batch, key, manner, outcome))
+def _one(
+    name: str,
+    parts: dict[str, bytes] | Problem,
+    labels: dict[str, Label],
+    key: bytes,
+    manner: How,
+    modality: str,
+    rows: Rows | None,
+    outcome: Outcome,
+) -> list[tuple[str, Prepared]]:
+    """What there is to store of one item, under the name by which `labels` knows it. Raises `Problem` (`intake.table`)."""
+    label = label_of(name, labels) or Label("", "")
+    try:
+        if isinstance(parts, Problem):
+            raise parts
+        data = next(iter(parts.values()))
+        form = found(data[:START])
+        if rows is not None and (name.lower().endswith(".csv") if form is None else form.name == "csv"):
+            return list(_rows(name, rows(data), labels, outcome))
+        made = prepare(parts, key, *manner, patient=label.patient or subject_of(name), modality=label.modality or modality)
+    except Problem as problem:
+        if problem.code == "intake.table":
+            raise
+        outcome.reject(name, problem.code)
+        return []
+    if made.quality:
+        outcome.quality.update(made.quality)
+        outcome.reject(name, "intake.quality")
+        return []
+    return [(name, made)]
 
 
-def _each(batch: list[Path], key: bytes, manner: How, outcome: Outcome) -> Iterator[tuple[str, Prepared]]:
-    for path in batch:
-        try:
-            prepared = prepare(path.read_bytes(), key, *manner)
-        except Problem as problem:
-            outcome.rejected[problem.code] += 1
+def _rows(
+    name: str, read: Iterable[tuple[Prepared, str] | Problem], labels: dict[str, Label], outcome: Outcome
+) -> Iterator[tuple[str, Prepared]]:
+    for row in read:
+        if isinstance(row, Problem):
+            outcome.reject(name, row.code)
+            if feature := row.params.get("feature"):
+                outcome.quality[str(feature)] += 1
             continue
-        except OSError:
-            outcome.rejected["intake.unreadable"] += 1
-            continue
-        if prepared.quality:
-            outcome.quality.update(prepared.quality)
-            outcome.rejected["intake.quality"] += 1
-            continue
-        yield path.name, prepared
+        made, label = row
+        if label:
+            labels[made.item] = Label(label, "")
+        yield made.item, made
+
+
+async def _refused(uow: UnitOfWork[Any], site: Site, prepared: list[tuple[str, Prepared]], ethics: str) -> dict[str, str]:
+    """The items that may not be taken in, with the reason. Raises `Problem` (`ethics.*`) when nobody may."""
+    away = withdrawn.away(site, {entry.patient for _, entry in prepared})
+    kinds = sorted({kind_of(entry.modality) for _, entry in prepared})
+    agreed = {kind: await admitted(uow, site, ethics, kind, {entry.patient for _, entry in prepared}) for kind in kinds}
+    return {
+        entry.item: "intake.withdrawn" if entry.patient in away else "intake.no_consent"
+        for _, entry in prepared
+        if entry.patient in away or entry.patient not in agreed[kind_of(entry.modality)]
+    }
 
 
 async def store(
@@ -204,14 +286,7 @@ async def store(
     if not prepared:
         return {}
     async with site.unit() as uow:
-        away = withdrawn.away(site, {entry.patient for _, entry in prepared})
-        kinds = sorted({kind_of(entry.modality) for _, entry in prepared})
-        agreed = {kind: await admitted(uow, site, ethics, kind, {entry.patient for _, entry in prepared}) for kind in kinds}
-        refused = {
-            entry.item: "intake.withdrawn" if entry.patient in away else "intake.no_consent"
-            for _, entry in prepared
-            if entry.patient in away or entry.patient not in agreed[kind_of(entry.modality)]
-        }
+        refused = await _refused(uow, site, prepared, ethics)
         outcome.rejected.update(refused.values())
         prepared = [(name, entry) for name, entry in prepared if entry.item not in refused]
         keys = await patients.ensure(uow, site, {entry.patient for _, entry in prepared})
@@ -222,7 +297,7 @@ async def store(
         stored: set[str] = set()
         known = {row.item for row in await uow.all(select(items.c.item).where(items.c.item.in_(list(refs))))}
         for name, entry in prepared:
-            label = labels.get(name)
+            label = label_of(name, labels)
             split = label.split if label else ""
             testing = split == "test" if split else held_out(entry.patient, key, site.settings.holdout)
             values = {
@@ -231,7 +306,7 @@ async def store(
                 "patient": entry.patient,
                 "modality": entry.modality,
                 "object": refs[entry.item].sha256,
-                "label": label.label if label else None,
+                "label": (label.label or None) if label else None,
                 "held_out": testing,
                 "ethics": ethics,
                 "at": uow.now,

@@ -14,6 +14,7 @@ from medmesh.archive import states
 from medmesh.archive.tables import open_archive
 from medmesh.canonical import parse
 from medmesh.errors import Problem
+from medmesh.importing import stored
 from medmesh.quality.inspecting import Inspection
 from medmesh.quality.report import Report
 from medmesh.quality.tables import of_table
@@ -65,6 +66,9 @@ def _judge(site: Site, dataset: str, rows: Sequence[Any], blocking: frozenset[st
         data = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
         if row.modality.startswith("table:"):
             tables.setdefault(row.modality.removeprefix("table:"), []).append(parse(data)["values"])
+        elif stored.is_stored(data):
+            first, *beside = stored.unpack(data).files.items()
+            made.look_at(row.item, first[1], dict(beside))
         else:
             made.look_at(row.item, data)
         progress(done, len(rows))

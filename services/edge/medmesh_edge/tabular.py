@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from medmesh.canonical import canonical
 from medmesh.contracts.data import TableSchema
 from medmesh.errors import Problem
 from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.learning.package import MANIFEST, read_manifest
-from medmesh.learning.table import Columns, read_columns, read_rows
+from medmesh.learning.table import Columns, Row, read_columns, read_rows
 from medmesh.security.keys import read_secret
-from medmesh_edge.intake import BATCH, Label, Outcome, Prepared, finish, store
+from medmesh_edge import intake
+from medmesh_edge.intake import Outcome, Prepared, Rows
 from medmesh_edge.ports import Site
 
 MEDIA_TYPE = "application/json"
@@ -32,33 +35,29 @@ def schema_of(path: Path) -> TableSchema:
     return manifest.data
 
 
-async def ingest(site: Site, source: Path, meaning: Path, schema: TableSchema, dataset: str, *, ethics: str = "") -> Outcome:
-    """Take in every row that fits, under the approval `ethics`; `meaning` is the hospital's own file about its columns. Killed and started
-    again, it goes on; a row that is known already is replaced. Raises `Problem` (`intake.columns`, `intake.table`, `ethics.*`) before
-    anything was taken in."""
-    key = read_secret(site.layout.site_key).strip()
+def rows_of(columns: Columns, schema: TableSchema, key: bytes) -> Rows:
+    """How a table's file becomes rows, each with its label; one that does not fit is a `Problem` with the feature that is amiss."""
+
+    def read(data: bytes) -> Iterator[tuple[Prepared, str] | Problem]:
+        for row in read_rows(io.BytesIO(data), columns, schema):
+            yield row if isinstance(row, Problem) else (_prepared(row, schema, key), row.label or "")
+
+    return read
+
+
+async def ingest(site: Site, source: Path, meaning: Path, schema: TableSchema, dataset: str, **options: Any) -> Outcome:
+    """Take in every row that fits of a CSV file, or of each in a folder or archive beside what else lies there, with the options of
+    `intake.ingest`; `meaning` is the hospital's own file about its columns. A row that is known already is replaced. Raises `Problem`
+    (`intake.columns`, `intake.table`, `ethics.*`) before anything of the table was taken in."""
     columns = await asyncio.to_thread(read_columns, meaning, schema)
-    outcome = Outcome()
-    prepared = await asyncio.to_thread(lambda: list(_prepared(source, columns, schema, key, outcome)))
-    for start in range(0, len(prepared), BATCH):
-        batch = prepared[start : start + BATCH]
-        labels = {row.item: Label(label, "") for row, label in batch if label}
-        await store(site, dataset, [(row.item, row) for row, _ in batch], labels, key, outcome, ethics=ethics)
-    await finish(site, dataset, outcome, ethics=ethics)
-    return outcome
+    rows = rows_of(columns, schema, read_secret(site.layout.site_key).strip())
+    return await intake.ingest(site, source, dataset, rows=rows, **options)
 
 
-def _prepared(source: Path, columns: Columns, schema: TableSchema, key: bytes, outcome: Outcome) -> Iterator[tuple[Prepared, str | None]]:
-    for row in read_rows(source, columns, schema):
-        if isinstance(row, Problem):
-            outcome.rejected[row.code] += 1
-            if feature := row.params.get("feature"):
-                outcome.quality[str(feature)] += 1
-            continue
-        who = pseudonym(row.patient, key)
-        # A row is known again by its patient and visit; the name tells neither.
-        named = b"\0".join((b"row", schema.table.encode(), who.encode(), row.visit.encode()))
-        item = hmac.new(key, named, hashlib.sha256).hexdigest()[:32]
-        # Objects are named by their content: with the item in it, no two patients with equal values share one that only one key opens.
-        stored = canonical({"item": item, "values": dict(row.values)})
-        yield Prepared(item, who, schema.modality, stored, (), MEDIA_TYPE), row.label
+def _prepared(row: Row, schema: TableSchema, key: bytes) -> Prepared:
+    who = pseudonym(row.patient, key)
+    # A row is known again by its patient and visit; the name tells neither.
+    named = b"\0".join((b"row", schema.table.encode(), who.encode(), row.visit.encode()))
+    item = hmac.new(key, named, hashlib.sha256).hexdigest()[:32]
+    # Objects are named by their content: with the item in it, no two patients with equal values share one that only one key opens.
+    return Prepared(item, who, schema.modality, canonical({"item": item, "values": dict(row.values)}), (), MEDIA_TYPE)

@@ -58,6 +58,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
 
     Raises `Problem`, and has stored nothing.
     """
+    from medmesh.importing.cleaning import Project
     from medmesh_ingestion.intake import holds_images, private_folder, store, take_in  # decoders: not before the first archive
     from medmesh_ingestion.layouts import layout_of, take_in_layout
 
@@ -79,7 +80,9 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
             if layout:
                 kept, rejected, about = await take_in_layout(archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes)
             else:
-                kept, rejected = await take_in(files, ports.key, settings.max_file_bytes, settings.deidentification)
+                kept, rejected = await take_in(
+                    files, Project(ports.key, settings.deidentification, published=True), settings.max_file_bytes
+                )
         except Problem:
             # Corrected, it will be another object: nobody would ever come back for this one. What holds no image may be
             # anybody's object that was named by mistake or on purpose, and stays.

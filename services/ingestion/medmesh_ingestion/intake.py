@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from medmesh.errors import Problem
+from medmesh.importing.cleaning import DICOM, Clean, Project, is_image
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
 from medmesh_ingestion.archive import File
-from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean, is_image
+from medmesh_ingestion.cleaning import Rejected, clean, item_of
 from medmesh_ingestion.domain import LABEL_FILE, Facts, FilePart, Label, Sample, agreed, find_label_file, read_labels, reasons
 
 _AT_ONCE = 8
@@ -42,7 +43,7 @@ class Kept:
     sha256: str
     label: Label | None
     facts: Facts | None = None
-    media_type: str = MEDIA_TYPE
+    media_type: str = DICOM
     parts: tuple[Part, ...] = ()
 
 
@@ -56,7 +57,7 @@ async def private_folder(parent: Path) -> AsyncIterator[Path]:
         await asyncio.shield(asyncio.to_thread(wipe, folder))
 
 
-async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int, options: str = "") -> tuple[list[Kept], dict[str, int]]:
+async def take_in(files: Sequence[File], project: Project, max_file_bytes: int) -> tuple[list[Kept], dict[str, int]]:
     """The files that may be kept, each original replaced by its cleaned form, and how many were rejected for which reason.
 
     Raises `Problem`: `ingestion.labels`, `ingestion.nothing_accepted`. Nothing is stored here.
@@ -72,7 +73,7 @@ async def take_in(files: Sequence[File], key: bytes, max_file_bytes: int, option
     kept: dict[str, Kept] = {}
     rejected: Counter[str] = Counter()
     for file in images:
-        found = await asyncio.to_thread(_cleaned, file.path, key, max_file_bytes, options)
+        found = await asyncio.to_thread(_cleaned, file.path, project, max_file_bytes)
         if isinstance(found, Rejected):
             rejected[found.reason] += 1
             continue
@@ -122,12 +123,12 @@ def _litter(name: PurePosixPath) -> bool:
     return name.name.startswith(".") or name.name == "Thumbs.db" or "__MACOSX" in name.parts
 
 
-def _cleaned(path: Path, key: bytes, limit: int, options: str) -> tuple[str, str] | Rejected:
+def _cleaned(path: Path, project: Project, limit: int) -> tuple[str, str] | Rejected:
     """(item, SHA-256) of the cleaned file that now lies in `path`; a rejected original is erased."""
-    found = Rejected("too_large") if path.stat().st_size > limit else clean(path.read_bytes(), key, options=options)
+    found = Rejected("too_large") if path.stat().st_size > limit else clean(path.read_bytes(), project)
     # A new file: the old one may be what a store has linked to.
     wipe(path)
     if isinstance(found, Clean):
         path.write_bytes(found.data)
-        return found.item, hashlib.sha256(found.data).hexdigest()
+        return item_of(found, project.key), hashlib.sha256(found.data).hexdigest()
     return found

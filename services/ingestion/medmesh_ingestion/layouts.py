@@ -25,13 +25,15 @@ from PIL import Image
 
 from medmesh.errors import Problem
 from medmesh.importing import registry
+from medmesh.importing.cleaning import DICOM, Clean, Project
 from medmesh.importing.formats import cleaned
 from medmesh.importing.port import File, Importer, Item, Plan, Source
 from medmesh.importing.sources import Limits as SourceLimits
 from medmesh.importing.sources import opened
+from medmesh.quality.rules import BLOCKING
 from medmesh.telemetry import log
 from medmesh_ingestion.archive import Limits
-from medmesh_ingestion.cleaning import MEDIA_TYPE, Clean, Rejected, clean
+from medmesh_ingestion.cleaning import Rejected, clean
 from medmesh_ingestion.domain import MAX_CLASSES, MAX_LABEL, Facts, Label, reasons
 from medmesh_ingestion.intake import Kept, Part
 
@@ -123,9 +125,9 @@ class _Desk:
     def _cleaned(self, kind: str, data: bytes) -> tuple[bytes, str] | Rejected:
         """A grey image as DICOM; colour, volumes and arrays in their own format, without identity."""
         if kind == "image":
-            found = clean(data, self.key, frozenset(self.importer.meant))
+            found = clean(data, Project(self.key, published=True, blocking=BLOCKING - frozenset(self.importer.meant)))
             if isinstance(found, Clean):
-                return found.data, MEDIA_TYPE
+                return found.data, DICOM
             if found.reason != "not_greyscale":
                 return found
         form, _, cleaned_ = cleaned(data)

@@ -40,7 +40,8 @@ COLUMNS = Columns(
 def rows(folder: Path, text: str, columns: Columns = COLUMNS) -> list[Row | Problem]:
     path = folder / "table.csv"
     path.write_text(text)
-    return list(read_rows(path, columns, schema()))
+    with path.open("rb") as file:
+        return list(read_rows(file, columns, schema()))
 
 
 def test_a_row_becomes_checked_values_and_these_the_inputs_of_a_model(private: Path) -> None:

@@ -16,6 +16,7 @@ from medmesh.cli.edge.dicomweb import dicomweb
 from medmesh.cli.edge.escrow import escrow
 from medmesh.cli.edge.ethics import ethics
 from medmesh.cli.edge.federation import approve, decline, list_federations, open_invitation, show_plan, withdraw
+from medmesh.cli.edge.ingest import ingest
 from medmesh.cli.edge.patients import forget, forget_approve, forgettings, readmit, trace
 from medmesh.cli.edge.pipelines import pipelines
 from medmesh.cli.edge.policy import site_policy
@@ -38,6 +39,7 @@ edge.add_command(own_key)
 edge.add_command(own_roster)
 edge.add_command(ledger)
 edge.add_command(site_policy)
+edge.add_command(ingest)
 edge.add_command(quality)
 edge.add_command(pipelines)
 edge.add_command(ethics)
@@ -145,43 +147,6 @@ def run(folder: Path, host: str | None, port: int | None) -> int:
     from medmesh_edge.node import run as run_node
 
     uvloop.run(run_node(folder.absolute(), host, port))
-    return 0
-
-
-@edge.command()
-@FOLDER
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option("--dataset", required=True)
-@click.option("--table", type=click.Path(exists=True, path_type=Path), help="SOURCE is a CSV file, this package says of what.")
-@click.option("--columns", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What the columns of the CSV file mean.")
-@click.option("--ethics", default="", help="Number of the ethics committee's approval (medmesh edge ethics).  伦理批件编号。")
-@click.option("--json", "as_json", is_flag=True)
-def ingest(folder: Path, source: Path, dataset: str, table: Path | None, columns: Path | None, ethics: str, as_json: bool) -> int:
-    """Take in the DICOM files below SOURCE, de-identified, with labels from its labels.csv; or a table.  导入 DICOM 或表格。
-
-    Of a table only the columns that the hospital's own file names are read (docs/tutorial/heart-disease.md).
-    """
-    from medmesh_edge import tabular
-    from medmesh_edge.intake import ingest
-
-    if (table is None) != (columns is None) or (table is None) != source.is_dir():
-        raise click.UsageError(say("a table needs --table, --columns and a file", "导入表格需同时给出 --table、--columns 和文件"))
-
-    async def work(site: Any) -> Any:
-        if table is not None and columns is not None:
-            return await tabular.ingest(site, source, columns, tabular.schema_of(table), dataset, ethics=ethics)
-        if as_json:
-            return await ingest(site, source, dataset, ethics=ethics)
-        with click.progressbar(length=1, label=dataset) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.length = total
-                bar.update(done - bar.pos)
-
-            return await ingest(site, source, dataset, ethics=ethics, progress=progress)
-
-    found = on_site(folder, work)
-    show({"stored": found.stored, "known": found.known, "rejected": dict(found.rejected), "quality": dict(found.quality)})
     return 0
 
 

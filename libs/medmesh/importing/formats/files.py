@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from posixpath import dirname, splitext
+from posixpath import basename, dirname, splitext
 from typing import Any
 
 from medmesh.errors import Problem
 from medmesh.importing.formats import FORMATS, cleaned, found, proved, tables, wfdb
-from medmesh.importing.formats.content import START, Content, Format, is_gzip
+from medmesh.importing.formats.content import START, THIS, Content, Format, is_gzip
 from medmesh.importing.port import File, Importer, Item, Kind, Report, Source
 
 _LOOKED_AT = 64
@@ -91,15 +91,13 @@ def taken(source: Source, item: Item) -> dict[str, bytes]:
 
 def without_identity(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
     """Each file of a source (a WFDB record is one) and what it becomes: files by new names that say nothing, or why it is left out."""
-    parts = _parts(source)
-    for name in source.names:
-        if name in parts:
-            continue
+    for name, parts in together(source):
         try:
-            with source.open(name) as file:
-                data = file.read()
+            if isinstance(parts, Problem):
+                raise parts
+            data = next(iter(parts.values()))
             if found(data[:START]) is wfdb.WFDB:
-                yield name, _as_record(source, name, data)
+                yield name, _named_by_content(data, {own: part for own, part in parts.items() if part is not data})
                 continue
             form, _, made = cleaned(data)
             ending = form.names[-1 if is_gzip(data) and len(form.names) > 1 else 0]
@@ -109,27 +107,58 @@ def without_identity(source: Source) -> Iterator[tuple[str, dict[str, bytes] | P
             yield name, problem
 
 
-def _as_record(source: Source, name: str, data: bytes) -> dict[str, bytes]:
-    """A record under a new name, made of what is in it: its own is in its header, and a patient's, often."""
-    within, parts = dirname(name), {}
+def together(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
+    """Each item's file by name, with the bytes of all that belong to it: of a WFDB record the header first, then signals and annotations
+    by their names beside it. Or why they cannot be read."""
+    parts, names = _parts(source), frozenset(source.names)
+    for name in source.names:
+        if name in parts:
+            continue
+        try:
+            with source.open(name) as file:
+                data = file.read()
+            yield name, {basename(name): data} | (_beside(source, names, name, data) if found(data[:START]) is wfdb.WFDB else {})
+        except Problem as problem:
+            yield name, problem
+        except OSError:
+            yield name, Problem("intake.unreadable")
+
+
+def _beside(source: Source, names: frozenset[str], name: str, data: bytes) -> dict[str, bytes]:
+    within, made = dirname(name), {}
+    own = wfdb.read_header(data).files
+    for other in (*own, *(basename(splitext(name)[0]) + ending for ending in _ANNOTATIONS)):
+        path = f"{within}/{other}".lstrip("/")
+        if path in names:
+            with source.open(path) as file:
+                made[other] = file.read()
+        elif other in own:
+            raise Problem("formats.missing_file", place=name, reference=other)
+    return made
+
+
+def nameless_record(data: bytes, beside: Mapping[str, bytes], stem: str) -> dict[str, bytes]:
+    """A WFDB record (its header and what lies beside it by name) under a new name without identity, the header first: its own name is in
+    its header, and a patient's, often. Raises `Problem` (`formats.*`)."""
     header = wfdb.read_header(data)
     begins = {signal.file: signal.offset for signal in header.signals}
-    for old in header.files:
-        path = f"{within}/{old}".lstrip("/")
-        if path not in source.names:
-            raise Problem("formats.missing_file", place=name, reference=old)
-        with source.open(path) as file:
-            signal = file.read()
-        parts[old] = bytes(min(begins[old], len(signal))) + signal[begins[old] :]
-    nameless = wfdb.clean(wfdb.renamed(data, "record")[0])
-    stem = hashlib.sha256(b"".join((nameless, *parts.values()))).hexdigest()[:32]
+    if missing := [name for name in header.files if name not in beside]:
+        raise Problem("formats.missing_file", place=THIS, reference=missing[0])
     named, files = wfdb.renamed(data, stem)
-    made = {f"{stem}.hea": proved(wfdb.WFDB, data, wfdb.clean(named))} | {files[old]: signal for old, signal in parts.items()}
-    for ending in _ANNOTATIONS:
-        if (path := splitext(name)[0] + ending) in source.names:
-            with source.open(path) as file:
-                made[stem + ending] = wfdb.clean_annotations(file.read())
+    made = {f"{stem}.hea": proved(wfdb.WFDB, data, wfdb.clean(named))}
+    for old, new in files.items():
+        made[new] = bytes(min(begins[old], len(beside[old]))) + beside[old][begins[old] :]
+    for name, part in beside.items():
+        if name not in files:
+            made[stem + splitext(name)[1]] = wfdb.clean_annotations(part)
     return made
+
+
+def _named_by_content(data: bytes, beside: Mapping[str, bytes]) -> dict[str, bytes]:
+    made = nameless_record(data, beside, "record")
+    signals = [part for name, part in made.items() if name.endswith(".dat")]
+    stem = hashlib.sha256(b"".join((made["record.hea"], *signals))).hexdigest()[:32]
+    return nameless_record(data, beside, stem)
 
 
 def _form(source: Source, name: str) -> Format | None:

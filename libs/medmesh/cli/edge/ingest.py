@@ -1,0 +1,86 @@
+"""`medmesh edge ingest`: whatever file the hospital has becomes part of a data set of its node.  导入数据。"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medmesh.cli import say
+from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.session import show
+
+
+@click.command()
+@FOLDER
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--dataset", required=True)
+@click.option("--ethics", default="", help="Number of the ethics committee's approval (medmesh edge ethics).  伦理批件编号。")
+@click.option("--modality", default="", help="Of files that do not say it: MR, CT, ECG, EEG, AU ...  检查类型。")
+@click.option("--table", type=click.Path(exists=True, path_type=Path), help="CSV files are the table of this training package.")
+@click.option("--columns", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What the columns of the CSV files mean.")
+@click.option("--dry-run", is_flag=True, help="Say what would become of each file; write nothing.  仅预览，不写入。")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the files left out, and why, there (CSV).")
+@click.option("--json", "as_json", is_flag=True, help="No progress, JSON alone.")
+def ingest(
+    folder: Path,
+    source: Path,
+    dataset: str,
+    ethics: str,
+    modality: str,
+    table: Path | None,
+    columns: Path | None,
+    dry_run: bool,
+    report: Path | None,
+    as_json: bool,
+) -> int:
+    """Take in SOURCE, a folder, an archive or a file, de-identified.  导入数据（去标识化）。
+
+    Files are known by their content: DICOM, PNG, JPEG, NIfTI, NumPy, WFDB, EDF, BDF, WAV; CSV with --table and --columns. labels.csv in
+    SOURCE says of each file (by name or path): file,label[,split][,patient][,modality]. A DICOM object says itself whose it is; any other
+    file needs `patient` there, or a folder sub-<patient>. Only columns that the hospital's own file names are read of a table
+    (docs/tutorial/heart-disease.md).
+
+    \b
+    medmesh edge ingest /data/ecg --dataset ecg --ethics 2026-17 --dry-run
+    medmesh edge ingest /data/ecg --dataset ecg --ethics 2026-17 --report left-out.csv
+    """
+    from medmesh_edge import intake, tabular
+
+    if (table is None) != (columns is None):
+        raise click.UsageError(say("a table needs --table and --columns", "导入表格需同时给出 --table 和 --columns"))
+
+    async def work(site: Any) -> Any:
+        options: dict[str, Any] = {"ethics": ethics, "modality": modality, "dry_run": dry_run}
+        with click.progressbar(length=1, label=dataset, hidden=as_json) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.length = max(1, total)
+                bar.update(done - bar.pos)
+
+            options["progress"] = progress
+            if table is not None and columns is not None:
+                return await tabular.ingest(site, source, columns, tabular.schema_of(table), dataset, **options)
+            return await intake.ingest(site, source, dataset, **options)
+
+    found = on_site(folder, work)
+    if report is not None:
+        _write(report, found.left_out)
+    counts = {"rejected": dict(found.rejected), "quality": dict(found.quality), "kinds": dict(found.kinds), "cleared": dict(found.said)}
+    if dry_run:
+        show({"dry_run": True, "would_store": found.stored, "known": found.known, **counts})
+    else:
+        show({"stored": found.stored, "known": found.known, **counts})
+    return 0
+
+
+def _write(path: Path, rows: list[tuple[str, str]]) -> None:
+    """Names of files name patients: for its owner alone."""
+    made = io.StringIO(newline="")
+    csv.writer(made, lineterminator="\n").writerows([("file", "reason"), *rows])
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(made.getvalue())
