@@ -69,11 +69,15 @@ def hash_of(step: Step) -> str:
 
 
 def read(text: str) -> Pipeline:
-    """A declaration. Raises `Problem` (`pipelines.declaration`) that names the step and its parameter."""
+    """A declaration, or that in a training package's `medmesh.toml`. Raises `Problem` (`pipelines.declaration`) that names the step and its
+    parameter, `pipelines.version`."""
     try:
-        return declared(tomllib.loads(text))
+        said = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _wrong("file", str(error)) from None
+    if isinstance(data := said.get("data"), dict):
+        said = data.get("pipeline") or {}
+    return declared(said)
 
 
 def declared(said: Mapping[str, Any]) -> Pipeline:
