@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +27,7 @@ class Columns(Record):
     """What the columns of a hospital's file mean; the hospital writes it, as TOML. No other column is read.
 
     patient = "id"            # becomes a pseudonym
+    known = ["name"]          # identifies the patient: looked for in free text, and not kept
     label = "num"
     visit = "date"            # only where a patient has several rows: tells them apart, and is not kept
 
@@ -42,11 +43,16 @@ class Columns(Record):
 
     [missing]                 # what stands for "no value" beside an empty cell
     cholesterol = ["0"]
+
+    [texts]                   # name = column of free text: notes of their own, through the rules for text
+    findings = "ecg_report"
     """
 
     patient: str
     label: str
     visit: str = ""
+    known: tuple[str, ...] = ()
+    texts: dict[FeatureName, str] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     columns: dict[FeatureName, str] = Field(default_factory=dict)
     codes: dict[FeatureName, dict[str, str]] = Field(default_factory=dict)
@@ -61,6 +67,8 @@ class Row:
     visit: str
     values: Values
     label: str | None
+    texts: Mapping[str, str] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
 
 
 def read_columns(path: Path, schema: TableSchema) -> Columns:
@@ -101,7 +109,7 @@ def read_rows(file: BinaryIO, columns: Columns, schema: TableSchema) -> Iterator
         heading = set(written.header)
         needed = [columns.patient, columns.label, *([columns.visit] if columns.visit else [])]
         needed += [columns.columns.get(feature.name, feature.name) for feature in schema.features if not feature.missing]
-        needed += columns.columns.values()
+        needed += [*columns.columns.values(), *columns.texts.values(), *columns.known]
         if absent := [name for name in needed if name not in heading]:
             raise Problem("intake.table", reason=f"there is no column {absent[0]!r}")
         seen: set[tuple[str, str]] = set()
@@ -139,7 +147,9 @@ def _row(given: Mapping[str, str | None], columns: Columns, schema: TableSchema)
         if value is None:
             return Problem("intake.row_value", feature=feature.name)
         values[feature.name] = value
-    return Row(patient, visit, values, label or None)
+    texts = {name: text for name, column in columns.texts.items() if (text := _cell(given, column))}
+    known = tuple(one for column in columns.known if (one := _cell(given, column)))
+    return Row(patient, visit, values, label or None, texts, known)
 
 
 def _cell(given: Mapping[str, str | None], name: str) -> str:

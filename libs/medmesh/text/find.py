@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from medmesh.text.spans import Kind, Span, disjoint
-from medmesh.text.vocabulary import begins_with_term
+from medmesh.text.vocabulary import begins_with_term, is_term
 
 _HAN = r"[\u4e00-\u9fff\u3400-\u4dbf]"
 _BEFORE = re.compile(r".*(?:在|于|到|赴|由|转|至|从|往|经|日|月|外院|当地|我院|本院)")
@@ -31,13 +32,25 @@ class _Rule:
 
 
 @cache
-def _rules() -> list[_Rule]:
-    table = tomllib.loads(resources.files("medmesh.text").joinpath("rules.toml").read_text(encoding="utf-8"))
+def _table() -> dict[str, Any]:
+    return tomllib.loads(resources.files("medmesh.text").joinpath("rules.toml").read_text(encoding="utf-8"))
 
+
+def _made(rules: Iterable[dict[str, Any]]) -> list[_Rule]:
     def whole(pattern: str) -> str:
-        return re.sub(r"<([A-Z]+)>", lambda found: whole(table["pieces"][found[1]]), pattern)
+        return re.sub(r"<([A-Z]+)>", lambda found: whole(_table()["pieces"][found[1]]), pattern)
 
-    return [_Rule(one["rule"], Kind(one["kind"]), re.compile(whole(one["pattern"])), one.get("name", False)) for one in table["rules"]]
+    return [_Rule(one["rule"], Kind(one["kind"]), re.compile(whole(one["pattern"])), one.get("name", False)) for one in rules]
+
+
+@cache
+def _rules() -> list[_Rule]:
+    return _made(_table()["rules"])
+
+
+@cache
+def _doubts() -> tuple[list[_Rule], re.Pattern[str]]:
+    return _made(_table()["doubts"]["rules"]), re.compile(_table()["doubts"]["skip"], re.IGNORECASE)
 
 
 def find(text: str, known: Iterable[str] = ()) -> list[Span]:
@@ -53,6 +66,24 @@ def find(text: str, known: Iterable[str] = ()) -> list[Span]:
             if rule.kind is Kind.HOSPITAL and (lead := _BEFORE.match(text, start, end)):
                 start = lead.end()
             if end > start and not (rule.name and begins_with_term(text[start:])):
+                spans.append(Span(start, end, rule.kind, rule.rule))
+    return disjoint(spans)
+
+
+def doubts(text: str, sure: Iterable[Span] = ()) -> list[Span]:
+    """What may be somebody's name in `text` although nothing beside it says so: words that begin like one and are none of the field's. No
+    machine can decide it. What touches a span of `sure` is left out."""
+    text = text.translate(_WIDE)
+    rules, skip = _doubts()
+    taken = list(sure)
+    spans = []
+    for rule in rules:
+        for match in rule.pattern.finditer(text):
+            start, end = match.span(1)
+            words = re.findall(r"[A-Za-z]+", text[start:end])
+            if begins_with_term(text[start:]) if rule.name else all(is_term(word) or skip.fullmatch(word) for word in words):
+                continue
+            if not any(one.start < end and start < one.end for one in taken):
                 spans.append(Span(start, end, rule.kind, rule.rule))
     return disjoint(spans)
 

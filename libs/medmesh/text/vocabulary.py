@@ -27,6 +27,11 @@ def terms_of(text: str) -> str:
     return " ".join(kept) if any(piece.lower() in _words() or not piece.isascii() for piece in kept) else ""
 
 
+def is_term(word: str) -> bool:
+    """Whether a word is one of the field."""
+    return word.lower() in _words()
+
+
 def begins_with_term(text: str) -> bool:
     """Whether a Chinese text begins with a term of two characters or more: then it is no name."""
     return any(text[:length] in _words() for length in range(2, _LONGEST + 1))

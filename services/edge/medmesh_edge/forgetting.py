@@ -34,7 +34,7 @@ from medmesh.timeline import records as timelines
 from medmesh_edge import originals, samples, withdrawn
 from medmesh_edge import patients as keys
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import consents, datasets, federations, forgettings, items, outputs, patients, results, tasks
+from medmesh_edge.tables import consents, datasets, federations, forgettings, held_texts, items, outputs, patients, results, tasks
 
 REASONS = ("withdrawn", "requested", "expired", "mistake", "ordered")
 """Words, so that no free text repeats who it was: consent withdrawn, the patient asked, the time to keep is over, taken in by
@@ -125,10 +125,12 @@ async def _erase(site: Site, request: str, by: str) -> None:
         names, subjects = await timelines.same_person(uow, row.patient)
         mine = await uow.all(select(items.c.item, items.c.object).where(items.c.patient.in_(names)))
         made = await uow.all(select(outputs.c.output).where(outputs.c.patient.in_(names)))
+        held = await uow.all(select(held_texts.c.object).where(held_texts.c.patient.in_(names), held_texts.c.object != ""))
         affected = await _affected(uow, site, names)
         affected["datasets"] += [f"{site.settings.hospital}/{one}" for one in await timelines.projects(uow, subjects)]
         await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient.in_(names)))))
         await uow.execute(delete(items).where(items.c.patient.in_(names)))
+        await uow.execute(delete(held_texts).where(held_texts.c.patient.in_(names)))
         await uow.execute(delete(outputs).where(outputs.c.patient.in_(names)))
         await uow.execute(delete(consents).where(consents.c.patient.in_(names)))
         await uow.execute(delete(patients).where(patients.c.patient.in_(names)))
@@ -138,7 +140,7 @@ async def _erase(site: Site, request: str, by: str) -> None:
         events = await timelines.forget(uow, subjects)
         await _wrap_anew(uow, site)
         left: dict[str, Any] = {"state": "erasing", "patient": None, "affected": affected, "approved_by": by[:80]}
-        left["objects"] = sorted({one.object for one in mine} | {one.output for one in made})
+        left["objects"] = sorted({one.object for one in mine} | {one.output for one in made} | {one.object for one in held})
         await uow.execute(update(forgettings).where(forgettings.c.request == request).values(left))
         detail: dict[str, str | int | bool] = {"reason": row.reason, "items": len(mine), "events": events, "second_person": bool(by)}
         touched = [Entity(kind.removesuffix("s"), name) for kind, names in affected.items() for name in names[:MOST]]

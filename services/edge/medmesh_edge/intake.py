@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from medmesh.canonical import canonical
 from medmesh.errors import Problem
 from medmesh.importing.formats import found
 from medmesh.importing.formats.content import START
 from medmesh.quality.rules import BLOCKING
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import patients, withdrawn
-from medmesh_edge.ethics import admitted, kind_of
+from medmesh.text import as_text, sift
+from medmesh_edge import patients
+from medmesh_edge.admission import refused_of
 from medmesh_edge.labels import LABELS, Label, label_of, read_labels, subject_of
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import datasets, items, results
@@ -40,6 +42,8 @@ class Outcome:
     known: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     quality: Counter[str] = field(default_factory=Counter)
+    held: int = 0
+    """Notes that wait for a person (`texts`)."""
     kinds: Counter[str] = field(default_factory=Counter)
     """What was taken in, by modality."""
     said: Counter[str] = field(default_factory=Counter)
@@ -65,6 +69,8 @@ class Prepared:
     quality: tuple[str, ...]
     media_type: str = "application/dicom"
     said: tuple[str, ...] = ()
+    review: str = ""
+    """Of a note that a person must look at before it is stored: what was found in it (`medmesh.text.Review`)."""
 
 
 Rows = Callable[[bytes], Iterable[tuple[Prepared, str] | Problem]]
@@ -90,6 +96,35 @@ def prepare(
 
     made = clean(files, Project(key, options, rules, blocking=blocking), patient=patient, modality=modality)
     return Prepared(made.item, made.patient, made.modality, made.data, made.quality, made.media_type, made.said)
+
+
+def prepare_note(
+    text: str,
+    key: bytes,
+    patient: str,
+    *,
+    name: str = "note",
+    place: str = "",
+    known: tuple[str, ...] = (),
+    blocking: frozenset[str] = BLOCKING,
+) -> Prepared:
+    """A note with what rules find in it replaced, or as it came with a review where they doubt. `place` is what it is known again by (a
+    visit), without one its words are; `known` are names and numbers of the patient. Raises `Problem` (`intake.no_patient`)."""
+    from medmesh.imaging.pseudonyms import pseudonym
+    from medmesh.quality.tables import of_text
+
+    if not patient.strip():
+        raise Problem("intake.no_patient")
+    who = pseudonym(patient, key)
+    sifted = sift(text, (patient.strip(), *known))
+    named = b"\0".join((b"text", name.encode(), who.encode(), place.encode() or sifted.review.digest.encode()))
+    item = hmac.new(key, named, hashlib.sha256).hexdigest()[:32]
+    quality = tuple(one.code for one in of_text(text) if one.code in blocking)
+    said = tuple(sorted({str(one.span.kind) for one in sifted.review.judged}))
+    if sifted.doubted:
+        data = canonical({"item": item, "text": text, "doubted": list(sifted.doubted)})
+        return Prepared(item, who, f"text:{name}", data, quality, "application/json", said, sifted.review.document())
+    return Prepared(item, who, f"text:{name}", canonical({"item": item, "text": sifted.text}), quality, "application/json", said)
 
 
 def held_out(patient: str, key: bytes, share: float) -> bool:
@@ -156,21 +191,29 @@ async def _take(
     ethics: str,
     dry_run: bool,
 ) -> None:
-    refused: dict[str, str]
+    """Store what is sure, and hold back notes that somebody must look at; of a dry run, count."""
+    sure, doubted = [one for one in batch if not one[1].review], [one for one in batch if one[1].review]
     if dry_run:
         async with site.unit() as uow:
-            refused = await _refused(uow, site, batch, ethics)
-            wanted = list({entry.item for _, entry in batch} - set(refused))
+            entries = [entry for _, entry in batch]
+            refused = await refused_of(uow, site, entries, ethics)
+            wanted = list({entry.item for _, entry in sure} - set(refused))
             known = {row.item for row in await uow.all(select(items.c.item).where(items.c.item.in_(wanted)))}
         outcome.known += len(known)
         outcome.stored += len(wanted) - len(known)
+        outcome.held += sum(entry.item not in refused for _, entry in doubted)
         outcome.rejected.update(refused.values())
     else:
-        refused = await store(site, dataset, batch, labels, key, outcome, ethics=ethics)
+        refused = await store(site, dataset, sure, labels, key, outcome, ethics=ethics)
+        if any(entry.modality.startswith("text:") for _, entry in batch):
+            from medmesh_edge import texts
+
+            await texts.settled(site, [entry.item for _, entry in sure])
+            refused |= await texts.hold(site, dataset, doubted, labels, outcome, ethics=ethics)
     for name, entry in batch:
         if entry.item in refused:
             outcome.left_out.append((name, refused[entry.item]))
-        else:
+        elif not entry.review:
             outcome.kinds[entry.modality] += 1
             outcome.said.update(entry.said)
 
@@ -190,6 +233,8 @@ async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outc
         row = row.on_conflict_do_nothing()
     await uow.execute(row)
     detail: dict[str, str | int | bool] = {"stored": outcome.stored, "known": outcome.known, "rejected": outcome.rejected.total(), **more}
+    if outcome.held:
+        detail["held"] = outcome.held
     about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"), *((Entity("ethics", ethics),) if ethics else ()))
     uow.audit(AuditEntry("edge.ingest", "C", entities=about, detail=detail))
 
@@ -236,7 +281,11 @@ def _one(
         form = found(data[:START])
         if rows is not None and (name.lower().endswith(".csv") if form is None else form.name == "csv"):
             return list(_rows(name, rows(data), labels, outcome))
-        made = prepare(parts, key, *manner, patient=label.patient or subject_of(name), modality=label.modality or modality)
+        patient = label.patient or subject_of(name)
+        if form is None and data[128:132] != b"DICM" and (text := as_text(data)) is not None:
+            made = prepare_note(text, key, patient, known=label.known, blocking=manner.blocking)
+        else:
+            made = prepare(parts, key, *manner, patient=patient, modality=label.modality or modality)
     except Problem as problem:
         if problem.code == "intake.table":
             raise
@@ -259,21 +308,13 @@ def _rows(
                 outcome.quality[str(feature)] += 1
             continue
         made, label = row
+        if made.quality:
+            outcome.quality.update(made.quality)
+            outcome.reject(name, "intake.quality")
+            continue
         if label:
             labels[made.item] = Label(label, "")
         yield made.item, made
-
-
-async def _refused(uow: UnitOfWork[Any], site: Site, prepared: list[tuple[str, Prepared]], ethics: str) -> dict[str, str]:
-    """The items that may not be taken in, with the reason. Raises `Problem` (`ethics.*`) when nobody may."""
-    away = withdrawn.away(site, {entry.patient for _, entry in prepared})
-    kinds = sorted({kind_of(entry.modality) for _, entry in prepared})
-    agreed = {kind: await admitted(uow, site, ethics, kind, {entry.patient for _, entry in prepared}) for kind in kinds}
-    return {
-        entry.item: "intake.withdrawn" if entry.patient in away else "intake.no_consent"
-        for _, entry in prepared
-        if entry.patient in away or entry.patient not in agreed[kind_of(entry.modality)]
-    }
 
 
 async def store(
@@ -291,7 +332,7 @@ async def store(
     if not prepared:
         return {}
     async with site.unit() as uow:
-        refused = await _refused(uow, site, prepared, ethics)
+        refused = await refused_of(uow, site, [entry for _, entry in prepared], ethics)
         outcome.rejected.update(refused.values())
         prepared = [(name, entry) for name, entry in prepared if entry.item not in refused]
         keys = await patients.ensure(uow, site, {entry.patient for _, entry in prepared})

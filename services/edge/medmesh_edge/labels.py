@@ -25,6 +25,8 @@ class Label:
     split: str
     patient: str = ""
     modality: str = ""
+    known: tuple[str, ...] = ()
+    """The patient's names, to be found in notes; kept nowhere."""
 
 
 def read_labels(source: Source) -> dict[str, Label]:
@@ -53,8 +55,8 @@ def subject_of(name: str) -> str:
 
 
 def _read(data: bytes) -> dict[str, Label]:
-    """`file,label[,split][,patient][,modality]` by file: its name, or its path within the folder. A label may be empty where the row says
-    whose the file is. Raises `Problem` (`intake.labels`) with the row's number and nothing of its content."""
+    """`file,label[,split][,patient][,modality][,name]` by file: its name, or its path within the folder. A label may be empty where the
+    row says whose the file is. Raises `Problem` (`intake.labels`) with the row's number and nothing of its content."""
     labels: dict[str, Label] = {}
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
@@ -70,7 +72,8 @@ def _read(data: bytes) -> dict[str, Label]:
                 raise Problem("intake.labels", row=number, reason="a modality is a DICOM term, such as MR, ECG or EEG")
             if name in labels:
                 raise Problem("intake.labels", row=number, reason="the file has a label already")
-            labels[name] = Label(label, split, patient, modality)
+            known = tuple(one for one in (row.get("name") or "").split(";") if one.strip())
+            labels[name] = Label(label, split, patient, modality, known)
     except (UnicodeDecodeError, csv.Error):
         raise Problem("intake.labels", row=0, reason="not a UTF-8 CSV file") from None
     return labels

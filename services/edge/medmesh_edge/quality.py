@@ -17,7 +17,7 @@ from medmesh.errors import Problem
 from medmesh.importing import stored
 from medmesh.quality.inspecting import Inspection
 from medmesh.quality.report import Report
-from medmesh.quality.tables import of_table
+from medmesh.quality.tables import of_table, of_text
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh_edge.patients import images, opened
 from medmesh_edge.ports import Site
@@ -66,6 +66,8 @@ def _judge(site: Site, dataset: str, rows: Sequence[Any], blocking: frozenset[st
         data = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
         if row.modality.startswith("table:"):
             tables.setdefault(row.modality.removeprefix("table:"), []).append(parse(data)["values"])
+        elif row.modality.startswith("text:"):
+            made.report.add("text", row.item, of_text(parse(data)["text"]))
         elif stored.is_stored(data):
             found = stored.unpack(data)
             first, *beside = found.files.items()

@@ -79,6 +79,27 @@ items = Table(
     comment="de-identified: images by their new UID's hash, rows by patient and visit, files by content; `patient` is a pseudonym",
 )
 
+held_texts = Table(
+    "held_texts",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("item", String(64), nullable=False, unique=True),
+    Column("dataset", String(63), nullable=False),
+    Column("patient", String(64), nullable=False),
+    Column("modality", String(80), nullable=False),
+    Column("object", String(64), nullable=False, comment="the note as it came, under the patient's key; empty once a person decided"),
+    Column("digest", String(64), nullable=False, comment="its SHA-256: the same note is not asked about twice"),
+    Column("review", Text, nullable=False, comment="what rules found, by place and kind, without the text"),
+    Column("doubts", Integer, nullable=False, comment="how much of that a person must look at"),
+    Column("label", String(80), nullable=False),
+    Column("split", String(8), nullable=False),
+    Column("ethics", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("by", String(80), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="held -> released | rejected | replaced: notes in which rules doubt whether somebody is named",
+)
+
 patients = Table(
     "patients",
     METADATA,

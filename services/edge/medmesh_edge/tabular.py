@@ -40,7 +40,13 @@ def rows_of(columns: Columns, schema: TableSchema, key: bytes) -> Rows:
 
     def read(data: bytes) -> Iterator[tuple[Prepared, str] | Problem]:
         for row in read_rows(io.BytesIO(data), columns, schema):
-            yield row if isinstance(row, Problem) else (_prepared(row, schema, key), row.label or "")
+            if isinstance(row, Problem):
+                yield row
+                continue
+            yield _prepared(row, schema, key), row.label or ""
+            for name, text in row.texts.items():
+                place = f"{schema.table}\0{row.visit}\0{name}"
+                yield intake.prepare_note(text, key, row.patient, name=name, place=place, known=row.known), row.label or ""
 
     return read
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medmesh.errors import Problem
-from medmesh.text import Kind, Review, find, propose, redact, terms_of
+from medmesh.text import Kind, Review, as_text, doubts, find, propose, redact, sift, terms_of
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,32 @@ def test_what_names_somebody_is_found(text: str, expected: str) -> None:
 )
 def test_findings_are_left_alone(text: str) -> None:
     assert find(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "doubted"),
+    [
+        ("复诊，王丽，情况稳定", ["王丽"]),
+        ("心脏超声未见异常。何莉", ["何莉"]),
+        ("Discussed with Wang and the family", ["Wang"]),
+        ("Li Na came alone", ["Li Na"]),
+        ("姓名：王丽 女 45岁", []),
+        ("Seen by Dr. Adams today", []),
+        ("患者高血压10年，否认糖尿病史，白细胞9.8，黄疸", []),
+        ("MRI of the brain: no Crohn disease, left ventricle normal. Clinical History: cough", []),
+    ],
+)
+def test_what_may_be_a_name_is_doubted_and_what_is_sure_is_not(text: str, doubted: list[str]) -> None:
+    assert [text[one.start : one.end] for one in doubts(text, find(text))] == doubted
+    sifted = sift(text)
+    assert [text[one.span.start : one.span.end] for n, one in enumerate(sifted.review.judged) if n in sifted.doubted] == doubted
+    assert doubts(sifted.text.replace("[NAME]", "x")) == []
+
+
+def test_notes_are_told_from_other_files() -> None:
+    assert as_text("右肺结节\n".encode("gb18030")) == "右肺结节\n"
+    for other in (b"", b"  \n", b"\0\1\2", b'{"a": 1}', b"<xml/>", b"MSH|^~", b"%PDF-1.4", b"\xff\xfe\x01"):
+        assert as_text(other) is None
 
 
 def test_known_names_are_found_wherever_they_stand() -> None:

@@ -42,11 +42,12 @@ def ingest(
 ) -> int:
     """Take in SOURCE, a folder, an archive or a file, de-identified.  导入数据（去标识化）。
 
-    Files are known by their content: DICOM, PNG, JPEG, NIfTI, NumPy, WFDB, EDF, BDF, WAV; CSV with --table and --columns. labels.csv in
-    SOURCE says of each file (by name or path): file,label[,split][,patient][,modality]. A DICOM object says itself whose it is; any other
-    file needs `patient` there, or a folder sub-<patient>. Only columns that the hospital's own file names are read of a table
-    (docs/tutorial/heart-disease.md). With --volumes a DICOM series is one item, labelled by the name of any of its files; plans call it
-    volume:CT, where images of it are CT.
+    Files are known by their content: DICOM, PNG, JPEG, NIfTI, NumPy, WFDB, EDF, BDF, WAV, plain text; CSV with --table and --columns.
+    labels.csv in SOURCE says of each file (by name or path): file,label[,split][,patient][,modality][,name]. A DICOM object says itself
+    whose it is; any other file needs `patient` there, or a folder sub-<patient>. Notes in which rules doubt whether somebody is named
+    wait for a person (medmesh edge text); `name` holds the patient's names, to be found in them. Of a table only columns that the
+    hospital's own file names are read (docs/tutorial/heart-disease.md). With --volumes a DICOM
+    series is one item, labelled by the name of any of its files; plans call it volume:CT, where images of it are CT.
 
     \b
     medmesh edge ingest /data/ecg --dataset ecg --ethics 2026-17 --dry-run
@@ -71,9 +72,20 @@ def ingest(
             return await intake.ingest(site, source, dataset, series=volumes, **options)
 
     found = on_site(folder, work)
+    if found.held and not dry_run:
+        said = say(
+            f"{found.held} notes wait for a person: medmesh edge text list", f"{found.held} 份文本待人工复核：medmesh edge text list"
+        )
+        click.secho(said, fg="yellow", err=True)
     if report is not None:
         _write(report, found.left_out)
-    counts = {"rejected": dict(found.rejected), "quality": dict(found.quality), "kinds": dict(found.kinds), "cleared": dict(found.said)}
+    counts = {
+        "held": found.held,
+        "rejected": dict(found.rejected),
+        "quality": dict(found.quality),
+        "kinds": dict(found.kinds),
+        "cleared": dict(found.said),
+    }
     if dry_run:
         show({"dry_run": True, "would_store": found.stored, "known": found.known, **counts})
     else:
