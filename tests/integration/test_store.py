@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from medmesh.bus.memory_bus import MemoryBus
 from medmesh.bus.port import StreamSpec
 from medmesh.contracts.governance import ApprovalRequested
 from medmesh.embedded.testing import RunningServers
+from medmesh.service import relays
 from medmesh.service.relays import OutboxRelay
 from medmesh.service.spec import services
 from medmesh.store import postgres
@@ -24,7 +26,10 @@ from medmesh.store.migrate import Schema, apply, differences
 from medmesh.store.unit import Context
 
 
-async def test_an_event_with_a_lower_number_that_commits_later_is_still_sent(servers: RunningServers, unique: str) -> None:
+@pytest.mark.parametrize("handed", [True, False], ids=["handed over", "left by another process"])
+async def test_an_event_with_a_lower_number_that_commits_later_is_still_sent(
+    servers: RunningServers, unique: str, handed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A prototype that remembered the highest number it had sent lost such an event."""
     bus = MemoryBus()
     await bus.ensure_stream(StreamSpec("EVENTS", ("medmesh.evt.>",)))
@@ -34,6 +39,11 @@ async def test_an_event_with_a_lower_number_that_commits_later_is_still_sent(ser
 
     async with example_postgres(servers.postgres_url, unique, emits=frozenset((ApprovalRequested,))) as database:
         relay = OutboxRelay(service="example", database=database, bus=bus)
+        if handed:
+            database.on_sent = relay.hand
+        else:
+            monkeypatch.setattr(relays, "POLL_SECONDS", 0.0)
+            monkeypatch.setattr(relays, "OVERDUE", timedelta(0))
         early = database.unit(Context("example"))
         uow = await early.__aenter__()
         uow.emit(event("numbered-first"))

@@ -113,7 +113,7 @@ def agreed(plan: Plan, event: RoundOpened) -> Plan:
     try:
         if event.changed and event.kind is not RoundKind.TRAIN:
             raise ValueError
-        plan = changed(plan, event.changed)
+        plan = changed(plan, event.changed) if event.changed else plan
     except ValueError:
         raise Problem("federation.round", federation=event.federation, round=event.round, what="changed") from None
     first = event.kind is RoundKind.TRAIN and event.round == 1

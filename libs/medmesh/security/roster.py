@@ -13,6 +13,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -44,6 +45,7 @@ ASKED_FOR = frozenset(
 """What somebody asks approval for in words of their own; a policy and an enrolment are asked for by what is proposed and by a node."""
 SKEW = timedelta(minutes=5)
 """How far the clocks of a signer and of a keeper may be apart."""
+_log_policy = lru_cache(8)(parse_policy)  # asked for in every round
 
 
 class Member(Record):
@@ -87,7 +89,7 @@ class Roster(Record):
 
     def log_policy(self) -> Policy:
         """What a checkpoint must satisfy. Raises `Problem` (`ledger.policy`)."""
-        return parse_policy(self.policy.encode())
+        return _log_policy(self.policy.encode())
 
     def check_fresh(self, now: datetime) -> None:
         """A roster that nobody renewed may be one that is held back. Raises `Problem` (`roster.expired`)."""

@@ -1,6 +1,6 @@
 """The two relays of a service: messages from the outbox to the bus, audit records to the log.
 
-Both are woken in-process by a commit and poll once a second for safety; both may be killed at any line and by two at once.
+Both are woken in-process by a commit and poll once a second for safety; both may be killed at any line and run twice at once.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter
 
 from medmesh.bus.port import Bus, BusMessage
@@ -17,10 +20,15 @@ from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipts, record_su
 from medmesh.errors import Problem
 from medmesh.service.emission import Emission
 from medmesh.store.database import Database
+from medmesh.store.journal import Outgoing
 from medmesh.tasks import end
 from medmesh.telemetry import log, metrics
 
 POLL_SECONDS = 1.0
+OVERDUE = timedelta(seconds=1)
+"""How old a message is that whoever committed it should have published."""
+MOST_HANDED_BYTES = 8 * 2**20
+"""Of messages in memory, while the bus is slow: more than that is read from the table when its turn comes."""
 GATHER_SECONDS = 0.1
 """How long audit records gather before they are handed in: the log takes a hundred of a batch for little more than one."""
 MEASURE_SECONDS = 5.0
@@ -84,31 +92,92 @@ class _Loop:
 
 @dataclass
 class OutboxRelay(_Loop):
-    """Publishes what committed transactions left in the outbox, pipelined, with the event's id as `Nats-Msg-Id`."""
+    """Publishes what committed transactions left in the outbox, pipelined, with the event's id as `Nats-Msg-Id`.
+
+    What this process committed is handed over and published from memory. The table is asked at the start, after a failure, and once a
+    second for what is older than `OVERDUE`: what another process left that is gone, and what memory had no room for.
+    """
 
     name: str = "outbox"
     service: str = ""
     database: Database = field(default=None)  # type: ignore[assignment]
     bus: Bus = field(default=None)  # type: ignore[assignment]
     batch: int = 256
+    _handed: deque[Outgoing] = field(default_factory=deque)
+    _bytes: int = 0
+    _behind: bool = True
+    """Whether the table holds what memory does not: then it is asked for all of it, in its order."""
+    _look_at: float = 0.0
+
+    def hand(self, messages: Sequence[Outgoing]) -> None:
+        """Messages of a transaction that was committed just now."""
+        if not self._behind:
+            self._handed.extend(messages)
+            self._bytes += sum(len(message.body) for message in messages)
+            if self._bytes > MOST_HANDED_BYTES:
+                self._go_by_table()
+        self.wake()
+
+    def _go_by_table(self) -> None:
+        self._behind = True
+        self._handed.clear()
+        self._bytes = 0
 
     async def step(self) -> bool:
+        try:
+            if self._behind or monotonic() >= self._look_at:
+                return await self._from_table()
+            return await self._from_memory()
+        except BaseException:
+            self._go_by_table()  # also when cancelled: what was published and not marked is published again, under the same id
+            raise
+
+    async def stop(self) -> None:
+        """Publish what is left, then end."""
+        self._go_by_table()
+        await super().stop()
+
+    async def _from_memory(self) -> bool:
+        rows = [self._handed.popleft() for _ in range(min(self.batch, len(self._handed)))]
+        self._bytes -= sum(len(row.body) for row in rows)
+        _none_failed(await self._publish(rows, self.database.sent))
+        return bool(self._handed)
+
+    async def _from_table(self) -> bool:
+        before = None if self._behind else datetime.now(UTC) - OVERDUE
+        # From here on what is committed is handed over again: it is either in what is read now, or in memory, or in both.
+        self._behind, self._look_at = False, monotonic() + POLL_SECONDS
+        if before is not None and not await self.database.overdue(before):
+            return bool(self._handed)
+        async with self.database.claim_unsent(self.batch, before) as (rows, mark):
+            outcomes = await self._publish(rows, mark)
+        _none_failed(outcomes)
+        if len(rows) == self.batch:
+            self._go_by_table()
+            return True
+        known = {row.id for row in rows}
+        handed = [message for message in self._handed if message.id not in known]
+        self._handed, self._bytes = deque(handed), sum(len(message.body) for message in handed)
+        return bool(handed)
+
+    async def _publish(self, rows: Sequence[Outgoing], mark: Callable[[Sequence[str]], Awaitable[None]]) -> Sequence[BaseException | None]:
+        """Publish these and mark those that the stream took; what became of each."""
+        if not rows:
+            return ()
         started = perf_counter()
-        async with self.database.claim_unsent(self.batch) as (rows, mark):
-            if not rows:
-                return False
-            outcomes = await self.bus.publish([BusMessage(row.id, row.subject, row.body) for row in rows])
-            sent = [row.id for row, outcome in zip(rows, outcomes, strict=True) if outcome is None]
-            if sent:
-                await mark(sent)
+        outcomes = await self.bus.publish([BusMessage(row.id, row.subject, row.body) for row in rows])
+        if sent := [row.id for row, outcome in zip(rows, outcomes, strict=True) if outcome is None]:
+            await mark(sent)
         metrics.PUBLISH_SECONDS.labels(self.service).observe(perf_counter() - started)
         for row, outcome in zip(rows, outcomes, strict=True):
             kind = ".".join(row.subject.split(".")[1:5])
             metrics.PUBLISHED.labels(self.service, kind, "ok" if outcome is None else "failed").inc()
-        failed = next((outcome for outcome in outcomes if outcome is not None), None)
-        if failed is not None:
-            raise failed
-        return len(rows) == self.batch
+        return outcomes
+
+
+def _none_failed(outcomes: Sequence[BaseException | None]) -> None:
+    if (failed := next((outcome for outcome in outcomes if outcome is not None), None)) is not None:
+        raise failed
 
 
 @dataclass

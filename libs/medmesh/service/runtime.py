@@ -302,7 +302,7 @@ async def running(
             stack.push_async_callback(bus.close)
             bus.refused = lambda operation, subject: _refused(spec.name, operation, subject)
         runtime = Runtime(spec, settings, bus, database, identity, trust, policies)
-        database.on_sent, database.on_audited = runtime.outbox.wake, runtime.audits.wake
+        database.on_sent, database.on_audited = runtime.outbox.hand, runtime.audits.wake
         runtime.outbox.start()
         stack.push_async_callback(runtime.outbox.stop)
         runtime.audits.start()

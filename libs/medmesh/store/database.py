@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import MetaData, delete, func, select, text
+from sqlalchemy import MetaData, bindparam, delete, func, select, text
 
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.prepared import Prepared
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _TABLES = service_metadata().tables
+_OUTBOX = _TABLES["outbox"]
+_OVERDUE = Prepared(select(_OUTBOX.c.id).where(_OUTBOX.c.sent_at.is_(None), _OUTBOX.c.created_at < bindparam("before")).limit(1))
 
 
 def _no_recorder(entry: AuditEntry, *_: Any) -> bytes:
@@ -29,13 +31,14 @@ def _no_recorder(entry: AuditEntry, *_: Any) -> bytes:
 
 
 class Database:
-    """One service's schema. `emits` are the message classes its units may emit; `on_sent` and `on_audited` wake the relays."""
+    """One service's schema. `emits` are the message classes its units may emit; `on_sent` hands what was
+    committed to its relay, `on_audited` wakes the other."""
 
     def __init__(self, engine: AsyncEngine, *, recorder: Recorder = _no_recorder, emits: frozenset[type] = frozenset()) -> None:
         self.engine = engine
         self.recorder = recorder
         self.emits = emits
-        self.on_sent: Callable[[], None] = lambda: None
+        self.on_sent: Callable[[Sequence[Outgoing]], None] = lambda _: None
         self.on_audited: Callable[[], None] = lambda: None
 
     @classmethod
@@ -110,8 +113,8 @@ class Database:
             yield uow
             await uow.flush()
         uow.committed()
-        if uow.sent:
-            self.on_sent()
+        if uow.outgoing:
+            self.on_sent(uow.outgoing)
         if uow.audited:
             self.on_audited()
 
@@ -135,8 +138,11 @@ class Database:
                 raise
 
     @asynccontextmanager
-    async def claim_unsent(self, limit: int = 256) -> AsyncIterator[tuple[list[Outgoing], Callable[[Sequence[str]], Any]]]:
-        """Unsent messages, locked so that two relays never send the same one, and a function that marks ids as sent.
+    async def claim_unsent(
+        self, limit: int = 256, before: datetime | None = None
+    ) -> AsyncIterator[tuple[list[Outgoing], Callable[[Sequence[str]], Any]]]:
+        """Unsent messages (made before an instant), locked so that two relays never send the same one, and a function that marks ids as
+        sent.
 
         Claimed by being unsent, never by a high-water mark: a transaction that took an earlier number may commit later.
         """
@@ -145,13 +151,22 @@ class Database:
             async def mark(ids: Sequence[str]) -> None:
                 await journal.sent(ids, datetime.now(UTC))
 
-            yield await journal.unsent(limit), mark
+            yield await journal.unsent(limit, before), mark
+
+    async def overdue(self, before: datetime) -> bool:
+        """Whether there are unsent messages that were made before an instant."""
+        return bool(await self.look(_OVERDUE, before=before))
+
+    async def sent(self, ids: Sequence[str]) -> None:
+        """Note that these were sent, in a statement of its own."""
+        async with self.engine.connect() as sql:
+            await (await self._journal(sql)).sent(ids, datetime.now(UTC))
 
     async def outbox_backlog(self) -> tuple[int, float]:
         """(unsent messages, age of the oldest in seconds)."""
-        outbox = _TABLES["outbox"]
+        backlog = select(func.count(), func.min(_OUTBOX.c.created_at)).where(_OUTBOX.c.sent_at.is_(None))
         async with self.engine.connect() as sql:
-            count, oldest = (await sql.execute(select(func.count(), func.min(outbox.c.created_at)).where(outbox.c.sent_at.is_(None)))).one()
+            count, oldest = (await sql.execute(backlog)).one()
         oldest = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
         return int(count), (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
 
@@ -174,9 +189,9 @@ class Database:
 
     async def prune(self, before: datetime) -> int:
         """Forget sent messages and handled ones older than the streams keep them; answers how many."""
-        outbox, inbox = _TABLES["outbox"], _TABLES["inbox"]
+        inbox = _TABLES["inbox"]
         async with self._transaction() as (sql, _):
-            gone = await sql.execute(delete(outbox).where(outbox.c.sent_at < before))
+            gone = await sql.execute(delete(_OUTBOX).where(_OUTBOX.c.sent_at < before))
             done = await sql.execute(delete(inbox).where(inbox.c.at < before))
             return gone.rowcount + done.rowcount
 

@@ -44,11 +44,11 @@ class Journal(Protocol):
     async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
         """Write the messages into the outbox."""
 
-    async def unsent(self, limit: int) -> list[Outgoing]:
-        """Messages that were not sent yet, oldest first, which no other relay has in hand."""
+    async def unsent(self, limit: int, before: datetime | None = None) -> list[Outgoing]:
+        """Messages (made before an instant) that were not sent yet, oldest first, which no other relay has claimed."""
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
-        """Note that these were sent."""
+        """Note that these were sent; one statement, which needs no transaction."""
 
     async def unreceipted(self, limit: int) -> list[tuple[int, str, bytes]]:
         """Audit rows (n, id, body) the log has not acknowledged, in order."""

@@ -27,7 +27,10 @@ _SEND = """
     SELECT m.id, m.subject, m.body, $4
     FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS m(id, subject, body, place) ORDER BY m.place
 """
-_UNSENT = "SELECT id, subject, body FROM outbox WHERE sent_at IS NULL ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED"
+_UNSENT = """
+    SELECT id, subject, body FROM outbox WHERE sent_at IS NULL AND ($2::timestamptz IS NULL OR created_at < $2) ORDER BY seq LIMIT $1
+    FOR UPDATE SKIP LOCKED
+"""
 _SENT = "UPDATE outbox SET sent_at = $2 WHERE id = ANY($1::text[])"
 _NUMBER = """
     WITH before AS (SELECT n, last_id FROM audit_counter FOR UPDATE)
@@ -83,8 +86,8 @@ class PostgresJournal:
         ids, subjects, bodies = zip(*messages, strict=True)
         await self._raw.execute(_SEND, ids, subjects, bodies, now)
 
-    async def unsent(self, limit: int) -> list[Outgoing]:
-        return [Outgoing(*row) for row in await self._raw.fetch(_UNSENT, limit)]
+    async def unsent(self, limit: int, before: datetime | None = None) -> list[Outgoing]:
+        return [Outgoing(*row) for row in await self._raw.fetch(_UNSENT, limit, before)]
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
         await self._raw.execute(_SENT, ids, now)

@@ -8,6 +8,7 @@ does so in a thread, and for another process it is waited in the loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -119,12 +120,13 @@ class SqliteJournal:
         rows = [(m.id, first + place, m.subject, m.body, _iso(now)) for place, m in enumerate(messages)]
         self._sql.executemany("INSERT INTO outbox (id, seq, subject, body, created_at) VALUES (?, ?, ?, ?, ?)", rows)
 
-    async def unsent(self, limit: int) -> list[Outgoing]:
-        wanted = "SELECT id, subject, body FROM outbox WHERE sent_at IS NULL ORDER BY seq LIMIT ?"
-        return [Outgoing(*row) for row in self._sql.execute(wanted, (limit,))]
+    async def unsent(self, limit: int, before: datetime | None = None) -> list[Outgoing]:
+        wanted = "SELECT id, subject, body FROM outbox WHERE sent_at IS NULL AND (?1 IS NULL OR created_at < ?1) ORDER BY seq LIMIT ?2"
+        return [Outgoing(*row) for row in self._sql.execute(wanted, (before and _iso(before), limit))]
 
     async def sent(self, ids: Sequence[str], now: datetime) -> None:
-        self._sql.executemany("UPDATE outbox SET sent_at = ? WHERE id = ?", [(_iso(now), id_) for id_ in ids])
+        wanted = "UPDATE outbox SET sent_at = ? WHERE id IN (SELECT value FROM json_each(?))"
+        await self._run(wanted, (_iso(now), json.dumps(list(ids))))
 
     async def unreceipted(self, limit: int) -> list[tuple[int, str, bytes]]:
         return list(self._sql.execute("SELECT n, id, body FROM audit_outbox ORDER BY n LIMIT ?", (limit,)))

@@ -124,6 +124,8 @@ class UnitOfWork(Generic[Ports]):
         self._recorder = recorder
         self._emits = emits
         self._messages: list[Outgoing] = []
+        self.outgoing: list[Outgoing] = []
+        """What stands in the outbox and goes out once this is committed."""
         self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
         self.access: Any = None
@@ -220,7 +222,7 @@ class UnitOfWork(Generic[Ports]):
         if self._messages:
             messages, self._messages = self._messages, []
             await self.journal.send(messages, self.now)
-            self.sent = True
+            self.outgoing += messages
         if self._entries:
             entries, self._entries = self._entries, []
             ids = [new_id() for _ in entries]
@@ -232,7 +234,6 @@ class UnitOfWork(Generic[Ports]):
             await self.journal.record(rows, self.now)
             self.audited = True
 
-    sent = False
     audited = False
 
     def committed(self) -> None:

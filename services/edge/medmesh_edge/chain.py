@@ -28,7 +28,6 @@ from medmesh_edge.tables import attempt, bases, chain, committed, given, of_atte
 _NEWEST = Prepared(
     select(chain).where(chain.c.federation == bindparam("federation")).order_by(chain.c.round.desc(), chain.c.attempt.desc()).limit(1)
 )
-_SEEN = Prepared(select(chain.c.value).where(of_attempt(chain)))
 _COMMITTED = Prepared(select(committed).where(of_attempt(committed)))
 _BASES = select(bases.c.base).where(bases.c.federation == bindparam("federation"))
 _LAST_BASE = Prepared(_BASES.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
@@ -50,12 +49,12 @@ async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
             await _write(uow, event, left)
 
 
-async def known(uow: UnitOfWork[Any], event: RoundOpened) -> bool:
-    """Whether this very round was written down. Raises `Problem` (`federation.chain`) when another was in its place."""
-    row = await uow.one(_SEEN, **attempt(event))
-    if row is not None and (row.value != event.chain or not _whole(event)):
+def known(seen: str | None, event: RoundOpened) -> bool:
+    """Whether this very round was written down; `seen` is the value that was, where any was. Raises `Problem` (`federation.chain`) when
+    another was in its place."""
+    if seen is not None and (seen != event.chain or not _whole(event)):
         raise _broken(event)
-    return row is not None
+    return seen is not None
 
 
 async def follow(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened) -> None:

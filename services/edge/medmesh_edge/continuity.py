@@ -77,13 +77,7 @@ async def present(site: Site) -> Any:
 
 async def trusted(site: Site) -> None:
     """Raise the `Problem` that stands against the log."""
-    async with site.unit() as uow:
-        await trusted_in(uow)
-
-
-async def trusted_in(uow: UnitOfWork[Site]) -> None:
-    """The same in a transaction: nothing new is begun for a platform that rewrites what it did."""
-    row = await view(uow, keys(uow.ports)[0].name)
+    row = await present(site)
     if row is not None and (problem := against(row)):
         raise problem
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
@@ -22,23 +22,39 @@ from medmesh.federated.plan import plan_of
 from medmesh.federated.proof import MOST_BYTES, check_round, unpack, verify_start
 from medmesh.ledger.note import split
 from medmesh.security import statements
+from medmesh.security.roster import Roster
 from medmesh.security.statements import Acceptance
 from medmesh.store.prepared import Prepared
 from medmesh_edge import chain, continuity, witnessed
 from medmesh_edge import roster as rosters
-from medmesh_edge.consent import permitted
 from medmesh_edge.continuity import Continuity
+from medmesh_edge.policy import Policy
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import as_text, federations
+from medmesh_edge.tables import approved, as_text, attempt, federations, log_views, of_attempt
+from medmesh_edge.tables import chain as rounds
+from medmesh_edge.tables import witnessed as on_record
 
-_FEDERATION = Prepared(
+# Everything of the store that decides whether a round may be worked on, as it stands at one moment.
+_STANDS = Prepared(
     select(
         federations.c.federation,
         federations.c.plan_hash,
         as_text(federations.c.plan),
         as_text(federations.c.package),
         as_text(federations.c.start),
-    ).where(federations.c.federation == bindparam("federation"))
+        approved.c.package.label("approved"),
+        on_record.c.plan_hash.label("on_record"),
+        rounds.c.value.label("seen"),
+        log_views.c.size,
+        log_views.c.fault,
+    )
+    .select_from(
+        federations.outerjoin(approved, approved.c.package == func.json_extract(federations.c.package, "$.sha256"))
+        .outerjoin(on_record, on_record.c.federation == federations.c.federation)
+        .outerjoin(rounds, of_attempt(rounds))
+        .outerjoin(log_views, log_views.c.origin == bindparam("origin"))
+    )
+    .where(federations.c.federation == bindparam("federation"))
 )
 
 
@@ -58,16 +74,27 @@ class Proven:
     """Which checkpoint of the log each hospital knew when it accepted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """That one attempt at a round may be worked on and handed in, by what, and until when that stands by itself."""
+
+    by: tuple[Any, ...]
+    until: datetime
+    plan: Plan
+    package: ObjectRef
+
+
 @dataclass
 class Proofs:
-    """Remembers what was proven: a start is proven again only when something changed that its proof depends on. `proven` may be shared by
-    nodes in one process: whose it is does not matter to it."""
+    """Remembers what was proven: a start, and that the newest attempt is allowed, are proven again only when something changed that the
+    proof depends on. `proven` may be shared by nodes in one process: whose it is does not matter to it."""
 
     site: Site
     gateway: Gateway
     proven: dict[str, Proven] = field(default_factory=dict)
     continuity: Continuity = field(init=False)
     _compared: Proven | None = None
+    _allowed: Allowed | None = None
 
     def __post_init__(self) -> None:
         self.continuity = Continuity(self.site, self.gateway)
@@ -78,25 +105,37 @@ class Proofs:
 
     async def allowed(self, event: RoundOpened) -> tuple[Plan, ObjectRef]:
         """The plan this hospital signed, and its package. Raises `Problem` when the code is not allowed to run here."""
-        async with self.site.unit() as uow:
-            await continuity.trusted_in(uow)
-            row = await uow.one(_FEDERATION, federation=event.federation)
-            if row is None or row.plan_hash != event.plan_hash:
-                raise Problem("federation.plan_changed", federation=event.federation)
-            package = ObjectRef.model_validate_json(row.package)
-            if not await permitted(uow, self.site.policy(), package.sha256):
-                raise Problem("policy.package", package=package.sha256[:16])
-            on_record = await witnessed.known(uow, event.federation, row.plan_hash)
-            seen = await chain.known(uow, event)
+        origin = continuity.keys(self.site)[0].name
+        row = next(iter(await self.site.database.look(_STANDS, origin=origin, **attempt(event))), None)
+        if row is None or row.plan_hash != event.plan_hash:
+            raise Problem("federation.plan_changed", federation=event.federation)
+        policy = self.site.policy()
+        by = (event, row, policy, *self._vouchers())
+        # In a round it is asked before the work and before what was made leaves.
+        if (known := self._allowed) is None or known.by != by or datetime.now(UTC) >= known.until:
+            known = self._allowed = await self._allow(event, row, policy, by)
+        return known.plan, known.package
+
+    async def _allow(self, event: RoundOpened, row: Any, policy: Policy, by: tuple[Any, ...]) -> Allowed:
+        if (problem := continuity.against(row)) is not None:
+            raise problem
+        package = ObjectRef.model_validate_json(row.package)
+        if package.sha256 not in policy.packages and row.approved is None:
+            raise Problem("policy.package", package=package.sha256[:16])
+        seen = chain.known(row.seen, event)
         plan = agreed(plan_of(row), event)
-        await self._prove(row, plan, event)
-        if not on_record:
+        proven = await self._prove(row, plan, event)
+        if row.on_record != row.plan_hash:
             await witnessed.prove(self.site, self.gateway, event.federation, row.plan_hash)
         if not seen:
             await chain.follow(self.site, self.gateway, plan, event)
-        return plan, package
+        return Allowed(by, proven.until, plan, package)
 
-    async def _prove(self, row: Any, plan: Plan, event: RoundOpened) -> None:
+    def _vouchers(self) -> tuple[Roster, str]:
+        """By whose keys everything is believed."""
+        return self.site.roster(), self.site.trust().governance
+
+    async def _prove(self, row: Any, plan: Plan, event: RoundOpened) -> Proven:
         """Raise a `Problem` unless the start of this federation and everybody in this round is proven by keys of the roster: where that
         lacks one, by the newest there is."""
         try:
@@ -112,10 +151,11 @@ class Proofs:
             for hospital, seen in known.seen:
                 await self.continuity.compare(seen, f"hospital:{hospital}")
             self._compared = known
+        return known
 
     async def _start(self, row: Any) -> Proven:
         """The start as the platform told it, proven. Raises `Problem`."""
-        roster, governance, now = self.site.roster(), self.site.trust().governance, datetime.now(UTC)
+        (roster, governance), now = self._vouchers(), datetime.now(UTC)
         by = (row.start, row.plan_hash, governance, roster)
         known = self.proven.get(row.federation)
         if known is not None and known.by == by and now < known.until:

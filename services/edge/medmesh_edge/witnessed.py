@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
@@ -16,23 +15,21 @@ from medmesh.errors import Problem
 from medmesh.ledger.proof import Evidence, evidence_file, read_evidence, verify_evidence
 from medmesh.security.roster import Roster
 from medmesh.store.prepared import Prepared
-from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.store.unit import AuditEntry, Entity
 from medmesh_edge.outgoing import is_transient
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import witnessed
+from medmesh_edge.tables import given, witnessed
 
 VERB = "federation.move"
 NOT_YET = frozenset(("ledger.quorum", "request.not_found"))
 """What passes by itself when the log and its witnesses are honest: the record is on its way, or its checkpoint to the witnesses."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-_KNOWN = Prepared(
-    select(witnessed.c.at).where(witnessed.c.federation == bindparam("federation"), witnessed.c.plan_hash == bindparam("plan_hash"))
+_INSERT = upsert(witnessed)
+_KEEP = Prepared(
+    _INSERT.values(given(witnessed)).on_conflict_do_update(
+        index_elements=["federation"], set_={n: _INSERT.excluded[n] for n in given(witnessed)}
+    )
 )
-
-
-async def known(uow: UnitOfWork[Any], federation: str, plan_hash: str) -> bool:
-    """Whether the start of exactly this plan was proven here."""
-    return await uow.one(_KNOWN, federation=federation, plan_hash=plan_hash) is not None
 
 
 async def prove(site: Site, gateway: Gateway, federation: str, plan_hash: str) -> None:
@@ -52,8 +49,7 @@ async def prove(site: Site, gateway: Gateway, federation: str, plan_hash: str) -
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
     async with site.unit() as uow:
-        values = {"federation": federation, "plan_hash": plan_hash, "evidence": evidence_file(evidence), "at": uow.now}
-        await uow.execute(upsert(witnessed).values(values).on_conflict_do_update(index_elements=["federation"], set_=values))
+        await uow.rows(_KEEP, federation=federation, plan_hash=plan_hash, evidence=evidence_file(evidence), at=uow.now)
         about = (Entity("federation", federation, digest=plan_hash),)
         uow.audit(AuditEntry("federation.witnessed", "R", entities=about, detail={"seq": evidence.proof.index}))
 

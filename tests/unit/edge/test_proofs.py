@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,25 +12,32 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, update
+from tests.ledgers import KEY, ORIGIN
 from tests.rosters import acceptance, decision, roster_of
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
-from medmesh.contracts.federation import FederationStarted
+from medmesh.contracts.federation import FederationStarted, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import plan_hash
 from medmesh.errors import Problem
+from medmesh.federated.chain import extend, round_digest, round_seed
 from medmesh.federated.proof import ACTION, StartProof, pack
+from medmesh.ledger.note import verifier_key
 from medmesh.security import approvals
 from medmesh.security.keys import Identity
 from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
-from medmesh_edge import proofs
+from medmesh_edge import continuity, proofs
+from medmesh_edge.policy import Policy
 from medmesh_edge.ports import Site, site
 from medmesh_edge.proofs import Proofs
+from medmesh_edge.tables import approved, attempt, chain, federations, log_views, witnessed
 
 PLAN, NAMES = plan(participants=("a", "b", "c"), min_participants=2), ("a", "b", "c")
 SIGNERS = {name: Signer.create(f"hospital:{name}") for name in NAMES}
+LOG = verifier_key(ORIGIN, KEY.public_key())
 CHECKER = Signer.create("person:checker@platform")
 
 
@@ -86,7 +94,7 @@ async def world(private: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def _seeing(node: Site, world: World) -> Site:
     node.roster_file = lambda: world.roster  # type: ignore[assignment]
-    node.trust = lambda: SimpleNamespace(governance=world.governance.public)  # type: ignore[assignment]
+    node.trust = lambda: SimpleNamespace(governance=world.governance.public, log_key=LOG)  # type: ignore[assignment]
     return node
 
 
@@ -141,3 +149,67 @@ async def test_what_a_compromised_key_signed_stands_until_the_key_ends(world: Wo
     with pytest.raises(Problem) as caught:
         await world.look()
     assert caught.value.code == "roster.ended"
+
+
+async def _store(world: World, policy: Policy) -> RoundOpened:
+    """As a node's store is before round 1: the federation accepted, its start on record, the round seen."""
+    node = world.proofs.site
+    node.policy = lambda: policy  # type: ignore[assignment]
+    begun = {"base": ObjectRef(sha256=PLAN.initial, bytes=1), "steps": PLAN.local_steps, "seed": round_seed(PLAN, 1)}
+    event = opened(PLAN, 1).model_copy(update={**begun, "hospitals": NAMES, "previous": plan_hash(PLAN), "committed": plan_hash(PLAN)})
+    event = event.model_copy(update={"chain": extend(plan_hash(PLAN), [round_digest(event)])})
+    about = {"federation": "f", "plan_hash": plan_hash(PLAN)}
+    package = {"sha256": PLAN.package, "bytes": 1}
+    async with node.unit() as uow:
+        kept = {"plan": PLAN.model_dump(mode="json"), "package": package, "start": json.loads(world.row.start), "state": "running"}
+        await uow.execute(insert(federations).values(**about, **kept, reason="", at=uow.now))
+        await uow.execute(insert(witnessed).values(**about, evidence="", at=uow.now))
+        await uow.execute(insert(chain).values(**attempt(event), value=event.chain))
+        view = {"origin": continuity.keys(node)[0].name, "note": "", "size": 1, "fault": "", "shown": ""}
+        await uow.execute(insert(log_views).values(**view, at=uow.now))
+    return event
+
+
+async def test_an_attempt_is_allowed_once_while_nothing_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, proven = await _store(world, Policy(packages=(PLAN.package,))), list[Any]()
+    monkeypatch.setattr(proofs, "check_round", lambda *about: proven.append(about))
+    for again in (
+        event,
+        event,
+        RoundOpened.model_validate_json(event.model_dump_json()),
+    ):  # before the work, before it leaves, after a kill
+        assert await world.proofs.allowed(again) == (PLAN, ObjectRef(sha256=PLAN.package, bytes=1))
+    assert (len(proven), world.looked) == (1, 1)
+    await world.proofs.allowed(event.model_copy(update={"deadline": event.deadline + timedelta(minutes=1)}))
+    assert len(proven) == 2, "another round"
+
+
+@pytest.mark.parametrize("code", ["edge.log_forked", "policy.package", "federation.plan_changed", "federation.chain", "roster.unknown"])
+async def test_what_was_allowed_may_not_leave_once_it_is_no_longer(world: World, code: str) -> None:
+    """A training takes hours: what a person or the log took back meanwhile holds before anything is sent."""
+    event = await _store(world, Policy(packages=(PLAN.package,)))
+    await world.proofs.allowed(event)
+    async with world.proofs.site.unit() as uow:
+        match code:
+            case "edge.log_forked":
+                await uow.execute(update(log_views).values(fault=continuity.FORKED))
+            case "federation.plan_changed":
+                await uow.execute(update(federations).values(plan_hash="9" * 64))
+            case "federation.chain":
+                await uow.execute(update(chain).values(value="9" * 64))
+            case "policy.package":
+                world.proofs.site.policy = lambda: Policy()  # type: ignore[assignment]
+            case "roster.unknown":
+                world.roster = roster_of(CHECKER, SIGNERS["a"], SIGNERS["b"])
+    with pytest.raises(Problem) as caught:
+        await world.proofs.plan(event)
+    assert caught.value.code == code
+
+
+async def test_code_that_the_policy_does_not_name_runs_where_a_person_approved_it(world: World) -> None:
+    event = await _store(world, Policy())
+    with pytest.raises(Problem, match="edge approve"):
+        await world.proofs.allowed(event)
+    async with world.proofs.site.unit() as uow:
+        await uow.execute(insert(approved).values(package=PLAN.package, by="wu", statement="", at=uow.now))
+    assert (await world.proofs.allowed(event))[0] == PLAN

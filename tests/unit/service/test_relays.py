@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.store import example_sqlite
@@ -173,24 +175,140 @@ class Stream:
             self.taken += [] if name in self.refused else [(message.id, name)]
         return outcomes
 
+    @property
+    def names(self) -> str:
+        return "".join(name for _, name in self.taken)
+
+
+@pytest.fixture
+async def sending(private: Path) -> AsyncIterator[tuple[Database, Stream, OutboxRelay]]:
+    """A database, a stream, and a relay between them that has looked for what was left before."""
+    async with example_sqlite(private, emits=frozenset((OperationFinished,))) as made:
+        stream = Stream()
+        relay = _between(made, stream)
+        await relay.step()
+        yield made, stream, relay
+
+
+def _between(database: Database, stream: Stream, **options: Any) -> OutboxRelay:
+    """As a process that starts."""
+    made = OutboxRelay(service="example", database=database, bus=stream, **options)  # type: ignore[arg-type]
+    database.on_sent = made.hand
+    return made
+
+
+async def _emit(database: Database, names: str, failing: bool = False) -> None:
+    async with database.unit(Context("example")) as uow:
+        for name in names:
+            uow.emit(OperationFinished(service="example", operation=name, command="x", succeeded=True))
+        await uow.flush()
+        if failing:
+            raise ZeroDivisionError
+
+
+async def _waiting(database: Database) -> int:
+    return (await database.outbox_backlog())[0]
+
+
+async def test_what_was_committed_goes_out_without_being_read_again(
+    sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, stream, relay = sending
+    monkeypatch.setattr(database, "claim_unsent", lambda *_: pytest.fail("the table was asked"))
+    await _emit(database, "ab")
+    await _emit(database, "c")
+    with pytest.raises(ZeroDivisionError):
+        await _emit(database, "x", failing=True)
+    assert not await relay.step()
+    assert (stream.names, await _waiting(database)) == ("abc", 0)
+
 
 async def test_a_message_that_was_not_taken_comes_again_and_those_beside_it_do_not(private: Path) -> None:
     bus = Stream("b")
     async with example_sqlite(private, emits=frozenset((OperationFinished,))) as database:
-        relay = OutboxRelay(service="example", database=database, bus=bus, batch=3)  # type: ignore[arg-type]
-        async with database.unit(Context("example")) as uow:
-            for name in "abcd":
-                uow.emit(OperationFinished(service="example", operation=name, command="x", succeeded=True))
-        with pytest.raises(Problem):  # so that it waits a little, and somebody is told
-            await relay.step()
-        assert [name for _, name in bus.taken] == ["a", "c"]
-        assert (await database.outbox_backlog())[0] == 2
-        bus.refused.clear()
-        assert not await relay.step()
-        assert [name for _, name in bus.taken] == ["a", "c", "b", "d"]
-        assert len({id_ for id_, _ in bus.taken}) == 4
-        async with database.unit(Context("example")) as uow:
-            for name in "efg":
-                uow.emit(OperationFinished(service="example", operation=name, command="x", succeeded=True))
+        relay = _between(database, bus, batch=3)
+        for again in (False, True):  # from the table, then from memory
+            bus.taken.clear()
+            bus.refused.add("b")
+            await _emit(database, "abcd")
+            with pytest.raises(Problem):  # so that it waits a little, and somebody is told
+                await relay.step()
+            assert (bus.names, await _waiting(database)) == ("ac", 2)
+            await _emit(database, "e")  # waits its turn
+            bus.refused.clear()
+            if again:
+                assert await relay.step(), "a full batch is followed by the next"
+            while await relay.step():
+                pass
+            assert (bus.names, len({id_ for id_, _ in bus.taken})) == ("acbde", 5)
+        await _emit(database, "efgh")
         assert await relay.step(), "a full batch is followed by the next"
         assert not await relay.step()
+
+
+async def test_a_process_killed_before_or_after_it_published_loses_nothing_and_sends_the_same_id(
+    sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, stream, relay = sending
+    await _emit(database, "a")  # in the memory of a process that is gone now
+    with monkeypatch.context() as killed:
+        killed.setattr(database, "sent", lambda _: (_ for _ in ()).throw(ConnectionError()))
+        relay = _between(database, stream)
+        await relay.step()
+        await _emit(database, "bc")
+        with pytest.raises(ConnectionError):  # published, and not marked
+            await relay.step()
+    await _between(database, stream).step()
+    assert stream.names == "abcbc"
+    assert len(set(stream.taken)) == 3
+    assert await _waiting(database) == 0
+
+
+async def test_what_another_process_left_goes_out_when_it_is_old_enough(
+    sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, stream, relay = sending
+    monkeypatch.setattr(relays, "POLL_SECONDS", 0.0)
+    relay = _between(database, stream)
+    await relay.step()
+    database.on_sent = lambda _: None  # handed to a relay elsewhere
+    await _emit(database, "a")
+    await relay.step()
+    assert stream.names == "", "whoever committed it is about to publish it"
+    monkeypatch.setattr(relays, "OVERDUE", timedelta(0))
+    await relay.step()
+    assert (stream.names, await _waiting(database)) == ("a", 0)
+
+
+async def test_while_the_bus_is_away_memory_does_not_grow_and_the_order_stays(
+    sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, stream, relay = sending
+    names = "abcdefghijklmnopqrstuvwxyz"
+    monkeypatch.setattr(relays, "MOST_HANDED_BYTES", 2000)
+    for name in names[:13]:
+        await _emit(database, name)
+        assert sum(len(message.body) for message in relay._handed) <= 2000
+    stream.refused = set(names)
+    for name in names[13:]:
+        with pytest.raises(Problem):
+            await relay.step()
+        await _emit(database, name)
+        assert not relay._handed
+    stream.refused.clear()
+    while await relay.step():
+        pass
+    assert (stream.names, await _waiting(database)) == (names, 0)
+
+
+async def test_it_publishes_what_is_left_when_it_is_stopped(sending: tuple[Database, Stream, OutboxRelay]) -> None:
+    database, stream, relay = sending
+    relay.start()
+    await asyncio.sleep(0)
+    stream.refused = {"a"}
+    await _emit(database, "a")
+    await asyncio.sleep(0.05)
+    await _emit(database, "b")
+    stream.refused.clear()
+    await relay.stop()
+    assert (sorted(stream.names), await _waiting(database)) == (["a", "b"], 0)
