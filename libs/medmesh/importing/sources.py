@@ -276,15 +276,14 @@ class _Part(io.RawIOBase):
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which nobody asks for more at once than a directory may have, whatever a length field says."""
+    """A file of which nobody asks for more at once than it has and a directory may have, whatever a length field says."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > _LARGEST_DIRECTORY:
-            data = super().read(_LARGEST_DIRECTORY + 1)
-            if len(data) > _LARGEST_DIRECTORY:
-                raise zipfile.BadZipFile("its directory is too large")
-            return data
-        return super().read(size)
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > _LARGEST_DIRECTORY:
+            raise zipfile.BadZipFile("its directory is too large")
+        return super().read(wanted)
 
 
 class _Watched(io.RawIOBase):
