@@ -22,7 +22,7 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.learning import isolation, metrics
-from medmesh_edge import consent, intake, samples
+from medmesh_edge import consent, described, intake
 from medmesh_edge.node import Node, running
 from medmesh_edge.outgoing import queue
 from medmesh_edge.ports import site
@@ -72,9 +72,9 @@ async def test_from_enrolment_to_a_model_better_than_chance_with_nothing_identif
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         for node in nodes:
-            described = await samples.descriptor(node.site, "brain")
+            told = await described.descriptor(node.site, "brain")
             async with node.site.unit() as uow:
-                await queue(uow, "/v1/catalogue", {"descriptor": described.model_dump()})
+                await queue(uow, "/v1/catalogue", {"descriptor": told.model_dump()})
 
         async def published() -> bool:
             return len((await researcher.ask("/v1/catalogue", Catalogue)).descriptors) == 2

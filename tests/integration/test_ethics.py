@@ -12,7 +12,7 @@ from tests.integration.test_forget import EACH, PATIENTS, SCHEMA, key_of, pacs, 
 from tests.unit.federated.test_plan import plan
 
 from medmesh.errors import Problem
-from medmesh_edge import ethics, forgetting, intake, samples, withdrawn
+from medmesh_edge import described, ethics, forgetting, intake, samples, withdrawn
 from medmesh_edge.ethics import Approval
 from medmesh_edge.intake import Outcome
 from medmesh_edge.policy import DEFAULT
@@ -65,7 +65,7 @@ async def test_nothing_is_taken_in_without_an_approval_that_is_valid_and_covers_
     await approve(at, "LL-4")
     assert (await taken(at, folder, "LL-4")).stored == ALL
     assert await used(at) == ALL
-    assert (await samples.descriptor(at, "brain")).samples == ALL
+    assert (await described.descriptor(at, "brain")).samples == ALL
     (told,) = [one for one in records(at.layout.folder) if one["sub"] == "edge.ingest"]
     assert ("ethics", "LL-4") in [(one["type"], one["id"]) for one in told["entities"]]
     assert {one["number"]: (one["valid"], one["items"], one["patients"]) for one in await ethics.listed(at)} == {
@@ -92,7 +92,7 @@ async def test_an_approval_is_written_once_and_what_it_ends_is_used_no_more(at: 
     await ethics.end(at, "LL-1", "the study was stopped")
     assert not path.exists(), "what was cached of it is gone"
     assert await used(at) == 0
-    assert (await samples.descriptor(at, "brain")).samples is None, "nor is it offered to others"
+    assert (await described.descriptor(at, "brain")).samples is None, "nor is it offered to others"
     assert await code(ethics.end(at, "LL-1", "again")) == "ethics.unknown"
     assert await code(taken(at, private / "pacs", "LL-1")) == "ethics.not_valid"
     await approve(at, "LL-2")
@@ -126,9 +126,9 @@ async def test_who_was_forgotten_is_not_brought_back_but_by_their_own_word(at: S
     folder = pacs(private)
     await taken(at, folder, "LL-1")
     assert await code(forgetting.readmit(at, everybody[1])) == "edge.patient_not_away"
-    assert (await samples.descriptor(at, "brain")).version == 1
+    assert (await described.descriptor(at, "brain")).version == 1
     await forgetting.ask(at, everybody[1], "withdrawn", "li")
-    assert (await samples.descriptor(at, "brain")).version == 2, "without the patient it is another one"
+    assert (await described.descriptor(at, "brain")).version == 2, "without the patient it is another one"
     for _ in range(2):
         again = await taken(at, folder, "LL-1")
         assert (again.stored, dict(again.rejected)) == (0, {"intake.withdrawn": EACH})

@@ -558,6 +558,7 @@ async def test_a_hospital_publishes_counts_but_none_of_a_few(p: Platform) -> Non
         {"labels": {"tumour": 36, "none": 4}},
         {"labels": {"tumour": 0}},
         {"patients": -1},
+        {"diseases": {"ICD10//I21": 4}},
     ):
         refused = await p.send(PublishDescriptor(descriptor=COUNTS.model_copy(update=few)), renji)
         assert code(refused) == "ingestion.small_cell"
@@ -578,6 +579,47 @@ async def test_a_hospital_publishes_counts_but_none_of_a_few(p: Platform) -> Non
     assert len(p.emitted(DescriptorPublished)) == 2
     done = [record for record in await p.audited("ingestion") if record["sub"] == "catalogue.publish" and record["out"] == 0]
     assert [record["entities"][0]["id"] for record in done] == ["renji/brain", "ruijin/brain"]
+
+
+async def test_the_catalogue_is_searched_by_what_a_researcher_looks_for(p: Platform) -> None:
+    renji, ruijin, li = p.hospital("renji"), p.hospital("ruijin"), p.person("li", "researcher")
+    volumes = {"dataset": "lung_ct", "modality": "volume:CT", "samples": 200, "patients": 90, "labels": {"Nodule": 100, "none": None}}
+    made = [
+        (renji, COUNTS.model_copy(update={"diseases": {"ICD10//I63": 12, "ICD10//J18": 5}})),
+        (renji, COUNTS.model_copy(update=volumes | {"diseases": {"ICD10//C34": 60}})),
+        (ruijin, COUNTS.model_copy(update={"dataset": "few", "samples": None})),
+    ]
+    for hospital, told in made:
+        assert (await p.send(PublishDescriptor(descriptor=told), hospital)).succeeded
+
+    async def found(**asked: Any) -> set[str]:
+        listed = await p.ask(ListDescriptors(**asked), Catalogue, li)
+        return {f"{one.hospital}/{one.descriptor.dataset}" for one in listed.descriptors}
+
+    brain, lung, few = "renji/brain", "renji/lung_ct", "ruijin/few"
+    assert await found() == {brain, lung, few}
+    assert await found(disease="j18.9") == {brain}, "a descriptor has categories"
+    assert await found(disease="C3") == {lung}
+    assert await found(disease="%") == await found(disease="18") == await found(disease="ICD10") == set()
+    assert await found(modality="ct") == await found(modality="VOLUME") == {lung}
+    assert await found(modality="volume:CT") == {lung}
+    assert await found(modality="MR") == {brain, few}
+    assert await found(labelled="nodule") == {lung}
+    assert await found(labelled="none", hospital="renji") == {brain, lung}, "a hidden count is a label all the same"
+    assert await found(hospital="ruijin") == {few}
+    assert await found(name="G_C") == {lung}
+    assert await found(samples=1) == {brain, lung}, "what is hidden counts as none"
+    assert await found(patients=90) == {lung}
+    assert await found(patients=91) == await found(modality="MR", disease="C34") == set()
+
+    again = made[0][1].model_copy(update={"diseases": {"ICD10//I63": 13}})
+    assert (await p.send(PublishDescriptor(descriptor=again), renji)).succeeded, "what is known of diseases is no part of the version"
+    assert await found(disease="J18") == set()
+    assert await found(disease="I63") == {brain}
+    other = again.model_copy(update={"labels": {"tumour": 40}})
+    assert code(await p.send(PublishDescriptor(descriptor=other), renji)) == "ingestion.descriptor_changed"
+    told = [(r["act"], r["entities"][0]["id"]) for r in await p.audited("ingestion") if r["sub"] == "catalogue.publish" and r["out"] == 0]
+    assert told == [("C", brain), ("C", lung), ("C", few), ("U", brain)]
 
 
 def test_the_service_starts_without_the_learning_frameworks() -> None:

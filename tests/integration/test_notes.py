@@ -19,7 +19,7 @@ from medmesh.canonical import parse
 from medmesh.cli.edge import edge
 from medmesh.contracts.data import TableSchema
 from medmesh.errors import Problem
-from medmesh_edge import ethics, forgetting, intake, quality, samples, tabular, texts
+from medmesh_edge import described, ethics, forgetting, intake, quality, samples, tabular, texts
 from medmesh_edge.ethics import Approval
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.ports import Site, site
@@ -81,7 +81,7 @@ async def test_what_is_sure_is_replaced_and_what_is_doubted_waits(at: Site, priv
     assert (again.stored, again.known, again.held) == (0, 2, 1)
     assert await held(at) == [("held", 1, True)], "asked once"
     assert [r["detail"] for r in records(at.layout.folder) if r["sub"] == "text.hold"] == [{"notes": 1}]
-    assert (await samples.descriptor(at, "notes")).modality == "text:note"
+    assert (await described.descriptor(at, "notes")).modality == "text:note"
     report = await quality.judge(at, "notes")
     assert (dict(report.items), report.blocked) == ({"text": 2}, 0)
     whole = everything(at.layout.folder).upper()

@@ -14,7 +14,7 @@ from tests.integration.test_forget import ALONE, everything, prepare, records
 from medmesh.contracts.data import DataSchema, TableSchema
 from medmesh.errors import Problem
 from medmesh.learning import weights
-from medmesh_edge import forgetting, quality, samples, tabular
+from medmesh_edge import described, forgetting, quality, samples, tabular
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site, site
 
@@ -83,7 +83,7 @@ async def test_nobody_is_named_and_what_is_told_outside_is_counts(at: Site) -> N
     await arrays(at)
     everywhere = everything(at.layout.folder)
     assert b"KANARY" not in everywhere.upper()
-    told = await samples.descriptor(at, "heart")
+    told = await described.descriptor(at, "heart")
     assert (told.modality, told.samples, told.patients, told.labels) == ("table:heart", COUNT, COUNT, {"ill": 20, "well": 20})
     assert told.deidentification == "allow-list of columns"
     assert [r["detail"] for r in records(at.layout.folder) if r["sub"] == "edge.ingest"] == [{"stored": COUNT, "known": 0, "rejected": 2}]

@@ -325,9 +325,12 @@ class Receiver:
             "at": now_ms(),
         }  # fmt: skip
         row = self._writing.execute(_INSERT, values).fetchone()
-        if row is not None and waiting.kept:
+        if row is not None and waiting.kept and self.objects.has(found.sha256):
+            # Its bytes are here again, if it was cold: see `tiers`, which looks before it believes that.
+            moved = "UPDATE tiers SET state = 'clearing' WHERE sha256 = ? AND state IN ('copying', 'freeing', 'cold', 'recalling')"
+            self._writing.execute(moved, (found.sha256,))
             return _with(found, id=int(row[0]))
-        if row is not None:  # it was known a moment ago, and was dropped since
+        if row is not None:  # it was known, or was there, a moment ago and was dropped since
             self._writing.execute("DELETE FROM objects WHERE id = ?", row)
             return Outcome(reason="busy")
         known = self._writing.execute("SELECT id, reason FROM objects WHERE scope = ? AND sha256 = ?", (place, found.sha256)).fetchone()

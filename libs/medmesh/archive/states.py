@@ -16,10 +16,10 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from medmesh.archive import index
+from medmesh.archive import index, tiers
 from medmesh.archive.header import Entry
 from medmesh.archive.objects import Objects
-from medmesh.archive.tables import now_ms
+from medmesh.archive.tables import now_ms, transaction
 
 ATTEMPTS = 3
 STAGES = ("receive", "read", "index", "deidentify", "verify", "quality", "consent", "clean", "series")
@@ -103,7 +103,10 @@ def clean_object(connection: sqlite3.Connection, scope: int, row: Row, sha256: s
 def forget(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
     """These objects, with their places in the index, and nothing of what was made of them. Their bytes are the caller's."""
     index.remove(connection, ids)
-    connection.executemany("DELETE FROM objects WHERE id = ?", [(one,) for one in ids])
+    for one in ids:
+        row = connection.execute("DELETE FROM objects WHERE id = ? RETURNING sha256", (one,)).fetchone()
+        if row is not None and connection.execute("SELECT 1 FROM objects WHERE sha256 = ? LIMIT 1", row).fetchone() is None:
+            connection.execute("UPDATE tiers SET state = 'erasing' WHERE sha256 = ?", row)  # see `tiers`
 
 
 # Quarantine
@@ -167,10 +170,17 @@ def drop(connection: sqlite3.Connection, object_id: int) -> str | None:
 
 
 def erase(connection: sqlite3.Connection, objects: Objects, sha256s: Iterable[str]) -> None:
-    """The bytes that no row names any more; after the rows were committed."""
-    for sha256 in sha256s:
-        if connection.execute("SELECT 1 FROM objects WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone() is None:
-            objects.store.remove(sha256)
+    """The bytes that no row names any more, wherever they lie; after the rows were committed."""
+    found = list(sha256s)
+    if not found:
+        return
+    with objects.moving():
+        for sha256 in found:
+            # Whoever receives the same just now finds it gone, or it stays (`receive`).
+            with transaction(connection):
+                if connection.execute("SELECT 1 FROM objects WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone() is None:
+                    objects.store.remove(sha256)
+    tiers.erase(connection, objects)
 
 
 # Counting, and studies

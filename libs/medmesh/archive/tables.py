@@ -23,7 +23,7 @@ from typing import Literal
 from medmesh.errors import Problem
 
 Realm = Literal["original", "clean"]
-VERSION = 2
+VERSION = 3
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another's."""
 
@@ -101,7 +101,19 @@ CREATE INDEX names_by_study ON names (study);
 -- What the node has yet to put on record, written with the change itself and taken over by id (`medmesh.archive.records`).
 CREATE TABLE records (id TEXT PRIMARY KEY, body TEXT NOT NULL, open INTEGER NOT NULL DEFAULT 0) STRICT;
 """
-CHANGES = {2: ("ALTER TABLE records ADD COLUMN open INTEGER NOT NULL DEFAULT 0",)}
+# Where the bytes of an object lie that are not, or were not always, in `objects/` (`medmesh.archive.tiers`); and the mark of the cold tier.
+_TIERS = (
+    """CREATE TABLE tiers (
+  sha256 TEXT PRIMARY KEY, state TEXT NOT NULL,
+  name TEXT NOT NULL DEFAULT '', seal TEXT NOT NULL DEFAULT '',  -- the body's in the cold tier, and the SHA-256 of its sealed bytes
+  bytes INTEGER NOT NULL,                 -- of the object
+  at INTEGER NOT NULL                     -- ms since 1970, when the state began
+) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX tiers_by_state ON tiers (state, at)",
+    "CREATE INDEX objects_by_content ON objects (sha256)",
+    "CREATE TABLE cold_tier (mark TEXT NOT NULL) STRICT",
+)
+CHANGES = {2: ("ALTER TABLE records ADD COLUMN open INTEGER NOT NULL DEFAULT 0",), 3: _TIERS}
 """What brings an index of the version before to each version."""
 
 
@@ -150,7 +162,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 def _statements() -> tuple[str, ...]:
     """`executescript` would commit what is open."""
     found, held = [], ""
-    for line in SCHEMA.splitlines():
+    for line in (SCHEMA + ";\n".join((*_TIERS, ""))).splitlines():
         held += line + "\n"
         if sqlite3.complete_statement(held):
             found.append(held)

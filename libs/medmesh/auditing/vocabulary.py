@@ -123,6 +123,7 @@ VERBS: dict[str, Verb] = {
     "dicomweb.store": Verb("110107", "create", "TREAT", _CLINICAL, "DICOMweb 入库"),
     "dicomweb.token_create": Verb("110113", "110137", _ADMIN, _SECURITY, "发放 DICOMweb 令牌"),
     "dicomweb.token_revoke": Verb("110113", "110137", _ADMIN, _SECURITY, "撤销 DICOMweb 令牌"),
+    "archive.move": Verb("rest", "operation", _OPERATE, _CLINICAL, "影像冷热迁移"),
     "dead.read": Verb("110100", "read", _ADMIN, _SECURITY, "查看死信内容"),
     "dead.replay": Verb("110100", "operation", _ADMIN, _SECURITY, "重放死信"),
     "edge.ingest": Verb("110107", "create", _RESEARCH, _CLINICAL, "院内数据导入"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -98,6 +99,48 @@ def import_dataset(path: Path, name: str) -> int:
 
         show(with_gateway(run))
     return 0
+
+
+@dataset.command(name="catalogue")
+@click.option("--disease", help="ICD code or its beginning: J18, I2.  疾病编码。")
+@click.option("--modality", help="MR, CT, ECG, table, …  模态。")
+@click.option("--labelled", help="Has samples with this label.  标签。")
+@click.option("--hospital", help="Of this hospital.  医院。")
+@click.option("--name", help="Has this in its name.  名称。")
+@click.option("--patients", type=click.IntRange(0), help="Of at least so many patients.  患者数下限。")
+@click.option("--samples", type=click.IntRange(0), help="Of at least so many samples.  样本数下限。")
+@click.option("--json", "as_json", is_flag=True)
+def list_descriptors(as_json: bool, **asked: str | int | None) -> int:
+    """What data hospitals have, newest first; the data stay there.  检索各医院的数据目录。
+
+    Counts of fewer than five are hidden: such a data set is not found by its size.
+    """
+    narrowed = {name: str(value) for name, value in asked.items() if value is not None}
+    found = with_gateway(lambda gateway: gateway.request("GET", "/v1/catalogue", query=narrowed))
+    if as_json:
+        show(found)
+        return 0
+    for entry in found["descriptors"]:
+        for line in _described(entry["hospital"], entry["descriptor"]):
+            click.echo(line)
+    if not found["descriptors"]:
+        click.echo(say("Nothing that you may see fits.", "没有符合条件且您可见的数据集。"), err=True)
+    return 0
+
+
+def _described(hospital: str, told: dict[str, Any]) -> Iterator[str]:
+    """A descriptor for people; None is a count that is hidden."""
+
+    def count(number: int | None) -> str:
+        return say("fewer than 5", "少于 5") if number is None else f"{number:,}"
+
+    of = f"{count(told['samples'])} {say('samples of', '个样本，')} {count(told['patients'])} {say('patients', '名患者')}"
+    yield f"{hospital}/{told['dataset']} v{told['version']}  {told['modality']}  {of}"
+    if told["labels"]:
+        yield "    " + say("labels", "标签") + ": " + ", ".join(f"{label} {count(number)}" for label, number in told["labels"].items())
+    if told.get("diseases"):
+        most = sorted(told["diseases"].items(), key=lambda pair: (-pair[1], pair[0]))[:12]
+        yield "    " + say("ill with", "疾病") + ": " + ", ".join(f"{code.rpartition('/')[2]} {count(number)}" for code, number in most)
 
 
 @dataset.command(name="show")

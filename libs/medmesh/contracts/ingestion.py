@@ -25,6 +25,9 @@ class Descriptor(Record):
     samples: int | None = None
     patients: int | None = None
     labels: dict[str, int | None]
+    diseases: dict[str, int] = Field(default_factory=dict, max_length=2000)
+    """Patients by category of diagnosis, `ICD10//J18`: those of at least `SMALL_CELL` alone, since a category by itself says that
+    somebody is there."""
     image_size: tuple[int, int] | None = None
     deidentification: str = "PS3.15 Basic Profile"
 
@@ -114,10 +117,22 @@ class Catalogue(Record):
 
 
 class ListDescriptors(Query):
+    """The last 500 that the asker may see, newest first, and of them what is asked for: of a `hospital`; of a `modality`; of a data set
+    whose name has `name` in it; with a label (`labelled`); with patients of a `disease` (`J18`, and all that begins so); with at least so
+    many `patients` or `samples`, where what is hidden counts as none. Upper and lower case are one."""
+
     TYPE: ClassVar[str] = "ingestion.list-descriptors.v1"
     ACTION: ClassVar[str | None] = "catalogue.read"
     Reply: ClassVar[type[Record]] = Catalogue
     LISTS: ClassVar[str] = "descriptor"
+
+    hospital: str | None = Field(default=None, max_length=63)
+    modality: str | None = Field(default=None, max_length=80)
+    name: str | None = Field(default=None, max_length=63)
+    labelled: str | None = Field(default=None, max_length=200)
+    disease: str | None = Field(default=None, max_length=20)
+    patients: int | None = Field(default=None, ge=0, lt=2**31)
+    samples: int | None = Field(default=None, ge=0, lt=2**31)
 
 
 class DatasetView(Record):

@@ -59,3 +59,13 @@ def coded(kind: str, name: str, code: str) -> str:
 def word(text: str, default: str = "UNKNOWN") -> str:
     """A word of a source as part of a code."""
     return re.sub(r"[^\w.+-]+", "_", text.strip()).strip("_")[:80].upper() or default
+
+
+def category(code: str) -> str | None:
+    """Of an event's code, the category of diagnosis that ICD-10 has it in, `ICD10//J18` whichever nation's edition, or ICD-9's
+    (`ICD9CM//486`); None of anything else."""
+    kind, _, rest = code.partition("//")
+    name, _, one = rest.partition("//")
+    if kind != "DIAGNOSIS" or name not in DIAGNOSES or not one:
+        return None
+    return f"{'ICD10' if name.startswith('ICD10') else name}//{one.partition('.')[0]}"

@@ -21,6 +21,7 @@ from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.unit import AuditEntry, Entity
+from medmesh_edge import originals
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
 from medmesh_edge.reception import Reception
@@ -29,8 +30,8 @@ T = TypeVar("T")
 CONNECTIONS = 4
 QUERY_SECONDS = 10.0
 """How long a query may read; then it is too broad."""
-INTERRUPTED = {"out": 8, "why": Problem("dicomweb.interrupted").code}
-"""What the record of a request says that came to no end."""
+INTERRUPTED = {"out": 8, "why": Problem("archive.interrupted").code}
+"""What a record says of what came to no end."""
 
 
 class Archive:
@@ -72,7 +73,7 @@ class Archive:
     @cached_property
     def objects(self) -> Objects:
         """The originals' bytes."""
-        return Objects(self.site.layout.archive, Wrapping(self.site.keys, HOSPITAL))
+        return originals.objects(self.site)
 
     @cached_property
     def receiver(self) -> Receiver:
@@ -90,7 +91,7 @@ class Archive:
             await self.work(lambda connection: _done(connection, found))
 
     async def recover(self) -> None:
-        """Put on record what requests did that a kill cut short. At the node's start: no other process takes requests."""
+        """Put on record what a kill cut short. At the node's start: records that grow are of its own process."""
         if not self.site.layout.archive.exists():
             return
 

@@ -12,17 +12,15 @@ from pathlib import Path
 
 from medmesh import telemetry
 from medmesh.archive import states
-from medmesh.archive.objects import Objects
 from medmesh.archive.tables import open_archive, transaction
 from medmesh.embedded.files import Watched
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.security.residue import lock_down
-from medmesh.store.objects.envelope import Wrapping
 from medmesh.telemetry import log
+from medmesh_edge import originals
 from medmesh_edge.archiving import take_over
 from medmesh_edge.cleaning import SECONDS, Cleaner
-from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import site
 from medmesh_edge.reception import Reception
 from medmesh_edge.settling import settle
@@ -38,7 +36,7 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
     async with site(folder) as opened:
         reception = Watched(opened.layout.dicom, Reception.read)
         connection = open_archive(opened.layout.archive)
-        objects = Objects(opened.layout.archive, Wrapping(opened.keys, HOSPITAL))
+        objects = originals.objects(opened)
         with transaction(connection):
             states.restore(connection, worker, of)
         key = read_secret(opened.layout.site_key).strip()

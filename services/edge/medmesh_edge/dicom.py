@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmesh.archive import states
-from medmesh.archive.objects import Objects
 from medmesh.archive.tables import open_archive, transaction
 from medmesh.dimse.server import reserved
 from medmesh.embedded import files
 from medmesh.errors import Problem
-from medmesh.store.objects.envelope import Wrapping
 from medmesh.telemetry import log
-from medmesh_edge.patients import HOSPITAL
+from medmesh_edge import originals
 from medmesh_edge.ports import Site
 from medmesh_edge.reception import Reception
 
@@ -131,7 +129,7 @@ def _shape(reception: Reception) -> tuple[object, ...]:
 
 def sweep(site: Site) -> None:
     """What a kill left. Nobody cleans yet."""
-    objects = Objects(site.layout.archive, Wrapping(site.keys, HOSPITAL))
+    objects = originals.objects(site)
     connection = open_archive(site.layout.archive)
     try:
         with transaction(connection):

@@ -45,6 +45,7 @@ class Node:
     def __init__(self, site: Site, gateway: Gateway, programs: Verification | None = None) -> None:
         from medmesh.serving.repository import Repository
         from medmesh_edge.archiving import Archive
+        from medmesh_edge.tiering import Tiering
 
         self.site = site
         self.gateway = gateway
@@ -52,6 +53,7 @@ class Node:
         self.rounds = Rounds(site, gateway)
         self.doorstep = Doorstep(site.anonymous)
         self.archive = Archive(site)
+        self.tiering = Tiering(self.archive)
         self.programs = programs or verification(site)
         self._look_at_programs = 0.0
         self.connected = False
@@ -71,6 +73,7 @@ class Node:
             ("programs", self._programs),
             ("log", Continuity(self.site, self.gateway).step),
             ("doorstep", self._doorstep),
+            ("tiers", self.tiering.step),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]
         try:
@@ -210,6 +213,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway, programs)
         stack.callback(node.archive.close)
+        stack.callback(node.tiering.close)
         await node.archive.recover()
         settings = opened.settings
         door = serve(page(node), host=host or settings.host, port=settings.port if port is None else port)

@@ -8,13 +8,14 @@ from medmesh.archive.tables import open_archive, transaction
 from medmesh.imaging.pseudonyms import pseudonym
 from medmesh.security.keys import read_secret
 from medmesh.store.objects.envelope import Wrapping
+from medmesh_edge import tiering
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
 
 
 def objects(site: Site) -> Objects:
     """The bytes of the node's archive."""
-    return Objects(site.layout.archive, Wrapping(site.keys, HOSPITAL))
+    return Objects(site.layout.archive, Wrapping(site.keys, HOSPITAL), lambda: tiering.cold(site.settings))
 
 
 def forget(site: Site, patient: str) -> int:
@@ -47,6 +48,7 @@ def rewrap(site: Site) -> set[int]:
     """Bring what stays under the newest of the hospital's keys; which versions are still needed."""
     if not site.layout.archive.exists():
         return set()
-    store = objects(site).store
-    store.rewrap()
-    return set(store.versions_in_use())
+    kept = objects(site)
+    with kept.moving():
+        kept.hot.rewrap()
+        return set(kept.hot.versions_in_use())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -15,7 +14,6 @@ from sqlalchemy import JSON, bindparam, func, select, tuple_
 
 from medmesh.canonical import parse
 from medmesh.contracts.data import DataSchema, ImageSchema, SignalSchema, TableSchema, VolumeSchema
-from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
 from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
@@ -24,7 +22,7 @@ from medmesh_edge import pipelines
 from medmesh_edge.patients import images, opened
 from medmesh_edge.policy import Cohort
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import consents, datasets, ethics_approvals, items, patients
+from medmesh_edge.tables import consents, ethics_approvals, items, patients
 
 _VALID = (
     (ethics_approvals.c.ended == "") & (ethics_approvals.c.since <= bindparam("today")) & (ethics_approvals.c.until >= bindparam("today"))
@@ -72,6 +70,11 @@ async def cohort(site: Site, schema: DataSchema) -> Cohort:
 def sources(site: Site, found: Sequence[Any]) -> list[str]:
     """The data sets that these samples come from, as audit names them."""
     return [f"{site.settings.hospital}/{dataset}" for dataset in sorted({row.dataset for row in found})]
+
+
+async def held(site: Site, dataset: str) -> Sequence[Any]:
+    """Label, patient and modality of what is in a data set and may be used today."""
+    return await site.database.look(_OF, dataset=dataset, **_now(site))
 
 
 async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[Any]:
@@ -152,36 +155,3 @@ def forget_arrays(site: Site) -> None:
     if site.layout.cache.exists():
         for path in (*site.layout.cache.glob("*.safetensors"), *site.layout.cache.glob("*.new")):  # a kill may leave half of one
             wipe(path)
-
-
-def _hidden(number: int) -> int | None:
-    return None if number < SMALL_CELL else number
-
-
-def _declared(kind: str, options: str) -> str:
-    if kind.startswith("table:"):
-        return "allow-list of columns"
-    if kind.startswith("text:"):
-        return "by rules, doubts by a person"
-    if kind.startswith(("volume:", "signal:")):
-        return "samples and geometry alone; headers rewritten"
-    return f"PS3.15 Basic Profile; {options}" if options else "PS3.15 Basic Profile"
-
-
-async def descriptor(site: Site, dataset: str) -> Descriptor:
-    """What the hospital tells of a data set: counts, small ones hidden."""
-    found = await site.database.look(_OF, dataset=dataset, **_now(site))
-    async with site.unit() as uow:
-        version = (await uow.execute(select(datasets.c.version).where(datasets.c.dataset == dataset))).scalar_one_or_none() or 1
-    modality = Counter(row.modality for row in found).most_common(1)
-    labels = Counter(row.label for row in found if row.label)
-    kind = modality[0][0] if modality else ""
-    return Descriptor(
-        dataset=dataset,
-        version=version,
-        modality=kind,
-        samples=_hidden(len(found)),
-        patients=_hidden(len({row.patient for row in found})),
-        labels={label: _hidden(number) for label, number in sorted(labels.items())},
-        deidentification=_declared(kind, site.settings.deidentification),
-    )

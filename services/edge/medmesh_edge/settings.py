@@ -8,11 +8,38 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medmesh.contracts.message import Identifier
 from medmesh.embedded import files
 from medmesh.errors import Problem
+
+
+class ColdTier(BaseModel):
+    """Where originals of the DICOM archive lie once they are old: another folder, or a bucket of an S3 service. Encrypted there as here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Path | None = None
+    """It must be there: where a disk is not mounted, nothing is made in its place."""
+    s3_url: str | None = None
+    s3_bucket: str = "medmesh-cold"
+    s3_credentials: Path | None = None
+    """A file 0600 with `access_key` and `secret_key` as JSON."""
+    after_days: float = Field(default=180, ge=0)
+    """So long after it came, or was recalled, an object becomes cold."""
+    least_kib: int = Field(default=0, ge=0)
+    """Smaller objects stay."""
+    most_hot_gib: float | None = Field(default=None, ge=0)
+    """Above this the oldest go before their time."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.folder is None) == (self.s3_url is None):
+            raise ValueError("give folder, or s3_url")
+        if self.s3_url is not None and self.s3_credentials is None:
+            raise ValueError("s3_url needs s3_credentials")
+        return self
 
 
 class Settings(BaseModel):
@@ -53,6 +80,7 @@ class Settings(BaseModel):
     those numbers are of the same pseudonyms as the images."""
     deidentification: str = ""
     """What of images is kept beyond the Basic Profile of PS3.15, as words: `dates=shift patient`; see docs/hospital/deidentification.md."""
+    cold: ColdTier | None = None
     log_level: str = "info"
 
     @classmethod

@@ -168,6 +168,7 @@ def check_descriptor(descriptor: Descriptor) -> None:
     if not 1 <= descriptor.version < 2**31:
         raise Problem("request.invalid", reason="version: it counts from 1")
     counts = [("samples", descriptor.samples), ("patients", descriptor.patients)]
+    counts += [(f"disease {place}", count) for place, count in enumerate(descriptor.diseases.values(), start=1)]
     counts += [(f"label {place}", count) for place, count in enumerate(descriptor.labels.values(), start=1)]
     for name, count in counts:
         if count is not None and count < SMALL_CELL:

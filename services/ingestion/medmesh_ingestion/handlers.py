@@ -11,7 +11,14 @@ from sqlalchemy import Row, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.canonical import digest, parse
-from medmesh.contracts.ingestion import DatasetVersionCreated, DescriptorPublished, IngestArchive, PublishDescriptor, SplitVersion
+from medmesh.contracts.ingestion import (
+    DatasetVersionCreated,
+    Descriptor,
+    DescriptorPublished,
+    IngestArchive,
+    PublishDescriptor,
+    SplitVersion,
+)
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
@@ -196,7 +203,8 @@ async def _erase(ports: Ports, archive: ObjectRef) -> None:
 
 @HANDLERS.on(PublishDescriptor)
 async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWork[Ports]) -> dict[str, Any]:
-    """A hospital's counts of one version; published again they are a no-op, published otherwise they are refused."""
+    """A hospital's counts of one version; published again they are a no-op, published otherwise they are refused. What its patients are ill
+    with is told anew as the hospital learns it: that is no part of the version."""
     wanted, hospital = command.data.descriptor, uow.actor.organisation
     check_descriptor(wanted)
     document = wanted.model_dump(mode="json")
@@ -204,11 +212,14 @@ async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWo
     made = await uow.execute(upsert(descriptors).values(**answer, descriptor=document, published_at=uow.now).on_conflict_do_nothing())
     if made.rowcount == 0:
         own = (descriptors.c.hospital == hospital) & (descriptors.c.dataset == wanted.dataset) & (descriptors.c.version == wanted.version)
-        before = await uow.first(select(descriptors.c.descriptor).where(own))
-        if before is None or before.descriptor != document:
+        row = await uow.first(select(descriptors.c.descriptor).where(own).with_for_update())
+        before = None if row is None else Descriptor.model_validate(row.descriptor)
+        if before is None or before.model_copy(update={"diseases": wanted.diseases}) != wanted:
             raise Problem("ingestion.descriptor_changed", dataset=wanted.dataset, version=wanted.version)
-        uow.unchanged()
-        return answer
+        if before == wanted:
+            uow.unchanged()
+            return answer
+        await uow.execute(update(descriptors).where(own).values(descriptor=document))
     # To publish is to share counts with everybody; a hospital may keep them to its own people instead.
     label = Label(Level.INTERNAL, frozenset({hospital})) if command.data.within else labels.DEFAULT
     seen = () if command.data.within else (EVERYBODY,)
@@ -216,5 +227,5 @@ async def publish_descriptor(command: Envelope[PublishDescriptor], uow: UnitOfWo
     await labels.give(uow, "descriptor", name, label, owner=hospital, organisations=seen, maker=uow.actor.text)
     uow.emit(DescriptorPublished(hospital=hospital, descriptor=wanted))
     entity = Entity("descriptor", f"{hospital}/{wanted.dataset}", version=str(wanted.version), digest=digest(document))
-    uow.audit(AuditEntry("catalogue.publish", "C", entities=(entity,)))
+    uow.audit(AuditEntry("catalogue.publish", "C" if made.rowcount else "U", entities=(entity,)))
     return answer

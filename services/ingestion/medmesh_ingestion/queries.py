@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, false, or_, select, true
+from collections.abc import Iterator
+
+from sqlalchemy import ColumnElement, Integer, exists, false, func, or_, select, true, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
 
 from medmesh.contracts.ingestion import Catalogue, DatasetView, Descriptor, DescriptorEntry, GetDataset, ListDescriptors
 from medmesh.contracts.message import Envelope, ObjectRef
@@ -17,15 +20,40 @@ _MOST = 500
 
 
 @HANDLERS.answers(ListDescriptors)
-async def list_descriptors(_query: Envelope[ListDescriptors], uow: UnitOfWork[Ports]) -> Catalogue:
-    """The last 500 that the asker may see, newest first."""
-    wanted = select(descriptors).order_by(descriptors.c.published_at.desc(), descriptors.c.version.desc())
+async def list_descriptors(query: Envelope[ListDescriptors], uow: UnitOfWork[Ports]) -> Catalogue:
+    """The last 500 of those asked for that the asker may see, newest first."""
+    fits = _asked(query.data)
+    wanted = select(descriptors).where(*fits).order_by(descriptors.c.published_at.desc(), descriptors.c.version.desc())
     rows = await uow.access.visible(uow, "descriptor", wanted, lambda row: f"{row.hospital}/{row.dataset}/{row.version}", _MOST)
     entries = (
         DescriptorEntry(hospital=row.hospital, descriptor=Descriptor.model_validate(row.descriptor), label=thing.label.record)
         for row, thing in rows
     )
     return Catalogue(descriptors=tuple(entries))
+
+
+def _asked(asked: ListDescriptors) -> Iterator[ColumnElement[bool]]:
+    """What of a descriptor must hold."""
+    row, told = descriptors.c, type_coerce(descriptors.c.descriptor, JSONB)
+    if asked.hospital is not None:
+        yield row.hospital == asked.hospital
+    if asked.name is not None:
+        yield row.dataset.icontains(asked.name, autoescape=True)
+    if asked.modality is not None:
+        # Of `volume:MR` both are its modality: what kind of thing it is, and how it was made.
+        modality, one = func.lower(told["modality"].astext), asked.modality.lower()
+        yield or_(modality == one, modality.endswith(f":{one}", autoescape=True), modality.startswith(f"{one}:", autoescape=True))
+    if asked.labelled is not None:
+        label = func.jsonb_object_keys(told["labels"]).column_valued("label")
+        yield exists(select(label).where(func.lower(label) == asked.labelled.lower()))
+    if asked.disease is not None:
+        # Descriptors have categories: who asks for J18.9 finds J18.
+        code = func.jsonb_object_keys(told["diseases"]).column_valued("code")
+        category = asked.disease.strip().upper().partition(".")[0]
+        yield exists(select(code).where(func.split_part(code, "//", 2).startswith(category, autoescape=True)))
+    for name, least in (("patients", asked.patients), ("samples", asked.samples)):
+        if least is not None:
+            yield told[name].astext.cast(Integer) >= least
 
 
 @HANDLERS.knows("content")

@@ -26,8 +26,11 @@ from tests.unit.edge.test_privacy import SETTINGS
 from medmesh.archive.tables import open_archive, scope, transaction
 from medmesh.service.asgi import serve
 from medmesh_edge import clients, patients
+from medmesh_edge.archiving import Archive
 from medmesh_edge.node import Node, page
 from medmesh_edge.ports import Site, site
+from medmesh_edge.settings import ColdTier
+from medmesh_edge.tiering import Tiering
 
 
 @dataclass
@@ -251,6 +254,30 @@ async def test_who_was_forgotten_is_not_brought_back(door: Door) -> None:
     assert answer.status_code == 202
     assert answer.json()["00081198"]["Value"][0]["00081197"]["Value"] == [0x0110]
     assert [one["00100020"]["Value"] for one in (await door.get("/studies")).json()] == [["P2"]]
+
+
+async def test_what_is_cold_is_given_and_comes_back_and_what_is_away_is_told(door: Door) -> None:
+    assert (await door.stow(made())).status_code == 200
+    cold = door.site.layout.folder / "cold"
+    cold.mkdir()
+    door.site.settings = door.site.settings.model_copy(update={"cold": ColdTier(folder=cold, after_days=0)})
+    connection = open_archive(door.site.layout.archive)
+    connection.execute("UPDATE objects SET state = 'cleaned'")  # the pipeline is done with it
+    archive = Archive(door.site)
+    tiering = Tiering(archive)
+    while await tiering.step():
+        pass
+    path = "/studies/1.2.3.1/series/1.2.3.1.1/instances/1.2.3.1.1.1"
+    cold.rename(cold.with_name("away"))
+    answer = await door.get(path, "application/dicom")
+    assert (answer.status_code, answer.json()["code"]) == (503, "archive.cold_away")
+    assert (await door.get("/studies/1.2.3.1/metadata")).status_code == 200, "headers are in the index"
+    assert (await door.records())[-2]["why"] == "archive.cold_away"
+    cold.with_name("away").rename(cold)
+    assert (await door.get(path, "application/dicom")).content == made()
+    assert connection.execute("SELECT state FROM tiers").fetchall() == [("recalling",)]
+    for one in (tiering, archive, connection):
+        one.close()
 
 
 async def test_media_types_and_transfer_syntaxes(door: Door) -> None:

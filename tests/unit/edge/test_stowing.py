@@ -82,7 +82,7 @@ async def test_what_was_stored_is_on_record_wherever_the_request_was_killed(priv
     assert found["entities"] == [{"type": "dataset", "id": f"{SETTINGS.hospital}/brain", "ver": "", "digest": ""}]
     assert {name: found["detail"][name] for name in ("stored", "known", "failed")} == {"stored": 2, "known": 0, "failed": 1}
     told = until in ("closed", "recorded")  # what became of the request was known then
-    assert (found["out"], found["why"]) == ((0, "") if told else (8, "dicomweb.interrupted"))
+    assert (found["out"], found["why"]) == ((0, "") if told else (8, "archive.interrupted"))
     assert rows(private, "SELECT count(*) FROM records") == [(0,)]
 
 
@@ -107,10 +107,13 @@ async def test_a_record_that_still_grows_is_taken_over_by_nobody(private: Path) 
 
 def test_an_index_of_the_version_before_goes_on(tmp_path: Path) -> None:
     connection = open_archive(tmp_path)
+    for undone in ("TABLE tiers", "TABLE cold_tier", "INDEX objects_by_content"):
+        connection.execute(f"DROP {undone}")
     connection.execute("ALTER TABLE records DROP COLUMN open")
     connection.execute("INSERT INTO records (id, body) VALUES ('1', '{}')")
     connection.execute("PRAGMA user_version=1")
     connection.close()
     connection = open_archive(tmp_path)
     assert connection.execute("SELECT id, open FROM records").fetchall() == [("1", 0)]
+    assert connection.execute("SELECT count(*) FROM tiers").fetchone() == (0,)
     connection.close()

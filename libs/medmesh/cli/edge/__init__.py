@@ -156,18 +156,15 @@ def run(folder: Path, host: str | None, port: int | None) -> int:
 @FOLDER
 @click.argument("dataset")
 @click.option("--within", is_flag=True, help="Only people of this hospital see it; everybody on the platform does otherwise.")
-def publish(folder: Path, dataset: str, within: bool) -> int:
-    """Tell the platform how much of what is there: counts only, small ones hidden.  发布数据描述。"""
-    from medmesh_edge.outgoing import queue
-    from medmesh_edge.samples import descriptor
+@click.option("--timeline", "project", default="", help="Also how many are ill with what, from this project's timelines.  附疾病计数。")
+def publish(folder: Path, dataset: str, within: bool, project: str) -> int:
+    """Tell the platform how much of what is there: counts only, small ones hidden.  发布数据描述。
 
-    async def work(site: Any) -> Any:
-        made = await descriptor(site, dataset)
-        async with site.unit() as uow:
-            await queue(uow, "/v1/catalogue", {"descriptor": made.model_dump(), "within": within})
-        return made
+    Others find it with medmesh dataset catalogue. Published again, what the patients are ill with is told anew.
+    """
+    from medmesh_edge import described
 
-    show(on_site(folder, work).model_dump())
+    show(on_site(folder, lambda site: described.publish(site, dataset, within=within, project=project)).model_dump())
     return 0
 
 

@@ -2,7 +2,7 @@
 
 An object is the blob `ab/<sha256>.key`: its header and, when it is small, its body. A larger body is a blob beside it, named anew by
 every writer, and the header says which one counts: two that put the same object at once do not mix, and one killed midway has put
-nothing.
+nothing. A body may also be kept elsewhere while its header stays here (`detach`): who destroys the header has destroyed the object.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EncryptedStore:
         await asyncio.to_thread(self.blobs.ready)
 
     async def size(self, sha256: str) -> int | None:
-        header = await asyncio.to_thread(self._header, sha256)
+        header = await asyncio.to_thread(self.header, sha256)
         return header.size if header else None
 
     async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -71,10 +71,10 @@ class EncryptedStore:
 
     def remove(self, sha256: str) -> None:
         """The header first: then nothing opens the body, whatever becomes of it."""
-        header = self._header(sha256)
+        header = self.header(sha256)
         self.blobs.delete(_key(sha256))
         if header and header.body:
-            self.blobs.delete(_body(header))
+            self.blobs.delete(body_name(header))
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Plain bytes in pieces, for code in threads. Raises `Problem`: `objects.missing`, `objects.damaged`, `keyring.*`."""
@@ -89,7 +89,7 @@ class EncryptedStore:
             first, last = start // header.piece, max(1, -(-stop // header.piece))
             begin, over = first * (header.piece + TAG), min(last * (header.piece + TAG), header.sealed_bytes)
             cipher = header.opened(self.wrapping)
-            sealed = iter((rest[begin:over],)) if not header.body else self.blobs.get(_body(header), begin, over)
+            sealed = iter((rest[begin:over],)) if rest else self.blobs.get(body_name(header), begin, over)
             if sealed is not None:
                 plain = envelope.open_pieces(header, cipher, sealed, first, last)
                 return _between(plain, start - first * header.piece, stop - start)
@@ -107,7 +107,7 @@ class EncryptedStore:
     def _store(self, file: BinaryIO, size: int, sha256: str) -> None:
         """Hash what is sealed, while it is sealed: whoever owns the source may still be writing to it."""
         source = _Hashed(file)
-        if self._header(sha256) is not None:
+        if self.header(sha256) is not None:
             while source.read(envelope.PIECE):
                 pass
             source.check(sha256)
@@ -120,19 +120,20 @@ class EncryptedStore:
             self.blobs.put(_key(sha256), io.BytesIO(line + body), len(line) + len(body))
             return
         try:
-            self.blobs.put(_body(header), Rejoined(sealed), header.sealed_bytes)
+            self.blobs.put(body_name(header), Rejoined(sealed), header.sealed_bytes)
             source.check(sha256)
-            if self._header(sha256) is not None:  # somebody was faster
-                self.blobs.delete(_body(header))
+            if self.header(sha256) is not None:  # somebody was faster
+                self.blobs.delete(body_name(header))
                 return
             # Wrapped again, as late as can be: a long upload may have outlived the key it began with.
             line = header.rewrapped(self.wrapping).line()
             self.blobs.put(_key(sha256), io.BytesIO(line), len(line))
         except BaseException:
-            self.blobs.delete(_body(header))
+            self.blobs.delete(body_name(header))
             raise
 
-    def _header(self, sha256: str) -> Header | None:
+    def header(self, sha256: str) -> Header | None:
+        """What is known of an object; None where there is none. Raises `Problem` (`objects.damaged`)."""
         pieces = self.blobs.get(_key(sha256), 0, envelope.HEADER)
         return None if pieces is None else Header.parse(sha256, b"".join(pieces).partition(b"\n")[0])
 
@@ -142,6 +143,41 @@ class EncryptedStore:
             return None
         line, _, rest = b"".join(pieces).partition(b"\n")
         return Header.parse(sha256, line), rest
+
+    def at_rest(self, sha256: str) -> tuple[Header, Iterator[bytes] | None] | None:
+        """Header and sealed body as they lie; None where there is no header, and for a body that is not here."""
+        found = self._find(sha256)
+        if found is None:
+            return None
+        header, rest = found
+        return header, iter((rest,)) if rest else self.blobs.get(body_name(header))
+
+    def detach(self, header: Header) -> None:
+        """Leave the header alone: the body lies elsewhere, too. Nobody else may write headers meanwhile."""
+        if header.body:
+            self.blobs.delete(body_name(header))
+        else:
+            self.blobs.put(_key(header.sha256), io.BytesIO(header.line()), len(header.line()))
+
+    def attach(self, header: Header, sealed: Iterator[bytes]) -> None:
+        """The body that belongs to a header comes back. Nobody else may write headers meanwhile."""
+        if header.body:
+            self.blobs.put(body_name(header), Rejoined(sealed), header.sealed_bytes)
+        else:
+            whole = header.line() + b"".join(sealed)
+            self.blobs.put(_key(header.sha256), io.BytesIO(whole), len(whole))
+
+    def whole(self, sha256: str) -> bool:
+        """Whether it is here, all of it, and says what its name says. Raises `Problem` (`keyring.*`)."""
+        digest = hashlib.sha256()
+        try:
+            for piece in self.open(sha256):
+                digest.update(piece)
+        except Problem as problem:
+            if problem.code not in ("objects.missing", "objects.damaged"):
+                raise
+            return False
+        return digest.hexdigest() == sha256
 
     def objects(self) -> Iterator[str]:
         """The SHA-256 of every object."""
@@ -153,7 +189,7 @@ class EncryptedStore:
         gone = 0
         for name in old:
             sha256, _, body = name[3:].partition(".")
-            header = self._header(sha256)
+            header = self.header(sha256)
             if header is None or header.body != body:
                 self.blobs.delete(name)
                 gone += 1
@@ -175,7 +211,7 @@ class EncryptedStore:
         """How many objects wait for each version of the KEK."""
         found: dict[int, int] = {}
         for sha256 in self.objects():
-            header = self._header(sha256)
+            header = self.header(sha256)
             if header is not None:
                 version = self._holder(header)
                 if version is not None:
@@ -222,5 +258,6 @@ def _key(sha256: str) -> str:
     return f"{sha256[:2]}/{sha256}.key"
 
 
-def _body(header: Header) -> str:
-    return f"{header.sha256[:2]}/{header.sha256}.{header.body}"
+def body_name(header: Header) -> str:
+    """The blob of a body that does not lie behind its header."""
+    return f"{header.sha256[:2]}/{header.sha256}.{header.body or 'apart'}"

@@ -46,9 +46,14 @@ class S3Blobs:
     @classmethod
     async def open(cls, url: str, bucket: str, credentials: Path) -> Self:
         """Connect with the keys in a file 0600, and make the bucket when it is not there."""
+        return await asyncio.to_thread(cls.connected, url, bucket, credentials)
+
+    @classmethod
+    def connected(cls, url: str, bucket: str, credentials: Path) -> Self:
+        """The same for code in threads."""
         pair = json.loads(read_secret(credentials))
         made = cls(url, bucket, access_key=pair["access_key"], secret_key=pair["secret_key"])
-        await asyncio.to_thread(made._ensure)
+        made._ensure()
         return made
 
     def _ensure(self) -> None:
