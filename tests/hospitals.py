@@ -59,7 +59,7 @@ def pacs(folder: Path, hospital: str, count: int = 60) -> Path:
         rows.append((f"{n}.dcm", ("none", "tumour")[tumour]))
     with (target / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    (target / "broken.dcm").write_bytes(b"not DICOM at all")
+    (target / "broken.dcm").write_bytes(b"not DICOM at all\0")  # nor text, which a hospital may have as well
     return target
 
 

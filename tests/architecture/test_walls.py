@@ -86,13 +86,16 @@ print(json.dumps([found, "onnxruntime" in sys.modules]))
 
 
 def test_what_every_hospital_runs_loads_only_what_it_needs() -> None:
-    """A worker is told what it needs of its package; a node speaks to no PostgreSQL and decides nothing by object rules."""
+    """A worker is told what it needs of its package; a node speaks to no PostgreSQL, decides nothing by object rules, and
+    has no page until somebody asks for it."""
     program = """
 import json, sys
 import medmesh.learning.worker, medmesh.learning.numpy_adapter
 worker = [name for name in ("pydantic", "asyncio", "cryptography") if name in sys.modules]
-import medmesh_edge.node, medmesh_edge.api
-node = [name for name in ("sqlalchemy.ext.asyncio", "cedarpy", "asyncpg", "pydicom") if name in sys.modules]
+import medmesh_edge.node
+node = [name for name in ("fastapi", "starlette", "sqlalchemy.dialects.postgresql") if name in sys.modules]
+import medmesh_edge.api
+node += [name for name in ("sqlalchemy.ext.asyncio", "cedarpy", "asyncpg", "pydicom") if name in sys.modules]
 print(json.dumps([worker, node, "pydantic" in sys.modules]))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

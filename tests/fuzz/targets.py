@@ -33,6 +33,7 @@ from medmesh.errors import Problem
 from medmesh.imaging import reading
 from medmesh.importing import formats
 from medmesh.importing.formats import wfdb
+from medmesh.importing.sources import Limits
 from medmesh.learning import package, protocol, weights
 from medmesh.ledger import cosignature, leaf, note, policy, proof, tiles, witness
 from medmesh.ledger.record import outline, read_record
@@ -41,7 +42,7 @@ from medmesh.security.authority import Authority
 from medmesh.security.tokens import TrustBundle, hospital_token, verify_actor
 from medmesh.serving import protocol as inference
 from medmesh_audit.domain import admit, facts
-from medmesh_ingestion.archive import Limits, unpack
+from medmesh_ingestion.archive import opened_archive
 from tests.logs import record as log_record
 from tests.unit.importing.making import EVERY, record
 
@@ -265,11 +266,15 @@ def _package(data: bytes) -> bytes | None:
 
 def _archive(data: bytes) -> bytes | None:
     with tempfile.TemporaryDirectory(dir=_folder()) as target:
-        inside = Path(target) / "inside"
-        inside.mkdir()
-        files = unpack(_file(data), inside, Limits(files=20, bytes=1 << 20, ratio=50))
-        assert all(file.path.resolve().is_relative_to(Path(target).resolve()) for file in files)
-        assert [*Path(target).iterdir()] == [inside]
+        file = Path(target) / "archive"
+        file.write_bytes(data)
+        with opened_archive(file, Limits(files=20, bytes=1 << 20, ratio=50, slack=0)) as source:
+            assert len(source.names) <= 20
+            assert not any(name.startswith("/") or ".." in name.split("/") for name in source.names)
+            for name in source.names:
+                with source.open(name) as member:
+                    assert len(member.read()) <= 1 << 20
+        assert [*Path(target).iterdir()] == [file]
     return None
 
 

@@ -371,7 +371,9 @@ async def test_a_torch_model_converts_once_and_answers_as_the_model_does(registr
 
     made = (await p.wait(ModelConverted)).data
     assert made.source == view.artefacts[0].object
-    assert made.preprocess == {"size": 64, "channels": 1, "scale": "0..1"}
+    data = package.manifest.images()
+    assert data.pipeline is not None, "who uses the model is told what the images go through"
+    assert made.preprocess == {"size": 64, "channels": 1, "scale": "pipeline", "data": data.model_dump(mode="json")}
     assert made.classes == ("none", "tumour")
     assert made.max_abs_diff == report["max_abs_diff"]
     x = np.random.default_rng(99).integers(0, 256, (7, 1, 64, 64), dtype=np.uint8)

@@ -297,7 +297,7 @@ async def test_somebody_without_the_role_leaves_one_refusal_at_inference(doors: 
 
 
 async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) -> None:
-    from medmesh_edge.api import application as page
+    from medmesh_edge.api import application
 
     folder = private / "node"
     (folder / "secrets").mkdir(parents=True, mode=0o700)
@@ -305,8 +305,8 @@ async def test_the_nodes_own_page_records_strangers_and_refusals(private: Path) 
     write_secret(folder / "secrets" / "local.token", b"local-secret")
     async with site(folder) as opened, Gateway("https://127.0.0.1:1") as nowhere:
         node = Node(opened, nowhere)
-        made = page(node)
-        served = {f"{m.upper()} {p}" for p, methods in made._app.openapi()["paths"].items() for m in methods}
+        made = application(node)
+        served = {f"{m.upper()} {p}" for p, methods in made.openapi()["paths"].items() for m in methods}
         own = OWN["inference"] | {"GET /v1/federations/{federation}/changes": "what a plan that lies here changes"}
         images = {route for route in served if " /dicom-web/" in route}
         assert len(images) == 18

@@ -63,6 +63,7 @@ def demo(folder: Path, report: Path, images: int, seed: int, keep: bool) -> int:
     for line in table(summary):
         click.echo(f"  {line}")
     click.echo()
+    click.echo(f"  {'pipeline':<24}{summary['pipeline']['name']} {summary['pipeline']['hash']}")
     for name in ("rounds", "parity_max_abs_diff", "released_model", "edge_installs", "audit_entries", *KEPT, "canary_hits", "seconds"):
         click.echo(f"  {name:<24}{summary[name]}")
     click.echo(f"\n  {page}")

@@ -32,8 +32,9 @@ def steps() -> int:
 def apply(declaration: Path, path: Path, folder: Path) -> int:
     """Apply the pipeline in DECLARATION to the files of PATH; results and where they came from go to FOLDER.  应用处理流程。
 
-    FOLDER gets `<hash>.safetensors` and `origin.jsonl`, a line an item: its name, each step, the hashes of its input and output. What
-    was made before is not made again. Ends with 1 when some items did not fit; they are named, and the others are made.
+    DECLARATION is a file of its own or a training package's medmesh.toml; rows of tables are passed over. FOLDER gets
+    `<hash>.safetensors` and `origin.jsonl`, a line an item: its name, each step, the hashes of its input and output. What was made before
+    is not made again. Ends with 1 when some items did not fit; they are named, and the others are made.
     """
     from medmesh.errors import Problem
     from medmesh.importing.formats.files import Files
@@ -47,6 +48,8 @@ def apply(declaration: Path, path: Path, folder: Path) -> int:
     made, unfit = 0, []
     with opened(path) as source, (folder / "origin.jsonl").open("w", encoding="utf-8") as origin:
         for item in Files().items(source):
+            if item.meta.get("format") == "csv":  # labels.csv, for example
+                continue
             try:
                 _, trail = cache.run(pipeline, load(source, item))
             except Problem as problem:

@@ -21,9 +21,15 @@ class Step(Record):
 
 
 class Pipeline(Record):
-    """Steps in their order, and the SHA-256 over what they are and compute (`medmesh.pipelines.pipeline`): who finds another hash cannot
-    make the same of the same data, and refuses."""
+    """Steps in their order, and the SHA-256 over what they are and compute: who finds another hash cannot make the same of the same
+    data, and refuses.
+
+    The hash is over the steps' own, in hexadecimal and joined by line feeds: each is of the canonical JSON of `step`, `version`,
+    `parameters` and `arithmetic`.
+    """
 
     name: Identifier
     hash: Sha256
+    arithmetic: Identifier
+    """The library that computes, with its major version: `numpy-2`."""
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]

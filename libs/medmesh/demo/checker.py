@@ -8,6 +8,7 @@ to stderr. Exit status: 0 nothing wrong, 1 something bad was found, 2 the comman
     choose      draw what the demonstration will break, from the system's randomness
     scan        search stores for canaries, after proving that the search can see them
     verify-log  verify a copy of a transparency log offline
+    pipeline    hold what a log says of the data's pipeline against its declaration
     tamper      flip one bit of one byte
 """
 
@@ -116,6 +117,11 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
         log.add_arguments(parser)
         status, answer = log.run(parser.parse_args(argv[1:]))
         return status, answer
+    if command == "pipeline":
+        pipeline, log = load("checker_pipeline"), load("checker_log")
+        pipeline.add_arguments(parser)
+        status, answer = pipeline.run(parser.parse_args(argv[1:]), log.bodies)
+        return status, answer
     if command == "choose":
         parser.add_argument("--hospitals", required=True)
         parser.add_argument("--seed-file", type=Path, required=True)
@@ -131,7 +137,7 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
         parser.add_argument("--length", type=int, required=True)
         given = parser.parse_args(argv[1:])
         return 0, tamper(given.file, given.random, given.offset, given.length)
-    raise ValueError(f"unknown command {command!r}; known: choose, scan, verify-log, tamper")
+    raise ValueError(f"unknown command {command!r}; known: choose, scan, verify-log, pipeline, tamper")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

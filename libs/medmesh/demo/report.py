@@ -22,6 +22,7 @@ KEPT = (
     "coordinator_resumed",
     "audit_verified",
     "own_signatures_verified",
+    "pipeline_verified",
     "export_verified",
     "hospital_view_verified",
     "fork_refused",
@@ -151,6 +152,9 @@ img{max-width:100%}pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12
 <td>{{ '%.3f'|format(s.pooled_acc) }} [{{ '%.3f'|format(s.pooled_interval[0]) }}, {{ '%.3f'|format(s.pooled_interval[1]) }}]</tr>
 {% endfor %}</table>
 {% for name, image in images %}<h2>{{ name }}</h2><img alt="{{ name }}" src="data:image/png;base64,{{ image }}">{% endfor %}
+<h2>What was done with the images before training · 处理流程</h2>
+<p>Pipeline {{ s.pipeline.name }}, hash <code>{{ s.pipeline.hash }}</code>: {{ s.pipeline.steps|join('; ') }}. Each node applied it
+to its own images, once; the plan, every training in the log and the model's lineage name this hash.</p>
 <h2>What was checked</h2><table>
 {% for name, good, shown in checks %}<tr><td>{{ name }}<td class="{{ 'good' if good else 'bad' }}">{{ shown }}</tr>{% endfor %}</table>
 <h2>The plan, as the hospitals read it · 医院所见方案</h2><pre>{{ plan }}</pre>

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from medmesh.contracts.data import ImageSchema
 from medmesh.errors import Problem
 
 CLASSES = ("none", "tumour")
@@ -155,17 +156,19 @@ def _wrap(job: tuple[Slice, int, str, str, Path]) -> str:
     return file
 
 
-def arrays(slices: Sequence[Slice], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`x` uint8 [n, 1, size, size] and `y` int64 from the original folder, for the reference that is trained outside the platform."""
+def arrays(slices: Sequence[Slice], data: ImageSchema) -> tuple[np.ndarray, np.ndarray]:
+    """`x` float32 [n, channels, size, size] through the pipeline of `data`, and `y` int64, from the original folder: for the reference that
+    is trained outside the platform."""
+    from medmesh.pipelines.data import Data
+    from medmesh.pipelines.pipeline import of
+    from medmesh.pipelines.samples import through
+
+    assert data.pipeline is not None
+    pipeline = of(data.pipeline)
+
+    def one(slice_: Slice) -> np.ndarray:
+        with Image.open(slice_.path) as opened:
+            return through(pipeline, Data(np.array(opened.convert("L"))), data).values
+
     with ThreadPoolExecutor(2) as pool:
-        x = list(pool.map(_array, [(s.path, size) for s in slices]))
-    return np.stack(x), np.array([CLASSES.index(s.label) for s in slices], dtype=np.int64)
-
-
-def _array(job: tuple[Path, int]) -> np.ndarray:
-    from medmesh.imaging.preprocess import Preprocess
-
-    path, size = job
-    with Image.open(path) as opened:
-        plane = np.asarray(opened.convert("L"), dtype=np.float32) / np.float32(255)
-    return np.rint(Preprocess(size=size).apply(plane) * 255).astype(np.uint8)
+        return np.stack(list(pool.map(one, slices))), np.array([CLASSES.index(s.label) for s in slices], dtype=np.int64)

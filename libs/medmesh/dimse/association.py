@@ -7,12 +7,13 @@ States are where the code stands: `_negotiate` is Sta2 and Sta3, `_serve` Sta6; 
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from medmesh.dimse import wire
+from medmesh.dimse import tls, wire
 from medmesh.dimse.port import CANNOT_UNDERSTAND, SOP_CLASS_NOT_SUPPORTED, SUCCESS, UNRECOGNISED_OPERATION, Refused, Service, Sink
 from medmesh.dimse.syntaxes import chosen, storable
 from medmesh.telemetry import log
@@ -38,8 +39,12 @@ class Ended(Exception):
 class Association:
     """See the module. `run` answers when it is over and raises nothing."""
 
-    def __init__(self, connection: socket.socket, address: str, service: Service, limits: Limits) -> None:
+    def __init__(
+        self, connection: socket.socket, address: str, service: Service, limits: Limits, secured: ssl.SSLContext | None = None
+    ) -> None:
         self._socket = connection
+        self._context = secured
+        self._names: frozenset[str] | None = None
         self._address = address
         self._service = service
         self._limits = limits
@@ -57,6 +62,9 @@ class Association:
         began, outcome = time.monotonic(), "released"
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._context is not None and not self._secure(self._context):
+                outcome = "insecure"
+                return
             admitted = self._negotiate()
             if admitted is None:
                 return
@@ -72,7 +80,7 @@ class Association:
             log("dimse.failed", level=40, error=error)
             self._try(wire.aborted(0))
         finally:
-            self._socket.close()
+            self._hang_up()
             log("dimse.association", outcome=outcome, objects=self.objects, seconds=round(time.monotonic() - began, 3))
 
     def close(self) -> None:
@@ -81,6 +89,28 @@ class Association:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+
+    def _secure(self, context: ssl.SSLContext) -> bool:
+        """Whether the peer can TLS as it is asked for here; nothing is said to it in the clear."""
+        try:
+            self._socket.settimeout(self._limits.request)
+            self._socket.getpeername()  # gone already: a socket that is not connected is wrapped without a handshake
+            self._socket = secured = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
+            secured.do_handshake()
+            self._names = tls.names(secured)
+        except (OSError, ValueError, AttributeError) as error:  # a handshake that failed, or was ended by `close` meanwhile
+            log("dimse.insecure", level=30, reason=getattr(error, "reason", None) or type(error).__name__)
+            return False
+        return True
+
+    def _hang_up(self) -> None:
+        if isinstance(self._socket, ssl.SSLSocket):
+            try:
+                self._socket.settimeout(1)
+                self._socket.unwrap()  # says that it ends here, so that nobody takes it for cut off
+            except (OSError, ValueError):
+                pass
+        self._socket.close()
 
     # Association
 
@@ -95,7 +125,7 @@ class Association:
         if asked.application != wire.APPLICATION_CONTEXT:
             self._refuse(Refused(1, 1, 2))
             return None
-        bound = self._service.admit(asked.called, asked.calling, self._address)
+        bound = self._service.admit(asked.called, asked.calling, self._address, self._names)
         if isinstance(bound, Refused):
             self._refuse(bound)
             return None

@@ -45,8 +45,9 @@ class Sink(Protocol):
 class Service(Protocol):
     """Whoever keeps the objects. Called from the threads of associations."""
 
-    def admit(self, called: str, calling: str, address: str) -> Any | Refused:
-        """What this association is bound to, given to `store` again; deny by default."""
+    def admit(self, called: str, calling: str, address: str, secured: frozenset[str] | None) -> Any | Refused:
+        """What this association is bound to, given to `store` again; deny by default. `secured` are the names in the peer's certificate,
+        none where it showed none, and None without TLS."""
 
     def store(self, bound: Any, sop_class: str, sop: str, syntax: str) -> Sink:
         """An object begins. UIDs are as the peer wrote them."""

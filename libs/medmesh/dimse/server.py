@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -40,11 +41,19 @@ def listening(host: str, port: int) -> socket.socket:
 class Server:
     """Accepts until it is stopped."""
 
-    def __init__(self, listener: socket.socket, service: Service, limits: Limits | None = None, most: int = MOST) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        service: Service,
+        limits: Limits | None = None,
+        most: int = MOST,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._listener = listener
         self._service = service
         self._limits = limits or Limits()
         self._most = most
+        self._tls = tls
         self._open: set[Association] = set()
         self._lock = threading.Lock()
         self._stopping = False
@@ -69,7 +78,7 @@ class Server:
             if len(self._open) >= self._most:
                 self._turn_away(connection)
                 continue
-            association = Association(connection, address[0], self._service, self._limits)
+            association = Association(connection, address[0], self._service, self._limits, self._tls)
             with self._lock:
                 self._open.add(association)
             threading.Thread(target=self._run, args=(association,), daemon=True, name="association").start()
@@ -85,7 +94,8 @@ class Server:
         with connection:
             try:
                 connection.settimeout(1)
-                connection.sendall(wire.rejected(NOT_NOW.result, NOT_NOW.source, NOT_NOW.reason))
+                if self._tls is None:  # else it is not worth a handshake
+                    connection.sendall(wire.rejected(NOT_NOW.result, NOT_NOW.source, NOT_NOW.reason))
             except OSError:
                 pass
 

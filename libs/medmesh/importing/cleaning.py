@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,7 +83,7 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
     picture = next((kind for magic, kind in _PICTURES.items() if data.startswith(magic)), None)
     form = found(data[:START])
     if picture is None and (form is None or form.name == "dicom" or project.published):
-        return _object(data, project)
+        return _object(data, project) if len(parts) == 1 else _series(list(parts.values()), project)
     if not project.published and not patient.strip():
         raise Problem("intake.no_patient")
     if picture is not None:
@@ -109,6 +109,24 @@ def _object(data: bytes, project: Project, picture: bytes | None = None) -> Clea
     source = f"sop\0{original.SOPInstanceUID}".encode() if picture is None else b"bytes\0" + picture
     modality = str(done.dataset.get("Modality") or "")
     return Clean(source, done.patient, modality, result, uid=done.sop_uid, item=_hash(done.sop_uid), quality=broken)
+
+
+def _series(objects: Sequence[bytes], project: Project) -> Clean:
+    """The objects of one DICOM series as one volume, each cleaned and verified as any other. Raises `Problem` (`intake.series`) too."""
+    from medmesh.imaging import reading
+    from medmesh.quality.dicom import of_series, slice_of
+
+    made = [_object(one, project) for one in objects]
+    headers = [reading.read(one.data, lazily=True) for one in made]
+    belongs = {(one.patient, one.modality, str(header.SeriesInstanceUID)) for one, header in zip(made, headers, strict=True)}
+    if len(belongs) != 1:
+        raise Problem("intake.series")
+    patient, modality, uid = belongs.pop()
+    whole = {finding.code for finding in of_series([slice_of(header) for header in headers])} & project.blocking
+    item = _hash(f"series {uid}")
+    raw = stored.pack(stored.Stored(item, "dicom", {str(place): one.data for place, one in enumerate(made)}))
+    quality = tuple(sorted({code for one in made for code in one.quality} | whole))
+    return Clean(b"series\0" + uid.encode(), patient, f"volume:{modality}", raw, stored.MEDIA_TYPE, item=item, quality=quality)
 
 
 def _hash(uid: str) -> str:

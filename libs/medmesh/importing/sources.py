@@ -7,6 +7,7 @@ too large: more files or bytes than `Limits`, or many times the archive's own si
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -28,8 +29,10 @@ from medmesh.errors import Problem
 from medmesh.importing.port import Source
 
 PIECE = 1 << 20
-DAMAGE = (zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, struct.error, EOFError, NotImplementedError, OverflowError)
-"""What the standard library raises for a broken archive; NotImplementedError: a compression that zipfile does not know."""
+DAMAGE = (
+    zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OverflowError,
+)  # fmt: skip
+"""What the standard library raises for a broken archive; RuntimeError: a compression that zipfile does not know, or a password."""
 _GZIP, _ZIP = b"\x1f\x8b", (b"PK\x03\x04", b"PK\x05\x06")
 _ONE_FILE = (".npz", ".xlsx", ".docx", ".pptx")  # zips to their programs alone
 _LARGEST_DIRECTORY = 256 << 20
@@ -49,31 +52,45 @@ class Limits:
 
 
 @contextmanager
-def opened(path: Path, limits: Limits | None = None) -> Iterator[Source]:
-    """The source at `path`. Raises `Problem`: `importing.unreadable`, `importing.unsafe`, `importing.too_large`, `importing.not_there`."""
+def opened(path: Path, limits: Limits | None = None, *, archive_only: bool = False) -> Iterator[Source]:
+    """The source at `path`; with `archive_only` neither a folder nor a file that is no archive, and a tar.gz is unpacked beside it. Raises
+    `Problem`: `importing.unreadable`, `importing.unsafe`, `importing.too_large`, `importing.not_there`."""
     limits = limits or Limits()
     if not path.exists():
         raise Problem("importing.not_there", place=path.name)
-    source = _Folder(path, limits) if path.is_dir() else _file(path, limits)
+    source = _Folder(path, limits) if path.is_dir() and not archive_only else _file(path, limits, archive_only)
     try:
         yield source
     finally:
         source.close()
 
 
-def _file(path: Path, limits: Limits) -> Source:
+def _file(path: Path, limits: Limits, archive_only: bool) -> Source:
     with path.open("rb") as file:
         start = file.read(512)
-    try:
+    with _damage_of(path.name):
         if start.startswith(_ZIP) and path.suffix.lower() not in _ONE_FILE:
             return _Zip(path, limits)
         if start[257:262] == b"ustar":
             return _Tar(path, path.open("rb"), limits)
         if start.startswith(_GZIP) and _tar_within(path):
-            return _Tar(path, _unpacked(path, limits), limits)
-    except DAMAGE as error:
-        raise Problem("importing.unreadable", place=path.name, reason=type(error).__name__) from None
+            return _Tar(path, _unpacked(path, limits, path.parent if archive_only else None), limits)
+    if archive_only:
+        raise Problem("importing.unreadable", place=path.name, reason="it is neither a zip nor a tar")
     return _Single(path)
+
+
+@contextmanager
+def _damage_of(place: str) -> Iterator[None]:
+    """What a broken archive raises, as a `Problem` that says where."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise Problem("importing.unreadable", place=place, reason=type(error).__name__) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Problem("importing.unreadable", place=place, reason="a directory that points before the file") from None
 
 
 class _Named:
@@ -190,10 +207,9 @@ class _Zip(_Named):
                 self._members[name] = info
 
     def open(self, name: str) -> BinaryIO:
-        try:
-            return _watched(self._opened.open(self._members[name]), name)
-        except DAMAGE as error:
-            raise Problem("importing.unreadable", place=name, reason=type(error).__name__) from None
+        member = self._members[name]
+        with _damage_of(name):
+            return _watched(self._opened.open(member), name)
 
     def close(self) -> None:
         self._opened.close()
@@ -260,15 +276,14 @@ class _Part(io.RawIOBase):
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which nobody asks for more at once than a directory may have, whatever a length field says."""
+    """A file of which nobody asks for more at once than it has and a directory may have, whatever a length field says."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > _LARGEST_DIRECTORY:
-            data = super().read(_LARGEST_DIRECTORY + 1)
-            if len(data) > _LARGEST_DIRECTORY:
-                raise zipfile.BadZipFile("its directory is too large")
-            return data
-        return super().read(size)
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > _LARGEST_DIRECTORY:
+            raise zipfile.BadZipFile("its directory is too large")
+        return super().read(wanted)
 
 
 class _Watched(io.RawIOBase):
@@ -291,10 +306,8 @@ class _Watched(io.RawIOBase):
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
-        try:
+        with _damage_of(self._name):
             data = self._member.read(len(view))
-        except DAMAGE as error:
-            raise Problem("importing.unreadable", place=self._name, reason=type(error).__name__) from None
         view[: len(data)] = data
         return len(data)
 
@@ -318,10 +331,10 @@ def _tar_within(path: Path) -> bool:
         return stream.read(512)[257:262] == b"ustar"
 
 
-def _unpacked(path: Path, limits: Limits) -> BinaryIO:
+def _unpacked(path: Path, limits: Limits, beside: Path | None) -> BinaryIO:
     """A tar.gz as a tar that has no name; what comes out is bounded whatever its headers say."""
     allowed = min(limits.bytes, max(limits.slack, limits.ratio * path.stat().st_size))
-    plain = tempfile.TemporaryFile()  # noqa: SIM115
+    plain = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115
     try:
         with gzip.open(path) as stream:
             while piece := stream.read(PIECE):

@@ -61,7 +61,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from medmesh.contracts.data import DataSchema, ImageSchema
+from medmesh.contracts.data import DataSchema, ImageSchema, ItemSchema
 from medmesh.contracts.message import Identifier, Record
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
@@ -117,6 +117,12 @@ class Manifest(Record):
             raise Problem("package.images_only")
         return self.data
 
+    def items(self) -> ItemSchema:
+        """What it needs, for who works on anything that is decoded. Raises `Problem` (`package.no_table`)."""
+        if self.data.kind == "table":
+            raise Problem("package.no_table")
+        return self.data
+
     @property
     def entries(self) -> dict[str, str | None]:
         """Framework to its entry module, the package's own first; None where its layers are declared."""
@@ -139,7 +145,7 @@ class Manifest(Record):
             "custom": entry is not None,
             "hyper": self.hyper if entry is not None else declared,
             "classes": len(data.classes),
-            "images": [data.channels, data.image_size] if data.kind == "images" else None,
+            "sample": None if data.kind == "table" else data.shape,
         }
 
     def framework(self, wanted: Sequence[str]) -> str:

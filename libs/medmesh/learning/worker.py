@@ -117,11 +117,10 @@ def predict(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]
 
 def export(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Write ONNX, and the model's own answers to seeded inputs for the parity gate."""
-    if session.told["images"] is None:
-        raise Problem("package.images_only")
-    channels, size = session.told["images"]
+    if session.told["sample"] is None:
+        raise Problem("package.no_table")
     generator = np.random.default_rng(call["seed"])
-    x = generator.integers(0, 256, (call["examples"], channels, size, size), dtype=np.uint8)
+    x = generator.integers(0, 256, (call["examples"], *session.told["sample"]), dtype=np.uint8)
     model = session.model(0, call["weights"])
     tools = session.adapter.export_onnx(model, x[:2], Path(call["out"]))
     weights.save({"x": x, "logits": session.adapter.logits(model, x)}, Path(call["reference"]))

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medmesh.errors import Problem
-from medmesh.imaging.reading import pixels, read
+from medmesh.imaging.reading import read
 from medmesh.importing.formats import arrays, edf, nifti, wav, wfdb
 from medmesh.importing.port import Item, Source
 from medmesh.pipelines.data import Data
+from medmesh.pipelines.series import rescaled, volume
 
 T = TypeVar("T")
 
@@ -48,8 +49,9 @@ def load(source: Source, item: Item) -> Data:
 
 
 def from_files(form: str, files: Mapping[str, bytes], channels: Sequence[str] = ()) -> Data:
-    """The files of one item, the one that describes the others first; of a signal only these `channels`, in this order, by their names in
-    the file, capitals or not (those of a sound are 1, 2, ...). Raises `Problem` (`formats.*`, `imaging.*`, `pipelines.unfit`)."""
+    """The files of one item, the one that describes the others first, or all objects of a DICOM series. Of a signal only these `channels`,
+    in this order, by their names in the file, capitals or not (those of a sound are 1, 2, ...). Raises `Problem` (`formats.*`,
+    `imaging.*`, `pipelines.unfit`)."""
     raw = next(iter(files.values()))
     if form in ("wfdb", "edf", "wav"):
         return _chosen(_channels(form, raw, files), channels)
@@ -59,7 +61,7 @@ def from_files(form: str, files: Mapping[str, bytes], channels: Sequence[str] = 
     if form == "npy":
         return Data(arrays.decode(raw)[""])
     if form == "dicom":
-        return _dicom(raw)
+        return rescaled(read(raw)) if len(files) == 1 else volume(files.values())
     if form in ("png", "jpeg"):
         with Image.open(io.BytesIO(raw), formats=["PNG", "JPEG"]) as picture:
             upright = ImageOps.exif_transpose(picture)
@@ -98,11 +100,3 @@ def _chosen(found: list[_Channel], names: Sequence[str]) -> Data:
         raise Problem("pipelines.unfit", step="load", reason="signals at different rates")
     units = {one.unit for one in found}
     return Data(np.stack([one.values for one in found]), rate=found[0].rate, unit=units.pop() if len(units) == 1 else "")
-
-
-def _dicom(raw: bytes) -> Data:
-    dataset = read(raw)
-    pixels(dataset)  # refuses what is no grey frame, or cannot be decoded
-    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
-    values = (dataset.pixel_array.astype(np.float64) * slope + intercept).astype(np.float32)
-    return Data(values, unit=str(dataset.get("RescaleType") or ""))

@@ -17,7 +17,6 @@ width = 80
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from typing import Any
 import numpy
 from pydantic import ValidationError
 
+from medmesh.canonical import digest
 from medmesh.contracts import pipeline as contract
 from medmesh.errors import Problem
 from medmesh.pipelines.data import Data
@@ -59,21 +59,25 @@ class Pipeline:
     def stated(self) -> contract.Pipeline:
         """As a plan or a package states it, every parameter and version written out."""
         steps = [{"step": s.name, "version": s.version, "parameters": _exact(s.model_dump(mode="json"))} for s in self.steps]
-        return contract.Pipeline.model_validate({"name": self.name, "hash": self.version, "steps": steps})
+        return contract.Pipeline.model_validate({"name": self.name, "hash": self.version, "arithmetic": ARITHMETIC, "steps": steps})
 
 
 def hash_of(step: Step) -> str:
-    """SHA-256 of name, version, parameters (defaults included) and arithmetic."""
-    said = {"step": step.name, "version": step.version, "parameters": step.model_dump(mode="json"), "arithmetic": ARITHMETIC}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """SHA-256 of name, version, parameters (defaults included) and arithmetic, as `medmesh.contracts.pipeline` says."""
+    said = {"step": step.name, "version": step.version, "parameters": _exact(step.model_dump(mode="json")), "arithmetic": ARITHMETIC}
+    return digest(said)
 
 
 def read(text: str) -> Pipeline:
-    """A declaration. Raises `Problem` (`pipelines.declaration`) that names the step and its parameter."""
+    """A declaration, or that in a training package's `medmesh.toml`. Raises `Problem` (`pipelines.declaration`) that names the step and its
+    parameter, `pipelines.version`."""
     try:
-        return declared(tomllib.loads(text))
+        said = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _wrong("file", str(error)) from None
+    if isinstance(data := said.get("data"), dict):
+        said = data.get("pipeline") or {}
+    return declared(said)
 
 
 def declared(said: Mapping[str, Any]) -> Pipeline:
@@ -88,7 +92,10 @@ def declared(said: Mapping[str, Any]) -> Pipeline:
 
 def of(said: contract.Pipeline) -> Pipeline:
     """What a plan or a package states, as this library does it. Raises `Problem` before anything is computed: `pipelines.version` where a
-    step is of another version here, `pipelines.arithmetic` where the hash is another all the same, `pipelines.declaration`."""
+    step is of another version here, `pipelines.arithmetic` where it is computed otherwise, `pipelines.hash` where it was altered, and
+    `pipelines.declaration`."""
+    if said.arithmetic != ARITHMETIC:
+        raise Problem("pipelines.arithmetic", pipeline=said.name, wanted=said.arithmetic, here=ARITHMETIC)
     for step in said.steps:
         here = STEPS[step.step].version if step.step in STEPS else 0
         if step.version != here:
@@ -96,7 +103,7 @@ def of(said: contract.Pipeline) -> Pipeline:
     steps = (_checked(STEPS[step.step], step.parameters, f"step {place}") for place, step in enumerate(said.steps, start=1))
     made = Pipeline(said.name, tuple(steps))
     if made.version != said.hash:
-        raise Problem("pipelines.arithmetic", pipeline=said.name, wanted=said.hash[:16], here=made.version[:16], arithmetic=ARITHMETIC)
+        raise Problem("pipelines.hash", pipeline=said.name, wanted=said.hash[:16], here=made.version[:16])
     return made
 
 

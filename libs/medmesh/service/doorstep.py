@@ -12,15 +12,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any, NoReturn
-
-from starlette.requests import Request
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from medmesh.errors import Problem
 from medmesh.security.access import denial
 from medmesh.security.roles import ADMINISTRATORS, Decision
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Context, UnitOfWork
+
+if TYPE_CHECKING:  # a node does without it until somebody asks for its page
+    from starlette.requests import Request
 
 EVERY_SECONDS = 60.0
 MOST_PAIRS = 10_000

@@ -1,29 +1,18 @@
-"""HTTP for the services that speak it: uvicorn inside the service's own event loop, problem+json, traces, metrics, health."""
+"""The applications of the services that speak HTTP: every mistake is answered as problem+json. `medmesh.service.asgi` serves them."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
-from pathlib import Path
-from time import perf_counter
+from collections.abc import Callable
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.telemetry import TelemetryConfig
-from opentelemetry.trace import SpanKind
 from starlette.exceptions import HTTPException
 
 from medmesh.errors import Problem
-from medmesh.security.asgi_tls import TlsProtocol
-from medmesh.service.listener import Check, respond
-from medmesh.telemetry import log, metrics, span
 
 PROBLEM_JSON = "application/problem+json"
 _TEXT = {"type": "string"}
@@ -109,94 +98,3 @@ def _document_problems(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-class Observed:
-    """ASGI middleware around the application: health and metrics, a server span, and counters by route template."""
-
-    def __init__(self, app: Any, service: str, ready: Check) -> None:
-        self._app, self._service, self._ready = app, service, ready
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if scope["path"].startswith("/health/") or scope["path"] == "/metrics":
-            status, kind, body = await respond(scope["path"], self._ready)
-            await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode())]})
-            await send({"type": "http.response.body", "body": body})
-            return
-        started, status, answered = perf_counter(), 500, False
-
-        async def watch(message: Any) -> None:
-            nonlocal status, answered
-            if message["type"] == "http.response.start":
-                status, answered = message["status"], True
-            await send(message)
-
-        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
-        try:
-            with span(f"{scope['method']} request", parent=parent, kind=SpanKind.SERVER):
-                await self._app(scope, receive, watch)
-        except Exception as error:
-            log("http.failed", level=40, error=error, method=scope["method"])
-            if answered and status < 500:
-                raise  # in the middle of an answer: the client must see it break off
-            if not answered:
-                await problem_response(Problem("request.failed"))(scope, receive, watch)
-        finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            metrics.HTTP_REQUESTS.labels(self._service, route, str(status)).inc()
-            metrics.HTTP_SECONDS.labels(self._service, route).observe(perf_counter() - started)
-
-
-class _Server(uvicorn.Server):
-    def capture_signals(self) -> Any:
-        """The service's own runtime listens to signals."""
-        return nullcontext()
-
-
-@asynccontextmanager
-async def serve(
-    app: Callable[[Any, Any, Any], Awaitable[None]],
-    *,
-    host: str,
-    port: int,
-    certificate: Path | None = None,
-    key: Path | None = None,
-    client_ca: Path | None = None,
-) -> AsyncIterator[int]:
-    """Serve `app` and yield the port. With `client_ca`, clients may show a certificate; one that does not verify is refused
-    at the handshake. The application decides where a certificate is needed."""
-    # With its protocol named: asyncio turns Nagle off for no other, and an answer of two pieces then waits 40 ms for the ACK of the first.
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, port))
-    config = uvicorn.Config(
-        app,
-        http=TlsProtocol,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=5,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
-        ssl_ca_certs=str(client_ca) if client_ca else None,
-        ssl_cert_reqs=ssl.CERT_OPTIONAL if client_ca else ssl.CERT_NONE,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    config.load()
-    if config.ssl is not None:
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    while not server.started:
-        if task.done():
-            task.result()
-        await asyncio.sleep(0.01)
-    try:
-        yield int(listening.getsockname()[1])
-    finally:
-        server.should_exit = True
-        await task

@@ -20,7 +20,8 @@ _DATATYPES = {"tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(int64)"
 
 
 class Session:
-    """A loaded classifier: float32 [batch, channels, height, width] to float32 logits [batch, classes].
+    """A loaded classifier: float32 samples [batch, ...] to float32 logits [batch, classes]. A sample is an image [channels, height, width],
+    a volume [1, x, y, z], or a signal [channels, length].
 
     `inputs` and `outputs` are what the graph declares, -1 where a size may vary. Only the batch may vary.
     """
@@ -39,8 +40,8 @@ class Session:
         self.outputs = tuple(o for o in outputs if output in (None, o.name))
         if len(self.inputs) != 1 or len(self.outputs) != 1:
             raise Problem("serving.graph", reason=f"it has {len(self.inputs)} inputs and {len(outputs)} outputs")
-        _check(self.inputs[0], rank=4)
-        _check(self.outputs[0], rank=2)
+        _check(self.inputs[0], ranks=(3, 4, 5))
+        _check(self.outputs[0], ranks=(2,))
 
     @property
     def batch(self) -> int | None:
@@ -49,7 +50,7 @@ class Session:
         return None if size == -1 else size
 
     def run(self, array: Floats) -> Floats:
-        """Logits float32 [batch, classes] of samples float32 [batch, channels, height, width]. Safe in many threads at once."""
+        """Logits float32 [batch, classes] of samples float32 [batch, ...]. Safe in many threads at once."""
         (logits,) = self._session.run([self.outputs[0].name], {self.inputs[0].name: np.ascontiguousarray(array)})
         result: Floats = logits
         return result
@@ -75,8 +76,8 @@ def _metadata(node: Any) -> TensorMetadata:
     return TensorMetadata(name=node.name, datatype=_DATATYPES.get(node.type, node.type), shape=shape)
 
 
-def _check(tensor: TensorMetadata, *, rank: int) -> None:
-    fixed = tensor.shape[1:] if rank == 4 else ()
-    if tensor.datatype != "FP32" or len(tensor.shape) != rank or -1 in fixed:
+def _check(tensor: TensorMetadata, *, ranks: tuple[int, ...]) -> None:
+    fixed = tensor.shape[1:] if len(tensor.shape) > 2 else ()
+    if tensor.datatype != "FP32" or len(tensor.shape) not in ranks or -1 in fixed:
         shape = ", ".join("?" if size == -1 else str(size) for size in tensor.shape)
         raise Problem("serving.graph", reason=f"its tensor {tensor.name!r} is {tensor.datatype} [{shape}]")

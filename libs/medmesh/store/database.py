@@ -13,7 +13,7 @@ from sqlalchemy import MetaData, bindparam, delete, func, select, text
 
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.prepared import Prepared
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import node_metadata
 from medmesh.store.unit import AuditEntry, Context, Recorder, UnitOfWork
 from medmesh.tasks import uninterrupted
 from medmesh.telemetry import log
@@ -21,7 +21,7 @@ from medmesh.telemetry import log
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-_TABLES = service_metadata().tables
+_TABLES = node_metadata().tables
 _OUTBOX = _TABLES["outbox"]
 _OVERDUE = Prepared(select(_OUTBOX.c.id).where(_OUTBOX.c.sent_at.is_(None), _OUTBOX.c.created_at < bindparam("before")).limit(1))
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from medmesh.store import postgres
 from medmesh.store.guard import guard
-from medmesh.store.types import Timestamp
+from medmesh.store.types import Json, Timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _render(kind: str, item: Any, _context: AutogenContext) -> str | Literal[Fal
     if kind == "type":
         if isinstance(item, Timestamp):
             return "types.Timestamp()"
-        if isinstance(item, JSON):
+        if isinstance(item, type(Json) | JSON):
             return "types.Json"
         if isinstance(item, BigInteger):
             return "types.Counter"

@@ -17,6 +17,15 @@ NAMING = {
 
 def service_metadata() -> MetaData:
     """A fresh `MetaData` holding the base tables; a service adds its own to it in `tables.py`."""
+    metadata = node_metadata()
+    # The relay looks for what is unsent, whatever its number: commit order is not number order.
+    seq = metadata.tables["outbox"].c.seq
+    Index("ix_outbox_unsent", seq, postgresql_where=text("sent_at IS NULL"), sqlite_where=text("sent_at IS NULL"))
+    return metadata
+
+
+def node_metadata() -> MetaData:
+    """The same for a hospital's node, which sends nothing by an outbox and knows no PostgreSQL; also for statements."""
     metadata = MetaData(naming_convention=NAMING)
     add_base_tables(metadata)
     return metadata
@@ -24,7 +33,7 @@ def service_metadata() -> MetaData:
 
 def add_base_tables(metadata: MetaData) -> None:
     """Outbox, inbox, audit rows and their counter, dead letters, spent approvals."""
-    outbox = Table(
+    Table(
         "outbox",
         metadata,
         Column("id", String(36), primary_key=True),
@@ -35,8 +44,6 @@ def add_base_tables(metadata: MetaData) -> None:
         Column("sent_at", Timestamp),
         comment="messages of committed transactions; kept as long as the stream keeps them",
     )
-    # The relay looks for what is unsent, whatever its number: commit order is not number order.
-    Index("ix_outbox_unsent", outbox.c.seq, postgresql_where=text("sent_at IS NULL"), sqlite_where=text("sent_at IS NULL"))
     Table(
         "inbox",
         metadata,

@@ -17,7 +17,7 @@ from medmesh.contracts.message import Command, Envelope, Event, encode, envelope
 from medmesh.errors import Problem
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.prepared import Prepared
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import node_metadata
 from medmesh.telemetry import log
 
 if TYPE_CHECKING:  # a node does without it, and with 6 MiB less
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # a node does without it, and with 6 MiB less
 
 _DATA_EXCEPTION = "22"
 """The SQLSTATE class of numbers out of range and characters that no text may hold."""
-_SPENT = service_metadata().tables["approvals_spent"]
+_SPENT = node_metadata().tables["approvals_spent"]
 
 Ports = TypeVar("Ports")
 

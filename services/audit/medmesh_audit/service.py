@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from medmesh.contracts.audit import AlertRaised, CheckpointPublished, ExportFinished, LogChanged, record_subject
 from medmesh.ledger import note
 from medmesh.security.keys import Identity
-from medmesh.service.http import Observed, serve
+from medmesh.service.asgi import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores

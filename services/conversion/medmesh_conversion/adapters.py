@@ -83,7 +83,7 @@ def give(source: Path, target: Path) -> str:
 async def export(package: Package, source: Path, folder: Path, settings: Settings, seed: int) -> Exported:
     """Let the package write ONNX from the weights in `source`. Raises `Problem` (`worker.*`, `package.*`, `conversion.output`,
     `conversion.reference`)."""
-    data, examples = package.manifest.images(), settings.examples
+    data, examples = package.manifest.items(), settings.examples
     # Room beyond the limit: a file that is too large is told as that, not as an error of the package's.
     limits = isolation.Limits(memory_bytes=settings.memory_bytes, file_bytes=settings.max_onnx_bytes + 2**30)
     running = worker(
@@ -111,7 +111,7 @@ async def export(package: Package, source: Path, folder: Path, settings: Setting
 
 
 async def measure(exported: Exported, x: np.ndarray, folder: Path, settings: Settings) -> Measured:
-    """Check and run the file on uint8 images [examples, channels, size, size], in a sandbox without the package. Raises `Problem`
+    """Check and run the file on uint8 samples [examples, *shape], in a sandbox without the package. Raises `Problem`
     (`serving.graph`, `conversion.opset`, `conversion.runtime`)."""
     given, left = exported.onnx.parent, folder / "left"
     images = given / "inputs.safetensors"

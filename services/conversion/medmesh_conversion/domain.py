@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medmesh.contracts.data import ImageSchema
+from medmesh.contracts.data import ItemSchema
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.registry import VersionView
 from medmesh.errors import Problem
@@ -50,12 +50,11 @@ class Measured:
     tools: dict[str, str]
 
 
-def inputs(seed: int, examples: int, data: ImageSchema) -> np.ndarray:
-    """The images both sides answer: uint8 [examples, channels, size, size], the same as a worker's `export` draws from the seed."""
+def inputs(seed: int, examples: int, data: ItemSchema) -> np.ndarray:
+    """The samples both sides answer: uint8 [examples, *shape], for 0..1, the same as a worker's `export` draws from the seed."""
     import numpy as np
 
-    shape = (examples, data.channels, data.image_size, data.image_size)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (examples, *data.shape), dtype=np.uint8)
 
 
 def seed_of(sha256: str) -> int:
@@ -132,11 +131,13 @@ def told(problem: Problem) -> Problem:
     )
 
 
-def preprocess(data: ImageSchema) -> dict[str, Any]:
-    """What a reader of the file must do to an image: bring it to `size`, `channels` and the range 0..1; where there is `data`, apply its
-    pipeline instead."""
-    simple = {"size": data.image_size, "channels": data.channels, "scale": "0..1"}
-    return simple if data.pipeline is None else {**simple, "scale": "pipeline", "data": data.model_dump(mode="json")}
+def preprocess(data: ItemSchema) -> dict[str, Any]:
+    """What a reader of the file must do to an image: bring it to `size`, `channels` and the range 0..1; where there is `data`,
+    what that says instead."""
+    simple = {"size": data.image_size, "channels": data.channels, "scale": "0..1"} if data.kind == "images" else {}
+    if data.kind == "images" and data.pipeline is None:
+        return simple
+    return {**simple, "scale": "schema" if data.pipeline is None else "pipeline", "data": data.model_dump(mode="json")}
 
 
 def weights_of(view: VersionView) -> ObjectRef:

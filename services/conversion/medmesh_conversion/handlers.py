@@ -70,13 +70,13 @@ async def attempt(archive: bytes, given: Path, source: ObjectRef, folder: Path, 
 
     settings = ports.settings
     package = packages.read(archive)
-    images = package.manifest.images()
+    data = package.manifest.items()
     await asyncio.to_thread(weights.check, given, package.manifest.tensors)
     if all(tensor.dtype != "BF16" for tensor in package.manifest.tensors):  # numpy has no BF16: there the gate sees what NaN does
         await asyncio.to_thread(weights.check_finite, given)
     seed = domain.seed_of(source.sha256)
     exported = await export(package, given, folder, settings, seed)
-    x = domain.inputs(seed, settings.examples, images)
+    x = domain.inputs(seed, settings.examples, data)
     measured = await measure(exported, x, folder, settings)
     parity = domain.compare(exported.reference, measured.batched, measured.single)
     thresholds = domain.Thresholds(settings.max_abs, settings.agreement)
@@ -116,7 +116,7 @@ async def _finish(
                     target=wanted.target,
                     max_abs_diff=made.report["max_abs_diff"],
                     report=made.report,
-                    preprocess=domain.preprocess(made.manifest.images()),
+                    preprocess=domain.preprocess(made.manifest.items()),
                     classes=data.classes,
                 )
             )

@@ -62,7 +62,7 @@ def check(data: bytes, oldest: int, newest: int) -> int:
 
 
 def run(model: Path, x: np.ndarray) -> tuple[dict[str, np.ndarray], Latency]:
-    """Logits "batched" and "single", float32 [examples, classes], of uint8 images [examples, channels, size, size], and how long
+    """Logits "batched" and "single", float32 [examples, classes], of uint8 samples [examples, *shape], and how long
     they took. Raises `Problem` (`serving.graph`)."""
     from medmesh.serving.onnxruntime_session import Session
 
@@ -70,7 +70,7 @@ def run(model: Path, x: np.ndarray) -> tuple[dict[str, np.ndarray], Latency]:
     if session.batch is not None:
         raise Problem("serving.graph", reason=f"it takes batches of {session.batch} only")
     if (shape := session.inputs[0].shape[1:]) != x.shape[1:]:
-        raise Problem("serving.graph", reason=f"it takes images {list(shape)}, the package declares {list(x.shape[1:])}")
+        raise Problem("serving.graph", reason=f"it takes samples {list(shape)}, the package declares {list(x.shape[1:])}")
     images = float_input(x)
     try:
         session.run(images[:1])

@@ -13,7 +13,7 @@ from medmesh.errors import Problem
 from medmesh.security.codes import same
 from medmesh.security.keys import read_secret
 from medmesh.security.tokens import Actor
-from medmesh.service.http import Observed, language, new_application
+from medmesh.service.http import language, new_application
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
@@ -64,10 +64,7 @@ def application(node: Node) -> Any:
         await authorise(request)
         return {"federation": federation, "lines": await changes.since(node.site, federation, language(request))}
 
-    async def ready() -> dict[str, str]:
-        return {} if node.connected else {"gateway": str(node.last_problem.code if node.last_problem else "connecting")}
-
-    return Observed(app, "edge", ready)
+    return app
 
 
 async def status(node: Node) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Processes:
 
     site: Site
     _settings: Reception | None = None
-    _port: socket.socket | None = None
+    _stamp: tuple[int, ...] = ()
+    _ports: list[socket.socket] = field(default_factory=list)
     _all: list[_Process] = field(default_factory=list)
 
     async def run(self) -> None:
@@ -62,11 +63,13 @@ class Processes:
                     if problem.code != "dicom.not_configured" and str(problem) != broken:
                         broken = str(problem)
                         log("dicom.settings_broken", level=40, error=problem)
-                if wanted is None or self._settings is None or _shape(wanted) != _shape(self._settings):
+                stamp = wanted.tls.stamp(self.site.layout.folder) if wanted is not None and wanted.tls is not None else ()
+                if wanted is None or self._settings is None or (_shape(wanted), stamp) != (_shape(self._settings), self._stamp):
                     await self.stop()
                     if wanted is not None:
                         try:
                             await self._begin(wanted)
+                            self._stamp = stamp
                         except Exception as error:  # a port that is taken, a disk that is full: the node goes on, and it is tried again
                             log("dicom.not_begun", level=40, error=error)
                             await asyncio.sleep(LEAST_SECONDS)
@@ -77,15 +80,27 @@ class Processes:
 
     async def _begin(self, wanted: Reception) -> None:
         await asyncio.to_thread(sweep, self.site)
-        self._port = reserved(wanted.host, wanted.port)
-        port, parent, folder = str(self._port.getsockname()[1]), str(os.getpid()), str(self.site.layout.folder.absolute())
-        receiver = [sys.executable, "-m", "medmesh_edge.receiver", folder, port, parent]
+        layout = self.site.layout
+        if wanted.tls is not None:
+            wanted.tls.context(layout.folder)  # what is wrong with it is said here, and nothing is received in the clear instead
+        port = self._reserve(wanted.host, wanted.port) if wanted.in_the_clear else "-"
+        tls_port = self._reserve(wanted.host, wanted.tls.port) if wanted.tls is not None else "-"
+        parent, folder = str(os.getpid()), str(layout.folder.absolute())
+        receiver = [sys.executable, "-m", "medmesh_edge.receiver", folder, port, tls_port, parent]
         self._all = [_Process(f"receiver-{number}", receiver) for number in range(wanted.receivers)]
         for number in range(wanted.cleaners):
             cleaner = [sys.executable, "-m", "medmesh_edge.cleaner", folder, str(number), str(wanted.cleaners), parent]
             self._all.append(_Process(f"cleaner-{number}", cleaner))
         self._settings = wanted
-        files.write(self.site.layout.dicom_port, port)
+        for path, held in ((layout.dicom_port, port), (layout.dicom_tls_port, tls_port)):
+            if held != "-":
+                files.write(path, held)
+
+    def _reserve(self, host: str, port: int) -> str:
+        """Hold a port while processes come and go."""
+        made = reserved(host, port)
+        self._ports.append(made)
+        return str(made.getsockname()[1])
 
     async def _watch(self) -> None:
         now = time.monotonic()
@@ -115,16 +130,17 @@ class Processes:
                 with suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        if self._port is not None:
-            self._port.close()
-            self.site.layout.dicom_port.unlink(missing_ok=True)
-        self._settings, self._port, self._all = None, None, []
+        for port in self._ports:
+            port.close()
+        for path in (self.site.layout.dicom_port, self.site.layout.dicom_tls_port):
+            path.unlink(missing_ok=True)
+        self._settings, self._ports, self._all = None, [], []
 
 
 def _shape(reception: Reception) -> tuple[object, ...]:
     """What processes are started for; all else they read themselves."""
     named = (reception.host, reception.port, reception.receivers, reception.cleaners)
-    return (*named, reception.reserve_mib, reception.backlog, reception.idle_seconds)
+    return (*named, reception.reserve_mib, reception.backlog, reception.idle_seconds, reception.tls, reception.in_the_clear)
 
 
 def sweep(site: Site) -> None:
@@ -141,9 +157,9 @@ def sweep(site: Site) -> None:
         connection.close()
 
 
-def port_of(folder: Path) -> int | None:
+def port_of(folder: Path, *, tls: bool = False) -> int | None:
     """Where the node on this folder receives; None when it does not."""
     try:
-        return int((folder / "dicom.port").read_text())
+        return int((folder / ("dicom.tls.port" if tls else "dicom.port")).read_text())
     except (OSError, ValueError):
         return None

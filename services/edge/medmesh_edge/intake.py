@@ -141,13 +141,16 @@ async def ingest(
     ethics: str = "",
     modality: str = "",
     rows: Rows | None = None,
+    series: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Take in every file below a folder or in an archive, under the approval `ethics`. Killed and started again, it goes on; a file that is
     known already is not stored twice. A dry run says what would become of each, and writes nothing. `modality` is of files that say none,
-    `rows` says what tables become. Raises `Problem` (`intake.labels*`, `ethics.*`, `importing.*`)."""
-    from medmesh.importing.formats.files import together
+    `rows` says what tables become, with `series` the DICOM objects of one are one volume. Raises `Problem` (`intake.labels*`, `ethics.*`,
+    `importing.*`)."""
+    from medmesh.importing import series as volumes
+    from medmesh.importing.formats import files
     from medmesh.importing.sources import opened
 
     key = read_secret(site.layout.site_key).strip()
@@ -157,7 +160,7 @@ async def ingest(
         labels = read_labels(source)
         total = len(source.names)
         batch: list[tuple[str, Prepared]] = []
-        every = ((name, parts) for name, parts in together(source) if name != LABELS)
+        every = ((name, parts) for name, parts in (volumes if series else files).together(source) if name != LABELS)
         try:
             while (one := await asyncio.to_thread(next, every, None)) is not None:
                 made = await asyncio.to_thread(_one, *one, labels, key, manner, modality, rows, outcome)
@@ -268,6 +271,8 @@ def _one(
     outcome: Outcome,
 ) -> list[tuple[str, Prepared]]:
     """What there is to store of one item, under the name by which `labels` knows it. Raises `Problem` (`intake.table`)."""
+    if label_of(name, labels) is None and not isinstance(parts, Problem):  # a series has the label of any of its files
+        name = next((part for part in parts if label_of(part, labels) is not None), name)
     label = label_of(name, labels) or Label("", "")
     try:
         if isinstance(parts, Problem):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,15 @@ from medmesh_edge import roster as rosters
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import about_patients, known
 from medmesh_edge.ports import Site
-from medmesh_edge.samples import image
+from medmesh_edge.samples import image, sample
 from medmesh_edge.tables import items, patients, releases, results
 
 if TYPE_CHECKING:
     from medmesh.serving.repository import Repository
 
 BATCH = 32
+BATCH_BYTES = 64 << 20
+"""Of samples that are answered at once: volumes are large."""
 
 
 async def install_waiting(site: Site, gateway: Gateway, repository: Repository) -> bool:
@@ -95,8 +98,9 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
         wanted = wanted.where(items.c.modality.not_like("%:%") if schema is None else items.c.modality == schema.modality)
         rows = await uow.all(wanted if held_out is None else wanted.where(items.c.held_out == held_out))
     made: list[dict[str, Any]] = []
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
+    batch = BATCH if schema is None else max(1, min(BATCH, BATCH_BYTES // (4 * math.prod(schema.shape))))
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
         logits = await served.infer(await _inputs(site, manifest, schema, part))
         made += _labelled(part, logits, manifest.classes)
     async with site.unit() as uow:
@@ -121,7 +125,7 @@ async def classify(site: Site, repository: Repository, model: str, *, held_out: 
 
 
 def applied(manifest: Manifest) -> DataSchema | None:
-    """What the model was trained on, where that went through a pipeline; None where an image is only scaled. Raises `Problem`
+    """What the model was trained on; None where that are images that are only scaled. Raises `Problem`
     (`serving.manifest`; `pipelines.*` where the pipeline cannot be done here)."""
     if (said := manifest.preprocess.get("data")) is None:
         return None
@@ -140,6 +144,8 @@ async def _inputs(site: Site, manifest: Manifest, schema: DataSchema | None, par
         x = await asyncio.to_thread(lambda: np.stack([image(site, row, size, channels) for row in part]))
         return x.astype(np.float32) / np.float32(255)
     made = await pipelines.ensure(site, schema, part)
+    if not made:
+        return await asyncio.to_thread(lambda: np.stack([sample(site, row, schema) for row in part]))
     return await asyncio.to_thread(lambda: np.stack([pipelines.read(site, row, made[row.object]) for row in part]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -17,6 +18,7 @@ from medmesh.embedded.memory import frugal
 from medmesh.embedded.run import Lock
 from medmesh.errors import Problem
 from medmesh.security.residue import lock_down, wipe
+from medmesh.service.asgi import Application, Lazily, Observed, serve
 from medmesh.service.doorstep import Doorstep
 from medmesh.service.programs import TICK_SECONDS, Verification
 from medmesh.tasks import end
@@ -174,6 +176,21 @@ class Node:
                 await self.rounds.tell_progress()
 
 
+def page(node: Node) -> Application:
+    """The local page with what else is served here. It is loaded when somebody asks for it first; about its health a node answers
+    without."""
+
+    async def load() -> Application:
+        api = await asyncio.to_thread(importlib.import_module, "medmesh_edge.api")
+        application: Application = api.application(node)
+        return application
+
+    async def ready() -> dict[str, str]:
+        return {} if node.connected else {"gateway": str(node.last_problem.code if node.last_problem else "connecting")}
+
+    return Observed(Lazily(load), "edge", ready)
+
+
 def verification(site: Site) -> Verification:
     """Of the programs this node runs."""
     return Verification(site.layout.trust, site.roster, site.unit, required=site.settings.require_programs)
@@ -182,9 +199,6 @@ def verification(site: Site) -> Verification:
 @asynccontextmanager
 async def running(folder: Path, host: str | None = None, port: int | None = None) -> Any:
     """A node on its folder with its local page, until the block ends; `host` and `port` replace the settings'. Raises `Problem`."""
-    from medmesh.service.http import serve
-    from medmesh_edge.api import application
-
     lock = Lock(folder)
     async with AsyncExitStack() as stack:
         stack.callback(lock.close)
@@ -202,7 +216,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         stack.callback(node.tiering.close)
         await node.archive.recover()
         settings = opened.settings
-        door = serve(application(node), host=host or settings.host, port=settings.port if port is None else port)
+        door = serve(page(node), host=host or settings.host, port=settings.port if port is None else port)
         files.write(opened.layout.port, str(await stack.enter_async_context(door)))
         task = asyncio.create_task(node.run())
         try:

@@ -69,8 +69,13 @@ def _judge(site: Site, dataset: str, rows: Sequence[Any], blocking: frozenset[st
         elif row.modality.startswith("text:"):
             made.report.add("text", row.item, of_text(parse(data)["text"]))
         elif stored.is_stored(data):
-            first, *beside = stored.unpack(data).files.items()
-            made.look_at(row.item, first[1], dict(beside))
+            found = stored.unpack(data)
+            first, *beside = found.files.items()
+            if found.format == "dicom":  # a series
+                for place, one in found.files.items():
+                    made.look_at(f"{row.item}/{place}", one)
+            else:
+                made.look_at(row.item, first[1], dict(beside))
         else:
             made.look_at(row.item, data)
         progress(done, len(rows))

@@ -1,10 +1,12 @@
-"""A process that receives: `python -m medmesh_edge.receiver FOLDER`. The node starts several on one port, and again when one ends."""
+"""A process that receives: `python -m medmesh_edge.receiver FOLDER PORT TLS_PORT PARENT`, `-` for a port that there is not. The node starts
+several on the same ports, and again when one ends."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -48,14 +50,14 @@ class Reading:
         self._receiver = receiver
         self._reception = reception
 
-    def admit(self, called: str, calling: str, address: str) -> tuple[Accept, Origin] | Refused:
+    def admit(self, called: str, calling: str, address: str, secured: frozenset[str] | None) -> tuple[Accept, Origin] | Refused:
         """See `medmesh.dimse.port.Service`."""
         try:
             reception = self._reception()
         except Problem as problem:
             log("dicom.settings_broken", level=40, error=problem)
             return Refused(1, 1, 1)
-        found = reception.admit(called, calling, address, datetime.now(UTC).date())
+        found = reception.admit(called, calling, address, datetime.now(UTC).date(), secured)
         return found if isinstance(found, Refused) else (found, Origin(found.dataset, called, calling, address))
 
     def store(self, bound: tuple[Accept, Origin], sop_class: str, sop: str, syntax: str) -> Arriving:
@@ -63,7 +65,7 @@ class Reading:
         return Arriving(self._receiver.begin(bound[1], sop_class, sop, syntax))
 
 
-def main(folder: Path, port: int, parent: int) -> None:
+def main(folder: Path, port: str, tls_port: str, parent: int) -> None:
     """Until SIGTERM, or the node that started it is gone."""
     lock_down()
     telemetry.start("edge-receiver", folder=folder / "telemetry")
@@ -73,10 +75,15 @@ def main(folder: Path, port: int, parent: int) -> None:
     wrapping = Wrapping(FileKeys(layout.keys).ensure(HOSPITAL), HOSPITAL)
     limits = Limits(idle=settings.idle_seconds)
     with Receiver(layout.archive, wrapping, reserve=settings.reserve_mib * 2**20, backlog=settings.backlog) as receiver:
-        server = Server(listening(settings.host, port), Reading(receiver, reception), limits)
+        reading, servers = Reading(receiver, reception), []
+        if port != "-":
+            servers.append(Server(listening(settings.host, int(port)), reading, limits))
+        if tls_port != "-" and settings.tls is not None:
+            servers.append(Server(listening(settings.host, int(tls_port)), reading, limits, tls=settings.tls.context(folder)))
 
         def stop(_number: int = 0, _frame: FrameType | None = None) -> None:
-            server.ask_to_stop()
+            for one in servers:
+                one.ask_to_stop()
 
         def orphaned() -> None:
             if os.getppid() != parent:
@@ -84,9 +91,14 @@ def main(folder: Path, port: int, parent: int) -> None:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        server.serve(orphaned)
-        server.stop()
+        threads = [threading.Thread(target=one.serve, args=(orphaned,), name="listener") for one in servers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for one in servers:
+            one.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))

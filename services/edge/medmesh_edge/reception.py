@@ -11,6 +11,14 @@ dataset = "brain-mri"            # what it is for
 ethics = "IRB-2026-017"          # the approval of `medmesh edge ethics` that covers it
 deidentification = "dates=shift" # options of PS3.15 Annex E; the node's own when it is left out
 until = 2027-12-31               # nobody may send after that day
+# certificate = ["ct1.hospital"] # with [tls]: a name that the sender's certificate must bear
+# plain = true                   # with [tls]: may be sent in the clear all the same
+
+[tls]                            # DICOM TLS on a port of its own; from then on what is not `plain` must come over it
+port = 2762
+certificate = "dicom.pem"        # of the node, with its chain; beside this file, or a whole path
+key = "secrets/dicom.key"        # 0600
+clients = "dicom-clients.pem"    # whom senders' certificates must come from; needed for `certificate`
 
 [[peer]]                         # whom `medmesh edge dicom` may ask
 name = "pacs"
@@ -25,12 +33,15 @@ import tomllib
 from datetime import date
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
+from ssl import SSLContext
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
 
 from medmesh.contracts.message import Identifier
+from medmesh.dimse import tls
 from medmesh.dimse.port import CALLED_UNKNOWN, CALLING_UNKNOWN, Refused
+from medmesh.dimse.tls import PORT
 from medmesh.errors import Problem
 
 Title = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")]
@@ -54,10 +65,33 @@ class Accept(_Model):
     ethics: str = Field(default="", max_length=64)
     """The approval that covers it (`medmesh edge ethics`); empty only where the policy does not ask for one."""
     until: date | None = None
+    certificate: tuple[str, ...] = ()
+    """Names, one of which the sender's certificate must bear: a DNS name, or the common name where it has none."""
+    plain: bool = False
+    """Whether it may come in the clear where the node has TLS."""
 
-    def admits(self, calling: str, address: str) -> bool:
-        """Whether it names this sender."""
-        return calling in self.calling and any(_within(address, one) for one in self.sources)
+    def admits(self, calling: str, address: str, secured: frozenset[str] | None) -> bool:
+        """Whether it names this sender; `secured` as `medmesh.dimse.port.Service.admit` has it."""
+        vouched = not self.certificate or bool(frozenset(self.certificate) & (secured or frozenset()))
+        return vouched and calling in self.calling and any(_within(address, one) for one in self.sources)
+
+
+class Tls(_Model):
+    """TLS for those who send. Files are beside `dicom.toml` unless they are whole paths."""
+
+    port: int = Field(default=PORT, ge=0, le=65535)
+    certificate: Path
+    key: Path
+    clients: Path | None = None
+
+    def context(self, folder: Path) -> SSLContext:
+        """Raises `Problem` (`dicom.tls`, and for the key)."""
+        return tls.context(folder / self.certificate, folder / self.key, self.clients and folder / self.clients)
+
+    def stamp(self, folder: Path) -> tuple[int, ...]:
+        """Another one where a file changed."""
+        paths = [folder / one for one in (self.certificate, self.key, self.clients) if one is not None]
+        return tuple(one.stat().st_mtime_ns if one.exists() else 0 for one in paths)
 
 
 class Peer(_Model):
@@ -86,8 +120,20 @@ class Reception(_Model):
     reserve_mib: int = Field(default=2048, ge=0)
     """What stays free of the disk."""
     backlog: int = Field(default=200_000, ge=1)
+    tls: Tls | None = None
     accept: tuple[Accept, ...] = ()
     peer: tuple[Peer, ...] = ()
+
+    @model_validator(mode="after")
+    def _vouched(self) -> Self:
+        if any(one.certificate for one in self.accept) and (self.tls is None or self.tls.clients is None):
+            raise ValueError("certificate needs [tls] with clients")
+        return self
+
+    @property
+    def in_the_clear(self) -> bool:
+        """Whether anything may come without TLS."""
+        return self.tls is None or any(one.plain for one in self.accept)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -102,12 +148,13 @@ class Reception(_Model):
             found = error.errors(include_input=False)[0]
             raise Problem("dicom.settings", reason=f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from None
 
-    def admit(self, called: str, calling: str, address: str, today: date) -> Accept | Refused:
+    def admit(self, called: str, calling: str, address: str, today: date, secured: frozenset[str] | None = None) -> Accept | Refused:
         """The entry that names this sender, or how it is turned away."""
         named = [one for one in self.accept if one.called == called]
         if not named:
             return CALLED_UNKNOWN
-        found = next((one for one in named if one.admits(calling, address)), None)
+        open_to = [one for one in named if secured is not None or self.tls is None or one.plain]
+        found = next((one for one in open_to if one.admits(calling, address, secured)), None)
         if found is None:
             return CALLING_UNKNOWN
         return found if found.until is None or today <= found.until else _NOBODY

@@ -131,6 +131,7 @@ class Layout:
         """The hospital's own DICOM objects as they came: see `medmesh.archive`."""
         self.dicom = folder / "dicom.toml"
         self.dicom_port = folder / "dicom.port"
+        self.dicom_tls_port = folder / "dicom.tls.port"
         self.models = folder / "models"
         self.work = folder / "work"
         self.cache = folder / "cache"

@@ -22,11 +22,11 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from medmesh.store.tables import service_metadata
+from medmesh.store.tables import node_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 from medmesh.timeline.tables import add_timeline_tables
 
-METADATA = service_metadata()
+METADATA = node_metadata()
 add_timeline_tables(METADATA)
 KEY = ("federation", "round", "attempt")
 """Of what belongs to one attempt at a round."""

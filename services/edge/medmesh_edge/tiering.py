@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import lru_cache
 from sqlite3 import Connection
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from medmesh.archive import records
@@ -59,6 +60,7 @@ class Tiering:
         self._mover: Mover | None = None
         self._connection: Connection | None = None
         self._record: Growing | None = None
+        self._stepping = Lock()
 
     async def step(self) -> bool:
         """Move an object by a state; whether there was one. Raises `Problem` (`archive.cold_*`)."""
@@ -74,15 +76,17 @@ class Tiering:
         return moved
 
     def close(self) -> None:
-        """Give up the archive."""
-        if self._connection is not None:
-            self._connection.close()
+        """Give up the archive, once the object that is being moved by a thread has arrived."""
+        with self._stepping:
+            if self._connection is not None:
+                self._connection.close()
 
     def _step(self, settings: ColdTier) -> bool:
-        if self._mover is None:
-            self._connection = open_archive(self._archive.site.layout.archive)
-            self._mover = Mover(self._connection, self._archive.objects, thresholds(settings), self._told)
-        return self._mover.step()
+        with self._stepping:
+            if self._mover is None:
+                self._connection = open_archive(self._archive.site.layout.archive)
+                self._mover = Mover(self._connection, self._archive.objects, thresholds(settings), self._told)
+            return self._mover.step()
 
     def _told(self, connection: Connection, word: str, size: int) -> None:
         from medmesh_edge.archiving import record_body

@@ -11,7 +11,7 @@ from typing import cast
 from medmesh.contracts import governance
 from medmesh.contracts.federation import HospitalAlive, RoundProgressed
 from medmesh.contracts.message import Command, Query
-from medmesh.service.http import Observed, serve
+from medmesh.service.asgi import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.compare import Comparing

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from medmesh.contracts.inference import ModelRejected, ModelServing
-from medmesh.service.http import Observed, serve
+from medmesh.service.asgi import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.serving.repository import Repository

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,10 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.access import EVERYBODY
 from medmesh.security.labels import Label, Level
-from medmesh.security.residue import wipe
 from medmesh.service import files, labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import ObjectStore, fetch, load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_ingestion.archive import Limits, unpack
 from medmesh_ingestion.domain import Sample, check_descriptor, content, label_counts, samples_of
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.queries import seen
@@ -66,6 +65,8 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
     Raises `Problem`, and has stored nothing.
     """
     from medmesh.importing.cleaning import Project
+    from medmesh.importing.sources import Limits
+    from medmesh_ingestion.archive import opened_archive
     from medmesh_ingestion.intake import holds_images, private_folder, store, take_in  # decoders: not before the first archive
     from medmesh_ingestion.layouts import layout_of, take_in_layout
 
@@ -78,24 +79,25 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
         (folder / "files").mkdir()
         settings = ports.settings
         limits = Limits(settings.max_files, settings.max_bytes, settings.max_ratio)
-        layout, about = await asyncio.to_thread(layout_of, archive, limits), None
-        files = [] if layout else await asyncio.to_thread(unpack, archive, folder / "files", limits)
-        if not layout:
-            wipe(archive)
-        intended = layout is not None or await asyncio.to_thread(holds_images, files)
-        try:
-            if layout:
-                kept, rejected, about = await take_in_layout(archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes)
-            else:
-                kept, rejected = await take_in(
-                    files, Project(ports.key, settings.deidentification, published=True), settings.max_file_bytes
-                )
-        except Problem:
-            # Corrected, it will be another object: nobody would ever come back for this one. What holds no image may be
-            # anybody's object that was named by mistake or on purpose, and stays.
-            if intended:
-                await _erase(ports, wanted.archive)
-            raise
+        layout = await asyncio.to_thread(layout_of, archive, limits)
+        with ExitStack() as stack:
+            files = None if layout is not None else await asyncio.to_thread(stack.enter_context, opened_archive(archive, limits))
+            intended = files is None or await asyncio.to_thread(holds_images, files)
+            try:
+                if layout is not None:
+                    kept, rejected, about = await take_in_layout(
+                        archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes
+                    )
+                else:
+                    assert files is not None
+                    project, about = Project(ports.key, settings.deidentification, published=True), None
+                    kept, rejected = await take_in(files, folder / "files", project, settings.max_file_bytes)
+            except Problem as problem:
+                # Corrected, it will be another object: nobody would ever come back for this one. What holds no image, or cannot be
+                # read, may be anybody's object that was named by mistake or on purpose, and stays.
+                if intended and (files is None or not problem.code.startswith("importing.")):
+                    await _erase(ports, wanted.archive)
+                raise
         return await store(kept, ports.stores.kept), rejected, about
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from medmesh.errors import Problem
-from medmesh.importing.cleaning import DICOM, Clean, Project, is_image
+from medmesh.importing.cleaning import DICOM, Project, is_image
+from medmesh.importing.port import Source
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
-from medmesh_ingestion.archive import File
 from medmesh_ingestion.cleaning import Rejected, clean, item_of
 from medmesh_ingestion.domain import LABEL_FILE, Facts, FilePart, Label, Sample, agreed, find_label_file, read_labels, reasons
 
@@ -57,28 +57,29 @@ async def private_folder(parent: Path) -> AsyncIterator[Path]:
         await asyncio.shield(asyncio.to_thread(wipe, folder))
 
 
-async def take_in(files: Sequence[File], project: Project, max_file_bytes: int) -> tuple[list[Kept], dict[str, int]]:
-    """The files that may be kept, each original replaced by its cleaned form, and how many were rejected for which reason.
+async def take_in(source: Source, folder: Path, project: Project, max_file_bytes: int) -> tuple[list[Kept], dict[str, int]]:
+    """The files that may be kept, cleaned, in `folder` under numbers, and how many were rejected for which reason.
 
     Raises `Problem`: `ingestion.labels`, `ingestion.nothing_accepted`. Nothing is stored here.
     """
-    labels_at = find_label_file(file.name for file in files)
-    images = [file for file in files if file.name != labels_at and not _litter(file.name)]
+    names = [PurePosixPath(name) for name in source.names]
+    labels_at = find_label_file(names)
+    images = [name for name in names if name != labels_at]
     labels: dict[PurePosixPath, Label] = {}
     if labels_at is not None:
-        (sheet,) = (file.path for file in files if file.name == labels_at)
-        if sheet.stat().st_size > _MAX_LABEL_FILE:
+        if source.size(str(labels_at)) > _MAX_LABEL_FILE:
             raise Problem("ingestion.labels", row=1, reason="the file is too large")
-        labels = await asyncio.to_thread(read_labels, sheet.read_bytes(), labels_at.parent, {file.name for file in images})
+        labels = await asyncio.to_thread(read_labels, _bytes(source, str(labels_at)), labels_at.parent, set(images))
     kept: dict[str, Kept] = {}
     rejected: Counter[str] = Counter()
-    for file in images:
-        found = await asyncio.to_thread(_cleaned, file.path, project, max_file_bytes)
+    for number, name in enumerate(images):
+        path = folder / f"{number:06d}"
+        found = await asyncio.to_thread(_cleaned, source, str(name), path, project, max_file_bytes)
         if isinstance(found, Rejected):
             rejected[found.reason] += 1
             continue
         item, sha256 = found
-        label, before = labels.get(file.name), kept.get(item)
+        label, before = labels.get(name), kept.get(item)
         if before is not None:
             # The same image again, or another one that claims to be the same: the first by name stays, nothing is overwritten.
             same = before.sha256 == sha256
@@ -86,7 +87,7 @@ async def take_in(files: Sequence[File], project: Project, max_file_bytes: int) 
             if not same:
                 continue
             label = agreed(before.label, label)
-        kept[item] = Kept(item, file.path if before is None else before.path, sha256, label)
+        kept[item] = Kept(item, path if before is None else before.path, sha256, label)
     if not kept:
         raise Problem("ingestion.nothing_accepted", rejected=rejected.total(), reasons=reasons(rejected) or "empty")
     return list(kept.values()), dict(rejected)
@@ -108,27 +109,25 @@ async def store(kept: Sequence[Kept], target: ObjectStore) -> list[Sample]:
     return samples
 
 
-def holds_images(files: Sequence[File]) -> bool:
+def holds_images(source: Source) -> bool:
     """Whether this is an archive for this service at all, even one that is refused: it has a label file or an image."""
-    return any(file.name.name.lower() == LABEL_FILE or _starts_as_image(file.path) for file in files)
+    return any(PurePosixPath(name).name.lower() == LABEL_FILE or _starts_as_image(source, name) for name in source.names)
 
 
-def _starts_as_image(path: Path) -> bool:
-    with path.open("rb") as file:
+def _starts_as_image(source: Source, name: str) -> bool:
+    with source.open(name) as file:
         return is_image(file.read(132))
 
 
-def _litter(name: PurePosixPath) -> bool:
-    """What desktops add to archives by themselves."""
-    return name.name.startswith(".") or name.name == "Thumbs.db" or "__MACOSX" in name.parts
+def _bytes(source: Source, name: str) -> bytes:
+    with source.open(name) as file:
+        return file.read()
 
 
-def _cleaned(path: Path, project: Project, limit: int) -> tuple[str, str] | Rejected:
-    """(item, SHA-256) of the cleaned file that now lies in `path`; a rejected original is erased."""
-    found = Rejected("too_large") if path.stat().st_size > limit else clean(path.read_bytes(), project)
-    # A new file: the old one may be what a store has linked to.
-    wipe(path)
-    if isinstance(found, Clean):
-        path.write_bytes(found.data)
-        return item_of(found, project.key), hashlib.sha256(found.data).hexdigest()
-    return found
+def _cleaned(source: Source, name: str, path: Path, project: Project, limit: int) -> tuple[str, str] | Rejected:
+    """(item, SHA-256) of the cleaned file that now lies in `path`."""
+    found = Rejected("too_large") if source.size(name) > limit else clean(_bytes(source, name), project)
+    if isinstance(found, Rejected):
+        return found
+    path.write_bytes(found.data)
+    return item_of(found, project.key), hashlib.sha256(found.data).hexdigest()

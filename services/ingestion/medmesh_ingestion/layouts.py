@@ -28,11 +28,9 @@ from medmesh.importing import registry
 from medmesh.importing.cleaning import DICOM, Clean, Project
 from medmesh.importing.formats import cleaned
 from medmesh.importing.port import File, Importer, Item, Plan, Source
-from medmesh.importing.sources import Limits as SourceLimits
-from medmesh.importing.sources import opened
+from medmesh.importing.sources import Limits, opened
 from medmesh.quality.rules import BLOCKING
 from medmesh.telemetry import log
-from medmesh_ingestion.archive import Limits
 from medmesh_ingestion.cleaning import Rejected, clean
 from medmesh_ingestion.domain import MAX_CLASSES, MAX_LABEL, Facts, Label, reasons
 from medmesh_ingestion.intake import Kept, Part
@@ -46,7 +44,7 @@ PUBLISHED = 0.9
 def layout_of(archive: Path, limits: Limits) -> Importer | None:
     """The importer of a published layout; None for anything else, also for what the ordinary door refuses in its own words."""
     try:
-        with opened(archive, _limits(limits)) as source:
+        with opened(archive, limits) as source:
             found = registry.recognised(source)
             return found if found.sniff(source) >= PUBLISHED else None
     except Problem:
@@ -61,7 +59,7 @@ async def take_in_layout(
     `largest` bounds the bytes of one file. Raises `Problem`: `ingestion.layout` for a set with errors (by code: names of files stay out
     of it), `ingestion.nothing_accepted`.
     """
-    with opened(archive, _limits(limits)) as source, Pieces(source) as pieces:
+    with opened(archive, limits) as source, Pieces(source) as pieces:
         plan = await asyncio.to_thread(importer.plan, source)
         if plan.errors:
             codes = Counter(finding.code.partition(".")[2] for finding in plan.findings if finding.severity == "error")
@@ -208,7 +206,3 @@ class Pieces:
         self._shape, fortran, _ = read(self._member)  # type: ignore[no-untyped-call]
         if fortran:
             raise Problem("imaging.unreadable", reason="columns first")
-
-
-def _limits(limits: Limits) -> SourceLimits:
-    return SourceLimits(files=limits.files, bytes=limits.bytes, ratio=limits.ratio)

@@ -119,13 +119,11 @@ def check_memory(samples: int, data: ImageSchema, limit: int) -> None:
 
 
 def check_pipeline(data: ImageSchema, schedule: Schedule) -> None:
-    """Raise a `Problem` (`pipelines.arithmetic`) when the package's pipeline is no more what it was when the job was submitted."""
+    """Raise a `Problem` (`pipelines.hash`) when the package's pipeline is no more what it was when the job was submitted."""
     here = data.pipeline.hash if data.pipeline else ""
     if here != (schedule.pipeline or ""):
         name = data.pipeline.name if data.pipeline else ""
-        raise Problem(
-            "pipelines.arithmetic", pipeline=name, wanted=(schedule.pipeline or "")[:16], here=here[:16], arithmetic="this release"
-        )
+        raise Problem("pipelines.hash", pipeline=name, wanted=(schedule.pipeline or "")[:16], here=here[:16])
 
 
 def segment_at(step: int, steps: int, seed: int, schedule: Schedule) -> Segment:

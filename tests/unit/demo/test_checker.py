@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
 from medmesh.demo import checker, checker_log, checker_plant, checker_scan, checker_unpack
+from medmesh.pipelines.pipeline import declared
 
 PREFIX = "KANARY-7f3a9c"
 CANARIES = [f"{PREFIX}-{number:04d}" for number in (1, 2, 3)] + ["金丝雀七三甲", "金丝雀八四乙", "欧阳测试名", f"{PREFIX}-张三"]
@@ -43,6 +44,45 @@ def test_the_checker_shares_no_code_with_what_it_checks() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [f"{'.' * node.level}{node.module}"] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"cryptography"}, file
+
+
+# pipeline --------------------------------------------------------------------------------------------------------------
+
+DECLARED = {"name": "mri", "steps": [{"step": "scale", "shape": [64, 64]}, {"step": "normalise", "how": "percentile", "high": 99.5}]}
+
+
+def record(verb: str, service: str, *named: str, out: int = 0) -> dict[str, Any]:
+    about = [{"type": "pipeline", "id": "mri", "ver": "", "digest": digest} for digest in named]
+    return {"sub": verb, "out": out, "src": {"service": service}, "entities": [{"type": "federation", "id": "f", "digest": ""}, *about]}
+
+
+def pipeline_command(folder: Path, document: dict[str, Any], *records: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    bodies = [{"seq": n, "salt": "", "body": base64.b64encode(json.dumps(one).encode()).decode()} for n, one in enumerate(records)]
+    (folder / "bodies.jsonl").write_text("\n".join(map(json.dumps, bodies)))
+    (folder / "pipeline.json").write_text(json.dumps(document))
+    return command("pipeline", "--log", folder, "--pipeline", folder / "pipeline.json", "--hospitals", "renji,xiehe")[:2]
+
+
+def test_the_checker_finds_the_hash_of_a_pipeline_by_itself_and_asks_every_training_for_it(tmp_path: Path) -> None:
+    stated = declared(DECLARED).stated()
+    document, mine, other = stated.model_dump(mode="json"), stated.hash, "0" * 64
+    whole = [record("federation.train", f"edge:{name}", mine) for name in ("renji", "xiehe")]
+    whole += [record("model.register", "registry", mine), record("federation.train", "edge:renji", out=8)]
+    status, answer = pipeline_command(tmp_path, document, *whole)
+    assert (status, answer["ok"], answer["hash"], answer["trainings"]) == (0, True, mine, {"renji": 1, "xiehe": 1})
+    cases = {
+        "entry 0: federation.train names another pipeline": [record("federation.train", "edge:renji", other), *whole],
+        "entry 0: federation.train names no pipeline": [record("federation.train", "edge:renji"), *whole],
+        "xiehe has trained through no pipeline": [whole[0], whole[2]],
+        "no model was registered with it": whole[:2],
+    }
+    for says, records in cases.items():
+        status, answer = pipeline_command(tmp_path, document, *records)
+        assert status == 1 and answer["problems"] == [says]
+    for changed in ({"hash": other}, {"steps": document["steps"][:1]}, {"arithmetic": "numpy-99"}):
+        status, answer = pipeline_command(tmp_path, {**document, **changed}, *whole)
+        assert status == 1 and answer["problems"][0] == "the declared hash is not that of the declaration"
 
 
 # choose ---------------------------------------------------------------------------------------------------------------

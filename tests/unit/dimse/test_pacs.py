@@ -35,7 +35,7 @@ TITLE = "PACS"
 class Service(Memory):
     """Takes whatever the PACS sends."""
 
-    def admit(self, called: str, calling: str, address: str) -> Any:
+    def admit(self, called: str, calling: str, address: str, secured: frozenset[str] | None) -> Any:
         return (calling, address)
 
 

@@ -52,7 +52,7 @@ class Memory:
         self.kept: dict[str, tuple[bytes, str]] = {}
         self.abandoned = 0
 
-    def admit(self, called: str, calling: str, address: str) -> Any | Refused:
+    def admit(self, called: str, calling: str, address: str, secured: frozenset[str] | None) -> Any | Refused:
         if called != "MEDMESH":
             return CALLED_UNKNOWN
         return (calling, address) if calling == "CT1" else CALLING_UNKNOWN

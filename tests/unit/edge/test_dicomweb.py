@@ -24,11 +24,10 @@ from tests.unit.archive.objects import FILES, made
 from tests.unit.edge.test_privacy import SETTINGS
 
 from medmesh.archive.tables import open_archive, scope, transaction
-from medmesh.service.http import serve
+from medmesh.service.asgi import serve
 from medmesh_edge import clients, patients
-from medmesh_edge.api import application
 from medmesh_edge.archiving import Archive
-from medmesh_edge.node import Node
+from medmesh_edge.node import Node, page
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import ColdTier
 from medmesh_edge.tiering import Tiering
@@ -74,7 +73,7 @@ async def door(private: Path) -> AsyncIterator[Door]:
             path.chmod(0o600)
         node = Node(opened, None)  # type: ignore[arg-type]
         token = await clients.create(opened, "pacs-viewer", "brain", "original", ("read", "write"), 30)
-        async with serve(application(node), host="127.0.0.1", port=0) as port:
+        async with serve(page(node), host="127.0.0.1", port=0) as port:
             root = f"http://127.0.0.1:{port}/dicom-web/brain"
             async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=30) as http:
                 yield Door(opened, root, token, http)

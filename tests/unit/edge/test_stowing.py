@@ -17,7 +17,7 @@ from tests.unit.archive.objects import made
 from tests.unit.edge.test_privacy import SETTINGS
 
 from medmesh.archive.tables import open_archive
-from medmesh.service.http import serve
+from medmesh.service.asgi import serve
 from medmesh_edge import archiving, clients
 from medmesh_edge.api import application
 from medmesh_edge.archiving import Archive

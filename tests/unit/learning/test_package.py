@@ -89,7 +89,7 @@ def test_weights_are_held_against_the_signature(private: Path) -> None:
 def test_a_worker_is_told_what_it_runs(private: Path) -> None:
     manifest = tiny(private).manifest
     told = manifest.told("numpy")
-    assert (told["entry"], told["custom"], told["classes"], told["images"]) == ("model", True, 2, [1, 8])
+    assert (told["entry"], told["custom"], told["classes"], told["sample"]) == ("model", True, 2, (1, 8, 8))
     with pytest.raises(Problem) as caught:
         manifest.told("torch")
     assert caught.value.code == "package.variant"

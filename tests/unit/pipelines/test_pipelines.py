@@ -195,7 +195,7 @@ def test_what_a_plan_states_is_repeated_exactly_or_refused(monkeypatch: pytest.M
     window = stated.steps[2].model_copy(update={"parameters": {**stated.steps[2].parameters, "width": 81}})
     altered = stated.model_copy(update={"steps": (*stated.steps[:2], window, *stated.steps[3:])})
     unknown = stated.model_copy(update={"steps": (stated.steps[0].model_copy(update={"step": "sharpen"}),)})
-    for wrong, code in ((altered, "pipelines.arithmetic"), (unknown, "pipelines.version")):
+    for wrong, code in ((altered, "pipelines.hash"), (unknown, "pipelines.version")):
         with pytest.raises(Problem) as refused:
             pipeline.of(wrong)
         assert refused.value.code == code

@@ -178,8 +178,9 @@ def status(folder: Path, watch: bool) -> int:
         while True:
             counts = states.counts(archive)
             through = sum(number for found in counts.values() for state, number in found.items() if state in ("cleaned", "quarantined"))
-            port = port_of(layout.folder)
-            document: dict[str, Any] = {"host": reception.host, "port": port, "accepts": len(reception.accept), "objects": counts}
+            port, tls_port = port_of(layout.folder), port_of(layout.folder, tls=True)
+            document: dict[str, Any] = {"host": reception.host, "port": port, "tls_port": tls_port}
+            document |= {"accepts": len(reception.accept), "objects": counts}
             if before >= 0:
                 document["per_second"] = round((through - before) / (time.monotonic() - began), 1)
             show(document)
@@ -189,7 +190,9 @@ def status(folder: Path, watch: bool) -> int:
             time.sleep(2)  # --watch: how often a person is shown it anew
     finally:
         archive.close()
-    if port is None:
+    if reception.tls is not None:
+        reception.tls.context(layout.folder)  # what is wrong with it
+    if port is None and tls_port is None:
         click.secho(say("The node does not receive: is it running?", "节点未在接收：是否已运行？"), fg="yellow", err=True)
     return 0
 

@@ -23,6 +23,7 @@ from medmesh.cli.session import show
 @click.option("--modality", default="", help="Of files that do not say it: MR, CT, ECG, EEG, AU ...  检查类型。")
 @click.option("--table", type=click.Path(exists=True, path_type=Path), help="CSV files are the table of this training package.")
 @click.option("--columns", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What the columns of the CSV files mean.")
+@click.option("--volumes", is_flag=True, help="DICOM files of one series are one volume.  同一序列合为一个三维体数据。")
 @click.option("--dry-run", is_flag=True, help="Say what would become of each file; write nothing.  仅预览，不写入。")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the files left out, and why, there (CSV).")
 @click.option("--json", "as_json", is_flag=True, help="No progress, JSON alone.")
@@ -34,6 +35,7 @@ def ingest(
     modality: str,
     table: Path | None,
     columns: Path | None,
+    volumes: bool,
     dry_run: bool,
     report: Path | None,
     as_json: bool,
@@ -44,7 +46,8 @@ def ingest(
     labels.csv in SOURCE says of each file (by name or path): file,label[,split][,patient][,modality][,name]. A DICOM object says itself
     whose it is; any other file needs `patient` there, or a folder sub-<patient>. Notes in which rules doubt whether somebody is named
     wait for a person (medmesh edge text); `name` holds the patient's names, to be found in them. Of a table only columns that the
-    hospital's own file names are read (docs/tutorial/heart-disease.md).
+    hospital's own file names are read (docs/tutorial/heart-disease.md). With --volumes a DICOM
+    series is one item, labelled by the name of any of its files; plans call it volume:CT, where images of it are CT.
 
     \b
     medmesh edge ingest /data/ecg --dataset ecg --ethics 2026-17 --dry-run
@@ -66,7 +69,7 @@ def ingest(
             options["progress"] = progress
             if table is not None and columns is not None:
                 return await tabular.ingest(site, source, columns, tabular.schema_of(table), dataset, **options)
-            return await intake.ingest(site, source, dataset, **options)
+            return await intake.ingest(site, source, dataset, series=volumes, **options)
 
     found = on_site(folder, work)
     if found.held and not dry_run:

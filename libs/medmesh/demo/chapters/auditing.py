@@ -13,6 +13,8 @@ from medmesh.auditing.signatures import Signatures
 from medmesh.client.audit import at_the_door, export_log, fetch_export
 from medmesh.client.doors import open_door
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.data import pipeline_of
+from medmesh.contracts.registry import ModelList
 from medmesh.demo.chapters import witnessing
 from medmesh.demo.evidence import alter_record, restore_record
 from medmesh.demo.processes import checker, medmesh
@@ -37,6 +39,7 @@ async def audit(stage: Stage, federation: str) -> None:
         stage.summary |= {"audit_entries": size, "audit_verified": verified == [], "own_signatures": report.signatures}
         stage.summary["own_signatures_verified"] = report.verified and report.signatures > len(stage.nodes)
         stage.happened("log verified offline", entries=size)
+        stage.summary["pipeline_verified"] = await _pipeline(stage)
         stage.summary["export_verified"] = await _export(stage)
         stage.summary["hospital_view_verified"] = await _own_view(stage, "xiehe")
         stage.summary["fork_refused"] = await witnessing.fork(stage, size)
@@ -96,6 +99,24 @@ async def _verify(stage: Stage, copy: Path, wanted: Wanted) -> tuple[Report, lis
     if report.verified and code == 0 and theirs["bodies"] == report.size:
         return report, []
     return report, [fault.seq for fault in report.faults if code == 1 and not report.verified]
+
+
+async def _pipeline(stage: Stage) -> bool:
+    """What the plan states of the data's pipeline, held by the checker against every training and registration in the log, and against
+    the lineage that the release was signed with."""
+    assert stage.view is not None
+    stated = pipeline_of(stage.view.plan.data)
+    assert stated is not None
+    declared = stage.folder / "pipeline.json"
+    declared.write_text(stated.model_dump_json())
+    hospitals = ",".join(stage.nodes)
+    code, found = await checker(
+        "pipeline", "--log", str(stage.folder / "log"), "--pipeline", str(declared), "--hospitals", hospitals, codes=(0, 1)
+    )
+    models = (await stage.people["li"].ask("/v1/models", ModelList)).models
+    (lineage,) = [one.lineage for one in models if f"{one.model}:{one.version}" == stage.summary["released_model"]]
+    stage.happened("the pipeline of the data found in every training's record", pipeline=found["hash"])
+    return code == 0 and found["hash"] == lineage.pipeline == stage.summary["pipeline"]["hash"]
 
 
 async def _export(stage: Stage) -> bool:

@@ -12,8 +12,9 @@ from medmesh.client.doors import open_door
 from medmesh.contracts.registry import ModelList
 from medmesh.demo import source
 from medmesh.demo.processes import medmesh
-from medmesh.demo.stage import MODEL, Stage
+from medmesh.demo.stage import MODEL, PACKAGE, Stage
 from medmesh.learning import metrics
+from medmesh.learning.package import pack
 
 
 async def release(stage: Stage, slices: list[source.Slice]) -> None:
@@ -61,7 +62,8 @@ async def classify(stage: Stage, slices: list[source.Slice]) -> None:
     counts = np.zeros((2, 2), dtype=np.int64)
     np.add.at(counts, (truths, predicted), 1)
     stage.summary["edge_acc"] = metrics.balanced_accuracy(counts)
-    x, y = await asyncio.to_thread(source.arrays, [s for s in slices if s.held_out][:64], 64)
+    data = pack(PACKAGE).manifest.images()
+    x, y = await asyncio.to_thread(source.arrays, [s for s in slices if s.held_out][:64], data)
 
     async def served() -> bool:
         models = (await stage.people["li"].request("GET", "/v1/served"))["models"]
@@ -70,7 +72,7 @@ async def classify(stage: Stage, slices: list[source.Slice]) -> None:
     await stage.until("the inference service to serve it", served)
     async with await open_door(stage.people["li"], "inference", stage.urls["inference"]) as door:
         for start in range(0, len(x), 16):
-            part = x[start : start + 16].astype(np.float32) / np.float32(255)
+            part = x[start : start + 16]
             tensor = {"name": "image", "datatype": "FP32", "shape": list(part.shape), "data": part.reshape(-1).tolist()}
             answer = await door.request("POST", f"/v2/models/{MODEL}/infer", {"inputs": [tensor]})
             logits = next(o for o in answer["outputs"] if o["name"] == "logits")

@@ -23,7 +23,7 @@ async def pooled(stage: Stage, slices: list[source.Slice]) -> None:
     given = stage.folder / "pooled-inputs"
     given.mkdir()
     for name, part in (("train", train), ("test", test)):
-        x, y = await asyncio.to_thread(source.arrays, part, 64)
+        x, y = await asyncio.to_thread(source.arrays, part, package.manifest.images())
         weights.save({"x": x, "y": y}, given / name)
     initial = await initial_weights(package, stage.seed, given / "w0")
     async with worker(package, stage.folder / "pooled") as running_worker:

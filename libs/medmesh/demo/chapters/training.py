@@ -17,6 +17,8 @@ from medmesh.demo.stage import BATCH, LEASE, MODEL, PACKAGE, RATE, ROUNDS, STEPS
 from medmesh.embedded.run import running
 from medmesh.errors import Problem
 from medmesh.learning import metrics
+from medmesh.learning.package import pack
+from medmesh.pipelines import words
 
 
 async def federate(stage: Stage) -> str:
@@ -43,6 +45,13 @@ async def federate(stage: Stage) -> str:
         reviews=stage.reviews(PACKAGE),
     )
     federation = str(made["federation"])
+    stated = pack(PACKAGE).manifest.images().pipeline
+    assert stated is not None
+    stage.summary["pipeline"] = {"name": stated.name, "hash": stated.hash, "steps": [words.step(one) for one in stated.steps]}
+    stage.say(
+        f"each hospital's node prepares its images by the pipeline {stated.name}, hash {stated.hash[:16]}",
+        f"各院节点按处理流程 {stated.name}（哈希 {stated.hash[:16]}）处理影像",
+    )
 
     async def invited(node: Process) -> bool:
         known = json.loads(await medmesh("edge", "federations", "--folder", str(node.folder)))

@@ -1,0 +1,63 @@
+"""A DICOM series as one volume: its slices along their normal, in rescaled values, with an affine to RAS+ millimetres (PS3.3 C.7.6.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmesh.errors import Problem
+from medmesh.imaging.reading import pixels, read
+from medmesh.pipelines.data import Data
+from medmesh.quality.dicom import of_series, slice_of
+
+TO_RAS = np.array([-1.0, -1.0, 1.0])
+"""DICOM's patient axes point left, posterior and superior."""
+
+
+def rescaled(dataset: Any) -> Data:
+    """float32 [rows, columns] of one object in its rescaled unit (PS3.3 C.11.1.1.2); what is shown with low values bright (MONOCHROME1,
+    C.7.6.3.1.2) is turned around within the stored range, so that high is always bright. Raises `Problem` (`imaging.*`)."""
+    pixels(dataset)  # refuses what is no grey frame, or cannot be decoded
+    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
+    stored = dataset.pixel_array.astype(np.float64)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        bits, signed = int(dataset.BitsStored), dataset.get("PixelRepresentation") == 1
+        stored = (-1.0 if signed else 2.0**bits - 1) - stored
+    values = (stored * slope + intercept).astype(np.float32)
+    return Data(values, unit=str(dataset.get("RescaleType") or ""))
+
+
+def volume(objects: Iterable[bytes]) -> Data:
+    """float32 [columns, rows, slices] of the objects of one series, in any order. Raises `Problem`: `imaging.*`, and `pipelines.unfit`
+    where slices are missing, lie unevenly, twice or in different directions, or do not say where they lie."""
+    planes: list[tuple[NDArray[np.float64], NDArray[np.float32]]] = []
+    slices, units, geometry = [], set(), None
+    for raw in objects:
+        dataset = read(raw)
+        one, data = slice_of(dataset), rescaled(dataset)
+        spacing = dataset.get("PixelSpacing")
+        if one.position is None or one.orientation is None or spacing is None or len(spacing) != 2:
+            raise _unfit("a slice does not say where it lies")
+        slices.append(one)
+        units.add(data.unit)
+        geometry = geometry or (np.array(one.orientation).reshape(2, 3), (float(spacing[0]), float(spacing[1])))
+        planes.append((np.array(one.position), data.values))
+    if (broken := of_series(slices)) or len(planes) < 2 or geometry is None:
+        raise _unfit(f"its series breaks the rule {broken[0].code}" if broken else "one slice is no volume")
+    (along_row, along_column), (between_rows, between_columns) = geometry
+    planes.sort(key=lambda plane: float(plane[0] @ np.cross(along_row, along_column)))
+    first, last = planes[0][0], planes[-1][0]
+    step = (last - first) / (len(planes) - 1)
+    if float(step @ np.cross(along_row, along_column)) < 1e-3:
+        raise _unfit("slices lie in one place")
+    affine = np.eye(4)
+    affine[:3] = np.stack([along_row * between_columns, along_column * between_rows, step, first], axis=1) * TO_RAS[:, None]
+    values = np.stack([plane.T for _, plane in planes], axis=2)
+    return Data(np.ascontiguousarray(values), affine=affine, unit=units.pop() if len(units) == 1 else "")
+
+
+def _unfit(reason: str) -> Problem:
+    return Problem("pipelines.unfit", step="load", reason=reason)
