@@ -93,6 +93,7 @@ async def test_each_filter_finds_what_fits_and_nothing_else(world: World) -> Non
         for query, verbs in expected.items():
             assert [e["record"]["sub"] for e in await found(auditor, **dict([query.split("=")]))] == verbs, query
         first = everything[0]["record"]
+        await left(world.p, "audit.search", len(expected))
         correlated = await found(auditor, correlation=(await found(auditor, verb="audit.search"))[0]["record"]["ctx"]["correlation"] or "-")
         assert correlated == []
         assert await found(auditor, to=first["t"]) == []

@@ -165,6 +165,7 @@ async def test_without_the_second_factor_shown_now_without_the_role_or_for_nowhe
     for _ in range(4):
         assert await chen.refused(code=wrong) == "governance.code_wrong"
     assert await chen.refused() == "governance.locked"
+    assert [record["entities"][0]["id"] for record in await records(p, "user.locked")] == ["chen"]
     assert p.emitted(g.EmergencyOpened) == []
 
 
@@ -207,7 +208,7 @@ async def test_it_ends_with_its_time_and_with_its_session_and_nobody_else_ends_i
     await later(p, minutes=60)
     await third.open()  # who opens the next one writes down that the last is over
     ended = [(record["entities"][0]["id"], record["detail"]["by"]) for record in await records(p, "emergency.end") if not record["out"]]
-    assert [by for _, by in ended] == ["time", "session", "administrator", "time"]
+    assert [by for _, by in ended] == ["time", "session", "person:sun@platform", "time"]
     assert ended[-1][0] == again.emergency
 
 

@@ -159,7 +159,7 @@ async def test_a_round_with_too_few_good_updates_is_tried_again_and_what_is_trai
     assert (await committed(p, 1)).participants == FOUR
     assert [(e.data.attempt, e.data.hospital) for e in p.emitted(UpdateFlagged)] == [(1, BAD)]
     (void,) = [record for record in await p.audited("federation") if record["sub"] == "federation.void"]
-    assert (void["out"], void["why"], void["detail"]["round"]) == (4, "federation.screened", 1)
+    assert (void["out"], void["why"], void["detail"]["round"]) == (4, "flagged", 1)
 
 
 async def test_what_dies_after_it_recorded_and_before_it_committed_leaves_the_same_out_again(

@@ -254,6 +254,8 @@ async def test_an_instance_that_was_thought_dead_changes_nothing_when_it_wakes(
         assert starts(p, job) == [(1, 0), (2, 10 if place == "checkpoint" else STEPS)]
         assert steps_told(p, job) == [5, 10, 15, 20, 24]
         assert len([found for found in p.emitted(JobFinished) if found.data.job == job]) == 1
+        ends = [record["entities"][0]["id"] for record in await p.audited("training") if record["sub"] == "training.finish"]
+        assert ends.count(job) == 1
 
 
 async def test_what_a_package_does_is_final_and_what_is_done_to_its_worker_is_tried_again(servers: RunningServers, private: Path) -> None:
