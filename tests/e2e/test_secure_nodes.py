@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 from tests.hospitals import completed, consented, enrolled, federation, pacs, until
 from tests.packages import tiny
+from tests.records import left
 from tests.world import World, small_world
 
 from medmesh.contracts.federation import FederationView
@@ -79,6 +80,8 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
         for node in nodes:
             async with node.site.unit() as uow:
                 assert len(await uow.all(select(secure_opened))) == 3, "which list was signed is never forgotten"
+        phases = {(r["agents"][0]["who"], r["detail"]["phase"]) for r in await left(world.p, "federation.secure", 3 * 3 * 4)}
+        assert phases >= {(f"hospital:{name}", phase) for name in HOSPITALS for phase in ("keys", "shares", "survivors", "reveal")}
     await asyncio.sleep(0)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import update
 from tests.platform import Platform, platform
 
@@ -34,6 +35,7 @@ from medmesh.contracts.governance import (
     OneTimeCode,
     OpenSession,
     RegisterHospital,
+    RegisterKey,
     RequestApproval,
     ResolveSession,
     RevokeApproval,
@@ -44,10 +46,11 @@ from medmesh.contracts.ingestion import DatasetReleased
 from medmesh.contracts.message import Event, ObjectRef
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.ledger.note import verifier_key
 from medmesh.security import approvals, totp
 from medmesh.security.authority import fingerprint, hospital_of, new_key, node_request
 from medmesh.security.keyring.file import FileKeys
-from medmesh.security.signing import Signer
+from medmesh.security.signing import Signer, key_fingerprint
 from medmesh_governance.handlers import expire
 from medmesh_governance.service import SERVICE
 from medmesh_governance.tables import approvals as approvals_table
@@ -267,3 +270,15 @@ async def test_what_was_not_executed_in_time_has_expired_before_and_after_the_sw
     await p.wait(ApprovalExpired, lambda found: found.data.approval == granted)
     assert len(p.emitted(ApprovalExpired)) == 2
     assert sorted(r["detail"]["state"] for r in await p.audited("governance") if r["sub"] == "approval.expire") == ["granted", "open"]
+
+
+async def test_a_key_is_announced_by_its_own_person_once_on_record(p: Platform) -> None:
+    key = Ed25519PrivateKey.generate().public_key()
+    theirs, li = verifier_key("person:li@platform", key), p.person("li", "researcher")
+    refused = await p.send(RegisterKey(key=verifier_key("person:wu@platform", key)), li)
+    assert (refused.problem or {})["code"] == "statement.other"
+    for _ in range(2):
+        assert ((await p.send(RegisterKey(key=theirs), li)).result or {})["key"] == theirs
+    (record,) = [r for r in await p.audited("governance") if r["sub"] == "key.register" and not r["out"]]
+    assert [(one["type"], one["id"]) for one in record["entities"]] == [("user", "li"), ("key", theirs)]
+    assert record["detail"] == {"fingerprint": key_fingerprint(theirs)}

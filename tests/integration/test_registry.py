@@ -32,7 +32,7 @@ from medmesh.contracts.registry import (
     VersionView,
     WithdrawModel,
 )
-from medmesh.contracts.system import DeadLetter, DeadLetters, ListDeadLetters
+from medmesh.contracts.system import DeadLetter, DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.imaging.preprocess import Preprocess
@@ -301,6 +301,10 @@ async def test_an_approval_counts_once_and_an_approval_of_something_else_is_not_
     assert len(p.emitted(ModelReleased)) == 1
     letters = await p.ask(ListDeadLetters(service="registry"), DeadLetters, p.person("qian", "system_administrator"))
     assert len(letters.letters) == 2
+    wanted = ReplayDeadLetter(service="registry", consumer=letters.letters[0].consumer, event=letters.letters[0].event)
+    assert not (await p.ask(wanted, Replayed, p.person("qian", "system_administrator"))).replayed, "it is as poisonous as it was"
+    (tried,) = [r for r in await p.audited("registry") if r["sub"] == "dead.replay"]
+    assert (tried["out"], tried["why"], tried["entities"][0]["id"]) == (4, "bus.poison", wanted.event)
     # Whoever reads a letter reads what somebody sent: that is recorded, and with it which.
     read = {record["entities"][0]["id"] for record in await _audits(p, "dead.read")}
     assert read == {letter.event for letter in letters.letters}

@@ -1,0 +1,100 @@
+"""What a node hears, decides and gives leaves its record at the hospital, and what is not about it leaves none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import insert
+from tests.unit.edge.test_privacy import SETTINGS, opened
+from tests.unit.federated.test_plan import plan
+
+from medmesh.contracts.federation import FederationInvited, RoundOpened, UpdateFlagged
+from medmesh.contracts.message import Event, ObjectRef, encode, envelope
+from medmesh.contracts.plan import plan_hash
+from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
+from medmesh.errors import Problem
+from medmesh.serving.repository import Repository
+from medmesh_edge import clients, consent, inbox, models
+from medmesh_edge.ports import Site, site
+from medmesh_edge.tables import federations
+
+PLAN = plan()
+
+
+@pytest.fixture
+async def node(private: Path) -> AsyncIterator[Site]:
+    SETTINGS.save(private)
+    async with site(private) as opened:
+        yield opened
+
+
+async def told(node: Site, *facts: Event, source: str = "federation") -> None:
+    start = await inbox.cursor(node)
+    for place, fact in enumerate(facts, start + 1):
+        await inbox.take(node, place, json.loads(encode(envelope(fact, source=source))))
+
+
+async def records(node: Site) -> list[dict[str, Any]]:
+    return [json.loads(body) for _, _, body in await node.database.unreceipted(1000)]
+
+
+async def said(node: Site) -> list[tuple[str, int, str]]:
+    return [(record["sub"], record["out"], record["why"]) for record in await records(node)]
+
+
+async def test_an_invitation_is_recorded_and_one_whose_plan_is_another_is_refused(node: Site) -> None:
+    package = ObjectRef(sha256=PLAN.package, bytes=1)
+    good = FederationInvited(hospitals=("a",), federation="f", plan=PLAN, plan_hash=plan_hash(PLAN), package=package)
+    await told(node, good.model_copy(update={"plan_hash": "9" * 64}), good)
+    assert await said(node) == [("federation.invitation", 8, "federation.plan_changed"), ("federation.invitation", 0, "")]
+    assert (await records(node))[1]["entities"][0] == {"type": "federation", "id": "f", "ver": "", "digest": plan_hash(PLAN)}
+
+
+async def test_a_round_that_is_not_ours_and_an_update_that_is_found_wrong_are_recorded(node: Site) -> None:
+    stranger = cast(RoundOpened, opened(PLAN, 1))
+    flagged = UpdateFlagged(hospitals=("a",), federation="f", round=2, attempt=1, hospital="a", flags=("unchanged",), excluded=True)
+    await told(node, stranger, flagged, flagged.model_copy(update={"hospital": "b"}))
+    assert await said(node) == [("federation.round", 8, "federation.not_assigned"), ("federation.flag", 4, "unchanged")]
+    assert (await records(node))[1]["detail"] == {"round": 2, "excluded": True}
+
+
+async def test_who_withdraws_is_recorded_once_and_who_takes_no_part_cannot(node: Site) -> None:
+    with pytest.raises(Problem) as caught:
+        await consent.withdraw(node, "f", "")
+    assert caught.value.code == "request.not_found"
+    values = {"federation": "f", "plan": PLAN.model_dump(mode="json"), "plan_hash": plan_hash(PLAN), "package": {}, "reason": ""}
+    async with node.unit() as uow:
+        await uow.execute(insert(federations).values(**values, state="running", at=uow.now))
+    for _ in range(2):
+        await consent.withdraw(node, "f", "a patient's wish")
+    assert await said(node) == [("federation.withdraw", 0, "")]
+    assert "wish" not in repr(await records(node)), "the reason is the hospital's"
+
+
+async def test_a_client_of_the_images_is_made_and_ended_on_record_and_its_token_is_in_none(node: Site) -> None:
+    token = await clients.create(node, "viewer", "brain", "original", ("read",), 30)
+    with pytest.raises(Problem):
+        await clients.create(node, "viewer", "brain", "clean", ("read",), 30)
+    await clients.revoke(node, "viewer")
+    with pytest.raises(Problem):
+        await clients.revoke(node, "viewer")
+    assert await said(node) == [("dicomweb.token_create", 0, ""), ("dicomweb.token_revoke", 0, "")]
+    made, ended = await records(node)
+    assert made["entities"][0]["id"] == ended["entities"][0]["id"] == "a/brain"
+    assert made["detail"] == {"client": "viewer", "realm": "original", "rights": "read", "days": 30}
+    assert token not in repr([made, ended])
+
+
+async def test_a_model_that_was_withdrawn_leaves_the_node_on_record(node: Site) -> None:
+    released = ModelReleased(hospitals=("a",), release="r-1", model="mri", version=3, manifest="", signature="", approval="")
+    withdrawn = ModelWithdrawn(hospitals=("a",), model="mri", version=3, reason="drift")
+    await told(node, released, withdrawn, source="registry")
+    repository = Repository(node.layout.models)
+    for _ in range(2):
+        assert not await models.install_waiting(node, cast(Any, None), repository)
+    removed = [record for record in await records(node) if record["sub"] == "model.remove"]
+    assert [(record["out"], record["entities"][0]["id"], record["entities"][0]["ver"]) for record in removed] == [(0, "mri", "3")]
