@@ -37,6 +37,7 @@ def compare(seed: int, folder: str) -> tuple[float, float]:
     from medmesh.federated.aggregation import aggregate
     from medmesh.learning import metrics, weights
     from medmesh.learning.adapter import Samples, Schedule
+    from medmesh.learning.package import pack
     from medmesh.learning.torch_adapter import ADAPTER
     from medmesh_edge.rounds import hospital_seed
 
@@ -44,7 +45,7 @@ def compare(seed: int, folder: str) -> tuple[float, float]:
     module, place = _module(), Path(folder) / str(seed)
     place.mkdir()
     slices = source.split(1400, seed)
-    x, y = source.arrays(slices, 64)
+    x, y = source.arrays(slices, pack(stage.PACKAGE).manifest.images())
     held_out, hospital = np.array([s.held_out for s in slices]), np.array([s.hospital for s in slices])
     data = {h: Samples(x[(hospital == h) & ~held_out], y[(hospital == h) & ~held_out]) for h in source.HOSPITALS}
     model = ADAPTER.build(module, {"width": 16, "classes": 2}, seed)
