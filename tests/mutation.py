@@ -32,7 +32,7 @@ from medmesh.store.unit import UnitOfWork
 
 ROOT = Path(__file__).parents[1]
 PLACES = ("services", "libs/medmesh/service")
-SUITES = ("tests/integration", "tests/e2e/test_node.py")
+SUITES = ("tests/integration", "tests/unit/edge", *(f"tests/e2e/test_{name}.py" for name in ("node", "chain", "secure_nodes", "pipelines")))
 NOTES = ROOT / "build" / "mutation"
 Chain = tuple[str, ...]
 """Where a record is left, innermost first: `services/…/handlers.py:12`."""

@@ -19,6 +19,7 @@ from tests.federations import living, submit
 from tests.hospitals import enrolled, federation, pacs, state_of, until
 from tests.integration.test_witnesses import ORIGIN, Hospital
 from tests.platform import Platform
+from tests.records import left as in_the_log
 from tests.rosters import acceptance
 from tests.world import World, small_world
 
@@ -297,6 +298,14 @@ async def test_a_node_refuses_rounds_that_do_not_continue_what_it_saw(scene: Sce
             values = {(row.round, row.attempt): row.value for row in await uow.all(select(chain))}
         assert values[number, 1] == back.chain
         assert not [place for place in values if place > (number, 1)], "what was refused is not part of the chain"
+        async with node.site.unit() as uow:
+            refused = sorted(row.code for row in await uow.all(select(tasks).where(tasks.c.state == "failed")))
+
+        async def recorded() -> bool:
+            return sorted(r["why"] for r in await in_the_log(p, "federation.train") if r["out"] == 8) == refused
+
+        assert len(refused) > len(lies)
+        await until(recorded, 30)
 
         # Where approvers of its roster signed just that, the node goes back with the others.
         told = follows(back, back.chain, **lie, attempt=14, **back_to(back, undoing(p, back, 0, first.base), first.base))

@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 from sqlalchemy import select
-from tests.integration.test_forget import ALONE, everything, prepare
+from tests.integration.test_forget import ALONE, everything, prepare, records
 from tests.unit.pipelines.test_series import AXIAL, SAGITTAL, series
 
 from medmesh.contracts.data import VolumeSchema
@@ -202,3 +202,5 @@ async def test_a_model_of_volumes_is_converted_installed_and_shown_what_it_was_t
     assert count == len(answers) == 2
     by_item = {one["item"]: one["probabilities"]["bleeding"] for one in answers}
     np.testing.assert_allclose([by_item[row.item] for row in rows], shares[:, 1], atol=1e-4)
+    left = [(r["sub"], r["detail"], r["entities"][0]["id"]) for r in records(at.layout.folder) if r["sub"].endswith(".infer")]
+    assert left == [("inference.infer", {"inputs": 2}, "bleeding"), ("patient.infer", {"patients": 2}, "bleeding")]
