@@ -21,7 +21,7 @@ from medmesh.security.residue import lock_down, wipe
 from medmesh.service.asgi import Application, Lazily, Observed, serve
 from medmesh.service.doorstep import Doorstep
 from medmesh.service.programs import TICK_SECONDS, Verification
-from medmesh.tasks import end
+from medmesh.tasks import end, uninterrupted
 from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, preparing, renewal, samples, secure
 from medmesh_edge.continuity import Continuity
@@ -76,15 +76,16 @@ class Node:
             ("tiers", self.tiering.step),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]
+        parts = [self._inbox(), self._progress(), self._watch(), Processes(self.site).run()]
+        parts += [self._loop(name, step, self.site.changed.of(name)) for name, step in loops]
+        tasks = [asyncio.ensure_future(part) for part in parts]
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._inbox())
-                group.create_task(self._progress())
-                group.create_task(self._watch())
-                group.create_task(Processes(self.site).run())
-                for name, step in loops:
-                    group.create_task(self._loop(name, step, self.site.changed.of(name)))
+            over, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in over:  # none ends by itself but by a mistake of ours
+                task.result()
         finally:
+            # Not a `TaskGroup`, which asks its tasks once: one that lost its cancellation in a library would keep the node for ever.
+            await uninterrupted(end(*tasks))
             await asyncio.shield(self.rounds.close())
 
     async def _consent(self) -> bool:
