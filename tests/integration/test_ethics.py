@@ -97,6 +97,8 @@ async def test_an_approval_is_written_once_and_what_it_ends_is_used_no_more(at: 
     assert await code(taken(at, private / "pacs", "LL-1")) == "ethics.not_valid"
     await approve(at, "LL-2")
     assert (await taken(at, private / "pacs", "LL-2")).known == ALL, "the same objects under another approval"
+    ingested = [one["detail"] for one in records(at.layout.folder) if one["sub"] == "edge.ingest" and not one["out"]]
+    assert [(one["stored"], one["known"]) for one in ingested][-1] == (0, ALL), "also that there was nothing new"
     assert await used(at) == ALL
     verbs = [one["sub"] for one in records(at.layout.folder) if one["sub"].startswith("ethics.")]
     assert verbs == ["ethics.record", "ethics.end", "ethics.record"]

@@ -71,6 +71,8 @@ async def test_again_is_the_same_and_a_correction_replaces_the_row(at: Site, pri
     before = await arrays(at)
     again = await tabular.ingest(at, *table(private), SCHEMA, "heart")
     assert (again.stored, again.known) == (0, COUNT)
+    ingested = [r["detail"] for r in records(at.layout.folder) if r["sub"] == "edge.ingest"]
+    assert [(one["stored"], one["known"]) for one in ingested] == [(COUNT, 0), (0, COUNT)], "also that there was nothing new"
     for was, now in zip(before, await arrays(at), strict=True):
         np.testing.assert_array_equal(was, now)
     await tabular.ingest(at, *table(private, older=10, bad=False), SCHEMA, "heart")
