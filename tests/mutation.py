@@ -111,7 +111,7 @@ class Mutants:
 
     def _without_each(self, items: dict[str, pytest.Item], whole: bool) -> None:
         while not all(_left(part).exists() for part in range(self.jobs)):
-            time.sleep(1)
+            time.sleep(1)  # another part is still running its tests as they are
         tests: dict[Chain, list[tuple[float, str]]] = defaultdict(list)
         for part in range(self.jobs):
             for record, seconds, test in json.loads(_left(part).read_text(encoding="utf-8")):
