@@ -113,7 +113,7 @@ def watched(world: World) -> None:
 async def invited(scene: Scene, hospitals: tuple[str, ...], *, approved: bool, **changed: Any) -> dict[str, Any]:
     """A federation whose real hospitals accept; who asked for the start, and got it, if anybody."""
     values = {"rounds": 1, "local_steps": 5, "baseline": False, "round_deadline_seconds": 20, **changed}
-    values |= {"accept_seconds": 60, "start_seconds": 0}  # it begins when all have answered
+    values |= {"accept_seconds": 60}
     made = await federation(scene.world, scene.researcher, scene.approver if approved else None, hospitals, **values)
     for name in set(hospitals) & set(scene.nodes):
         node = scene.nodes[name]

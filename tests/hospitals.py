@@ -99,7 +99,7 @@ async def federation(
         "round_deadline_seconds": 60,
         "lease_seconds": 8,
         "baseline": True,
-        "accept_seconds": 20,
+        "accept_seconds": 60,
         "small_cell": 0,
         "rehearsal": False,
         **changed,

@@ -37,6 +37,18 @@ class Records:
         return sorted((r["src"]["service"], r["sub"], r["out"], r["why"]) for r in await self.new())
 
 
+async def arrived(p: Platform) -> None:
+    """What is on its way to the log now is in it: what was answered before is recorded, and the record is sent on after the answer."""
+
+    async def waiting() -> set[str]:
+        return {id_ for runtime in p.runtimes.values() for _, id_, _ in await runtime.database.unreceipted(100_000)}
+
+    under_way = await waiting()
+    async with asyncio.timeout(30):
+        while under_way & await waiting():
+            await asyncio.sleep(0.05)
+
+
 async def left(p: Platform, verb: str, count: int = 1) -> list[dict[str, Any]]:
     """The records of a verb that the log holds, in its order, once there are `count`: what something in the background leaves."""
     wanted = select(entries.c.body).join(facts, facts.c.seq == entries.c.seq).where(facts.c.verb == verb).order_by(entries.c.seq)

@@ -30,6 +30,7 @@ from medmesh_edge.settings import Layout
 from medmesh_gateway.service import SERVICE as GATEWAY
 from medmesh_governance.service import SERVICE as GOVERNANCE
 from tests.platform import Platform, platform
+from tests.records import arrived
 
 TOKEN, PASSWORD = "one-time-token", "Correct-Horse-7-Battery"
 
@@ -72,7 +73,8 @@ class World:
         rosters.pin(Layout(node), self.p.rosters.book.versions, self.p.rosters.pin)
 
     async def records(self, auditor: Gateway, **query: Any) -> list[dict[str, Any]]:
-        """What the log holds, newest or oldest as it answers; waits until there is something."""
+        """What the log holds of what was answered until now, newest or oldest as it answers; waits until there is something."""
+        await arrived(self.p)
         async with await open_door(auditor, "audit", self.audit) as door, asyncio.timeout(20):
             while not (found := (await door.request("GET", "/v1/events", query=query))["events"]):
                 await asyncio.sleep(0.1)

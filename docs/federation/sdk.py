@@ -25,7 +25,6 @@ PLAN: dict[str, Any] = {
     "seed": 1,
     "min_participants": 2,
     "accept_seconds": 3600,
-    "start_seconds": 0,
     "round_deadline_seconds": 600,
     "evaluate_every": 1,
 }

@@ -66,7 +66,7 @@ async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(world: Wor
         made: dict[str, dict[str, Any]] = {}
         for name, parameters, local in CASES:
             plan = {"algorithm": name, "parameters": parameters, "local": local, "local_steps": 20, "learning_rate": "0.3"}
-            made[name] = await federation(world, researcher, approver, tuple(folders), accept_seconds=200, start_seconds=0, **plan)
+            made[name] = await federation(world, researcher, approver, tuple(folders), accept_seconds=200, **plan)
         for node in nodes:
             for one in made.values():
                 await until(lambda node=node, one=one: state_of(node, one))

@@ -171,7 +171,7 @@ class Journey:
         plan = {"rounds": 6, "local_steps": 1, "batch_size": 1, "learning_rate": "0.1", "seed": 7, "min_participants": 3}
         plan |= {"round_deadline_seconds": 600, "lease_seconds": 300, "screening": {"action": "quarantine"}, "rehearsal": False}
         about = {"name": "steered", "purpose": "a test", "initiator": "person:li@platform", "hospitals": FOUR}
-        made = await create_federation(li, TINY, **about, accept_seconds=120, start_seconds=0, **plan)
+        made = await create_federation(li, TINY, **about, accept_seconds=120, **plan)
         self.federation = made["federation"]
         for name in FOUR:
             signed = acceptance(self.field.sites[name].organisation(), self.federation, made["plan_hash"])

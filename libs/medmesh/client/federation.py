@@ -90,15 +90,16 @@ async def create_federation(
     initiator: str,
     hospitals: tuple[str, ...],
     accept_seconds: float,
-    start_seconds: float | None = None,
+    start_seconds: float = 0,
     small_cell: int = SMALL_CELL,
     rehearsal: bool | None = None,
     reviews: Sequence[str] = (),
     tell: Callable[[str], None] = _nothing,
     **plan: Any,
 ) -> dict[str, Any]:
-    """Answers `{"federation", "plan_hash"}`. Times count from now; `plan` has further fields of the plan. A package with code is rehearsed
-    first, unless `rehearsal` says otherwise, and `reviews` are the signed notes of who read it; `tell` hears the rehearsal's stages. Raises
+    """Answers `{"federation", "plan_hash"}`. Times count from now: it starts when all have answered or
+    `accept_seconds` are over, and not before `start_seconds`. `plan` has further fields of the plan. A package with code is rehearsed first,
+    unless `rehearsal` says otherwise, and `reviews` are the signed notes of who read it; `tell` hears the rehearsal's stages. Raises
     `Problem`; `federation.plan` names what contradicts."""
     package = pack(folder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,7 +124,7 @@ async def create_federation(
             signature=package.manifest.tensors,
             participants=hospitals,
             accept_by=now + timedelta(seconds=accept_seconds),
-            start_at=now + timedelta(seconds=accept_seconds if start_seconds is None else start_seconds),
+            start_at=now + timedelta(seconds=start_seconds),
             small_cell=small_cell,
             rehearsal=measured,
             **plan,

@@ -51,7 +51,6 @@ async def federate(stage: Stage, package: Path, name: str, purpose: str, **plan:
         "min_participants": len(stage.nodes),
         "round_deadline_seconds": 120,
         "accept_seconds": 180,
-        "start_seconds": 0,
         "seed": stage.seed,
         "small_cell": 0,  # a public data set: its counts may be told as they are
         **plan,

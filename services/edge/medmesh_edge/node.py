@@ -115,17 +115,17 @@ class Node:
                 more = await step()
                 failures = 0
             except Problem as problem:
-                self.last_problem, more = problem, False
+                self.last_problem = problem
                 failures += 1
                 if failures in (1, 10, 100):
                     log(f"edge.{name}.waiting", level=30, error=problem, failures=failures)
-                await asyncio.sleep(min(0.5 * 2 ** min(failures, 5), 10))
             except Exception as error:
-                more = False
                 failures += 1
                 log(f"edge.{name}.failed", level=40, error=error, failures=failures)
+            if failures:
+                # Tried again whether anybody wakes it or not: what it works on is still there.
                 await asyncio.sleep(min(0.5 * 2 ** min(failures, 5), 10))
-            if not more:
+            elif not more:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS if name in CLOCKED else IDLE_SECONDS):
                         await bell.wait()

@@ -31,7 +31,6 @@ async def federate(stage: Stage) -> str:
         initiator="person:li@platform",
         hospitals=tuple(stage.nodes),
         accept_seconds=180,
-        start_seconds=0,  # when all have answered
         rounds=ROUNDS,
         local_steps=STEPS,
         batch_size=BATCH,
