@@ -47,7 +47,8 @@ async def run(world: World, researcher: Any, approver: Any, nodes: list[Node], f
 
 
 async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(world: World) -> None:
-    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+    # Half of thirty patients: of which, is their hospital's secret, and of a quarter too few may be left for a count of five.
+    async with two_hospitals(world, holdout=0.5) as (researcher, approver, folders), AsyncExitStack() as stack:
         # Code that nobody read is another test's.
         (folders["huashan"] / "policy.toml").write_text(
             DEFAULT.replace("reviewers = 2", "reviewers = 0").replace("ethics = true", "ethics = false"), encoding="utf-8"

@@ -45,11 +45,11 @@ async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 
 
 @asynccontextmanager
-async def two_hospitals(world: World) -> AsyncIterator[tuple[Gateway, Gateway, dict[str, Path]]]:
+async def two_hospitals(world: World, **settings: Any) -> AsyncIterator[tuple[Gateway, Gateway, dict[str, Path]]]:
     admin = await world.admin()
     researcher = await world.user(admin, "li", "researcher")
     approver = await world.user(admin, "wu", "approver")
-    folders = {name: await enrolled(world, admin, approver, name) for name in ("huashan", "renji")}
+    folders = {name: await enrolled(world, admin, approver, name, **settings) for name in ("huashan", "renji")}
     for name, folder in folders.items():
         async with site(folder) as opened:
             outcome = await intake.ingest(opened, pacs(world.p.folder, name), "brain")

@@ -204,7 +204,7 @@ async def test_a_coordinator_that_dies_goes_on_with_the_same_result_and_nobody_a
 
 
 async def test_too_few_answers_void_the_round_and_the_next_attempt_has_the_same_seed(p: Platform) -> None:
-    await start(p, ("huashan", "renji"), round_deadline_seconds=2)
+    await start(p, ("huashan", "renji"), round_deadline_seconds=6)
     first = (await opened(p, 1)).data
     await submit(p, first, "huashan", 1.0)
     assert (await p.wait(RoundVoided)).data.attempt == 1

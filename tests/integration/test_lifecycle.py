@@ -71,13 +71,13 @@ async def test_while_it_is_paused_answers_are_taken_and_nothing_else_happens_and
 
 
 async def test_a_round_that_needs_more_time_gets_it(p: Platform) -> None:
-    federation = await start(p, THREE, rounds=1, round_deadline_seconds=4)
+    federation = await start(p, THREE, rounds=1, round_deadline_seconds=6)
     one = (await opened(p, 1)).data
     assert await said(p, ExtendRound(federation=federation, seconds=60)) == ""
     assert ((await p.wait(RoundExtended)).data.deadline - one.deadline).total_seconds() == 60
     for hospital in THREE[:2]:
         await submit(p, one, hospital, 1.0)
-    for _ in range(6):
+    for _ in range(8):
         await alive(p, *THREE)
         await asyncio.sleep(1)
     assert [r[2] for r in await rounds(p, federation)] == ["open"], "without it the round had closed with two"
