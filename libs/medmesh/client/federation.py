@@ -98,8 +98,8 @@ async def create_federation(
     **plan: Any,
 ) -> dict[str, Any]:
     """Answers `{"federation", "plan_hash"}`. Times count from now: it starts when all have answered or
-    `accept_seconds` are over, and not before `start_seconds`. `plan` has further fields of the plan. A package with code is rehearsed first,
-    unless `rehearsal` says otherwise, and `reviews` are the signed notes of who read it; `tell` hears the rehearsal's stages. Raises
+    `accept_seconds` are over, and not before `start_seconds`. `plan` has further fields of the plan. A package with code is rehearsed
+    first, unless `rehearsal` says otherwise, and `reviews` are the signed notes of who read it; `tell` hears the rehearsal's stages. Raises
     `Problem`; `federation.plan` names what contradicts."""
     package = pack(folder)
     with tempfile.TemporaryDirectory() as scratch:
