@@ -1,0 +1,53 @@
+"""How a node's loops go on: what one could not do, it tries again soon, although nobody wakes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.unit.edge.test_privacy import SETTINGS
+
+from medmesh.errors import Problem
+from medmesh.tasks import end
+from medmesh_edge.node import Node
+from medmesh_edge.ports import site
+
+
+@pytest.fixture
+async def node(private: Path) -> AsyncIterator[Node]:
+    SETTINGS.save(private)
+    async with site(private) as at:
+        made = Node(at, None)  # type: ignore[arg-type]
+        yield made
+        made.archive.close()
+        made.tiering.close()
+
+
+@pytest.mark.parametrize(
+    "error", [Problem("client.unreachable", url="https://127.0.0.1", reason="ConnectError"), RuntimeError("a fault of ours")]
+)
+async def test_what_failed_is_tried_again_soon_and_then_waits_to_be_woken(node: Node, error: Exception) -> None:
+    tries, bell, went_on = 0, asyncio.Event(), asyncio.Event()
+
+    async def step() -> bool:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise error
+        went_on.set()
+        return False
+
+    going = asyncio.create_task(node._loop("rounds", step, bell))
+    try:
+        async with asyncio.timeout(10):  # its pause is a second; what idles waits half a minute
+            await went_on.wait()
+        await asyncio.sleep(1.5)
+        assert tries == 2, "what is done is not done again"
+        went_on.clear()
+        bell.set()
+        async with asyncio.timeout(10):
+            await went_on.wait()
+    finally:
+        await end(going)
