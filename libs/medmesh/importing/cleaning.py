@@ -20,7 +20,7 @@ from medmesh.errors import Problem
 from medmesh.importing import stored
 from medmesh.importing.formats import arrays, cleaned, edf, found, wfdb
 from medmesh.importing.formats.arrays import NPY
-from medmesh.importing.formats.content import START, Content, Format, unsupported
+from medmesh.importing.formats.content import START, THIS, Content, Format, unsupported
 from medmesh.importing.formats.files import nameless_record
 from medmesh.importing.formats.identity import residue
 from medmesh.quality.rules import BLOCKING
@@ -90,6 +90,28 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
         return _object(_wrapped(data, picture, project.key, patient.strip(), modality or "OT"), project, picture=data)
     assert form is not None
     return _file(form, parts, project, patient.strip(), modality)
+
+
+def uncleaned(files: Mapping[str, bytes], item: str, modality: str = "") -> Clean:
+    """The same item with nothing taken out of it, for who simulates with data of their own: as it is kept, `item` its name. Raises
+    `Problem` (`formats.*`, `imaging.*`) for what is no volume, signal or sound."""
+    data = next(iter(files.values()))
+    form = found(data[:START])
+    if form is None:
+        raise Problem("formats.unknown", place=THIS)
+    if form.name == "dicom":
+        from medmesh.imaging import reading
+
+        header = reading.read(data, lazily=True)
+        group, patient, modality = "volume" if len(files) > 1 else "image", str(header.get("PatientID") or ""), str(header.get("Modality"))
+    else:
+        form, files = (NPY, {"0": _alone(data)}) if form.name == "npz" else (form, files)
+        if form.name not in GROUPS:
+            raise unsupported(f"files of the format {form.name}")
+        (group, usual), patient = GROUPS[form.name], ""
+        modality = modality or usual
+    raw = stored.pack(stored.Stored(item, form.name, files))
+    return Clean(item.encode(), patient, f"{group}:{modality}", raw, stored.MEDIA_TYPE, item=item)
 
 
 def _object(data: bytes, project: Project, picture: bytes | None = None) -> Clean:
