@@ -39,8 +39,8 @@ class Project:
     """How a project, or a hospital, has its data cleaned.
 
     `key` makes pseudonyms; `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels (TOML, as
-    `gate.read` takes it). `published`: whose they are is not known, and who brings a picture answers for the text in it; DICOM objects
-    and pictures alone are taken. An item that breaks a rule of quality in `blocking` is to be kept out.
+    `gate.read` takes it). `published`: whose they are is not known, and who brings a picture answers for the text in it. An item that
+    breaks a rule of quality in `blocking` is to be kept out.
     """
 
     key: bytes
@@ -82,7 +82,7 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
     data = next(iter(parts.values()))
     picture = next((kind for magic, kind in _PICTURES.items() if data.startswith(magic)), None)
     form = found(data[:START])
-    if picture is None and (form is None or form.name == "dicom" or project.published):
+    if picture is None and (form is None or form.name == "dicom" or (project.published and form.name not in (*GROUPS, "npz"))):
         return _object(data, project) if len(parts) == 1 else _series(list(parts.values()), project)
     if not project.published and not patient.strip():
         raise Problem("intake.no_patient")
@@ -231,9 +231,9 @@ def _prove(form: Format, made: Mapping[str, bytes], patient: str) -> None:
     from medmesh.text import find
 
     # A short number is in a header by chance: counts and ranges stand there too.
-    whose = Content("", {}, (("patient", patient),) if not patient.isdigit() or len(patient) >= _SURE else ())
+    whose = Content("", {}, (("patient", patient),) if patient and (not patient.isdigit() or len(patient) >= _SURE) else ())
     whole = next(iter(made.values()))
-    if residue(whose, b"", form.text(whole)) or any(find(words, [patient]) for words in _words(form, whole)):
+    if residue(whose, b"", form.text(whole)) or any(find(words, [patient] if patient else []) for words in _words(form, whole)):
         raise Problem("intake.residual")
 
 

@@ -5,31 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import pydicom
 
 from medmesh.errors import Problem
 from medmesh.importing.formats import files
-from medmesh.importing.port import Source
-
-
-class _Others:
-    """A source without some of its files."""
-
-    def __init__(self, source: Source, without: frozenset[str]) -> None:
-        self._source = source
-        self.name = source.name
-        self.names = tuple(name for name in source.names if name not in without)
-
-    def size(self, name: str) -> int:
-        return self._source.size(name)
-
-    def open(self, name: str) -> BinaryIO:
-        return self._source.open(name)
-
-    def close(self) -> None:
-        """It is the source's own."""
+from medmesh.importing.port import Source, Without
 
 
 def together(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
@@ -50,7 +31,7 @@ def together(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]
             yield names[0], Problem("intake.unreadable")
         except Problem as problem:
             yield names[0], problem
-    yield from files.together(_Others(source, frozenset(name for names in volumes for name in names)))
+    yield from files.together(Without(source, frozenset(name for names in volumes for name in names)))
 
 
 def _series(source: Source, name: str) -> str:

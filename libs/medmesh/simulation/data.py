@@ -141,7 +141,8 @@ def _items(place: Path, schema: VolumeSchema | SignalSchema, seed: int) -> Itera
     with opened(place) as source:
         labels = read_labels(source)
         for name, parts in together(source):
-            label = next((one for part in (name, *parts) if (one := label_of(part, labels)) is not None), None)
+            named = (name, *(() if isinstance(parts, Problem) else parts))  # a series has the label of any of its files
+            label = next((one for part in named if (one := label_of(part, labels)) is not None), None)
             if name == LABELS or label is None or label.label not in schema.classes:
                 continue
             try:

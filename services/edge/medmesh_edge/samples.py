@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import JSON, bindparam, func, select, tuple_
 
 from medmesh.canonical import parse
-from medmesh.contracts.data import DataSchema, TableSchema
+from medmesh.contracts.data import DataSchema, TableSchema, dtype_of
 from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
@@ -131,8 +131,8 @@ def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path, out
     patients = np.unique([row.patient for row in found], return_inverse=True)[1].astype(np.int64)
     temporary = path.with_suffix(".new")
     made = (pipelines.read(site, row, outputs[row.object]) if outputs else sample(site, row, schema) for row in found)
-    shape, dtype = (len(found), *schema.shape), "U8" if schema.kind == "images" and schema.pipeline is None else "F32"
-    weights.save_rows(temporary, "x", shape, dtype, made, {"y": truth(schema, found), "patients": patients})
+    beside = {"y": truth(schema, found), "patients": patients}
+    weights.save_rows(temporary, "x", (len(found), *schema.shape), dtype_of(schema), made, beside)
     temporary.replace(path)
 
 
