@@ -62,11 +62,12 @@ steps = [
 """
 
 
-def package(folder: Path, data: str, inputs: int) -> Path:
+def package(folder: Path, data: str, inputs: int, classes: int = 2) -> Path:
     """One linear layer, without code."""
     folder.mkdir()
-    head = '[package]\nname = "items"\nversion = "1.0.0"\nframework = "numpy"\n\n[[layers]]\nkind = "linear"\nout = 2\n'
-    tensors = (("bias", [2]), ("weight", [inputs, 2]))
+    head = '[package]\nname = "items"\nversion = "1.0.0"\nframework = "numpy"\n\n[[layers]]\nkind = "linear"\n'
+    tensors = (("bias", [classes]), ("weight", [inputs, classes]))
+    head += f"out = {classes}\n"
     said = "".join(f'\n[[tensors]]\nname = "{name}"\nshape = {shape}\ndtype = "F32"\n' for name, shape in tensors)
     (folder / "medmesh.toml").write_text(head + data + said)
     return folder
