@@ -1,4 +1,4 @@
-"""A node takes newer versions of the roster from the platform, and refuses those that the keepers it knows did not sign; both are recorded."""
+"""A node takes newer versions of the roster from the platform, and refuses those that its keepers did not sign; both are recorded."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ async def said(node: Site) -> list[tuple[str, int, str]]:
 
 async def test_what_its_keepers_did_not_sign_is_refused_and_recorded(node: Site, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, others = Rosters.create(private / "ours.json"), Rosters.create(private / "others.json")
+    others.add_hospitals("nobody")  # a second version, which would follow the first of ours
     roster.pin(node.layout, ours.book.versions, ours.pin)
     offered = others
 
