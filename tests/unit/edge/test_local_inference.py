@@ -54,4 +54,4 @@ async def test_an_inference_at_the_hospital_is_recorded_and_one_that_is_refused_
     assert unknown[:3] == ("access.unproven", 8, "actor.missing")
     assert answered == ("inference.infer", 0, "", {"inputs": 2})
     assert refused[:2] == ("inference.infer", 4)
-    assert refused[2].startswith("inference."), refused
+    assert refused[2].startswith("serving."), refused
