@@ -30,7 +30,7 @@ from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
-from medmesh_edge import consent, inbox, intake, outgoing
+from medmesh_edge import consent, inbox, intake, outgoing, storing
 from medmesh_edge.labels import Label
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
@@ -159,9 +159,9 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
         batch.append((str(n), intake.Prepared(f"{n:032d}", sample.patient, sample.modality, sample.kept, ())))
         waiting += len(batch[-1][1].data)
         if waiting >= intake.BATCH_BYTES:
-            await intake.store(site, DATASET, batch, labels, b"", outcome)
+            await storing.store(site, DATASET, batch, labels, b"", outcome)
             batch, waiting = [], 0
-    await intake.store(site, DATASET, batch, labels, b"", outcome)
+    await storing.store(site, DATASET, batch, labels, b"", outcome)
     await intake.finish(site, DATASET, outcome)
 
 
