@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 from pydicom.data import get_testdata_file
 
@@ -73,6 +74,17 @@ def image(number: int, *, study: int = 0, **values: object) -> pydicom.Dataset:
     return found
 
 
+def stack(missing: int = 0, count: int = 5) -> list[pydicom.Dataset]:
+    """A series, 1 mm apart, without its slice number `missing`."""
+    dice = np.random.default_rng(1)
+    made = []
+    for number in range(1, count + 1):
+        one = image(number, InstanceNumber=number, ImagePositionPatient=[0, 0, float(number)], ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+        one.PixelData = dice.integers(0, 900, (one.Rows, one.Columns), np.int16).tobytes()
+        made.append(one)
+    return [one for one in made if one.InstanceNumber != missing]
+
+
 def file(found: pydicom.Dataset) -> bytes:
     """As a file."""
     buffer = BytesIO()
@@ -89,13 +101,18 @@ def rows(folder: Path, query: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The audit records that the node has yet to send."""
+def node_rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    """What the node's own store holds."""
     connection = sqlite3.connect(folder / "store.db")
     try:
-        return [json.loads(body) for (body,) in connection.execute("SELECT body FROM audit_outbox ORDER BY n")]
+        return connection.execute(query).fetchall()
     finally:
         connection.close()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The audit records that the node has yet to send."""
+    return [json.loads(body) for (body,) in node_rows(folder, "SELECT body FROM audit_outbox ORDER BY n")]
 
 
 def receiving(layout: Layout, us: str = "CT1") -> Peer:

@@ -19,7 +19,7 @@ from medmesh.canonical import parse
 from medmesh.cli.edge import edge
 from medmesh.contracts.data import TableSchema
 from medmesh.errors import Problem
-from medmesh_edge import described, ethics, forgetting, intake, quality, samples, tabular, texts
+from medmesh_edge import described, ethics, forgetting, intake, quality, samples, storing, tabular, texts
 from medmesh_edge.ethics import Approval
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.ports import Site, site
@@ -126,13 +126,13 @@ async def test_a_rejected_note_stays_out(at: Site, private: Path) -> None:
 
 async def test_killed_at_any_line_a_decision_is_whole_or_made_again(at: Site, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await intake.ingest(at, folder(private), "notes")
-    real = intake.store
+    real = storing.store
 
     async def killed(*arguments: Any, **options: Any) -> Any:
         await real(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(intake, "store", killed)
+    monkeypatch.setattr(storing, "store", killed)
     with pytest.raises(KeyboardInterrupt):
         await texts.release(at, 1, "li")
     monkeypatch.undo()

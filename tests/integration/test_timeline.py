@@ -14,7 +14,7 @@ from medmesh.errors import Problem
 from medmesh.timeline import records as kept
 from medmesh.timeline.events import Identity
 from medmesh.timeline.terms import Term, Vocabulary
-from medmesh_edge import ethics, forgetting, intake, timeline
+from medmesh_edge import ethics, forgetting, storing, timeline
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Settings
 
@@ -254,7 +254,7 @@ async def test_a_cohort_is_asked_coded_and_exported(at: Site, private: Path) -> 
     splits = {one["subject_id"]: one["split"] for one in pq.read_table(private / "meds" / meds.subject_splits_filepath).to_pylist()}
     for n in range(12):
         subject = timeline.namer(at).subject(own(n))
-        testing = intake.held_out(subject.patient, timeline.namer(at).key, at.settings.holdout)
+        testing = storing.held_out(subject.patient, timeline.namer(at).key, at.settings.holdout)
         assert (splits[subject.subject_id] == "held_out") == testing, "held out here as there"
 
     assert await timeline.confirm(at, "heart", local, "", "", "li") == local

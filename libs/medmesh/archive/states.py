@@ -204,6 +204,15 @@ def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
     return found
 
 
+def unsettled(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many studies of each project more may come for, or something is on its way of: what is new of them is not used yet."""
+    wanted = (
+        "SELECT s.project, count(*) FROM studies t JOIN scopes s ON s.id = t.scope"
+        " WHERE t.revision > t.settled AND s.realm = 'original' GROUP BY 1 ORDER BY 1"
+    )
+    return dict(connection.execute(wanted).fetchall())
+
+
 @dataclass(frozen=True, slots=True)
 class Study:
     """A study nothing more came for: `cleaned` and `quarantined` count its objects. `revision` grows with every change."""

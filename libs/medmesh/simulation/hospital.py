@@ -29,7 +29,7 @@ from medmesh.store.database import Database
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
-from medmesh_edge import consent, inbox, intake, outgoing
+from medmesh_edge import consent, inbox, intake, outgoing, storing
 from medmesh_edge.labels import Label
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
@@ -154,7 +154,7 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
         (str(n), intake.Prepared(f"{n:032d}", sample.patient, sample.modality, sample.data, ())) for n, sample in enumerate(samples)
     ]
     labels = {str(n): Label(sample.label, "test" if sample.held_out else "train") for n, sample in enumerate(samples)}
-    await intake.store(site, DATASET, prepared, labels, b"", outcome)
+    await storing.store(site, DATASET, prepared, labels, b"", outcome)
     await intake.finish(site, DATASET, outcome)
 
 

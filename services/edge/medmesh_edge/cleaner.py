@@ -46,13 +46,13 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
             faulthandler.dump_traceback_later(SECONDS * 2, exit=True)
             try:
                 busy = await cleaner.step()
+                settled = worker == 0 and (
+                    await settle(opened, connection, reception().settle_seconds) or bool(await take_over(opened, connection))
+                )
             except Problem as problem:  # of the hospital's own files, not of an object: it waits until they are mended
                 log("dicom.clean_waits", level=40, error=problem)
                 await asyncio.sleep(WAIT_SECONDS)
                 continue
-            settled = worker == 0 and (
-                await settle(opened, connection, reception().settle_seconds) or bool(await take_over(opened, connection))
-            )
             if not (busy or settled):
                 await asyncio.sleep(LOOK_SECONDS)
             else:

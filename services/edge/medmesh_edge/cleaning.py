@@ -1,12 +1,13 @@
-"""The pipeline: received objects are read, indexed, de-identified, verified, checked and become items of their data set.
+"""The pipeline: received objects are read, indexed, de-identified, verified, checked and become items of their data set
+once their study is settled.
 
 Two stores are written, the archive's index and the node's own, in this order, and every step may be done twice:
 
     1  archive: the originals' places in the index; what contradicts it is quarantined
-    2  node:    patients' keys, de-identified bytes, items (`intake.store`)
+    2  node:    patients' keys, de-identified bytes, items that wait (`storing.store`)
     3  archive: the de-identified objects' rows and places; the originals are through
 
-What is judged of series as wholes, and told of studies, comes when nothing more comes for them (`settling`).
+What is judged of series as wholes, and told of studies, comes when nothing more comes for them, and what waited is used then (`settling`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from medmesh.archive.states import Row
 from medmesh.archive.tables import scope, transaction
 from medmesh.errors import Problem
 from medmesh.telemetry import log
-from medmesh_edge import intake
+from medmesh_edge import intake, storing
 from medmesh_edge.intake import How, Prepared
 from medmesh_edge.ports import Site
 from medmesh_edge.reception import Accept
@@ -190,7 +191,7 @@ class Cleaner:
         entry = self._entry(project, called)
         number = entry.ethics if entry is not None else ""
         try:
-            refused = await intake.store(self._site, project, prepared, {}, self._key, intake.Outcome(), ethics=number)
+            refused = await storing.store(self._site, project, prepared, {}, self._key, intake.Outcome(), ethics=number, settled=False)
         except Problem as problem:
             if not problem.code.startswith("ethics."):
                 raise

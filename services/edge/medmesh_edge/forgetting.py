@@ -34,7 +34,19 @@ from medmesh.timeline import records as timelines
 from medmesh_edge import originals, samples, withdrawn
 from medmesh_edge import patients as keys
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import consents, datasets, federations, forgettings, held_texts, items, outputs, patients, results, tasks
+from medmesh_edge.tables import (
+    consents,
+    datasets,
+    federations,
+    forgettings,
+    held_texts,
+    items,
+    outputs,
+    patients,
+    results,
+    tasks,
+    unsettled,
+)
 
 REASONS = ("withdrawn", "requested", "expired", "mistake", "ordered")
 """Words, so that no free text repeats who it was: consent withdrawn, the patient asked, the time to keep is over, taken in by
@@ -123,17 +135,14 @@ async def _erase(site: Site, request: str, by: str) -> None:
         if row is None:  # another process did it meanwhile
             return
         names, subjects = await timelines.same_person(uow, row.patient)
-        mine = await uow.all(select(items.c.item, items.c.object).where(items.c.patient.in_(names)))
+        mine = [row for table in (items, unsettled) for row in await uow.all(select(table.c.object).where(table.c.patient.in_(names)))]
         made = await uow.all(select(outputs.c.output).where(outputs.c.patient.in_(names)))
         held = await uow.all(select(held_texts.c.object).where(held_texts.c.patient.in_(names), held_texts.c.object != ""))
         affected = await _affected(uow, site, names)
         affected["datasets"] += [f"{site.settings.hospital}/{one}" for one in await timelines.projects(uow, subjects)]
         await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient.in_(names)))))
-        await uow.execute(delete(items).where(items.c.patient.in_(names)))
-        await uow.execute(delete(held_texts).where(held_texts.c.patient.in_(names)))
-        await uow.execute(delete(outputs).where(outputs.c.patient.in_(names)))
-        await uow.execute(delete(consents).where(consents.c.patient.in_(names)))
-        await uow.execute(delete(patients).where(patients.c.patient.in_(names)))
+        for table in (items, unsettled, held_texts, outputs, consents, patients):
+            await uow.execute(delete(table).where(table.c.patient.in_(names)))
         for name in affected["datasets"]:  # without the patient it is another version
             which = datasets.c.dataset == name.partition("/")[2]
             await uow.execute(update(datasets).where(which).values(version=datasets.c.version + 1))

@@ -7,12 +7,12 @@ import asyncio
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.canonical import canonical
@@ -23,11 +23,11 @@ from medmesh.quality.rules import BLOCKING
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.text import as_text, sift
-from medmesh_edge import patients
+from medmesh_edge import storing
 from medmesh_edge.admission import refused_of
 from medmesh_edge.labels import LABELS, Label, label_of, read_labels, subject_of
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import datasets, items, results
+from medmesh_edge.tables import datasets, items
 
 BATCH = 50
 BATCH_BYTES = 64 << 20
@@ -127,12 +127,6 @@ def prepare_note(
     return Prepared(item, who, f"text:{name}", canonical({"item": item, "text": sifted.text}), quality, "application/json", said)
 
 
-def held_out(patient: str, key: bytes, share: float) -> bool:
-    """Whether a patient's samples are for testing only: the same answer for every image of a patient, forever."""
-    digest = hmac.new(key, b"held-out\0" + patient.encode(), hashlib.sha256).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
 async def ingest(
     site: Site,
     folder: Path,
@@ -204,7 +198,7 @@ async def _take(
         outcome.held += sum(entry.item not in refused for _, entry in doubted)
         outcome.rejected.update(refused.values())
     else:
-        refused = await store(site, dataset, sure, labels, key, outcome, ethics=ethics)
+        refused = await storing.store(site, dataset, sure, labels, key, outcome, ethics=ethics)
         if any(entry.modality.startswith("text:") for _, entry in batch):
             from medmesh_edge import texts
 
@@ -315,71 +309,3 @@ def _rows(
         if label:
             labels[made.item] = Label(label, "")
         yield made.item, made
-
-
-async def store(
-    site: Site,
-    dataset: str,
-    prepared: list[tuple[str, Prepared]],
-    labels: dict[str, Label],
-    key: bytes,
-    outcome: Outcome,
-    *,
-    ethics: str = "",
-) -> dict[str, str]:
-    """Who may be taken in, then keys, then objects, then rows: a row never names bytes that are not there, or that nobody can open.
-    Answers the items that may not, with the reason. Raises `Problem` (`ethics.*`) when nobody may."""
-    if not prepared:
-        return {}
-    async with site.unit() as uow:
-        refused = await refused_of(uow, site, [entry for _, entry in prepared], ethics)
-        outcome.rejected.update(refused.values())
-        prepared = [(name, entry) for name, entry in prepared if entry.item not in refused]
-        keys = await patients.ensure(uow, site, {entry.patient for _, entry in prepared})
-    refs = {e.item: await patients.images(site, keys[e.patient]).put(e.data, e.media_type) for _, e in prepared}
-    async with site.unit() as uow:
-        if set(keys) - set(await patients.known(uow, site, keys)):
-            raise Problem("edge.patient_forgotten")
-        stored: set[str] = set()
-        known = {row.item for row in await uow.all(select(items.c.item).where(items.c.item.in_(list(refs))))}
-        for name, entry in prepared:
-            label = label_of(name, labels)
-            split = label.split if label else ""
-            testing = split == "test" if split else held_out(entry.patient, key, site.settings.holdout)
-            values = {
-                "item": entry.item,
-                "dataset": dataset,
-                "patient": entry.patient,
-                "modality": entry.modality,
-                "object": refs[entry.item].sha256,
-                "label": (label.label or None) if label else None,
-                "held_out": testing,
-                "ethics": ethics,
-                "at": uow.now,
-            }
-            changed = {name: values[name] for name in ("label", "held_out", "object", "dataset", "ethics")}
-            await uow.execute(upsert(items).values(values).on_conflict_do_update(index_elements=["item"], set_=changed))
-            if entry.item in known:
-                outcome.known += 1
-            else:
-                outcome.stored += 1
-                stored.add(entry.patient)
-            known.add(entry.item)
-        about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"),)
-        for record in patients.about_patients(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
-            uow.audit(record)
-    return refused
-
-
-async def take_out(site: Site, dataset: str, objects: Sequence[str]) -> int:
-    """Take the items whose bytes these are out of a data set, which is another version then; how many. May be done twice."""
-    async with site.unit() as uow:
-        mine = (items.c.dataset == dataset) & items.c.object.in_(objects)
-        await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(mine))))
-        gone = len(await uow.all(delete(items).where(mine).returning(items.c.item)))
-        if gone:
-            await uow.execute(update(datasets).where(datasets.c.dataset == dataset).values(version=datasets.c.version + 1))
-        kept = {row.object for row in await uow.all(select(items.c.object).where(items.c.object.in_(objects)))}
-    for sha256 in sorted(set(objects) - kept):
-        await site.objects.delete(sha256)
-    return gone

@@ -1,10 +1,12 @@
 """Studies that nothing more comes for: their series are judged as wholes, and they are told of.
 
-A series that breaks a rule which blocks in its data set (slices are missing) is held back, object by object, at the stage `series`; what
-was an item of the data set is none any more. It comes back by itself when the series is whole, as late slices make it. All of it may be
-done twice: the node's store first, then the archive, so that a kill between them leaves the study to be settled again.
+Until then their items wait, and nobody uses them. A series that breaks a rule which blocks in its data set (slices are missing) is held
+back, object by object, at the stage `series`; what was an item of the data set is none any more. It comes back by itself when the series is
+whole, as late slices make it. All of it may be done twice: the node's store first, then the archive, so that a kill between them leaves the
+study to be settled again.
 
-A study is one record and a new version of its data set, once for each of its revisions.
+A study is one record and a new version of its data set, once for each of its revisions, in the transaction from which on its items are
+used: those that were judged, and no others that came meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from medmesh.archive.states import Study
 from medmesh.archive.tables import transaction
 from medmesh.quality.dicom import GEOMETRY, Slice, of_series, slice_of_header
 from medmesh.quality.rules import RULES
-from medmesh_edge import intake
+from medmesh_edge import intake, storing
 from medmesh_edge.ports import Site
 
 STAGE = "series"
@@ -30,10 +32,11 @@ _OF_SERIES = frozenset(code.removeprefix("quality.") for code in RULES["series"]
 
 @dataclass(slots=True)
 class Verdict:
-    """What of a study is to be held back (objects by reason), and what no longer."""
+    """What of a study is to be held back (objects by reason), what no longer, and what is fit to be used."""
 
     hold: dict[str, list[int]] = field(default_factory=dict)
     release: list[int] = field(default_factory=list)
+    fit: list[int] = field(default_factory=list)
 
 
 async def settle(site: Site, connection: sqlite3.Connection, seconds: float) -> bool:
@@ -46,7 +49,7 @@ async def settle(site: Site, connection: sqlite3.Connection, seconds: float) -> 
                 for one in verdict.release:
                     states.release(connection, one)
         else:
-            await _tell(site, connection, await _hold(site, connection, study, verdict.hold))
+            await _tell(site, connection, await _hold(site, connection, study, verdict.hold), verdict.fit)
     return bool(found)
 
 
@@ -68,6 +71,7 @@ def judge(connection: sqlite3.Connection, study: Study, blocking: frozenset[str]
         broken = [one.code for one in of_series(slices) if one.code in blocking] if judged else []
         if not broken:
             verdict.release += ids["quarantined"]
+            verdict.fit += ids["cleaned"]
         elif ids["cleaned"]:
             verdict.hold.setdefault(",".join(broken), []).extend(ids["cleaned"])
     return verdict
@@ -84,7 +88,7 @@ async def _hold(site: Site, connection: sqlite3.Connection, study: Study, hold: 
     every = [one for ids in hold.values() for one in ids]
     if not every:
         return study
-    await intake.take_out(site, study.project, [sha256 for _, sha256 in _made_of(connection, every)])
+    await storing.take_out(site, study.project, [sha256 for _, sha256 in _made_of(connection, every)])
     with transaction(connection):
         states.forget(connection, [made for made, _ in _made_of(connection, every)])
         for reason, ids in hold.items():
@@ -99,10 +103,12 @@ def _made_of(connection: sqlite3.Connection, originals: Sequence[int]) -> list[t
     return connection.execute(wanted, (json.dumps(list(originals)),)).fetchall()
 
 
-async def _tell(site: Site, connection: sqlite3.Connection, study: Study) -> None:
+async def _tell(site: Site, connection: sqlite3.Connection, study: Study, fit: Sequence[int]) -> None:
     # The node's store first: told there and not yet here, it is told once all the same.
     async with site.unit() as uow:
-        if await uow.journal.remember("dicom.study", f"{study.project}/{study.id}/{study.revision}", uow.now):
+        new = await storing.admit(uow, study.project, [sha256 for _, sha256 in _made_of(connection, fit)])
+        untold = await uow.journal.remember("dicom.study", f"{study.project}/{study.id}/{study.revision}", uow.now)
+        if untold or new:  # numbers of studies that are gone are given again
             outcome = intake.Outcome(stored=study.cleaned)
             outcome.rejected["dicom.quarantined"] = study.quarantined
             await intake.complete(uow, site, study.project, outcome, revision=study.revision)

@@ -18,7 +18,7 @@ from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.text import Kind, Review
-from medmesh_edge import intake, patients
+from medmesh_edge import patients, storing
 from medmesh_edge.admission import refused_of
 from medmesh_edge.intake import Outcome, Prepared
 from medmesh_edge.labels import Label, label_of
@@ -146,7 +146,7 @@ async def release(site: Site, number: int, by: str, *, keep: Sequence[int] = (),
     labels = {row.item: Label(row.label, row.split)} if row.label or row.split else {}
     key, outcome = read_secret(site.layout.site_key).strip(), Outcome()
     # Stored first: killed before the decision is written, it is decided again, and a rejection takes it away.
-    _may(await intake.store(site, row.dataset, [(row.item, made)], labels, key, outcome, ethics=row.ethics))
+    _may(await storing.store(site, row.dataset, [(row.item, made)], labels, key, outcome, ethics=row.ethics))
     async with site.unit() as uow:
         decided = {"state": "released", "review": review.document(), "by": by[:80], "at": uow.now}
         done = await uow.execute(update(held_texts).where(_HELD, *_numbered(number), held_texts.c.digest == row.digest).values(decided))

@@ -33,11 +33,11 @@ from medmesh.timeline.tables import subjects
 from medmesh.timeline.terms import Suggestion, Vocabulary
 from medmesh_edge import patients, withdrawn
 from medmesh_edge.ethics import admitted, usable
-from medmesh_edge.intake import held_out
 
 if TYPE_CHECKING:
     from medmesh.timeline.export import Exported
     from medmesh_edge.ports import Site
+from medmesh_edge.storing import held_out
 
 TUNING = 0.1
 """The share of those who are not held out that a model is tuned on."""

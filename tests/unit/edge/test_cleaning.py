@@ -11,23 +11,24 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import ImplicitVRLittleEndian
-from sqlalchemy import select
-from tests.dicoms import file, image, node, records, rows
+from sqlalchemy import func, select, update
+from tests.dicoms import file, image, node, records, rows, stack
 
 from medmesh.archive import states
 from medmesh.archive.receive import Origin, Receiver
 from medmesh.archive.tables import open_archive, transaction
+from medmesh.contracts.data import ImageSchema
 from medmesh.errors import Problem
 from medmesh.security.keys import read_secret
 from medmesh.store.objects.envelope import Wrapping
-from medmesh_edge import cleaning, forgetting, patients, review, settling
+from medmesh_edge import cleaning, described, forgetting, intake, patients, review, samples, settling, storing
 from medmesh_edge.cleaning import Cleaner
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site, site
 from medmesh_edge.quality import held, judge
 from medmesh_edge.reception import Accept
 from medmesh_edge.settling import settle
-from medmesh_edge.tables import datasets, items
+from medmesh_edge.tables import datasets, items, unsettled
 
 
 @asynccontextmanager
@@ -52,6 +53,15 @@ async def through(cleaner: Cleaner) -> None:
         pass
 
 
+CT = ImageSchema(modality="CT", image_size=16, channels=1, classes=("none", "tumour"))
+
+
+async def used(at: Site) -> int:
+    """How many items there are for whoever looks."""
+    async with at.unit() as uow:
+        return len(await uow.all(select(items.c.item)))
+
+
 STATES = "SELECT state, stage, reason FROM objects o JOIN scopes s ON s.id = o.scope WHERE realm = 'original' ORDER BY o.id"
 
 
@@ -60,6 +70,7 @@ async def test_objects_become_items_and_a_project_sees_them_without_names(privat
         receive(receiver, image(1), image(2), image(1, study=1))
         await through(cleaner)
         assert rows(private, STATES) == [("cleaned", "", "")] * 3
+        assert await settle(at, cleaner._connection, 0)
         async with at.unit() as uow:
             found = await uow.all(select(items).order_by(items.c.item))
             keys = await patients.known(uow, at, {one.patient for one in found})
@@ -172,8 +183,8 @@ async def test_one_object_in_two_files_is_one_and_two_objects_with_one_uid_are_a
             ("quarantined", "index", "uid_conflict"),
             ("quarantined", "index", "patient_conflict"),
         ]
-        async with at.unit() as uow:
-            assert len(await uow.all(select(items.c.item))) == 1
+        await settle(at, cleaner._connection, 0)
+        assert await used(at) == 1
 
 
 async def test_killed_anywhere_it_comes_to_the_same(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +193,7 @@ async def test_killed_anywhere_it_comes_to_the_same(private: Path, monkeypatch: 
 
     async with opened(private) as (at, receiver, cleaner):
         receive(receiver, *(image(number) for number in range(3)))
-        steps = [(cleaning.index, "put"), (cleaning.intake, "store"), (cleaning.states, "clean_object"), (cleaning.states, "cleaned")]
+        steps = [(cleaning.index, "put"), (cleaning.storing, "store"), (cleaning.states, "clean_object"), (cleaning.states, "cleaned")]
         for module, name in steps:
             with monkeypatch.context() as patched:
                 whole = getattr(module, name)
@@ -204,8 +215,9 @@ async def test_killed_anywhere_it_comes_to_the_same(private: Path, monkeypatch: 
         await through(cleaner)
         assert rows(private, STATES) == [("cleaned", "", "")] * 3
         assert rows(private, "SELECT count(*) FROM instances") == [(6,)]
-        async with at.unit() as uow:
-            assert len(await uow.all(select(items.c.item))) == 3
+        assert await used(at) == 0
+        assert await settle(at, cleaner._connection, 0)
+        assert await used(at) == 3
 
 
 async def test_an_object_that_ends_its_worker_again_and_again_is_held_back(private: Path) -> None:
@@ -291,17 +303,6 @@ async def test_a_policy_that_is_broken_costs_no_object(private: Path) -> None:
         assert rows(private, STATES) == [("cleaned", "", "")]
 
 
-def stack(missing: int = 0, count: int = 5) -> list[pydicom.Dataset]:
-    """A series, 1 mm apart, without its slice number `missing`."""
-    dice = np.random.default_rng(1)
-    made = []
-    for number in range(1, count + 1):
-        one = image(number, InstanceNumber=number, ImagePositionPatient=[0, 0, float(number)], ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
-        one.PixelData = dice.integers(0, 900, (one.Rows, one.Columns), np.int16).tobytes()
-        made.append(one)
-    return [one for one in made if one.InstanceNumber != missing]
-
-
 async def test_what_blocks_is_the_projects_to_say(private: Path) -> None:
     async with opened(private) as (at, receiver, cleaner):
         at.layout.policy.write_text('[quality]\nbrain = ["clipped"]\n')
@@ -314,6 +315,7 @@ async def test_what_blocks_is_the_projects_to_say(private: Path) -> None:
         receive(receiver, white, flat())
         await through(cleaner)
         assert rows(private, STATES)[1:] == [("quarantined", "quality", "clipped")], "the same object again is known"
+        await settle(at, cleaner._connection, 0)
         report = await judge(at, "brain")
         assert report.held == {"clipped": 1}
         assert {one["code"]: one["blocking"] for one in report.document()["rules"]}["constant_image"]
@@ -324,17 +326,11 @@ async def test_what_blocks_is_the_projects_to_say(private: Path) -> None:
 
 async def test_a_series_with_a_hole_is_held_back_until_it_is_whole(private: Path) -> None:
     async with opened(private) as (at, receiver, cleaner):
-
-        async def here() -> int:
-            async with at.unit() as uow:
-                return len(await uow.all(select(items.c.item)))
-
         receive(receiver, *stack(missing=3))
         await through(cleaner)
-        assert await here() == 4
         assert await settle(at, cleaner._connection, 0)
         assert rows(private, STATES) == [("quarantined", "series", "missing_slices")] * 4
-        assert (await here(), rows(private, "SELECT count(*) FROM objects")) == (0, [(4,)]), "nothing of it is in the data set"
+        assert (await used(at), rows(private, "SELECT count(*) FROM objects")) == (0, [(4,)]), "nothing of it is in the data set"
         assert not list(at.objects.objects()), "nor are its bytes kept"
         assert [one["detail"]["rejected"] for one in records(private) if one["sub"] == "edge.ingest"] == [4]
         assert held(at, "brain") == {"missing_slices": 4}
@@ -349,8 +345,82 @@ async def test_a_series_with_a_hole_is_held_back_until_it_is_whole(private: Path
             await through(cleaner)
             await settle(at, cleaner._connection, 0)
         assert rows(private, STATES) == [("cleaned", "", "")] * 5
-        assert await here() == 5
+        assert await used(at) == 5
         assert not await settle(at, cleaner._connection, 0)
+
+
+async def test_nobody_uses_what_a_pacs_sends_before_its_study_is_settled(private: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+
+        async def seen() -> tuple[int, int, int, int | None]:
+            """By a round, by a plan's count, by whoever looks, and the version that is told."""
+            found = await samples.cohort(at, CT)
+            told = await described.descriptor(at, "brain")
+            return len(await samples.rows(at, CT, held_out=False)), found.samples, await used(at), told.samples
+
+        async def version() -> int:
+            async with at.unit() as uow:
+                return int((await uow.execute(select(func.coalesce(func.max(datasets.c.version), 0)))).scalar_one())
+
+        whole, late = stack(count=6)[:5], stack(count=6)[5]
+        receive(receiver, *whole)
+        await through(cleaner)
+        await settle(at, cleaner._connection, 60)
+        async with at.unit() as uow:  # as a hospital that knows what they show
+            await uow.execute(update(unsettled).values(label="none", held_out=False))
+        assert rows(private, STATES) == [("cleaned", "", "")] * 5
+        assert (await seen(), await version()) == ((0, 0, 0, None), 0)
+        assert states.unsettled(cleaner._connection) == {"brain": 1}
+        assert await settle(at, cleaner._connection, 0)
+        assert (await seen(), await version()) == ((5, 5, 5, 5), 1)
+        assert states.unsettled(cleaner._connection) == {}
+
+        receive(receiver, late)
+        await through(cleaner)
+        assert (await seen(), await version()) == ((5, 5, 5, 5), 1), "what was settled is used on, and what came late is not"
+        async with at.unit() as uow:
+            await uow.execute(update(unsettled).values(label="none", held_out=False))
+        assert await settle(at, cleaner._connection, 0)
+        assert (await seen(), await version()) == ((6, 6, 6, 6), 2)
+
+
+async def test_what_comes_while_a_study_is_settled_waits_for_the_next_time(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        whole = stack(count=6)
+        receive(receiver, *whole[:4])
+        await through(cleaner)
+        tell = settling._tell
+
+        async def later(*given: Any) -> None:
+            receive(receiver, whole[5])  # there is a hole now
+            await through(cleaner)
+            await tell(*given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(settling, "_tell", later)
+            await settle(at, cleaner._connection, 0)
+        assert await used(at) == 4, "those that were judged"
+        assert await settle(at, cleaner._connection, 0)
+        assert (await used(at), held(at, "brain")) == (0, {"missing_slices": 5})
+
+
+async def test_what_waits_goes_with_its_patient_and_gives_way_to_what_is_taken_in_by_hand(private: Path, tmp_path: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, image(1), image(1, study=1))
+        await through(cleaner)
+        await forgetting.ask(at, forgetting.who(at, "P0000"), "mistake", "somebody")
+        for one in await forgetting.waiting(at):
+            if one["state"] == "asked":
+                await forgetting.approve(at, one["request"], "somebody else")
+        async with at.unit() as uow:
+            (left,) = await uow.all(select(unsettled))
+        assert list(at.objects.objects()) == [left.object]
+        (tmp_path / "a.dcm").write_bytes(file(image(1, study=1)))
+        (tmp_path / "labels.csv").write_text("file,label\na.dcm,tumour\n")
+        assert (await intake.ingest(at, tmp_path, "brain")).stored == 1
+        await settle(at, cleaner._connection, 0)
+        async with at.unit() as uow:
+            assert [one.label for one in await uow.all(select(items.c.label))] == ["tumour"], "it knows more, and came after"
 
 
 async def test_a_series_with_a_hole_is_no_matter_where_the_project_says_so(private: Path) -> None:
@@ -378,6 +448,7 @@ async def test_killed_while_a_series_is_held_back_it_comes_to_the_same(private: 
                 patched.setattr(module, name, killed)
                 with pytest.raises(Killed):
                     await settle(at, cleaner._connection, 0)
+            assert await used(at) == 0
         await settle(at, cleaner._connection, 0)
         assert rows(private, STATES) == [("quarantined", "series", "missing_slices")] * 4
         assert rows(private, "SELECT count(*) FROM objects") == [(4,)]
@@ -385,3 +456,26 @@ async def test_killed_while_a_series_is_held_back_it_comes_to_the_same(private: 
         assert [one["detail"] for one in records(private) if one["sub"] == "edge.ingest"] == [
             {"stored": 0, "known": 0, "rejected": 4, "revision": 4}
         ]
+
+
+async def test_killed_while_a_study_is_settled_its_items_are_used_once_it_is_told(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    async with opened(private) as (at, receiver, cleaner):
+        receive(receiver, *stack())
+        await through(cleaner)
+        for module, name, there in ((storing, "admit", 0), (settling.intake, "complete", 0), (states, "told", 5)):
+            with monkeypatch.context() as patched:
+                patched.setattr(module, name, killed)
+                with pytest.raises(Killed):
+                    await settle(at, cleaner._connection, 0)
+            told = [one for one in records(private) if one["sub"] == "edge.ingest"]
+            assert (await used(at), len(told)) == (there, there // 5)
+        await settle(at, cleaner._connection, 0)
+        assert await used(at) == 5
+        assert [one["detail"]["stored"] for one in records(private) if one["sub"] == "edge.ingest"] == [5]
+        assert not await settle(at, cleaner._connection, 0)

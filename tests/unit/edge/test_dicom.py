@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.dicoms import Sender, answers, children, data_set, file, image, kill, mutants, receiving, rows, running, until
+from tests.dicoms import Sender, answers, children, data_set, file, image, kill, mutants, node_rows, receiving, rows, running, stack, until
 
 from medmesh.archive.objects import Objects
 from medmesh.archive.states import STAGES
@@ -24,6 +24,7 @@ from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.settings import Layout
 
 UNDONE = "SELECT count(*) FROM objects WHERE state IN ('received', 'cleaning')"
+USED = "SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM unsettled)"
 ITEMS = "SELECT count(*), count(DISTINCT sop) FROM objects o JOIN scopes s ON s.id = o.scope WHERE realm = 'clean'"
 
 
@@ -75,6 +76,7 @@ async def killing(layout: Layout, kills: int, seed: int) -> None:
     assert count == distinct
     assert originals == 2 * count, "each has its clean object"
     assert rows(layout.folder, "SELECT count(*) FROM instances WHERE object NOT IN (SELECT id FROM objects)") == [(0,)]
+    await until(lambda: node_rows(layout.folder, USED) == [(count, 0)])
 
 
 async def mutating(layout: Layout, count: int, seed: int) -> None:
@@ -105,6 +107,29 @@ async def test_what_is_received_and_killed_and_broken(private: Path) -> None:
         await asyncio.to_thread(_dcmtk, layout)
     assert children("medmesh_edge") == []
     assert not layout.dicom_port.exists()
+
+
+async def test_a_series_with_a_hole_is_never_in_its_data_set(private: Path) -> None:
+    async with running(private, cleaners=2) as layout:
+        text = layout.dicom.read_text()
+        layout.dicom.write_text(text.replace("settle_seconds = 0.5", "settle_seconds = 5"))
+        folder, late, seen = private / "out", private / "late", {0}
+        for where in (folder, late):
+            where.mkdir()
+        for one in stack(count=6):
+            one.save_as((late if one.InstanceNumber == 3 else folder) / f"{one.InstanceNumber}.dcm")
+        await asyncio.to_thread(scu.send, receiving(layout), sorted(folder.iterdir()))
+
+        def held() -> bool:
+            seen.add(node_rows(layout.folder, "SELECT count(*) FROM items")[0][0])
+            return rows(layout.folder, "SELECT count(*) FROM objects WHERE stage = 'series'") == [(5,)]
+
+        await until(held)
+        assert seen == {0}
+        for pid in children("medmesh_edge.cleaner"):
+            kill(pid)
+        await asyncio.to_thread(scu.send, receiving(layout), list(late.iterdir()))
+        await until(lambda: node_rows(layout.folder, USED) == [(6, 0)])
 
 
 def _dcmtk(layout: Layout) -> None:

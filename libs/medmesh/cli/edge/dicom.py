@@ -163,7 +163,8 @@ def send(folder: Path, peer: str, source: Path) -> int:
 @FOLDER
 @click.option("--watch", is_flag=True, help="Again every two seconds, with the rate.")
 def status(folder: Path, watch: bool) -> int:
-    """Where the node receives, and how many objects of each data set are in each state.  接收状态。"""
+    """Where the node receives, how many objects of each data set are in each state, and how many of its studies more may come for:
+    what is new of those is used once they are settled.  接收状态；未完整的检查暂不使用。"""
     from medmesh.archive import states
     from medmesh.archive.tables import open_archive
     from medmesh_edge.dicom import port_of
@@ -180,7 +181,7 @@ def status(folder: Path, watch: bool) -> int:
             through = sum(number for found in counts.values() for state, number in found.items() if state in ("cleaned", "quarantined"))
             port, tls_port = port_of(layout.folder), port_of(layout.folder, tls=True)
             document: dict[str, Any] = {"host": reception.host, "port": port, "tls_port": tls_port}
-            document |= {"accepts": len(reception.accept), "objects": counts}
+            document |= {"accepts": len(reception.accept), "objects": counts, "unsettled": states.unsettled(archive)}
             if before >= 0:
                 document["per_second"] = round((through - before) / (time.monotonic() - began), 1)
             show(document)
