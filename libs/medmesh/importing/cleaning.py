@@ -114,7 +114,7 @@ def _object(data: bytes, project: Project, picture: bytes | None = None) -> Clea
 def _series(objects: Sequence[bytes], project: Project) -> Clean:
     """The objects of one DICOM series as one volume, each cleaned and verified as any other. Raises `Problem` (`intake.series`) too."""
     from medmesh.imaging import reading
-    from medmesh.quality.dicom import of_series, slice_of
+    from medmesh.quality.dicom import broken, slice_of
 
     made = [_object(one, project) for one in objects]
     headers = [reading.read(one.data, lazily=True) for one in made]
@@ -122,7 +122,7 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
     if len(belongs) != 1:
         raise Problem("intake.series")
     patient, modality, uid = belongs.pop()
-    whole = {finding.code for finding in of_series([slice_of(header) for header in headers])} & project.blocking
+    whole = set(broken([slice_of(header) for header in headers], project.blocking))
     item = _hash(f"series {uid}")
     raw = stored.pack(stored.Stored(item, "dicom", {str(place): one.data for place, one in enumerate(made)}))
     quality = tuple(sorted({code for one in made for code in one.quality} | whole))
