@@ -117,6 +117,8 @@ async def test_a_watch_that_was_switched_off_is_missed(servers: RunningServers, 
         await risen("weakened", weakened + 1)
         assert set(await _weak(log)) == {"watch:ddl_command_end", "right:entries:update"}
         await sql.execute("ALTER EVENT TRIGGER audit_ddl_command_end ENABLE ALWAYS")
+    told = {record["detail"]["what"] for record in await left(log, "audit.alarm.weakened", 2)}
+    assert told == {"watch:ddl_command_end", "right:entries:update"}
 
 
 async def test_dropping_a_table_is_noted_or_refused(servers: RunningServers, log: Platform) -> None:

@@ -106,3 +106,8 @@ async def test_a_hospitals_node_records_what_it_verified_and_says_what_was_chang
         async with running(layout.folder):
             raise AssertionError("it must not start")
     assert caught.value.code == "program.changed"
+    async with site(layout.folder) as again:
+        found = [json.loads(body) for _, _, body in await again.database.unreceipted(100)]
+    assert [r["why"] for r in found if r["sub"] == "program.verify"] == ["", "program.changed", "program.changed"], (
+        "also why it did not start"
+    )
