@@ -27,6 +27,7 @@ from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
+from _pytest.warnings import catch_warnings_for_item
 
 from medmesh.store.unit import UnitOfWork
 
@@ -144,7 +145,8 @@ def failure(item: pytest.Item) -> str:
     """Run one test, and say why it fails; what the session has set up stays up."""
     item.session._setupstate.teardown_exact(item.parent)  # what an earlier test's file had set up
     item._initrequest()  # type: ignore[attr-defined]  # as at its collection: the fixtures of an earlier run are gone
-    reports = runtestprotocol(item, log=False, nextitem=item.parent)  # type: ignore[arg-type]
+    with catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item):  # as its marks have it
+        reports = runtestprotocol(item, log=False, nextitem=item.parent)  # type: ignore[arg-type]
     return next((f"{report.when}: {report.longreprtext.splitlines()[-1]}" for report in reports if report.failed), "")
 
 

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from medmesh import telemetry
@@ -25,7 +26,10 @@ from medmesh_edge.ports import site
 from medmesh_edge.reception import Reception
 from medmesh_edge.settling import settle
 
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.05
+"""How often a worker with nothing to do looks for objects: one read of an index."""
+SETTLE_SECONDS = 0.25
+"""How often the first of them looks for what is complete, busy or not."""
 WAIT_SECONDS = 5.0
 
 
@@ -40,23 +44,22 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
         with transaction(connection):
             states.restore(connection, worker, of)
         key = read_secret(opened.layout.site_key).strip()
+        settling = 0.0
         cleaner = Cleaner(opened, connection, objects, key, (worker, of), lambda *sent: reception().entry(*sent))
         while not stop.is_set() and os.getppid() == parent:
             # What holds on to the interpreter, as a decoder may, ends the process: the object is tried alone then, and given up at last.
             faulthandler.dump_traceback_later(SECONDS * 2, exit=True)
             try:
                 busy = await cleaner.step()
-                settled = worker == 0 and (
-                    await settle(opened, connection, reception().settle_seconds) or bool(await take_over(opened, connection))
-                )
+                if worker == 0 and time.monotonic() >= settling:
+                    await settle(opened, connection, reception().settle_seconds)
+                    await take_over(opened, connection)
+                    settling = time.monotonic() + SETTLE_SECONDS
             except Problem as problem:  # of the hospital's own files, not of an object: it waits until they are mended
                 log("dicom.clean_waits", level=40, error=problem)
                 await asyncio.sleep(WAIT_SECONDS)
                 continue
-            if not (busy or settled):
-                await asyncio.sleep(LOOK_SECONDS)
-            else:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0 if busy else LOOK_SECONDS)
         faulthandler.cancel_dump_traceback_later()
         connection.close()
 

@@ -123,6 +123,8 @@ async def test_a_peer_stores_searches_and_retrieves(door: Door) -> None:
     assert frames == [coloured.pixel_array[1].tobytes(), coloured.pixel_array[0].tobytes()]
     packed = await door.call(lambda c: c.retrieve_instance_frames(*place, [1], media_types=("image/dicom-rle",)))
     assert packed == [next(iter(pydicom.encaps.generate_frames(coloured.PixelData, number_of_frames=2)))]
+    done = ["dicomweb.token_create", "dicomweb.store", *["dicomweb.search"] * 5, *["dicomweb.retrieve"] * 8]
+    assert [(one["sub"], one["out"]) for one in await door.records()] == [(verb, 0) for verb in done], "each call is one record"
 
 
 async def test_every_request_leaves_its_record_and_no_record_names_a_patient(door: Door) -> None:
