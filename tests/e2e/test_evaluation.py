@@ -51,7 +51,10 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
     async with two_hospitals(world, holdout=0.5) as (researcher, approver, folders), AsyncExitStack() as stack:
         # Code that nobody read is another test's.
         (folders["huashan"] / "policy.toml").write_text(
-            DEFAULT.replace("reviewers = 2", "reviewers = 0").replace("ethics = true", "ethics = false"), encoding="utf-8"
+            DEFAULT.replace("reviewers = 2", "reviewers = 0")
+            .replace("ethics = true", "ethics = false")
+            .replace("min_samples = 20", "min_samples = 1"),
+            encoding="utf-8",
         )
         policy = folders["renji"] / "policy.toml"
         policy.write_text(policy.read_text(encoding="utf-8").replace("small_cell = 0 ", "small_cell = 3 "), encoding="utf-8")

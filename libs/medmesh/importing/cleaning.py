@@ -11,7 +11,7 @@ import hmac
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,6 +24,9 @@ from medmesh.importing.formats.content import START, Content, Format, unsupporte
 from medmesh.importing.formats.files import nameless_record
 from medmesh.importing.formats.identity import residue
 from medmesh.quality.rules import BLOCKING
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 DICOM = "application/dicom"
 GROUPS = {"nifti": ("volume", "OT"), "npy": ("volume", "OT"), "wfdb": ("signal", "ECG"), "edf": ("signal", "EEG"), "wav": ("signal", "AU")}
@@ -83,40 +86,63 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
     picture = next((kind for magic, kind in _PICTURES.items() if data.startswith(magic)), None)
     form = found(data[:START])
     if picture is None and (form is None or form.name == "dicom" or project.published):
-        return _object(data, project) if len(parts) == 1 else _series(list(parts.values()), project)
+        return _alone(data, project) if len(parts) == 1 else _series(list(parts.values()), project)
     if not project.published and not patient.strip():
         raise Problem("intake.no_patient")
     if picture is not None:
-        return _object(_wrapped(data, picture, project.key, patient.strip(), modality or "OT"), project, picture=data)
+        return _alone(_wrapped(data, picture, project.key, patient.strip(), modality or "OT"), project, picture=data)
     assert form is not None
     return _file(form, parts, project, patient.strip(), modality)
 
 
-def _object(data: bytes, project: Project, picture: bytes | None = None) -> Clean:
+def _alone(data: bytes, project: Project, picture: bytes | None = None) -> Clean:
+    """One object that is no part of a volume here: where faces must go, what may show one cannot be judged by a slice."""
+    from medmesh.imaging import reading
+    from medmesh.imaging.deidentify import Options, faces
+
+    original = reading.read(data, lazily=True)
+    if Options.parse(project.options).faces and faces.may_show(original):
+        raise Problem("imaging.face_alone")
+    return _object(original, project, picture=picture)
+
+
+def _object(
+    original: Dataset, project: Project, *, picture: bytes | None = None, faceless: bool = False, meant: frozenset[str] = frozenset()
+) -> Clean:
+    """`faceless`: it is of a volume whose face was removed. Rules of quality in `meant` are broken on purpose."""
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, deidentify, gate
     from medmesh.imaging.verify import verify
     from medmesh.quality.dicom import check
 
-    original = reading.read(data, lazily=True)
     chosen = Options.parse(project.options)
     own = (*gate.read(project.rules), *gate.default()) if project.rules else None
-    done = deidentify(original, project.key, chosen, rules=gate.OPEN if picture is not None and project.published else own)
+    rules = gate.OPEN if picture is not None and project.published else own
+    done = deidentify(original, project.key, chosen, rules=rules, faceless=faceless)
     result = reading.write(done.dataset)
     if verify(original, result, kept=chosen.kept):
         raise Problem("intake.residual")
-    broken = tuple(check(done.dataset, project.blocking))
+    broken = tuple(check(done.dataset, project.blocking - meant))
     source = f"sop\0{original.SOPInstanceUID}".encode() if picture is None else b"bytes\0" + picture
     modality = str(done.dataset.get("Modality") or "")
     return Clean(source, done.patient, modality, result, uid=done.sop_uid, item=_hash(done.sop_uid), quality=broken)
 
 
 def _series(objects: Sequence[bytes], project: Project) -> Clean:
-    """The objects of one DICOM series as one volume, each cleaned and verified as any other. Raises `Problem` (`intake.series`) too."""
+    """The objects of one DICOM series as one volume, without its face where that is asked for, each cleaned and verified as any other.
+    Raises `Problem` (`intake.series`) too."""
     from medmesh.imaging import reading
+    from medmesh.imaging.deidentify import Options, faces
+    from medmesh.importing import defacing
     from medmesh.quality.dicom import broken, slice_of
 
-    made = [_object(one, project) for one in objects]
+    if Options.parse(project.options).faces and any(faces.may_show(reading.read(one, lazily=True)) for one in objects):
+        originals = [reading.read(one, lazily=True) for one in objects]
+        # a slice that lay in front of the face altogether is blank now, and that is no defect
+        meant = [frozenset({"constant_image"} if changed else ()) for changed in defacing.of_series(originals)]
+        made = [_object(one, project, faceless=True, meant=fine) for one, fine in zip(originals, meant, strict=True)]
+    else:
+        made = [_object(reading.read(one, lazily=True), project) for one in objects]
     headers = [reading.read(one.data, lazily=True) for one in made]
     belongs = {(one.patient, one.modality, str(header.SeriesInstanceUID)) for one, header in zip(made, headers, strict=True)}
     if len(belongs) != 1:
@@ -164,14 +190,16 @@ def _wrapped(data: bytes, kind: str, key: bytes, patient: str, modality: str) ->
 
 
 def _file(form: Format, parts: dict[str, bytes], project: Project, patient: str, modality: str) -> Clean:
+    from medmesh.imaging.deidentify import Options, faces
     from medmesh.imaging.pseudonyms import pseudonym
+    from medmesh.importing import defacing
     from medmesh.quality.inspecting import codes_of
 
     data = next(iter(parts.values()))
     if form.name == "csv":
         raise Problem("intake.columns_needed")
     if form.name == "npz":
-        form, data = NPY, _alone(data)
+        form, data = NPY, _only_array(data)
     if form.name not in GROUPS:
         raise unsupported(f"files of the format {form.name}")
     said = form.describe(io.BytesIO(data), len(data)).identity
@@ -182,10 +210,15 @@ def _file(form: Format, parts: dict[str, bytes], project: Project, patient: str,
         if form is NPY and content.kind != "volume":
             raise unsupported("arrays of fewer than three axes: a picture is a PNG, a signal says its rate")
         made = {"0": edf.standard(one) if form.name == "edf" else one}
-    _prove(form, made, patient)
     group, usual = GROUPS[form.name]
     who = pseudonym(patient, project.key)
+    # Before a face goes: software that removes it need not do the same twice.
     source = b"\0".join((b"file", who.encode(), form.name.encode(), *(hashlib.sha256(one).digest() for one in made.values())))
+    if group == "volume" and Options.parse(project.options).faces and not faces.modality_is_flat(modality or usual):
+        if form.name != "nifti":
+            raise Problem("imaging.face_failed", reason="an array does not say how a head lies in it; bring NIfTI or DICOM")
+        made = {name: defacing.of_nifti(one, modality or usual) for name, one in made.items()}
+    _prove(form, made, patient)
     item = hmac.new(project.key, source, hashlib.sha256).hexdigest()[:32]
     broken = tuple(code for code in codes_of(made) if code in project.blocking)
     raw = stored.pack(stored.Stored(item, form.name, made))
@@ -193,7 +226,7 @@ def _file(form: Format, parts: dict[str, bytes], project: Project, patient: str,
     return Clean(source, who, f"{group}:{modality or usual}", raw, stored.MEDIA_TYPE, item=item, quality=broken, said=names)
 
 
-def _alone(data: bytes) -> bytes:
+def _only_array(data: bytes) -> bytes:
     """The one array of numbers of an .npz, without its name."""
     found_ = arrays.decode(cleaned(data)[2])
     if len(found_) != 1:

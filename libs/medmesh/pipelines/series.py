@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from medmesh.errors import Problem
 from medmesh.imaging.reading import pixels, read
@@ -33,10 +34,14 @@ def rescaled(dataset: Any) -> Data:
 def volume(objects: Iterable[bytes]) -> Data:
     """float32 [columns, rows, slices] of the objects of one series, in any order. Raises `Problem`: `imaging.*`, and `pipelines.unfit`
     where slices are missing, lie unevenly, twice or in different directions, or do not say where they lie."""
-    planes: list[tuple[NDArray[np.float64], NDArray[np.float32]]] = []
+    return placed(read(raw) for raw in objects)[0]
+
+
+def placed(datasets: Iterable[Dataset]) -> tuple[Data, list[int]]:
+    """The same of objects that were read, and which of them each slice is: their places in the order in which they came."""
+    planes: list[tuple[NDArray[np.float64], NDArray[np.float32], int]] = []
     slices, units, geometry = [], set(), None
-    for raw in objects:
-        dataset = read(raw)
+    for number, dataset in enumerate(datasets):
         one, data = slice_of(dataset), rescaled(dataset)
         spacing = dataset.get("PixelSpacing")
         if one.position is None or one.orientation is None or spacing is None or len(spacing) != 2:
@@ -44,7 +49,7 @@ def volume(objects: Iterable[bytes]) -> Data:
         slices.append(one)
         units.add(data.unit)
         geometry = geometry or (np.array(one.orientation).reshape(2, 3), (float(spacing[0]), float(spacing[1])))
-        planes.append((np.array(one.position), data.values))
+        planes.append((np.array(one.position), data.values, number))
     if (broken := of_series(slices)) or len(planes) < 2 or geometry is None:
         raise _unfit(f"its series breaks the rule {broken[0].code}" if broken else "one slice is no volume")
     (along_row, along_column), (between_rows, between_columns) = geometry
@@ -55,8 +60,20 @@ def volume(objects: Iterable[bytes]) -> Data:
         raise _unfit("slices lie in one place")
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * between_columns, along_column * between_rows, step, first], axis=1) * TO_RAS[:, None]
-    values = np.stack([plane.T for _, plane in planes], axis=2)
-    return Data(np.ascontiguousarray(values), affine=affine, unit=units.pop() if len(units) == 1 else "")
+    values = np.stack([plane.T for _, plane, _ in planes], axis=2)
+    made = Data(np.ascontiguousarray(values), affine=affine, unit=units.pop() if len(units) == 1 else "")
+    return made, [number for _, _, number in planes]
+
+
+def stored(dataset: Dataset, values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Stored values of values in an object's rescaled unit: the inverse of `rescaled`, rounded, within what its bits can say."""
+    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
+    bits, signed = int(dataset.BitsStored), dataset.get("PixelRepresentation") == 1
+    made = np.rint((values.astype(np.float64) - intercept) / slope)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        made = (-1.0 if signed else 2.0**bits - 1) - made
+    low = -(2.0 ** (bits - 1)) if signed else 0.0
+    return np.clip(made, low, low + 2.0**bits - 1)
 
 
 def _unfit(reason: str) -> Problem:

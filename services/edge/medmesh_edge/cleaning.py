@@ -39,7 +39,12 @@ BATCH = 16
 WITHDRAWN = "intake.withdrawn"
 SECONDS = 60.0
 """How long one object may take."""
-STAGES = {"imaging.burned_in": "deidentify", "imaging.encapsulated": "deidentify", "intake.residual": "verify"}
+STAGES = {
+    "imaging.burned_in": "deidentify",
+    "imaging.encapsulated": "deidentify",
+    "imaging.face_alone": "deidentify",
+    "intake.residual": "verify",
+}
 """Where an object stopped, by the code of the problem; at `read` else."""
 CONFLICTS = {one: "patient_conflict" if one == Conflict.PATIENT else "uid_conflict" for one in Conflict}
 """What is there already has the object's UID, or its study's, and is something else."""

@@ -39,7 +39,7 @@ async def examine(folder: Path) -> list[Finding]:
     findings = [_isolation(), _disk(folder)]
     try:
         async with site(folder) as opened:
-            findings += [_policy(opened.layout.policy), await _programs(opened)]
+            findings += [_policy(opened.layout.policy), await _programs(opened), *_faces(opened.settings.deidentification)]
             findings += [_certificate(opened), _roster(opened), await _log(opened)]
             findings += _network(opened.settings.gateway, opened.layout.ca, opened.settings.proxy)
     except Problem as problem:
@@ -73,6 +73,19 @@ def _policy(path: Path) -> Finding:
     except Problem as problem:
         return Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}")
     return Finding(0, "the policy file is valid", "策略文件有效")
+
+
+def _faces(options: str) -> list[Finding]:
+    """Whether faces can be removed, where that is asked for."""
+    from medmesh.imaging.deidentify import Options, faces
+
+    if not Options.parse(options).faces:
+        return []
+    if names := faces.installed():
+        said = ", ".join(names)
+        return [Finding(0, f"faces of heads are removed by {said}", f"去除面部的软件：{said}")]
+    problem = Problem("imaging.face_no_software")
+    return [Finding(2, f"{problem.detail()} {problem.hint()}", f"{problem.detail('zh')} {problem.hint('zh')}")]
 
 
 def _certificate(opened: object) -> Finding:

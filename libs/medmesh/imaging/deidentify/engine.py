@@ -42,25 +42,27 @@ class Deidentified:
     actions: int
 
 
-def deidentify(dataset: Dataset, key: bytes, options: Options = _BASIC, *, rules: Sequence[Rule] | None = None) -> Deidentified:
+def deidentify(
+    dataset: Dataset, key: bytes, options: Options = _BASIC, *, rules: Sequence[Rule] | None = None, faceless: bool = False
+) -> Deidentified:
     """A new data set without identifying attributes; `dataset`, as `reading.read` returns it, is left as it is.
 
     `key` is the project's, at least 16 bytes. The gate's `rules` (its default ones, see `gate`) say whether pixels pass as they are, bit
-    for bit, or are masked. Raises `imaging.burned_in` for an image that the gate puts aside, `imaging.encapsulated` for a document inside
-    (PDF, CDA), which nothing here can clean, `imaging.unreadable` without SOP class or instance UID or for a value that cannot be decoded,
-    `ValueError` for a short key.
+    for bit, or are masked. `faceless`: a face was removed from the volume before, which is declared. Raises `imaging.burned_in` for an
+    image that the gate puts aside, `imaging.encapsulated` for a document inside (PDF, CDA), which nothing here can clean,
+    `imaging.unreadable` without SOP class or instance UID or for a value that cannot be decoded, `ValueError` for a short key.
     """
     if len(key) < 16:
         raise ValueError("the key has fewer than 16 bytes")
     try:
-        return _deidentified(dataset, key, options, rules)
+        return _deidentified(dataset, key, options, rules, faceless)
     except Problem:
         raise
     except Exception as error:  # pydicom decodes a value when it is first looked at, and lets errors of every kind through
         raise Problem("imaging.unreadable", reason=type(error).__name__) from None
 
 
-def _deidentified(dataset: Dataset, key: bytes, options: Options, gate_rules: Sequence[Rule] | None) -> Deidentified:
+def _deidentified(dataset: Dataset, key: bytes, options: Options, gate_rules: Sequence[Rule] | None, faceless: bool) -> Deidentified:
     if str(dataset.get("SOPClassUID") or "").startswith(_DOCUMENTS):
         raise Problem("imaging.encapsulated")
     verdict = gate.judge(dataset, gate_rules)
@@ -82,7 +84,9 @@ def _deidentified(dataset: Dataset, key: bytes, options: Options, gate_rules: Se
     if verdict.then == "mask":
         masking.mask(dataset, result, verdict)
     masking.refuse_text(result, gate.detectors())
-    declare(result, options, *(["113101"] if verdict.then == "mask" else []))
+    if faceless:
+        result.RecognizableVisualFeatures = "NO"
+    declare(result, options, *(["113101"] if verdict.then == "mask" else []), *(["113102"] if faceless else []))
     return Deidentified(result, name, str(result.SOPInstanceUID), cleaner.actions)
 
 

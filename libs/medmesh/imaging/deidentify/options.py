@@ -36,14 +36,15 @@ _CODES = {
     "private": "113111",
     "institution": "113112",
 }
+_WORDS = (*_CODES, "faces")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """The Basic Profile, and what is kept or cleaned instead of removed. Without any of it: the Basic Profile alone.
 
-    Clean Pixel Data (113101) and Clean Recognizable Visual Features (113102) are no choice of a project: they are declared when the
-    pixels were masked, or a face was removed.
+    Clean Pixel Data (113101) is no choice of a project: it is declared when pixels were masked. Clean Recognizable Visual Features (113102)
+    is demanded by `faces`, and declared where a face was removed.
     """
 
     dates: Dates = "remove"
@@ -65,6 +66,10 @@ class Options:
     graphics: bool = False
     """Clean graphic annotations: their geometry stays, their text goes. Overlays and curves always go."""
 
+    faces: bool = False
+    """Remove the face from volumes in which one may be, by the software that is installed for it (`faces`); what it cannot be removed from
+    is refused."""
+
     def __post_init__(self) -> None:
         if self.dates not in get_args(Dates):
             raise Problem("imaging.option_unknown", option=f"dates={self.dates}", known=KNOWN)
@@ -77,7 +82,7 @@ class Options:
             name, _, value = word.partition("=")
             if name == "dates":
                 chosen["dates"] = value
-            elif word in _CODES:
+            elif word in _WORDS:
                 chosen[word] = True
             else:
                 raise Problem("imaging.option_unknown", option=word, known=KNOWN)
@@ -86,7 +91,7 @@ class Options:
     def __str__(self) -> str:
         """As `parse` takes it; equal options are equal text."""
         dates = [] if self.dates == "remove" else [f"dates={self.dates}"]
-        return " ".join(dates + [name.name for name in fields(self) if name.name in _CODES and getattr(self, name.name)])
+        return " ".join(dates + [name.name for name in fields(self) if name.name in _WORDS and getattr(self, name.name)])
 
     @property
     def codes(self) -> list[str]:
@@ -107,4 +112,4 @@ class Options:
         return frozenset({name for name in _CODES if getattr(self, name)} | dates)
 
 
-KNOWN = " ".join(["dates=remove", "dates=shift", "dates=keep", *_CODES])
+KNOWN = " ".join(["dates=remove", "dates=shift", "dates=keep", *_WORDS])
