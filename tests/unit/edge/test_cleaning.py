@@ -216,6 +216,7 @@ async def test_killed_anywhere_it_comes_to_the_same(private: Path, monkeypatch: 
         assert rows(private, STATES) == [("cleaned", "", "")] * 3
         assert rows(private, "SELECT count(*) FROM instances") == [(6,)]
         assert await used(at) == 0
+        assert [one["sub"] for one in records(private)] == ["patient.ingest"] * 1, "each patient once"
         assert await settle(at, cleaner._connection, 0)
         assert await used(at) == 3
 
