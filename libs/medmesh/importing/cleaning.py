@@ -156,13 +156,13 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, faces
     from medmesh.importing import defacing
-    from medmesh.quality.dicom import of_series, slice_of
+    from medmesh.quality.dicom import broken, slice_of
 
     if Options.parse(project.options).faces and any(faces.may_show(reading.read(one, lazily=True)) for one in objects):
         originals = [reading.read(one, lazily=True) for one in objects]
         # a slice that lay in front of the face altogether is blank now, and that is no defect
         meant = [frozenset({"constant_image"} if changed else ()) for changed in defacing.of_series(originals)]
-        made = [_object(one, project, faceless=True, meant=broken) for one, broken in zip(originals, meant, strict=True)]
+        made = [_object(one, project, faceless=True, meant=fine) for one, fine in zip(originals, meant, strict=True)]
     else:
         made = [_object(reading.read(one, lazily=True), project) for one in objects]
     headers = [reading.read(one.data, lazily=True) for one in made]
@@ -170,7 +170,7 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
     if len(belongs) != 1:
         raise Problem("intake.series")
     patient, modality, uid = belongs.pop()
-    whole = {finding.code for finding in of_series([slice_of(header) for header in headers])} & project.blocking
+    whole = set(broken([slice_of(header) for header in headers], project.blocking))
     item = _hash(f"series {uid}")
     raw = stored.pack(stored.Stored(item, "dicom", {str(place): one.data for place, one in enumerate(made)}))
     quality = tuple(sorted({code for one in made for code in one.quality} | whole))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
@@ -48,13 +48,13 @@ class Source(Protocol):
         """Give back what opening took."""
 
 
-class Without:
-    """A source without some of its files."""
+class Part:
+    """Some files of a source."""
 
-    def __init__(self, source: Source, without: Collection[str]) -> None:
+    def __init__(self, source: Source, names: Iterable[str]) -> None:
         self._source = source
         self.name = source.name
-        self.names = tuple(name for name in source.names if name not in without)
+        self.names = tuple(names)
 
     def size(self, name: str) -> int:
         return self._source.size(name)

@@ -14,9 +14,10 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from medmesh.errors import Problem
+from medmesh.importing import port
 from medmesh.importing.cleaning import DICOM, Project, is_image
 from medmesh.importing.formats.files import together
-from medmesh.importing.port import Source, Without
+from medmesh.importing.port import Source
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
 from medmesh_ingestion.cleaning import Rejected, clean, item_of
@@ -78,7 +79,7 @@ async def take_in(source: Source, folder: Path, project: Project, max_file_bytes
     large = frozenset(name for name in source.names if source.size(name) > max_file_bytes)
     if large:
         rejected["too_large"] = len(large)
-    every = together(Without(source, large | {str(labels_at)}))
+    every = together(port.Part(source, (name for name in source.names if name not in large and name != str(labels_at))))
     for number in count():
         one = await asyncio.to_thread(next, every, None)
         if one is None:
