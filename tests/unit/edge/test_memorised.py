@@ -11,6 +11,7 @@ from sqlalchemy import insert
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
+from medmesh.contracts.data import DataSchema
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import Local
 from medmesh.learning import weights
@@ -61,10 +62,10 @@ async def filled(node: Site, monkeypatch: pytest.MonkeyPatch, held_out: int) -> 
                 item = f"{number:03d}{sample}"
                 await uow.execute(insert(items).values(item=item, object="0" * 64, label=label, **about))
 
-    def image(_: Site, row: Any, size: int, channels: int) -> np.ndarray:
-        return np.full((channels, size, size), int(row.item[:3]) < 90, dtype=np.uint8)
+    def sample(_: Site, row: Any, schema: DataSchema) -> np.ndarray:
+        return np.full(schema.shape, int(row.item[:3]) < 90, dtype=np.uint8)
 
-    monkeypatch.setattr(samples, "image", image)
+    monkeypatch.setattr(samples, "sample", sample)
 
 
 def ruled(private: Path, memorised: str, limit: str = "0.2") -> None:
