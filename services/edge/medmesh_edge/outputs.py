@@ -79,7 +79,7 @@ async def make_room(site: Site, need: int, keep: ColumnElement[bool]) -> None:
 
 def full(site: Site, wanted: int) -> Problem:
     """Says how much is wanted, and how much there may be."""
-    return Problem("pipelines.full", wanted=f"{wanted / 2**30:.2f}", limit=f"{site.settings.pipelines_gib:g}")
+    return Problem("pipelines.full", wanted=f"{wanted / 2**20:.1f}", limit=f"{most(site) / 2**20:.1f}")
 
 
 def of(pipeline: str, objects: Collection[str]) -> ColumnElement[bool]:
