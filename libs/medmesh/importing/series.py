@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
 
 import pydicom
 
 from medmesh.errors import Problem
 from medmesh.importing.formats import files
-from medmesh.importing.port import Source
-
-
-class _Part:
-    """Some files of a source."""
-
-    def __init__(self, source: Source, names: Iterable[str]) -> None:
-        self._source = source
-        self.name = source.name
-        self.names = tuple(names)
-
-    def size(self, name: str) -> int:
-        return self._source.size(name)
-
-    def open(self, name: str) -> BinaryIO:
-        return self._source.open(name)
-
-    def close(self) -> None:
-        """It is the source's own."""
+from medmesh.importing.port import Part, Source
 
 
 def together(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
@@ -54,7 +35,7 @@ def apart(source: Source) -> Iterator[tuple[str, str, dict[str, bytes] | Problem
     everything else, and where a series is one file."""
     found = _of_several(source)
     for uid, names in found.items():
-        yield from ((uid, *one) for one in files.together(_Part(source, names)))
+        yield from ((uid, *one) for one in files.together(Part(source, names)))
     yield from (("", *one) for one in files.together(_others(source, found)))
 
 
@@ -67,9 +48,9 @@ def _of_several(source: Source) -> dict[str, list[str]]:
     return {uid: names for uid, names in found.items() if len(names) > 1}
 
 
-def _others(source: Source, found: Mapping[str, Sequence[str]]) -> _Part:
+def _others(source: Source, found: Mapping[str, Sequence[str]]) -> Part:
     within = {name for names in found.values() for name in names}
-    return _Part(source, (name for name in source.names if name not in within))
+    return Part(source, (name for name in source.names if name not in within))
 
 
 def _series(source: Source, name: str) -> str:

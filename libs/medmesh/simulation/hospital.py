@@ -13,6 +13,7 @@ from typing import Any
 
 from medmesh.contracts.federation import RoundStored
 from medmesh.learning.host import Worker
+from medmesh.learning.package import Package
 from medmesh.security import signing
 from medmesh.security.authority import new_key, node_request
 from medmesh.security.keyring.memory import MemoryKey
@@ -26,6 +27,7 @@ from medmesh.simulation.data import Sample
 from medmesh.simulation.hub import Hub
 from medmesh.simulation.link import Link
 from medmesh.store.database import Database
+from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
@@ -131,7 +133,8 @@ async def hospital(
     database = Database.memory(recorder=record)
     await database.create(METADATA)
     keys = MemoryKey(HOSPITAL, DEFAULT, suite(DEFAULT).new_key())
-    objects = EncryptedStore(MemoryBlobs(), Wrapping(keys, HOSPITAL))
+    large = any(not isinstance(sample.data, bytes) for sample in samples)
+    objects = EncryptedStore(DirectoryBlobs(folder / "objects") if large else MemoryBlobs(), Wrapping(keys, HOSPITAL))
     site = Site(layout, settings, database, objects, keys, Actor("hospital", name, name, frozenset(("hospital",))))
     site.roster_file = roster  # one file, verified once for all
     try:
@@ -150,18 +153,24 @@ async def hospital(
 async def take_in(site: Site, samples: list[Sample]) -> None:
     """Store samples as intake does, in their order; that they need no de-identification is the researcher's word."""
     outcome = intake.Outcome()
-    prepared = [
-        (str(n), intake.Prepared(f"{n:032d}", sample.patient, sample.modality, sample.data, ())) for n, sample in enumerate(samples)
-    ]
     labels = {str(n): Label(sample.label, "test" if sample.held_out else "train") for n, sample in enumerate(samples)}
-    await storing.store(site, DATASET, prepared, labels, b"", outcome)
+    batch: list[tuple[str, intake.Prepared]] = []
+    waiting = 0
+    for n, sample in enumerate(samples):
+        batch.append((str(n), intake.Prepared(f"{n:032d}", sample.patient, sample.modality, sample.kept, ())))
+        waiting += len(batch[-1][1].data)
+        if waiting >= intake.BATCH_BYTES:
+            await storing.store(site, DATASET, batch, labels, b"", outcome)
+            batch, waiting = [], 0
+    await storing.store(site, DATASET, batch, labels, b"", outcome)
     await intake.finish(site, DATASET, outcome)
 
 
-def policy(folder: Path, package: str) -> None:
+def policy(folder: Path, package: Package) -> None:
     """One for all: it lets this package run, and refuses nothing that a simulation is for. So is the secret that rounds counts."""
     write_secret(folder / SITE_KEY, token_hex(32).encode())
     (folder / "policy.toml").write_text(
-        f'[federation]\ninitiators = ["*"]\npackages = ["{package}"]\nalgorithms = ["*"]\nmodalities = ["*"]\n'
+        f'[federation]\ninitiators = ["*"]\npackages = ["{package.digest}"]\nalgorithms = ["*"]\n'
+        f'modalities = ["{package.manifest.data.modality}"]\n'
         f"min_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\nsmall_cell = 0\n"
     )
