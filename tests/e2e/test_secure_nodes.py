@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -81,6 +82,8 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
             async with node.site.unit() as uow:
                 assert len(await uow.all(select(secure_opened))) == 3, "which list was signed is never forgotten"
         phases = {(r["agents"][0]["who"], r["detail"]["phase"]) for r in await left(world.p, "federation.secure", 3 * 3 * 4)}
+        sent = Counter((r["agents"][0]["who"], r["detail"]["round"]) for r in await left(world.p, "federation.upload", 3 * 3))
+        assert sent == {(f"hospital:{name}", number): 1 for name in HOSPITALS for number in (1, 2, 3)}
         assert phases >= {(f"hospital:{name}", phase) for name in HOSPITALS for phase in ("keys", "shares", "survivors", "reveal")}
     await asyncio.sleep(0)
 

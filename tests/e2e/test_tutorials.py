@@ -49,6 +49,7 @@ def test_volumes_of_three_hospitals_go_through_one_pipeline(private: Path) -> No
     assert re.findall(r"^(\w+) +40 volumes went through 2cd927dedbf2b5c7$", printed, re.M) == ["north", "south", "east"]
     found = re.search(r"^federated +([\d.]+) %", printed, re.M)
     assert found is not None and float(found[1]) > 80, printed
+    assert "round 2 train: 3 hospitals" in printed, "the simulation of it"
     assert '"made": 40' in printed and '"unfit": []' in printed, "what can be tried before anybody is asked"
 
 

@@ -304,7 +304,7 @@ async def test_what_cannot_come_in_is_said_by_file_and_nothing_else_is_lost(priv
         outcome = await intake.ingest(opened, making.write(private / "mixed", files), "mixed")
         assert outcome.stored == 2
         assert dict(outcome.left_out) == {
-            "sub-A/flat.npy": "intake.quality",
+            "sub-A/flat.npy": "quality.constant_image",
             "sub-A/cut.edf": "formats.damaged",
             "sub-A/two.npz": "formats.unsupported",
             "sub-A/line.npy": "formats.unsupported",

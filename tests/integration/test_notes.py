@@ -74,7 +74,7 @@ async def test_what_is_sure_is_replaced_and_what_is_doubted_waits(at: Site, priv
     assert (planned.stored, planned.held, await held(at)) == (2, 1, [])
     done = await intake.ingest(at, folder(private), "notes")
     assert (done.stored, done.held) == (2, 1)
-    assert dict(done.left_out) == {"nobody.txt": "intake.no_patient", "damaged.txt": "intake.quality"}
+    assert dict(done.left_out) == {"nobody.txt": "intake.no_patient", "damaged.txt": "quality.damaged_encoding"}
     sure = "姓名：[NAME] 女 45岁 住院号：[RECORD]，[DATE]就诊，电话[PHONE]。右肺上叶见磨玻璃结节。"
     assert set(await notes(at)) == {sure, "[NAME] was seen. No acute infarct."}, "a name that is known is found where nothing marks it"
     again = await intake.ingest(at, folder(private), "notes")

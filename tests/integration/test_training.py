@@ -25,13 +25,12 @@ from medmesh.contracts.training import CancelJob, GetJob, JobFailed, JobFinished
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.imaging import reading
-from medmesh.imaging.preprocess import Preprocess
 from medmesh.learning import isolation, weights
 from medmesh.learning.package import pack
+from medmesh.pipelines import samples
 from medmesh.service.runtime import running
 from medmesh.store.objects.port import fetch
 from medmesh_training import claims
-from medmesh_training.adapters import sample
 from medmesh_training.domain import Item, Schedule, check_counts, check_pipeline, held_out
 from medmesh_training.service import SERVICE
 
@@ -325,10 +324,11 @@ async def test_what_cannot_be_trained_is_refused_before_it_is_queued(p: Platform
 
     broken = await p.stores.kept.put(b"\x89PNG\r\n\x1a\nbroken", "image/png")
     neither = await p.stores.kept.put(b"text", "image/png")
-    assert await failed(p, await submit(p, await job_of(p, [{**good[0], "object": broken.model_dump()}, *good[1:]]))) == "training.image"
-    assert (
-        await failed(p, await submit(p, await job_of(p, [{**good[0], "object": neither.model_dump()}, *good[1:]]))) == "imaging.not_dicom"
-    )
+    for stored, why in ((broken, "imaging.unreadable"), (neither, "imaging.not_dicom")):
+        job = await submit(p, await job_of(p, [{**good[0], "object": stored.model_dump()}, *good[1:]]))
+        assert await failed(p, job) == "training.item"
+        said = (await view(p, job)).failure
+        assert said and why in said and stored.sha256[:12] in said
 
 
 async def test_a_job_is_cancelled_while_it_waits_and_while_it_runs(p: Platform) -> None:
@@ -372,12 +372,11 @@ def test_png_jpeg_and_dicom_of_one_image_give_the_same_sample() -> None:
         study_date="",
         extra={},
     )
-    preprocess = Preprocess(8)
     expected = pixels[::8, ::8][None]
-    assert np.array_equal(sample(files["PNG"], "png", preprocess), expected)
-    assert np.array_equal(sample(deep.getvalue(), "deep", preprocess), expected)
-    assert np.array_equal(sample(dicom, "dicom", preprocess), expected)
-    assert np.abs(sample(files["JPEG"], "jpeg", preprocess).astype(int) - expected).max() <= 4
+    assert np.array_equal(samples.image(files["PNG"], 8, 1), expected)
+    assert np.array_equal(samples.image(deep.getvalue(), 8, 1), expected)
+    assert np.array_equal(samples.image(dicom, 8, 1), expected)
+    assert np.abs(samples.image(files["JPEG"], 8, 1).astype(int) - expected).max() <= 4
 
 
 def test_a_job_goes_on_with_the_pipeline_that_it_was_submitted_with(private: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
-    help="Images or tables, as for a node.  影像或表格，格式与节点相同。",
+    help="Images, volumes, signals or tables, as for a node.  影像、体数据、信号或表格，格式与节点相同。",
 )
 @click.option("--hospitals", default=4, show_default=True, help="How many, where the data are dealt out.  数据分给多少家医院。")
 @click.option("--partition", type=click.Choice(["natural", "iid", "dirichlet", "pathological"]), default="iid", show_default=True)
@@ -43,8 +43,9 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     """Run a federation of the training package in PACKAGE in this process: the real coordinator and the real code of hospitals' nodes, with
     pretended hospitals among which the samples in --data are dealt out.  在本机仿真联邦。
 
-    Images: DICOM or PNG beside labels.csv (file,label and, where known, split,patient). Tables: *.csv beside columns.toml. With
-    --partition natural each sub-folder or table is a hospital of its own. Exit code 1 when the federation did not complete.
+    Images: DICOM or PNG beside labels.csv (file,label and, where known, split,patient). Volumes and signals: NIfTI, NumPy, series of DICOM
+    files, WFDB, EDF or WAV beside the same labels.csv, through the package's pipeline as at a node. Tables: *.csv beside columns.toml.
+    With --partition natural each sub-folder or table is a hospital of its own. Exit code 1 when the federation did not complete.
     """
     import asyncio
 

@@ -207,6 +207,11 @@ DataSchema = Annotated[
 ]
 
 
+def dtype_of(data: DataSchema) -> str:
+    """Of one sample's numbers, as safetensors names it: U8 of images that go through no pipeline."""
+    return "U8" if data.kind == "images" and data.pipeline is None else "F32"
+
+
 def pipeline_of(data: DataSchema) -> Pipeline | None:
     """What each hospital's node applies to its items under a schema; None where it states nothing."""
     return None if isinstance(data, TableSchema) else data.pipeline

@@ -83,6 +83,8 @@ class JobView(Record):
     weights: ObjectRef | None
     metrics: dict[str, float]
     failure: str | None
+    pipeline: Sha256 | None = None
+    """The hash of the pipeline that the items go through, as it was when the job was submitted."""
     submitted: datetime
     label: SecurityLabel | None = None
 

@@ -20,7 +20,7 @@ from medmesh.errors import Problem
 from medmesh.importing import stored
 from medmesh.importing.formats import arrays, cleaned, edf, found, wfdb
 from medmesh.importing.formats.arrays import NPY
-from medmesh.importing.formats.content import START, Content, Format, unsupported
+from medmesh.importing.formats.content import START, THIS, Content, Format, unsupported
 from medmesh.importing.formats.files import nameless_record
 from medmesh.importing.formats.identity import residue
 from medmesh.quality.rules import BLOCKING
@@ -42,8 +42,8 @@ class Project:
     """How a project, or a hospital, has its data cleaned.
 
     `key` makes pseudonyms; `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels (TOML, as
-    `gate.read` takes it). `published`: whose they are is not known, and who brings a picture answers for the text in it; DICOM objects
-    and pictures alone are taken. An item that breaks a rule of quality in `blocking` is to be kept out.
+    `gate.read` takes it). `published`: whose they are is not known, and who brings a picture answers for the text in it. An item that
+    breaks a rule of quality in `blocking` is to be kept out.
     """
 
     key: bytes
@@ -85,7 +85,7 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
     data = next(iter(parts.values()))
     picture = next((kind for magic, kind in _PICTURES.items() if data.startswith(magic)), None)
     form = found(data[:START])
-    if picture is None and (form is None or form.name == "dicom" or project.published):
+    if picture is None and (form is None or form.name == "dicom" or (project.published and form.name not in (*GROUPS, "npz"))):
         return _alone(data, project) if len(parts) == 1 else _series(list(parts.values()), project)
     if not project.published and not patient.strip():
         raise Problem("intake.no_patient")
@@ -93,6 +93,28 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
         return _alone(_wrapped(data, picture, project.key, patient.strip(), modality or "OT"), project, picture=data)
     assert form is not None
     return _file(form, parts, project, patient.strip(), modality)
+
+
+def uncleaned(files: Mapping[str, bytes], item: str, modality: str = "") -> Clean:
+    """The same item with nothing taken out of it, for who simulates with data of their own: as it is kept, `item` its name. Raises
+    `Problem` (`formats.*`, `imaging.*`) for what is no volume, signal or sound."""
+    data = next(iter(files.values()))
+    form = found(data[:START])
+    if form is None:
+        raise Problem("formats.unknown", place=THIS)
+    if form.name == "dicom":
+        from medmesh.imaging import reading
+
+        header = reading.read(data, lazily=True)
+        group, patient, modality = "volume" if len(files) > 1 else "image", str(header.get("PatientID") or ""), str(header.get("Modality"))
+    else:
+        form, files = (NPY, {"0": _only_array(data)}) if form.name == "npz" else (form, files)
+        if form.name not in GROUPS:
+            raise unsupported(f"files of the format {form.name}")
+        (group, usual), patient = GROUPS[form.name], ""
+        modality = modality or usual
+    raw = stored.pack(stored.Stored(item, form.name, files))
+    return Clean(item.encode(), patient, f"{group}:{modality}", raw, stored.MEDIA_TYPE, item=item)
 
 
 def _alone(data: bytes, project: Project, picture: bytes | None = None) -> Clean:
@@ -134,13 +156,13 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, faces
     from medmesh.importing import defacing
-    from medmesh.quality.dicom import of_series, slice_of
+    from medmesh.quality.dicom import broken, slice_of
 
     if Options.parse(project.options).faces and any(faces.may_show(reading.read(one, lazily=True)) for one in objects):
         originals = [reading.read(one, lazily=True) for one in objects]
         # a slice that lay in front of the face altogether is blank now, and that is no defect
         meant = [frozenset({"constant_image"} if changed else ()) for changed in defacing.of_series(originals)]
-        made = [_object(one, project, faceless=True, meant=broken) for one, broken in zip(originals, meant, strict=True)]
+        made = [_object(one, project, faceless=True, meant=fine) for one, fine in zip(originals, meant, strict=True)]
     else:
         made = [_object(reading.read(one, lazily=True), project) for one in objects]
     headers = [reading.read(one.data, lazily=True) for one in made]
@@ -148,7 +170,7 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
     if len(belongs) != 1:
         raise Problem("intake.series")
     patient, modality, uid = belongs.pop()
-    whole = {finding.code for finding in of_series([slice_of(header) for header in headers])} & project.blocking
+    whole = set(broken([slice_of(header) for header in headers], project.blocking))
     item = _hash(f"series {uid}")
     raw = stored.pack(stored.Stored(item, "dicom", {str(place): one.data for place, one in enumerate(made)}))
     quality = tuple(sorted({code for one in made for code in one.quality} | whole))
@@ -242,9 +264,9 @@ def _prove(form: Format, made: Mapping[str, bytes], patient: str) -> None:
     from medmesh.text import find
 
     # A short number is in a header by chance: counts and ranges stand there too.
-    whose = Content("", {}, (("patient", patient),) if not patient.isdigit() or len(patient) >= _SURE else ())
+    whose = Content("", {}, (("patient", patient),) if patient and (not patient.isdigit() or len(patient) >= _SURE) else ())
     whole = next(iter(made.values()))
-    if residue(whose, b"", form.text(whole)) or any(find(words, [patient]) for words in _words(form, whole)):
+    if residue(whose, b"", form.text(whole)) or any(find(words, [patient] if patient else []) for words in _words(form, whole)):
         raise Problem("intake.residual")
 
 

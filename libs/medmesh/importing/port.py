@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
@@ -46,6 +46,24 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give back what opening took."""
+
+
+class Part:
+    """Some files of a source."""
+
+    def __init__(self, source: Source, names: Iterable[str]) -> None:
+        self._source = source
+        self.name = source.name
+        self.names = tuple(names)
+
+    def size(self, name: str) -> int:
+        return self._source.size(name)
+
+    def open(self, name: str) -> BinaryIO:
+        return self._source.open(name)
+
+    def close(self) -> None:
+        """It is the source's own."""
 
 
 @dataclass(frozen=True, slots=True)

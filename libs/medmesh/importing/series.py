@@ -1,45 +1,22 @@
-"""DICOM files as series: those of one volume together, whatever their names; everything else as it lies."""
+"""DICOM files as series: those of one as one volume, or one after the other, whatever their names; everything else as it lies."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
 
 import pydicom
 
 from medmesh.errors import Problem
 from medmesh.importing.formats import files
-from medmesh.importing.port import Source
-
-
-class _Others:
-    """A source without some of its files."""
-
-    def __init__(self, source: Source, without: frozenset[str]) -> None:
-        self._source = source
-        self.name = source.name
-        self.names = tuple(name for name in source.names if name not in without)
-
-    def size(self, name: str) -> int:
-        return self._source.size(name)
-
-    def open(self, name: str) -> BinaryIO:
-        return self._source.open(name)
-
-    def close(self) -> None:
-        """It is the source's own."""
+from medmesh.importing.port import Part, Source
 
 
 def together(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
     """As `formats.files.together`, with the files of one DICOM series as one item under the name of its first file."""
-    found: dict[str, list[str]] = {}
-    for name in source.names:
-        if uid := _series(source, name):
-            found.setdefault(uid, []).append(name)
-    volumes = [names for names in found.values() if len(names) > 1]
-    for names in volumes:
+    found = _of_several(source)
+    for names in found.values():
         try:
             parts = {}
             for name in names:
@@ -50,7 +27,30 @@ def together(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]
             yield names[0], Problem("intake.unreadable")
         except Problem as problem:
             yield names[0], problem
-    yield from files.together(_Others(source, frozenset(name for names in volumes for name in names)))
+    yield from files.together(_others(source, found))
+
+
+def apart(source: Source) -> Iterator[tuple[str, str, dict[str, bytes] | Problem]]:
+    """As `formats.files.together`, with the UID of the series before each: the files of a DICOM series one after the other. Empty for
+    everything else, and where a series is one file."""
+    found = _of_several(source)
+    for uid, names in found.items():
+        yield from ((uid, *one) for one in files.together(Part(source, names)))
+    yield from (("", *one) for one in files.together(_others(source, found)))
+
+
+def _of_several(source: Source) -> dict[str, list[str]]:
+    """The names of files by the series that they belong to together."""
+    found: dict[str, list[str]] = {}
+    for name in source.names:
+        if uid := _series(source, name):
+            found.setdefault(uid, []).append(name)
+    return {uid: names for uid, names in found.items() if len(names) > 1}
+
+
+def _others(source: Source, found: Mapping[str, Sequence[str]]) -> Part:
+    within = {name for names in found.values() for name in names}
+    return Part(source, (name for name in source.names if name not in within))
 
 
 def _series(source: Source, name: str) -> str:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +110,18 @@ def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 def save_rows(
     path: Path, name: str, shape: tuple[int, ...], dtype: str, rows: Iterable[np.ndarray], beside: Mapping[str, np.ndarray]
 ) -> None:
-    """Write a tensor [rows, ...] a row at a time (`dtype` as safetensors names it), then those `beside` it, which are small: never more
-    than a row in memory. Raises `ValueError` for a row of another shape, or another number of them."""
+    """Write a tensor [rows, ...] a row at a time, as `row_writer` does."""
+    with row_writer(path, name, shape, dtype, beside) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def row_writer(
+    path: Path, name: str, shape: tuple[int, ...], dtype: str, beside: Mapping[str, np.ndarray]
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """What writes the next row of a tensor [rows, ...] (`dtype` as safetensors names it), after which come those `beside` it, which are
+    small: never more than a row in memory. Raises `ValueError` for a row of another shape, or another number of them."""
     kind = np.dtype(_NUMPY[dtype]).newbyteorder("<")
     count, end = 0, math.prod(shape) * kind.itemsize
     document: dict[str, Any] = {name: {"dtype": dtype, "shape": list(shape), "data_offsets": [0, end]}}
@@ -121,11 +132,15 @@ def save_rows(
     said += b" " * (-len(said) % 8)
     with path.open("wb") as file:
         file.write(len(said).to_bytes(8, "little") + said)
-        for row in rows:
+
+        def write(row: np.ndarray) -> None:
+            nonlocal count
             if row.shape != shape[1:]:
                 raise ValueError(f"a row is {row.shape}, not {shape[1:]}")
             file.write(np.ascontiguousarray(row, dtype=kind).data)
             count += 1
+
+        yield write
         if count != shape[0]:
             raise ValueError(f"{count} rows, not {shape[0]}")
         for _, array in sorted(beside.items()):

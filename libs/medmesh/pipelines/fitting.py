@@ -10,16 +10,26 @@ from numpy.typing import NDArray
 from medmesh.contracts.data import SignalSchema, VolumeSchema
 from medmesh.errors import Problem
 from medmesh.importing import stored
+from medmesh.importing.formats import found
+from medmesh.importing.formats.content import START
 from medmesh.pipelines.data import Data
 from medmesh.pipelines.loading import from_files
 from medmesh.pipelines.steps import Normalise, Orient, Rate, Resample
 
+_ALONE = ("nifti", "npy", "edf", "wav")
+"""Formats of which one file is a whole item."""
+
 
 def decoded(raw: bytes, schema: VolumeSchema | SignalSchema) -> Data:
-    """A stored item (`medmesh.importing.stored`) as it lies: a volume [x, y, z] with its affine where the file says one, or the schema's
-    channels [channels, samples] of a signal with their rate. Raises `Problem` (`formats.*`, `pipelines.unfit`)."""
-    found = stored.unpack(raw)
-    return from_files(found.format, found.files, schema.channels if isinstance(schema, SignalSchema) else ())
+    """A stored item (`medmesh.importing.stored`), or one file in a format of its own as published sets keep it, as it lies: a volume
+    [x, y, z] with its affine where the file says one, or the schema's channels [channels, samples] of a signal with their rate. Raises
+    `Problem` (`formats.*`, `pipelines.unfit`)."""
+    channels = schema.channels if isinstance(schema, SignalSchema) else ()
+    form = found(raw[:START])
+    if form is not None and form.name in _ALONE:
+        return from_files(form.name, {"0": raw}, channels)
+    kept = stored.unpack(raw)
+    return from_files(kept.format, kept.files, channels)
 
 
 def fitted(data: Data, schema: VolumeSchema | SignalSchema) -> NDArray[np.float32]:

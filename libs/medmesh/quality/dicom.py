@@ -101,6 +101,11 @@ def of_series(slices: Sequence[Slice]) -> list[Finding]:
     return found
 
 
+def broken(slices: Sequence[Slice], blocking: frozenset[str]) -> tuple[str, ...]:
+    """The codes of rules among `blocking` that a series breaks as a whole; empty when it is fit."""
+    return tuple(one.code for one in of_series(slices) if one.code in blocking)
+
+
 def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     return _as_numbers(dataset.get(keyword), count)
 

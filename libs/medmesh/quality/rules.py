@@ -51,6 +51,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "file": ("quality.unreadable", "quality.exact_copy", "quality.same_pixels"),
 }
 """Codes by kind of data, as the catalogue has them; a `Finding` leaves out `quality.`."""
+OF_SERIES = frozenset(code.removeprefix("quality.") for code in RULES["series"])
 BLOCKING = frozenset((
     "missing_modality", "too_small", "bits_inconsistent", "not_greyscale", "unreadable_pixels", "constant_image", "not_finite",
     "missing_slices", "empty_text", "damaged_encoding", "missing_column", "unreadable",

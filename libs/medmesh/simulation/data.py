@@ -1,17 +1,25 @@
-"""A researcher's own data as if they lay in hospitals: images with `labels.csv`, or CSV tables with `columns.toml`, as for nodes."""
+"""A researcher's own data as if they lay in hospitals: images, volumes or signals with `labels.csv`, or CSV tables with `columns.toml`, as
+for nodes. Volumes and signals stay in their files until a hospital stores them, one at a time."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from posixpath import dirname
+from typing import TYPE_CHECKING
 
 from medmesh.canonical import canonical
-from medmesh.contracts.data import DataSchema, ImageSchema, TableSchema
+from medmesh.contracts.data import DataSchema, ImageSchema, SignalSchema, TableSchema, VolumeSchema
 from medmesh.errors import Problem
 from medmesh.simulation.partition import deal
+
+if TYPE_CHECKING:
+    from medmesh.importing.cleaning import Clean
 
 HELD_OUT = 0.25
 """The share of patients whose samples are for testing, where the data do not say themselves who is."""
@@ -20,13 +28,19 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image (DICOM) or row (JSON, as a node keeps it). Samples of one `patient` stay together, at one hospital and on one side."""
+    """One item as a node keeps it: an image (DICOM), a volume or signal (`medmesh.importing.stored`) or a row (JSON); where it is large,
+    what reads it. Samples of one `patient` stay together, at one hospital and on one side."""
 
-    data: bytes
+    data: bytes | Callable[[], bytes]
     label: str
     patient: str
     held_out: bool
     modality: str
+
+    @property
+    def kept(self) -> bytes:
+        """The bytes."""
+        return self.data if isinstance(self.data, bytes) else self.data()
 
 
 Shares = Mapping[str, list[Sample]]
@@ -34,18 +48,20 @@ Shares = Mapping[str, list[Sample]]
 
 
 def read(folder: Path, schema: DataSchema, seed: int) -> Shares:
-    """Samples by where they lie: each sub-folder (of images) or CSV file (of a table) is one place, the folder itself otherwise.
+    """Samples by where they lie: each sub-folder (of images, volumes or signals) or CSV file (of a table) is one place, the folder itself
+    otherwise.
 
-    Images: DICOM or pictures, `labels.csv` with the columns file and label, and where known split (train, test) and patient. Tables: what
-    the columns mean stands in `columns.toml`, as for a node. Raises `Problem` (`intake.*`, `imaging.*`, `simulation.data`).
+    Images: DICOM or pictures, `labels.csv` with the columns file and label, and where known split (train, test) and patient. Volumes and
+    signals: what `medmesh edge ingest --volumes` takes in, with the same `labels.csv`; each is decoded once, so that what does not fit is
+    told by its file's name. Tables: what the columns mean stands in `columns.toml`, as for a node. Raises `Problem` (`intake.*`,
+    `imaging.*`, `simulation.data`, `simulation.items`).
     """
-    if isinstance(schema, ImageSchema):
-        places = sorted({path.parent for path in folder.rglob("labels.csv")})
-        found = {place.name if place != folder else "all": list(_images(place, schema, seed)) for place in places}
-    elif not isinstance(schema, TableSchema):
-        raise Problem("simulation.data", reason="volumes and signals are not simulated, images and tables are")
-    else:
+    if isinstance(schema, TableSchema):
         found = {path.stem: list(_rows(path, folder / "columns.toml", schema, seed)) for path in sorted(folder.glob("*.csv"))}
+    else:
+        of = partial(_images, schema=schema) if isinstance(schema, ImageSchema) else partial(_items, schema=schema)
+        places = sorted({path.parent for path in folder.rglob("labels.csv")})
+        found = {place.name if place != folder else "all": list(of(place, seed=seed)) for place in places}
     found = {name: samples for name, samples in found.items() if samples}
     if not found:
         raise Problem("simulation.data", reason="no labels.csv, no *.csv, or no sample of the package's classes")
@@ -109,6 +125,53 @@ def _wrapped(path: Path, number: int, schema: ImageSchema) -> bytes:
             study_date="",
             extra={},
         )
+
+
+def _items(place: Path, schema: VolumeSchema | SignalSchema, seed: int) -> Iterator[Sample]:
+    """Read as a node reads them, and not cleaned."""
+    from medmesh.importing.cleaning import uncleaned
+    from medmesh.importing.series import together
+    from medmesh.importing.sources import opened
+    from medmesh.pipelines.samples import decoded, sample
+    from medmesh_edge.labels import LABELS, label_of, read_labels, subject_of
+
+    others: Counter[str] = Counter()
+    unfit: list[str] = []
+    count = 0
+    with opened(place) as source:
+        labels = read_labels(source)
+        for name, parts in together(source):
+            named = (name, *(() if isinstance(parts, Problem) else parts))  # a series has the label of any of its files
+            label = next((one for part in named if (one := label_of(part, labels)) is not None), None)
+            if name == LABELS or label is None or label.label not in schema.classes:
+                continue
+            try:
+                if isinstance(parts, Problem):
+                    raise parts
+                kept = partial(uncleaned, item=f"{place.name}/{name}", modality=label.modality or schema.modality.partition(":")[2])
+                item = kept(parts)
+                if item.modality != schema.modality:
+                    others[item.modality] += 1
+                    continue
+                # The whole way for the first: a pipeline that ends in another shape fits none.
+                (sample if not count else decoded)(item.data, schema)
+            except Problem as problem:
+                unfit.append(f"{name}: {problem.code}: {problem.detail()}")
+                continue
+            count += 1
+            patient = label.patient or subject_of(name) or item.patient or f"{place.name}/{name}"
+            testing = label.split == "test" if label.split else held_out(patient, seed)
+            paths = {part: place / ("" if name in parts else dirname(name)) / part for part in parts}  # of a series whole names
+            yield Sample(partial(_again, paths, kept), label.label, patient, testing, schema.modality)
+    if unfit:
+        raise Problem("simulation.items", count=len(unfit), total=len(unfit) + count, first=unfit[0][:300])
+    if others and not count:
+        found = ", ".join(f"{kind} {number}" for kind, number in sorted(others.items()))
+        raise Problem("simulation.data", reason=f"the package wants {schema.modality}, and {place.name} holds {found}")
+
+
+def _again(paths: Mapping[str, Path], kept: Callable[[Mapping[str, bytes]], Clean]) -> bytes:
+    return kept({name: path.read_bytes() for name, path in paths.items()}).data
 
 
 def _rows(path: Path, meaning: Path, schema: TableSchema, seed: int) -> Iterator[Sample]:

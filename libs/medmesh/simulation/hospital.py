@@ -26,6 +26,7 @@ from medmesh.simulation.data import Sample
 from medmesh.simulation.hub import Hub
 from medmesh.simulation.link import Link
 from medmesh.store.database import Database
+from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
@@ -131,7 +132,8 @@ async def hospital(
     database = Database.memory(recorder=record)
     await database.create(METADATA)
     keys = MemoryKey(HOSPITAL, DEFAULT, suite(DEFAULT).new_key())
-    objects = EncryptedStore(MemoryBlobs(), Wrapping(keys, HOSPITAL))
+    large = any(not isinstance(sample.data, bytes) for sample in samples)
+    objects = EncryptedStore(DirectoryBlobs(folder / "objects") if large else MemoryBlobs(), Wrapping(keys, HOSPITAL))
     site = Site(layout, settings, database, objects, keys, Actor("hospital", name, name, frozenset(("hospital",))))
     site.roster_file = roster  # one file, verified once for all
     try:
@@ -150,11 +152,16 @@ async def hospital(
 async def take_in(site: Site, samples: list[Sample]) -> None:
     """Store samples as intake does, in their order; that they need no de-identification is the researcher's word."""
     outcome = intake.Outcome()
-    prepared = [
-        (str(n), intake.Prepared(f"{n:032d}", sample.patient, sample.modality, sample.data, ())) for n, sample in enumerate(samples)
-    ]
     labels = {str(n): Label(sample.label, "test" if sample.held_out else "train") for n, sample in enumerate(samples)}
-    await storing.store(site, DATASET, prepared, labels, b"", outcome)
+    batch: list[tuple[str, intake.Prepared]] = []
+    waiting = 0
+    for n, sample in enumerate(samples):
+        batch.append((str(n), intake.Prepared(f"{n:032d}", sample.patient, sample.modality, sample.kept, ())))
+        waiting += len(batch[-1][1].data)
+        if waiting >= intake.BATCH_BYTES:
+            await storing.store(site, DATASET, batch, labels, b"", outcome)
+            batch, waiting = [], 0
+    await storing.store(site, DATASET, batch, labels, b"", outcome)
     await intake.finish(site, DATASET, outcome)
 
 

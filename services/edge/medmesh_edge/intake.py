@@ -7,8 +7,9 @@ import asyncio
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from medmesh.canonical import canonical
 from medmesh.errors import Problem
 from medmesh.importing.formats import found
 from medmesh.importing.formats.content import START
-from medmesh.quality.rules import BLOCKING
+from medmesh.importing.port import Source
+from medmesh.quality.rules import BLOCKING, OF_SERIES
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.text import as_text, sift
@@ -53,9 +55,17 @@ class Outcome:
 
     def reject(self, name: str, code: str) -> None:
         """Leave a file out."""
+        self._leave_out(name, code, code)
+
+    def unfit(self, name: str, broken: Sequence[str]) -> None:
+        """Leave a file out for the rules of quality that it, or its series, breaks."""
+        self.quality.update(broken)
+        self._leave_out(name, "intake.quality", ",".join(f"quality.{code}" for code in broken))
+
+    def _leave_out(self, name: str, code: str, why: str) -> None:
         self.rejected[code] += 1
         if len(self.left_out) < 10_000:
-            self.left_out.append((name, code))
+            self.left_out.append((name, why))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,8 @@ class Prepared:
 
 Rows = Callable[[bytes], Iterable[tuple[Prepared, str] | Problem]]
 """What a CSV file becomes: rows with their label, or what is amiss with one. Raises `Problem` where nothing can be read."""
+
+Make = Callable[[str, dict[str, bytes] | Problem], list[tuple[str, Prepared]]]
 
 
 def prepare(
@@ -140,11 +152,9 @@ async def ingest(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Take in every file below a folder or in an archive, under the approval `ethics`. Killed and started again, it goes on; a file that is
-    known already is not stored twice. A dry run says what would become of each, and writes nothing. `modality` is of files that say none,
-    `rows` says what tables become, with `series` the DICOM objects of one are one volume. Raises `Problem` (`intake.labels*`, `ethics.*`,
-    `importing.*`)."""
-    from medmesh.importing import series as volumes
-    from medmesh.importing.formats import files
+    known already is not stored twice. DICOM objects of a series are judged and stored together. A dry run says what would become of each,
+    and writes nothing. `modality` is of files that say none, `rows` says what tables become, with `series` the DICOM objects of one are one
+    volume. Raises `Problem` (`intake.labels*`, `ethics.*`, `importing.*`)."""
     from medmesh.importing.sources import opened
 
     key = read_secret(site.layout.site_key).strip()
@@ -154,16 +164,15 @@ async def ingest(
         labels = read_labels(source)
         total = len(source.names)
         batch: list[tuple[str, Prepared]] = []
-        every = ((name, parts) for name, parts in (volumes if series else files).together(source) if name != LABELS)
+        every = _every(source, series, manner, lambda name, parts: _one(name, parts, labels, key, manner, modality, rows, outcome), outcome)
         try:
             while (one := await asyncio.to_thread(next, every, None)) is not None:
-                made = await asyncio.to_thread(_one, *one, labels, key, manner, modality, rows, outcome)
-                for entry in made:
-                    batch.append(entry)
-                    if len(batch) >= BATCH or sum(len(prepared.data) for _, prepared in batch) >= BATCH_BYTES:
-                        await _take(site, dataset, batch, labels, key, outcome, ethics=ethics, dry_run=dry_run)
-                        batch = []
-                        progress(source.names.index(one[0]) + 1, total)
+                done, made = one
+                batch += made
+                if len(batch) >= BATCH or sum(len(prepared.data) for _, prepared in batch) >= BATCH_BYTES:
+                    await _take(site, dataset, batch, labels, key, outcome, ethics=ethics, dry_run=dry_run)
+                    batch = []
+                    progress(min(done, total), total)
             await _take(site, dataset, batch, labels, key, outcome, ethics=ethics, dry_run=dry_run)
         finally:
             if not dry_run and outcome.stored:  # also of what was stored before something stopped it
@@ -172,6 +181,43 @@ async def ingest(
     if not dry_run and not outcome.stored:
         await finish(site, dataset, outcome, ethics=ethics)
     return outcome
+
+
+def _every(source: Source, series: bool, manner: How, make: Make, outcome: Outcome) -> Iterator[tuple[int, list[tuple[str, Prepared]]]]:
+    """What there is to store of each item, that of a series together; before it, of how many files that was. Where no rule about series
+    blocks, files are taken as they lie."""
+    from medmesh.importing import series as dicom
+    from medmesh.importing.formats import files
+
+    each: Iterator[tuple[str, str, dict[str, bytes] | Problem]]
+    if series or not manner.blocking & OF_SERIES:
+        each = (("", *one) for one in (dicom if series else files).together(source))
+    else:
+        each = dicom.apart(source)
+    done = 0
+    for uid, members in groupby(each, lambda one: one[0]):
+        whole: list[tuple[str, Prepared]] = []
+        for _, name, parts in members:
+            done += 1
+            if uid:
+                whole += make(name, parts)
+            elif name != LABELS:
+                yield from ((done, [entry]) for entry in make(name, parts))
+        if uid:
+            yield done, _fit(whole, manner.blocking, outcome)
+
+
+def _fit(whole: list[tuple[str, Prepared]], blocking: frozenset[str], outcome: Outcome) -> list[tuple[str, Prepared]]:
+    """The objects of a series, if it breaks no rule as a whole; those alone are looked at that are fit themselves."""
+    from medmesh.imaging.reading import read
+    from medmesh.quality.dicom import broken, slice_of
+
+    slices = {entry.item: slice_of(read(entry.data, lazily=True)) for _, entry in whole}
+    if not (wrong := broken(list(slices.values()), blocking)):
+        return whole
+    for name, _ in whole:
+        outcome.unfit(name, wrong)
+    return []
 
 
 async def _take(
@@ -286,8 +332,7 @@ def _one(
         outcome.reject(name, problem.code)
         return []
     if made.quality:
-        outcome.quality.update(made.quality)
-        outcome.reject(name, "intake.quality")
+        outcome.unfit(name, made.quality)
         return []
     return [(name, made)]
 
@@ -303,8 +348,7 @@ def _rows(
             continue
         made, label = row
         if made.quality:
-            outcome.quality.update(made.quality)
-            outcome.reject(name, "intake.quality")
+            outcome.unfit(name, made.quality)
             continue
         if label:
             labels[made.item] = Label(label, "")

@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import JSON, bindparam, func, select, tuple_
 
 from medmesh.canonical import parse
-from medmesh.contracts.data import DataSchema, ImageSchema, SignalSchema, TableSchema, VolumeSchema
+from medmesh.contracts.data import DataSchema, TableSchema, dtype_of
 from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
@@ -82,39 +82,25 @@ async def rows(site: Site, schema: DataSchema, *, held_out: bool) -> Sequence[An
     return await site.database.look(_ROWS, **_wanted(site, schema, held_out))
 
 
+def stored(site: Site, row: Any) -> bytes:
+    """The bytes of one stored item. Raises `Problem` (`objects.*`, `keyring.*`)."""
+    return b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
+
+
 def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:
     """uint8 [channels, size, size] of one stored object: what is trained on and what is inferred on are made here alike."""
-    from medmesh.imaging.preprocess import Preprocess
-    from medmesh.imaging.reading import pixels, read
+    from medmesh.pipelines.samples import image
 
-    data = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
-    made = Preprocess(size=size, channels=channels).apply(pixels(read(data)))
-    return np.rint(made * 255).astype(np.uint8)
-
-
-def values(site: Site, row: Any, schema: TableSchema) -> np.ndarray:
-    """float32 [width] of one stored row of a table."""
-    stored = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
-    return encode(parse(stored)["values"], schema)
-
-
-def fitting(site: Site, row: Any, schema: VolumeSchema | SignalSchema) -> np.ndarray:
-    """float32 [*schema.shape] of one stored volume or signal. Raises `Problem` (`pipelines.unfit`)."""
-    from medmesh.pipelines.fitting import decoded, fitted
-
-    stored = b"".join(images(site, opened(site, row.patient, row.key)).open(row.object))
-    return fitted(decoded(stored, schema), schema)
+    return image(stored(site, row), size, channels)
 
 
 def sample(site: Site, row: Any, schema: DataSchema) -> np.ndarray:
-    """[*schema.shape] of one stored item, as a worker is given it. Raises `Problem` (`data.row`, `pipelines.unfit`)."""
-    match schema:
-        case ImageSchema():
-            return image(site, row, schema.image_size, schema.channels)
-        case TableSchema():
-            return values(site, row, schema)
-        case _:
-            return fitting(site, row, schema)
+    """[*schema.shape] of one stored item, as a worker is given it. Raises `Problem` (`data.row`, `imaging.*`, `pipelines.unfit`)."""
+    if isinstance(schema, TableSchema):
+        return encode(parse(stored(site, row))["values"], schema)
+    from medmesh.pipelines.samples import sample
+
+    return sample(stored(site, row), schema)
 
 
 async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Path, int]:
@@ -145,8 +131,8 @@ def _write(site: Site, schema: DataSchema, found: Sequence[Any], path: Path, out
     patients = np.unique([row.patient for row in found], return_inverse=True)[1].astype(np.int64)
     temporary = path.with_suffix(".new")
     made = (pipelines.read(site, row, outputs[row.object]) if outputs else sample(site, row, schema) for row in found)
-    shape, dtype = (len(found), *schema.shape), "U8" if schema.kind == "images" and schema.pipeline is None else "F32"
-    weights.save_rows(temporary, "x", shape, dtype, made, {"y": truth(schema, found), "patients": patients})
+    beside = {"y": truth(schema, found), "patients": patients}
+    weights.save_rows(temporary, "x", (len(found), *schema.shape), dtype_of(schema), made, beside)
     temporary.replace(path)
 
 

@@ -21,13 +21,12 @@ from medmesh.archive import states
 from medmesh.archive.query import unpacked
 from medmesh.archive.states import Study
 from medmesh.archive.tables import transaction
-from medmesh.quality.dicom import GEOMETRY, Slice, of_series, slice_of_header
-from medmesh.quality.rules import RULES
+from medmesh.quality.dicom import GEOMETRY, Slice, broken, slice_of_header
+from medmesh.quality.rules import OF_SERIES
 from medmesh_edge import intake, storing
 from medmesh_edge.ports import Site
 
 STAGE = "series"
-_OF_SERIES = frozenset(code.removeprefix("quality.") for code in RULES["series"])
 
 
 @dataclass(slots=True)
@@ -60,7 +59,7 @@ def judge(connection: sqlite3.Connection, study: Study, blocking: frozenset[str]
         " WHERE i.study = ? AND (o.state = 'cleaned' OR (o.state = 'quarantined' AND o.stage = ?)) ORDER BY i.series, i.id",
         (study.id, STAGE),
     )
-    verdict, judged = Verdict(), bool(blocking & _OF_SERIES)
+    verdict, judged = Verdict(), bool(blocking & OF_SERIES)
     for _, members in groupby(rows, lambda row: row[0]):
         ids: dict[str, list[int]] = {"cleaned": [], "quarantined": []}
         slices = []
@@ -68,12 +67,12 @@ def judge(connection: sqlite3.Connection, study: Study, blocking: frozenset[str]
             ids[state].append(number)
             if judged:
                 slices.append(_slice(packed))
-        broken = [one.code for one in of_series(slices) if one.code in blocking] if judged else []
-        if not broken:
+        wrong = broken(slices, blocking) if judged else ()
+        if not wrong:
             verdict.release += ids["quarantined"]
             verdict.fit += ids["cleaned"]
         elif ids["cleaned"]:
-            verdict.hold.setdefault(",".join(broken), []).extend(ids["cleaned"])
+            verdict.hold.setdefault(",".join(wrong), []).extend(ids["cleaned"])
     return verdict
 
 

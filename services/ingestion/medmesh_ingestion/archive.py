@@ -11,6 +11,8 @@ from pathlib import Path
 from posixpath import basename
 
 from medmesh.errors import Problem
+from medmesh.importing.formats.content import START
+from medmesh.importing.formats.nifti import NIFTI
 from medmesh.importing.port import Source
 from medmesh.importing.sources import Limits, opened
 
@@ -42,9 +44,9 @@ def _let_in(source: Source, number: int, name: str) -> None:
     if basename(name) == "medmesh.toml":
         raise Problem("ingestion.archive_unsafe", entry=number, reason="belongs to a training package")
     with source.open(name) as file:
-        start = file.read(512)
+        start = file.read(START)
     # Known by its first bytes; the preamble of a DICOM file may hold anything and is not kept.
-    if start[128:132] != b"DICM" and (start.startswith(_MAGIC) or start[257:262] == b"ustar"):
+    if start[128:132] != b"DICM" and not NIFTI.matches(start) and (start.startswith(_MAGIC) or start[257:262] == b"ustar"):
         raise Problem("ingestion.archive_unsafe", entry=number, reason="is an archive itself")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medmesh.errors import Problem
@@ -21,12 +22,12 @@ class Rejected:
     reason: str
 
 
-def clean(data: bytes, project: Project) -> Clean | Rejected:
+def clean(data: bytes | Mapping[str, bytes], project: Project) -> Clean | Rejected:
     """Never raises for what stands in `data`: one broken file does not keep the others out."""
     try:
         made = cleaned(data, project)
     except Problem as problem:
-        return Rejected(_WORDS.get(problem.code) or problem.code.removeprefix("imaging."))
+        return Rejected(_WORDS.get(problem.code) or problem.code.removeprefix("imaging.").removeprefix("formats."))
     except Exception as error:  # the decoders are other people's, and so is the file
         log("file.failed", level=30, kind=type(error).__name__)
         return Rejected("failed")

@@ -24,15 +24,17 @@ MAX_CLASSES = 200
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a row says of a file."""
+    """What a row says of a file; `patient` is empty where it does not say whose it is."""
 
     label: str
     row: int
+    patient: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a published layout says of an item beside its label; `group` is the pseudonym of what a split must not tear apart."""
+    """What is known of an item beside its label: of a published set from its layout, of a volume or signal by its format. `group` is the
+    pseudonym of what a split must not tear apart."""
 
     kind: str
     split: str | None
@@ -86,7 +88,8 @@ def find_label_file(names: Iterable[PurePosixPath]) -> PurePosixPath | None:
 
 
 def read_labels(data: bytes, folder: PurePosixPath, names: Collection[PurePosixPath]) -> dict[PurePosixPath, Label]:
-    """The label of each path in a CSV file (RFC 4180, UTF-8) with the columns `item`, a path from `folder` on, and `label`.
+    """The label of each path in a CSV file (RFC 4180, UTF-8) with the columns `item`, a path from `folder` on, and `label`; and `patient`,
+    where there is one, of files that do not say it.
 
     `names` are the paths there are. Rows count from 1, the header. Raises `Problem` (`ingestion.labels`) for the first row at fault,
     without its values.
@@ -109,7 +112,7 @@ def read_labels(data: bytes, folder: PurePosixPath, names: Collection[PurePosixP
                 raise _wrong(row, f"row {labels[name].row} is about the same item")
             if not 1 <= len(label) <= MAX_LABEL or not label.isprintable():
                 raise _wrong(row, f"a label has 1 to {MAX_LABEL} characters that can be seen")
-            labels[name] = Label(label, row)
+            labels[name] = Label(label, row, _clean(cells[header.index("patient")]) if "patient" in header else "")
     except UnicodeDecodeError:
         raise _wrong(1, "the file is not UTF-8") from None
     except csv.Error:

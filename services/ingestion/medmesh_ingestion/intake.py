@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from medmesh.errors import Problem
+from medmesh.importing import port
 from medmesh.importing.cleaning import DICOM, Project, is_image
+from medmesh.importing.formats.files import together
 from medmesh.importing.port import Source
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
@@ -72,22 +76,28 @@ async def take_in(source: Source, folder: Path, project: Project, max_file_bytes
         labels = await asyncio.to_thread(read_labels, _bytes(source, str(labels_at)), labels_at.parent, set(images))
     kept: dict[str, Kept] = {}
     rejected: Counter[str] = Counter()
-    for number, name in enumerate(images):
-        path = folder / f"{number:06d}"
-        found = await asyncio.to_thread(_cleaned, source, str(name), path, project, max_file_bytes)
+    large = frozenset(name for name in source.names if source.size(name) > max_file_bytes)
+    if large:
+        rejected["too_large"] = len(large)
+    every = together(port.Part(source, (name for name in source.names if name not in large and name != str(labels_at))))
+    for number in count():
+        one = await asyncio.to_thread(next, every, None)
+        if one is None:
+            break
+        name, parts = one
+        found = await asyncio.to_thread(_cleaned, parts, folder / f"{number:06d}", project)
         if isinstance(found, Rejected):
             rejected[found.reason] += 1
             continue
-        item, sha256 = found
-        label, before = labels.get(name), kept.get(item)
+        label, before = labels.get(PurePosixPath(name)), kept.get(found.item)
         if before is not None:
-            # The same image again, or another one that claims to be the same: the first by name stays, nothing is overwritten.
-            same = before.sha256 == sha256
+            # The same item again, or another one that claims to be the same: the first by name stays, nothing is overwritten.
+            same = before.sha256 == found.sha256
             rejected["duplicate" if same else "uid_conflict"] += 1
             if not same:
                 continue
-            label = agreed(before.label, label)
-        kept[item] = Kept(item, path if before is None else before.path, sha256, label)
+            label, found = agreed(before.label, label), before
+        kept[found.item] = replace(found, label=label, facts=_told(found.facts, label, project.key))
     if not kept:
         raise Problem("ingestion.nothing_accepted", rejected=rejected.total(), reasons=reasons(rejected) or "empty")
     return list(kept.values()), dict(rejected)
@@ -124,10 +134,23 @@ def _bytes(source: Source, name: str) -> bytes:
         return file.read()
 
 
-def _cleaned(source: Source, name: str, path: Path, project: Project, limit: int) -> tuple[str, str] | Rejected:
-    """(item, SHA-256) of the cleaned file that now lies in `path`."""
-    found = Rejected("too_large") if source.size(name) > limit else clean(_bytes(source, name), project)
+def _cleaned(parts: Mapping[str, bytes] | Problem, path: Path, project: Project) -> Kept | Rejected:
+    """An item, cleaned; it now lies in `path`. Raises `Problem` (`importing.*`) for what spoils the whole archive."""
+    if isinstance(parts, Problem):
+        if parts.code.startswith("importing."):
+            raise parts
+        return Rejected(parts.code.partition(".")[2])
+    found = clean(parts if len(parts) > 1 else next(iter(parts.values())), project)
     if isinstance(found, Rejected):
         return found
     path.write_bytes(found.data)
-    return item_of(found, project.key), hashlib.sha256(found.data).hexdigest()
+    group = found.modality.partition(":")[0]  # volume or signal, of what is no DICOM object
+    facts = None if found.media_type == DICOM else Facts(group, None, None, {})
+    return Kept(item_of(found, project.key), path, hashlib.sha256(found.data).hexdigest(), None, facts, found.media_type)
+
+
+def _told(facts: Facts | None, label: Label | None, key: bytes) -> Facts | None:
+    """With the pseudonym of the patient where the label file says whose a volume or signal is; a DICOM object says it itself."""
+    if facts is None or label is None or not label.patient:
+        return facts
+    return replace(facts, group=hmac.digest(key, f"group\0files\0{label.patient}".encode(), "sha256").hex()[:16])

@@ -8,12 +8,14 @@ from sqlalchemy import Row, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.conversion import ConversionRefused, ModelConverted
+from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import FederationCompleted
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.registry import Lineage, ModelRegistered, RegisterModel
 from medmesh.errors import Problem
 from medmesh.security.labels import read
 from medmesh.service import files, labels
+from medmesh.store.objects.port import load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_registry.domain import VersionState, content, document, exact
@@ -51,6 +53,9 @@ async def register_model(command: Envelope[RegisterModel], uow: UnitOfWork[Ports
         raise Problem("registry.lineage")  # it gets signed: only the federation itself says what a federation made
     if lineage.package not in (None, wanted.package.sha256):
         raise Problem("registry.lineage_package")
+    if lineage.job is not None:
+        await present(uow, wanted.package)
+        lineage = lineage.model_copy(update={"pipeline": await _pipeline(uow, wanted.package)})
     version = await _register(uow, wanted.model, wanted.weights, wanted.package, lineage, federation=None)
     if not uow.same:
         name = f"{wanted.model}/{version}"
@@ -101,6 +106,20 @@ async def _register(
         entities.append(Entity("pipeline", lineage.pipeline[:16], digest=lineage.pipeline))
     uow.audit(AuditEntry("model.register", "C", entities=entities, hospitals=lineage.hospitals))
     return version
+
+
+async def _pipeline(uow: UnitOfWork[Ports], package: ObjectRef) -> str | None:
+    """The hash of the pipeline that a job's data went through: it is the package's, without which the job would not have begun."""
+    from medmesh.learning import package as packages  # numpy: not before the first that has one
+
+    try:
+        read = packages.read(await load(uow.ports.stores.kept, package))
+    except Problem as problem:
+        if not problem.code.startswith("package."):
+            raise
+        return None  # no job has trained it
+    stated = pipeline_of(read.manifest.data)
+    return None if stated is None else stated.hash
 
 
 async def present(uow: UnitOfWork[Ports], ref: ObjectRef) -> None:

@@ -1,87 +1,57 @@
-"""From items of a data set version to samples. Imported, with numpy and what it needs of Pillow and pydicom, by the first job."""
+"""From items of a data set version to the file that a worker trains on. Imported, with numpy and the decoders, by the first job."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from functools import partial
-from io import BytesIO
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from medmesh.contracts.data import ImageSchema
+from medmesh.contracts.data import ItemSchema, dtype_of
 from medmesh.errors import Problem
-from medmesh.learning.adapter import Samples
-from medmesh.learning.package import Manifest
+from medmesh.importing.formats.content import LARGEST
+from medmesh.learning import weights
+from medmesh.pipelines.samples import sample
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.port import load
-from medmesh_training.domain import Item
-
-if TYPE_CHECKING:
-    from medmesh.imaging.preprocess import Preprocess
+from medmesh_training.domain import Item, sample_bytes
 
 _AT_ONCE = 8
-_LARGEST_PIXELS = 2**26
-_PICTURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+_BYTES = 64 << 20
+"""Of items that are read together: small ones wait for the store side by side, a large one is alone in memory."""
 
 
-async def load_samples(content: Sequence[Item], manifest: Manifest, stores: Stores) -> Samples:
-    """`x` uint8 [items, channels, size, size], or float32 of what the package's pipeline makes, and `y` int64 [items], in the order of
-    `content`, whose labels were checked.
+async def write_samples(content: Sequence[Item], data: ItemSchema, stores: Stores, path: Path) -> None:
+    """Write safetensors with `x` [items, *shape] and `y` int64 [items], in the order of `content`, whose labels were checked. What an
+    item becomes is what a hospital's node makes of it (`medmesh.pipelines.samples`).
 
-    Raises `Problem`: `objects.*`, `training.image` for a PNG or JPEG that cannot be read, `imaging.*` for DICOM, `pipelines.*`.
+    Raises `Problem`: `objects.*`, and `training.item` for the first one that cannot be brought into the shape.
     """
-    data = manifest.images()
-    make = _maker(data)
-    x = np.empty((len(content), *data.shape), dtype=np.uint8 if data.pipeline is None else np.float32)
-
-    async def one(place: int, item: Item) -> None:
-        image = await load(stores.kept, item.object)
-        x[place] = await asyncio.to_thread(make, image, item.object.sha256)
-
-    for start in range(0, len(content), _AT_ONCE):
-        await asyncio.gather(*(one(start + i, item) for i, item in enumerate(content[start : start + _AT_ONCE])))
-    return Samples(x, np.array([data.classes.index(item.label or "") for item in content], dtype=np.int64))
+    y = np.array([data.classes.index(item.label or "") for item in content], dtype=np.int64)
+    with weights.row_writer(path, "x", (len(content), *data.shape), dtype_of(data), {"y": y}) as write:
+        for some in _batches(content, data):
+            for row in await asyncio.gather(*(_sample(item, data, stores) for item in some)):
+                await asyncio.to_thread(write, row)
 
 
-def _maker(data: ImageSchema) -> Callable[[bytes, str], np.ndarray]:
-    if data.pipeline is None:
-        from medmesh.imaging.preprocess import Preprocess
-
-        return partial(sample, preprocess=Preprocess(data.image_size, data.channels))
-    from medmesh.pipelines.pipeline import of
-    from medmesh.pipelines.samples import decoded, through
-
-    pipeline = of(data.pipeline)
-    return lambda image, _: through(pipeline, decoded(image, data), data).values
-
-
-def sample(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
-    """One image as uint8 [channels, size, size]; `name` is what an error calls it."""
-    kind = next((kind for start, kind in _PICTURES.items() if data.startswith(start)), None)
-    if kind:
-        grey = _picture(data, kind, name)
-    else:
-        from medmesh.imaging import reading
-
-        grey = reading.pixels(reading.read(data))
-    return np.rint(preprocess.apply(grey) * np.float32(255)).astype(np.uint8)
-
-
-def _picture(data: bytes, kind: str, name: str) -> np.ndarray:
-    """float32 [rows, columns] in 0..1; colour becomes luma (ITU-R BT.601), 16-bit grey keeps its depth."""
-    from PIL import Image
-
+async def _sample(item: Item, data: ItemSchema, stores: Stores) -> np.ndarray:
+    raw = await load(stores.kept, item.object, limit=LARGEST)
     try:
-        # The format is given: Pillow then tries no other reader on bytes from outside.
-        with Image.open(BytesIO(data), formats=(kind,)) as image:
-            if image.width * image.height > _LARGEST_PIXELS:
-                raise Problem("training.image", object=name[:12], reason=f"more than {_LARGEST_PIXELS} pixels")
-            deep = image.mode[:1] == "I"
-            stored = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
-    except Problem:
-        raise
-    except Exception as error:  # Pillow lets OSError, SyntaxError, ValueError, struct.error and others through
-        raise Problem("training.image", object=name[:12], reason=type(error).__name__) from None
-    return np.clip(stored / np.float32(65535 if deep else 255), 0.0, 1.0, dtype=np.float32)
+        return await asyncio.to_thread(sample, raw, data)
+    except Problem as problem:
+        # Who sends a job names the items: the hash of one is no name of anybody.
+        raise Problem("training.item", object=item.object.sha256[:12], reason=f"{problem.code}: {problem.detail()}"[:300]) from None
+
+
+def _batches(content: Sequence[Item], data: ItemSchema) -> Iterator[list[Item]]:
+    each, batch, held = math.prod(data.shape) * sample_bytes(data), list[Item](), 0
+    for item in content:
+        if batch and (len(batch) == _AT_ONCE or held + item.object.bytes + each > _BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(item)
+        held += item.object.bytes + each
+    if batch:
+        yield batch

@@ -165,6 +165,7 @@ def _entities(row: Row[Any]) -> tuple[Entity, ...]:
         Entity("job", row.job),
         Entity("package", row.package["sha256"], digest=row.package["sha256"]),
         Entity("dataset", row.dataset, str(row.version), row.content["sha256"]),
+        *((Entity("pipeline", made[:16], digest=made),) if (made := row.schedule.get("pipeline")) else ()),
     )
 
 

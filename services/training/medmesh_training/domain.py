@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from medmesh.contracts.data import ImageSchema
+from medmesh.contracts.data import ItemSchema, dtype_of
 from medmesh.contracts.message import ObjectRef, Record
 from medmesh.errors import Problem
 
@@ -34,7 +35,8 @@ OPEN = (State.QUEUED, State.RUNNING)
 
 
 class Item(Record):
-    """One image of a data set version and its class; of a published set also its split and a pseudonym of its patient or group."""
+    """One image, volume or signal of a data set version and its class; of a published set also its split and a pseudonym of its patient
+    or group. `kind` is missing of images that came by themselves."""
 
     item: str = Field(min_length=1, max_length=200)
     object: ObjectRef
@@ -57,7 +59,7 @@ class Schedule(Record):
     batch_size: int
     learning_rate: float
     pipeline: str | None = None
-    """The hash of the one that the data go through."""
+    """The hash of the one that the data go through (`medmesh.contracts.pipeline`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,11 @@ class Segment:
     seed: int
 
 
-def read_content(data: bytes, classes: Sequence[str]) -> tuple[Item, ...]:
-    """The items by id, whatever their order in `data`, each with one of `classes`.
+def read_content(data: bytes, schema: ItemSchema) -> tuple[Item, ...]:
+    """The items by id, whatever their order in `data`, each of the kind and with one of the classes of `schema`.
 
-    Raises `Problem`: `training.content` (not what a data set version looks like, or an item twice), `training.unlabelled`,
-    `training.foreign_labels`, `training.too_few`. Labels and ids are counted, never quoted.
+    Raises `Problem`: `training.content` (not what a data set version looks like, or an item twice), `training.kinds`,
+    `training.unlabelled`, `training.foreign_labels`, `training.too_few`. Labels and ids are counted, never quoted.
     """
     try:
         items = Content.model_validate_json(data, extra="ignore").items
@@ -81,15 +83,23 @@ def read_content(data: bytes, classes: Sequence[str]) -> tuple[Item, ...]:
         raise Problem("training.content", reason=where) from None
     if repeated := sum(count > 1 for count in Counter(item.item for item in items).values()):
         raise Problem("training.content", reason=f"{repeated} items occur more than once")
-    if foreign := sum(item.kind is not None and item.object.media_type != "application/dicom" for item in items):
-        raise Problem("training.content", reason=f"{foreign} items are no grey images")
+    if others := Counter(what for item in items if (what := _kind(item)) != schema.kind[:-1]):
+        found = ", ".join(f"{what} {count}" for what, count in sorted(others.items()))
+        raise Problem("training.kinds", count=others.total(), total=len(items), wanted=schema.kind, found=found)
     if unlabelled := sum(item.label is None for item in items):
         raise Problem("training.unlabelled", count=unlabelled, total=len(items))
-    if foreign := sum(item.label not in classes for item in items):
-        raise Problem("training.foreign_labels", count=foreign, total=len(items), classes=", ".join(classes))
+    if foreign := sum(item.label not in schema.classes for item in items):
+        raise Problem("training.foreign_labels", count=foreign, total=len(items), classes=", ".join(schema.classes))
     if len({held_out(item) for item in items}) < 2:
         raise Problem("training.too_few", total=len(items))
     return tuple(sorted(items, key=lambda item: item.item))
+
+
+def _kind(item: Item) -> str:
+    """What an item is; colour, which no package here trains on, is told from grey."""
+    if item.kind in (None, "image"):
+        return "image" if item.kind is None or item.object.media_type == "application/dicom" else "colour image"
+    return str(item.kind)
 
 
 def held_out(item: Item) -> bool:
@@ -111,14 +121,18 @@ def check_size(steps: int, seed: int, version: int, limit: int) -> None:
         raise Problem("request.invalid", reason="seed and version must lie within 2^53")
 
 
-def check_memory(samples: int, data: ImageSchema, limit: int) -> None:
-    """Raise a `Problem` (`training.too_large`) when the decoded samples would take more than `limit` bytes: a byte a pixel, or four of what
-    a pipeline made."""
-    if (needed := samples * data.channels * data.image_size**2 * (1 if data.pipeline is None else 4)) > limit:
+def sample_bytes(data: ItemSchema) -> int:
+    """Of one number of a sample."""
+    return 1 if dtype_of(data) == "U8" else 4
+
+
+def check_room(samples: int, data: ItemSchema, limit: int) -> None:
+    """Raise a `Problem` (`training.too_large`) when the samples as a worker is given them would take more than `limit` bytes."""
+    if (needed := samples * math.prod(data.shape) * sample_bytes(data)) > limit:
         raise Problem("training.too_large", bytes=needed, limit=limit)
 
 
-def check_pipeline(data: ImageSchema, schedule: Schedule) -> None:
+def check_pipeline(data: ItemSchema, schedule: Schedule) -> None:
     """Raise a `Problem` (`pipelines.hash`) when the package's pipeline is no more what it was when the job was submitted."""
     here = data.pipeline.hash if data.pipeline else ""
     if here != (schedule.pipeline or ""):

@@ -15,7 +15,7 @@ from medmesh.service import labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_training.domain import OPEN, Schedule, State, check_memory, check_size, read_content
+from medmesh_training.domain import OPEN, Schedule, State, check_room, check_size, read_content
 from medmesh_training.ports import HANDLERS, Ports
 from medmesh_training.tables import jobs
 
@@ -26,9 +26,9 @@ async def submit_job(command: Envelope[SubmitJob], work: Work[Ports]) -> dict[st
     wanted, ports = command.data, work.ports
     check_size(wanted.steps, wanted.seed, wanted.version, ports.settings.max_steps)
     package = packages.read(await load(ports.stores.kept, wanted.package))
-    data, settings = package.manifest.images(), ports.settings
-    items = await asyncio.to_thread(read_content, await load(ports.stores.kept, wanted.content), data.classes)
-    check_memory(len(items), data, settings.max_data_bytes)
+    data, settings = package.manifest.items(), ports.settings
+    items = await asyncio.to_thread(read_content, await load(ports.stores.kept, wanted.content), data)
+    check_room(len(items), data, settings.max_data_bytes)
     schedule = Schedule(
         checkpoint_steps=settings.checkpoint_steps,
         batch_size=settings.batch_size,

@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from medmesh.bus.declarations import Handlers
-from medmesh.learning.package import Manifest
+from medmesh.contracts.data import ItemSchema
 from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh_training.domain import Item
 from medmesh_training.settings import Settings
 
-if TYPE_CHECKING:
-    from medmesh.learning.adapter import Samples
-
 HANDLERS = labelled(Handlers("training"), "job")
 
-LoadSamples = Callable[[Sequence[Item], Manifest, Stores], "Awaitable[Samples]"]
-"""The images of labelled items, in their order, as the manifest wants them. Raises `Problem`."""
+WriteSamples = Callable[[Sequence[Item], ItemSchema, Stores, Path], Awaitable[None]]
+"""Writes labelled items, in their order, as the schema wants them. Raises `Problem`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,7 @@ class Ports:
 
     settings: Settings
     stores: Stores
-    load_samples: LoadSamples
+    write_samples: WriteSamples
     rehearsing: dict[str, str] = field(default_factory=dict)
     """Package to the stage of its rehearsal that runs here: a hint for people."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)

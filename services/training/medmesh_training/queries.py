@@ -27,5 +27,6 @@ async def get_job(query: Envelope[GetJob], uow: UnitOfWork[Ports]) -> JobView:
         weights=ObjectRef(**row.weights) if row.weights else None,
         metrics=row.metrics,
         failure=row.failure,
+        pipeline=row.schedule.get("pipeline"),
         submitted=row.submitted_at,
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +31,17 @@ from medmesh_training.domain import check_pipeline, held_out, read_content, segm
 from medmesh_training.ports import Ports
 
 if TYPE_CHECKING:
-    from medmesh.learning.adapter import Samples
     from medmesh_training.trainer import Trainer
 
 MEDIA_TYPE = "application/vnd.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of samples, of which so many are of each class."""
+
+    path: Path
+    counts: tuple[int, ...]
 
 
 class Runner:
@@ -117,11 +126,11 @@ class Runner:
 
         kept, settings = self._ports.stores.kept, self._settings
         package = packages.read(await load(kept, held.package))
-        training, measuring = await self._samples(held, package)
         folder = self._folder / f"{held.job}-{held.attempt}"
         folder.mkdir(mode=0o700)
         limits = isolation.Limits(memory_bytes=settings.worker_memory_bytes, cpu_seconds=settings.worker_cpu_seconds)
         try:
+            training, measuring = await self._samples(held, package, folder)
             running = worker(
                 package,
                 folder / "worker",
@@ -132,27 +141,28 @@ class Runner:
             )
             async with running as process:
                 trainer = Trainer(process, package.manifest, held.schedule, folder)
-                weights = await self._segments(held, trainer, training, folder)
-                counts = await trainer.evaluate(weights, measuring)
+                weights = await self._segments(held, trainer, training.path, folder)
+                counts = await trainer.evaluate(weights, measuring.path, measuring.counts)
         finally:
             await asyncio.to_thread(wipe, folder)
         await claims.finish(self._runtime, held, _metrics(counts, training, measuring))
         log("training.job.finished", job=held.job, attempt=held.attempt)
 
-    async def _samples(self, held: Claim, package: Package) -> tuple[Samples, Samples]:
-        """(to train on, to measure on). All are read first: an image that cannot be read shows before hours of training."""
-        import numpy as np
-
-        from medmesh.learning.adapter import Samples
-
-        check_pipeline(package.manifest.images(), held.schedule)
+    async def _samples(self, held: Claim, package: Package, folder: Path) -> tuple[Part, Part]:
+        """(to train on, to measure on). All are read first: an item that cannot be read shows before hours of training."""
+        data = package.manifest.items()
+        check_pipeline(data, held.schedule)
         content = await load(self._ports.stores.kept, held.content)
-        items = await asyncio.to_thread(read_content, content, package.manifest.data.classes)
-        aside = np.array([held_out(item) for item in items])
-        samples = await self._ports.load_samples(items, package.manifest, self._ports.stores)
-        return Samples(samples.x[~aside], samples.y[~aside]), Samples(samples.x[aside], samples.y[aside])
+        items = await asyncio.to_thread(read_content, content, data)
+        made: list[Part] = []
+        for name, aside in (("training", False), ("measuring", True)):
+            some = [item for item in items if held_out(item) is aside]
+            await self._ports.write_samples(some, data, self._ports.stores, folder / name)
+            counted = Counter(item.label for item in some)
+            made.append(Part(folder / name, tuple(counted[one] for one in data.classes)))
+        return made[0], made[1]
 
-    async def _segments(self, held: Claim, trainer: Trainer, samples: Samples, folder: Path) -> Path:
+    async def _segments(self, held: Claim, trainer: Trainer, samples: Path, folder: Path) -> Path:
         """The final weights, each checkpoint on the way stored and told of."""
         if held.weights:
             weights = await fetch(self._ports.stores.kept, held.weights, folder / "checkpoint")
@@ -172,7 +182,7 @@ class Runner:
         return stored.model_copy(update={"media_type": MEDIA_TYPE})
 
 
-def _metrics(counts: list[list[int]], training: Samples, measuring: Samples) -> dict[str, float]:
+def _metrics(counts: list[list[int]], training: Part, measuring: Part) -> dict[str, float]:
     """Balanced accuracy on what was held out, with its 95 % interval, and how many samples each part had."""
     from medmesh.learning import metrics
 
@@ -181,6 +191,6 @@ def _metrics(counts: list[list[int]], training: Samples, measuring: Samples) -> 
         "balanced_accuracy": metrics.balanced_accuracy(counts),
         "balanced_accuracy_low": low,
         "balanced_accuracy_high": high,
-        "samples_trained": float(len(training.y)),
-        "samples_held_out": float(len(measuring.y)),
+        "samples_trained": float(sum(training.counts)),
+        "samples_held_out": float(sum(measuring.counts)),
     }

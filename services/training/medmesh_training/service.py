@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+from medmesh.contracts.data import ItemSchema
 from medmesh.contracts.training import JobFailed, JobFinished, JobProgressed, JobStarted
-from medmesh.learning.package import Manifest
 from medmesh.security.residue import wipe
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
@@ -20,18 +20,15 @@ from medmesh_training.runner import Runner
 from medmesh_training.settings import Settings
 from medmesh_training.tables import METADATA
 
-if TYPE_CHECKING:
-    from medmesh.learning.adapter import Samples
-
 DECLARING = (handlers, queries, rehearsals)
 """The modules whose handlers this service runs."""
 
 
-async def load_samples(content: Sequence[Item], manifest: Manifest, stores: Stores) -> Samples:
+async def write_samples(content: Sequence[Item], data: ItemSchema, stores: Stores, path: Path) -> None:
     """See `medmesh_training.adapters`, which the first job imports."""
     from medmesh_training import adapters
 
-    return await adapters.load_samples(content, manifest, stores)
+    await adapters.write_samples(content, data, stores, path)
 
 
 @asynccontextmanager
@@ -39,7 +36,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """The stores, and the runner in the background."""
     settings = cast(Settings, runtime.settings)
     async with stores(settings.objects) as opened:
-        ports = Ports(settings, opened, load_samples)
+        ports = Ports(settings, opened, write_samples)
         wipe(settings.state / "rehearsals")
         runtime.checks["objects"] = opened.kept.ready
         runtime.background(Runner(runtime, ports).serve, "runner")

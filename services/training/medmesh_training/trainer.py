@@ -13,11 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medmesh.errors import Problem
 from medmesh.learning import weights
-from medmesh.learning.adapter import Samples
 from medmesh.learning.host import Worker
 from medmesh.learning.package import Manifest
 from medmesh_training.domain import Schedule, Segment, check_counts
@@ -39,14 +36,11 @@ class Trainer:
         """Hand a copy of a file to the worker; answers the path the worker knows it by."""
         return str(await asyncio.to_thread(_give, path, self._worker.folder))
 
-    async def give_samples(self, samples: Samples) -> str:
-        """Hand samples to the worker."""
-        path = self._folder / "samples"
-        try:
-            await asyncio.to_thread(weights.save, {"x": samples.x, "y": samples.y}, path)
-            return await self.give(path)
-        finally:
-            path.unlink(missing_ok=True)
+    async def give_samples(self, path: Path) -> str:
+        """Hand samples to the worker, which reads a batch at a time; the file goes."""
+        given = await self.give(path)
+        path.unlink()
+        return given
 
     async def initial(self, seed: int) -> Path:
         """Fresh weights."""
@@ -77,10 +71,9 @@ class Trainer:
             raise Problem("training.answer", operation="train")
         return after, float(loss)
 
-    async def evaluate(self, model: Path, samples: Samples) -> list[list[int]]:
-        """Confusion counts [true][predicted]. Raises `Problem`."""
+    async def evaluate(self, model: Path, samples: Path, expected: Sequence[int]) -> list[list[int]]:
+        """Confusion counts [true][predicted] on a file of samples, of which so many are of each class. Raises `Problem`."""
         answer = await self._call("evaluate", data=await self.give_samples(samples), models=[await self.give(model)])
-        expected = np.bincount(samples.y, minlength=len(self._manifest.data.classes)).tolist()
         results = answer.get("counts")
         if not isinstance(results, list) or len(results) != 1:
             raise Problem("training.answer", operation="evaluate")

@@ -216,6 +216,7 @@ async def test_killed_anywhere_it_comes_to_the_same(private: Path, monkeypatch: 
         assert rows(private, STATES) == [("cleaned", "", "")] * 3
         assert rows(private, "SELECT count(*) FROM instances") == [(6,)]
         assert await used(at) == 0
+        assert [one["sub"] for one in records(private)] == ["patient.ingest"] * 1, "each patient once"
         assert await settle(at, cleaner._connection, 0)
         assert await used(at) == 3
 
@@ -479,3 +480,60 @@ async def test_killed_while_a_study_is_settled_its_items_are_used_once_it_is_tol
         assert await used(at) == 5
         assert [one["detail"]["stored"] for one in records(private) if one["sub"] == "edge.ingest"] == [5]
         assert not await settle(at, cleaner._connection, 0)
+
+
+def folder(path: Path, *found: pydicom.Dataset) -> Path:
+    """Their files, of one series beside those of another by name."""
+    path.mkdir()
+    for place, one in enumerate(found):
+        (path / f"{one.InstanceNumber}-{place}.dcm").write_bytes(file(one))
+    return path
+
+
+async def test_a_folder_is_judged_by_series_as_what_a_pacs_sends(private: Path, tmp_path: Path) -> None:
+    async with opened(private) as (at, receiver, cleaner):
+        other = stack()
+        for one in other:  # by itself no rule about series says anything of it
+            one.SeriesInstanceUID, one.SOPInstanceUID = f"{one.SeriesInstanceUID}.9", f"{one.SOPInstanceUID}.9"
+            one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
+        other[2].PixelData = bytes(len(other[2].PixelData))  # is no slice, as it is constant
+        given = folder(tmp_path / "pacs", *stack(missing=3), *other)
+        for dry in (True, False):
+            done = await intake.ingest(at, given, "brain", dry_run=dry)
+            assert (done.stored, dict(done.rejected)) == (0, {"intake.quality": 9})
+            assert done.quality == {"missing_slices": 8, "constant_image": 1}
+            assert {why for _, why in done.left_out} == {"quality.missing_slices", "quality.constant_image"}
+        assert (await used(at), list(at.objects.objects())) == (0, [])
+
+        receive(receiver, *stack(missing=3), *other)
+        await through(cleaner)
+        await settle(at, cleaner._connection, 0)
+        assert held(at, "brain") == done.quality, "the same words"
+
+        at.layout.policy.write_text('[quality]\nbrain = ["constant_image"]\n')
+        assert (await intake.ingest(at, given, "brain")).stored == 8
+
+
+async def test_a_series_of_a_folder_is_stored_whole_or_not_at_all(private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    async with opened(private) as (at, _, _):
+        given = folder(tmp_path / "pacs", *stack(), image(1, study=1), image(2, study=1))
+        monkeypatch.setattr(intake, "BATCH", 2)
+        whole, calls = intake.storing.store, 0
+
+        async def store(*arguments: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise Killed
+            return await whole(*arguments, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(intake.storing, "store", store)
+            with pytest.raises(Killed):
+                await intake.ingest(at, given, "brain")
+        assert await used(at) == 5
+        done = await intake.ingest(at, given, "brain")
+        assert (done.known, done.stored, await used(at)) == (5, 2, 7)

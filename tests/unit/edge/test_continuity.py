@@ -202,6 +202,7 @@ async def test_what_another_hospital_was_shown_is_compared_in_both_directions(se
     with pytest.raises(Problem) as caught:
         await seen.continuity.compare(forked(seen.folder / "theirs", 200).note(), "hospital:ruijin")
     assert caught.value.code == "edge.log_forked"
+    assert await seen.records() == [("log.seen", 0, ""), ("log.refused", 12, "edge.log_forked")]
 
 
 def shown_to(hospital: str, made: Ledger) -> dict[str, str]:
@@ -254,6 +255,7 @@ async def test_the_loop_compares_by_itself_as_often_as_it_is_told(seen: Seen, ev
     for _ in range(3):
         await seen.continuity.step()
     assert [seen.checkpoint(told) for told in seen.platform.told] == [made.checkpoint] * times
+    assert await seen.records() == [("log.seen", 0, "")], "once, what it goes by from now on"
 
 
 async def test_forgiving_is_recorded_and_only_possible_where_something_stands(seen: Seen) -> None:

@@ -47,7 +47,8 @@ def ingest(
     whose it is; any other file needs `patient` there, or a folder sub-<patient>. Notes in which rules doubt whether somebody is named
     wait for a person (medmesh edge text); `name` holds the patient's names, to be found in them. Of a table only columns that the
     hospital's own file names are read (docs/tutorial/heart-disease.md). With --volumes a DICOM
-    series is one item, labelled by the name of any of its files; plans call it volume:CT, where images of it are CT.
+    series is one item, labelled by the name of any of its files; plans call it volume:CT, where images of it are CT. Either way a
+    series that breaks a rule of the data set, such as missing slices, is left out as a whole (medmesh edge quality --help).
 
     \b
     medmesh edge ingest /data/ecg --dataset ecg --ethics 2026-17 --dry-run
