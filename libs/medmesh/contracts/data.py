@@ -1,4 +1,4 @@
-"""What each hospital must hold to take part in a plan: images, volumes, signals, or rows of a table."""
+"""What each hospital must hold to take part in a plan: images, volumes, signals, notes, or rows of a table."""
 
 from __future__ import annotations
 
@@ -180,6 +180,37 @@ class SignalSchema(Record):
         return (len(self.channels), self.length)
 
 
+class TextSchema(Record):
+    """Notes as features [samples, size], float32, and a class each.
+
+    A note is what rules or a person of the hospital left of it when it was taken in; held ones are none. No text is handed to training
+    code: only what the pipeline makes of it, which begins with the step `ngrams` and ends with `size` numbers.
+    """
+
+    kind: Literal["texts"]
+    text: Identifier
+    """What the hospital's notes are called: `note` of files, the name of a column otherwise."""
+    size: int = Field(ge=8, le=65_536)
+    classes: Classes
+    pipeline: Pipeline
+
+    @model_validator(mode="after")
+    def _counted(self) -> TextSchema:
+        if not self.pipeline.steps or self.pipeline.steps[0].step != "ngrams":
+            raise ValueError("pipeline: of texts it begins with the step ngrams")
+        return self
+
+    @property
+    def modality(self) -> str:
+        """What hospitals' policies call it: `text:<name>`."""
+        return f"text:{self.text}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (self.size,)
+
+
 def decimal(text: str) -> Decimal:
     """A finite decimal number with at most twelve digits on either side of the point. Raises `ValueError`."""
     try:
@@ -196,13 +227,14 @@ def _kind(given: Any) -> str:
     return str((given.get("kind") if isinstance(given, dict) else getattr(given, "kind", None)) or "images")
 
 
-ItemSchema = ImageSchema | VolumeSchema | SignalSchema
+ItemSchema = ImageSchema | VolumeSchema | SignalSchema | TextSchema
 """What is decoded, and may go through a pipeline."""
 DataSchema = Annotated[
     Annotated[ImageSchema, Tag("images")]
     | Annotated[TableSchema, Tag("table")]
     | Annotated[VolumeSchema, Tag("volumes")]
-    | Annotated[SignalSchema, Tag("signals")],
+    | Annotated[SignalSchema, Tag("signals")]
+    | Annotated[TextSchema, Tag("texts")],
     Discriminator(_kind),
 ]
 

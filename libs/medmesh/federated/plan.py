@@ -248,6 +248,13 @@ def _data(plan: Plan, language: str) -> str:
         if zh:
             return f"{data.signal} 信号的通道 {few}，{data.rate} 赫兹，{data.length} 个采样点"
         return f"the channels {few} of {data.signal} signals at {data.rate} Hz, {data.length} samples"
+    if data.kind == "texts":
+        if zh:
+            return f"文本 {data.text} 的 {data.size} 个特征值；文本留在院内，特征只用于本院训练，但模型更新可能透露其中出现过哪些词"
+        return (
+            f"{data.size} features of the notes {data.text}; neither texts nor features leave the hospital, but a model's update may tell "
+            f"which words occurred in them"
+        )
     names = ", ".join(feature.name for feature in data.features[:20]) + (" …" if len(data.features) > 20 else "")
     if zh:
         return f"表格 {data.table} 的字段 {names}，按方案中写明的常数缩放"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from medmesh.canonical import canonical
 from medmesh.errors import Problem
 from medmesh.importing import stored
 from medmesh.importing.formats import arrays, cleaned, edf, found, wfdb
@@ -24,6 +25,7 @@ from medmesh.importing.formats.content import START, THIS, Content, Format, unsu
 from medmesh.importing.formats.files import nameless_record
 from medmesh.importing.formats.identity import residue
 from medmesh.quality.rules import BLOCKING
+from medmesh.text import as_text
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -97,11 +99,13 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
 
 def uncleaned(files: Mapping[str, bytes], item: str, modality: str = "") -> Clean:
     """The same item with nothing taken out of it, for who simulates with data of their own: as it is kept, `item` its name. Raises
-    `Problem` (`formats.*`, `imaging.*`) for what is no volume, signal or sound."""
+    `Problem` (`formats.*`, `imaging.*`) for what is no volume, signal, sound or note."""
     data = next(iter(files.values()))
     form = found(data[:START])
     if form is None:
-        raise Problem("formats.unknown", place=THIS)
+        if (text := as_text(data)) is None:
+            raise Problem("formats.unknown", place=THIS)
+        return Clean(item.encode(), "", "text:note", canonical({"item": item, "text": text}), "application/json", item=item)
     if form.name == "dicom":
         from medmesh.imaging import reading
 

@@ -14,11 +14,14 @@ from safetensors.numpy import load, save
 
 from medmesh.errors import Problem
 
+TEXT = "UTF-8"
+"""The unit of a text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """`values`: an image [rows, columns], a volume [x, y, z] with `affine` to RAS+ millimetres, a signal [channels, samples] at `rate`
-    hertz, or features [numbers]. `unit` of the values, where one is known."""
+    hertz, features [numbers], or the bytes of a text (uint8, `TEXT`). `unit` of the values, where one is known."""
 
     values: NDArray[Any]
     affine: NDArray[np.float64] | None = None

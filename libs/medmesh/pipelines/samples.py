@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medmesh.canonical import parse
 from medmesh.contracts.data import ItemSchema
 from medmesh.errors import Problem
 from medmesh.imaging import reading
 from medmesh.imaging.preprocess import Preprocess
 from medmesh.pipelines import fitting
-from medmesh.pipelines.data import Data
+from medmesh.pipelines.data import TEXT, Data
 from medmesh.pipelines.loading import from_files
 from medmesh.pipelines.pipeline import Pipeline, of
 
@@ -57,6 +58,8 @@ def _picture(raw: bytes, form: str) -> NDArray[np.float32]:
 
 def decoded(raw: bytes, schema: ItemSchema) -> Data:
     """A stored item as it lies, before any step. Raises `Problem` (`imaging.*`, `formats.*`, `pipelines.unfit`)."""
+    if schema.kind == "texts":
+        return _text(raw)
     if schema.kind != "images":
         return fitting.decoded(raw, schema)
     form = next((form for start, form in _PICTURES if raw.startswith(start)), "dicom")
@@ -64,6 +67,15 @@ def decoded(raw: bytes, schema: ItemSchema) -> Data:
         return from_files(form, {"": raw})
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow says of a broken picture
         raise Problem("pipelines.unfit", step="load", reason=type(error).__name__) from None
+
+
+def _text(raw: bytes) -> Data:
+    """A note as a node keeps it. Raises `Problem` (`pipelines.unfit`)."""
+    try:
+        said = parse(raw)["text"]
+        return Data(np.frombuffer(said.encode(), dtype=np.uint8), unit=TEXT)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Problem("pipelines.unfit", step="load", reason="it is no note") from None
 
 
 def through(pipeline: Pipeline, data: Data, schema: ItemSchema) -> Data:
@@ -76,7 +88,7 @@ def through(pipeline: Pipeline, data: Data, schema: ItemSchema) -> Data:
     elif schema.kind == "volumes":
         values = values[None]
     if values.shape != schema.shape:
-        wanted = schema.shape if schema.kind == "signals" else schema.shape[1:]
+        wanted = schema.shape if schema.kind in ("signals", "texts") else schema.shape[1:]
         raise Problem("pipelines.result", pipeline=pipeline.name, found=_by(made.values.shape), wanted=_by(wanted))
     values = np.ascontiguousarray(values, dtype=np.float32)
     if not np.isfinite(values).all():

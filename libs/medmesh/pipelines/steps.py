@@ -7,7 +7,9 @@ step whose arithmetic changes gets a new version; the old number is never given 
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
+from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,10 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from medmesh.errors import Problem
 from medmesh.imaging.preprocess import area
 from medmesh.importing.formats.nifti import orientation
-from medmesh.pipelines.data import Data
+from medmesh.pipelines.data import TEXT, Data
 
 Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=2, max_length=3)]
 """[rows, columns] of an image, [x, y, z] of a volume."""
+
+_PLAIN = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+"""Full-width forms to those of ASCII."""
+_WORD = re.compile("[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]+|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+"""By ranges and not by properties of characters: those grow with each version of Unicode, and of Python."""
 
 
 class Step(BaseModel, ABC):
@@ -228,7 +235,30 @@ class Features(Step):
         return Data(np.array(made, dtype=np.float32))
 
 
-_ALL: tuple[type[Step], ...] = (Window, Orient, Resample, Scale, Crop, Normalise, Rate, Band, Unit, Features)
+class Ngrams(Step):
+    """A text as `buckets` numbers: runs of `shortest` to `longest` words, each added as +1 or -1 to a bucket, both by its SHA-256
+    (K. Weinberger et al., "Feature hashing", ICML 2009), the whole scaled to length 1. A word is a run of letters and digits, in small
+    letters; signs of Chinese, Japanese and Korean are words each. There is no vocabulary: nothing is learned from notes for it."""
+
+    name = "ngrams"
+    shortest: int = Field(default=1, ge=1, le=5)
+    longest: int = Field(default=2, ge=1, le=5)
+    buckets: int = Field(ge=8, le=65_536)
+
+    def apply(self, data: Data) -> Data:
+        if data.unit != TEXT or data.values.dtype != np.uint8:
+            raise _unfit(self, "it is for texts")
+        words = _WORD.findall(data.values.tobytes().decode().translate(_PLAIN).lower())
+        made = np.zeros(self.buckets, dtype=np.float64)
+        for count in range(self.shortest, self.longest + 1):
+            for start in range(len(words) - count + 1):
+                drawn = sha256(" ".join(words[start : start + count]).encode()).digest()
+                made[int.from_bytes(drawn[:8], "big") % self.buckets] += 1 if drawn[8] & 1 else -1
+        length = math.sqrt(math.fsum(made * made))
+        return Data((made / length if length else made).astype(np.float32))
+
+
+_ALL: tuple[type[Step], ...] = (Window, Orient, Resample, Scale, Crop, Normalise, Rate, Band, Unit, Features, Ngrams)
 STEPS: dict[str, type[Step]] = {one.name: one for one in _ALL}
 UNITS: dict[tuple[str, str], tuple[float, float]] = {
     ("uV", "mV"): (1e-3, 0), ("mV", "uV"): (1e3, 0), ("V", "mV"): (1e3, 0), ("mV", "V"): (1e-3, 0), ("V", "uV"): (1e6, 0),

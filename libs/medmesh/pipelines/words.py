@@ -17,6 +17,10 @@ _SAID: dict[str, tuple[str, str]] = {
     "rate": ("brought to {hertz} Hz", "采样率转为 {hertz} 赫兹"),
     "band": ("filtered to {low}-{high} Hz (0: no bound)", "带通滤波 {low}-{high} 赫兹（0 表示不限）"),
     "unit": ("converted to {to}", "单位换算为 {to}"),
+    "ngrams": (
+        "runs of {shortest} to {longest} words counted in {buckets} numbers by a hash; the text itself reaches no training code",
+        "将 {shortest} 至 {longest} 个连续词按哈希计入 {buckets} 个数值；文本本身不提供给训练代码",
+    ),
     "features": ("reduced to statistics of the values", "提取统计特征"),
 }
 

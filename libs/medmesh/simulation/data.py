@@ -14,7 +14,7 @@ from posixpath import dirname
 from typing import TYPE_CHECKING
 
 from medmesh.canonical import canonical
-from medmesh.contracts.data import DataSchema, ImageSchema, SignalSchema, TableSchema, VolumeSchema
+from medmesh.contracts.data import DataSchema, ImageSchema, SignalSchema, TableSchema, TextSchema, VolumeSchema
 from medmesh.errors import Problem
 from medmesh.simulation.partition import deal
 
@@ -48,13 +48,13 @@ Shares = Mapping[str, list[Sample]]
 
 
 def read(folder: Path, schema: DataSchema, seed: int) -> Shares:
-    """Samples by where they lie: each sub-folder (of images, volumes or signals) or CSV file (of a table) is one place, the folder itself
-    otherwise.
+    """Samples by where they lie: each sub-folder (of images, volumes, signals or notes) or CSV file (of a table) is one place, the folder
+    itself otherwise.
 
-    Images: DICOM or pictures, `labels.csv` with the columns file and label, and where known split (train, test) and patient. Volumes and
-    signals: what `medmesh edge ingest --volumes` takes in, with the same `labels.csv`; each is decoded once, so that what does not fit is
-    told by its file's name. Tables: what the columns mean stands in `columns.toml`, as for a node. Raises `Problem` (`intake.*`,
-    `imaging.*`, `simulation.data`, `simulation.items`).
+    Images: DICOM or pictures, `labels.csv` with the columns file and label, and where known split (train, test) and patient. Volumes,
+    signals and notes: what `medmesh edge ingest --volumes` takes in, with the same `labels.csv`; each is decoded once, so that what does
+    not fit is told by its file's name. Tables: what the columns mean stands in `columns.toml`, as for a node. Raises `Problem`
+    (`intake.*`, `imaging.*`, `simulation.data`, `simulation.items`).
     """
     if isinstance(schema, TableSchema):
         found = {path.stem: list(_rows(path, folder / "columns.toml", schema, seed)) for path in sorted(folder.glob("*.csv"))}
@@ -127,7 +127,7 @@ def _wrapped(path: Path, number: int, schema: ImageSchema) -> bytes:
         )
 
 
-def _items(place: Path, schema: VolumeSchema | SignalSchema, seed: int) -> Iterator[Sample]:
+def _items(place: Path, schema: VolumeSchema | SignalSchema | TextSchema, seed: int) -> Iterator[Sample]:
     """Read as a node reads them, and not cleaned."""
     from medmesh.importing.cleaning import uncleaned
     from medmesh.importing.series import together

@@ -13,6 +13,7 @@ from typing import Any
 
 from medmesh.contracts.federation import RoundStored
 from medmesh.learning.host import Worker
+from medmesh.learning.package import Package
 from medmesh.security import signing
 from medmesh.security.authority import new_key, node_request
 from medmesh.security.keyring.memory import MemoryKey
@@ -165,10 +166,11 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
     await intake.finish(site, DATASET, outcome)
 
 
-def policy(folder: Path, package: str) -> None:
+def policy(folder: Path, package: Package) -> None:
     """One for all: it lets this package run, and refuses nothing that a simulation is for. So is the secret that rounds counts."""
     write_secret(folder / SITE_KEY, token_hex(32).encode())
     (folder / "policy.toml").write_text(
-        f'[federation]\ninitiators = ["*"]\npackages = ["{package}"]\nalgorithms = ["*"]\nmodalities = ["*"]\n'
+        f'[federation]\ninitiators = ["*"]\npackages = ["{package.digest}"]\nalgorithms = ["*"]\n'
+        f'modalities = ["{package.manifest.data.modality}"]\n'
         f"min_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\nsmall_cell = 0\n"
     )

@@ -81,7 +81,7 @@ async def simulate(
                 ended.set()
             news(kind, fact)
 
-        policy(folder, package.digest)
+        policy(folder, package)
         async with (
             hub(folder, keys, hear) as platform,
             _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as (tasks, benches),

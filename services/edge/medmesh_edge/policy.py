@@ -36,7 +36,7 @@ packages = []             # 免确认的训练包哈希 code accepted without as
 other_code = "ask"        # 其余代码：ask 待本院批准，refuse 一律拒绝 all other code waits for `medmesh edge approve`, or is refused
 reviewers = 2             # 自有代码须经几人审查且不超出声明，0 不要求 people who read code that does only what it declares; 0: not asked
 algorithms = ["*"]        # 允许的聚合算法 algorithms, such as ["fedavg", "fedprox"]
-modalities = ["*"]
+modalities = ["*"]        # 允许的数据类型；自由文本须写明 kinds of data; notes must be named, such as ["*", "text:note"]
 tensors = ["*"]           # 允许出院的张量名 names of tensors that may leave, such as ["encoder.*"]
 min_samples = 20          # 本院最少样本数 this hospital's matching samples, at least
 min_patients = 0          # 本院最少患者数 and the patients they are of
@@ -205,7 +205,9 @@ def _algorithms(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
 
 
 def _modalities(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
-    return None if {"*", plan.data.modality} & set(policy.modalities) else Problem("policy.modality", modality=plan.data.modality)
+    # Words say more of people than pixels: a hospital that lets everything out has not thought of its notes.
+    enough = {plan.data.modality} if plan.data.kind == "texts" else {"*", plan.data.modality}
+    return None if enough & set(policy.modalities) else Problem("policy.modality", modality=plan.data.modality)
 
 
 def _tensors(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:

@@ -79,7 +79,7 @@ async def take_in(source: Source, folder: Path, project: Project, max_file_bytes
     large = frozenset(name for name in source.names if source.size(name) > max_file_bytes)
     if large:
         rejected["too_large"] = len(large)
-    every = together(port.Part(source, (name for name in source.names if name not in large and name != str(labels_at))))
+    every = together(port.Part(source, (name for name in source.names if name not in large and PurePosixPath(name) != labels_at)))
     for number in count():
         one = await asyncio.to_thread(next, every, None)
         if one is None:
