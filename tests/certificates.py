@@ -25,10 +25,10 @@ class Authority:
         made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.file.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key, for a client or a server on this machine."""
+    def issue(self, name: str, *, ended: bool = False) -> tuple[Path, Path]:
+        """A certificate and its key, for a client or a server on this machine; `ended` yesterday."""
         key = rsa.generate_private_key(65537, 2048)
-        made = self._begun(_name(name), key.public_key())
+        made = self._begun(_name(name), key.public_key(), days=-1 if ended else 1)
         if name == "node":
             alternatives = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
             made = made.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
@@ -38,10 +38,10 @@ class Authority:
         secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return certificate, secret
 
-    def _begun(self, subject: x509.Name, key: rsa.RSAPublicKey) -> x509.CertificateBuilder:
-        now = datetime.now(UTC)
+    def _begun(self, subject: x509.Name, key: rsa.RSAPublicKey, days: int = 1) -> x509.CertificateBuilder:
+        end = datetime.now(UTC) + timedelta(days=days)
         begun = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
-        return begun.serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+        return begun.serial_number(x509.random_serial_number()).not_valid_before(end - timedelta(days=1)).not_valid_after(end)
 
 
 def _name(name: str) -> x509.Name:

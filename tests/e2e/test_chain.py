@@ -109,7 +109,7 @@ async def scene(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
 
 async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
     """A federation that both hospitals accepted and a person approved."""
-    wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 2, "accept_seconds": 60}
+    wanted = {"rounds": 6, "local_steps": 5, "baseline": False, "min_participants": 1, "lease_seconds": 8, "accept_seconds": 60}
     wanted |= changed
     made = await federation(scene.world, scene.researcher, scene.approver, ("huashan", "renji"), **wanted)
     await until(lambda: state_of(node, made))
@@ -118,6 +118,12 @@ async def begun(scene: Scene, node: Node, **changed: Any) -> dict[str, Any]:
     assert (await invitation.open_link(node.site, link)).plan_hash == made["plan_hash"]
     with pytest.raises(Problem, match="opened already"):
         await invitation.open_link(node.site, link)
+
+    async def recorded() -> bool:
+        found = await in_the_log(scene.world.p, "federation.open")
+        return any((r["src"]["service"], r["entities"][0]["id"]) == ("edge:huashan", made["federation"]) for r in found)
+
+    await until(recorded)
     signed = acceptance(scene.world.p.rosters.signer("hospital:renji"), made["federation"], made["plan_hash"])
     answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signed)
     assert (await scene.world.p.send(answer, scene.world.p.hospital("renji"))).succeeded

@@ -24,7 +24,9 @@ from medmesh.learning import isolation, metrics
 from medmesh.learning.package import pack
 from medmesh.pipelines import steps
 from medmesh_edge.node import Node, running
-from medmesh_edge.tables import federations, outputs
+from medmesh_edge.outputs import at_most
+from medmesh_edge.settings import Settings
+from medmesh_edge.tables import federations, outputs, tasks
 from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_registry.service import SERVICE as REGISTRY
 
@@ -106,3 +108,37 @@ async def test_a_node_with_another_version_of_a_step_declines_before_anything_ru
                 row = await uow.first(select(federations.c.reason))
             assert row is not None and row.reason == "pipelines.version"
             assert await made_at(node) == 0
+
+
+async def test_a_round_that_has_no_room_for_its_outputs_says_so_and_the_next_one_with_room_goes_through(
+    world: World, private: Path
+) -> None:
+    async with two_hospitals(world) as (researcher, approver, folders):
+        small = {name: Settings.load(folder).model_copy(update={"pipelines_gib": 1e-6}) for name, folder in folders.items()}
+        for name, folder in folders.items():
+            small[name].save(folder)
+        package = piped(private)
+        async with AsyncExitStack() as stack:
+            nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+            made = await federation(world, researcher, approver, tuple(folders), package=package, rounds=1)
+            await consented(nodes, made)
+
+            async def why() -> bool:
+                failed = select(tasks.c.code).where(tasks.c.state == "failed")
+                found = []
+                for node in nodes:
+                    async with node.site.unit() as uow:
+                        found += [{row.code for row in await uow.all(failed)}]
+                return found == [{"pipelines.full"}] * 2
+
+            await until(why)
+            assert [await made_at(node) for node in nodes] == [0, 0]
+        each = at_most(pack(package).manifest.images())
+        for name, folder in folders.items():  # as much as is needed, and no more
+            small[name].model_copy(update={"pipelines_gib": 60 * each / 2**30}).save(folder)
+        async with AsyncExitStack() as stack:
+            nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+            made = await federation(world, researcher, approver, tuple(folders), package=package, rounds=1)
+            await consented(nodes, made)
+            await completed(researcher, made)
+            assert [await made_at(node) for node in nodes] == [60, 60]

@@ -81,10 +81,12 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None
         for node in nodes:
             async with node.site.unit() as uow:
                 assert len(await uow.all(select(secure_opened))) == 3, "which list was signed is never forgotten"
-        phases = {(r["agents"][0]["who"], r["detail"]["phase"]) for r in await left(world.p, "federation.secure", 3 * 3 * 4)}
+        said = await left(world.p, "federation.secure", 2 * 3 * 3 * 4)
+        phases = {(r["src"]["service"], r["detail"]["phase"]) for r in said}
         sent = Counter((r["agents"][0]["who"], r["detail"]["round"]) for r in await left(world.p, "federation.upload", 3 * 3))
         assert sent == {(f"hospital:{name}", number): 1 for name in HOSPITALS for number in (1, 2, 3)}
-        assert phases >= {(f"hospital:{name}", phase) for name in HOSPITALS for phase in ("keys", "shares", "survivors", "reveal")}
+        assert phases >= {(f"edge:{name}", phase) for name in HOSPITALS for phase in ("keys", "shares", "survivors", "reveal")}
+        assert {r["src"]["service"] for r in await left(world.p, "federation.witnessed", 3)} >= {f"edge:{name}" for name in HOSPITALS}
     await asyncio.sleep(0)
 
 

@@ -107,6 +107,7 @@ async def test_a_person_releases_and_says_what_stays_and_what_goes_too(at: Site,
     (told,) = [r for r in records(at.layout.folder) if r["sub"] == "text.release"]
     assert told["detail"] == {"found": 4, "kept": 1, "added": 1}
     assert [r["sub"] for r in records(at.layout.folder) if r["sub"].startswith("text.")] == ["text.hold", "text.read", "text.release"]
+    assert [r["sub"] for r in records(at.layout.folder)].count("patient.ingest") == 1, "the patient comes in with the release"
     with pytest.raises(Problem) as caught:
         await texts.release(at, note.number, "li")
     assert caught.value.code == "text.not_held"
@@ -200,6 +201,7 @@ async def test_columns_of_a_table_go_through_the_same_rules(at: Site, private: P
     await taken(first[0], "P2,1,Wang Kanary,50,tumour,Worse.", first[2])
     assert await held(at) == [("replaced", 1, False)], "corrected at the hospital, nobody needs to look at the old words"
     assert set(await notes(at)) == {"[NAME] is well.", "Worse."}
+    assert [r["detail"] for r in records(at.layout.folder) if r["sub"] == "text.hold"] == [{"notes": 1}], "a column's, too"
 
 
 async def test_the_commands_lead_through_it(private: Path) -> None:

@@ -1,4 +1,5 @@
-"""Asking others: C-ECHO, C-FIND, C-MOVE and C-STORE towards a PACS, by pynetdicom (PS3.4 annexes A to C, PS3.7 §9)."""
+"""Asking others: C-ECHO, C-FIND, C-MOVE and C-STORE towards a PACS, by pynetdicom (PS3.4 annexes A to C, PS3.7 §9), over TLS where the
+peer says so."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
+from medmesh.dimse import tls
+from medmesh.dimse.tls import Asking
 from medmesh.errors import Problem
 
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it logs what is asked for, which may name a patient
@@ -40,12 +43,15 @@ _MOST_CONTEXTS = 128
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another DICOM node, and how we call ourselves towards it."""
+    """Another DICOM node, and how we call ourselves towards it. With `tls` nothing is said to it in the clear; `name` is what its
+    certificate must bear, where that is not `host`."""
 
     title: str
     host: str
     port: int
     us: str = "MEDMESH"
+    tls: Asking | None = None
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -200,7 +206,11 @@ def _associated(peer: Peer, contexts: Sequence[Any], seconds: float | None = _SE
     entity = AE(ae_title=peer.us)
     entity.connection_timeout = entity.acse_timeout = entity.network_timeout = _SECONDS
     entity.dimse_timeout = seconds
-    association = entity.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.title)
+    secured = None
+    if peer.tls is not None:
+        peer.tls.failed = peer.tls.seen = None
+        secured = (peer.tls, peer.name or peer.host)
+    association = entity.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.title, tls_args=secured)
     try:
         if not association.is_established:
             raise _refused(peer, association)
@@ -217,4 +227,8 @@ def _refused(peer: Peer, association: Association) -> Problem:
         return Problem("dicom.rejected", title=peer.title, reason=reason)
     if association.acceptor.primitive is not None:
         return Problem("dicom.no_context", title=peer.title)
+    if peer.tls is not None and peer.tls.failed is not None:
+        return tls.said(peer.tls.failed, peer.title)
+    if peer.tls is not None and peer.tls.seen is not None:  # it hung up after the handshake
+        return Problem("dicom.tls_refused", title=peer.title, reason="it ended the connection")
     return Problem("dicom.unreachable", title=peer.title, host=peer.host, port=peer.port)

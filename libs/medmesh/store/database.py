@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import MetaData, bindparam, delete, func, select, text
+from sqlalchemy import Connection, MetaData, bindparam, delete, func, select, text
+from sqlalchemy.schema import CreateColumn
 
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.prepared import Prepared
@@ -65,10 +66,12 @@ class Database:
         return cls(cast("AsyncEngine", sqlite.Engine(None)), **options)
 
     async def create(self, metadata: MetaData) -> None:
-        """Make the tables of a store that has no migrations of its own (SQLite); safe to run again."""
+        """Make the tables of a store that has no migrations of its own (SQLite), and columns that those of an earlier release lack: each of
+        them has a default, or may be empty. Safe to run again."""
         # A transaction like any other: a node is opened by every command on it, also while it writes.
         async with self._transaction() as (sql, _):
             await sql.run_sync(metadata.create_all)
+            await sql.run_sync(lambda connection: _complete(connection, metadata))
             await sql.execute(text("INSERT INTO audit_counter (one, n, last_id) VALUES (1, 0, '') ON CONFLICT DO NOTHING"))
 
     async def close(self) -> None:
@@ -194,6 +197,17 @@ class Database:
             gone = await sql.execute(delete(_OUTBOX).where(_OUTBOX.c.sent_at < before))
             done = await sql.execute(delete(inbox).where(inbox.c.at < before))
             return gone.rowcount + done.rowcount
+
+
+def _complete(connection: Connection, metadata: MetaData) -> None:
+    """Add the columns that tables of SQLite lack."""
+    rows = connection.exec_driver_sql("SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table'")
+    there = {tuple(row) for row in rows}
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if (table.name, column.name) not in there:
+                made = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f'ALTER TABLE "{table.name}" ADD COLUMN {made}')
 
 
 async def _undo(sql: AsyncConnection, journal: Journal) -> None:

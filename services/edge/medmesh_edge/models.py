@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,10 +143,11 @@ async def _inputs(site: Site, manifest: Manifest, schema: DataSchema | None, par
         size, channels = int(manifest.preprocess["size"]), int(manifest.preprocess.get("channels", 1))
         x = await asyncio.to_thread(lambda: np.stack([image(site, row, size, channels) for row in part]))
         return x.astype(np.float32) / np.float32(255)
-    made = await pipelines.ensure(site, schema, part)
-    if not made:
-        return await asyncio.to_thread(lambda: np.stack([sample(site, row, schema) for row in part]))
-    return await asyncio.to_thread(lambda: np.stack([pipelines.read(site, row, made[row.object]) for row in part]))
+
+    def read(made: Mapping[str, str]) -> np.ndarray:
+        return np.stack([pipelines.read(site, row, made[row.object]) if made else sample(site, row, schema) for row in part])
+
+    return await pipelines.through(site, schema, part, read)
 
 
 def _labelled(part: Sequence[Any], logits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:

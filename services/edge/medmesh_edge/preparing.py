@@ -30,12 +30,14 @@ class Ahead:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._refused: dict[str, frozenset[str]] = {}
-        """By federation, the items of which some did not fit: not tried again before they are others."""
+        """By federation, the items of which some did not fit, or for which there was no room: not tried again before they are others."""
 
     async def step(self) -> bool:
         """Do what is not done yet; False, as there is never more. Raises nothing that another look would not mend."""
-        for row in await self._site.database.look(_JOINED):
-            plan = plan_of(row)
+        joined = [(row.federation, plan_of(row)) for row in await self._site.database.look(_JOINED)]
+        # Where there is no room for all of them, none takes another's ahead of its round: they would make them in turn for ever.
+        others = {said.hash for _, plan in joined if (said := pipeline_of(plan.data)) is not None}
+        for federation, plan in joined:
             if pipeline_of(plan.data) is None:
                 continue
             now = datetime.now().astimezone()
@@ -43,13 +45,13 @@ class Ahead:
                 return False
             found = await items_of(self._site, plan.data)
             objects = frozenset(one.object for one in found)
-            if self._refused.get(row.federation) == objects:
+            if self._refused.get(federation) == objects:
                 continue
             try:
-                await pipelines.ensure(self._site, plan.data, found)
+                await pipelines.ensure(self._site, plan.data, found, beside=others)
             except Problem as problem:
-                log("edge.pipeline.refused", level=40, federation=row.federation, error=problem)
-                self._refused[row.federation] = objects
+                log("edge.pipeline.refused", level=40, federation=federation, error=problem)
+                self._refused[federation] = objects
         return False
 
 

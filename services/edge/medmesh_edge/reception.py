@@ -25,6 +25,12 @@ name = "pacs"
 title = "ORTHANC"
 host = "10.1.1.1"
 port = 104
+
+# [peer.tls]                     # spoken to over TLS, and never in the clear; its port is often 2762
+# authority = "pacs-ca.pem"      # whom its certificate must come from; or pinned = "pacs.pem", that very certificate
+# name = "pacs.hospital"         # what its certificate must bear, where that is not `host`
+# certificate = "dicom.pem"      # ours, where it asks for one
+# key = "secrets/dicom.key"
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationErro
 from medmesh.contracts.message import Identifier
 from medmesh.dimse import tls
 from medmesh.dimse.port import CALLED_UNKNOWN, CALLING_UNKNOWN, Refused
-from medmesh.dimse.tls import PORT
+from medmesh.dimse.tls import PORT, Asking
 from medmesh.errors import Problem
 
 Title = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")]
@@ -94,6 +100,33 @@ class Tls(_Model):
         return tuple(one.stat().st_mtime_ns if one.exists() else 0 for one in paths)
 
 
+class PeerTls(_Model):
+    """TLS towards a node that we ask. Files are beside `dicom.toml` unless they are whole paths."""
+
+    authority: Path | None = None
+    """Certificates, to one of which the peer's must lead."""
+    pinned: Path | None = None
+    """The peer's own certificate, and no other."""
+    name: str = Field(default="", max_length=253)
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.authority is None) == (self.pinned is None):
+            raise ValueError("[peer.tls] needs authority or pinned, and not both")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("[peer.tls] needs certificate and key together")
+        if self.name and self.pinned is not None:
+            raise ValueError("[peer.tls] needs no name where the certificate is pinned")
+        return self
+
+    def context(self, folder: Path) -> Asking:
+        """Raises `Problem` (`dicom.tls`, and for the key)."""
+        own = (folder / self.certificate, folder / self.key) if self.certificate is not None and self.key is not None else None
+        return tls.asking(authority=self.authority and folder / self.authority, pinned=self.pinned and folder / self.pinned, own=own)
+
+
 class Peer(_Model):
     """Another DICOM node that we ask."""
 
@@ -101,6 +134,8 @@ class Peer(_Model):
     title: Title
     host: str = Field(min_length=1, max_length=253)
     port: int = Field(ge=1, le=65535)
+    tls: PeerTls | None = None
+    """None: it is spoken to in the clear."""
 
 
 class Reception(_Model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -113,12 +112,11 @@ async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Pa
 
 async def arrays(site: Site, schema: DataSchema, found: Sequence[Any]) -> Path:
     """The same of these samples, in this order."""
-    made = await pipelines.ensure(site, schema, found)
     name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label, r.patient) for r in found])).encode()).hexdigest()
     site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
-        await asyncio.to_thread(_write, site, schema, found, path, made)
+        await pipelines.through(site, schema, found, lambda made: _write(site, schema, found, path, made))
     return path
 
 

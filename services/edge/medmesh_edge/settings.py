@@ -80,6 +80,9 @@ class Settings(BaseModel):
     those numbers are of the same pseudonyms as the images."""
     deidentification: str = ""
     """What of images is kept beyond the Basic Profile of PS3.15, as words: `dates=shift patient`; see docs/hospital/deidentification.md."""
+    pipelines_gib: float = Field(default=100, gt=0)
+    """How much of the disk what pipelines made of items may take; what was used least lately goes first, and is made again when a round
+    needs it."""
     cold: ColdTier | None = None
     log_level: str = "info"
 

@@ -119,6 +119,8 @@ outputs = Table(
     Column("pipeline", String(64), primary_key=True),
     Column("patient", String(64), nullable=False),
     Column("output", String(64), nullable=False),
+    Column("bytes", Counter, nullable=False, server_default=text("0"), comment="of the disk; 0: not known yet"),
+    Column("used", Timestamp),
     Column("at", Timestamp, nullable=False),
     comment="what the pipeline of this hash made of an item's object: an object under the patient's key",
 )

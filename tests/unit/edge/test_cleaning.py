@@ -70,6 +70,7 @@ async def test_objects_become_items_and_a_project_sees_them_without_names(privat
         receive(receiver, image(1), image(2), image(1, study=1))
         await through(cleaner)
         assert rows(private, STATES) == [("cleaned", "", "")] * 3
+        assert [one["sub"] for one in records(private)] == ["patient.ingest"], "of both patients"
         assert await settle(at, cleaner._connection, 0)
         async with at.unit() as uow:
             found = await uow.all(select(items).order_by(items.c.item))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +27,11 @@ from medmesh.errors import Problem
 from medmesh.learning import weights
 from medmesh.pipelines import pipeline, steps
 from medmesh.pipelines.samples import decoded
+from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh_conversion.domain import preprocess
 from medmesh_edge import forgetting, intake, models, patients, pipelines, preparing, samples
+from medmesh_edge import outputs as outputs_of
+from medmesh_edge.outgoing import is_transient
 from medmesh_edge.ports import Site, site
 from medmesh_edge.tables import federations, outputs
 
@@ -230,6 +235,128 @@ async def test_what_a_federation_needs_is_made_ahead_and_told(at: Site, monkeypa
     arguments = ["--folder", str(at.layout.folder)]
     shown = json.loads((await asyncio.to_thread(CliRunner().invoke, command, arguments, standalone_mode=False)).stdout)
     assert shown["federations"] == [{**said, "done": PATIENTS * EACH}] and shown["kept"][0]["items"] == PATIENTS * EACH
+    assert 0 < shown["kept"][0]["mib"] <= shown["disk"]["mib"] < shown["disk"]["most_mib"] == 100 * 1024
+
+
+OTHER = DECLARED.replace("16, 16", "8, 8")
+EVERY = PATIENTS * EACH
+
+
+def most(at: Site, items: float) -> None:
+    """Room for so many of the larger outputs."""
+    at.settings = at.settings.model_copy(update={"pipelines_gib": items * outputs_of.at_most(schema()) / 2**30})
+
+
+def on_disk(at: Site, names: set[str]) -> int:
+    return sum(path.stat().st_size for path in at.layout.objects.rglob("*") if path.is_file() and path.name[:64] in names)
+
+
+async def kept(at: Site, of: ImageSchema) -> dict[str, str]:
+    assert of.pipeline is not None
+    return {row.object: row.output for row in await at.database.look(pipelines.MADE, pipeline=of.pipeline.hash)}
+
+
+async def test_outputs_take_no_more_than_they_may_and_what_was_used_least_lately_goes(at: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    most(at, EVERY + 3)
+    found, other = await all_rows(at), schema(OTHER, 8)
+    first, _ = await samples.prepare(at, schema(), held_out=False)
+    before, was = first.read_bytes(), await kept(at, schema())
+    lately = {row.object for row in found[:3]}
+    async with at.unit() as uow:
+        long_ago = uow.now - timedelta(days=1)
+        await uow.execute(update(outputs).where(outputs.c.object.not_in(lately)).values(used=long_ago))
+    await samples.prepare(at, other, held_out=False)
+    left = await kept(at, schema())
+    assert lately <= set(left) < set(was) and len(await kept(at, other)) == EVERY
+    names = {*was.values(), *(await kept(at, other)).values()}
+    shown = await pipelines.disk(at)
+    assert on_disk(at, names) <= await outputs_of.taken(at) <= outputs_of.most(at) and 0 < shown["mib"] <= shown["most_mib"]
+    gone = set(was.values()) - set(left.values())
+    assert gone and not any(at.objects.header(name) for name in gone), "with their keys"
+    samples.forget_arrays(at)
+    calls = counted(monkeypatch)
+    path, _ = await samples.prepare(at, schema(), held_out=False)
+    assert calls == [len(gone)] and path.read_bytes() == before, "made again, the same"
+    assert await outputs_of.taken(at) <= outputs_of.most(at)
+
+
+async def test_what_cannot_fit_is_said_before_anything_is_made(at: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    most(at, EVERY - 0.5)
+    calls, here = counted(monkeypatch), set(at.objects.objects())
+    with pytest.raises(Problem, match="may take") as refused:
+        await samples.prepare(at, schema(), held_out=False)
+    assert refused.value.code == "pipelines.full" and calls == [0] and set(at.objects.objects()) == here
+    most(at, EVERY)
+    assert (await samples.prepare(at, schema(), held_out=False))[1] == EVERY
+
+    def full(*_: Any) -> Any:
+        raise Problem("objects.full")
+
+    samples.forget_arrays(at)
+    monkeypatch.setattr(EncryptedStore, "put_now", full)
+    with pytest.raises(Problem) as refused:
+        await samples.prepare(at, schema(OTHER, 8), held_out=False)
+    assert refused.value.code == "pipelines.disk" and not is_transient(refused.value), "the round ends with it"
+
+
+async def test_what_another_process_takes_away_while_it_is_read_is_made_again(at: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = await samples.prepare(at, schema(), held_out=False)
+    before = path.read_bytes()
+    samples.forget_arrays(at)
+    read, reads, here = pipelines.read, 0, asyncio.get_running_loop()
+    names = list((await kept(at, schema())).values())
+
+    def reading(*given: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == 3:
+            asyncio.run_coroutine_threadsafe(outputs_of.remove(at, names), here).result()
+        return read(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines, "read", reading)
+        path, _ = await samples.prepare(at, schema(), held_out=False)
+    assert path.read_bytes() == before and await made(at) == EVERY
+    samples.forget_arrays(at)
+    for name in names[:4]:  # as a kill leaves it: the row is still there
+        at.objects.remove(name)
+    path, _ = await samples.prepare(at, schema(), held_out=False)
+    assert path.read_bytes() == before
+
+
+async def test_federations_that_do_not_fit_together_do_not_take_turns_ahead_of_their_rounds(
+    at: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most(at, EVERY + 3)
+    async with at.unit() as uow:
+        for name, wanted in (("f", plan(data=schema())), ("g", plan(data=schema(OTHER, 8)))):
+            values = {"federation": name, "plan": wanted.model_dump(mode="json"), "plan_hash": plan_hash(wanted), "package": {}}
+            await uow.execute(insert(federations).values(state="accepted", reason="", at=uow.now, **values))
+    calls, ahead = counted(monkeypatch), preparing.Ahead(at)
+    for _ in range(4):
+        await ahead.step()
+    assert len(await kept(at, schema())) == EVERY and calls[0] < 2 * EVERY
+    await samples.prepare(at, schema(OTHER, 8), held_out=False)
+    assert len(await kept(at, schema(OTHER, 8))) == EVERY, "its round has what it needs"
+
+
+async def test_outputs_of_an_earlier_release_are_counted(private: Path) -> None:
+    folder = prepare(private / "node", ALONE)
+    async with site(folder) as at:
+        await intake.ingest(at, pacs(private), "brain")
+        await samples.prepare(at, schema(), held_out=False)
+        before = await kept(at, schema())
+    store = sqlite3.connect(folder / "store.db")
+    for statement in ("DROP TABLE unsettled", *(f"ALTER TABLE pipeline_outputs DROP COLUMN {name}" for name in ("bytes", "used"))):
+        store.execute(statement)
+    store.close()
+    async with site(folder) as at:
+        assert await kept(at, schema()) == before
+        assert on_disk(at, set(before.values())) <= await outputs_of.taken(at)
+        samples.forget_arrays(at)
+        most(at, EVERY + 3)
+        await samples.prepare(at, schema(OTHER, 8), held_out=False)
+        assert len(await kept(at, schema())) < EVERY and await outputs_of.taken(at) <= outputs_of.most(at)
 
 
 async def test_a_model_is_shown_what_it_was_trained_on(at: Site, monkeypatch: pytest.MonkeyPatch) -> None:

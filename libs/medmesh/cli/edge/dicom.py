@@ -38,9 +38,11 @@ def _peer(folder: Path, name: str) -> Any:
     from medmesh_edge.reception import Reception
     from medmesh_edge.settings import Layout
 
-    reception = Reception.read(Layout(folder.absolute()).dicom)
+    layout = Layout(folder.absolute())
+    reception = Reception.read(layout.dicom)
     found = reception.named(name)
-    return Peer(found.title, found.host, found.port, reception.title)
+    secured = None if found.tls is None else found.tls.context(layout.folder)
+    return Peer(found.title, found.host, found.port, reception.title, secured, "" if found.tls is None else found.tls.name)
 
 
 def _keys(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -61,11 +63,20 @@ PATIENT = click.option("--patient", is_flag=True, help="Ask for the patient ID: 
 @FOLDER
 @click.argument("peer")
 def echo(folder: Path, peer: str) -> int:
-    """C-ECHO: whether PEER, a name of dicom.toml, answers and knows us.  测试连通。"""
+    """C-ECHO: whether PEER, a name of dicom.toml, answers and knows us, and how it is spoken to.  测试连通。
+
+    With [peer.tls] in dicom.toml that is over TLS and never in the clear: what is wrong with a certificate is said here.
+    """
     from medmesh.dimse import scu
 
-    milliseconds = scu.echo(_peer(folder, peer))
-    click.echo(say(f"{peer} answers ({milliseconds:.0f} ms)", f"{peer} 应答正常（{milliseconds:.0f} 毫秒）"))
+    asked = _peer(folder, peer)
+    milliseconds = scu.echo(asked)
+    way = say("in the clear", "明文")
+    if asked.tls is not None and (seen := asked.tls.seen) is not None:
+        way = say(
+            f"over {seen.version}, its certificate ends on {seen.until:%Y-%m-%d}", f"{seen.version}，对方证书有效期至 {seen.until:%Y-%m-%d}"
+        )
+    click.echo(say(f"{peer} answers ({milliseconds:.0f} ms), {way}", f"{peer} 应答正常（{milliseconds:.0f} 毫秒），{way}"))
     return 0
 
 

@@ -20,10 +20,12 @@ def pipelines(folder: Path, clear: str | None) -> int:
     """Pipelines of the federations that this hospital takes part in: how many of its items went through.  处理流程进度。
 
     `done` of `items` are ready; a running node does the rest by itself, each item once, and goes on where it was when it is started again.
-    `kept` says what is stored, by pipeline. It lies under the patients' keys, never leaves, and goes when a patient is forgotten.
+    `kept` says what is stored, by pipeline. It lies under the patients' keys, never leaves, and goes when a patient is forgotten. `disk`
+    says how much that takes and how much it may, which is `pipelines_gib` of the node's edge.json: what was used least lately goes first,
+    and is made again when a round needs it.  占用空间与上限。
     """
     from medmesh_edge.pipelines import clear as remove
-    from medmesh_edge.pipelines import listed
+    from medmesh_edge.pipelines import disk, listed
     from medmesh_edge.preparing import progress
 
     if clear is not None:
@@ -34,7 +36,7 @@ def pipelines(folder: Path, clear: str | None) -> int:
         return 0
 
     async def work(site: Any) -> Any:
-        return {"federations": await progress(site), "kept": await listed(site)}
+        return {"federations": await progress(site), "kept": await listed(site), "disk": await disk(site)}
 
     show(on_site(folder, work))
     return 0
