@@ -200,7 +200,9 @@ class Database:
 
 
 def _complete(connection: Connection, metadata: MetaData) -> None:
-    """Add the columns that tables of SQLite lack."""
+    """Add the columns that tables of SQLite lack; those of PostgreSQL are migrated (`medmesh.store.migrate`)."""
+    if connection.dialect.name != "sqlite":
+        return
     rows = connection.exec_driver_sql("SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table'")
     there = {tuple(row) for row in rows}
     for table in metadata.tables.values():
