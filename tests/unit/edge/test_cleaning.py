@@ -402,6 +402,7 @@ async def test_what_comes_while_a_study_is_settled_waits_for_the_next_time(priva
             patched.setattr(settling, "_tell", later)
             await settle(at, cleaner._connection, 0)
         assert await used(at) == 4, "those that were judged"
+        assert [one["detail"]["stored"] for one in records(private) if one["sub"] == "edge.ingest"] == [4]
         assert await settle(at, cleaner._connection, 0)
         assert (await used(at), held(at, "brain")) == (0, {"missing_slices": 5})
 

@@ -167,6 +167,7 @@ async def test_what_a_store_answers(door: Door) -> None:
     assert answer.status_code == 409
     assert answer.json()["00081198"]["Value"][0]["00081197"]["Value"] == [0xA900]
     assert len((await door.get("/studies/1.2.3.1/instances")).json()) == 2
+    assert [one["detail"]["rows"] for one in await door.records() if one["sub"] == "dicomweb.search"] == [2]
     single = await door.http.post(
         door.root + "/studies", content=made(SOPInstanceUID="1.2.3.1.1.9"), headers={"Content-Type": "application/dicom"}
     )
@@ -352,3 +353,4 @@ async def test_pages_say_how_many_more_there_are(door: Door) -> None:
     assert len(answer.json()) == 2
     assert answer.headers["warning"] == '299 127.0.0.1 "There are 2 additional results that can be requested"'
     assert "warning" not in (await door.get("/instances?limit=2&offset=3")).headers
+    assert [one["detail"]["rows"] for one in await door.records() if one["sub"] == "dicomweb.search"] == [2, 2]
