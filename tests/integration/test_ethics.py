@@ -58,7 +58,7 @@ async def test_nothing_is_taken_in_without_an_approval_that_is_valid_and_covers_
     await approve(at, "LL-1", kinds=("table", "text"))
     assert await code(taken(at, folder, "LL-1")) == "ethics.kind"
     await ethics.record(at, Approval("LL-2", "over", ("image",), TODAY - 9 * DAY, TODAY - DAY, False), "li")
-    await ethics.record(at, Approval("LL-3", "later", ("image",), TODAY + DAY, TODAY + 9 * DAY, False), "li")
+    await ethics.record(at, Approval("LL-3", "later", ("image",), TODAY + 2 * DAY, TODAY + 9 * DAY, False), "li")
     for number in ("LL-2", "LL-3"):
         assert await code(taken(at, folder, number)) == "ethics.not_valid"
     assert await used(at) == 0
