@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from medmesh.errors import Problem
+from medmesh.store.wal import write_ahead
 
 Realm = Literal["original", "clean"]
 VERSION = 3
@@ -125,8 +126,8 @@ def open_archive(folder: Path, *, read_only: bool = False) -> sqlite3.Connection
     path.touch(mode=0o600, exist_ok=True)
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
+        write_ahead(connection, BUSY_SECONDS)
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
             "secure_delete=ON",

@@ -35,6 +35,7 @@ class Verification:
         self._unit = unit
         self._required = required
         self._told: tuple[str, ...] = ()
+        self._one = asyncio.Lock()
         self._looked: tuple[int, float] | None = None
 
     async def admit(self) -> None:
@@ -58,14 +59,15 @@ class Verification:
         await self._tell()
 
     async def _tell(self) -> Problem | None:
-        entry, problem = await asyncio.to_thread(self._compare)
-        self.state = entry
-        if entry is not None and (found := (entry.why, *(entity.digest for entity in entry.entities))) != self._told:
-            async with self._unit() as uow:
-                uow.audit(entry)
-            self._told = found
-            log("programs.verified" if problem is None else "programs.changed", level=20 if problem is None else 40, code=entry.why)
-        return problem
+        async with self._one:  # looks that come together tell once
+            entry, problem = await asyncio.to_thread(self._compare)
+            self.state = entry
+            if entry is not None and (found := (entry.why, *(entity.digest for entity in entry.entities))) != self._told:
+                async with self._unit() as uow:
+                    uow.audit(entry)
+                self._told = found
+                log("programs.verified" if problem is None else "programs.changed", level=20 if problem is None else 40, code=entry.why)
+            return problem
 
     def _compare(self) -> tuple[AuditEntry | None, Problem | None]:
         if not self._path.exists():

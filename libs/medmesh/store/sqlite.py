@@ -22,6 +22,7 @@ from sqlalchemy.pool import QueuePool
 
 from medmesh.store.journal import Outgoing
 from medmesh.store.prepared import Prepared
+from medmesh.store.wal import write_ahead
 from medmesh.tasks import uninterrupted
 
 BUSY_SECONDS = 10.0
@@ -158,9 +159,9 @@ class Engine:
 
         @event.listens_for(self._engine, "connect")
         def _configure(connection: Any, _record: Any) -> None:
+            connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+            write_ahead(connection, BUSY_SECONDS)
             for pragma in (
-                "busy_timeout=10000",
-                "journal_mode=WAL",
                 "synchronous=FULL",
                 "foreign_keys=ON",
                 "secure_delete=ON",
