@@ -119,11 +119,11 @@ class Stage:
         self.sessions[name] = person.credentials
         return person
 
-    async def enrol(self, folder: Path, hospital: str) -> Path:
-        """A hospital's folder with its node's certificate."""
+    async def enrol(self, folder: Path, hospital: str, **further: Any) -> Path:
+        """A hospital's folder with its node's certificate; `further` are settings of its node."""
         async with self.door("sun") as admin:
             code = (await admin.request("POST", "/v1/hospitals", {"hospital": hospital, "display_name": hospital}))["code"]
-            settings = Settings(hospital=hospital, node="node-1", gateway=admin.url)
+            settings = Settings(hospital=hospital, node="node-1", gateway=admin.url, **further)
             enrolling = asyncio.create_task(enrol(folder, settings, self.run.paths["ca"].read_bytes(), code, seconds=60))
             wu = admin.acting_as(self.sessions["wu"])
 
