@@ -32,7 +32,7 @@ NAMES = (
     "dicom.pipeline",
 )
 PIPELINE = 100.0
-"""Objects a second from the first byte to the item, on two cores."""
+"""Objects a second from the first byte to the index, on two cores."""
 QUICK = {"TCP_NODELAY": "1"}
 """What keeps DCMTK's own client and server from waiting for delayed acknowledgements; without it is what hospitals have."""
 
@@ -79,7 +79,7 @@ async def _all() -> list[Measure]:
 
 
 def _through(folder: Path, layout: Layout, port: int) -> Run:
-    """Objects a second from the sender until each is de-identified, verified, checked, indexed, and an item of its data set."""
+    """Objects a second from the sender until each is de-identified, verified, checked, stored and indexed, and waits for its study."""
     sending = _sending(folder, "through", port, 1, COUNT, 4, QUICK)
 
     async def once() -> float:

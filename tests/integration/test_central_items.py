@@ -17,7 +17,7 @@ from tests.integration.test_ingestion import code, ingest, items, rng_array, zip
 from tests.integration.test_ingestion import view as version
 from tests.integration.test_simulated_files import SIGNALS, heads, package, recordings
 from tests.integration.test_training import failed, finished, refused, researcher, submit, view
-from tests.packages import TINY
+from tests.packages import HEADS, TINY
 from tests.platform import Platform, platform
 from tests.unit.importing import layouts, making
 
@@ -38,17 +38,13 @@ from medmesh_training.domain import Item
 from medmesh_training.service import SERVICE as TRAINING
 
 JOBS: dict[str, Any] = {"checkpoint_steps": 20, "learning_rate": 0.2, "batch_size": 8, "lease_seconds": 60, "poll_seconds": 0.1}
-NIFTI = """
-[data]
-kind = "volumes"
-volume = "CT"
-size = [6, 8, 10]
-classes = ["none", "bleeding"]
-
-[data.pipeline]
+NIFTI = (
+    HEADS
+    + """
 name = "head-ct"
 steps = [{step = "orient"}, {step = "crop", shape = [6, 8, 10]}, {step = "normalise"}]
 """
+)
 ORGANS = """
 [data]
 kind = "volumes"

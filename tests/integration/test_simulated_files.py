@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.integration.test_forget import ALONE, prepare
+from tests.packages import HEADS
 from tests.unit.pipelines.test_series import AXIAL, SAGITTAL, series
 
 from medmesh.cli.federation import federation
@@ -28,14 +29,9 @@ from medmesh_edge import intake, samples
 from medmesh_edge.ports import site
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
-VOLUMES = """
-[data]
-kind = "volumes"
-volume = "CT"
-size = [6, 8, 10]
-classes = ["none", "bleeding"]
-
-[data.pipeline]
+VOLUMES = (
+    HEADS
+    + """
 name = "head-ct"
 steps = [
     {step = "orient"},
@@ -44,6 +40,7 @@ steps = [
     {step = "window", center = 600, width = 400},
 ]
 """
+)
 SIGNALS = """
 [data]
 kind = "signals"

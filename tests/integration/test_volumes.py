@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 from tests.integration.test_forget import ALONE, everything, prepare, records
+from tests.packages import HEADS
 from tests.unit.pipelines.test_series import AXIAL, SAGITTAL, series
 
 from medmesh.contracts.data import VolumeSchema
@@ -39,21 +40,13 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool3d(1), nn.Flatten(), nn.Linear(4, 2))
 """
-MANIFEST = """
+MANIFEST = f"""
 [package]
 name = "bleeding"
 version = "1.0.0"
 framework = "torch"
 entry = "model"
-
-[data]
-kind = "volumes"
-volume = "CT"
-size = [6, 8, 10]
-classes = ["none", "bleeding"]
-
-[data.pipeline]
-"""
+{HEADS}"""
 TENSORS = {"0.bias": [4], "0.weight": [4, 1, 3, 3, 3], "4.bias": [2], "4.weight": [2, 4]}
 CT = "1.2.840.10008.5.1.4.1.1.2"
 STEPS = """

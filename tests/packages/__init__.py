@@ -46,3 +46,15 @@ def piped(folder: Path, pipeline: str = PIPELINE) -> Path:
     text = manifest.read_text(encoding="utf-8")
     manifest.write_text(text.replace("\n[hyper]", pipeline + "\n[hyper]"), encoding="utf-8")
     return target
+
+
+HEADS = """
+[data]
+kind = "volumes"
+volume = "CT"
+size = [6, 8, 10]
+classes = ["none", "bleeding"]
+
+[data.pipeline]
+"""
+"""What a package says of its data that trains on volumes of the head; its pipeline's name and steps follow."""
