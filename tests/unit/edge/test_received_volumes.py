@@ -290,7 +290,7 @@ def test_all_titles_of_a_data_set_say_the_same(tmp_path: Path) -> None:
 
 async def test_labels_are_given_by_the_hospitals_own_numbers(at: Opened, private: Path) -> None:
     site, receiver, _cleaner = at
-    other = [image(n, study=1, AccessionNumber="A1", InstanceNumber=n) for n in range(3)]
+    other = [image(n, study=1, AccessionNumber="KANARY-ACC-1", InstanceNumber=n) for n in range(3)]
     for n, one in enumerate(other):
         one.ImagePositionPatient, one.PixelData = [0, 0, float(n)], stack()[n].PixelData
     receive(receiver, *stack(), *other)
@@ -301,7 +301,7 @@ async def test_labels_are_given_by_the_hospitals_own_numbers(at: Opened, private
 
     first, second = forgetting.who(site, "P0000"), forgetting.who(site, "P0001")
     for text, labelled_, unknown, wanted in (
-        ("accession,label,split\nA1,tumour,test\nA9,none,\n", 1, 1, {second: ("tumour", True)}),
+        ("accession,label,split\nKANARY-ACC-1,tumour,test\nA9,none,\n", 1, 1, {second: ("tumour", True)}),
         ("patient,label\nP0000,none\nP0001,none\n", 2, 0, {first: ("none", False), second: ("none", True)}),
         (f"series,label,split\n{stack()[0].SeriesInstanceUID},tumour,train\n", 1, 0, {first: ("tumour", False)}),
         (f"object,label\n{other[1].SOPInstanceUID},tumour\n", 1, 0, {second: ("tumour", True)}),
@@ -317,4 +317,4 @@ async def test_labels_are_given_by_the_hospitals_own_numbers(at: Opened, private
         with pytest.raises(Problem, match="labels"):
             await labelling.label(site, "brain", text.encode())
     assert next(one["detail"] for one in records(private) if one["sub"] == "edge.label") == {"items": 1, "unknown": 1}
-    assert b"A1" not in json.dumps(records(private)).encode()
+    assert b"KANARY" not in json.dumps(records(private)).encode()
