@@ -38,6 +38,11 @@ class Database:
 
     def __init__(self, engine: AsyncEngine, *, recorder: Recorder = _no_recorder, emits: frozenset[type] = frozenset()) -> None:
         self.engine = engine
+        self._sqlite: Callable[[Any], Journal] | None = None
+        if engine.dialect.name == "sqlite":
+            from medmesh.store.sqlite import SqliteJournal
+
+            self._sqlite = SqliteJournal
         self.recorder = recorder
         self.emits = emits
         self.on_sent: Callable[[Sequence[Outgoing]], None] = lambda _: None
@@ -101,10 +106,8 @@ class Database:
             pause = min(pause * 2, 1.0)
 
     async def _journal(self, sql: AsyncConnection) -> Journal:
-        if self.engine.dialect.name == "sqlite":
-            from medmesh.store.sqlite import Inline, SqliteJournal
-
-            return SqliteJournal(cast(Inline, sql))
+        if self._sqlite is not None:
+            return self._sqlite(sql)
         from medmesh.store.postgres import PostgresJournal
 
         return PostgresJournal((await sql.get_raw_connection()).driver_connection)

@@ -17,6 +17,8 @@ from medmesh.errors import Problem
 from medmesh.store.objects.blobs import Blob, Source
 from medmesh.store.objects.port import CHUNK, file_digest
 
+_HEXADECIMAL = frozenset("0123456789abcdef")
+
 
 class DirectoryStore:
     """See `medmesh.store.objects.port.ObjectStore`. `durable` waits for the disk before an object counts as stored."""
@@ -28,9 +30,9 @@ class DirectoryStore:
 
     def path(self, sha256: str) -> Path:
         """Where an object lies."""
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        if len(sha256) != 64 or not _HEXADECIMAL.issuperset(sha256):
             raise Problem("objects.missing", sha256=sha256[:64])
-        return self.folder / sha256[:2] / sha256
+        return self.folder.joinpath(sha256[:2], sha256)
 
     async def size(self, sha256: str) -> int | None:
         try:
