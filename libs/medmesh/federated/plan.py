@@ -36,6 +36,11 @@ def after_training(plan: Plan) -> tuple[RoundKind, ...]:
     return (RoundKind.EVALUATE,) if plan.baseline or plan.evaluate_every else ()
 
 
+def last_round(plan: Plan) -> int:
+    """The number of the last round, where none is left out."""
+    return plan.rounds + len(after_training(plan))
+
+
 def evaluates(plan: Plan, number: int) -> bool:
     """Whether hospitals evaluate the model that training round `number` begins with."""
     return 0 < number <= plan.rounds and plan.evaluate_every > 0 and (number - 1) % plan.evaluate_every == 0

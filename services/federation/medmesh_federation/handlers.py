@@ -39,7 +39,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_federation import rehearsed
+from medmesh_federation import rehearsed, transcript
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -320,6 +320,7 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         "fingerprint": mark,
     }
     if await answer(uow, current, late, **values):
+        await transcript.with_vector(uow, row, given, None if late else current.parties)
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:

@@ -90,7 +90,9 @@ class Run:
 
     def reveal(self, survivors: Sequence[str], speakers: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
         signed = {n: self.parties[n].survive(survivors, self.world.signers[n], now(), self.world.claim(n)) for n in survivors}
-        return {n: self.parties[n].reveal(self.world.roster, survivors, signed, now()) for n in (speakers or survivors)}
+        return {
+            n: self.parties[n].reveal(self.world.roster, survivors, signed, now(), self.world.claim(n)) for n in (speakers or survivors)
+        }
 
     def open(self, survivors: Sequence[str], revealed: dict[str, dict[str, str]]) -> list[int]:
         session = next(iter(self.parties.values())).session
@@ -181,8 +183,65 @@ def test_two_lists_shown_to_two_groups_open_at_most_one(world: World) -> None:
         for which in (0, 1):
             for name in signed[which]:
                 with pytest.raises(Problem) as few:
-                    run.parties[name].reveal(world.roster, lists[which], signed[which], now())
+                    run.parties[name].reveal(world.roster, lists[which], signed[which], now(), world.claim(name))
                 assert code(few) == "secure.few"
+
+
+def whole(run: Run) -> dict[str, str]:
+    return {name: party.whole(run.world.signers[name], now()) for name, party in run.parties.items()}
+
+
+def test_a_sum_of_everybody_is_opened_by_the_lists_that_came_with_the_vectors(world: World) -> None:
+    run = masked(world)
+    signed = whole(run)
+    revealed = {n: party.reveal(world.roster, None, signed, now(), world.claim(n)) for n, party in run.parties.items()}
+    assert run.open(HOSPITALS, revealed) == world.plain(HOSPITALS)
+    with pytest.raises(Problem) as fewer:
+        run.reveal(HOSPITALS[:4])
+    with pytest.raises(Problem) as again:
+        masked(world, attempt=2).reveal(HOSPITALS)
+    assert code(fewer) == code(again) == "secure.opened", "and no other sum of the round, in no attempt"
+
+
+def test_until_it_is_opened_a_smaller_list_takes_its_place_and_then_it_stays_closed(world: World) -> None:
+    run = masked(world)
+    signed, fewer = whole(run), HOSPITALS[:4]
+    assert run.open(fewer, run.reveal(fewer)) == world.plain(fewer)
+    for name in fewer:
+        with pytest.raises(Problem) as other:
+            run.parties[name].reveal(world.roster, None, signed, now(), world.claim(name))
+        assert code(other) == "secure.opened"
+    # The only one that claimed no list gives one share of each, where four are needed.
+    assert run.parties["h5"].reveal(world.roster, None, signed, now(), world.claim("h5"))
+
+
+def test_a_list_signed_with_a_vector_counts_for_nothing_else(world: World) -> None:
+    run = masked(world)
+    signed = whole(run)
+    with pytest.raises(Problem) as unclaimed:
+        run.parties["h1"].reveal(world.roster, HOSPITALS, signed, now(), world.claim("h1"))
+    claimed = {n: party.survive(HOSPITALS, world.signers[n], now(), world.claim(n)) for n, party in run.parties.items()}
+    with pytest.raises(Problem) as whole_by_others:
+        run.parties["h1"].reveal(world.roster, None, claimed, now(), world.claim("h1"))
+    assert code(unclaimed) == code(whole_by_others) == "statement.kind"
+    with pytest.raises(Problem) as few:
+        run.parties["h1"].reveal(world.roster, None, {n: signed[n] for n in HOSPITALS[:3]}, now(), world.claim("h1"))
+    assert code(few) == "secure.few"
+
+
+def test_hospitals_that_were_given_different_shares_open_nothing_of_everybody(world: World) -> None:
+    """A platform that passes some hospitals' shares to some only: whose list is another's is noticed before anything is given away."""
+    parties = {name: Contributor(world.session(), name) for name in HOSPITALS}
+    advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
+    sealed = {name: party.share(world.roster, advertised, now()) for name, party in parties.items()}
+    for name, party in parties.items():
+        party.take({sender: sealed[sender][name] for sender in (HOSPITALS if name in ("h1", "h2", "h5") else HOSPITALS[:4])})
+    signed = {name: party.whole(world.signers[name], now()) for name, party in parties.items()}
+    for name in HOSPITALS[:4]:
+        with pytest.raises(Problem) as other:
+            parties[name].reveal(world.roster, None, {n: signed[n] for n in HOSPITALS[:4]}, now(), world.claim(name))
+        assert code(other) == "secure.changed"
+    assert not world.claims
 
 
 def test_sybils_are_strangers_even_with_keys_in_the_roster(world: World) -> None:

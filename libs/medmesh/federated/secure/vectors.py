@@ -102,14 +102,15 @@ def encode(
 
 
 def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) -> None:
-    """Write the sum modulo 2^64 of vectors, with `masks` on top. Raises `Problem` (`weights.signature`) when one is of another length."""
+    """Write the sum modulo 2^64 of vectors, with `masks` on top; not durable, as they are there still.
+    Raises `Problem` (`weights.signature`) when one is of another length."""
     with ExitStack() as stack:
         files = [stack.enter_context(Reader(path)) for path in vectors]
         sizes = {_length(file) for file in files}
         if len(sizes) != 1:
             raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="the same for all")
         streams, count = [mask.stream() for mask in masks], sizes.pop()
-        out = stack.enter_context(Writer(target, _vector(count)))
+        out = stack.enter_context(Writer(target, _vector(count), durable=False))
         for start in range(0, count, CHUNK):
             size = min(CHUNK, count - start)
             total = np.zeros(size, np.uint64)
@@ -122,7 +123,7 @@ def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) ->
 
 def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset(), beside: int = 0) -> int:
     """Write the mean as a model like `base`, whose tensors that are not floats it keeps, `without` these tensors; returns all samples.
-    The last `beside` numbers are no model's.
+    The last `beside` numbers are no model's. Not durable, as the sum is there still.
     Raises `Problem` (`secure.sum`) for a sum that nobody's samples made, (`weights.not_finite`) where the mean does not fit its dtype."""
     with Reader(total) as sums, Reader(base) as origin:
         signature = {name: tensor for name, tensor in origin.signature().items() if name not in without}
@@ -132,7 +133,7 @@ def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozens
         samples = int(np.frombuffer(sums.next(TENSOR, 8), "<i8")[0])
         if samples <= 0:
             raise Problem("secure.sum")
-        with Writer(target, signature) as out:
+        with Writer(target, signature, durable=False) as out:
             for tensor in summed:
                 for start in range(0, count := elements(tensor), CHUNK):
                     numbers = np.frombuffer(sums.next(TENSOR, 8 * min(CHUNK, count - start)), "<i8")
