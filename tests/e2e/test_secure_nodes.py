@@ -126,7 +126,8 @@ async def test_phases_are_answered_beside_the_training(world: World) -> None:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         wanted: dict[str, Any] = {"rounds": 1, "baseline": False, "min_participants": 3, "lease_seconds": 20, "local_steps": 50}
         slow = world.p.folder / "package-source"
-        made = await federation(world, researcher, approver, HOSPITALS, slow, secure={"threshold": 3}, **wanted)
+        short = {"threshold": 3, "ring": 32, "bits": 12}
+        made = await federation(world, researcher, approver, HOSPITALS, slow, secure=short, **wanted)
         await consented(nodes, made)
 
         async def masked() -> Any:
@@ -144,7 +145,8 @@ async def test_phases_are_answered_beside_the_training(world: World) -> None:
             assert view.state not in ("failed", "cancelled"), view.failure
             return view if view.state == "completed" else None
 
-        await until(finished, 60)
+        view = await until(finished, 60)
+        assert all(4 * 131 < answer.bytes < 8 * 131 for one in view.rounds for answer in one.answers), "numbers of 32 bits"
         for node in nodes:
             await until(lambda node=node: _no_keys(node))
 

@@ -248,7 +248,12 @@ async def vector(
     if party is None:
         raise Problem("secure.changed", what="round")
     source = await fetch(site.objects, model, room / "model") if model is not None else None
-    settings: dict[str, Any] = {"bits": plan.secure.bits, "parties": len(plan.participants), "without": frozenset(plan.local)}
+    settings: dict[str, Any] = {
+        "bits": plan.secure.bits,
+        "ring": plan.secure.ring,
+        "parties": len(plan.participants),
+        "without": frozenset(plan.local),
+    }
     if counted is not None:
         tables, loss = ([counted], loss) if event.kind is RoundKind.TRAIN else (counted, None)
         settings["beside"] = counts.numbers(tables, loss=loss, samples=samples, bits=plan.secure.bits)

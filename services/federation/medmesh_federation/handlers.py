@@ -343,7 +343,7 @@ def _check(path: Path, plan: Plan, current: Any) -> str | None:
         from medmesh.federated.secure import counts, vectors
 
         signature = () if kind is RoundKind.EVALUATE else signature
-        signature = vectors.signature(signature, counts.width(plan, kind, current.round, len(current.models)))
+        signature = vectors.signature(signature, counts.width(plan, kind, current.round, len(current.models)), plan.secure.ring)
     weights.check(path, signature)
     weights.check_finite(path)
     return fingerprint(path) if plan.screening is not None and kind is RoundKind.TRAIN else None

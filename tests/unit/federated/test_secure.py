@@ -17,6 +17,7 @@ from tests.unit.federated.test_plan import plan
 from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
+from medmesh.federated.plan import canonical, explain, plan_hash
 from medmesh.federated.secure import collector, counts, shamir, vectors
 from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh.federated.secure.session import Session
@@ -102,7 +103,7 @@ class Run:
         return [int(number) for number in weights.load(self.world.folder / "sum")[vectors.TENSOR]]
 
 
-def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1) -> Run:
+def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1, **said: int) -> Run:
     parties = {name: Contributor(world.session(attempt), name) for name in names}
     advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
     sealed = {name: party.share(world.roster, advertised, now()) for name, party in parties.items()}
@@ -110,7 +111,7 @@ def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1) -> 
     for name, party in parties.items():
         masks = party.masks({sender: sealed[sender][name] for sender in names})
         made[name] = world.folder / f"{name}.{attempt}.vector"
-        settings: dict[str, Any] = {"bits": BITS, "parties": len(HOSPITALS), "masks": masks, "beside": world.counts(name)}
+        settings: dict[str, Any] = {"bits": BITS, "parties": len(HOSPITALS), "masks": masks, "beside": world.counts(name), **said}
         vectors.encode(world.model(name), world.samples(name), made[name], **settings)
         parties[name] = Contributor.restore(party.document())  # the node dies and comes back
     return Run(world, parties, advertised, made)
@@ -135,6 +136,49 @@ def test_the_opened_sum_is_the_plain_one_bit_by_bit(
     exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
     np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-BITS)
     np.testing.assert_array_equal(weights.load(out)["n"], np.arange(3))
+
+
+def test_in_the_short_ring_the_opened_sum_is_the_plain_one_too_at_half_the_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that pass 2^31 on the way, since masks do, come out whole."""
+    monkeypatch.setattr(World, "counts", lambda self, name: [5 * HOSPITALS.index(name), 2**28, 0, 0, -(2**28) - HOSPITALS.index(name)])
+    long = masked(world).vectors["h1"].stat().st_size
+    monkeypatch.setattr("tests.unit.federated.test_secure.BITS", 16)
+    run, survivors = masked(world, ring=32), ["h1", "h2", "h4", "h5"]
+    assert run.vectors["h1"].stat().st_size < 0.6 * long
+    assert run.open(survivors, run.reveal(survivors)) == world.plain(survivors)
+    base, out = world.model("h1"), world.folder / "out"
+    assert vectors.decode(world.folder / "sum", base, out, bits=16, beside=5) == sum(map(world.samples, survivors))
+    assert vectors.told(world.folder / "sum", 5) == [sum(cells) for cells in zip(*map(world.counts, survivors), strict=True)]
+    exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
+    np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-16)
+    with pytest.raises(Problem) as mixed:
+        vectors.add([run.vectors["h1"], masked(world, attempt=2).vectors["h2"]], world.folder / "sum")
+    assert code(mixed) == "weights.signature"
+
+
+@pytest.mark.parametrize("ring", [32, 64])
+def test_a_number_that_might_wrap_in_the_sum_is_refused_in_each_ring(private: Path, ring: int) -> None:
+    most = (2 ** (ring - 1) - 1) // 3
+    settings: dict[str, Any] = {"bits": 8, "parties": 3, "ring": ring}
+    for beside, samples, weight in (([most + 1], 1, 0.0), ([-most - 1], 1, 0.0), ([], most + 1, 0.0), ([], 1, (most + 1) / 2**8)):
+        weights.save({"w": np.array([weight])}, private / "m")
+        with pytest.raises(Problem) as refused:
+            vectors.encode(private / "m", samples, private / "v", beside=beside, **settings)
+        assert code(refused) == "secure.range" and not (private / "v").exists()
+    weights.save({"w": np.array([-most * (1 - 2**-20) / 2**8])}, private / "m")
+    vectors.encode(private / "m", 1, private / "v", beside=[most, -most], **settings)
+    vectors.add([private / "v"] * 3, private / "sum")
+    assert vectors.told(private / "sum", 2) == [3 * most, -3 * most]
+    assert vectors.decode(private / "sum", private / "m", private / "mean", bits=8, beside=2) == 3
+    np.testing.assert_allclose(weights.load(private / "mean")["w"], weights.load(private / "m")["w"], rtol=1e-6)
+
+
+def test_a_plan_says_the_ring_and_one_of_before_keeps_its_hash() -> None:
+    before = plan(secure={"threshold": 3}, min_participants=3)
+    assert b'"secure":{"bits":24,"threshold":3}' in canonical(before), "as the first plans with secure sums were hashed"
+    short = plan(secure={"threshold": 3, "ring": 32}, min_participants=3)
+    assert plan_hash(short) != plan_hash(before)
+    assert "32 bits" in str(explain(short, "en")) and "32 bits" not in str(explain(before, "en"))
 
 
 def test_four_of_five_that_came_and_any_threshold_of_shares_open_it(world: World) -> None:
