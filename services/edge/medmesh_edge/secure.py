@@ -29,12 +29,12 @@ from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.roster import Roster
 from medmesh.store.objects.port import fetch
-from medmesh.store.prepared import Prepared
+from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import KEY, as_text, attempt, given, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
+from medmesh_edge.tables import KEY, attempt, given, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
 
 ATTEMPT = "attempt"
 AHEAD = "ahead"
