@@ -39,9 +39,9 @@ def of_object(dataset: Dataset) -> list[Finding]:
         found.append(Finding("too_small", {"least": SMALLEST}))
     if not bits_consistent(dataset):
         return [*found, Finding("bits_inconsistent")]  # the values would mean nothing
-    if (count := frame_count(dataset)) > 1:
-        return [*found, Finding("several_frames", {"frames": count})]
     try:
+        if (count := frame_count(dataset)) > 1:
+            return [*found, Finding("several_frames", {"frames": count})]
         values = pixels(dataset)
     except Problem as problem:
         return [*found, Finding("not_greyscale" if problem.code == "imaging.not_greyscale" else "unreadable_pixels")]
