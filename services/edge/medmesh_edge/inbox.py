@@ -15,7 +15,7 @@ from medmesh.contracts.plan import plan_hash
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
-from medmesh.store.prepared import Prepared
+from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge import chain, secure
@@ -23,7 +23,6 @@ from medmesh_edge.ports import Site
 from medmesh_edge.tables import (
     KEY,
     among,
-    as_text,
     attempt,
     federations,
     given,

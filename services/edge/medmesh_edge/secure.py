@@ -25,12 +25,12 @@ from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
 from medmesh.store.objects.port import fetch
-from medmesh.store.prepared import Prepared
+from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import as_text, attempt, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
+from medmesh_edge.tables import attempt, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
 
 ATTEMPT = "attempt"
 Plans = Callable[[RoundOpened], Awaitable[Plan]]

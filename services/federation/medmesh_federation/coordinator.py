@@ -39,7 +39,7 @@ from medmesh_federation.domain import (
     Wait,
     next_step,
 )
-from medmesh_federation.handlers import FLAGGED
+from medmesh_federation.handlers import FLAGGED, WHOLE
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -47,7 +47,7 @@ STORE_SECONDS = 5.0
 """After which what could not be stored is tried again."""
 _IS_OPEN = or_(*(federations.c.state == state.value for state in OPEN_STATES))
 _OPEN = Prepared(select(federations.c.federation).where(_IS_OPEN).order_by(federations.c.created_at))
-_LOCK = Prepared(select(federations).where(federations.c.federation == bindparam("federation"), _IS_OPEN).with_for_update(skip_locked=True))
+_LOCK = Prepared(WHOLE.where(federations.c.federation == bindparam("federation"), _IS_OPEN).with_for_update(skip_locked=True))
 _PEOPLE = Prepared(select(participants.c.hospital, participants.c.state).where(participants.c.federation == bindparam("federation")))
 _THEIRS = rounds.c.federation == bindparam("federation")
 _NEWEST = Prepared(select(rounds).where(_THEIRS).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))

@@ -37,7 +37,7 @@ from medmesh.service import labels
 from medmesh.service.approved import spend
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
-from medmesh.store.prepared import Prepared
+from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_federation import rehearsed
 from medmesh_federation.domain import OPEN_STATES, State
@@ -46,8 +46,10 @@ from medmesh_federation.tables import answers, federations, participants, rounds
 
 FLAGGED = "flagged"
 """Why an answer that looks wrong is not in its round."""
-_FEDERATION = Prepared(select(federations).where(federations.c.federation == bindparam("federation")))
-_LOCKED = Prepared(select(federations).where(federations.c.federation == bindparam("federation")).with_for_update())
+WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])
+"""Every column, the plan for `plan_of`: nobody else reads what names all hospitals."""
+_FEDERATION = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")))
+_LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
 _PARTICIPANT = Prepared(
     select(participants).where(participants.c.federation == bindparam("federation"), participants.c.hospital == bindparam("hospital"))
 )
@@ -62,16 +64,16 @@ _ANSWER = Prepared(
         where=answers.c.failed.is_not(None) & (answers.c.failed != FLAGGED),
     ).returning(answers.c.hospital)
 )
-_SILENT = Prepared(
-    select(participants.c.hospital).where(
-        participants.c.federation == bindparam("federation"),
-        participants.c.state == "accepted",
-        participants.c.hospital.not_in(
-            select(answers.c.hospital).where(*(answers.c[name] == bindparam(name) for name in _ATTEMPT), ~answers.c.late)
-        ),
-    )
+_GAVE = select(answers.c.hospital).where(
+    *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
 )
-"""Of whom an answer to this attempt is still to come."""
+_SILENT = (
+    select(participants.c.hospital)
+    .where(participants.c.federation == bindparam("federation"), participants.c.state == "accepted", ~_GAVE.exists())
+    .order_by(participants.c.hospital.desc())
+)
+"""Of whom an answer to this attempt is still to come. Who is told last mostly answers last: by the index, one is found soon."""
+_ALL_SILENT, _ONE_SILENT = Prepared(_SILENT), Prepared(_SILENT.limit(1))
 
 
 def entity(row: Any) -> Entity:
@@ -81,7 +83,7 @@ def entity(row: Any) -> Entity:
 
 def invited(row: Any) -> tuple[str, ...]:
     """Whose data a federation is about: every hospital of its plan reads what the platform recorded of it."""
-    return tuple(row.plan["participants"])
+    return tuple(plan_of(row).participants)
 
 
 async def local(ports: Ports, ref: ObjectRef) -> Path:
@@ -288,7 +290,10 @@ async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any
 
 async def wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
     """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
-    silent = await uow.rows(_SILENT, federation=current.federation, round=current.round, attempt=current.attempt)
+    attempt = {name: getattr(current, name) for name in _ATTEMPT}
+    silent = await uow.rows(_ONE_SILENT, **attempt)
+    if silent and silent[0].hospital not in current.assigned:
+        silent = await uow.rows(_ALL_SILENT, **attempt)
     if not any(one.hospital in current.assigned for one in silent):
         uow.on_commit(uow.ports.wake.set)
 

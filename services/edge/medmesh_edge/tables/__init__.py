@@ -19,7 +19,6 @@ from sqlalchemy import (
     bindparam,
     literal,
     text,
-    type_coerce,
 )
 
 from medmesh.store.types import Counter, Json, Timestamp
@@ -52,11 +51,6 @@ def of_attempt(table: Table) -> ColumnElement[bool]:
 def among(column: Column[Any], *words: str) -> ColumnElement[bool]:
     """For prepared statements: whether it is one of these."""
     return column.in_([literal(word) for word in words])
-
-
-def as_text(column: Column[Any]) -> ColumnElement[str]:
-    """For prepared statements: a document as it is stored; who needs it reads it at once into what it is."""
-    return type_coerce(column, Text).label(column.name)
 
 
 def given(table: Table) -> dict[str, Any]:
