@@ -41,8 +41,8 @@ _WRITE_CHAIN, _WRITE_LEFT, _WRITE_BASE = (
 
 @by_identity()
 def written(event: RoundOpened) -> str:
-    """A round as it is kept."""
-    return event.model_dump_json()
+    """A round as it is kept: what it was told to answer at once is kept with its phase."""
+    return (event.model_copy(update={"shares": {}}) if event.shares else event).model_dump_json()
 
 
 @lru_cache(maxsize=16)
