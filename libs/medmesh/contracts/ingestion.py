@@ -33,7 +33,8 @@ class Descriptor(Record):
 
 
 class IngestArchive(Command):
-    """Take an uploaded archive (zip or tar of DICOM or images, labels.csv) into a new version. Result: `{"dataset","version"}`.
+    """Take an uploaded archive (zip or tar of DICOM, images, tables, or a published set) into a new version. Result:
+    `{"dataset","version"}`.
 
     The data set gets at least the label of whoever makes it; `label` may raise it.
     """
@@ -49,7 +50,8 @@ class IngestArchive(Command):
 
 
 class SplitVersion(Command):
-    """A version of the same items with splits in which no patient, group or picture stands on two sides. Result: `{"dataset","version"}`.
+    """A version of the same items and rows with splits in which no patient, group or picture stands on two sides. Result:
+    `{"dataset","version"}`.
 
     `ratios` are shares of train, val and test. Published splits are kept, unless `anew`. The same split of the same version again is the
     version it became.
@@ -86,6 +88,8 @@ class DatasetVersionCreated(Event):
     samples: int
     rejected: int
     labels: dict[str, int]
+    rows: int = 0
+    """Questions, texts and rows of tables."""
 
 
 class DatasetReleased(Event):
@@ -135,6 +139,17 @@ class ListDescriptors(Query):
     samples: int | None = Field(default=None, ge=0, lt=2**31)
 
 
+class TableView(Record):
+    """Questions, texts or rows that a version holds; what its columns are stands in the version's content. `splits` is rows by split, ""
+    for none; `groups` counts patients or groups."""
+
+    name: str
+    kind: str
+    rows: int
+    groups: int
+    splits: dict[str, int]
+
+
 class DatasetView(Record):
     dataset: str
     version: int
@@ -142,6 +157,7 @@ class DatasetView(Record):
     samples: int
     labels: dict[str, int]
     rejected: dict[str, int] = Field(default_factory=dict)
+    tables: tuple[TableView, ...] = ()
     label: SecurityLabel | None = None
     maker: str = ""
     released: bool = False

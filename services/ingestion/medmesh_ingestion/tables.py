@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, Index, Integer, String, Table, UniqueConstraint
+from sqlalchemy import CheckConstraint, Column, Index, Integer, String, Table, UniqueConstraint, text
 
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Json, Timestamp
@@ -28,6 +28,7 @@ versions = Table(
     Column("samples", Integer, nullable=False),
     Column("labels", Json, nullable=False),
     Column("rejected", Json, nullable=False),
+    Column("tables", Json, nullable=False, server_default=text("'[]'"), comment="name, kind, rows, groups and splits of each"),
     Column("created_at", Timestamp, nullable=False),
     Column("maker", String(160), nullable=False),
     Column("organisation", String(63), nullable=False),

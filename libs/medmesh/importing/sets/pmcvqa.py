@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import ClassVar
 
-from medmesh.importing.port import File, Importer, Item, Report, Source
+from medmesh.importing.port import File, Importer, Item, Label, Report, Source
 from medmesh.importing.reading import Row, folder_of, published, rows
 
 CHOICES = ("A", "B", "C", "D")
@@ -27,6 +27,8 @@ class PMCVQA(Importer):
     title = "PMC-VQA"
     licence = "CC BY-SA; figures under the licences of their articles"
     looked_for = "train.csv, test.csv, test_clean.csv, train_2.csv or test_2.csv with the columns Figure_path, Question, Choice A"
+    target = "answer"
+    texts: ClassVar = {one: one for one in ("question", "choices", "answer", "caption")}
     same_side: ClassVar = {"test_clean": "test"}
 
     def sniff(self, source: Source) -> float:
@@ -71,7 +73,9 @@ def _item(name: str, table: str, row: Row, figures: _Figures, report: Report, *,
     meta |= {"caption": row["Caption"].strip()} if second else {"answer": _choice(row["Answer"], letter)}
     missing = () if found else ("image",)
     files, key = (found,) if found else (), f"{name}#{row.number}"
-    return Item(key, "question", files, group=article[1], split=split, labels={"answer": letter}, meta=meta, missing=missing)
+    pictures = ((f"{figures.folder}/{figure.rpartition('/')[2]}", found),)
+    labels: dict[str, Label] = {"answer": letter}
+    return Item(key, "question", files, None, article[1], split, labels, meta, missing, pictures)
 
 
 def _choice(text: str, letter: str) -> str:
@@ -83,7 +87,7 @@ class _Figures:
     """The figures of one version: a folder, or the zip as it was published."""
 
     def __init__(self, source: Source, top: str, folder: str) -> None:
-        self._zip = f"{top}{folder}.zip"
+        self.folder, self._zip = folder, f"{top}{folder}.zip"
         self._known: dict[str, str] = {}
         if self._zip in source.names:
             with source.open(self._zip) as file, zipfile.ZipFile(file) as archive:
