@@ -151,6 +151,11 @@ def test_every_command_of_the_first_federation(reader: tuple[Reader, dict[str, T
 def public_data(terminal: Terminal, person: Reader) -> None:
     """Every command of the other page, and what it shows is what is printed."""
     printed = "".join(own(terminal, person, command, []) for _, commands in typed(PUBLIC) for command in commands)
+    assert "doubted: Zebedee Canaryname" in printed
+    assert printed.count('"text_doubtful": 1') == 1, "without a word for it"
+    assert """['heart', "nobody's", 'lung']""" in printed
+    assert printed.count('"row_value": 1') == 1
+    assert printed.count('"rows": 2') == 2 and printed.count('"rows": 3') == 1
     (shown,) = [text for language, _, text in blocks(PUBLIC) if language == "text"]
     lines = [line.rstrip() for line in printed.splitlines()]
     size = re.compile(r"[\d.]+ KiB")  # of compressed noise

@@ -120,6 +120,15 @@ async def test_questions_are_kept_with_their_choices_answers_splits_and_pictures
     }
     assert changed["same"] == 3
 
+    # A zip of pictures that is none refuses the set, by code; a picture in it that is damaged is one picture.
+    whole = (tmp_path / "set/images.zip").read_bytes()
+    (tmp_path / "set/images.zip").write_bytes(whole[:-40])
+    assert code(await ingest(p, packed(tmp_path / "set"), "broken")) == "ingestion.layout"
+    at = whole.index(b"IDAT") if b"IDAT" in whole else whole.index(b"PMC1") + 60
+    (tmp_path / "set/images.zip").write_bytes(whole[:at] + bytes(9) + whole[at + 9 :])
+    assert (await ingest(p, packed(tmp_path / "set"), "broken")).result == {"dataset": "broken", "version": 1}
+    assert ((await view(p, "broken")).samples, (await view(p, "broken")).rejected) == (2, {"text_doubtful": 1, "unreadable": 1})
+
     # Without the pictures, the questions still say which ones they are about.
     (tmp_path / "set/images.zip").unlink()
     assert (await ingest(p, packed(tmp_path / "set"), "vqa")).result == {"dataset": "vqa", "version": 3}

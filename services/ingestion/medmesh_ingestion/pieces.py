@@ -17,6 +17,7 @@ from PIL import Image
 
 from medmesh.errors import Problem
 from medmesh.importing.port import File, Importer, Item, Source
+from medmesh.importing.reading import within_zip
 from medmesh.importing.sources import DAMAGE
 
 SOME = 2_000
@@ -117,7 +118,7 @@ class Pieces:
         if not file.part or not file.name.endswith(".zip"):
             return None
         if file.name not in self._zips:
-            self._zips[file.name] = self._all.enter_context(zipfile.ZipFile(self._all.enter_context(self._source.open(file.name))))
+            self._zips[file.name] = self._all.enter_context(within_zip(self._source, file.name))
         return self._zips[file.name].getinfo(file.part)
 
     def _member_of(self, name: str, member: zipfile.ZipInfo) -> bytes:

@@ -7,12 +7,11 @@ of `test_clean.csv` are some of `test.csv`, checked by people.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import ClassVar
 
 from medmesh.importing.port import File, Importer, Item, Label, Report, Source
-from medmesh.importing.reading import Row, folder_of, published, rows
+from medmesh.importing.reading import Row, folder_of, published, rows, within_zip
 
 CHOICES = ("A", "B", "C", "D")
 _V1 = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
@@ -90,7 +89,7 @@ class _Figures:
         self.folder, self._zip = folder, f"{top}{folder}.zip"
         self._known: dict[str, str] = {}
         if self._zip in source.names:
-            with source.open(self._zip) as file, zipfile.ZipFile(file) as archive:
+            with within_zip(source, self._zip) as archive:
                 self._known = {name.rpartition("/")[2]: name for name in archive.namelist() if not name.endswith("/")}
             self.here, self._packed = True, True
         else:
