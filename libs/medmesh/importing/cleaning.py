@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -162,7 +162,6 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, faces
     from medmesh.importing import defacing
-    from medmesh.quality.dicom import broken, slice_of
 
     if Options.parse(project.options).faces and any(faces.may_show(reading.read(one, lazily=True)) for one in objects):
         originals = [reading.read(one, lazily=True) for one in objects]
@@ -171,16 +170,36 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
         made = [_object(one, project, faceless=True, meant=fine) for one, fine in zip(originals, meant, strict=True)]
     else:
         made = [_object(reading.read(one, lazily=True), project) for one in objects]
-    headers = [reading.read(one.data, lazily=True) for one in made]
-    belongs = {(one.patient, one.modality, str(header.SeriesInstanceUID)) for one, header in zip(made, headers, strict=True)}
+    whole = stacked([one.data for one in made], project.blocking)
+    return replace(whole, quality=tuple(sorted({code for one in made for code in one.quality} | set(whole.quality))))
+
+
+def stacked(objects: Sequence[bytes], blocking: frozenset[str] = BLOCKING) -> Clean:
+    """The de-identified objects of one DICOM series, in any order, as one volume; equal objects make equal bytes. Raises `Problem`
+    (`intake.series`) where they are not of one series, patient and modality."""
+    from medmesh.imaging import reading
+    from medmesh.quality.dicom import broken, slice_of, unstackable
+
+    slices, belongs, names = [], set(), []
+    for data in objects:
+        header = reading.read(data, lazily=True)
+        slices.append(slice_of(header))
+        names.append(str(header.SOPInstanceUID))
+        belongs.add((str(header.PatientID), str(header.get("Modality") or ""), str(header.SeriesInstanceUID)))
     if len(belongs) != 1:
         raise Problem("intake.series")
     patient, modality, uid = belongs.pop()
-    whole = set(broken([slice_of(header) for header in headers], project.blocking))
-    item = _hash(f"series {uid}")
-    raw = stored.pack(stored.Stored(item, "dicom", {str(place): one.data for place, one in enumerate(made)}))
-    quality = tuple(sorted({code for one in made for code in one.quality} | whole))
-    return Clean(b"series\0" + uid.encode(), patient, f"volume:{modality}", raw, stored.MEDIA_TYPE, item=item, quality=quality)
+    wrong = {*broken(slices, blocking), *(one.code for one in unstackable(slices))}
+    ordered = [data for _, data in sorted(zip(names, objects, strict=True))]
+    raw = stored.pack(stored.Stored(series_item(uid), "dicom", {str(place): one for place, one in enumerate(ordered)}))
+    source = b"series\0" + uid.encode()
+    modality = f"volume:{modality}"
+    return Clean(source, patient, modality, raw, stored.MEDIA_TYPE, item=series_item(uid), quality=tuple(sorted(wrong)))
+
+
+def series_item(uid: str) -> str:
+    """The name of the item that is the volume of a series, by its new UID."""
+    return _hash(f"series {uid}")
 
 
 def _hash(uid: str) -> str:

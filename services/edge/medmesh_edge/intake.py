@@ -264,7 +264,9 @@ async def finish(site: Site, dataset: str, outcome: Outcome, *, ethics: str = ""
         await complete(uow, site, dataset, outcome, ethics=ethics)
 
 
-async def complete(uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outcome, *, ethics: str = "", **more: int) -> None:
+async def complete(
+    uow: UnitOfWork[Any], site: Site, dataset: str, outcome: Outcome, *, ethics: str = "", more: Mapping[str, int] = {}
+) -> None:
     """The same within a transaction; `more` goes into the record."""
     row = upsert(datasets).values(dataset=dataset, version=1, published=0)
     if outcome.stored:

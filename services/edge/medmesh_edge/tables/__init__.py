@@ -22,11 +22,11 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from medmesh.store.tables import node_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 from medmesh.timeline.tables import add_timeline_tables
+from medmesh_edge.tables.items import METADATA, items, leaving, parts, unsettled
 
-METADATA = node_metadata()
+__all__ = ["METADATA", "items", "leaving", "parts", "unsettled"]
 add_timeline_tables(METADATA)
 KEY = ("federation", "round", "attempt")
 """Of what belongs to one attempt at a round."""
@@ -63,24 +63,6 @@ def given(table: Table) -> dict[str, Any]:
     """For prepared statements: a value for each of the table's columns, by the column's name."""
     return {column.name: bindparam(column.name, type_=column.type) for column in table.c}
 
-
-items = Table(
-    "items",
-    METADATA,
-    Column("item", String(64), primary_key=True),
-    Column("dataset", String(63), nullable=False),
-    Column("patient", String(64), nullable=False),
-    Column("modality", String(80), nullable=False, comment="of images; `volume:MR`, `signal:ECG`, `text:note`, `table:<name>`"),
-    Column("object", String(64), nullable=False),
-    Column("label", String(80)),
-    Column("held_out", Boolean, nullable=False),
-    Column("ethics", String(64), nullable=False, server_default=text("''"), comment="the approval it was taken in under"),
-    Column("at", Timestamp, nullable=False),
-    comment="de-identified: images by their new UID's hash, rows by patient and visit, files by content; `patient` is a pseudonym",
-)
-
-unsettled = items.to_metadata(METADATA, name="unsettled")
-unsettled.comment = "items of studies that more may come for: nobody uses them before they are moved to `items`"
 
 held_texts = Table(
     "held_texts",
