@@ -156,6 +156,8 @@ def public_data(terminal: Terminal, person: Reader) -> None:
     assert """['heart', "nobody's", 'lung']""" in printed
     assert printed.count('"row_value": 1') == 1
     assert printed.count('"rows": 2') == 2 and printed.count('"rows": 3') == 1
+    assert '"positive": 6' in printed and '"negative": 6' in printed, "of the cohort"
+    assert "croissant.json" in printed and "subject_splits.parquet" in printed
     (shown,) = [text for language, _, text in blocks(PUBLIC) if language == "text"]
     lines = [line.rstrip() for line in printed.splitlines()]
     size = re.compile(r"[\d.]+ KiB")  # of compressed noise

@@ -14,6 +14,7 @@ from medmesh.cli.asking import request_approval
 from medmesh.cli.pipelines import apply, steps
 from medmesh.cli.quality import clean, quality
 from medmesh.cli.session import show, with_gateway
+from medmesh.cli.timelines import timeline
 from medmesh.client.gateway import Gateway
 
 A_DAY = 86_400
@@ -34,6 +35,7 @@ dataset.add_command(steps)
 dataset.add_command(apply)
 dataset.add_command(datasets.doubts)
 dataset.add_command(datasets.export)
+dataset.add_command(timeline)
 
 
 @dataset.command()

@@ -86,14 +86,16 @@ class Saved:
 
 
 def files_of(document: Mapping[str, Any]) -> list[Saved]:
-    """What a content document names: `items/ITEM.dcm`, of several files with their roles; `tables/NAME/0000.parquet`."""
+    """What a content document names: `items/ITEM.dcm`, of several files with their roles; `tables/NAME/0000.parquet`, or the files of a
+    whole that has a form of its own (MEDS)."""
     made = []
     for item in document["items"]:
         for number, file in enumerate(item.get("files") or [{"object": item["object"]}]):
             ref = ObjectRef.model_validate(file["object"])
             role = f"-{number}-{file['role']}" if "role" in file else ""
             made.append(Saved(f"items/{item['item']}{role}{ENDINGS.get(ref.media_type, '')}", ref))
-    for table in document.get("tables", ()):
+    made += [Saved(file["path"], ObjectRef.model_validate(file["object"])) for file in document.get("files", ())]
+    for table in () if "files" in document else document.get("tables", ()):
         for number, part in enumerate(table["parts"]):
             ref = ObjectRef.model_validate(part["object"])
             made.append(Saved(f"tables/{_plain(table['name'])}/{number:04}.parquet", ref))

@@ -68,6 +68,52 @@ class SplitVersion(Command):
     anew: bool = False
 
 
+class ImportTimeline(Command):
+    """Take an uploaded archive of FHIR R4, HL7 v2, OMOP, MIMIC-III or DICOM into the timelines of a data set: events under pseudonyms, in
+    order of time, its maker's alone. Told again they are known; a correction is a further revision. Result: counts, without places.
+
+    `reader` names the format, found by content otherwise; in `vouched.txt` of the archive stand words that name nobody.
+    """
+
+    TYPE: ClassVar[str] = "ingestion.import-timeline.v1"
+    ACTION: ClassVar[str] = "timeline.import"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}", new=True),)
+    MAKES: ClassVar[str] = "dataset"
+
+    dataset: Identifier
+    archive: ObjectRef
+    reader: str | None = Field(default=None, max_length=40)
+    label: SecurityLabel | None = None
+
+
+class DefineCohort(Command):
+    """Save a cohort of a data set's timelines: JSON as in docs/tutorial/timeline.md. A definition that changed is a new version; versions
+    never change. Result: `{"cohort","version","digest"}`."""
+
+    TYPE: ClassVar[str] = "ingestion.define-cohort.v1"
+    ACTION: ClassVar[str] = "timeline.define"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
+
+    dataset: Identifier
+    definition: str = Field(min_length=2, max_length=32_768)
+
+
+class ExportTimeline(Command):
+    """The timelines as they stand, or those of a cohort with its labels, become a version of the data set: MEDS 0.4 with Croissant
+    metadata. Result: `{"dataset","version"}`.
+
+    The same timelines again are the same version. Values as text go with `texts` alone.
+    """
+
+    TYPE: ClassVar[str] = "ingestion.export-timeline.v1"
+    ACTION: ClassVar[str] = "timeline.export"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
+
+    dataset: Identifier
+    cohort: str | None = Field(default=None, max_length=63)
+    texts: bool = False
+
+
 class PublishDescriptor(Command):
     """A hospital publishes what it holds: to the whole platform, or with `within` to its own people alone."""
 
@@ -175,3 +221,26 @@ class GetDataset(Query):
 
     dataset: Identifier
     version: int = 0
+
+
+class CohortView(Record):
+    """How many are in a cohort, and why others that had the index event are not; None is fewer than `SMALL_CELL`, or would tell it."""
+
+    cohort: str
+    version: int
+    definition: Sha256
+    patients: int | None = None
+    counts: dict[str, int | None]
+
+
+class AskCohort(Query):
+    """A saved cohort of a data set's timelines, the newest when `version` is 0; the timelines' maker alone may ask."""
+
+    TYPE: ClassVar[str] = "ingestion.ask-cohort.v1"
+    ACTION: ClassVar[str | None] = "timeline.ask"
+    Reply: ClassVar[type[Record]] = CohortView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
+
+    dataset: Identifier
+    cohort: str = Field(max_length=63)
+    version: int = Field(default=0, ge=0, lt=2**31)

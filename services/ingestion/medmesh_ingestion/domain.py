@@ -169,14 +169,22 @@ def agreed(first: Label | None, second: Label | None) -> Label | None:
     return first or second
 
 
-def content(samples: Iterable[Sample], about: Mapping[str, Any] | None = None, tables: Iterable[Table] = ()) -> bytes:
+def content(
+    samples: Iterable[Sample],
+    about: Mapping[str, Any] | None = None,
+    tables: Iterable[Table] = (),
+    files: Mapping[str, ObjectRef] | None = None,
+) -> bytes:
     """The manifest of a version: canonical JSON, the items in the order of their ids, so that equal samples are equal bytes.
 
-    `about` says which published set it is, and under what licence."""
+    `about` says which published set it is, and under what licence. `files` are the whole by path, where it has a form of its own."""
     made: dict[str, Any] = {"items": [sample.document for sample in sorted(samples, key=lambda sample: sample.item)]}
     made |= {} if about is None else {"about": dict(about)}
     rows = [table.document for table in tables]
-    return canonical(made | ({"tables": rows} if rows else {}))
+    made |= {"tables": rows} if rows else {}
+    return canonical(
+        made | ({"files": [{"path": path, "object": ref.model_dump()} for path, ref in sorted(files.items())]} if files else {})
+    )
 
 
 def samples_of(document: Mapping[str, Any]) -> list[Sample]:

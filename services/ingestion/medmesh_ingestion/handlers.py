@@ -5,35 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.canonical import digest, parse
 from medmesh.contracts.ingestion import (
-    DatasetVersionCreated,
     Descriptor,
     DescriptorPublished,
     IngestArchive,
     PublishDescriptor,
     SplitVersion,
 )
-from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.access import EVERYBODY
 from medmesh.security.labels import Label, Level
-from medmesh.service import files, labels
+from medmesh.service import labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import ObjectStore, fetch, load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_ingestion.domain import Sample, Table, check_descriptor, content, label_counts, samples_of, tables_of
+from medmesh_ingestion.domain import Sample, check_descriptor, content, samples_of, tables_of
+from medmesh_ingestion.making import Found, Origin, create, erase, version_of
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.queries import seen
 from medmesh_ingestion.splitting import placed, sides, units_of
-from medmesh_ingestion.tables import datasets, descriptors, versions
+from medmesh_ingestion.tables import descriptors, versions
 
 
 @HANDLERS.slow(IngestArchive)
@@ -45,40 +43,18 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     """
     wanted = command.data
     async with work.unit() as uow:
-        known = await _version(uow, wanted.dataset, wanted.archive.sha256)
+        known = await version_of(uow, wanted.dataset, wanted.archive.sha256)
     if known is None:
         found = await _taken_in(wanted, work.ports)
         manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, *found.whole), "application/json")
         async with work.finish() as uow:
             origin = Origin(wanted.archive.sha256, "archive", {}, wanted.label)
-            work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted.dataset, origin, manifest, found)}
+            work.result = {"dataset": wanted.dataset, "version": await create(uow, wanted.dataset, origin, manifest, found)}
     else:
         work.result = {"dataset": wanted.dataset, "version": known.version}
         work.unchanged()
-    await _erase(work.ports, wanted.archive)
+    await erase(work.ports, wanted.archive)
     return work.result
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a version is made of: stored samples and tables, how many files and rows were rejected for which reason, and which published
-    set it is, if it is one."""
-
-    samples: list[Sample]
-    tables: list[Table]
-    rejected: Mapping[str, int]
-    about: Mapping[str, Any] | None
-
-    @property
-    def whole(self) -> tuple[list[Sample], Mapping[str, Any] | None, list[Table]]:
-        """As `content` takes it."""
-        return self.samples, self.about, self.tables
-
-    @property
-    def objects(self) -> set[str]:
-        """The SHA-256 of everything it needs."""
-        parts = {part.object.sha256 for table in self.tables for part in table.parts}
-        return parts | {sha256 for sample in self.samples for sha256 in sample.objects}
 
 
 async def _taken_in(wanted: IngestArchive, ports: Ports) -> Found:
@@ -117,7 +93,7 @@ async def _taken_in(wanted: IngestArchive, ports: Ports) -> Found:
                 # Corrected, it will be another object: nobody would ever come back for this one. What holds no image, or cannot be
                 # read, may be anybody's object that was named by mistake or on purpose, and stays.
                 if intended and (files is None or not problem.code.startswith("importing.")):
-                    await _erase(ports, wanted.archive)
+                    await erase(ports, wanted.archive)
                 raise
         samples, tables = await store(found.kept, ports.stores.kept), await store_tables(found.tables, ports.stores.kept)
         return Found(samples, tables, found.rejected, found.about)
@@ -155,7 +131,7 @@ async def split_version(command: Envelope[SplitVersion], work: Work[Ports]) -> d
     origin = digest({"split": whole.sha256, "ratios": list(wanted.ratios), "seed": wanted.seed, "anew": wanted.anew})
     parent = Origin(origin, "version", {"from": wanted.version})
     async with work.finish() as uow:
-        work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted.dataset, parent, manifest, made)}
+        work.result = {"dataset": wanted.dataset, "version": await create(uow, wanted.dataset, parent, manifest, made)}
     return work.result
 
 
@@ -165,58 +141,6 @@ def _same_side(document: Mapping[str, Any]) -> Mapping[str, str]:
 
     layout = (document.get("about") or {}).get("layout")
     return registry.named(layout).same_side if layout else {}
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a version was made from: its digest, the kind of thing that is, and what the record says of it."""
-
-    sha256: str
-    kind: str
-    detail: Mapping[str, Any]
-    label: SecurityLabel | None = None
-
-
-async def _version(uow: UnitOfWork[Ports], dataset: str, origin: str) -> Row[Any] | None:
-    return await uow.first(select(versions).where((versions.c.dataset == dataset) & (versions.c.archive == origin)))
-
-
-async def _create(uow: UnitOfWork[Ports], dataset: str, origin: Origin, manifest: ObjectRef, found: Found) -> int:
-    """The number of the version, made unless another process was faster."""
-    await uow.execute(upsert(datasets).values(dataset=dataset, newest=0, created_at=uow.now).on_conflict_do_nothing())
-    this = datasets.c.dataset == dataset
-    row = await uow.first(select(datasets.c.newest).where(this).with_for_update())
-    assert row is not None
-    if (known := await _version(uow, dataset, origin.sha256)) is not None:
-        uow.unchanged()
-        return int(known.version)
-    version, counts = int(row.newest) + 1, label_counts(found.samples)
-    # Nobody has seen what is in the archive: it may hold anything that whoever sends it could read.
-    await labels.made(uow, "dataset", dataset, wanted=origin.label, outside=True)
-    await files.keep(uow, "dataset", dataset, [manifest.sha256, *found.objects])
-    await uow.execute(update(datasets).where(this).values(newest=version))
-    values = {
-        "dataset": dataset,
-        "version": version,
-        "archive": origin.sha256,
-        "content": manifest.model_dump(),
-        "samples": len(found.samples),
-        "labels": counts,
-        "rejected": dict(found.rejected),
-        "tables": [table.told for table in found.tables],
-        "created_at": uow.now,
-        "maker": uow.actor.text,
-        "organisation": uow.actor.organisation,
-    }
-    await uow.execute(insert(versions).values(values))
-    facts = {"samples": len(found.samples), "rejected": sum(found.rejected.values()), "rows": sum(table.rows for table in found.tables)}
-    uow.emit(DatasetVersionCreated(dataset=dataset, version=version, content=manifest, labels=counts, **facts))
-    entities = (
-        Entity("dataset", dataset, version=str(version), digest=manifest.sha256),
-        Entity(origin.kind, origin.sha256, digest=origin.sha256),
-    )
-    uow.audit(AuditEntry("dataset.create", "C", entities=entities, detail={**facts, **origin.detail}))
-    return version
 
 
 async def patients(samples: Sequence[Sample], store: ObjectStore) -> dict[str, str]:
@@ -230,12 +154,6 @@ async def patients(samples: Sequence[Sample], store: ObjectStore) -> dict[str, s
         data = await load(store, sample.object, limit=sample.object.bytes)
         found[sample.item] = str(reading.read(data).PatientID)
     return found
-
-
-async def _erase(ports: Ports, archive: ObjectRef) -> None:
-    """Forget an original. A crash before this leaves the message unacknowledged, so that it comes again and gets here."""
-    for place in (ports.stores.kept, ports.stores.scratch):
-        await place.delete(archive.sha256)
 
 
 @HANDLERS.on(PublishDescriptor)
