@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from tests.platform import Platform, platform
 from tests.unit.importing import layouts
 
 from medmesh.client.datasets import files_of
-from medmesh.contracts.ingestion import AskCohort, CohortView, DefineCohort, ExportTimeline, ImportTimeline
+from medmesh.contracts.ingestion import AskCohort, CohortView, DefineCohort, ExportTimeline, ImportTimeline, SplitVersion
 from medmesh.contracts.message import ObjectRef, OperationFinished
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
@@ -186,6 +187,8 @@ async def test_a_cohort_is_asked_and_becomes_a_version_that_is_valid_meds(p: Pla
     assert "no pain" in pq.read_table(tmp_path / "two/data/0.parquet")["text_value"].to_pylist()
     assert pq.read_table(tmp_path / "two" / meds.subject_splits_filepath) == splits, "on the side on which everybody always is"
     assert code(await export(p, who="wu")) == "request.not_found"
+    split = await p.send(SplitVersion(dataset="heart", version=2, anew=True), p.person("li", "researcher"))
+    assert code(split) == "ingestion.split_nothing", "by patient, as it was made"
     exports = [one.get("detail", {}) for one in await p.audited("ingestion") if one["sub"] == "timeline.export"]
     assert [(one["texts"], one["patients"]) for one in exports if "events" in one] == [(False, 12), (True, 12)]
 
@@ -217,3 +220,25 @@ async def test_a_published_clinical_set_becomes_events_and_killed_work_goes_on(
     assert table.rows == made["stored"] + made["known"]
     [part] = [file for file in (await saved(p, tmp_path / "out", "mimic"))["files"] if file["path"] == "data/0.parquet"]
     assert ObjectRef.model_validate(part["object"]).bytes == (tmp_path / "out/data/0.parquet").stat().st_size
+
+
+async def test_killed_between_the_end_and_erasing_the_archive_it_is_erased(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = p.runtimes["ingestion"].ports.stores.kept
+    real, calls = store.delete, 0
+
+    async def fails_once(sha256: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ConnectionResetError
+        await real(sha256)
+
+    monkeypatch.setattr(store, "delete", fails_once)
+    archive = zipped(ward(1))
+    assert (await taken_in(p, archive)).result
+    for _ in range(1000):
+        if archive not in kept(p).values():
+            break
+        await asyncio.sleep(0.02)
+    assert archive not in kept(p).values()
+    assert [one["sub"] for one in await p.audited("ingestion")] == ["timeline.import"], "once"

@@ -39,10 +39,13 @@ def beside(columns: Path | None, vouched: Path | None) -> dict[str, bytes]:
 
 
 def check(source: Source, plan: Plan, beside: Mapping[str, bytes]) -> None:
-    """Refuse what would all be rejected. Raises `Problem`: `importing.not_central`, `importing.columns_needed`."""
+    """Refuse what would all be rejected, or not read. Raises `Problem`: `importing.not_central`, `importing.columns_needed`,
+    `importing.columns`."""
     kinds = {kind for kind, _ in plan.counts}
     if not kinds & _TAKEN:
         raise Problem("importing.not_central", place=source.name, kinds=", ".join(sorted(kinds)))
+    if COLUMNS in beside and plan.importer != "files":
+        raise Problem("importing.columns", reason=f"{plan.importer} says itself what its columns are")
     described = COLUMNS in beside or any(name.rpartition("/")[2] == COLUMNS for name in source.names)
     if plan.importer == "files" and kinds == {"table"} and not described:
         raise Problem("importing.columns_needed", place=source.name)

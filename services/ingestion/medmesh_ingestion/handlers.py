@@ -116,6 +116,8 @@ async def split_version(command: Envelope[SplitVersion], work: Work[Ports]) -> d
     whole = ObjectRef.model_validate(row.content)
     document = parse(await load(kept, whole, limit=whole.bytes))
     samples, tables = samples_of(document), tables_of(document)
+    if not samples and not any(table.is_split for table in tables):
+        raise Problem("ingestion.split_nothing", dataset=wanted.dataset, version=wanted.version)
     groups = {sample.item: sample.facts.group for sample in samples if sample.facts and sample.facts.group}
     groups |= await patients([sample for sample in samples if not sample.facts], kept)
     ratios = dict(zip(("train", "val", "test"), wanted.ratios, strict=True))

@@ -31,7 +31,7 @@ from medmesh.timeline.tables import codings, events, merges, subjects
 from medmesh_ingestion.domain import Table, TablePart, content
 from medmesh_ingestion.making import Found, Origin, create, erase, version_of
 from medmesh_ingestion.ports import HANDLERS, Ports
-from medmesh_ingestion.tables import datasets, timelines
+from medmesh_ingestion.tables import METADATA, datasets, timelines
 
 if TYPE_CHECKING:
     from medmesh.timeline.events import Event
@@ -43,6 +43,7 @@ SHARD = 100_000
 SPLITS = {"train": 0.8, "tuning": 0.1, "held_out": 0.1}
 """Shares of patients, by their pseudonyms."""
 EVENTS = "events"
+_INBOX = METADATA.tables["inbox"]
 
 
 @HANDLERS.slow(ImportTimeline)
@@ -50,7 +51,12 @@ async def import_timeline(command: Envelope[ImportTimeline], work: Work[Ports]) 
     """Many transactions, and killed and begun again it goes on: what is known is known again. The archive is erased after it."""
     wanted = command.data
     async with work.unit() as uow:
-        await _begin(uow, wanted)
+        handled = await uow.first(select(_INBOX).where(_INBOX.c.consumer == work.consumer, _INBOX.c.event_id == work.event_id))
+        if handled is None:
+            await _begin(uow, wanted)
+    if handled is not None:  # it died between its end and this
+        await erase(work.ports, wanted.archive)
+        return {}
     outcome = await _taken_in(wanted, work)
     work.result = {"dataset": wanted.dataset, **outcome.document(places=False)}
     done = outcome.appended

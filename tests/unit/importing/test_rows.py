@@ -131,6 +131,11 @@ def test_tables_without_a_word_about_their_columns_are_not_sent(tmp_path: Path) 
     with pytest.raises(Problem) as wrong:
         ran("import", str(tmp_path), "--name", "x", "--columns", str(tmp_path / "wrong.toml"))
     assert wrong.value.code == "importing.columns"
+    layouts.mimic3(tmp_path / "set")
+    (tmp_path / "fine.toml").write_bytes(MEANT)
+    with pytest.raises(Problem) as published:
+        ran("import", str(tmp_path / "set"), "--name", "x", "--columns", str(tmp_path / "fine.toml"))
+    assert published.value.params["reason"] == "mimic3 says itself what its columns are"
 
 
 def test_the_files_of_a_version_have_places_of_their_own() -> None:
