@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from json.encoder import encode_basestring as quote
 from math import isfinite
 from typing import Any, Protocol
@@ -36,13 +36,22 @@ _UNDEFINED = 0xFFFFFFFF
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_NUMERIC = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"SV": "q", b"UV": "Q", b"AT": "H"}
+_NUMERIC = {
+    b"US": ("H", 2), b"SS": ("h", 2), b"UL": ("I", 4), b"SL": ("i", 4), b"FL": ("f", 4), b"FD": ("d", 8), b"SV": ("q", 8), b"UV": ("Q", 8),
+    b"AT": ("H", 2),
+}  # fmt: skip
 _BYTES = {b"OB": 1, b"UN": 1, b"OW": 2, b"OL": 4, b"OF": 4, b"OD": 8, b"OV": 8}
 _FREE = frozenset((b"LT", b"ST", b"UT", b"UR"))
 _TEXT = frozenset((b"AE", b"AS", b"CS", b"DA", b"DT", b"LO", b"SH", b"TM", b"UC", b"UI", b"DS", b"IS", b"PN")) | _FREE
 _CODED = frozenset((b"LO", b"SH", b"UC", b"PN", b"LT", b"ST", b"UT"))
 _LONG = frozenset(_BYTES) | {b"SQ", b"UC", b"UR", b"UT", b"SV", b"UV"}
 _VRS = _TEXT | frozenset(_NUMERIC) | _LONG
+_SHORT = _VRS - _LONG
+"""Whose length has two bytes."""
+_SPECIAL = (0x7FE0, 0xFFFE)
+"""Groups of pixels, and of what delimits."""
+SHORT_BYTES = 1024
+"""A value that is no longer is never a bulk value."""
 
 
 class Readable(Protocol):
@@ -214,6 +223,27 @@ class _Reader:
             data, pos = self.data, self.pos
             group, element, vr, length = unpack(data, pos)
             tag = group << 16 | element
+            if (
+                vr in _SHORT
+                and not implicit
+                and length <= SHORT_BYTES
+                and group not in _SPECIAL
+                and element
+                and pos + 8 + length <= len(data)
+            ):
+                # What most elements are. What follows says the same of all the others.
+                ordered, last = ordered and tag > last, tag
+                if length:
+                    self.kept += length
+                    if self.kept > LARGEST:
+                        raise _unreadable("the header is too large")
+                    self.pos = pos + 8 + length
+                    raw = data[pos + 8 : self.pos]
+                    found[tag] = f"{_head(tag, vr)}{self.text(tag, vr, raw, depth) if vr in _TEXT else self.numbers(tag, vr, raw)}}}"
+                else:
+                    self.pos = pos + 8
+                    found[tag] = f"{_head(tag, vr)}}}"
+                continue
             if group == 0xFFFE:
                 self.pos += 8
                 if tag == _ITEM_END and depth:
@@ -237,7 +267,7 @@ class _Reader:
             if not vr or vr == b"UN":
                 vr = self.kind(tag, vr)
             if depth == 0 and tag in _PIXELS:
-                found[tag] = f'"{tag:08X}":{{"vr":"{_letters(vr)}","BulkDataURI":"{MARK}{tag:08X}"}}'
+                found[tag] = f'{_head(tag, vr)},"BulkDataURI":"{MARK}{tag:08X}"}}'
                 self.pixels, self.pixel_bytes = self.place, None if length == _UNDEFINED else length  # type: ignore[assignment]
                 break
             if tag <= last:
@@ -247,7 +277,7 @@ class _Reader:
                 self.skip(length)
                 continue
             said = self.value(tag, vr, length, depth)
-            found[tag] = f'"{tag:08X}":{{"vr":"{"SQ" if length == _UNDEFINED and vr == b"UN" else _letters(vr)}"{said}}}'
+            found[tag] = f"{_head(tag, b'SQ' if length == _UNDEFINED and vr == b'UN' else vr)}{said}}}"
         return found if ordered else dict(sorted(found.items()))
 
     def value(self, tag: int, vr: bytes, length: int, depth: int) -> str:
@@ -334,19 +364,15 @@ class _Reader:
 
     def text(self, tag: int, vr: bytes, raw: bytes, depth: int) -> str:
         """Of a value of characters."""
-        if (vr in _CODED and not raw.isascii()) or b"\x1b" in raw:
-            text = self.decode(raw)
+        if raw.isascii() and b"\x1b" not in raw:
+            text = raw.decode("ascii")
         else:
-            text = raw.decode("ascii") if raw.isascii() else undeclared(raw)
-        if vr in _FREE:
-            text = text.rstrip("\0 ")
-            parts = [text]
-        else:
-            text = text.strip("\0 ")
-            parts = [part.strip("\0 ") for part in text.split("\\")] if "\\" in text else [text]
+            text = self.decode(raw) if vr in _CODED or b"\x1b" in raw else undeclared(raw)
+        text = text.rstrip("\0 ") if vr in _FREE else text.strip("\0 ")
+        parts = [part.strip("\0 ") for part in text.split("\\")] if "\\" in text and vr not in _FREE else None
         if tag == 0x00080005:
-            self.decode = decoder(tuple(parts))
-            text, parts = "ISO_IR 192", ["ISO_IR 192"]  # JSON is in UTF-8
+            self.decode = decoder(tuple(parts or (text,)))
+            text, parts = "ISO_IR 192", None  # JSON is in UTF-8
         elif tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF:
             self.creators[tag >> 16 << 8 | tag & 0xFF] = text
         if depth == 0 and tag in self.wanted:
@@ -354,17 +380,19 @@ class _Reader:
         if not text or (vr == b"PN" and not text.strip("^=\\ ")):
             return ""
         spell = _SPELLINGS.get(vr, quote)
-        if len(parts) == 1:
-            return f',"Value":[{spell(parts[0])}]'
+        if parts is None:
+            return f',"Value":[{spell(text)}]'
         return f',"Value":[{",".join([spell(part) if part else "null" for part in parts])}]'
 
     def numbers(self, tag: int, vr: bytes, raw: bytes) -> str:
         """Of a value of binary numbers."""
-        letter = _NUMERIC[vr]
-        count = len(raw) // struct.calcsize(letter)
+        letter, width = _NUMERIC[vr]
+        count = len(raw) // width
         found = struct.unpack_from(f"{self.order}{count}{letter}", raw)
         if tag == 0x00280103 and found:
             self.signed = found[0] == 1
+        if count == 1 and letter not in "fd":  # also half an AT, which says nothing
+            return f',"Value":[{found[0]}]' if vr != b"AT" else ""
         if vr == b"AT":
             made = [f'"{found[at]:04X}{found[at + 1]:04X}"' for at in range(0, count - 1, 2)]
         elif letter in "fd":
@@ -377,8 +405,10 @@ class _Reader:
 _UNBOUND = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def _letters(vr: bytes) -> str:
-    return vr.decode("ascii")
+@lru_cache(4096)
+def _head(tag: int, vr: bytes) -> str:
+    """How a member begins."""
+    return f'"{tag:08X}":{{"vr":"{vr.decode("ascii")}"'
 
 
 def _name(text: str) -> str:

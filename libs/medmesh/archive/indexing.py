@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Mapping, Set
 
-from medmesh.archive import header, index
+from medmesh.archive import index
 from medmesh.archive.header import Entry
 from medmesh.archive.index import Conflict
-from medmesh.archive.objects import Objects
-from medmesh.archive.tables import transaction
-from medmesh.errors import Problem
-from medmesh.store.objects.envelope import Rejoined
 
 NOT_TAKEN, NOT_UNDERSTOOD, MISMATCH = 0x0110, 0xC000, 0xA900
 
 
-def place(
-    connection: sqlite3.Connection, objects: Objects, ids: Iterable[int], unwanted: Callable[[Sequence[Entry]], Set[str]]
-) -> dict[int, int]:
-    """Give these objects their places; of those that get none, how their sender is told (PS3.18 table I.2-2). They stay received: what
-    becomes of them is the pipeline's to decide. `unwanted` says which SOP instances among them are of patients who stay away."""
+def place(connection: sqlite3.Connection, entries: Mapping[int, Entry | None], away: Set[str]) -> dict[int, int]:
+    """Give these objects, by the ids of their rows, their places; of those that get none, how their sender is told (PS3.18 table I.2-2).
+    They stay received: what becomes of them is the pipeline's to decide. Of None the header could not be read; `away` are the SOP
+    instances among them of patients who stay away. Part of its caller's transaction."""
     refused: dict[int, int] = {}
-    read: list[tuple[int, int, str, Entry]] = []
-    for one in ids:
-        row = connection.execute("SELECT scope, sha256, digest FROM objects WHERE id = ?", (one,)).fetchone()
-        if row is None:
-            continue
-        try:
-            read.append((one, row[0], row[2], header.read(Rejoined(objects.store.open(row[1])))))
-        except Problem:
+    for one, entry in entries.items():
+        # None when it is gone since, or was placed by the pipeline meanwhile.
+        wanted = "SELECT scope, digest FROM objects o WHERE id = ? AND NOT EXISTS (SELECT 1 FROM instances WHERE object = o.id)"
+        if entry is None:
             refused[one] = NOT_UNDERSTOOD
-    if not read:
-        return refused
-    away = unwanted([entry for _, _, _, entry in read])
-    refused |= {one: NOT_TAKEN for one, _, _, entry in read if entry.sop in away}
-    with transaction(connection):
-        for one, scope, digest, entry in read:
-            if one in refused:
-                continue
-            # Gone since, or placed by the pipeline meanwhile.
-            if connection.execute(
-                "SELECT 1 FROM objects o WHERE id = ? AND NOT EXISTS (SELECT 1 FROM instances WHERE object = o.id)", (one,)
-            ).fetchone():
-                conflict = index.put(connection, scope, one, entry)
-                if conflict is not None and not (conflict is Conflict.KNOWN and _digest(connection, scope, entry.sop) == digest):
-                    refused[one] = MISMATCH
+        elif entry.sop in away:
+            refused[one] = NOT_TAKEN
+        elif row := connection.execute(wanted, (one,)).fetchone():
+            conflict = index.put(connection, row[0], one, entry)
+            if conflict is not None and not (conflict is Conflict.KNOWN and _digest(connection, row[0], entry.sop) == row[1]):
+                refused[one] = MISMATCH
     return refused
 
 

@@ -1,33 +1,38 @@
 """Objects that arrive, over whatever way: streamed to the disk, judged by their structure, committed, and only then acknowledged.
 
-`Receiver.begin` gives an `Arrival` to write an object into. Rows of all that are done at the same time, in whatever associations or
-requests of this process, go in one transaction (`_Committer`). What cannot be understood is kept, too: in quarantine, with the stage and
-the reason, and its sender is told that it failed. What was refused for want of room is not kept.
+`Receiver.begin` gives an `Arrival` to write an object into; `finish` keeps it. Who has several seals each as it ends and keeps them
+together: they wait for the disk once. Rows of all that are done at the same time, in whatever associations or requests of this process, go
+in one transaction (`committer`). What cannot be understood is kept, too: in quarantine, with the stage and the reason, and its sender is
+told that it failed. What was refused for want of room is not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-import queue
 import sqlite3
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from medmesh.archive import meta, records
+from medmesh.archive.committer import Committer
 from medmesh.archive.objects import Objects
 from medmesh.archive.records import Growing
 from medmesh.archive.scan import PREFIX, Malformed, scan
-from medmesh.archive.tables import now_ms, open_archive, scope, transaction
+from medmesh.archive.tables import now_ms, open_archive, scope
 from medmesh.errors import Problem
-from medmesh.store.objects.envelope import Wrapping
+from medmesh.store.objects.envelope import Rejoined, Wrapping
 from medmesh.store.objects.incoming import Incoming
 from medmesh.telemetry import log
 
-BATCH = 64
+T = TypeVar("T")
+DISK_THREADS = 8
+"""That wait for the disk, where several objects are kept together."""
 RESERVE = 2 * 2**30
 """Bytes of the disk that stay free: below, nothing more is taken."""
 BACKLOG = 200_000
@@ -88,8 +93,20 @@ class Outcome:
         return STATUS[self.reason]
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An object that is whole and judged, and that `Receiver.keep` has yet to keep."""
+
+    origin: Origin
+    outcome: Outcome
+    digest: str = ""
+    syntax: str = ""
+    incoming: Incoming | None = None
+    """Its bytes on their way to the disk; None for what is known, and for what is refused."""
+
+
 class Arrival:
-    """One object. Write it, then `finish`; `abandon` when it ends before its end. Of the thread that began it."""
+    """One object. Write it, then `finish` (or `seal`); `abandon` when it ends before its end. Of the thread that began it."""
 
     def __init__(self, receiver: Receiver, origin: Origin, announced: tuple[str, str, str] | None) -> None:
         self._receiver = receiver
@@ -97,6 +114,7 @@ class Arrival:
         self._announced = announced
         self._incoming: Incoming | None = None
         self._digest = hashlib.sha256()
+        self._front = b""
         self._head = bytearray()
         self._ahead = bytearray()
         self._size = 0
@@ -107,7 +125,7 @@ class Arrival:
             if not all(_is_uid(one) for one in announced):
                 self._late = "hostile_uid"
                 self._announced = announced = ("", "", announced[2])
-            self._store(meta.beginning(*announced))
+            self._begin(meta.beginning(*announced))
 
     def write(self, data: bytes | memoryview) -> None:
         """The next bytes: of the data set when class, instance and syntax were announced, else of a file. Raises nothing: see `finish`."""
@@ -121,21 +139,27 @@ class Arrival:
 
     def finish(self) -> Outcome:
         """Judge it and keep it. Blocks until that is on the disk. Raises nothing that is the object's own fault."""
+        return self._receiver.keep([self.seal()])[0]
+
+    def seal(self) -> Sealed:
+        """It is whole: judge it, and begin to write what is to be kept. Raises nothing that is the object's own fault."""
         try:
-            outcome = self._finish()
-        except Problem as problem:
-            if problem.code != "objects.full":
-                raise
-            outcome = Outcome(reason="full")
+            return self._seal()
+        except (Problem, OSError) as error:
+            return Sealed(self._origin, _unwritable(error))
         finally:
             self.abandon()
-        return outcome
 
     def abandon(self) -> None:
         """Nothing of it stays; after `finish` it does nothing."""
         if self._incoming is not None:
             self._incoming.discard()
             self._incoming = None
+
+    @property
+    def beginning(self) -> Rejoined:
+        """The file as it is kept, as far as it is in memory: its meta information and `PREFIX` bytes of the data set."""
+        return Rejoined(iter((self._front, bytes(self._head))))
 
     def _begin_file(self) -> None:
         """The file meta information, once all of it is there."""
@@ -153,8 +177,12 @@ class Arrival:
                 self._reason = "structure" if found is None else "hostile_uid"
                 return
             self._announced = found[:3]
-            self._store(bytes(self._ahead[:end]))
-            self._data(bytes(self._ahead[end:]))
+            self._begin(bytes(self._ahead[:end]))
+            self._data(memoryview(self._ahead)[end:])
+
+    def _begin(self, front: bytes) -> None:
+        self._front = front
+        self._store(front)
 
     def _data(self, data: bytes | memoryview) -> None:
         self._digest.update(data)
@@ -169,15 +197,14 @@ class Arrival:
                 self._incoming = self._receiver.objects.incoming()
             self._incoming.write(data)
         except (Problem, OSError) as error:
-            log("archive.unwritable", level=40, error=error)
-            self._reason = "full"
+            self._reason = _unwritable(error).reason
             self.abandon()
 
-    def _finish(self) -> Outcome:
+    def _seal(self) -> Sealed:
         if self._announced is None and not self._reason:
             self._reason = "not_dicom"
         if self._reason or self._incoming is None or self._announced is None:
-            return Outcome(reason=self._reason or "not_dicom")
+            return Sealed(self._origin, Outcome(reason=self._reason or "not_dicom"))
         sop_class, sop, syntax = self._announced
         study, series, reason = "", "", self._late
         try:
@@ -195,23 +222,13 @@ class Arrival:
                 reason = "other_study"
         except Malformed as malformed:
             reason = malformed.reason
-        incoming = self._incoming
-        sha256 = incoming.sha256
-        outcome = Outcome(sha256, incoming.size, sop_class, sop, study, series, reason)
-        known = self._receiver.knows(self._origin.project, sha256)
-        if not known:
-            incoming.keep()
-        return self._receiver.commit(_Waiting(self._origin, outcome, self._digest.hexdigest(), syntax, not known))
-
-
-@dataclass(slots=True)
-class _Waiting:
-    origin: Origin
-    outcome: Outcome
-    digest: str
-    syntax: str
-    kept: bool
-    done: threading.Event = field(default_factory=threading.Event)
+        outcome = Outcome(self._incoming.sha256, self._incoming.size, sop_class, sop, study, series, reason)
+        sealed = Sealed(self._origin, outcome, self._digest.hexdigest(), syntax)
+        if self._receiver.knows(self._origin.project, outcome.sha256):
+            return sealed
+        self._incoming.place()
+        incoming, self._incoming = self._incoming, None
+        return replace(sealed, incoming=incoming)
 
 
 class Receiver:
@@ -221,16 +238,13 @@ class Receiver:
         self.objects = Objects(folder, wrapping)
         self._reserve = reserve
         self._backlog = backlog
-        self._writing = open_archive(folder)
+        self._committer = Committer(open_archive(folder))
         self._reading = open_archive(folder, read_only=True)
+        self._disk = ThreadPoolExecutor(DISK_THREADS, "disk")
         self._lock = threading.Lock()
         self._waiting = 0
         self._counted = 0.0
-        self._scopes: dict[str, int] = {}
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closing = False
-        self._thread = threading.Thread(target=self._commit_all, daemon=True, name="committer")
-        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -241,9 +255,8 @@ class Receiver:
     def close(self) -> None:
         """Commit what waits, and end."""
         self._closing = True
-        self._queue.put(None)
-        self._thread.join(30)
-        self._writing.close()
+        self._committer.close()
+        self._disk.shutdown()
         self._reading.close()
 
     def begin(self, origin: Origin, sop_class: str, sop: str, syntax: str) -> Arrival:
@@ -274,67 +287,74 @@ class Receiver:
         with self._lock:
             return self._reading.execute(wanted, (project, sha256)).fetchone() is not None
 
-    def commit(self, waiting: _Waiting) -> Outcome:
-        """Wait until its row is on the disk, with those of others."""
-        self._queue.put(waiting)
-        waiting.done.wait()
-        return waiting.outcome
+    def keep(self, sealed: Sequence[Sealed]) -> list[Outcome]:
+        """Wait until these are on the disk, and then their rows, all in one transaction; what became of each."""
+        written = [_written(one) for one in sealed] if len(sealed) == 1 else list(self._disk.map(_written, sealed))
 
-    def _commit_all(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch = [first]
-            while len(batch) < BATCH and not self._queue.empty():
-                another = self._queue.get()
-                if another is None:
-                    self._queue.put(None)
-                    break
-                batch.append(another)
-            try:
-                with transaction(self._writing):
-                    outcomes = [self._insert(one) for one in batch]
-                    self._count(batch, outcomes)
-            except sqlite3.Error as error:
-                log("archive.uncommitted", level=40, error=error)
-                self._scopes.clear()
-                outcomes = [Outcome(reason="busy") for _ in batch]
-            for one, outcome in zip(batch, outcomes, strict=True):
-                one.outcome = outcome
-                one.done.set()
+        def commit(connection: sqlite3.Connection) -> list[Outcome]:
+            outcomes = [self._insert(connection, one) if one.outcome.sha256 else one.outcome for one in written]
+            _count(connection, written, outcomes)
+            return outcomes
 
-    def _count(self, batch: list[_Waiting], outcomes: list[Outcome]) -> None:
-        """On the records of the requests they came with."""
-        counted: dict[str, tuple[Growing, Counter[str]]] = {}
-        for one, outcome in zip(batch, outcomes, strict=True):
-            if one.origin.record is not None and outcome.id:
-                word = "failed" if outcome.reason else "known" if outcome.known else "stored"
-                counted.setdefault(one.origin.record.id, (one.origin.record, Counter()))[1][word] += 1
-        for record, words in counted.values():
-            records.grow(self._writing, record, words)
+        try:
+            return self.commit(commit)
+        except sqlite3.Error as error:
+            log("archive.uncommitted", level=40, error=error)
+            return [Outcome(reason="busy") if one.outcome.sha256 else one.outcome for one in written]
 
-    def _insert(self, waiting: _Waiting) -> Outcome:
-        origin, found = waiting.origin, waiting.outcome
-        place = self._scopes.get(origin.project)
-        if place is None:
-            place = self._scopes[origin.project] = scope(self._writing, origin.project, "original")
+    def commit(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run this on the index, in a transaction that it shares with others; see `Committer`."""
+        return self._committer.run(work)
+
+    def _insert(self, connection: sqlite3.Connection, sealed: Sealed) -> Outcome:
+        origin, found = sealed.origin, sealed.outcome
+        place = scope(connection, origin.project, "original")
         values = {
-            "scope": place, "sha256": found.sha256, "bytes": found.size, "digest": waiting.digest,
+            "scope": place, "sha256": found.sha256, "bytes": found.size, "digest": sealed.digest,
             "state": "quarantined" if found.reason else "received",
             "stage": "receive" if found.reason else "", "reason": found.reason,
             "called": origin.called, "calling": origin.calling, "address": origin.address,
-            "syntax": waiting.syntax, "class": found.sop_class, "sop": found.sop, "series": found.series, "study": found.study,
+            "syntax": sealed.syntax, "class": found.sop_class, "sop": found.sop, "series": found.series, "study": found.study,
             "at": now_ms(),
         }  # fmt: skip
-        row = self._writing.execute(_INSERT, values).fetchone()
-        if row is not None and waiting.kept and self.objects.has(found.sha256):
+        row = connection.execute(_INSERT, values).fetchone()
+        if row is not None and sealed.incoming is not None and self.objects.has(found.sha256):
             # Its bytes are here again, if it was cold: see `tiers`, which looks before it believes that.
             moved = "UPDATE tiers SET state = 'clearing' WHERE sha256 = ? AND state IN ('copying', 'freeing', 'cold', 'recalling')"
-            self._writing.execute(moved, (found.sha256,))
-            return _with(found, id=int(row[0]))
+            connection.execute(moved, (found.sha256,))
+            return replace(found, id=int(row[0]))
         if row is not None:  # it was known, or was there, a moment ago and was dropped since
-            self._writing.execute("DELETE FROM objects WHERE id = ?", row)
+            connection.execute("DELETE FROM objects WHERE id = ?", row)
             return Outcome(reason="busy")
-        known = self._writing.execute("SELECT id, reason FROM objects WHERE scope = ? AND sha256 = ?", (place, found.sha256)).fetchone()
-        return _with(found, id=int(known[0]), known=True)
+        known = connection.execute("SELECT id FROM objects WHERE scope = ? AND sha256 = ?", (place, found.sha256)).fetchone()
+        return replace(found, id=int(known[0]), known=True)
+
+
+def _written(sealed: Sealed) -> Sealed:
+    """Once it is on the disk; what cannot be is refused."""
+    if sealed.incoming is None:
+        return sealed
+    try:
+        sealed.incoming.wait()
+    except (Problem, OSError) as error:
+        return Sealed(sealed.origin, _unwritable(error))
+    return sealed
+
+
+def _unwritable(error: Exception) -> Outcome:
+    log("archive.unwritable", level=40, error=error)
+    return Outcome(reason="full")
+
+
+def _count(connection: sqlite3.Connection, sealed: Sequence[Sealed], outcomes: Sequence[Outcome]) -> None:
+    """On the records of the requests they came with."""
+    counted: dict[str, tuple[Growing, Counter[str]]] = {}
+    for one, outcome in zip(sealed, outcomes, strict=True):
+        if one.origin.record is not None and outcome.id:
+            word = "failed" if outcome.reason else "known" if outcome.known else "stored"
+            counted.setdefault(one.origin.record.id, (one.origin.record, Counter()))[1][word] += 1
+    for record, words in counted.values():
+        records.grow(connection, record, words)
 
 
 _COLUMNS = (
@@ -345,11 +365,6 @@ _INSERT = (  # of names of ours alone
     f"INSERT INTO objects ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + one for one in _COLUMNS)})"  # noqa: S608
     " ON CONFLICT (scope, sha256) DO NOTHING RETURNING id"
 )
-
-
-def _with(outcome: Outcome, *, id: int, known: bool = False) -> Outcome:
-    kept = (outcome.sha256, outcome.size, outcome.sop_class, outcome.sop, outcome.study, outcome.series, outcome.reason)
-    return Outcome(*kept, known, id)
 
 
 def _is_uid(value: str) -> bool:

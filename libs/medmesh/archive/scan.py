@@ -13,9 +13,37 @@ IMPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.
 PREFIX = 1 << 20
 """How much of an object is looked at: headers are shorter, and what is not is left to the one who decodes it."""
 DEEPEST = 64
+_SHORT = frozenset(
+    (
+        b"AE",
+        b"AS",
+        b"AT",
+        b"CS",
+        b"DA",
+        b"DS",
+        b"DT",
+        b"FD",
+        b"FL",
+        b"IS",
+        b"LO",
+        b"LT",
+        b"PN",
+        b"SH",
+        b"SL",
+        b"SS",
+        b"ST",
+        b"TM",
+        b"UI",
+        b"UL",
+        b"US",
+    )
+)
+"""Kinds of values whose length has two bytes (PS3.5 §7.1.2)."""
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+_SPECIAL = frozenset((0x7FE0, 0xFFFE))
+"""Groups of pixels, and of what delimits."""
 _WANTED = {0x00080016: "sop_class", 0x00080018: "sop", 0x0020000D: "study", 0x0020000E: "series"}
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
@@ -76,14 +104,20 @@ class _Walk:
         self.data, self.total, self.have = data, total, len(data)
         order = ">" if syntax == BIG_ENDIAN else "<"
         self.implicit = syntax == IMPLICIT
-        self.tag = struct.Struct(f"{order}HH").unpack_from
-        self.short = struct.Struct(f"{order}H").unpack_from
+        self.explicit = struct.Struct(f"{order}HH2sH").unpack_from
         self.long = struct.Struct(f"{order}L").unpack_from
         self.head = Head()
 
     def top(self) -> None:
-        place = 0
+        place, data, explicit, plain_end = 0, self.data, self.explicit, -1 if self.implicit else self.have - 8
         while place < self.total:
+            if place <= plain_end:  # what most elements are: an object has hundreds, of which four are looked at
+                group, number, vr, length = explicit(data, place)
+                if vr in _SHORT and group not in _SPECIAL and group << 16 | number not in _WANTED:
+                    place += 8 + length
+                    if place > self.total:
+                        raise Malformed("truncated")
+                    continue
             tag, length, value, sequence = self.element(place)
             if tag in _PIXELS:
                 if length != _UNDEFINED and value + length > self.total:
@@ -101,17 +135,16 @@ class _Walk:
     def element(self, place: int) -> tuple[int, int, int, bool]:
         """(tag, length, where its value begins, whether a value of undefined length is a sequence of data sets encoded as this one)."""
         self.need(place + 8)
-        group, number = self.tag(self.data, place)
+        group, number, vr, length = self.explicit(self.data, place)
         tag = group << 16 | number
         if self.implicit or group == 0xFFFE:
             return tag, self.long(self.data, place + 4)[0], place + 8, True
-        vr = bytes(self.data[place + 4 : place + 6])
         if vr in _LONG:
             self.need(place + 12)
             return tag, self.long(self.data, place + 8)[0], place + 12, vr == b"SQ"
         if not (vr.isalpha() and vr.isupper()):
             raise Malformed("structure")
-        return tag, self.short(self.data, place + 6)[0], place + 8, False
+        return tag, length, place + 8, False
 
     def after(self, length: int, value: int, sequence: bool) -> int:
         """Where the next element begins."""

@@ -127,6 +127,7 @@ VERBS: dict[str, Verb] = {
     "dead.read": Verb("110100", "read", _ADMIN, _SECURITY, "查看死信内容"),
     "dead.replay": Verb("110100", "operation", _ADMIN, _SECURITY, "重放死信"),
     "edge.ingest": Verb("110107", "create", _RESEARCH, _CLINICAL, "院内数据导入"),
+    "edge.label": Verb("rest", "update", _RESEARCH, _CLINICAL, "标注院内影像"),
     "quarantine.drop": Verb("rest", "operation", _RESEARCH, _CLINICAL, "删除隔离的影像"),
     "quarantine.release": Verb("rest", "update", _RESEARCH, _CLINICAL, "放行隔离的影像"),
     "edge.quality": Verb("110100", "read", _RESEARCH, _CLINICAL, "检查院内数据质量"),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from medmesh.dicomweb import media
 from medmesh.dicomweb.media import MediaType
 from medmesh.dicomweb.multipart import Data, End, Headers, Parser
 from medmesh.errors import Problem
 
-AT_ONCE = 8
-"""Objects of a request that may wait for the disk at the same time."""
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+TOGETHER, TOGETHER_BYTES = 32, 16 * 2**20
+"""Objects of a request that are kept together, at most: so many, and more only while they have fewer bytes than this."""
 RETRY_SECONDS = 30
 NO_ROOM, MISMATCH, NOT_UNDERSTOOD = 0xA700, 0xA900, 0xC000
 
@@ -33,32 +34,36 @@ class Stored:
     known: bool = False
 
 
-class Sink(Protocol):
+class Sink(Protocol[T_co]):
     """Takes one object as it arrives; see `medmesh.archive.receive.Arrival`."""
 
     def write(self, data: bytes) -> None:
         """More of it."""
 
-    def finish(self) -> Stored:
-        """It is whole: judge it, and keep it."""
+    def seal(self) -> T_co:
+        """It is whole: judge it. It is kept with others."""
 
     def abandon(self) -> None:
         """It ends here."""
 
 
-class Storing:
-    """The objects of one request; for a thread, as `feed` and `finish` wait for the disk. Raises `Problem` (`dicomweb.*`)."""
+class Storing(Generic[T]):
+    """The objects of one request; for a thread, as all its methods wait for the disk. `keep` answers what became of some, once they are
+    on the disk: they are handed over by the group, so that they wait once. Raises `Problem` (`dicomweb.*`)."""
 
-    def __init__(self, content_type: str | None, begin: Callable[[], Sink]) -> None:
+    def __init__(self, content_type: str | None, begin: Callable[[], Sink[T]], keep: Callable[[list[T]], list[Stored]]) -> None:
         self._begin = begin
+        self._keep = keep
         self._parser = _parser(media.parse(content_type or "application/octet-stream"))
-        self._sink: Sink | None = begin() if self._parser is None else None
-        self._taking = False
-        self._pool = ThreadPoolExecutor(AT_ONCE, "stow")
-        self._waiting: list[Future[Stored]] = []
+        self._sink: Sink[T] | None = begin() if self._parser is None else None
+        self._sealed: list[T] = []
+        self._places: list[int] = []
+        self._bytes = 0
+        self._found: list[Stored] = []
 
     def feed(self, data: bytes) -> None:
         """More of the body."""
+        self._bytes += len(data)
         if self._parser is None:
             assert self._sink is not None
             self._sink.write(data)
@@ -79,18 +84,17 @@ class Storing:
             self._end()
         else:
             self._parser.close()
-        found = [one.result() for one in self._waiting]
-        if not found:
+        self._keep_together()
+        if not self._found:
             raise Problem("dicomweb.empty")
-        return found
+        return self._found
 
-    def close(self) -> int:
-        """Give up what has not come to its end; how many objects were kept. To be called at last, whatever happened."""
+    def close(self) -> None:
+        """Give up what has not come to its end, and keep what has. To be called at last, whatever happened."""
         if self._sink is not None:
             self._sink.abandon()
             self._sink = None
-        self._pool.shutdown()
-        return sum(1 for one in self._waiting if one.exception() is None and one.result().id)
+        self._keep_together()
 
     def _part(self, fields: dict[str, str]) -> None:
         try:
@@ -100,22 +104,24 @@ class Storing:
         if kind == media.DICOM:
             self._sink = self._begin()
         else:
-            self._waiting.append(_done(Stored(NOT_UNDERSTOOD)))
+            self._found.append(Stored(NOT_UNDERSTOOD))
 
     def _end(self) -> None:
         if self._sink is None:
             return
-        running = [one for one in self._waiting if not one.done()]
-        if len(running) >= AT_ONCE:
-            running[0].result()
-        self._waiting.append(self._pool.submit(self._sink.finish))
-        self._sink = None
+        sink, self._sink = self._sink, None
+        self._sealed.append(sink.seal())
+        self._places.append(len(self._found))
+        self._found.append(Stored(NOT_UNDERSTOOD))
+        if len(self._sealed) >= TOGETHER or self._bytes >= TOGETHER_BYTES:
+            self._keep_together()
 
-
-def _done(stored: Stored) -> Future[Stored]:
-    made: Future[Stored] = Future()
-    made.set_result(stored)
-    return made
+    def _keep_together(self) -> None:
+        sealed, places = self._sealed, self._places
+        self._sealed, self._places, self._bytes = [], [], 0
+        if sealed:
+            for place, stored in zip(places, self._keep(sealed), strict=True):
+                self._found[place] = stored
 
 
 def _parser(body: MediaType) -> Parser | None:

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,7 +36,6 @@ GROUPS = {"nifti": ("volume", "OT"), "npy": ("volume", "OT"), "wfdb": ("signal",
 _PICTURES: dict[bytes, Literal["PNG", "JPEG"]] = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 _LONGEST = 2**16 - 1  # Rows and Columns are 16 bits, PS3.3 C.7.6.3
 _SURE = 6  # digits
-_TINT = 8  # of 256 levels: what the compression of a grey JPEG may leave between its channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Project:
 
     `key` makes pseudonyms; `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels (TOML, as
     `gate.read` takes it). `published`: whose they are is not known, and who brings a picture answers for the text in it. An item that
-    breaks a rule of quality in `blocking` is to be kept out.
+    breaks a rule of quality in `blocking` is to be kept out. With `volumes` a DICOM object of several frames is one.
     """
 
     key: bytes
@@ -53,6 +52,7 @@ class Project:
     rules: str = ""
     published: bool = False
     blocking: frozenset[str] = BLOCKING
+    volumes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,8 @@ def uncleaned(files: Mapping[str, bytes], item: str, modality: str = "") -> Clea
         from medmesh.imaging import reading
 
         header = reading.read(data, lazily=True)
-        group, patient, modality = "volume" if len(files) > 1 else "image", str(header.get("PatientID") or ""), str(header.get("Modality"))
+        group = "volume" if len(files) > 1 or reading.frame_count(header) > 1 else "image"
+        patient, modality = str(header.get("PatientID") or ""), str(header.get("Modality"))
     else:
         form, files = (NPY, {"0": _only_array(data)}) if form.name == "npz" else (form, files)
         if form.name not in GROUPS:
@@ -139,6 +140,7 @@ def _object(
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, deidentify, gate
     from medmesh.imaging.verify import verify
+    from medmesh.quality import frames
     from medmesh.quality.dicom import check
 
     chosen = Options.parse(project.options)
@@ -148,9 +150,10 @@ def _object(
     result = reading.write(done.dataset)
     if verify(original, result, kept=chosen.kept):
         raise Problem("intake.residual")
-    broken = tuple(check(done.dataset, project.blocking - meant))
+    several = project.volumes and reading.frame_count(done.dataset) > 1
+    broken = tuple((frames.check if several else check)(done.dataset, project.blocking - meant))
     source = f"sop\0{original.SOPInstanceUID}".encode() if picture is None else b"bytes\0" + picture
-    modality = str(done.dataset.get("Modality") or "")
+    modality = ("volume:" if several else "") + str(done.dataset.get("Modality") or "")
     return Clean(source, done.patient, modality, result, uid=done.sop_uid, item=_hash(done.sop_uid), quality=broken)
 
 
@@ -160,7 +163,6 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, faces
     from medmesh.importing import defacing
-    from medmesh.quality.dicom import broken, slice_of
 
     if Options.parse(project.options).faces and any(faces.may_show(reading.read(one, lazily=True)) for one in objects):
         originals = [reading.read(one, lazily=True) for one in objects]
@@ -169,16 +171,36 @@ def _series(objects: Sequence[bytes], project: Project) -> Clean:
         made = [_object(one, project, faceless=True, meant=fine) for one, fine in zip(originals, meant, strict=True)]
     else:
         made = [_object(reading.read(one, lazily=True), project) for one in objects]
-    headers = [reading.read(one.data, lazily=True) for one in made]
-    belongs = {(one.patient, one.modality, str(header.SeriesInstanceUID)) for one, header in zip(made, headers, strict=True)}
+    whole = stacked([one.data for one in made], project.blocking)
+    return replace(whole, quality=tuple(sorted({code for one in made for code in one.quality} | set(whole.quality))))
+
+
+def stacked(objects: Sequence[bytes], blocking: frozenset[str] = BLOCKING) -> Clean:
+    """The de-identified objects of one DICOM series, in any order, as one volume; equal objects make equal bytes. Raises `Problem`
+    (`intake.series`) where they are not of one series, patient and modality."""
+    from medmesh.imaging import reading
+    from medmesh.quality.dicom import broken, slice_of, unstackable
+
+    slices, belongs, names = [], set(), []
+    for data in objects:
+        header = reading.read(data, lazily=True)
+        slices.append(slice_of(header))
+        names.append(str(header.SOPInstanceUID))
+        belongs.add((str(header.PatientID), str(header.get("Modality") or ""), str(header.SeriesInstanceUID)))
     if len(belongs) != 1:
         raise Problem("intake.series")
     patient, modality, uid = belongs.pop()
-    whole = set(broken([slice_of(header) for header in headers], project.blocking))
-    item = _hash(f"series {uid}")
-    raw = stored.pack(stored.Stored(item, "dicom", {str(place): one.data for place, one in enumerate(made)}))
-    quality = tuple(sorted({code for one in made for code in one.quality} | whole))
-    return Clean(b"series\0" + uid.encode(), patient, f"volume:{modality}", raw, stored.MEDIA_TYPE, item=item, quality=quality)
+    wrong = {*broken(slices, blocking), *(one.code for one in unstackable(slices))}
+    ordered = [data for _, data in sorted(zip(names, objects, strict=True))]
+    raw = stored.pack(stored.Stored(series_item(uid), "dicom", {str(place): one for place, one in enumerate(ordered)}))
+    source = b"series\0" + uid.encode()
+    modality = f"volume:{modality}"
+    return Clean(source, patient, modality, raw, stored.MEDIA_TYPE, item=series_item(uid), quality=tuple(sorted(wrong)))
+
+
+def series_item(uid: str) -> str:
+    """The name of the item that is the volume of a series, by its new UID."""
+    return _hash(f"series {uid}")
 
 
 def _hash(uid: str) -> str:
@@ -187,7 +209,7 @@ def _hash(uid: str) -> str:
 
 def _wrapped(data: bytes, kind: str, key: bytes, patient: str, modality: str) -> bytes:
     """As DICOM, upright, without what else stood in the file; without a patient each image is a patient of its own."""
-    from medmesh.imaging.reading import wrap
+    from medmesh.imaging.reading import TINT, wrap
 
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as opened:
@@ -196,7 +218,7 @@ def _wrapped(data: bytes, kind: str, key: bytes, patient: str, modality: str) ->
             image = ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Problem("imaging.unreadable", reason=type(error).__name__) from None
-    if image.mode[:1] not in "1LIF" and np.ptp(np.asarray(image.convert("RGB")).astype(np.int16), axis=2).max() > _TINT:
+    if image.mode[:1] not in "1LIF" and np.ptp(np.asarray(image.convert("RGB")).astype(np.int16), axis=2).max() > TINT:
         raise Problem("imaging.not_greyscale")
     whose = b"image\0" + data if not patient else b"image\0" + patient.encode() + b"\0" + data
     number = int.from_bytes(hmac.digest(key, whose, "sha256")[:15], "big")  # PS3.5 §B.2

@@ -14,6 +14,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
         "quality.too_small",
         "quality.bits_inconsistent",
         "quality.not_greyscale",
+        "quality.several_frames",
         "quality.unreadable_pixels",
         "quality.constant_image",
         "quality.clipped",
@@ -28,6 +29,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
         "quality.thick_slices",
         "quality.oblique",
         "quality.single_slice",
+        "quality.no_position",
+        "quality.part_held",
     ),
     "series": (
         "quality.missing_slices",
@@ -35,6 +38,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
         "quality.duplicate_instance_number",
         "quality.mixed_orientation",
         "quality.mixed_size",
+        "quality.mixed_spacing",
+        "quality.duplicate_position",
     ),
     "signal": ("quality.flat_line", "quality.clipped", "quality.not_finite", "quality.low_rate", "quality.lead_off", "quality.checksum"),
     "audio": ("quality.flat_line", "quality.clipped", "quality.not_finite", "quality.low_rate"),
@@ -52,9 +57,11 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 """Codes by kind of data, as the catalogue has them; a `Finding` leaves out `quality.`."""
 OF_SERIES = frozenset(code.removeprefix("quality.") for code in RULES["series"])
+STACKED = OF_SERIES - {"duplicate_instance_number"}
+"""Of a series that is to be a volume these block, whatever a project says: slices are ordered by their places, not by their numbers."""
 BLOCKING = frozenset((
-    "missing_modality", "too_small", "bits_inconsistent", "not_greyscale", "unreadable_pixels", "constant_image", "not_finite",
-    "missing_slices", "empty_text", "damaged_encoding", "missing_column", "unreadable",
+    "missing_modality", "too_small", "bits_inconsistent", "not_greyscale", "several_frames", "unreadable_pixels", "constant_image",
+    "not_finite", "missing_slices", "empty_text", "damaged_encoding", "missing_column", "unreadable",
 ))  # fmt: skip
 """What keeps an item out unless the project says otherwise."""
 

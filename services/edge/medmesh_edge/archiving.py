@@ -70,6 +70,10 @@ class Archive:
 
         return await asyncio.to_thread(inside)
 
+    async def commit(self, run: Callable[[Connection], T]) -> T:
+        """In a thread, in a transaction that it shares with what is received."""
+        return await asyncio.to_thread(lambda: self.receiver.commit(run))
+
     @cached_property
     def objects(self) -> Objects:
         """The originals' bytes."""
@@ -88,7 +92,7 @@ class Archive:
         found = await self.work(lambda connection: records.waiting(connection, only))
         if found:
             await put_on_record(self.site, found)
-            await self.work(lambda connection: _done(connection, found))
+            await self.commit(lambda connection: records.done(connection, [identifier for identifier, _ in found]))
 
     async def recover(self) -> None:
         """Put on record what a kill cut short. At the node's start: records that grow are of its own process."""
@@ -124,7 +128,8 @@ async def take_over(site: Site, connection: Connection) -> int:
     found = records.waiting(connection)
     if found:
         await put_on_record(site, found)
-        _done(connection, found)
+        with transaction(connection):
+            records.done(connection, [identifier for identifier, _ in found])
     return len(found)
 
 
@@ -138,8 +143,3 @@ async def put_on_record(site: Site, found: Sequence[tuple[str, dict[str, Any]]])
                     at = datetime.fromisoformat(body["at"]) if "at" in body else None  # not in those of an earlier release
                     verb, why = body["verb"], body.get("why", "")
                     uow.audit(AuditEntry(verb, body["action"], body.get("out", 0), why, entities, detail=body["detail"], at=at))
-
-
-def _done(connection: Connection, found: Sequence[tuple[str, Any]]) -> None:
-    with transaction(connection):
-        records.done(connection, [identifier for identifier, _ in found])

@@ -25,6 +25,7 @@ from medmesh_edge.cleaning import SECONDS, Cleaner
 from medmesh_edge.ports import site
 from medmesh_edge.reception import Reception
 from medmesh_edge.settling import settle
+from medmesh_edge.storing import erase
 
 LOOK_SECONDS = 0.05
 """How often a worker with nothing to do looks for objects: one read of an index."""
@@ -45,6 +46,8 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
             states.restore(connection, worker, of)
         key = read_secret(opened.layout.site_key).strip()
         settling = 0.0
+        if worker == 0:
+            await erase(opened)  # what a kill left
         cleaner = Cleaner(opened, connection, objects, key, (worker, of), lambda *sent: reception().entry(*sent))
         while not stop.is_set() and os.getppid() == parent:
             # What holds on to the interpreter, as a decoder may, ends the process: the object is tried alone then, and given up at last.
@@ -52,7 +55,7 @@ async def run(folder: Path, worker: int, of: int, parent: int) -> None:
             try:
                 busy = await cleaner.step()
                 if worker == 0 and time.monotonic() >= settling:
-                    await settle(opened, connection, reception().settle_seconds)
+                    await settle(opened, connection, reception().settle_seconds, reception().volumes)
                     await take_over(opened, connection)
                     settling = time.monotonic() + SETTLE_SECONDS
             except Problem as problem:  # of the hospital's own files, not of an object: it waits until they are mended

@@ -42,6 +42,7 @@ from medmesh_edge.tables import (
     held_texts,
     items,
     outputs,
+    parts,
     patients,
     results,
     tasks,
@@ -136,12 +137,13 @@ async def _erase(site: Site, request: str, by: str) -> None:
             return
         names, subjects = await timelines.same_person(uow, row.patient)
         mine = [row for table in (items, unsettled) for row in await uow.all(select(table.c.object).where(table.c.patient.in_(names)))]
+        slices = await uow.all(select(parts.c.object).where(parts.c.patient.in_(names)))
         made = await uow.all(select(outputs.c.output).where(outputs.c.patient.in_(names)))
         held = await uow.all(select(held_texts.c.object).where(held_texts.c.patient.in_(names), held_texts.c.object != ""))
         affected = await _affected(uow, site, names)
         affected["datasets"] += [f"{site.settings.hospital}/{one}" for one in await timelines.projects(uow, subjects)]
         await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient.in_(names)))))
-        for table in (items, unsettled, held_texts, outputs, consents, patients):
+        for table in (items, unsettled, parts, held_texts, outputs, consents, patients):
             await uow.execute(delete(table).where(table.c.patient.in_(names)))
         for name in affected["datasets"]:  # without the patient it is another version
             which = datasets.c.dataset == name.partition("/")[2]
@@ -149,7 +151,7 @@ async def _erase(site: Site, request: str, by: str) -> None:
         events = await timelines.forget(uow, subjects)
         await _wrap_anew(uow, site)
         left: dict[str, Any] = {"state": "erasing", "patient": None, "affected": affected, "approved_by": by[:80]}
-        left["objects"] = sorted({one.object for one in mine} | {one.output for one in made} | {one.object for one in held})
+        left["objects"] = sorted({one.object for one in (*mine, *slices, *held)} | {one.output for one in made})
         await uow.execute(update(forgettings).where(forgettings.c.request == request).values(left))
         detail: dict[str, str | int | bool] = {"reason": row.reason, "items": len(mine), "events": events, "second_person": bool(by)}
         touched = [Entity(kind.removesuffix("s"), name) for kind, names in affected.items() for name in names[:MOST]]

@@ -11,6 +11,7 @@ dataset = "brain-mri"            # what it is for
 ethics = "IRB-2026-017"          # the approval of `medmesh edge ethics` that covers it
 deidentification = "dates=shift" # options of PS3.15 Annex E; the node's own when it is left out
 until = 2027-12-31               # nobody may send after that day
+# volumes = true                 # a series is one item, a volume, once its study is settled; alike for all titles of a data set
 # certificate = ["ct1.hospital"] # with [tls]: a name that the sender's certificate must bear
 # plain = true                   # with [tls]: may be sent in the clear all the same
 
@@ -75,6 +76,8 @@ class Accept(_Model):
     """Names, one of which the sender's certificate must bear: a DNS name, or the common name where it has none."""
     plain: bool = False
     """Whether it may come in the clear where the node has TLS."""
+    volumes: bool = False
+    """Whether a series is one item of the data set, a volume."""
 
     def admits(self, calling: str, address: str, secured: frozenset[str] | None) -> bool:
         """Whether it names this sender; `secured` as `medmesh.dimse.port.Service.admit` has it."""
@@ -163,6 +166,10 @@ class Reception(_Model):
     def _vouched(self) -> Self:
         if any(one.certificate for one in self.accept) and (self.tls is None or self.tls.clients is None):
             raise ValueError("certificate needs [tls] with clients")
+        # What is in a data set does not depend on the title that it was sent to.
+        for one in self.accept:
+            if one.volumes != self.volumes(one.dataset):
+                raise ValueError(f"volumes: every [[accept]] of the data set {one.dataset} says the same")
         return self
 
     @property
@@ -198,6 +205,10 @@ class Reception(_Model):
         """What holds for what came for a data set, over an association to `called` or by DICOMweb."""
         named = [one for one in self.accept if one.dataset == dataset]
         return next((one for one in named if one.called == called), named[0] if named else None)
+
+    def volumes(self, dataset: str) -> bool:
+        """Whether series of a data set are volumes."""
+        return any(one.volumes for one in self.accept if one.dataset == dataset)
 
     def named(self, peer: str) -> Peer:
         """Raises `Problem` (`dicom.peer`)."""

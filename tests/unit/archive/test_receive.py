@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import struct
 import threading
 import warnings
@@ -16,6 +18,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medmesh.archive.receive import Origin, Outcome, Receiver
+from medmesh.archive.records import Growing
 from medmesh.archive.scan import Malformed, scan
 from medmesh.archive.tables import open_archive
 from medmesh.security.keyring.file import FileKeys
@@ -178,6 +181,38 @@ def test_a_disk_that_fills_up_meanwhile(receiver: Receiver, monkeypatch: pytest.
         assert arrive(receiver, split(dataset(frames=frames))[1]).status == 0xA700
     assert rows(receiver) == []
     assert [path for path in receiver.objects.folder.rglob(".*") if path.is_file()] == []
+
+
+def test_of_objects_kept_together_each_has_its_own_end(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [split(dataset(f"1.2.{number}"))[0] for number in range(4)]
+    origin = Origin("brain", record=Growing("1", {"detail": {}}))
+    sealed = []
+    for file in (*files, files[0], files[1][:-1000], b"nothing"):
+        arrival = receiver.begin_file(origin)
+        arrival.write(file)
+        sealed.append(arrival.seal())
+    assert rows(receiver) == [], "whatever is answered before, nothing is stored yet"
+    assert all((receiver.objects.folder / one.outcome.sha256[:2]).exists() for one in sealed if one.outcome.sha256)
+    real = os.fsync
+    (broken,) = sealed[2].incoming._unsynced  # type: ignore[union-attr]
+    number = broken.fileno()
+
+    def fsync(file: int) -> None:
+        if file == number:
+            raise OSError(5, "Input/output error")
+        real(file)
+
+    monkeypatch.setattr("medmesh.store.objects.incoming.os.fsync", fsync)
+    outcomes = receiver.keep(sealed)
+    assert [one.reason for one in outcomes] == ["", "", "full", "", "", "truncated", "not_dicom"]
+    assert [one.known for one in outcomes] == [False] * 4 + [True] + [False] * 2
+    assert outcomes[4].id == outcomes[0].id
+    assert rows(receiver, "sha256, reason") == [(outcomes[n].sha256, outcomes[n].reason) for n in (0, 1, 3, 5)]
+    assert [receiver.objects.read(outcomes[at].sha256) for at in (0, 1, 3)] == [files[at] for at in (0, 1, 3)]
+    connection = open_archive(receiver.objects.folder.parent, read_only=True)
+    assert json.loads(connection.execute("SELECT body FROM records").fetchone()[0])["detail"] == {"stored": 3, "known": 1, "failed": 1}
+    connection.close()
+    assert broken.closed
 
 
 def test_what_is_broken_off_leaves_nothing_and_kills_leave_what_is_swept(receiver: Receiver, wrapping: Wrapping, tmp_path: Path) -> None:

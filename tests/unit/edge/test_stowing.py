@@ -17,6 +17,7 @@ from tests.unit.archive.objects import made
 from tests.unit.edge.test_privacy import SETTINGS
 
 from medmesh.archive.tables import open_archive
+from medmesh.dicomweb.stow import TOGETHER
 from medmesh.service.asgi import serve
 from medmesh_edge import archiving, clients
 from medmesh_edge.api import application
@@ -30,11 +31,17 @@ def _die(*_: Any, **__: Any) -> Any:
 
 
 async def _stow(folder: Path, until: str) -> None:
-    """A node that takes two objects and is killed at `until`."""
+    """A node that takes two objects, or more, and is killed at `until`."""
     from medmesh.archive import indexing
     from medmesh.archive import records as archive_records
+    from medmesh.archive.receive import Receiver
 
+    objects = [made(), made(SOPInstanceUID="1.2.3.1.1.2"), made()[:600]]
     match until:
+        case "written" | "second group":
+            keep, groups = Receiver.keep, iter([_all] if until == "second group" else [])
+            objects += [made(SOPInstanceUID=f"1.2.3.1.2.{number}") for number in range(TOGETHER)]
+            Receiver.keep = lambda receiver, sealed: next(groups, _die)(keep, receiver, sealed)  # type: ignore[method-assign]
         case "stored":
             indexing.place = _die
         case "placed":
@@ -47,17 +54,24 @@ async def _stow(folder: Path, until: str) -> None:
         token = await clients.create(opened, "pacs", "brain", "original", ("write",), 30)
         node = Node(opened, None)  # type: ignore[arg-type]
         async with serve(application(node), host="127.0.0.1", port=0) as port, httpx.AsyncClient(timeout=30) as http:
-            objects = (made(), made(SOPInstanceUID="1.2.3.1.1.2"), made()[:600])
             body = b"".join(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + one + b"\r\n" for one in objects) + b"--b--\r\n"
             headers = {"Authorization": f"Bearer {token}", "Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}
             await http.post(f"http://127.0.0.1:{port}/dicom-web/brain/studies", content=body, headers=headers)
+
+
+def _all(keep: Any, receiver: Any, sealed: Any) -> Any:
+    return keep(receiver, sealed)
 
 
 def _process(folder: str, until: str) -> None:
     asyncio.run(_stow(Path(folder), until))
 
 
-@pytest.mark.parametrize("until", ["stored", "placed", "closed", "recorded"])
+KEPT = {"written": (0, 0), "second group": (1, TOGETHER - 1)}
+"""How many are in quarantine and received then; else all that came."""
+
+
+@pytest.mark.parametrize("until", ["written", "second group", "stored", "placed", "closed", "recorded"])
 async def test_what_was_stored_is_on_record_wherever_the_request_was_killed(private: Path, until: str) -> None:
     SETTINGS.save(private)
     async with site(private) as opened:
@@ -70,17 +84,22 @@ async def test_what_was_stored_is_on_record_wherever_the_request_was_killed(priv
     process.start()
     await asyncio.to_thread(process.join, 60)
     assert process.exitcode == -signal.SIGKILL
-    assert rows(private, "SELECT state, count(*) FROM objects GROUP BY 1 ORDER BY 1") == [("quarantined", 1), ("received", 2)]
+    failed, stored = KEPT.get(until, (1, 2))
+    wanted = [("quarantined", failed), ("received", stored)] if stored else []
+    assert rows(private, "SELECT state, count(*) FROM objects GROUP BY 1 ORDER BY 1") == wanted
 
     for _ in range(2):  # as a node starts: once is enough, and twice is no more
         async with site(private) as opened:
             archive = Archive(opened)
             await archive.recover()
             archive.close()
+    if not stored:
+        assert [one for one in records(private) if one["sub"] == "dicomweb.store"] == []
+        return
     (found,) = [one for one in records(private) if one["sub"] == "dicomweb.store"]
     assert found["agents"][0]["who"] == "system:pacs"
     assert found["entities"] == [{"type": "dataset", "id": f"{SETTINGS.hospital}/brain", "ver": "", "digest": ""}]
-    assert {name: found["detail"][name] for name in ("stored", "known", "failed")} == {"stored": 2, "known": 0, "failed": 1}
+    assert {name: found["detail"][name] for name in ("stored", "known", "failed")} == {"stored": stored, "known": 0, "failed": failed}
     told = until in ("closed", "recorded")  # what became of the request was known then
     assert (found["out"], found["why"]) == ((0, "") if told else (8, "archive.interrupted"))
     assert rows(private, "SELECT count(*) FROM records") == [(0,)]

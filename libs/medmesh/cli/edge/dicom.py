@@ -29,6 +29,7 @@ def dicom() -> None:
     medmesh edge dicom move pacs --study 1.2.3            have it send one to us
     medmesh edge dicom status                             what came, what became of it
     medmesh edge dicom quarantine list                    what was held back, and why
+    medmesh edge dicom label labels.csv --dataset ct      what the images show, by the PACS's own numbers
     medmesh edge dicom tiers                              what lies here, what in the cold tier
     """
 
@@ -207,6 +208,29 @@ def status(folder: Path, watch: bool) -> int:
     if port is None and tls_port is None:
         click.secho(say("The node does not receive: is it running?", "节点未在接收：是否已运行？"), fg="yellow", err=True)
     return 0
+
+
+@dicom.command()
+@FOLDER
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dataset", required=True)
+def label(folder: Path, file: Path, dataset: str) -> int:
+    """Say by FILE (CSV) what images and volumes of a data set show that a PACS sent.  为 PACS 发来的影像加标签。
+
+    Columns: label; one of patient, accession, study, series, object, as the PACS has them; and split (train, test), where it is wanted.
+    A row is about everything of that patient, study or series in the data set. The numbers stay in the hospital. What came after the file
+    was read needs it again; ends with 1 when a row is about nothing that is there.
+
+    \b
+    accession,label
+    A2026001,tumour
+    A2026002,none
+    """
+    from medmesh_edge.labelling import label as told
+
+    found = on_site(folder, lambda site: told(site, dataset, file.read_bytes()))
+    show({"items": found.items, "unknown": found.unknown})
+    return 1 if found.unknown else 0
 
 
 @dicom.command()

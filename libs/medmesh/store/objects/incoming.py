@@ -21,7 +21,8 @@ from medmesh.store.objects.envelope import PIECE, Wrapping
 
 
 class Incoming:
-    """`write` it all, look at `sha256` and `size`, then `keep` it or `discard` it. Raises `Problem` (`objects.full`) and `OSError`."""
+    """`write` it all, look at `sha256` and `size`, then `keep` it (or `place` it, and `wait` for the disk later), or `discard` it. Raises
+    `Problem` (`objects.full`) and `OSError`."""
 
     def __init__(self, blobs: DirectoryBlobs, wrapping: Wrapping) -> None:
         self._folder = blobs.folder
@@ -31,6 +32,7 @@ class Incoming:
         self._place = 0
         self._file: BinaryIO | None = None
         self._path: Path | None = None
+        self._unsynced: list[BinaryIO] = []
         self.size = 0
 
     @property
@@ -59,8 +61,13 @@ class Incoming:
             view = view[took:]
 
     def keep(self) -> None:
-        """Wait until it is on the disk under its SHA-256, its name included. One that lies there already is replaced: who asks knows of
-        none, and what nobody knows of may be half of one."""
+        """`place` it and `wait`."""
+        self.place()
+        self.wait()
+
+    def place(self) -> None:
+        """Give it its SHA-256 as its name; the disk has yet to write it, and begins. One that lies there already is replaced: who asks
+        knows of none, and what nobody knows of may be half of one."""
         sha256 = self.sha256
         folder = self._folder / sha256[:2]
         try:
@@ -71,12 +78,25 @@ class Incoming:
                 line = header.line() + body
             else:
                 self._seal(last=True)
+                line = envelope.arrived(sha256, self.size, self._body, self._dek, self._wrapping).line()
                 assert self._path is not None
                 os.replace(self._path, folder / f"{sha256}.{self._body}")
                 self._path = None
-                os.fsync(self._file.fileno())
-                line = envelope.arrived(sha256, self.size, self._body, self._dek, self._wrapping).line()
-            _write(folder / f"{sha256}.key", line)
+                self._unsynced.append(self._file)
+                self._file = None
+            self._unsynced.append(_write(folder / f"{sha256}.key", line))
+            for file in self._unsynced:  # bytes that are on their way already: who waits for several waits for one journal, not for each
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            self.discard()
+            raise _full(error) from None
+        self._piece = bytearray()
+
+    def wait(self) -> None:
+        """Until it is on the disk, its name included."""
+        try:
+            for file in self._unsynced:
+                os.fsync(file.fileno())
         except OSError as error:
             raise _full(error) from None
         finally:
@@ -85,9 +105,9 @@ class Incoming:
     def discard(self) -> None:
         """Nothing of it stays. Also after `keep`, where it does nothing."""
         self._piece = bytearray()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        for file in (*self._unsynced, *([self._file] if self._file else [])):
+            file.close()
+        self._unsynced, self._file = [], None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
@@ -99,31 +119,37 @@ class Incoming:
                 folder = self._folder / "00"
                 folder.mkdir(mode=0o700, exist_ok=True)
                 self._path = folder / f".{self._body}.{secrets.token_hex(4)}"
-                self._file = open(self._path, "xb", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600))  # noqa: SIM115
-            sealed = envelope.seal_piece(self._cipher, self._wrapping.suite, self._body, self._place, last, self._piece)
-            view = memoryview(sealed)
-            while len(view):
-                view = view[self._file.write(view) :]
+                self._file = _new(self._path)
+            _all(self._file, envelope.seal_piece(self._cipher, self._wrapping.suite, self._body, self._place, last, self._piece))
         except OSError as error:
             raise _full(error) from None
         self._place += 1
         self._piece = bytearray()
 
 
-def _write(target: Path, data: bytes) -> None:
+def _write(target: Path, data: bytes) -> BinaryIO:
     """The name first, and then the disk: a journal that has the file's own change of name has the folder's, so that one wait is enough
-    for both (ext4, XFS and btrfs alike). Half a file under this name is no harm: nothing names it yet."""
+    for both (ext4, XFS and btrfs alike). Half a file under this name is no harm: nothing names it yet. Whoever gets the file waits."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    file = _new(temporary)
     try:
-        with open(temporary, "xb", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            view = memoryview(data)
-            while len(view):
-                view = view[file.write(view) :]
-            os.replace(temporary, target)
-            os.fsync(file.fileno())
+        _all(file, data)
+        os.replace(temporary, target)
     except BaseException:
+        file.close()
         temporary.unlink(missing_ok=True)
         raise
+    return file
+
+
+def _new(path: Path) -> BinaryIO:
+    return open(path, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def _all(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[file.write(view) :]
 
 
 def _full(error: OSError) -> Exception:

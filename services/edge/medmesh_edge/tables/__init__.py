@@ -19,14 +19,13 @@ from sqlalchemy import (
     bindparam,
     literal,
     text,
-    type_coerce,
 )
 
-from medmesh.store.tables import node_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 from medmesh.timeline.tables import add_timeline_tables
+from medmesh_edge.tables.items import METADATA, items, leaving, parts, unsettled
 
-METADATA = node_metadata()
+__all__ = ["METADATA", "items", "leaving", "parts", "unsettled"]
 add_timeline_tables(METADATA)
 KEY = ("federation", "round", "attempt")
 """Of what belongs to one attempt at a round."""
@@ -54,33 +53,10 @@ def among(column: Column[Any], *words: str) -> ColumnElement[bool]:
     return column.in_([literal(word) for word in words])
 
 
-def as_text(column: Column[Any]) -> ColumnElement[str]:
-    """For prepared statements: a document as it is stored; who needs it reads it at once into what it is."""
-    return type_coerce(column, Text).label(column.name)
-
-
 def given(table: Table) -> dict[str, Any]:
     """For prepared statements: a value for each of the table's columns, by the column's name."""
     return {column.name: bindparam(column.name, type_=column.type) for column in table.c}
 
-
-items = Table(
-    "items",
-    METADATA,
-    Column("item", String(64), primary_key=True),
-    Column("dataset", String(63), nullable=False),
-    Column("patient", String(64), nullable=False),
-    Column("modality", String(80), nullable=False, comment="of images; `volume:MR`, `signal:ECG`, `text:note`, `table:<name>`"),
-    Column("object", String(64), nullable=False),
-    Column("label", String(80)),
-    Column("held_out", Boolean, nullable=False),
-    Column("ethics", String(64), nullable=False, server_default=text("''"), comment="the approval it was taken in under"),
-    Column("at", Timestamp, nullable=False),
-    comment="de-identified: images by their new UID's hash, rows by patient and visit, files by content; `patient` is a pseudonym",
-)
-
-unsettled = items.to_metadata(METADATA, name="unsettled")
-unsettled.comment = "items of studies that more may come for: nobody uses them before they are moved to `items`"
 
 held_texts = Table(
     "held_texts",
@@ -240,7 +216,7 @@ secure_phases = Table(
     Column("messages", Json, nullable=False),
     Column("state", String(16), nullable=False),
     Column("at", Timestamp, nullable=False),
-    comment="received -> done: what the platform passed on",
+    comment="received -> done, or kept: what the platform passed on",
 )
 
 secure_opened = Table(
@@ -249,7 +225,7 @@ secure_opened = Table(
     Column("federation", String(36), primary_key=True),
     Column("round", Integer, primary_key=True, autoincrement=False),
     Column("list", String(80), nullable=False),
-    comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
+    comment="the one survivor list of a round that this hospital claimed; a row never goes and never changes",
 )
 
 privacy_spent = Table(
