@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 _PR_SET_DUMPABLE = 4
-_PIECE = 1 << 20
+_ZEROS = bytes(256 * 2**10)
 
 
 def lock_down() -> None:
@@ -41,7 +41,7 @@ def _wipe_file(path: Path) -> None:
             left, file = found.st_size, os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
             try:
                 while left > 0:
-                    left -= os.write(file, bytes(min(left, _PIECE)))
+                    left -= os.write(file, _ZEROS[:left] if left < len(_ZEROS) else _ZEROS)
             finally:
                 os.close(file)
     except OSError:  # not ours to write, or already gone: what matters is that it goes

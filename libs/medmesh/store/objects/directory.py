@@ -18,6 +18,8 @@ from medmesh.store.objects.blobs import Blob, Source
 from medmesh.store.objects.port import CHUNK, file_digest
 
 _HEXADECIMAL = frozenset("0123456789abcdef")
+_PIECE = 1 << 20
+"""What is read and written of a file at once: small enough that the C library keeps the memory for the next."""
 
 
 class DirectoryStore:
@@ -146,7 +148,7 @@ class DirectoryBlobs:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                while piece := source.read(CHUNK):
+                while piece := source.read(_PIECE):
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
@@ -177,7 +179,7 @@ def _pieces(file: BinaryIO, start: int, end: int | None) -> Iterator[bytes]:
     with file:
         file.seek(start)
         left = (1 << 62) if end is None else end - start
-        while left > 0 and (piece := file.read(min(CHUNK, left))):
+        while left > 0 and (piece := file.read(min(_PIECE, left))):
             left -= len(piece)
             yield piece
 
