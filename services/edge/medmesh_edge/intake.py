@@ -165,6 +165,7 @@ async def ingest(
         total = len(source.names)
         batch: list[tuple[str, Prepared]] = []
         every = _every(source, series, manner, lambda name, parts: _one(name, parts, labels, key, manner, modality, rows, outcome), outcome)
+        whole = False
         try:
             while (one := await asyncio.to_thread(next, every, None)) is not None:
                 done, made = one
@@ -174,12 +175,11 @@ async def ingest(
                     batch = []
                     progress(min(done, total), total)
             await _take(site, dataset, batch, labels, key, outcome, ethics=ethics, dry_run=dry_run)
+            whole = True
         finally:
-            if not dry_run and outcome.stored:  # also of what was stored before something stopped it
+            if not dry_run and (whole or outcome.stored):  # also of what was stored before something stopped it
                 await finish(site, dataset, outcome, ethics=ethics)
         progress(total, total)
-    if not dry_run and not outcome.stored:
-        await finish(site, dataset, outcome, ethics=ethics)
     return outcome
 
 
