@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.canonical import canonical
-from medmesh.errors import Problem
+from medmesh.errors import Problem, catalogue
 from medmesh.importing.formats import found
 from medmesh.importing.formats.content import START
 from medmesh.importing.port import Source
@@ -48,7 +48,13 @@ class Reason(NamedTuple):
     @classmethod
     def of(cls, problem: Problem) -> Reason:
         """Of a file that could not be taken in."""
-        return cls(problem.code, *(f"{problem.detail(one)} {problem.hint(one)}".strip() for one in ("en", "zh")))
+        return cls(problem.code, f"{problem.detail()} {problem.hint()}".strip(), f"{problem.detail('zh')}{problem.hint('zh')}")
+
+    @classmethod
+    def refused(cls, code: str) -> Reason:
+        """Of what may not be taken in (`admission`)."""
+        text = catalogue()[code]
+        return cls(code, f"{text.en} {text.hint_en}".strip(), f"{text.zh}{text.hint_zh}")
 
     @classmethod
     def broken(cls, code: str) -> Reason:
@@ -287,7 +293,7 @@ async def _take(
             refused |= await texts.hold(site, dataset, doubted, labels, outcome, ethics=ethics)
     for name, entry in batch:
         if entry.item in refused:
-            outcome.leave_out(name, Reason.of(Problem(refused[entry.item])))
+            outcome.leave_out(name, Reason.refused(refused[entry.item]))
         elif not entry.review:
             outcome.kinds[entry.modality] += 1
             outcome.said.update(entry.said)
