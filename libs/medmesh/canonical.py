@@ -13,6 +13,8 @@ from typing import Any
 _LARGEST = 2**53
 spell = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 """The text of a document that is known to hold neither floats nor large integers."""
+_PLAIN = frozenset((str, bool, type(None)))
+"""What has one spelling, whatever its value."""
 
 
 def refuse_ambiguous(value: Any) -> None:
@@ -21,8 +23,10 @@ def refuse_ambiguous(value: Any) -> None:
         raise ValueError("canonical JSON holds no floats; write a decimal string")
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise ValueError("canonical JSON holds no integers beyond 2^53")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        refuse_ambiguous(item)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if not _PLAIN.issuperset(map(type, items)):  # a list of names is looked at in one go
+        for item in items:
+            refuse_ambiguous(item)
 
 
 def canonical(document: Any) -> bytes:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import warnings
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from struct import pack
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -21,6 +23,7 @@ from pydicom.datadict import dictionary_has_tag, tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
+from pydicom.pixels import iter_pixels
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
     PYDICOM_IMPLEMENTATION_UID,
@@ -41,6 +44,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 config.settings.reading_validation_mode = config.IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom\.")
 
+TINT = 8  # of 256 levels: what the compression of a grey picture may leave between its channels
 LARGEST = 2 << 30  # bytes of decoded pixels or inflated data set: a small file may ask for any amount of memory
 _STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")  # groups 0002 and 0008, either byte order, without preamble
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -181,6 +185,47 @@ def pixels(dataset: Dataset) -> NDArray[np.float32]:
     low = -(2.0 ** (bits - 1)) if signed else 0.0
     values = np.clip((stored - np.float32(low)) / np.float32(2.0**bits - 1), 0.0, 1.0, dtype=np.float32)
     return np.asarray(1.0 - values if interpretation == "MONOCHROME1" else values, dtype=np.float32)
+
+
+def frame_count(dataset: Dataset) -> int:
+    """How many frames an object has. Raises `imaging.unreadable`."""
+    try:
+        return max(1, int(dataset.get("NumberOfFrames") or 1))
+    except (TypeError, ValueError):
+        raise _unreadable("the number of frames") from None
+
+
+def frames(dataset: Dataset) -> Iterator[NDArray[Any]]:
+    """Stored values [rows, columns] of each frame, decoded one at a time, in the order in which they are stored. Colour of 8 bits whose
+    channels say the same becomes their luma (ITU-R BT.601), uint8. Raises `imaging.not_greyscale`, `imaging.unreadable`."""
+    interpretation = str(dataset.get("PhotometricInterpretation", ""))
+    grey = interpretation in ("MONOCHROME1", "MONOCHROME2")
+    if "PixelData" not in dataset or not (grey or (interpretation.startswith(("RGB", "YBR")) and dataset.get("BitsAllocated") == 8)):
+        raise Problem("imaging.not_greyscale")
+    count, found = frame_count(dataset), 0
+    try:
+        decoded = iter(iter_pixels(dataset))
+    except Exception as error:  # see `parse`
+        raise _unreadable(f"the pixels cannot be decoded, {type(error).__name__}") from None
+    while True:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                frame = next(decoded, None)
+        except Exception as error:  # every decoder has errors of its own
+            raise _unreadable(f"the pixels cannot be decoded, {type(error).__name__}") from None
+        if frame is None:
+            break
+        found += 1
+        yield frame if grey else _luma(frame)
+    if found != count:
+        raise _unreadable(f"{found} frames of {count}")
+
+
+def _luma(frame: NDArray[Any]) -> NDArray[np.uint8]:
+    if frame.ndim != 3 or frame.shape[2] != 3 or int(np.ptp(frame.astype(np.int16), axis=2).max()) > TINT:
+        raise Problem("imaging.not_greyscale")
+    return np.rint(frame.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
 
 
 def wrap(

@@ -36,7 +36,6 @@ GROUPS = {"nifti": ("volume", "OT"), "npy": ("volume", "OT"), "wfdb": ("signal",
 _PICTURES: dict[bytes, Literal["PNG", "JPEG"]] = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 _LONGEST = 2**16 - 1  # Rows and Columns are 16 bits, PS3.3 C.7.6.3
 _SURE = 6  # digits
-_TINT = 8  # of 256 levels: what the compression of a grey JPEG may leave between its channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Project:
 
     `key` makes pseudonyms; `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels (TOML, as
     `gate.read` takes it). `published`: whose they are is not known, and who brings a picture answers for the text in it. An item that
-    breaks a rule of quality in `blocking` is to be kept out.
+    breaks a rule of quality in `blocking` is to be kept out. With `volumes` a DICOM object of several frames is one.
     """
 
     key: bytes
@@ -53,6 +52,7 @@ class Project:
     rules: str = ""
     published: bool = False
     blocking: frozenset[str] = BLOCKING
+    volumes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,8 @@ def uncleaned(files: Mapping[str, bytes], item: str, modality: str = "") -> Clea
         from medmesh.imaging import reading
 
         header = reading.read(data, lazily=True)
-        group, patient, modality = "volume" if len(files) > 1 else "image", str(header.get("PatientID") or ""), str(header.get("Modality"))
+        group = "volume" if len(files) > 1 or reading.frame_count(header) > 1 else "image"
+        patient, modality = str(header.get("PatientID") or ""), str(header.get("Modality"))
     else:
         form, files = (NPY, {"0": _only_array(data)}) if form.name == "npz" else (form, files)
         if form.name not in GROUPS:
@@ -139,6 +140,7 @@ def _object(
     from medmesh.imaging import reading
     from medmesh.imaging.deidentify import Options, deidentify, gate
     from medmesh.imaging.verify import verify
+    from medmesh.quality import frames
     from medmesh.quality.dicom import check
 
     chosen = Options.parse(project.options)
@@ -148,9 +150,10 @@ def _object(
     result = reading.write(done.dataset)
     if verify(original, result, kept=chosen.kept):
         raise Problem("intake.residual")
-    broken = tuple(check(done.dataset, project.blocking - meant))
+    several = project.volumes and reading.frame_count(done.dataset) > 1
+    broken = tuple((frames.check if several else check)(done.dataset, project.blocking - meant))
     source = f"sop\0{original.SOPInstanceUID}".encode() if picture is None else b"bytes\0" + picture
-    modality = str(done.dataset.get("Modality") or "")
+    modality = ("volume:" if several else "") + str(done.dataset.get("Modality") or "")
     return Clean(source, done.patient, modality, result, uid=done.sop_uid, item=_hash(done.sop_uid), quality=broken)
 
 
@@ -206,7 +209,7 @@ def _hash(uid: str) -> str:
 
 def _wrapped(data: bytes, kind: str, key: bytes, patient: str, modality: str) -> bytes:
     """As DICOM, upright, without what else stood in the file; without a patient each image is a patient of its own."""
-    from medmesh.imaging.reading import wrap
+    from medmesh.imaging.reading import TINT, wrap
 
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as opened:
@@ -215,7 +218,7 @@ def _wrapped(data: bytes, kind: str, key: bytes, patient: str, modality: str) ->
             image = ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Problem("imaging.unreadable", reason=type(error).__name__) from None
-    if image.mode[:1] not in "1LIF" and np.ptp(np.asarray(image.convert("RGB")).astype(np.int16), axis=2).max() > _TINT:
+    if image.mode[:1] not in "1LIF" and np.ptp(np.asarray(image.convert("RGB")).astype(np.int16), axis=2).max() > TINT:
         raise Problem("imaging.not_greyscale")
     whose = b"image\0" + data if not patient else b"image\0" + patient.encode() + b"\0" + data
     number = int.from_bytes(hmac.digest(key, whose, "sha256")[:15], "big")  # PS3.5 §B.2

@@ -54,12 +54,13 @@ def _others(source: Source, found: Mapping[str, Sequence[str]]) -> Part:
 
 
 def _series(source: Source, name: str) -> str:
-    """The UID of the series that a file belongs to; empty where it is no DICOM file."""
+    """The UID of the series that a file belongs to; empty where it is no DICOM file, or has several frames and is whole by itself."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         with source.open(name) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-            return str(header.get("SeriesInstanceUID") or "")
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "NumberOfFrames"])
+            alone = int(header.get("NumberOfFrames") or 1) > 1
+            return "" if alone else str(header.get("SeriesInstanceUID") or "")
     except Exception:  # pydicom has many errors for what is no DICOM file: who reads it says which
         return ""

@@ -16,8 +16,8 @@ from medmesh.pipelines.data import Data
 from medmesh.pipelines.loading import from_files
 from medmesh.pipelines.steps import Normalise, Orient, Rate, Resample
 
-_ALONE = ("nifti", "npy", "edf", "wav")
-"""Formats of which one file is a whole item."""
+_ALONE = ("nifti", "npy", "edf", "wav", "dicom")
+"""Formats of which one file is a whole item; of DICOM an object of several frames is."""
 
 
 def decoded(raw: bytes, schema: VolumeSchema | SignalSchema) -> Data:

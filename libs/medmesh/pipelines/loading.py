@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from pydicom.dataset import Dataset
 
 from medmesh.errors import Problem
-from medmesh.imaging.reading import read
+from medmesh.imaging.reading import frame_count, read
 from medmesh.importing.formats import arrays, edf, nifti, wav, wfdb
 from medmesh.importing.port import Item, Source
 from medmesh.pipelines.data import Data
-from medmesh.pipelines.series import rescaled, volume
+from medmesh.pipelines.series import of_frames, rescaled, volume
 
 T = TypeVar("T")
 
@@ -61,12 +62,16 @@ def from_files(form: str, files: Mapping[str, bytes], channels: Sequence[str] = 
     if form == "npy":
         return Data(arrays.decode(raw)[""])
     if form == "dicom":
-        return rescaled(read(raw)) if len(files) == 1 else volume(files.values())
+        return _alone(read(raw)) if len(files) == 1 else volume(files.values())
     if form in ("png", "jpeg"):
         with Image.open(io.BytesIO(raw), formats=["PNG", "JPEG"]) as picture:
             upright = ImageOps.exif_transpose(picture)
             return Data(np.array(upright if upright.mode[:1] in "IF" else upright.convert("L")))
     raise Problem("pipelines.unfit", step="load", reason=f"files of the format {form}")
+
+
+def _alone(dataset: Dataset) -> Data:
+    return rescaled(dataset) if frame_count(dataset) == 1 else of_frames(dataset)
 
 
 @dataclass(frozen=True, slots=True)

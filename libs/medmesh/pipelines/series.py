@@ -1,4 +1,5 @@
-"""A DICOM series as one volume: its slices along their normal, in rescaled values, with an affine to RAS+ millimetres (PS3.3 C.7.6.2)."""
+"""A DICOM series, or an object of several frames, as one volume: slices along their normal, in rescaled values, with an affine to RAS+
+millimetres (PS3.3 C.7.6.2, C.7.6.16)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from medmesh.errors import Problem
+from medmesh.imaging import reading
 from medmesh.imaging.reading import pixels, read
 from medmesh.pipelines.data import Data
+from medmesh.quality import frames
 from medmesh.quality.dicom import Slice, slice_of, unstackable
 
 TO_RAS = np.array([-1.0, -1.0, 1.0])
@@ -23,10 +26,7 @@ def rescaled(dataset: Any) -> Data:
     C.7.6.3.1.2) is turned around within the stored range, so that high is always bright. Raises `Problem` (`imaging.*`)."""
     pixels(dataset)  # refuses what is no grey frame, or cannot be decoded
     slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
-    stored = dataset.pixel_array.astype(np.float64)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        bits, signed = int(dataset.BitsStored), dataset.get("PixelRepresentation") == 1
-        stored = (-1.0 if signed else 2.0**bits - 1) - stored
+    stored = _bright(dataset, dataset.pixel_array.astype(np.float64))
     values = (stored * slope + intercept).astype(np.float32)
     return Data(values, unit=str(dataset.get("RescaleType") or ""))
 
@@ -50,6 +50,35 @@ def placed(datasets: Iterable[Dataset]) -> tuple[Data, list[int]]:
         values[:, :, place] = data.values.T
         units.add(data.unit)
     return Data(values, affine=affine, unit=units.pop() if len(units) == 1 else ""), order
+
+
+def of_frames(dataset: Dataset) -> Data:
+    """float32 [columns, rows, frames] of an object of several frames, in their rescaled unit: along their normal with an affine where they
+    say where they lie, else one after the other in time. Beside the result one frame is in memory. Raises `Problem`: `imaging.*`, and
+    `pipelines.unfit` where the frames that are placed are no volume."""
+    try:
+        places, units = frames.slices(dataset), frames.scales(dataset)
+        order, affine = frames.in_time(dataset), None
+    except (TypeError, ValueError, AttributeError) as error:  # pydicom decodes a value when it is first looked at
+        raise Problem("imaging.unreadable", reason=type(error).__name__) from None
+    if frames.is_placed(places):
+        if broken := unstackable(places):
+            raise _unfit(f"its frames break the rule {broken[0].code}")
+        order, affine = stack(places)
+    at = np.argsort(order)
+    values = np.empty((places[0].size[1], places[0].size[0], len(places)), np.float32)
+    for number, plane in enumerate(reading.frames(dataset)):
+        slope, intercept, _ = units[number]
+        values[:, :, at[number]] = (_bright(dataset, plane.astype(np.float64)) * slope + intercept).T
+    names = {unit for _, _, unit in units}
+    return Data(values, affine=affine, unit=names.pop() if len(names) == 1 else "")
+
+
+def _bright(dataset: Dataset, plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Stored values of which high ones are bright (PS3.3 C.7.6.3.1.2)."""
+    if dataset.PhotometricInterpretation != "MONOCHROME1":
+        return plane
+    return (-1.0 if dataset.get("PixelRepresentation") == 1 else 2.0 ** int(dataset.BitsStored) - 1) - plane
 
 
 def stack(slices: Sequence[Slice]) -> tuple[list[int], NDArray[np.float64]]:

@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from medmesh.errors import Problem
-from medmesh.imaging.reading import pixels
+from medmesh.imaging.reading import frame_count, pixels
 from medmesh.quality.arrays import of_image
 from medmesh.quality.rules import BLOCKING, STACKED, Finding
 
@@ -37,9 +37,11 @@ def of_object(dataset: Dataset) -> list[Finding]:
         found.append(Finding("missing_modality"))
     if not all(isinstance(dataset.get(name), int) and dataset.get(name) >= SMALLEST for name in ("Rows", "Columns")):
         found.append(Finding("too_small", {"least": SMALLEST}))
-    if not _bits_consistent(dataset):
+    if not bits_consistent(dataset):
         return [*found, Finding("bits_inconsistent")]  # the values would mean nothing
     try:
+        if (count := frame_count(dataset)) > 1:
+            return [*found, Finding("several_frames", {"frames": count})]
         values = pixels(dataset)
     except Problem as problem:
         return [*found, Finding("not_greyscale" if problem.code == "imaging.not_greyscale" else "unreadable_pixels")]
@@ -60,11 +62,11 @@ class Slice:
 
 def slice_of(dataset: Dataset) -> Slice:
     """From a data set read with or without pixels; values that are no numbers are absent."""
-    position, orientation = _numbers(dataset, "ImagePositionPatient", 3), _numbers(dataset, "ImageOrientationPatient", 6)
+    position, orientation = numbers(dataset, "ImagePositionPatient", 3), numbers(dataset, "ImageOrientationPatient", 6)
     number = dataset.get("InstanceNumber")
     size = (int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0))
     where = (position[0], position[1], position[2]) if position else None
-    return Slice(where, orientation, size, int(number) if isinstance(number, int) else None, _numbers(dataset, "PixelSpacing", 2))
+    return Slice(where, orientation, size, int(number) if isinstance(number, int) else None, numbers(dataset, "PixelSpacing", 2))
 
 
 def slice_of_header(header: Mapping[str, Any]) -> Slice:
@@ -123,7 +125,8 @@ def unstackable(slices: Sequence[Slice]) -> list[Finding]:
     return found
 
 
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """So many finite numbers; None where there are not."""
     return _as_numbers(dataset.get(keyword), count)
 
 
@@ -135,7 +138,8 @@ def _as_numbers(value: Any, count: int) -> tuple[float, ...] | None:
     return made if len(made) == count and bool(np.isfinite(made).all()) else None
 
 
-def _bits_consistent(dataset: Dataset) -> bool:
+def bits_consistent(dataset: Dataset) -> bool:
+    """PS3.5 §8.1.1."""
     allocated, stored, high, sign = (dataset.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"))
     if not all(isinstance(number, int) for number in (allocated, stored, high, sign)):
         return False

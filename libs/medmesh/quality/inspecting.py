@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from posixpath import dirname
@@ -10,6 +11,7 @@ from posixpath import dirname
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from medmesh.duplicates.clusters import near
 from medmesh.duplicates.hashes import exact, look, same_pixels
@@ -63,7 +65,7 @@ class Inspection:
         return self.report
 
     def _dicom(self, place: str, data: bytes, beside: dict[str, bytes]) -> None:
-        from medmesh.imaging.reading import parse, pixels, read
+        from medmesh.imaging.reading import frame_count, parse, pixels, read
 
         if "DirectoryRecordSequence" in (directory := parse(data)):
             return
@@ -71,6 +73,9 @@ class Inspection:
             self.report.add("file", place, [])
             return
         dataset = read(data)
+        if frame_count(dataset) > 1:
+            self._frames(place, dataset)
+            return
         series = str(dataset.get("SeriesInstanceUID") or place)
         self._series.setdefault(series, (place, []))[1].append(dicom.slice_of(dataset))
         findings = dicom.of_object(dataset)
@@ -80,6 +85,23 @@ class Inspection:
             self.report.add("image", place, findings)
             return
         self._picture("image", place, values, (np.clip(values, 0, 1) * 255).astype(np.uint8), findings)
+
+    def _frames(self, place: str, dataset: Dataset) -> None:
+        """As one volume, and its middle frame as it is seen."""
+        from medmesh.imaging.reading import frame_count, frames
+        from medmesh.quality.frames import of_object
+
+        findings = of_object(dataset)
+        middle, sums = None, []
+        try:
+            for number, frame in enumerate(frames(dataset)):
+                middle = frame if number == frame_count(dataset) // 2 else middle
+                sums.append(zlib.crc32(frame.tobytes()))
+        except Problem:
+            self.report.add("volume", place, findings)
+            return
+        assert middle is not None
+        self._picture("volume", place, np.array(sums), _stretched(middle), findings)
 
     def _png(self, place: str, data: bytes, beside: dict[str, bytes]) -> None:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as opened:

@@ -14,6 +14,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
         "quality.too_small",
         "quality.bits_inconsistent",
         "quality.not_greyscale",
+        "quality.several_frames",
         "quality.unreadable_pixels",
         "quality.constant_image",
         "quality.clipped",
@@ -59,8 +60,8 @@ OF_SERIES = frozenset(code.removeprefix("quality.") for code in RULES["series"])
 STACKED = OF_SERIES - {"duplicate_instance_number"}
 """Of a series that is to be a volume these block, whatever a project says: slices are ordered by their places, not by their numbers."""
 BLOCKING = frozenset((
-    "missing_modality", "too_small", "bits_inconsistent", "not_greyscale", "unreadable_pixels", "constant_image", "not_finite",
-    "missing_slices", "empty_text", "damaged_encoding", "missing_column", "unreadable",
+    "missing_modality", "too_small", "bits_inconsistent", "not_greyscale", "several_frames", "unreadable_pixels", "constant_image",
+    "not_finite", "missing_slices", "empty_text", "damaged_encoding", "missing_column", "unreadable",
 ))  # fmt: skip
 """What keeps an item out unless the project says otherwise."""
 

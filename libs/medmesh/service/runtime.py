@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -100,11 +100,9 @@ class Runtime:
         """The context of a transaction that no message caused: a timer, a start, an HTTP request."""
         return Context(self.spec.name, None, actor, token or self.token(), current_traceparent(), decision=decision)
 
-    @asynccontextmanager
-    async def unit(self, context: Context | None = None) -> AsyncIterator[UnitOfWork[Any]]:
+    def unit(self, context: Context | None = None) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
         """A transaction on this service's database."""
-        async with self.database.unit(context or self.context(), self.ports) as uow:
-            yield uow
+        return self.database.unit(context or self.context(), self.ports)
 
     async def ask(self, query: Query, reply: type[R], *, token: str | None = None, timeout: float = 10.0) -> R:
         """Ask another service on behalf of `token` (this service by default). Raises the `Problem` it answers with."""

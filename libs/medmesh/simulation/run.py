@@ -6,7 +6,6 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -104,27 +103,25 @@ async def _view(platform: Hub, federation: str) -> FederationView:
     return await whole(await platform.ask(GetFederation(federation=federation), FederationView, token), further)
 
 
-class _Here(ThreadPoolExecutor):
-    """In place of threads: what takes microseconds is done at once, instead of waiting for its turn at the interpreter twice."""
+@contextmanager
+def _here() -> Iterator[None]:
+    """`asyncio.to_thread` makes no threads meanwhile: what takes microseconds is done at once, instead of waiting for its turn at the
+    interpreter twice and for the loop to come round."""
+    loop: Any = asyncio.get_running_loop()
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
+    def run(executor: object, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        done = loop.create_future()
         try:
-            done.set_result(fn(*args, **kwargs))
+            done.set_result(work(*args))
         except Exception as error:
             done.set_exception(error)
         return done
 
-
-@contextmanager
-def _here() -> Iterator[None]:
-    """`asyncio.to_thread` makes no threads meanwhile."""
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(_Here())
+    loop.run_in_executor = run
     try:
         yield
     finally:
-        loop.set_default_executor(ThreadPoolExecutor())
+        del loop.run_in_executor
 
 
 async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], plan: dict[str, Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, MetaData, bindparam, delete, func, select, text
@@ -108,37 +109,17 @@ class Database:
 
         return PostgresJournal((await sql.get_raw_connection()).driver_connection)
 
-    @asynccontextmanager
-    async def unit(self, context: Context, ports: Any = None) -> AsyncIterator[UnitOfWork[Any]]:
+    def unit(self, context: Context, ports: Any = None) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
         """A transaction that commits when the block ends and leaves nothing behind when it raises."""
-        async with self._transaction() as (sql, journal):
-            uow: UnitOfWork[Any] = UnitOfWork(sql, journal, context, self.recorder, ports, self.emits)
-            yield uow
-            await uow.flush()
-        uow.committed()
-        if uow.outgoing:
-            self.on_sent(uow.outgoing)
-        if uow.audited:
-            self.on_audited()
+        return _Unit(self, context, ports)
 
     async def look(self, query: Prepared, **values: Any) -> Sequence[Any]:
         """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back."""
         async with self.engine.connect() as sql:
             return await (await self._journal(sql)).rows(query, values)
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[tuple[AsyncConnection, Journal]]:
-        async with self.engine.connect() as sql:
-            journal = await self._journal(sql)
-            try:
-                await journal.begin()
-                yield sql, journal
-                await journal.commit()
-            except BaseException:
-                # A cancelled handler, too, must give its connection back without an open transaction, even when cancelled again.
-                with suppress(asyncio.CancelledError):
-                    await uninterrupted(_undo(sql, journal))
-                raise
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self)
 
     @asynccontextmanager
     async def claim_unsent(
@@ -197,6 +178,77 @@ class Database:
             gone = await sql.execute(delete(_OUTBOX).where(_OUTBOX.c.sent_at < before))
             done = await sql.execute(delete(inbox).where(inbox.c.at < before))
             return gone.rowcount + done.rowcount
+
+
+class _Transaction:
+    """`async with`: (connection, journal) of a transaction that is committed at the end. A class, as is `_Unit`: a node begins some ten of
+    them a round, and a generator costs as much as a statement."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection = database.engine.connect()
+
+    async def __aenter__(self) -> tuple[AsyncConnection, Journal]:
+        self._sql = await self._connection.__aenter__()
+        try:
+            self._journal = await self._database._journal(self._sql)
+            try:
+                await self._journal.begin()
+            except BaseException:
+                await self._undo()
+                raise
+        except BaseException as error:
+            await self._connection.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self._sql, self._journal
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                try:
+                    await self._journal.commit()
+                except BaseException:
+                    await self._undo()
+                    raise
+            else:
+                await self._undo()
+        finally:
+            await self._connection.__aexit__(kind, error, trace)
+
+    async def _undo(self) -> None:
+        """A cancelled handler, too, must give its connection back without an open transaction, even when cancelled again."""
+        with suppress(asyncio.CancelledError):
+            await uninterrupted(_undo(self._sql, self._journal))
+
+
+class _Unit:
+    """`async with`: see `Database.unit`."""
+
+    def __init__(self, database: Database, context: Context, ports: Any) -> None:
+        self._database, self._context, self._ports = database, context, ports
+        self._transaction = _Transaction(database)
+
+    async def __aenter__(self) -> UnitOfWork[Any]:
+        sql, journal = await self._transaction.__aenter__()
+        self._uow: UnitOfWork[Any] = UnitOfWork(sql, journal, self._context, self._database.recorder, self._ports, self._database.emits)
+        return self._uow
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        uow, database = self._uow, self._database
+        if error is None:
+            try:
+                await uow.flush()
+            except BaseException as failed:
+                await self._transaction.__aexit__(type(failed), failed, failed.__traceback__)
+                raise
+        await self._transaction.__aexit__(kind, error, trace)
+        if error is not None:
+            return
+        uow.committed()
+        if uow.outgoing:
+            database.on_sent(uow.outgoing)
+        if uow.audited:
+            database.on_audited()
 
 
 def _complete(connection: Connection, metadata: MetaData) -> None:

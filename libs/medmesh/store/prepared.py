@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import Text, type_coerce
+
 if TYPE_CHECKING:  # a node does without it, and with 6 MiB less
-    from sqlalchemy import Executable
+    from sqlalchemy import Column, ColumnElement, Executable
     from sqlalchemy.engine import Dialect
 
 _As = Callable[[Any], Any]
@@ -60,10 +62,10 @@ class Prepared:
     @cached_property
     def sqlite(self) -> tuple[Compiled, Callable[[Sequence[Any]], Any]]:
         """Compiled for SQLite, and what makes a row, with the columns as attributes, of one of the driver's."""
-        from pydantic_core import from_json
+        from pydantic_core import from_json, to_json
         from sqlalchemy.dialects.sqlite.pysqlite import dialect
 
-        compiled = Compiled(self.statement, dialect(json_deserializer=from_json))
+        compiled = Compiled(self.statement, dialect(json_deserializer=from_json, json_serializer=lambda value: to_json(value).decode()))
         names = [name for name, _ in compiled.columns]
         row: Any = namedtuple("Row", names)  # type: ignore[misc]
         made = [(place, as_) for place, (_, as_) in enumerate(compiled.columns) if as_ is not None]
@@ -84,3 +86,8 @@ class Prepared:
     def asked(self, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
         """Its text for PostgreSQL, and the values of `$1`, `$2`... in order. Raises `TypeError` unless there is a value for each name."""
         return self._postgres.text, self._postgres.asked(values)
+
+
+def as_text(column: Column[Any]) -> ColumnElement[str]:
+    """A document as it is stored; who needs it reads it at once into what it is."""
+    return type_coerce(column, Text).label(column.name)

@@ -11,8 +11,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -117,7 +116,10 @@ class SqliteJournal:
         return {id_ for id_ in event_ids if await self.remember(consumer, id_, now)}
 
     async def send(self, messages: Sequence[Outgoing], now: datetime) -> None:
-        (first,) = self._sql.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM outbox").fetchone()
+        # Of the row written last: nobody else writes meanwhile, and `MAX(seq)` would read every row that was ever sent.
+        (first,) = self._sql.execute(
+            "SELECT COALESCE(MAX(seq), 0) + 1 FROM outbox WHERE rowid = (SELECT MAX(rowid) FROM outbox)"
+        ).fetchone()
         rows = [(m.id, first + place, m.subject, m.body, _iso(now)) for place, m in enumerate(messages)]
         self._sql.executemany("INSERT INTO outbox (id, seq, subject, body, created_at) VALUES (?, ?, ?, ?, ?)", rows)
 
@@ -144,6 +146,19 @@ class SqliteJournal:
         self._sql.executemany("DELETE FROM audit_outbox WHERE n = ?", [(n,) for n in numbers])
 
 
+class _Turn:
+    """`async with`: the one connection of an engine, whose turn it is."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def __aenter__(self) -> Inline:
+        return await self._engine._take()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._engine._give_back()
+
+
 class Engine:
     """What we use of SQLAlchemy's asynchronous engine, on the file `path`, created 0600 when it does not exist, or in memory."""
 
@@ -155,6 +170,7 @@ class Engine:
         self._turn = asyncio.Lock()
         self._disk = path is not None
         self._open: Connection | None = None
+        self._given: Inline
         self.dialect = self._engine.dialect
 
         @event.listens_for(self._engine, "connect")
@@ -169,18 +185,27 @@ class Engine:
             ):
                 connection.execute(f"PRAGMA {pragma}")
 
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Inline]:
+    def connect(self) -> _Turn:
         """The connection, for one at a time. It stays open in between: opening it anew would cost as much as a statement."""
-        async with self._turn:
+        return _Turn(self)
+
+    async def _take(self) -> Inline:
+        await self._turn.acquire()
+        try:
             if self._open is None or self._open.invalidated:
                 self._open = self._engine.connect()
-            given = Inline(self._open, disk=self._disk)
-            try:
-                yield given
-            finally:
-                if given.driver.in_transaction:  # whoever began it was ended before it did
-                    given.driver.rollback()
+                self._given = Inline(self._open, disk=self._disk)
+            return self._given
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def _give_back(self) -> None:
+        try:
+            if self._given.driver.in_transaction:  # whoever began it was ended before it did
+                self._given.driver.rollback()
+        finally:
+            self._turn.release()
 
     async def dispose(self) -> None:
         """Close it."""

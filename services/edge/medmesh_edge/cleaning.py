@@ -153,7 +153,9 @@ class Cleaner:
     def _how(self, project: str, called: str) -> How:
         """How the hospital has these de-identified. Raises `Problem`."""
         entry = self._entry(project, called)
-        return intake.how(self._site, project, None if entry is None else entry.deidentification)
+        if entry is None:
+            return intake.how(self._site, project)
+        return intake.how(self._site, project, entry.deidentification, volumes=entry.volumes)
 
     def _made(self, row: Row, how: How) -> Made:
         try:

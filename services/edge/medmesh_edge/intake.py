@@ -136,6 +136,7 @@ def prepare(
     options: str = "",
     rules: str = "",
     blocking: frozenset[str] = BLOCKING,
+    volumes: bool = False,
     *,
     patient: str = "",
     modality: str = "",
@@ -143,11 +144,11 @@ def prepare(
     """Clean one item and prove that nothing identifying is left. Raises `Problem` as `medmesh.importing.cleaning.clean` does.
 
     `options` are words as `Options.parse` takes them, `rules` the hospital's own for text in pixels, TOML as `gate.read` takes it. Its
-    `quality` names the rules among `blocking` that it breaks.
+    `quality` names the rules among `blocking` that it breaks. With `volumes` an object of several frames is one.
     """
     from medmesh.importing.cleaning import Project, clean
 
-    made = clean(files, Project(key, options, rules, blocking=blocking), patient=patient, modality=modality)
+    made = clean(files, Project(key, options, rules, blocking=blocking, volumes=volumes), patient=patient, modality=modality)
     return Prepared(made.item, made.patient, made.modality, made.data, made.quality, made.media_type, made.said)
 
 
@@ -199,7 +200,7 @@ async def ingest(
     from medmesh.importing.sources import opened
 
     key = read_secret(site.layout.site_key).strip()
-    manner = how(site, dataset)
+    manner = how(site, dataset, volumes=series)
     outcome = Outcome()
     with opened(folder) as source:
         labels = read_labels(source)
@@ -323,21 +324,22 @@ async def complete(
 
 
 class How(NamedTuple):
-    """How a hospital has objects de-identified and judged: options as words, its own rules for text in pixels, and which rules of quality
-    keep an object out; as `prepare` takes them."""
+    """How a hospital has objects de-identified and judged: options as words, its own rules for text in pixels, which rules of quality keep
+    an object out, and whether its series are volumes; as `prepare` takes them."""
 
     options: str = ""
     rules: str = ""
     blocking: frozenset[str] = BLOCKING
+    volumes: bool = False
 
 
-def how(site: Site, dataset: str, options: str | None = None) -> How:
+def how(site: Site, dataset: str, options: str | None = None, *, volumes: bool = False) -> How:
     """For a data set as node and policy are set, or with other options. Raises `Problem` (`imaging.option_unknown`, `imaging.gate_rules`,
     `policy.invalid`)."""
     from medmesh.imaging.deidentify import Options, gate
 
     rules = site.layout.gate.read_text(encoding="utf-8") if site.layout.gate.exists() else ""
-    found = How(site.settings.deidentification if options is None else options, rules, site.policy().blocking(dataset))
+    found = How(site.settings.deidentification if options is None else options, rules, site.policy().blocking(dataset), volumes)
     Options.parse(found.options)
     gate.read(found.rules)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -83,17 +83,13 @@ class Site:
         """The name under which this node's audit records are logged."""
         return f"edge:{self.settings.hospital}"
 
-    @asynccontextmanager
-    async def unit(self, actor: Actor | None = None) -> AsyncIterator[UnitOfWork[Any]]:
+    def unit(self, actor: Actor | None = None) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
         """A transaction on the node's store."""
-        async with self.database.unit(Context(self.emitter, None, actor or self.actor), self) as uow:
-            yield uow
+        return self.database.unit(Context(self.emitter, None, actor or self.actor), self)
 
-    @asynccontextmanager
-    async def anonymous(self) -> AsyncIterator[UnitOfWork[None]]:
+    def anonymous(self) -> AbstractAsyncContextManager[UnitOfWork[None]]:
         """The same on nobody's behalf."""
-        async with self.database.unit(Context(self.emitter)) as uow:
-            yield uow
+        return self.database.unit(Context(self.emitter))
 
     def roster(self) -> Roster:
         """Whose own signatures count here. Raises `Problem` (`roster.none`, `roster.expired`)."""

@@ -10,12 +10,12 @@ from sqlalchemy import select
 from medmesh.contracts.data import DataSchema, pipeline_of
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
-from medmesh.store.prepared import Prepared
+from medmesh.store.prepared import Prepared, as_text
 from medmesh.telemetry import log
 from medmesh_edge import pipelines, samples
 from medmesh_edge.policy import hours_begin
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import among, as_text, federations
+from medmesh_edge.tables import among, federations
 
 _JOINED = Prepared(
     select(federations.c.federation, federations.c.plan_hash, as_text(federations.c.plan))

@@ -27,7 +27,7 @@ from medmesh.federated.plan import evaluates
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
-from medmesh.store.prepared import Prepared
+from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
 from medmesh_edge import code, encoding, evaluation, handing, memorised, pipelines, preparing, privacy, samples, secure, telling, training
@@ -37,7 +37,7 @@ from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import hours_begin, refusal, worker_limits
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proofs, Proven
-from medmesh_edge.tables import among, as_text, attempt, federations, of_attempt, tasks
+from medmesh_edge.tables import among, attempt, federations, of_attempt, tasks
 from medmesh_edge.timing import Clock
 
 SPARE_BYTES = 2**30
@@ -226,6 +226,8 @@ class Rounds:
 
     async def _prepare(self, plan: Plan, event: RoundOpened) -> None:
         """Apply the plan's pipeline to what is new, before a worker starts."""
+        if pipeline_of(plan.data) is None:
+            return
         found = await preparing.items_of(self.site, plan.data)
         await pipelines.ensure(self.site, plan.data, found, lambda *done: self._tell(event, "prepare", *telling.prepared(*done)))
 

@@ -91,7 +91,7 @@ def judge(connection: sqlite3.Connection, study: Study, blocking: frozenset[str]
     """What the rules say of its series, of the objects that are in the data set or would be but for these rules. With `stacked` each is to
     be a volume, of which no object is held back for another reason."""
     rows = connection.execute(
-        "SELECT i.series, o.id, CASE WHEN o.state = 'quarantined' AND o.stage <> ? THEN 'elsewhere' ELSE o.state END, h.json"
+        "SELECT i.series, i.frames, o.id, CASE WHEN o.state = 'quarantined' AND o.stage <> ? THEN 'elsewhere' ELSE o.state END, h.json"
         " FROM instances i JOIN objects o ON o.id = i.object JOIN headers h ON h.instance = i.id"
         " WHERE i.study = ? AND o.state IN ('cleaned', 'quarantined') ORDER BY i.series, i.id",
         (STAGE, study.id),
@@ -100,10 +100,15 @@ def judge(connection: sqlite3.Connection, study: Study, blocking: frozenset[str]
     for _, members in groupby(rows, lambda row: row[0]):
         ids: dict[str, list[int]] = {"cleaned": [], "quarantined": [], "elsewhere": []}
         slices = []
-        for _, number, state, packed in members:
+        for _, frames, number, state, packed in members:
+            if stacked and frames > 1:  # a volume by itself
+                {"cleaned": verdict.fit, "quarantined": verdict.release}.get(state, []).append(number)
+                continue
             ids[state].append(number)
             if judged and state != "elsewhere":
                 slices.append(_slice(packed))
+        if not any(ids.values()):
+            continue
         wrong = list(broken(slices, blocking)) if judged else []
         if stacked:
             wrong += [one.code for one in unstackable(slices) if one.code not in wrong]

@@ -13,6 +13,7 @@ from medmesh.contracts.federation import LinkInvitation, OpenLink, RevokeLink
 from medmesh.contracts.message import Envelope
 from medmesh.errors import Problem
 from medmesh.federated.invitation import link_digest
+from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_federation.domain import State
 from medmesh_federation.handlers import entity, locked
@@ -73,7 +74,7 @@ async def _asked(uow: UnitOfWork[Ports], federation: str, hospital: str, *, at_a
     row = await locked(uow, federation)
     if row.initiator != uow.actor.text:
         raise Problem("federation.initiator", plan=row.initiator, actor=uow.actor.text)
-    if hospital not in row.plan["participants"]:
+    if hospital not in plan_of(row).participants:
         raise Problem("federation.link", reason="this hospital is not invited")
     if row.state != State.INVITING and not at_any_time:
         raise Problem("federation.closed", federation=row.federation, state=row.state)

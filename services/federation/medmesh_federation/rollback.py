@@ -9,9 +9,9 @@ from sqlalchemy import select, update
 from medmesh.contracts.federation import Commitment, FederationRolledBack, RoundKind, RoundVoided, Undoing
 from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import Envelope, ObjectRef
-from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.chain import undone_link
+from medmesh.federated.plan import plan_of
 from medmesh.federated.privacy.budget import affordable
 from medmesh.federated.undoing import ACTION, rollback_digest, rollback_target
 from medmesh.service.approved import spend
@@ -90,7 +90,7 @@ async def _wanted(uow: UnitOfWork[Ports], row: Any, number: int) -> _Back:
     if number == 0 and not await _trains_on(uow, row):
         raise no("no round is left that would train after it")
     to = done.get(number)
-    kept = None if algorithm_of(Plan.model_validate(row.plan)).JOINT else to  # hospitals no longer have their half of it
+    kept = None if algorithm_of(plan_of(row)).JOINT else to  # hospitals no longer have their half of it
     back = _Back(
         number,
         ObjectRef.model_validate(to.model if to else row.initial),
@@ -107,7 +107,7 @@ async def _wanted(uow: UnitOfWork[Ports], row: Any, number: int) -> _Back:
 async def _trains_on(uow: UnitOfWork[Ports], row: Any) -> bool:
     """Whether another training round would be opened: by the plan's number of rounds, and by what is left of its privacy, which is spent
     also where it was spent on rounds that are undone."""
-    plan = Plan.model_validate(row.plan)
+    plan = plan_of(row)
     theirs = select(rounds.c.round, rounds.c.kind, rounds.c.state, rounds.c.phase).where(rounds.c.federation == row.federation)
     newest = (await uow.execute(theirs.order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))).one()
     over = newest.state in OVER or (newest.state == "open" and newest.phase in OPENING)

@@ -55,8 +55,8 @@ def ingest(
     labels.csv in SOURCE says of each file (by name or path): file,label[,split][,patient][,modality][,name]. A DICOM object says itself
     whose it is; any other file needs `patient` there, or a folder sub-<patient>. Notes in which rules doubt whether somebody is named
     wait for a person (medmesh edge text); `name` holds the patient's names, to be found in them. Of a table only columns that the
-    hospital's own file names are read (docs/tutorial/heart-disease.md). With --volumes a DICOM
-    series is one item, labelled by the name of any of its files; plans call it volume:CT, where images of it are CT. Either way a
+    hospital's own file names are read (docs/tutorial/heart-disease.md). With --volumes a DICOM series is one item, labelled by the name of
+    any of its files, and an object of several frames is one by itself; plans call it volume:CT, where images of it are CT. Either way a
     series that breaks a rule of the data set, such as missing slices, is left out as a whole (medmesh edge quality --help).
 
     \b

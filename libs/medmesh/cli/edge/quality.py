@@ -29,10 +29,10 @@ def quality(folder: Path, dataset: str, page: Path | None, block: tuple[str, ...
     "*" = ["default"]                          # every other data set: the usual ones
     brain-mri = ["default", "uneven_spacing"]  # this one: they and another
 
-    Of an object: missing_modality, too_small, bits_inconsistent, not_greyscale, unreadable_pixels, constant_image, clipped, few_levels,
-    not_finite. Of a series, once nothing more comes for it: missing_slices, uneven_spacing, duplicate_instance_number, mixed_orientation,
-    mixed_size, mixed_spacing, duplicate_position. The usual ones: `blocking` of the report. A series that is to be a volume must have
-    places that make one, whatever is said here.
+    Of an object: missing_modality, too_small, bits_inconsistent, not_greyscale, several_frames, unreadable_pixels, constant_image,
+    clipped, few_levels, not_finite. Of a series, once nothing more comes for it: missing_slices, uneven_spacing,
+    duplicate_instance_number, mixed_orientation, mixed_size, mixed_spacing, duplicate_position. The usual ones: `blocking` of the report.
+    A series that is to be a volume must have places that make one, whatever is said here.
     """
     from medmesh.quality.html import page as drawn
     from medmesh.quality.rules import known

@@ -19,7 +19,6 @@ from sqlalchemy import (
     bindparam,
     literal,
     text,
-    type_coerce,
 )
 
 from medmesh.store.types import Counter, Json, Timestamp
@@ -52,11 +51,6 @@ def of_attempt(table: Table) -> ColumnElement[bool]:
 def among(column: Column[Any], *words: str) -> ColumnElement[bool]:
     """For prepared statements: whether it is one of these."""
     return column.in_([literal(word) for word in words])
-
-
-def as_text(column: Column[Any]) -> ColumnElement[str]:
-    """For prepared statements: a document as it is stored; who needs it reads it at once into what it is."""
-    return type_coerce(column, Text).label(column.name)
 
 
 def given(table: Table) -> dict[str, Any]:
@@ -222,7 +216,7 @@ secure_phases = Table(
     Column("messages", Json, nullable=False),
     Column("state", String(16), nullable=False),
     Column("at", Timestamp, nullable=False),
-    comment="received -> done: what the platform passed on",
+    comment="received -> done, or kept: what the platform passed on",
 )
 
 secure_opened = Table(
@@ -231,7 +225,7 @@ secure_opened = Table(
     Column("federation", String(36), primary_key=True),
     Column("round", Integer, primary_key=True, autoincrement=False),
     Column("list", String(80), nullable=False),
-    comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
+    comment="the one survivor list of a round that this hospital claimed; a row never goes and never changes",
 )
 
 privacy_spent = Table(
