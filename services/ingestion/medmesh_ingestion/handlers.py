@@ -44,13 +44,13 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     as soon as it is a version, or refused for what its files hold.
     """
     wanted = command.data
+    origin = Origin(wanted.archive.sha256, "archive", {"volumes": True} if wanted.volumes else {}, wanted.label)
     async with work.unit() as uow:
-        known = await _version(uow, wanted.dataset, wanted.archive.sha256)
+        known = await _version(uow, wanted.dataset, origin.key)
     if known is None:
         samples, rejected, about = await _samples(wanted, work.ports)
         manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, samples, about), "application/json")
         async with work.finish() as uow:
-            origin = Origin(wanted.archive.sha256, "archive", {}, wanted.label)
             work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted.dataset, origin, manifest, samples, rejected)}
     else:
         work.result = {"dataset": wanted.dataset, "version": known.version}
@@ -90,7 +90,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
                     )
                 else:
                     assert files is not None
-                    project, about = Project(ports.key, settings.deidentification, published=True), None
+                    project, about = Project(ports.key, settings.deidentification, published=True, volumes=wanted.volumes), None
                     kept, rejected = await take_in(files, folder / "files", project, settings.max_file_bytes)
             except Problem as problem:
                 # Corrected, it will be another object: nobody would ever come back for this one. What holds no image, or cannot be
@@ -137,6 +137,11 @@ class Origin:
     detail: Mapping[str, Any]
     label: SecurityLabel | None = None
 
+    @property
+    def key(self) -> str:
+        """The digest that no two versions of a data set share: of an archive, and of how it was read where that was not the usual way."""
+        return digest({"archive": self.sha256, "volumes": True}) if self.detail.get("volumes") else self.sha256
+
 
 async def _version(uow: UnitOfWork[Ports], dataset: str, origin: str) -> Row[Any] | None:
     return await uow.first(select(versions).where((versions.c.dataset == dataset) & (versions.c.archive == origin)))
@@ -150,7 +155,7 @@ async def _create(
     this = datasets.c.dataset == dataset
     row = await uow.first(select(datasets.c.newest).where(this).with_for_update())
     assert row is not None
-    if (known := await _version(uow, dataset, origin.sha256)) is not None:
+    if (known := await _version(uow, dataset, origin.key)) is not None:
         uow.unchanged()
         return int(known.version)
     version, counts = int(row.newest) + 1, label_counts(samples)
@@ -161,7 +166,7 @@ async def _create(
     values = {
         "dataset": dataset,
         "version": version,
-        "archive": origin.sha256,
+        "archive": origin.key,
         "content": manifest.model_dump(),
         "samples": len(samples),
         "labels": counts,
