@@ -101,6 +101,7 @@ class Parties:
         session = Session(round_.federation, round_.plan_hash, round_.round, round_.attempt, HOSPITALS, 3)
         self.all = {name: Contributor(session, name) for name in HOSPITALS}
         self.roster = p.rosters.present()
+        self.sealed: dict[str, dict[str, str]] = {}
 
     def signer(self, name: str) -> Any:
         return self.p.rosters.signer(f"hospital:{name}")
@@ -115,18 +116,33 @@ class Parties:
             messages = one.share(self.roster, await told(self.p, SecurePhase.SHARES, name, self.round.round), datetime.now(UTC))
             assert (await say(self.p, self.round, name, SecurePhase.SHARES, messages)).succeeded
 
-    async def vector(self, name: str, *beside: int) -> OperationFinished:
-        p = self.p
+    async def vector(self, name: str, *beside: int, ahead: Parties | None = None) -> OperationFinished:
+        """With a list of everybody and keys for the round `ahead`, where that is given."""
+        p, now = self.p, datetime.now(UTC)
         model, out = p.folder / f"model-{name}", p.folder / f"vector-{name}"
         value = VALUES[name] + self.round.round - 1
         weights.save({"weight": np.full((64, 2), value, np.float32), "bias": np.full(2, value, np.float32)}, model)
-        masks = self.all[name].masks(await told(p, SecurePhase.VECTORS, name, self.round.round))
+        masks = self.all[name].masks(self.sealed.get(name) or await told(p, SecurePhase.VECTORS, name, self.round.round))
         beside = {"masks": masks, "beside": beside}
         trains = self.round.kind is RoundKind.TRAIN
         vectors.encode(model if trains else None, SAMPLES[name] if trains else 1, out, bits=24, parties=len(HOSPITALS), **beside)
         ref: ObjectRef = await p.stores.scratch.put_file(out, file_digest(out)[0])
         about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
-        return await p.send(SubmitUpdate(**about, update=ref, samples=1), p.hospital(name))
+        said = {"whole": self.all[name].whole(self.signer(name), now)} if ahead else {}
+        said |= {"ahead": ahead.all[name].advertise(self.signer(name), now)} if ahead else {}
+        return await p.send(SubmitUpdate(**about, update=ref, samples=1, **said), p.hospital(name))
+
+    async def open(self, ahead: Parties, sealing: Sequence[str] = HOSPITALS) -> None:
+        """Reveal what everybody's lists ask for, and seal for the round `ahead`."""
+        for name in HOSPITALS:
+            event = (await self.p.wait(SecureAdvanced, lambda e: e.data.round == self.round.round and e.data.phase == "reveal")).data
+            now = datetime.now(UTC)
+            shares = self.all[name].reveal(self.roster, None, event.messages, now, lambda *a: a[-1])
+            about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
+            sealed = ahead.all[name].share(self.roster, event.ahead, now) if name in sealing else {}
+            command = SubmitSecure(**about, phase=SecurePhase.REVEAL, messages=shares, ahead=sealed)
+            done = await self.p.send(command, self.p.hospital(name))
+            assert done.succeeded and done.result == {"late": False}, (done.problem, done.result)
 
     async def survive(self, names: Sequence[str]) -> list[str]:
         survivors = sorted(await told(self.p, SecurePhase.SURVIVORS, names[0], self.round.round))
@@ -140,9 +156,69 @@ class Parties:
             signed = await told(self.p, SecurePhase.REVEAL, name, self.round.round)
             assert (
                 await say(
-                    self.p, self.round, name, SecurePhase.REVEAL, self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC))
+                    self.p,
+                    self.round,
+                    name,
+                    SecurePhase.REVEAL,
+                    self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC), lambda *a: a[-1]),
                 )
             ).succeeded
+
+
+async def test_a_round_after_one_that_nobody_missed_begins_with_its_vectors(p: Platform) -> None:
+    await start(p, rounds=2)
+    first = Parties(p, (await opened(p, 1)).data)
+    second = Parties(p, first.round.model_copy(update={"round": 2}))
+    await first.keys()
+    await first.shares()
+    for name in HOSPITALS:
+        assert (await first.vector(name, ahead=second)).succeeded
+    await first.open(second)
+    for name in HOSPITALS:
+        told_one = await p.wait(RoundOpened, lambda e, name=name: e.data.round == 2 and e.data.hospitals == (name,), timeout=30)
+        assert told_one.data.everybody == HOSPITALS and set(told_one.data.shares) == set(HOSPITALS)
+        second.sealed[name] = told_one.data.shares
+    unsaid = Parties(p, second.round.model_copy(update={"round": 3}))
+    for name in HOSPITALS:
+        done = await second.vector(name, ahead=unsaid)
+        assert done.succeeded, done.problem
+    await p.wait(SecureAdvanced, lambda e: e.data.round == 2 and e.data.phase == "reveal", timeout=30)
+    assert not (await advanced(p, 2))[-1].ahead, "after the last round there is none"
+    for name, party in second.all.items():
+        shares = party.reveal(second.roster, None, (await advanced(p, 2))[-1].messages, datetime.now(UTC), lambda *a: a[-1])
+        assert (await say(p, second.round, name, SecurePhase.REVEAL, shares)).succeeded
+    committed = (await p.wait(RoundCommitted, lambda e: e.data.round == 2, timeout=30)).data
+    target = p.folder / "committed"
+    target.write_bytes(await load(await p.stores.holding(committed.model.sha256), committed.model))
+    exact = sum((VALUES[n] + 1) * SAMPLES[n] for n in HOSPITALS) / sum(SAMPLES.values())
+    np.testing.assert_allclose(weights.load(target)["weight"], exact, rtol=1e-6)
+    steps = [r["detail"] for r in await p.audited("federation") if r["sub"] == "federation.secure" and r["act"] == "U"]
+    assert [(one["round"], one["phase"]) for one in steps] == [(1, "shares"), (1, "vectors"), (1, "reveal"), (2, "reveal")]
+
+
+async def test_where_one_did_not_seal_ahead_the_next_round_begins_with_its_keys(p: Platform) -> None:
+    await start(p, rounds=2)
+    first = Parties(p, (await opened(p, 1)).data)
+    second = Parties(p, first.round.model_copy(update={"round": 2}))
+    await first.keys()
+    await first.shares()
+    for name in HOSPITALS:
+        assert (await first.vector(name, ahead=second)).succeeded
+    await first.open(second, HOSPITALS[1:])
+    round_ = (await opened(p, 2)).data
+    assert round_.hospitals == HOSPITALS and not round_.shares
+    again = Parties(p, round_)
+    await again.keys()  # what was said ahead is forgotten: other keys count
+    await again.shares()
+    for name in HOSPITALS:
+        assert (await again.vector(name)).succeeded
+    await again.reveal(HOSPITALS, await again.survive(HOSPITALS))
+    await p.wait(RoundCommitted, lambda e: e.data.round == 2, timeout=30)
+
+
+async def advanced(p: Platform, number: int) -> list[SecureAdvanced]:
+    """How far hospitals were told that a round's sum is."""
+    return [e.data for e in p.emitted(SecureAdvanced) if e.data.round == number]
 
 
 async def summed(p: Platform, round_: RoundOpened, told: dict[str, list[int]], lost: Sequence[str] = ()) -> None:

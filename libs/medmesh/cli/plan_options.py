@@ -84,6 +84,19 @@ _TRAINING = (
         help="Open sums over at least so many hospitals, and no single update.  安全聚合：只公开至少这么多家医院之和，不公开单院更新。",
     ),
     click.option(
+        "--secure-ring",
+        type=click.Choice(["64", "32"]),
+        default="64",
+        show_default=True,
+        help="With --secure, bits of a masked number. 32 takes half the bytes; samples x value x 2^bits x hospitals stays below 2^31, or"
+        " a node declines its round.  掩码数的位数；32 位字节减半，但样本数×数值×2^位数×医院数须小于 2^31，否则该节点拒绝本轮。",
+    ),
+    click.option(
+        "--secure-bits",
+        type=click.IntRange(8, 40),
+        help="With --secure, bits after the point: 24, or 12 with 32-bit numbers.  安全聚合的小数位数；默认 24，32 位时为 12。",
+    ),
+    click.option(
         "--pace",
         type=int,
         metavar="QUORUM",
@@ -140,6 +153,11 @@ def training(command: F) -> F:
     return command
 
 
+def _secure(options: dict[str, Any]) -> dict[str, Any]:
+    short = options["secure_ring"] == "32"
+    return {"threshold": options["secure"], "bits": options["secure_bits"] or (12 if short else 24)} | ({"ring": 32} if short else {})
+
+
 def training_of(options: dict[str, Any]) -> dict[str, Any]:
     """Their part of a plan."""
     stop = {"metric": options["stop_metric"], "patience": options["stop_after"], "min_delta": options["stop_delta"]}
@@ -162,7 +180,7 @@ def training_of(options: dict[str, Any]) -> dict[str, Any]:
         **{name: options[name] for name in same},
         "local_steps": options["steps"],
         "stop": None if options["stop_after"] is None else stop,
-        "secure": None if options["secure"] is None else {"threshold": options["secure"]},
+        "secure": None if options["secure"] is None else _secure(options),
         "pace": None if options["pace"] is None else {"quorum": options["pace"]},
         "screening": None if screening == "off" else {"action": screening},
         "privacy": {"unit": options["privacy"], **{name: options[name] for name in _PRIVACY}} if options["privacy"] else None,

@@ -34,6 +34,9 @@ class SecureAggregation(Record):
 
     threshold: int = Field(ge=3)
     bits: int = Field(default=24, ge=8, le=40)
+    ring: Literal[32, 64] = 64
+    """Numbers are added modulo 2^ring. With 32 a vector has half the bytes, and a hospital whose samples x value x 2^bits x participants
+    reaches 2^31 anywhere is refused by its own node, as it is at 2^63 with 64: the sum is exact or there is none."""
 
 
 class EarlyStopping(Record):
@@ -313,6 +316,8 @@ def canonical(plan: Plan) -> bytes:
         del document["data"]["kind"]  # the first release knew nothing else
     if plan.data.kind != "table" and plan.data.pipeline is None:
         del document["data"]["pipeline"]
+    if plan.secure is not None and plan.secure.ring == 64:
+        del document["secure"]["ring"]
     return canonical_json(document)
 
 

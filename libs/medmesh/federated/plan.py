@@ -36,6 +36,11 @@ def after_training(plan: Plan) -> tuple[RoundKind, ...]:
     return (RoundKind.EVALUATE,) if plan.baseline or plan.evaluate_every else ()
 
 
+def last_round(plan: Plan) -> int:
+    """The number of the last round, where none is left out."""
+    return plan.rounds + len(after_training(plan))
+
+
 def evaluates(plan: Plan, number: int) -> bool:
     """Whether hospitals evaluate the model that training round `number` begins with."""
     return 0 < number <= plan.rounds and plan.evaluate_every > 0 and (number - 1) % plan.evaluate_every == 0
@@ -142,11 +147,13 @@ def _protection(plan: Plan, language: str) -> str:
     least, count = plan.secure.threshold, len(plan.participants)
     if language == "zh":
         without = "；本方案不含差分隐私" if plan.privacy is None else ""
-        return f"安全聚合：更新与样本数加掩码后离开医院，平台只能得到 {count} 家中至少 {least} 家之和，且每轮只打开一次{without}。"
+        short = "；以 32 位数传输" if plan.secure.ring == 32 else ""
+        return f"安全聚合：更新与样本数加掩码后离开医院，平台只能得到 {count} 家中至少 {least} 家之和，且每轮只打开一次{short}{without}。"
     without = " There is no differential privacy in this plan." if plan.privacy is None else ""
+    short = " Numbers travel in 32 bits: what does not fit is not sent." if plan.secure.ring == 32 else ""
     return (
         f"Secure aggregation: updates and sample counts leave masked; the platform learns one sum a round, over at least {least} of the "
-        f"{count} hospitals, and no single one.{without}"
+        f"{count} hospitals, and no single one.{short}{without}"
     )
 
 

@@ -134,14 +134,14 @@ class Writer:
         except Problem:
             raise Problem("weights.not_finite", tensor=name) from None
 
-    def put_raw(self, name: str, start: int, data: bytes) -> None:
+    def put_raw(self, name: str, start: int, data: bytes | memoryview) -> None:
         """Bytes from the byte `start` on."""
         place = self._start + self._places[name] + start
         while data:
             written = os.pwrite(self._file.fileno(), data, place)
             data, place = data[written:], place + written
 
-    def append(self, name: str, data: bytes) -> None:
+    def append(self, name: str, data: bytes | memoryview) -> None:
         """Bytes after those that were appended last."""
         self.put_raw(name, self._at[name], data)
         self._at[name] += len(data)

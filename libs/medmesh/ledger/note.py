@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ ED25519, COSIGNATURE = 0x01, 0x04
 MOST_SIGNATURES = 64
 """The specification wants at least 16 to be accepted, and some limit."""
 MOST_BYTES = 1 << 20
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 DASH = "—"
 
 
@@ -118,7 +120,7 @@ def signature_line(key: Key, signature: bytes) -> str:
 
 def sign(text: str, name: str, key: Ed25519PrivateKey) -> str:
     """The note: text, blank line, one signature line. Raises `ValueError` for a text or name that no note can have."""
-    if not text.endswith("\n") or not valid_name(name) or any(c < " " and c != "\n" for c in text):
+    if not text.endswith("\n") or not valid_name(name) or _CONTROL.search(text):
         raise ValueError("the text of a note ends with a newline and has no control characters; a name has no spaces")
     return f"{text}\n{signature_line(VerifierKey(name, ED25519, public_bytes(key.public_key())), key.sign(text.encode()))}"
 
@@ -129,7 +131,7 @@ def split(note: str | bytes) -> tuple[str, list[tuple[str, bytes]]]:
         text = note.decode() if isinstance(note, bytes) else note
         if len(note) > MOST_BYTES:
             raise ValueError("it is too large")
-        if any(c < " " and c != "\n" for c in text):
+        if _CONTROL.search(text):
             raise ValueError("it has control characters")
         body, divider, tail = text.rpartition("\n\n")
         if not divider or not tail:

@@ -118,6 +118,12 @@ class SecureSurvivors(SecureStatement):
     survivors: Sha256
 
 
+class SecureWhole(SecureSurvivors):
+    """That list, of everybody whose masks are in the vector it goes with: it needs no further word when all their vectors arrive."""
+
+    HEAD = "medmesh-secure-whole-v1"
+
+
 S = TypeVar("S", bound=Statement)
 
 

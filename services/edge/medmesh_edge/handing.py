@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,12 +75,20 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
         beside = (done.counts, done.metrics.get("loss"))
         vector, path = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
         # Samples are in the sum, and nothing is said about this hospital alone.
-        await _hand_in(site, gateway, event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path), tell)
+        said = await secure.accompanying(site, event, plan)
+        await _hand_in(site, gateway, event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path), tell, said=said)
         path.unlink()  # noise to everybody: no need to write over it
 
 
 async def _hand_in(
-    site: Site, gateway: Gateway, event: RoundOpened, done: Trained, source: Source, tell: Tell, base: Path | None = None
+    site: Site,
+    gateway: Gateway,
+    event: RoundOpened,
+    done: Trained,
+    source: Source,
+    tell: Tell,
+    base: Path | None = None,
+    said: Mapping[str, str] | None = None,
 ) -> None:
     assert done.update is not None
     clock = Clock()
@@ -90,7 +98,7 @@ async def _hand_in(
     taken = clock.milliseconds["send"] / 1000
     log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
     once = f"update:{event.federation}:{event.round}.{event.attempt}"
-    await gateway.command("POST", f"/v1/federations/{event.federation}/updates", done.body(event), key=once)
+    await gateway.command("POST", f"/v1/federations/{event.federation}/updates", {**done.body(event), **(said or {})}, key=once)
     async with site.unit() as uow:
         # Unless the round was stored meanwhile: then the update may go already.
         await uow.rows(_SENT, **attempt(event))

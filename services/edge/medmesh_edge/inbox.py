@@ -136,19 +136,22 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
         return
     plan = plan_of(known)
     await uow.rows(_SUPERSEDE, federation=wanted.federation)
-    await uow.rows(_RECEIVE, **attempt(wanted), kind=wanted.kind.value, event=wanted.model_dump_json(), at=uow.now)
+    kept = wanted.model_copy(update={"shares": {}}) if wanted.shares else wanted
+    await uow.rows(_RECEIVE, **attempt(wanted), kind=wanted.kind.value, event=kept.model_dump_json(), at=uow.now)
     await chain.note(uow, plan, wanted)
     if plan.secure is not None and wanted.kind is not fed.RoundKind.BASELINE:
-        await _phase(uow, wanted, fed.SecurePhase.KEYS, {})
+        await _phase(uow, wanted, fed.SecurePhase.VECTORS if wanted.shares else fed.SecurePhase.KEYS, wanted.shares)
 
 
-async def _phase(uow: UnitOfWork[Any], event: Any, phase: fed.SecurePhase, messages: dict[str, str]) -> None:
-    await uow.rows(_PHASE, **attempt(event), phase=phase.value, messages=messages, state="received", at=uow.now)
+async def _phase(uow: UnitOfWork[Any], event: Any, phase: str, messages: dict[str, str], state: str = "received") -> None:
+    await uow.rows(_PHASE, **attempt(event), phase=str(phase), messages=messages, state=state, at=uow.now)
 
 
 async def _secured(event: Envelope[fed.SecureAdvanced], uow: UnitOfWork[Any]) -> None:
     # Kept as it came: what it may lead to is decided in `secure.step`.
     await _phase(uow, event.data, event.data.phase, event.data.messages)
+    if event.data.ahead:
+        await _phase(uow, event.data, secure.AHEAD, event.data.ahead, "kept")
 
 
 async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> None:

@@ -9,38 +9,61 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.canonical import canonical, parse
 from medmesh.contracts.federation import RoundKind, RoundOpened, SecurePhase
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.plan import last_round
 from medmesh.federated.secure import counts, vectors
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
+from medmesh.security.roster import Roster
 from medmesh.store.objects.port import fetch
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import attempt, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
+from medmesh_edge.tables import KEY, attempt, given, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
 
 ATTEMPT = "attempt"
+AHEAD = "ahead"
+"""Beside the phases of a round: the keys that hospitals signed for the next one, as the platform passed them on."""
 Plans = Callable[[RoundOpened], Awaitable[Plan]]
 """The plan this hospital signed for a round, proven. Raises `Problem`."""
 Fails = Callable[[RoundOpened, Problem], Awaitable[None]]
 _PASSED_ON = Prepared(select(secure_phases).where(secure_phases.c.state == "received").order_by(secure_phases.c.at).limit(1))
 _TASK = Prepared(select(tasks.c.state, as_text(tasks.c.event)).where(of_attempt(tasks)))
 _PHASES = Prepared(select(secure_phases.c.phase, secure_phases.c.state).where(of_attempt(secure_phases)))
+_SECRETS = Prepared(select(secure_attempts.c.document).where(of_attempt(secure_attempts)))
+_KEPT = upsert(secure_attempts).values(given(secure_attempts))
+_KEEP = Prepared(_KEPT.on_conflict_do_update(index_elements=KEY, set_={"document": _KEPT.excluded.document}))
+_MESSAGES = Prepared(select(secure_phases.c.messages).where(of_attempt(secure_phases), secure_phases.c.phase == bindparam("one")))
+_ANSWERED = Prepared(update(secure_phases).where(of_attempt(secure_phases), secure_phases.c.phase == bindparam("one")).values(state="done"))
+_OURS = secure_opened.c.federation == bindparam("federation"), secure_opened.c.round == bindparam("round")
+_CLAIMED = Prepared(select(secure_opened.c.list).where(*_OURS))
+_CLAIM = Prepared(insert(secure_opened).values(given(secure_opened)))
 _FORGET_ATTEMPT = Prepared(delete(secure_attempts).where(of_attempt(secure_attempts)).returning(secure_attempts.c.round))
 _FORGET_PHASES = Prepared(delete(secure_phases).where(of_attempt(secure_phases)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """One attempt at one round."""
+
+    federation: str
+    round: int
+    attempt: int = 1
 
 
 def _of(table: Any, event: Any) -> Any:
@@ -69,8 +92,7 @@ async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
             raise Problem("federation.plan_changed", federation=event.federation)
         async with site.unit() as uow:
             await _answer(site, uow, event, plan, SecurePhase(phase.phase), phase.messages)
-            where = _of(secure_phases, phase) & (secure_phases.c.phase == phase.phase)
-            await uow.execute(update(secure_phases).where(where).values(state="done"))
+            await uow.rows(_ANSWERED, **attempt(phase), one=phase.phase)
     except Problem as problem:
         if is_transient(problem):
             raise
@@ -116,66 +138,103 @@ async def sweep(site: Site) -> None:
 
 async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan, phase: SecurePhase, messages: dict[str, str]) -> None:
     roster, signer, now, here = site.roster(), site.organisation(), datetime.now(UTC), site.settings.hospital
-    row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
-    if row is None and phase is not SecurePhase.KEYS:
+    party = await _party(site, uow, event)
+    if phase is SecurePhase.KEYS and (party is None or not party.sealed):
+        party = Contributor(session_of(event, event.plan_hash, plan), here)  # also where others came together than it was prepared with
+    if party is None:
         raise Problem("secure.changed", what="round")
-    party = restored(site, event, row.document) if row is not None else Contributor(session_of(event, plan), here)
     said: dict[str, str] | None = None
+    ahead: dict[str, str] = {}
+    of_round = {"federation": event.federation, "round": event.round}
+    before, claimed = await uow.one(_CLAIMED, **of_round), list[str]()
+
+    def claim(_federation: str, _round: int, wanted: str) -> str:
+        claimed.append(wanted)
+        return str(before.list) if before is not None else wanted
+
     match phase:
         case SecurePhase.KEYS:
             said = {here: party.advertise(signer, now)}
         case SecurePhase.SHARES:
             said = party.share(roster, messages, now)
         case SecurePhase.VECTORS:
-            party.masks(messages)
+            party.take(messages)
         case SecurePhase.SURVIVORS:
-            known = select(secure_opened.c.list).where(secure_opened.c.federation == event.federation, secure_opened.c.round == event.round)
-            before = (await uow.execute(known)).scalar_one_or_none()
-            claimed: list[str] = []
-
-            def claim(_federation: str, _round: int, wanted: str) -> str:
-                claimed.append(wanted)
-                return before or wanted
-
             said = {here: party.survive(sorted(messages), signer, now, claim)}
-            if before is None:  # in the transaction that sends it: it cannot leave and be forgotten
-                await uow.execute(insert(secure_opened).values(federation=event.federation, round=event.round, list=claimed[0]))
         case SecurePhase.REVEAL:
-            survivors = await _survivors(uow, event)
-            said = party.reveal(roster, survivors, messages, now)
-    document = sealed(site, event, party)
-    if row is None:
-        place = {"federation": event.federation, "round": event.round, "attempt": event.attempt}
-        await uow.execute(insert(secure_attempts).values(**place, document=document))
-    else:
-        await uow.execute(update(secure_attempts).where(_of(secure_attempts, event)).values(document=document))
+            said = party.reveal(roster, await _survivors(uow, event), messages, now, claim)
+            ahead = await _share_ahead(site, uow, event, roster, now)
+    if claimed and before is None:  # in the transaction that sends it: it cannot leave and be forgotten
+        await uow.rows(_CLAIM, **of_round, list=claimed[0])
+    await _keep(site, uow, event, party)
     if said is not None:
         body = {"round": event.round, "attempt": event.attempt, "phase": phase.value, "messages": said}
-        await queue(uow, f"/v1/federations/{event.federation}/secure", body)
+        await queue(uow, f"/v1/federations/{event.federation}/secure", body | ({"ahead": ahead} if ahead else {}))
     about = (Entity("federation", event.federation, digest=event.plan_hash),)
-    detail: dict[str, str | int | bool] = {"round": event.round, "phase": phase.value}
+    detail: dict[str, str | int | bool] = {"round": event.round, "phase": phase.value} | ({"ahead": True} if ahead else {})
     uow.audit(AuditEntry("federation.secure", "E", entities=about, detail=detail))
     log("edge.secure.answered", federation=event.federation, round=event.round, phase=phase.value)
 
 
-async def _survivors(uow: UnitOfWork[Any], event: RoundOpened) -> list[str]:
-    where = _of(secure_phases, event) & (secure_phases.c.phase == SecurePhase.SURVIVORS.value)
-    listed = await uow.first(select(secure_phases).where(where))
-    if listed is None:
-        raise Problem("secure.changed", what="survivors")
-    return sorted(listed.messages)
+async def _party(site: Site, uow: UnitOfWork[Any], place: Any) -> Contributor | None:
+    row = await uow.one(_SECRETS, **attempt(place))
+    return restored(site, place, row.document) if row is not None else None
 
 
-def session_of(event: RoundOpened, plan: Plan) -> Session:
+async def _keep(site: Site, uow: UnitOfWork[Any], place: Any, party: Contributor) -> None:
+    await uow.rows(_KEEP, **attempt(place), document=sealed(site, place, party))
+
+
+async def _passed_on(uow: UnitOfWork[Any], event: RoundOpened, phase: str) -> dict[str, str] | None:
+    found = await uow.one(_MESSAGES, **attempt(event), one=phase)
+    return None if found is None else dict(found.messages)
+
+
+async def _survivors(uow: UnitOfWork[Any], event: RoundOpened) -> list[str] | None:
+    """The list this hospital was asked to sign; None where nobody's vector was missing."""
+    asked = await _passed_on(uow, event, SecurePhase.SURVIVORS.value)
+    return None if asked is None else sorted(asked)
+
+
+async def _share_ahead(site: Site, uow: UnitOfWork[Any], event: RoundOpened, roster: Roster, now: datetime) -> dict[str, str]:
+    """What is sealed for the others in the next round. Where their keys will not do, that round begins with its own."""
+    keys, place = await _passed_on(uow, event, AHEAD), Place(event.federation, event.round + 1)
+    if not keys or (party := await _party(site, uow, place)) is None:
+        return {}
+    try:
+        shares = party.share(roster, keys, now)
+    except Problem as problem:
+        log("edge.secure.not_ahead", level=30, error=problem, federation=event.federation, round=place.round)
+        return {}
+    await _keep(site, uow, place, party)
+    return shares
+
+
+async def accompanying(site: Site, event: RoundOpened, plan: Plan) -> dict[str, str]:
+    """What goes with a vector: the list of those whose masks are in it, and the keys for the next round, both signed."""
+    signer, now, place = site.organisation(), datetime.now(UTC), Place(event.federation, event.round + 1)
+    async with site.unit() as uow:
+        if (party := await _party(site, uow, event)) is None:
+            raise Problem("secure.changed", what="round")
+        said = {"whole": party.whole(signer, now)}
+        if place.round <= last_round(plan):
+            if (following := await _party(site, uow, place)) is None:
+                following = Contributor(session_of(place, event.plan_hash, plan), site.settings.hospital)
+                await _keep(site, uow, place, following)
+            said["ahead"] = following.advertise(signer, now)
+    return said
+
+
+def session_of(place: Any, plan_hash: str, plan: Plan) -> Session:
     """What the plan fixes for one attempt at one round."""
     assert plan.secure is not None
-    return Session(event.federation, event.plan_hash, event.round, event.attempt, tuple(sorted(plan.participants)), plan.secure.threshold)
+    return Session(place.federation, plan_hash, place.round, place.attempt, tuple(sorted(plan.participants)), plan.secure.threshold)
 
 
 async def ready(site: Site, task: Any) -> bool:
     """Whether a trained model may go: at once where nothing is masked, else when the others' shares are here."""
     phases = {one.phase: one.state for one in await site.database.look(_PHASES, **attempt(task))}
-    return SecurePhase.KEYS.value not in phases or phases.get(SecurePhase.VECTORS.value) == "done"
+    return not phases or phases.get(SecurePhase.VECTORS.value) == "done"
 
 
 async def vector(
@@ -185,12 +244,16 @@ async def vector(
     made again rather than kept; and it may lie in the clear, which it is to nobody. Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     async with site.unit() as uow:
-        row = await uow.first(select(secure_attempts).where(_of(secure_attempts, event)))
-    if row is None:
+        party, out = await _party(site, uow, event), room / "vector"
+    if party is None:
         raise Problem("secure.changed", what="round")
-    party, out = restored(site, event, row.document), room / "vector"
     source = await fetch(site.objects, model, room / "model") if model is not None else None
-    settings: dict[str, Any] = {"bits": plan.secure.bits, "parties": len(plan.participants), "without": frozenset(plan.local)}
+    settings: dict[str, Any] = {
+        "bits": plan.secure.bits,
+        "ring": plan.secure.ring,
+        "parties": len(plan.participants),
+        "without": frozenset(plan.local),
+    }
     if counted is not None:
         tables, loss = ([counted], loss) if event.kind is RoundKind.TRAIN else (counted, None)
         settings["beside"] = counts.numbers(tables, loss=loss, samples=samples, bits=plan.secure.bits)

@@ -21,7 +21,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, pace, privacy, queue, results, screening, secure, steps
+from medmesh_federation import evaluation, pace, privacy, queue, results, screening, secure, steps, transcript
 from medmesh_federation.domain import (
     OPEN_STATES,
     OVER,
@@ -99,8 +99,8 @@ class Coordinator:
             seen = await screening.replayed(uow, situation.plan, given)
             opening = None
             if situation.round.phase is not None:
-                session = secure.session_of(row, number, attempt)
-                opening = secure.Opening(session, await secure.said(uow, federation, number, attempt))
+                session = transcript.session_of(row, number, attempt)
+                opening = secure.Opening(session, await transcript.said(uow, federation, number, attempt))
         made, failed, began = None, None, time.monotonic()
         with span(f"federation round {kind}"):
             try:
@@ -149,10 +149,11 @@ class Coordinator:
             given = await steps.answers_of(uow, row.federation, newest.round, newest.attempt, all_of_them=True)
             phase = SecurePhase(newest.phase) if newest.phase else None
             answered = frozenset(a.hospital for a in given if a.failed is None)
-            spoken = answered
+            spoken, whole = answered, frozenset[str]()
             training = newest.kind == RoundKind.TRAIN and newest.state == "open"
-            if phase is not None and phase is not SecurePhase.VECTORS:
-                spoken = frozenset((await secure.said(uow, row.federation, newest.round, newest.attempt))[phase])
+            if phase is not None and newest.state == "open":
+                heard = await transcript.who(uow, row.federation, newest.round, newest.attempt, phase)
+                spoken, whole = (answered, heard) if phase is SecurePhase.VECTORS else (heard, whole)
             current = Round(
                 newest.round,
                 newest.attempt,
@@ -165,6 +166,7 @@ class Coordinator:
                 phase,
                 frozenset(newest.parties or ()),
                 spoken,
+                whole,
                 tuple(CandidateModel.model_validate(model) for model in newest.models),
                 frozenset(await pace.waiting(uow, row.federation, plan, newest.round, answered)) if training else frozenset(),
             )

@@ -54,6 +54,8 @@ class Round:
     """Of a secure sum: what is collected now, of whom, and who gave it."""
     parties: frozenset[str] = frozenset()
     spoken: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+    """Who signed the list of all whose masks are in its vector: where nobody's is missing, nobody is asked for another."""
     models: tuple[CandidateModel, ...] = ()
     """What is evaluated."""
     late: frozenset[str] = frozenset()
@@ -256,6 +258,8 @@ def _secure(s: Situation, current: Round, phase: SecurePhase, threshold: int) ->
         return Drop(gone)
     over = s.now >= current.deadline
     if len(current.spoken) >= threshold and (not missing & accepted or over):
+        if phase is SecurePhase.VECTORS and current.parties <= current.spoken & current.whole:
+            return Advance(SecurePhase.REVEAL, current.spoken)
         return Close() if phase is SecurePhase.REVEAL else Advance(PHASES[PHASES.index(phase) + 1], current.spoken)
     if over:
         return Skip() if phase in (SecurePhase.SURVIVORS, SecurePhase.REVEAL) else Void()

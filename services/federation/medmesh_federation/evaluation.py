@@ -15,9 +15,10 @@ from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh_federation.domain import Counts, Situation, best, score
-from medmesh_federation.handlers import answer, answering, checked, entity, sensible, wake_after_last
+from medmesh_federation.handlers import answer, answering, entity, wake_after_last
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, rounds
+from medmesh_federation.updates import checked, sensible
 
 GLOBAL = "federated"
 """The name of the federation's model among those that are evaluated."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ from medmesh.contracts.federation import (
     ProgressView,
     ReportFailure,
     RespondInvitation,
-    RoundKind,
     RoundProgressed,
     SubmitUpdate,
-    Work,
 )
 from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.message import Envelope, ObjectRef
-from medmesh.contracts.plan import Plan, plan_hash
+from medmesh.contracts.plan import plan_hash
 from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates, plan_of
 from medmesh.federated.proof import ACTION, accepted
@@ -39,7 +36,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_federation import rehearsed
+from medmesh_federation import rehearsed, transcript, updates
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -309,22 +306,23 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     if given.counts is not None:
         if current.kind != "train" or not evaluates(plan, given.round) or plan.secure is not None:
             raise Problem("federation.evaluation", reason="the plan has nothing evaluated in this round")
-        results = {"base": checked(given.counts, plan)}
+        results = {"base": updates.checked(given.counts, plan)}
     if not late or plan.pace is not None:
         # Before the row is locked: large models of several hospitals are checked at once.
-        mark = await asyncio.to_thread(_check, await local(uow.ports, given.update), plan, current)
+        mark = await asyncio.to_thread(updates.check, await local(uow.ports, given.update), plan, current)
         row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     # A vector counts only where everybody put masks in for it.
     late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
     values = {
         "update": given.update.model_dump(),
         "samples": given.samples,
-        "metrics": _bounded(given.metrics),
+        "metrics": updates.bounded(given.metrics),
         "results": results,
-        "milliseconds": sensible(given.milliseconds),
+        "milliseconds": updates.sensible(given.milliseconds),
         "fingerprint": mark,
     }
     if await answer(uow, current, late, **values):
+        await transcript.with_vector(uow, row, given, None if late else current.parties)
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
@@ -333,46 +331,6 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     if plan.pace is not None:  # one is enough to close a round, also a later one than its own
         uow.on_commit(uow.ports.wake.set)
     return {"late": late}
-
-
-def _check(path: Path, plan: Plan, current: Any) -> str | None:
-    """The update's fingerprint, where the plan has updates compared. Raises `Problem` (`weights.*`)."""
-    from medmesh.federated.codecs import sent
-    from medmesh.federated.screening import fingerprint
-    from medmesh.learning import weights
-
-    kind = RoundKind(current.kind)
-    signature = plan.signature if kind is RoundKind.BASELINE else sent(plan)  # alone: a whole model
-    if plan.secure is not None:
-        from medmesh.federated.secure import counts, vectors
-
-        signature = () if kind is RoundKind.EVALUATE else signature
-        signature = vectors.signature(signature, counts.width(plan, kind, current.round, len(current.models)))
-    weights.check(path, signature)
-    weights.check_finite(path)
-    return fingerprint(path) if plan.screening is not None and kind is RoundKind.TRAIN else None
-
-
-def _bounded(metrics: dict[str, float]) -> dict[str, float]:
-    """At most eight finite numbers under short names."""
-    if len(metrics) > 8 or any(len(name) > 40 or value != value or abs(value) > 1e12 for name, value in metrics.items()):
-        raise Problem("request.invalid", reason="metrics: at most eight finite numbers")
-    return metrics
-
-
-def sensible(milliseconds: Mapping[Work, int]) -> dict[Work, int]:
-    """Between nothing and a year."""
-    if any(not 0 <= value <= 365 * 86_400_000 for value in milliseconds.values()):
-        raise Problem("request.invalid", reason="milliseconds: between 0 and a year")
-    return dict(milliseconds)
-
-
-def checked(counts: tuple[tuple[int, ...], ...], plan: Plan) -> list[list[int]]:
-    """`counts[true][predicted]`, of the plan's classes."""
-    classes = len(plan.data.classes)
-    if len(counts) != classes or any(len(line) != classes or min(line) < 0 for line in counts):
-        raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
-    return [list(line) for line in counts]
 
 
 @HANDLERS.on(ReportFailure)

@@ -9,43 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.federation import RoundKind, SecureAdvanced, SecurePhase, SubmitSecure
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.plan import plan_of
+from medmesh.federated.plan import last_round, plan_of
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import answering, entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
-from medmesh_federation.tables import participants, rounds, secure_messages
+from medmesh_federation.tables import participants, rounds
+from medmesh_federation.transcript import Said, ahead, keep, said, session_of, who
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
-
-Said = Mapping[SecurePhase, Mapping[str, Mapping[str, str]]]
-"""Phase to hospital to what it said."""
-
-
-def session_of(row: Any, number: int, attempt: int) -> Session:
-    """What the plan fixes for one attempt at one round."""
-    from medmesh.federated.secure.session import Session
-
-    plan = plan_of(row)
-    assert plan.secure is not None
-    return Session(row.federation, row.plan_hash, number, attempt, tuple(sorted(plan.participants)), plan.secure.threshold)
-
-
-async def said(uow: UnitOfWork[Any], federation: str, number: int, attempt: int) -> Said:
-    """All of an attempt."""
-    where = (secure_messages.c.federation == federation) & (secure_messages.c.round == number) & (secure_messages.c.attempt == attempt)
-    found: dict[SecurePhase, dict[str, Mapping[str, str]]] = {phase: {} for phase in SecurePhase}
-    for one in await uow.all(select(secure_messages).where(where).order_by(secure_messages.c.hospital)):
-        found[SecurePhase(one.phase)][one.hospital] = one.messages
-    return found
 
 
 @HANDLERS.on(SubmitSecure)
@@ -57,31 +36,28 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     if late or given.phase is SecurePhase.VECTORS:
         uow.unchanged()
         return {"late": True}
-    before = await said(uow, given.federation, given.round, given.attempt)
-    _check(uow, row, before, given, current.parties)
-    values = {
-        "federation": given.federation,
-        "round": given.round,
-        "attempt": given.attempt,
-        "phase": given.phase.value,
-        "hospital": hospital,
-        "messages": given.messages,
-    }
-    done = await uow.execute(upsert(secure_messages).values(values).on_conflict_do_nothing().returning(secure_messages.c.hospital))
-    if done.first() is None:
+    place = (given.federation, given.round, given.attempt)
+    before = await who(uow, *place, given.phase)
+    _check(uow, row, await who(uow, *place, SecurePhase.SHARES), given, current.parties)
+    if not await keep(uow, *place, given.phase, hospital, given.messages):
         uow.unchanged()
     else:
         detail: dict[str, str | int | bool] = {"round": given.round, "phase": given.phase.value}
+        if given.phase is SecurePhase.REVEAL and given.ahead and given.round < last_round(plan_of(row)):
+            if not set(current.parties) <= set(given.ahead):
+                raise Problem("federation.update", reason="ahead: not for those it is asked for")
+            await keep(uow, given.federation, given.round + 1, 1, SecurePhase.SHARES, hospital, given.ahead)
+            detail["ahead"] = True
         uow.audit(AuditEntry("federation.secure", "C", entities=(entity(row),), detail=detail))
     # There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case.
     people = select(participants.c.hospital).where(participants.c.federation == given.federation, participants.c.state == "accepted")
-    waited_for = {one.hospital for one in await uow.all(people)} & set(current.parties) - {hospital, *before[given.phase]}
+    waited_for = {one.hospital for one in await uow.all(people)} & set(current.parties) - {hospital, *before}
     if not waited_for:
         uow.on_commit(uow.ports.wake.set)
     return {"late": False}
 
 
-def _check(uow: UnitOfWork[Ports], row: Any, before: Said, given: SubmitSecure, parties: Sequence[str]) -> None:
+def _check(uow: UnitOfWork[Ports], row: Any, sharers: frozenset[str], given: SubmitSecure, parties: Sequence[str]) -> None:
     from medmesh.federated.secure.contributor import listed, statement_of
     from medmesh.security.statements import SecureKeys, SecureSurvivors
 
@@ -89,7 +65,7 @@ def _check(uow: UnitOfWork[Ports], row: Any, before: Said, given: SubmitSecure, 
     if given.phase in (SecurePhase.KEYS, SecurePhase.SURVIVORS):
         wanted = {hospital}
     else:
-        wanted = set(parties if given.phase is SecurePhase.SHARES else before[SecurePhase.SHARES])
+        wanted = set(parties) if given.phase is SecurePhase.SHARES else set(sharers)
     if set(given.messages) != wanted:
         raise Problem("federation.update", reason=f"{given.phase}: not for those it is asked for")
     session, roster = session_of(row, given.round, given.attempt), uow.ports.roster()
@@ -112,7 +88,8 @@ async def advance(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Ad
     opening = step.to in (SecurePhase.SURVIVORS, SecurePhase.REVEAL)
     deadline = max(current.deadline, uow.now + timedelta(seconds=2 * situation.plan.lease_seconds)) if opening else current.deadline
     await uow.execute(update(rounds).where(where).values(phase=step.to.value, parties=list(parties), deadline=deadline))
-    for told, messages in _needs(step.to, parties, found):
+    following = await ahead(uow, row.federation, current.number + 1, parties) if step.to is SecurePhase.REVEAL else {}
+    for told, messages in _needs(current, step.to, parties, found):
         uow.emit(
             SecureAdvanced(
                 federation=row.federation,
@@ -121,6 +98,7 @@ async def advance(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Ad
                 plan_hash=row.plan_hash,
                 phase=step.to,
                 messages=messages,
+                ahead=following,
                 hospitals=told,
             )
         )
@@ -129,7 +107,7 @@ async def advance(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Ad
     log("federation.secure.advanced", federation=row.federation, round=current.number, phase=step.to.value, parties=len(parties))
 
 
-def _needs(phase: SecurePhase, parties: tuple[str, ...], found: Said) -> list[tuple[tuple[str, ...], dict[str, str]]]:
+def _needs(current: Round, phase: SecurePhase, parties: tuple[str, ...], found: Said) -> list[tuple[tuple[str, ...], dict[str, str]]]:
     match phase:
         case SecurePhase.SHARES:
             return [(parties, {name: found[SecurePhase.KEYS][name][name] for name in parties})]
@@ -138,7 +116,8 @@ def _needs(phase: SecurePhase, parties: tuple[str, ...], found: Said) -> list[tu
         case SecurePhase.SURVIVORS:
             return [(parties, dict.fromkeys(parties, ""))]
         case _:
-            return [(parties, {name: found[SecurePhase.SURVIVORS][name][name] for name in parties})]
+            signed = found[SecurePhase.VECTORS if current.phase is SecurePhase.VECTORS else SecurePhase.SURVIVORS]
+            return [(parties, {name: signed[name][name] for name in parties})]
 
 
 @dataclass(frozen=True)

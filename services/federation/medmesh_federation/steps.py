@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -32,7 +32,7 @@ from medmesh.service import labels
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation import evaluation, privacy
+from medmesh_federation import evaluation, privacy, transcript
 from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -151,6 +151,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     deadline = uow.now + timedelta(seconds=plan.round_deadline_seconds)
     assigned = tuple(sorted(step.assigned))
     secure = plan.secure is not None
+    shares = await transcript.prepared(uow, row, step.number, step.attempt, assigned) if secure else {}
     for hospital in sorted(step.rejoined):
         where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
         await uow.execute(update(participants).where(where).values(state="accepted", reason=""))
@@ -169,7 +170,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         "opened_at": uow.now,
         "deadline": deadline,
         "stored": False,
-        "phase": SecurePhase.KEYS.value if secure else None,
+        "phase": (SecurePhase.VECTORS if shares else SecurePhase.KEYS).value if secure else None,
         "parties": list(assigned) if secure else None,
     }
     # Alone means as many steps as all rounds of the federation together: the comparison is at equal local work.
@@ -200,7 +201,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     await privacy.charge(uow, row, plan, step)
     await change(uow, row, waiting_since=None, opened=opened, links=[])
     event = event.model_copy(update={"previous": previous, "chain": opened})
-    for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None):
+    for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None, shares):
         uow.emit(told)
     log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))
 
@@ -226,12 +227,15 @@ async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dic
     return {"state": state, "continues": await _counted(uow, row.federation, since or 0)}
 
 
-def _told(event: RoundOpened, personal: dict[str, Any] | None) -> Iterable[RoundOpened]:
+def _told(event: RoundOpened, personal: dict[str, Any] | None, shares: Mapping[str, dict[str, str]]) -> Iterable[RoundOpened]:
     """One event for all, or one for each: a hospital does not learn the hash of another's model, and so cannot fetch it."""
-    if not personal:
+    if not personal and not shares:
         return [event]
-    refs = {hospital: ObjectRef.model_validate(ref) for hospital, ref in personal.items()}
-    own = [{"hospitals": (hospital,), "assigned": event.hospitals, "personal": refs.get(hospital)} for hospital in event.hospitals]
+    refs = {hospital: ObjectRef.model_validate(ref) for hospital, ref in (personal or {}).items()}
+    own = [
+        {"hospitals": (one,), "assigned": event.hospitals, "personal": refs.get(one), "shares": shares.get(one, {})}
+        for one in event.hospitals
+    ]
     return [event.model_copy(update={**changed, "continues": _of(event.continues, changed["hospitals"])}) for changed in own]
 
 

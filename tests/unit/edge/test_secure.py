@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
+from medmesh.contracts.federation import SecurePhase
 from medmesh.errors import Problem
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
+from medmesh.security.signing import Signer
 from medmesh_edge import secure
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Settings
@@ -67,6 +69,26 @@ async def test_what_is_forgotten_cannot_be_opened_from_a_copy_and_which_list_was
         assert await uow.first(select(secure_attempts)) is None
         assert await uow.first(select(secure_opened)) is not None
         assert not await secure.forget(uow, event)
+
+
+async def test_keys_that_are_asked_for_after_a_round_was_prepared_are_new_until_masks_are_made(
+    node: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared with others than came: its shares are sealed for keys that are gone. Where masks were made, the same keys are said again."""
+    monkeypatch.setattr(Site, "roster", lambda self: None)
+    monkeypatch.setattr(Site, "organisation", lambda self: Signer.create("hospital:a"))
+    monkeypatch.setattr(secure, "session_of", lambda *about: PARTY.session)
+    event, wanted = SimpleNamespace(federation="f", round=1, attempt=1, plan_hash="0" * 64), []
+    for sealed in ({}, {"a": "x"}):
+        prepared = Contributor(PARTY.session, "a", peers={"b": ("0", "1")}, sealed=sealed)
+        async with node.unit() as uow:
+            await secure._keep(node, uow, event, prepared)
+            await secure._answer(node, uow, event, None, SecurePhase.KEYS, {})
+            now = await secure._party(node, uow, event)
+            uow.unchanged()
+        wanted.append(now == prepared)
+        assert now is not None and now.peers == ({} if not sealed else prepared.peers)
+    assert wanted == [False, True]
 
 
 async def test_the_end_of_a_federation_and_a_kill_leave_no_key(node: Site) -> None:

@@ -17,6 +17,7 @@ from tests.unit.federated.test_plan import plan
 from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
+from medmesh.federated.plan import canonical, explain, plan_hash
 from medmesh.federated.secure import collector, counts, shamir, vectors
 from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh.federated.secure.session import Session
@@ -90,7 +91,9 @@ class Run:
 
     def reveal(self, survivors: Sequence[str], speakers: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
         signed = {n: self.parties[n].survive(survivors, self.world.signers[n], now(), self.world.claim(n)) for n in survivors}
-        return {n: self.parties[n].reveal(self.world.roster, survivors, signed, now()) for n in (speakers or survivors)}
+        return {
+            n: self.parties[n].reveal(self.world.roster, survivors, signed, now(), self.world.claim(n)) for n in (speakers or survivors)
+        }
 
     def open(self, survivors: Sequence[str], revealed: dict[str, dict[str, str]]) -> list[int]:
         session = next(iter(self.parties.values())).session
@@ -100,7 +103,7 @@ class Run:
         return [int(number) for number in weights.load(self.world.folder / "sum")[vectors.TENSOR]]
 
 
-def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1) -> Run:
+def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1, **said: int) -> Run:
     parties = {name: Contributor(world.session(attempt), name) for name in names}
     advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
     sealed = {name: party.share(world.roster, advertised, now()) for name, party in parties.items()}
@@ -108,7 +111,7 @@ def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1) -> 
     for name, party in parties.items():
         masks = party.masks({sender: sealed[sender][name] for sender in names})
         made[name] = world.folder / f"{name}.{attempt}.vector"
-        settings: dict[str, Any] = {"bits": BITS, "parties": len(HOSPITALS), "masks": masks, "beside": world.counts(name)}
+        settings: dict[str, Any] = {"bits": BITS, "parties": len(HOSPITALS), "masks": masks, "beside": world.counts(name), **said}
         vectors.encode(world.model(name), world.samples(name), made[name], **settings)
         parties[name] = Contributor.restore(party.document())  # the node dies and comes back
     return Run(world, parties, advertised, made)
@@ -133,6 +136,49 @@ def test_the_opened_sum_is_the_plain_one_bit_by_bit(
     exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
     np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-BITS)
     np.testing.assert_array_equal(weights.load(out)["n"], np.arange(3))
+
+
+def test_in_the_short_ring_the_opened_sum_is_the_plain_one_too_at_half_the_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that pass 2^31 on the way, since masks do, come out whole."""
+    monkeypatch.setattr(World, "counts", lambda self, name: [5 * HOSPITALS.index(name), 2**28, 0, 0, -(2**28) - HOSPITALS.index(name)])
+    long = masked(world).vectors["h1"].stat().st_size
+    monkeypatch.setattr("tests.unit.federated.test_secure.BITS", 16)
+    run, survivors = masked(world, ring=32), ["h1", "h2", "h4", "h5"]
+    assert run.vectors["h1"].stat().st_size < 0.6 * long
+    assert run.open(survivors, run.reveal(survivors)) == world.plain(survivors)
+    base, out = world.model("h1"), world.folder / "out"
+    assert vectors.decode(world.folder / "sum", base, out, bits=16, beside=5) == sum(map(world.samples, survivors))
+    assert vectors.told(world.folder / "sum", 5) == [sum(cells) for cells in zip(*map(world.counts, survivors), strict=True)]
+    exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
+    np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-16)
+    with pytest.raises(Problem) as mixed:
+        vectors.add([run.vectors["h1"], masked(world, attempt=2).vectors["h2"]], world.folder / "sum")
+    assert code(mixed) == "weights.signature"
+
+
+@pytest.mark.parametrize("ring", [32, 64])
+def test_a_number_that_might_wrap_in_the_sum_is_refused_in_each_ring(private: Path, ring: int) -> None:
+    most = (2 ** (ring - 1) - 1) // 3
+    settings: dict[str, Any] = {"bits": 8, "parties": 3, "ring": ring}
+    for beside, samples, weight in (([most + 1], 1, 0.0), ([-most - 1], 1, 0.0), ([], most + 1, 0.0), ([], 1, (most + 1) / 2**8)):
+        weights.save({"w": np.array([weight])}, private / "m")
+        with pytest.raises(Problem) as refused:
+            vectors.encode(private / "m", samples, private / "v", beside=beside, **settings)
+        assert code(refused) == "secure.range" and not (private / "v").exists()
+    weights.save({"w": np.array([-most * (1 - 2**-20) / 2**8])}, private / "m")
+    vectors.encode(private / "m", 1, private / "v", beside=[most, -most], **settings)
+    vectors.add([private / "v"] * 3, private / "sum")
+    assert vectors.told(private / "sum", 2) == [3 * most, -3 * most]
+    assert vectors.decode(private / "sum", private / "m", private / "mean", bits=8, beside=2) == 3
+    np.testing.assert_allclose(weights.load(private / "mean")["w"], weights.load(private / "m")["w"], rtol=1e-6)
+
+
+def test_a_plan_says_the_ring_and_one_of_before_keeps_its_hash() -> None:
+    before = plan(secure={"threshold": 3}, min_participants=3)
+    assert b'"secure":{"bits":24,"threshold":3}' in canonical(before), "as the first plans with secure sums were hashed"
+    short = plan(secure={"threshold": 3, "ring": 32}, min_participants=3)
+    assert plan_hash(short) != plan_hash(before)
+    assert "32 bits" in str(explain(short, "en")) and "32 bits" not in str(explain(before, "en"))
 
 
 def test_four_of_five_that_came_and_any_threshold_of_shares_open_it(world: World) -> None:
@@ -181,8 +227,65 @@ def test_two_lists_shown_to_two_groups_open_at_most_one(world: World) -> None:
         for which in (0, 1):
             for name in signed[which]:
                 with pytest.raises(Problem) as few:
-                    run.parties[name].reveal(world.roster, lists[which], signed[which], now())
+                    run.parties[name].reveal(world.roster, lists[which], signed[which], now(), world.claim(name))
                 assert code(few) == "secure.few"
+
+
+def whole(run: Run) -> dict[str, str]:
+    return {name: party.whole(run.world.signers[name], now()) for name, party in run.parties.items()}
+
+
+def test_a_sum_of_everybody_is_opened_by_the_lists_that_came_with_the_vectors(world: World) -> None:
+    run = masked(world)
+    signed = whole(run)
+    revealed = {n: party.reveal(world.roster, None, signed, now(), world.claim(n)) for n, party in run.parties.items()}
+    assert run.open(HOSPITALS, revealed) == world.plain(HOSPITALS)
+    with pytest.raises(Problem) as fewer:
+        run.reveal(HOSPITALS[:4])
+    with pytest.raises(Problem) as again:
+        masked(world, attempt=2).reveal(HOSPITALS)
+    assert code(fewer) == code(again) == "secure.opened", "and no other sum of the round, in no attempt"
+
+
+def test_until_it_is_opened_a_smaller_list_takes_its_place_and_then_it_stays_closed(world: World) -> None:
+    run = masked(world)
+    signed, fewer = whole(run), HOSPITALS[:4]
+    assert run.open(fewer, run.reveal(fewer)) == world.plain(fewer)
+    for name in fewer:
+        with pytest.raises(Problem) as other:
+            run.parties[name].reveal(world.roster, None, signed, now(), world.claim(name))
+        assert code(other) == "secure.opened"
+    # The only one that claimed no list gives one share of each, where four are needed.
+    assert run.parties["h5"].reveal(world.roster, None, signed, now(), world.claim("h5"))
+
+
+def test_a_list_signed_with_a_vector_counts_for_nothing_else(world: World) -> None:
+    run = masked(world)
+    signed = whole(run)
+    with pytest.raises(Problem) as unclaimed:
+        run.parties["h1"].reveal(world.roster, HOSPITALS, signed, now(), world.claim("h1"))
+    claimed = {n: party.survive(HOSPITALS, world.signers[n], now(), world.claim(n)) for n, party in run.parties.items()}
+    with pytest.raises(Problem) as whole_by_others:
+        run.parties["h1"].reveal(world.roster, None, claimed, now(), world.claim("h1"))
+    assert code(unclaimed) == code(whole_by_others) == "statement.kind"
+    with pytest.raises(Problem) as few:
+        run.parties["h1"].reveal(world.roster, None, {n: signed[n] for n in HOSPITALS[:3]}, now(), world.claim("h1"))
+    assert code(few) == "secure.few"
+
+
+def test_hospitals_that_were_given_different_shares_open_nothing_of_everybody(world: World) -> None:
+    """A platform that passes some hospitals' shares to some only: whose list is another's is noticed before anything is given away."""
+    parties = {name: Contributor(world.session(), name) for name in HOSPITALS}
+    advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
+    sealed = {name: party.share(world.roster, advertised, now()) for name, party in parties.items()}
+    for name, party in parties.items():
+        party.take({sender: sealed[sender][name] for sender in (HOSPITALS if name in ("h1", "h2", "h5") else HOSPITALS[:4])})
+    signed = {name: party.whole(world.signers[name], now()) for name, party in parties.items()}
+    for name in HOSPITALS[:4]:
+        with pytest.raises(Problem) as other:
+            parties[name].reveal(world.roster, None, {n: signed[n] for n in HOSPITALS[:4]}, now(), world.claim(name))
+        assert code(other) == "secure.changed"
+    assert not world.claims
 
 
 def test_sybils_are_strangers_even_with_keys_in_the_roster(world: World) -> None:

@@ -16,7 +16,7 @@ from medmesh.contracts.plan import EarlyStopping, Plan, SecureAggregation, Tenso
 from medmesh.contracts.privacy import Privacy
 from medmesh.federated.privacy.budget import rounds_within
 from medmesh.learning.metrics import add, balanced_accuracy
-from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, Skip, State, Void, Wait, best, next_step, score
+from medmesh_federation.domain import Advance, Close, Drop, Move, Open, Round, Situation, Skip, State, Void, Wait, best, next_step, score
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOSPITALS = ("a", "b", "c", "d")
@@ -90,6 +90,18 @@ def test_a_round_that_would_exceed_the_privacy_budget_is_not_begun() -> None:
     void = round_(number=1, state="void")
     assert step(situation(plan=plan, round=void, begun=fits)) == Move(State.FAILED, "privacy.budget"), "attempts count, too"
     assert step(situation(plan=plan, round=round_(number=9, state="committed"), begun=fits, trained=9)) == Move(State.COMPLETED)
+
+
+def test_a_secure_sum_of_everybody_is_opened_without_asking_over_whom() -> None:
+    plan = PLAN.model_copy(update={"secure": SecureAggregation(threshold=3), "baseline": False, "min_participants": 3})
+    everybody = frozenset(HOSPITALS)
+    came = {"phase": SecurePhase.VECTORS, "parties": everybody, "spoken": everybody, "answered": everybody, "whole": everybody}
+    assert step(situation(plan=plan, round=round_(**came))) == Advance(SecurePhase.REVEAL, everybody)
+    unsaid = round_(**{**came, "whole": frozenset(HOSPITALS[1:])})
+    assert step(situation(plan=plan, round=unsaid)) == Advance(SecurePhase.SURVIVORS, everybody)
+    left = frozenset(HOSPITALS[1:])
+    fewer = round_(**{**came, "spoken": left, "answered": left, "deadline": NOW})
+    assert step(situation(plan=plan, round=fewer)) == Advance(SecurePhase.SURVIVORS, left), "the list they signed has one more"
 
 
 def test_a_secure_sum_that_stays_closed_skips_its_round() -> None:

@@ -90,6 +90,8 @@ class RoundOpened(HospitalEvent):
     """The chain of what rounds left, as it stands: `base` is the model that its last link names."""
     links: tuple[Commitment, ...] = ()
     """Its links since the round that was opened before this one."""
+    shares: dict[str, str] = Field(default_factory=dict)
+    """Where a secure sum was prepared in the round before: what hospitals sealed for the one that is told."""
 
     @property
     def everybody(self) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ class RoundOpened(HospitalEvent):
 
 class SecureAdvanced(HospitalEvent):
     """A secure sum goes on: `messages` is what `phase` needs of the others (shares: signed keys; vectors: the shares sealed for the one
-    hospital that is told; survivors: the names of those whose vectors arrived; reveal: their signed lists)."""
+    hospital that is told; survivors: the names of those whose vectors arrived, where others' are missing; reveal: the signed lists)."""
 
     TYPE: ClassVar[str] = "federation.round.secure-advanced.v1"
 
@@ -109,6 +111,8 @@ class SecureAdvanced(HospitalEvent):
     plan_hash: Sha256
     phase: SecurePhase
     messages: dict[str, str]
+    ahead: dict[str, str] = Field(default_factory=dict)
+    """With the last phase: the keys that these hospitals signed for the next round."""
 
 
 class RoundCommitted(Event):

@@ -69,6 +69,10 @@ class SubmitUpdate(Command):
     rounds evaluate."""
     milliseconds: dict[Work, int] = Field(default_factory=dict)
     """What this hospital's time went into."""
+    whole: str = Field(default="", max_length=2000)
+    """Of a masked vector: the list of everybody whose masks are in it, signed."""
+    ahead: str = Field(default="", max_length=2000)
+    """And this hospital's signed keys for the next round."""
 
 
 class SubmitEvaluation(Command):
@@ -100,6 +104,8 @@ class SubmitSecure(Command):
     attempt: int
     phase: SecurePhase
     messages: dict[str, str] = Field(max_length=64)
+    ahead: dict[str, str] = Field(default_factory=dict, max_length=64)
+    """With the last phase: what is sealed for the others in the next round."""
 
 
 class ReportFailure(Command):

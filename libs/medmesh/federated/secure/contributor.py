@@ -1,8 +1,10 @@
-"""A hospital's side of a secure sum: four messages, each made from what the platform passed on and checked as if it came from an enemy.
+"""A hospital's side of a secure sum: its messages, each made from what the platform passed on and checked as if it came from an enemy.
 
 What protects the hospital against a platform that lies: keys are signed with each hospital's own key of the roster, the contributors are
-those of the signed plan, a survivor list is signed once for a round whatever its attempts, and shares are given only for a list that more
-than two thirds of the contributors signed. Two lists would need a common honest signer, so at most one sum of a round is ever opened.
+those of the signed plan, and shares are given only for a list that more than two thirds of the contributors signed. A hospital claims one
+list for a round, whatever its attempts: before it gives shares for any, and before it signs one that lacks somebody. Two lists would need a
+common honest claimant, so at most one sum of a round is ever opened. The list of everybody is signed with the vector, and claimed only
+when it is opened: until then a smaller one may take its place (decision 0122).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import binascii
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -28,12 +30,12 @@ from medmesh.federated.secure.session import Session, agreed
 from medmesh.federated.secure.vectors import Mask
 from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
-from medmesh.security.statements import SecureKeys, SecureStatement, SecureSurvivors, sign
+from medmesh.security.statements import SecureKeys, SecureStatement, SecureSurvivors, SecureWhole, sign
 
 S = TypeVar("S", bound=SecureStatement)
 Claim = Callable[[str, int, str], str]
-"""(federation, round, list) -> the list that this hospital signed for the round: this one if there was none before. It must be durable
-before it returns: a hospital that forgets what it signed could be asked twice."""
+"""(federation, round, list) -> the list that this hospital claimed for the round: this one if there was none before. It must be durable
+before it returns: a hospital that forgets what it claimed could be asked twice."""
 
 
 def statement_of(session: Session, roster: Roster, signed: str, kind: type[S], hospital: str, seen: datetime) -> S:
@@ -100,8 +102,8 @@ class Contributor:
             for point in [self.session.point(name)]
         }
 
-    def masks(self, sealed: Mapping[str, str]) -> list[Mask]:
-        """Message 3 is the vector under these masks: the hospital's own, and one with everybody whose shares arrived. Raises `Problem`."""
+    def take(self, sealed: Mapping[str, str]) -> None:
+        """Keep the others' sealed shares: with them the masks are fixed. Raises `Problem`; other shares than before are refused."""
         given = dict(sealed)
         if not set(given) <= set(self.peers) or self.hospital not in given:
             raise Problem("secure.stranger", hospital=next(iter(sorted(set(given) - set(self.peers))), self.hospital)[:80])
@@ -112,33 +114,46 @@ class Contributor:
         for name in given:
             self._unseal(name, given[name])
         self.sealed = given
+
+    def masks(self, sealed: Mapping[str, str]) -> list[Mask]:
+        """Message 3 is the vector under these masks: the hospital's own, and one with everybody whose shares arrived. Raises `Problem`."""
+        if not self.sealed or self.sealed != sealed:
+            self.take(sealed)
         private = X25519PrivateKey.from_private_bytes(self.mask)
         made = [Mask(self.seed, 1)]
-        for name in sorted(given):
+        for name in sorted(self.sealed):
             if name != self.hospital:
                 key = agreed(self.session, "mask", (self.hospital, private), (name, self.peers[name][1]))
                 made.append(Mask(key, 1 if self.hospital < name else -1))
         return made
 
+    def whole(self, signer: Signer, now: datetime) -> str:
+        """With message 3: the list of everybody whose masks are in it, signed. It is not claimed yet."""
+        return sign(SecureWhole(made=now, **self._about(), survivors=listed(list(self.sealed))), signer)
+
     def survive(self, survivors: Sequence[str], signer: Signer, now: datetime, claim: Claim) -> str:
-        """Message 4: the list of those whose vectors arrived, signed: once for a round. Raises `Problem` (`secure.opened`, ...)."""
+        """Message 4, where somebody's is missing: the list of those whose vectors arrived, signed: once for a round.
+        Raises `Problem` (`secure.opened`, ...)."""
         names = self._survivors(survivors)
-        digest = f"{self.session.attempt}:{listed(names)}"
-        if claim(self.session.federation, self.session.round, digest) != digest:
-            raise Problem("secure.opened", federation=self.session.federation, round=self.session.round)
+        self._claim(names, claim)
         return sign(SecureSurvivors(made=now, **self._about(), survivors=listed(names)), signer)
 
-    def reveal(self, roster: Roster, survivors: Sequence[str], signed: Mapping[str, str], seen: datetime) -> dict[str, str]:
+    def reveal(
+        self, roster: Roster, survivors: Sequence[str] | None, signed: Mapping[str, str], seen: datetime, claim: Claim
+    ) -> dict[str, str]:
         """Message 5: hospital to one share (hexadecimal): of its own mask's seed if it survived, of its pairwise key if it dropped out;
-        never of both. Raises `Problem` unless as many as the threshold signed exactly this list."""
-        names = self._survivors(survivors)
+        never of both. `survivors` is the list of message 4, None for that of everybody. Raises `Problem` unless as many as the threshold
+        signed exactly this list, and (`secure.opened`) when another was claimed for the round."""
+        names = self._survivors(self.sealed if survivors is None else survivors)
+        kind = SecureWhole if survivors is None else SecureSurvivors
         if len(set(signed) & set(names)) != len(signed):
             raise Problem("secure.stranger", hospital=sorted(set(signed) - set(names))[0][:80])
         for name, one in sorted(signed.items()):
-            if statement_of(self.session, roster, one, SecureSurvivors, name, seen).survivors != listed(names):
+            if statement_of(self.session, roster, one, kind, name, seen).survivors != listed(names):
                 raise Problem("secure.changed", what="survivors")
         if len(signed) < self.session.threshold or self.hospital not in signed:
             raise Problem("secure.few", got=len(signed), wanted=self.session.threshold)
+        self._claim(names, claim)
         opened = {name: self._unseal(name, sealed) for name, sealed in sorted(self.sealed.items())}
         return {name: shares["seed" if name in names else "mask"] for name, shares in opened.items()}
 
@@ -164,7 +179,12 @@ class Contributor:
         cipher, mask = (X25519PrivateKey.from_private_bytes(k).public_key().public_bytes_raw().hex() for k in (self.cipher, self.mask))
         return cipher, mask
 
-    def _survivors(self, survivors: Sequence[str]) -> list[str]:
+    def _claim(self, names: Sequence[str], claim: Claim) -> None:
+        digest = f"{self.session.attempt}:{listed(names)}"
+        if claim(self.session.federation, self.session.round, digest) != digest:
+            raise Problem("secure.opened", federation=self.session.federation, round=self.session.round)
+
+    def _survivors(self, survivors: Collection[str]) -> list[str]:
         names = sorted(survivors)
         if len(set(names)) != len(names) or not set(names) <= set(self.sealed) or self.hospital not in names:
             raise Problem("secure.stranger", hospital=next(iter(sorted(set(names) - set(self.sealed))), self.hospital)[:80])

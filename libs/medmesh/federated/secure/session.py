@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from medmesh.canonical import canonical
+from medmesh.canonical import spell
 from medmesh.errors import Problem
 
 LEAST = 3
@@ -36,7 +36,7 @@ class Session:
     def context(self, use: str, *parties: str) -> bytes:
         """Binds a key or a ciphertext to this attempt, to what it is for, and to its parties."""
         about = [self.federation, self.plan, self.round, self.attempt, list(self.contributors), self.threshold, use, list(parties)]
-        return canonical(about)
+        return spell(about).encode()
 
     def point(self, hospital: str) -> int:
         """Where a hospital's shares lie."""

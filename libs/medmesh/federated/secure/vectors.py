@@ -1,8 +1,8 @@
-"""The numbers of a secure sum: a model and its samples as int64 in fixed point, masked and added modulo 2^64, chunk by chunk.
+"""The numbers of a secure sum: a model and its samples in fixed point, masked and added modulo 2^64 (or 2^32), chunk by chunk.
 
 A vector is one tensor `secure.sum` of shape [1 + numbers + beside]: first the samples, then samples x value x 2^bits of every float tensor
 in the order of their names, then whole numbers beside the model (`counts`). The sum of vectors gives the mean weighted by samples, and
-shows neither a model nor how many samples made it.
+shows neither a model nor how many samples made it. Its dtype says the ring: I64, or I32 where the plan says so (decision 0123).
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from medmesh.federated.streams import FLOATS, Reader, Writer, elements
 CHUNK = 1 << 16
 TENSOR = "secure.sum"
 _ZEROS = bytes(8 * CHUNK)
+RINGS = {64: "I64", 32: "I32"}
+"""Bits of a ring, and how safetensors names its numbers."""
+_SIGNED, _UNSIGNED = {"I64": "<i8", "I32": "<i4"}, {"I64": "<u8", "I32": "<u4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +48,19 @@ class _Stream:
         self._room = bytearray(len(_ZEROS))
 
     def apply(self, vector: np.ndarray) -> None:
-        """Add the next numbers to `vector` (uint64, in place)."""
-        self._cipher.update_into(memoryview(_ZEROS)[: 8 * vector.size], self._room)
-        numbers = np.frombuffer(self._room, "<u8", vector.size)
+        """Add the next numbers to `vector` (uint64 or uint32, in place)."""
+        self._cipher.update_into(memoryview(_ZEROS)[: vector.nbytes], self._room)
+        numbers = np.frombuffer(self._room, vector.dtype, vector.size)
         if self._sign > 0:
             np.add(vector, numbers, out=vector)
         else:
             np.subtract(vector, numbers, out=vector)
 
 
-def signature(tensors: Iterable[TensorSignature], beside: int = 0) -> tuple[TensorSignature, ...]:
+def signature(tensors: Iterable[TensorSignature], beside: int = 0, ring: int = 64) -> tuple[TensorSignature, ...]:
     """What a hospital sends in place of the float tensors among `tensors`, with so many whole numbers beside."""
     count = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype in FLOATS)
-    return tuple(_vector(1 + count + beside).values())
+    return tuple(_vector(1 + count + beside, RINGS[ring]).values())
 
 
 def encode(
@@ -67,6 +70,7 @@ def encode(
     *,
     bits: int,
     parties: int,
+    ring: int = 64,
     masks: Sequence[Mask] = (),
     without: frozenset[str] = frozenset(),
     beside: Sequence[int] = (),
@@ -77,7 +81,7 @@ def encode(
     Raises `Problem` (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties`
     might not fit; then nothing is left of `target`.
     """
-    most = (2**63 - 1) // parties
+    most, dtype = (2 ** (ring - 1) - 1) // parties, RINGS[ring]
     if not 0 < samples <= most:
         raise Problem("secure.range", tensor="samples")
     if any(abs(number) > most for number in beside):
@@ -87,55 +91,57 @@ def encode(
         with ExitStack() as stack:
             file = stack.enter_context(Reader(model)) if model is not None else None
             count = 1 + (sum(elements(t) for t in _summed(file, without)) if file is not None else 0) + len(beside)
-            out = stack.enter_context(Writer(target, _vector(count), durable=False))
+            out = stack.enter_context(Writer(target, _vector(count, dtype), durable=False))
             digest = hashlib.sha256(out.head)
-            for chunk in _chunks(_numbers(file, samples, bits, parties, without, beside)):
+            for chunk in _chunks(_numbers(file, samples, bits, most, without, beside, dtype)):
                 for stream in streams:
                     stream.apply(chunk)
-                data = chunk.astype("<u8", copy=False).tobytes()
+                data = chunk.data.cast("B")
                 digest.update(data)
                 out.append(TENSOR, data)
     except Problem:
         target.unlink(missing_ok=True)
         raise
-    return ObjectRef(sha256=digest.hexdigest(), bytes=len(out.head) + 8 * count)
+    return ObjectRef(sha256=digest.hexdigest(), bytes=len(out.head) + ring // 8 * count)
 
 
 def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) -> None:
-    """Write the sum modulo 2^64 of vectors, with `masks` on top. Raises `Problem` (`weights.signature`) when one is of another length."""
+    """Write the sum of vectors in their ring, with `masks` on top; not durable, as they are there still.
+    Raises `Problem` (`weights.signature`) when one is of another length or ring."""
     with ExitStack() as stack:
         files = [stack.enter_context(Reader(path)) for path in vectors]
-        sizes = {_length(file) for file in files}
-        if len(sizes) != 1:
+        shapes = {(_length(file), _dtype(file)) for file in files}
+        if len(shapes) != 1:
             raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="the same for all")
-        streams, count = [mask.stream() for mask in masks], sizes.pop()
-        out = stack.enter_context(Writer(target, _vector(count)))
+        streams, (count, dtype) = [mask.stream() for mask in masks], shapes.pop()
+        out, kind = stack.enter_context(Writer(target, _vector(count, dtype), durable=False)), np.dtype(_UNSIGNED[dtype])
         for start in range(0, count, CHUNK):
             size = min(CHUNK, count - start)
-            total = np.zeros(size, np.uint64)
+            total = np.zeros(size, kind)
             for file in files:
-                total += np.frombuffer(file.next(TENSOR, 8 * size), "<u8")
+                total += np.frombuffer(file.next(TENSOR, total.nbytes), kind)
             for stream in streams:
                 stream.apply(total)
-            out.append(TENSOR, total.astype("<u8").tobytes())
+            out.append(TENSOR, total.data.cast("B"))
 
 
 def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset(), beside: int = 0) -> int:
     """Write the mean as a model like `base`, whose tensors that are not floats it keeps, `without` these tensors; returns all samples.
-    The last `beside` numbers are no model's.
+    The last `beside` numbers are no model's. Not durable, as the sum is there still.
     Raises `Problem` (`secure.sum`) for a sum that nobody's samples made, (`weights.not_finite`) where the mean does not fit its dtype."""
     with Reader(total) as sums, Reader(base) as origin:
         signature = {name: tensor for name, tensor in origin.signature().items() if name not in without}
         summed = _summed(origin, without)
         if _length(sums) != 1 + sum(map(elements, summed)) + beside:
             raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the model")
-        samples = int(np.frombuffer(sums.next(TENSOR, 8), "<i8")[0])
+        kind = np.dtype(_SIGNED[_dtype(sums)])
+        samples = int(np.frombuffer(sums.next(TENSOR, kind.itemsize), kind)[0])
         if samples <= 0:
             raise Problem("secure.sum")
-        with Writer(target, signature) as out:
+        with Writer(target, signature, durable=False) as out:
             for tensor in summed:
                 for start in range(0, count := elements(tensor), CHUNK):
-                    numbers = np.frombuffer(sums.next(TENSOR, 8 * min(CHUNK, count - start)), "<i8")
+                    numbers = np.frombuffer(sums.next(TENSOR, kind.itemsize * min(CHUNK, count - start)), kind)
                     out.put(tensor.name, start, numbers * 2.0**-bits / samples)
             for name in signature.keys() - {tensor.name for tensor in summed}:
                 out.copy(origin, name)
@@ -147,7 +153,8 @@ def told(total: Path, count: int) -> list[int]:
     with Reader(total) as sums:
         if (length := _length(sums)) < 1 + count:
             raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the round")
-        found: list[int] = np.frombuffer(sums.raw(TENSOR, 8 * (length - count), 8 * count), "<i8").tolist()
+        kind = np.dtype(_SIGNED[_dtype(sums)])
+        found: list[int] = np.frombuffer(sums.raw(TENSOR, kind.itemsize * (length - count), kind.itemsize * count), kind).tolist()
     return found
 
 
@@ -157,10 +164,10 @@ def _summed(model: Reader, without: frozenset[str]) -> list[TensorSignature]:
 
 
 def _numbers(
-    model: Reader | None, samples: int, bits: int, parties: int, without: frozenset[str], beside: Sequence[int]
+    model: Reader | None, samples: int, bits: int, most: int, without: frozenset[str], beside: Sequence[int], dtype: str
 ) -> Iterator[np.ndarray]:
-    limit = float((2**63 - 1) // parties) * (1 - 2**-52)
-    yield np.array([samples], np.int64).view(np.uint64)
+    limit, kind, ring = float(most) * (1 - 2**-52), np.dtype(_SIGNED[dtype]), np.dtype(_UNSIGNED[dtype])
+    yield np.array([samples], kind).view(ring)
     for tensor in _summed(model, without) if model is not None else ():
         assert model is not None
         for start in range(0, count := elements(tensor), CHUNK):
@@ -170,8 +177,8 @@ def _numbers(
             # Also false for what is not a number. Below the limit by a part in 2^53, so that rounding cannot step over it.
             if values.size and not (-limit < values.min() and values.max() < limit):
                 raise Problem("secure.range", tensor=tensor.name)
-            yield values.astype(np.int64).view(np.uint64)
-    yield np.array(beside, np.int64).view(np.uint64)
+            yield values.astype(kind).view(ring)
+    yield np.array(beside, kind).view(ring)
 
 
 def _chunks(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -190,12 +197,16 @@ def _chunks(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def _vector(count: int) -> dict[str, TensorSignature]:
-    return {TENSOR: TensorSignature(name=TENSOR, shape=(count,), dtype="I64")}
+def _vector(count: int, dtype: str) -> dict[str, TensorSignature]:
+    return {TENSOR: TensorSignature(name=TENSOR, shape=(count,), dtype=dtype)}
+
+
+def _dtype(vector: Reader) -> str:
+    return str(vector.layout[TENSOR]["dtype"])
 
 
 def _length(vector: Reader) -> int:
     found = vector.layout
-    if set(found) != {TENSOR} or found[TENSOR]["dtype"] != "I64" or len(found[TENSOR]["shape"]) != 1 or found[TENSOR]["shape"][0] < 1:
+    if set(found) != {TENSOR} or found[TENSOR]["dtype"] not in _SIGNED or len(found[TENSOR]["shape"]) != 1 or found[TENSOR]["shape"][0] < 1:
         raise Problem("weights.missing", tensor=TENSOR)
     return int(found[TENSOR]["shape"][0])

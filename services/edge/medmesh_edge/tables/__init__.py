@@ -216,7 +216,7 @@ secure_phases = Table(
     Column("messages", Json, nullable=False),
     Column("state", String(16), nullable=False),
     Column("at", Timestamp, nullable=False),
-    comment="received -> done: what the platform passed on",
+    comment="received -> done, or kept: what the platform passed on",
 )
 
 secure_opened = Table(
@@ -225,7 +225,7 @@ secure_opened = Table(
     Column("federation", String(36), primary_key=True),
     Column("round", Integer, primary_key=True, autoincrement=False),
     Column("list", String(80), nullable=False),
-    comment="the one survivor list of a round that this hospital signed; a row never goes and never changes",
+    comment="the one survivor list of a round that this hospital claimed; a row never goes and never changes",
 )
 
 privacy_spent = Table(
