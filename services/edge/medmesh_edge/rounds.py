@@ -81,6 +81,7 @@ class Rounds:
     _generation: int = 0
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
+    _at_work: tuple[Any, Any] = (None, None)
     proven: dict[str, Proven] = field(default_factory=dict)
     proofs: Proofs = field(init=False)
 
@@ -328,9 +329,11 @@ class Rounds:
         self._progress = {"federation": event.federation, "round": event.round, "phase": phase, "done": done, "total": total}
 
     async def tell_progress(self) -> None:
-        """Pass the newest progress on; nobody minds when it is lost."""
+        """Pass the newest progress on, of a round that was under way at the last look, too: of a shorter one nobody could read. Nobody
+        minds when it is lost."""
         told, self._progress = self._progress, {}
-        if told:
+        before, self._at_work = self._at_work, (told.get("federation"), told.get("round"))
+        if told and self._at_work == before:
             await self.gateway.request("POST", f"/v1/federations/{told.pop('federation')}/progress", told)
 
 
