@@ -40,6 +40,8 @@ from medmesh_edge.proofs import Proofs, Proven
 from medmesh_edge.tables import among, attempt, federations, of_attempt, tasks
 from medmesh_edge.timing import Clock
 
+SPARE_BYTES = 2**30
+"""By how much data may grow before their worker is another: it has addresses for so many."""
 WORKER_IDLE_SECONDS = 300.0
 DISPENSABLE = among(tasks.c.state, "releasable", "failed", "superseded") & tasks.c.update.is_not(None)
 """An update that is still here and that the platform has no more need of."""
@@ -78,6 +80,7 @@ class Rounds:
     _stack: AsyncExitStack | None = None
     _worker: Worker | None = None
     _package: str = ""
+    _mapped: int = 0
     _generation: int = 0
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
@@ -171,14 +174,15 @@ class Rounds:
         return found
 
     async def _open(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
-        if self._worker is not None and self._package == package.sha256:
+        needed = await samples.size(self.site, plan.data)
+        if self._worker is not None and self._package == package.sha256 and needed <= self._mapped:
             return self._worker
         await self.close()
         read = await code.fetch(self.site, self.gateway, package)
         async with self.site.unit() as uow:
             row = (await uow.execute(select(federations.c.reviews).where(federations.c.federation == federation))).one()
         await code.allowed(self.site, self.gateway, plan, read, row.reviews)
-        settings, stack = self.site.settings, AsyncExitStack()
+        settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
         framework = read.manifest.framework(settings.frameworks)
         opened = await stack.enter_async_context(
             self.start(
@@ -187,12 +191,13 @@ class Rounds:
                 framework=framework,
                 python=settings.python.get(framework),
                 silence=settings.worker_silence_seconds,
-                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes),
+                # Twice: what it was given before may still be mapped.
+                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes, 2 * mapped),
                 account=settings.worker_account,
                 ranks=settings.worker_processes,
             )
         )
-        self._stack, self._worker, self._package = stack, opened, package.sha256
+        self._stack, self._worker, self._package, self._mapped = stack, opened, package.sha256, mapped
         return opened
 
     async def close(self) -> None:
