@@ -219,7 +219,7 @@ class Field:
             assert view["state"] not in ("failed", "cancelled"), view["failure"]
             return view["state"] == "completed"
 
-        await until(ended, 280, 0.5)
+        await until(ended, 280, 2.0)  # who looks at a whole page twice a second is a part of what is measured
         view = await Federation(li, made["federation"]).view()
         trained = [r for r in view.rounds if r.kind == "train" and r.state == "committed"]
         assert len(trained) == rounds

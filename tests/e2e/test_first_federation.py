@@ -151,6 +151,13 @@ def test_every_command_of_the_first_federation(reader: tuple[Reader, dict[str, T
 def public_data(terminal: Terminal, person: Reader) -> None:
     """Every command of the other page, and what it shows is what is printed."""
     printed = "".join(own(terminal, person, command, []) for _, commands in typed(PUBLIC) for command in commands)
+    assert "doubted: Zebedee Canaryname" in printed
+    assert printed.count('"text_doubtful": 1') == 1, "without a word for it"
+    assert """['heart', "nobody's", 'lung']""" in printed
+    assert printed.count('"row_value": 1') == 1
+    assert printed.count('"rows": 2') == 2 and printed.count('"rows": 3') == 1
+    assert '"positive": 6' in printed and '"negative": 6' in printed, "of the cohort"
+    assert "croissant.json" in printed and "subject_splits.parquet" in printed
     (shown,) = [text for language, _, text in blocks(PUBLIC) if language == "text"]
     lines = [line.rstrip() for line in printed.splitlines()]
     size = re.compile(r"[\d.]+ KiB")  # of compressed noise
@@ -160,7 +167,7 @@ def public_data(terminal: Terminal, person: Reader) -> None:
     assert "4708 pneumoniamnist train are published, 40 are here" in printed
     assert printed.count('"samples": 60') == 3
     assert printed.count('"version": 2') == 1, "of the split, not of the same data again"
-    compared = json.loads(printed[printed.rindex('{\n "added"') :][: printed[printed.rindex('{\n "added"') :].rindex("}") + 1])
+    compared, _ = json.JSONDecoder().raw_decode(printed[printed.rindex('{\n "added"') :])
     assert (compared["added"], compared["removed"], compared["relabelled"]) == (0, 0, [])
     assert sum(one["items"] for one in compared["moved"]) + compared["same"] == 60
 

@@ -31,7 +31,7 @@ from medmesh.contracts.audit import AuditRecord
 from medmesh.dicomweb import media, multipart
 from medmesh.errors import Problem
 from medmesh.imaging import reading
-from medmesh.importing import formats
+from medmesh.importing import columns, formats
 from medmesh.importing.formats import wfdb
 from medmesh.importing.sources import Limits
 from medmesh.learning import package, protocol, weights
@@ -114,6 +114,16 @@ def _evidence(data: bytes) -> bytes | None:
 def _policy(data: bytes) -> bytes | None:
     found = policy.parse_policy(data)
     assert found.quorum == policy.NONE or found.quorum in found.witnesses or found.quorum in found.groups
+    return None
+
+
+_COLUMNS = (
+    b'["a.csv"]\npatient = "id"\n["a.csv".columns]\nage = { kind = "number", low = 0, high = 9 }\nsex = { kind = "code", codes = ["m"] }\n'
+)
+
+
+def _columns(data: bytes) -> bytes | None:
+    columns.read(data)
     return None
 
 
@@ -393,6 +403,7 @@ TARGETS: dict[str, Target] = {
     "witness-policy": Target(
         lambda: [f"log {LOG}\nwitness renji {WITNESS} https://w.example\ngroup enough 1 renji\nquorum enough\n".encode()], _policy
     ),
+    "columns": Target(lambda: [_COLUMNS], _columns),
     "canonical-json": Target(lambda: [_body(), b'{"a":[1,"\xe4\xb8\xad",true,null]}'], _canonical, (ValueError,)),
     "json": Target(lambda: [_body(), b'{"a": [1.5, "x", {"b": null}]}', b"[" * 3000], _json, (ValueError,)),
     "leaf": Target(lambda: [leaf.Leaf("2026-11-24T03", "training", 7, "renji", "0" * 64).encode()], _leaf),

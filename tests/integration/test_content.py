@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import gzip
 import io
 import json
@@ -161,6 +162,12 @@ def command(node: Path, *arguments: str) -> Any:
     return json.loads(said.stdout[said.stdout.index("{") :])
 
 
+def left(path: Path) -> list[list[str]]:
+    """Of a report, as a spreadsheet reads it: by its mark."""
+    assert path.read_bytes().startswith("\ufeff".encode())
+    return list(csv.reader(io.StringIO(path.read_text("utf-8-sig"))))
+
+
 def ingest(private: Path, *more: str) -> Any:
     (private / "medmesh.toml").write_text(MANIFEST)
     (private / "columns.toml").write_text('patient = "id"\nlabel = "state"\n')
@@ -189,7 +196,11 @@ async def test_a_folder_with_one_of_each_goes_in_once_and_nobody_is_named(privat
     assert (planned["dry_run"], planned["would_store"], planned["known"]) == (True, count, 0)
     assert planned["kinds"] == dict.fromkeys(KINDS, PEOPLE) and set(planned["rejected"]) == {"imaging.not_dicom"}
     assert {"patient", "recording", "comment", "start", "LIST", "extension", "gzip name", "after the array"} <= set(planned["cleared"])
-    assert (private / "left.csv").read_text() == "file,reason\nletter.doc,imaging.not_dicom\n"
+    no = Problem("imaging.not_dicom")
+    assert left(private / "left.csv") == [
+        ["file", "code", "reason", "原因"],
+        ["letter.doc", "imaging.not_dicom", f"{no.detail()} {no.hint()}", no.detail("zh") + no.hint("zh")],
+    ]
     assert (private / "left.csv").stat().st_mode & 0o777 == 0o600
     async with site(private / "node") as opened, opened.unit() as uow:
         assert await uow.all(select(items)) == [], "a dry run writes nothing"
@@ -303,7 +314,7 @@ async def test_what_cannot_come_in_is_said_by_file_and_nothing_else_is_lost(priv
     async with site(prepare(private / "node", ALONE)) as opened:
         outcome = await intake.ingest(opened, making.write(private / "mixed", files), "mixed")
         assert outcome.stored == 2
-        assert dict(outcome.left_out) == {
+        assert {one.name: one.codes for one in outcome.left_out} == {
             "sub-A/flat.npy": "quality.constant_image",
             "sub-A/cut.edf": "formats.damaged",
             "sub-A/two.npz": "formats.unsupported",
@@ -317,6 +328,31 @@ async def test_what_cannot_come_in_is_said_by_file_and_nothing_else_is_lost(priv
         assert dict(outcome.quality) == {"constant_image": 1}
         report = await quality.judge(opened, "mixed")
         assert dict(report.items) == {"signal": 1, "image": 1} and report.blocked == 0
+
+
+async def test_why_a_file_was_left_out_is_said_in_both_languages_and_by_file_only_in_the_report(private: Path) -> None:
+    prepare(private / "node", ALONE)
+    letters = {f"letter{place}.doc": b"\xd0\xcf\x11\xe0" + bytes([place]) * 300 for place in range(3)}
+    flat = {"sub-A/flat.npy": making.npy(np.full((8, 8, 8), 7, np.int16)), "sub-A/cut.edf": recording(2)[:-100]}
+    source = making.write(private / "mixed", {**letters, **flat})
+
+    def told(language: str, *more: str) -> Any:
+        asked = ["ingest", str(source), "--dataset", "mixed", "--folder", str(private / "node"), *more]
+        return CliRunner().invoke(edge, asked, standalone_mode=False, env={"MEDMESH_LANG": language})
+
+    said = await asyncio.to_thread(told, "en", "--report", str(private / "left.csv"))
+    assert said.exception is None and json.loads(said.stdout[said.stdout.index("{") :])["rejected"]["imaging.not_dicom"] == 3
+    assert "left out, 3: This is not a DICOM file. Send the original" in said.stderr and "[imaging.not_dicom]" in said.stderr
+    assert "left out, 1: Every value is the same. [quality.constant_image]" in said.stderr
+    assert "letter" not in said.stderr and "sub-A" not in said.stderr, "names are for the report"
+    zh = await asyncio.to_thread(told, "zh")
+    assert "未导入 3 个：该文件不是 DICOM 文件。" in zh.stderr and "查看具体文件：--report" in zh.stderr
+    assert "未导入" not in (await asyncio.to_thread(told, "zh", "--json")).stderr
+    by_file = {row[0]: row[1:] for row in left(private / "left.csv")}
+    assert set(by_file) == {"file", *letters, *flat}
+    assert by_file["sub-A/flat.npy"] == ["quality.constant_image", "Every value is the same.", "所有像素值相同。"]
+    code, en, zh_said = by_file["sub-A/cut.edf"]
+    assert code == "formats.damaged" and "{" not in en + zh_said and len(zh_said) > 8
 
 
 def _npz(count: int) -> bytes:

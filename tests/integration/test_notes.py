@@ -74,7 +74,7 @@ async def test_what_is_sure_is_replaced_and_what_is_doubted_waits(at: Site, priv
     assert (planned.stored, planned.held, await held(at)) == (2, 1, [])
     done = await intake.ingest(at, folder(private), "notes")
     assert (done.stored, done.held) == (2, 1)
-    assert dict(done.left_out) == {"nobody.txt": "intake.no_patient", "damaged.txt": "quality.damaged_encoding"}
+    assert {one.name: one.codes for one in done.left_out} == {"nobody.txt": "intake.no_patient", "damaged.txt": "quality.damaged_encoding"}
     sure = "姓名：[NAME] 女 45岁 住院号：[RECORD]，[DATE]就诊，电话[PHONE]。右肺上叶见磨玻璃结节。"
     assert set(await notes(at)) == {sure, "[NAME] was seen. No acute infarct."}, "a name that is known is found where nothing marks it"
     again = await intake.ingest(at, folder(private), "notes")
@@ -121,7 +121,7 @@ async def test_a_rejected_note_stays_out(at: Site, private: Path) -> None:
     assert len(await notes(at)) == 2 and await held(at) == [("rejected", 1, False)]
     again = await intake.ingest(at, folder(private), "notes")
     assert (again.held, again.rejected["text.rejected"], len(await notes(at))) == (0, 1, 2)
-    assert ("doubt.txt", "text.rejected") in again.left_out
+    assert ("doubt.txt", "text.rejected") in [(one.name, one.codes) for one in again.left_out]
     assert [r["sub"] for r in records(at.layout.folder) if r["sub"].startswith("text.")] == ["text.hold", "text.reject"]
 
 

@@ -9,13 +9,13 @@ from typing import Any, BinaryIO, cast
 
 import click
 
-from medmesh.cli import say
+from medmesh.cli import datasets, say
 from medmesh.cli.asking import request_approval
 from medmesh.cli.pipelines import apply, steps
 from medmesh.cli.quality import clean, quality
 from medmesh.cli.session import show, with_gateway
+from medmesh.cli.timelines import timeline
 from medmesh.client.gateway import Gateway
-from medmesh.errors import Problem
 
 A_DAY = 86_400
 """Seconds that taking in may last while its command waits."""
@@ -33,6 +33,9 @@ dataset.add_command(quality)
 dataset.add_command(clean)
 dataset.add_command(steps)
 dataset.add_command(apply)
+dataset.add_command(datasets.doubts)
+dataset.add_command(datasets.export)
+dataset.add_command(timeline)
 
 
 @dataset.command()
@@ -62,11 +65,25 @@ def inspect(path: Path, importer: str | None, as_json: bool) -> int:
 @dataset.command(name="import")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="The data set of which this becomes the next version.")
-def import_dataset(path: Path, name: str) -> int:
+@click.option("--columns", type=datasets.FILE, help="What is kept of tables that are no published ones (TOML).  列说明文件。")
+@click.option("--vouched", type=datasets.FILE, help="Words, one a line, that name nobody: see medmesh dataset doubts.  已核对的词。")
+def import_dataset(path: Path, name: str, columns: Path | None, vouched: Path | None) -> int:
     """Inspect PATH, upload it and make it the next version of a data set on the platform.  导入为数据集的新版本。
 
-    Broken off, the same command goes on where it stopped; the same data again is the same version. Ends with 1 when the data has errors:
-    then nothing is sent.
+    Images, volumes and masks become items; questions, texts and rows of tables become tables of the version. A text in which rules doubt
+    whether somebody is named is put aside. Broken off, the same command goes on where it stopped; the same data again is the same version.
+    Ends with 1 when the data has errors: then nothing is sent.
+
+    --columns is a file columns.toml, which may also lie beside the tables; no other column is kept:
+
+    \b
+      ["heart.csv"]
+      patient = "id"                # becomes a pseudonym
+      label = "num"                 # what a split spreads alike
+      ["heart.csv".columns]
+      age = { kind = "number", low = 0, high = 120, unit = "a" }
+      num = { kind = "code", codes = ["0", "1"] }
+      report = { kind = "text" }    # also: whole, time, identifier
     """
     import tempfile
 
@@ -76,17 +93,16 @@ def import_dataset(path: Path, name: str) -> int:
     from medmesh.importing.packing import pack
     from medmesh.importing.sources import opened
 
+    beside = datasets.beside(columns, vouched)
     with opened(path) as source, tempfile.NamedTemporaryFile(prefix="medmesh-", suffix=".zip") as packed:
         chosen = registry.recognised(source)
         plan = chosen.plan(source, ticking(chosen.name))
         show_plan(plan)
         if plan.errors:
             return 1
-        kinds = sorted({kind for kind, _ in plan.counts})
-        if not {"image", "volume", "mask"} & set(kinds):
-            raise Problem("importing.not_central", place=source.name, kinds=", ".join(kinds))
+        datasets.check(source, plan, beside)
         with moving(say("packing", "打包"), sum(map(source.size, source.names))) as moved:
-            pack(source, cast(BinaryIO, packed), moved)
+            pack(source, cast(BinaryIO, packed), moved, beside)
         packed.flush()
         file = Path(packed.name)
 
@@ -158,7 +174,7 @@ def show_dataset(name: str, version: int) -> int:
 @click.argument("after", type=int)
 @click.option("--items", is_flag=True, help="Also which items, by their ids.")
 def diff(name: str, before: int, after: int, items: bool) -> int:
-    """What became of the items from version BEFORE to AFTER: new, gone, relabelled, in another split.  比较两个版本。"""
+    """What became of the items from version BEFORE to AFTER: new, gone, relabelled, in another split; and of tables.  比较两个版本。"""
     from medmesh.client.datasets import content, difference
 
     async def run(gateway: Gateway) -> Any:
@@ -175,7 +191,7 @@ def diff(name: str, before: int, after: int, items: bool) -> int:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--anew", is_flag=True, help="Also what was published with a split.")
 def split(name: str, version: int, ratios: str, seed: int, anew: bool) -> int:
-    """Split VERSION into a next one: no patient, group or picture on two sides.  按患者安全划分为新版本。
+    """Split VERSION into a next one, rows of tables too: no patient, group or picture on two sides.  按患者安全划分为新版本。
 
     Published splits are kept unless --anew. The same split again is the same version.
     """

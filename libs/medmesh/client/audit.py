@@ -137,9 +137,10 @@ async def fetch_export(door: Gateway, export: str, file: Path, *, seconds: float
         if answer.status_code >= 400:
             raise problem_of(await answer.whole())
         with file.open("wb") as target:
-            async for piece in answer.pieces():
-                digest.update(piece)
-                target.write(piece)
+            async for parts in answer.parts():
+                for part in parts:
+                    digest.update(part)
+                    target.write(part)
     if digest.hexdigest() != view.object.sha256:
         file.unlink()
         raise Problem("objects.digest", expected=view.object.sha256, found=digest.hexdigest())

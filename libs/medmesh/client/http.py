@@ -54,8 +54,8 @@ class Streaming:
         with _told():
             return Answer(self._answer.status, self._answer.headers, await self._answer.read())
 
-    async def pieces(self, size: int = 1 << 20) -> AsyncIterator[bytes]:
-        """The body in pieces of at least `size` bytes, but for the last."""
+    async def parts(self, size: int = 1 << 20) -> AsyncIterator[list[bytes]]:
+        """The body as it comes, gathered until there are `size` bytes and not copied."""
         held: list[bytes] = []
         length = 0
         with _told():
@@ -63,10 +63,10 @@ class Streaming:
                 held.append(part)
                 length += len(part)
                 if length >= size:
-                    yield b"".join(held)
+                    yield held
                     held, length = [], 0
         if held:
-            yield b"".join(held)
+            yield held
 
     async def lines(self) -> AsyncIterator[str]:
         """The body's lines as they come."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,12 +187,13 @@ class _Partial:
                     self.whole.update(piece)
                     self.size += len(piece)
 
-    def append(self, piece: bytes) -> None:
+    def append(self, parts: Iterable[bytes]) -> None:
         """In a thread."""
         with self.path.open("ab") as file:
-            file.write(piece)
-        self.whole.update(piece)
-        self.size += len(piece)
+            for part in parts:
+                file.write(part)
+                self.whole.update(part)
+                self.size += len(part)
 
 
 async def _same(gateway: Gateway, ref: ObjectRef, since: Path | None) -> frozenset[int]:
@@ -213,7 +214,7 @@ async def _fetch(gateway: Gateway, ref: ObjectRef, partial: _Partial, progress: 
         place, inside = divmod(partial.size, CHUNK)
         if place in same and since is not None and not inside:
             end = min(ref.bytes, partial.size + CHUNK)
-            await asyncio.to_thread(partial.append, await asyncio.to_thread(Plain(since).read, partial.size, end))
+            await asyncio.to_thread(partial.append, (await asyncio.to_thread(Plain(since).read, partial.size, end),))
             progress(partial.size, ref.bytes)
             continue
         after = next((other * CHUNK for other in sorted(same) if other > place), ref.bytes)
@@ -226,6 +227,6 @@ async def _range(gateway: Gateway, ref: ObjectRef, partial: _Partial, end: int, 
     async with gateway.stream(f"/v1/objects/{ref.sha256}", headers={"Range": f"bytes={partial.size}-{end - 1}"}) as answer:
         if answer.status_code >= 400:
             raise problem_of(await answer.whole())
-        async for piece in answer.pieces():
-            await asyncio.to_thread(partial.append, piece)
+        async for parts in answer.parts():
+            await asyncio.to_thread(partial.append, parts)
             progress(partial.size, ref.bytes)

@@ -244,6 +244,11 @@ def dtype_of(data: DataSchema) -> str:
     return "U8" if data.kind == "images" and data.pipeline is None else "F32"
 
 
+def sample_bytes(data: DataSchema) -> int:
+    """Of one sample as a worker is given it, without its label and whose it is."""
+    return prod(data.shape) * (1 if dtype_of(data) == "U8" else 4)
+
+
 def pipeline_of(data: DataSchema) -> Pipeline | None:
     """What each hospital's node applies to its items under a schema; None where it states nothing."""
     return None if isinstance(data, TableSchema) else data.pipeline

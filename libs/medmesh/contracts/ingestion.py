@@ -33,7 +33,8 @@ class Descriptor(Record):
 
 
 class IngestArchive(Command):
-    """Take an uploaded archive (zip or tar of DICOM or images, labels.csv) into a new version. Result: `{"dataset","version"}`.
+    """Take an uploaded archive (zip or tar of DICOM, images, tables, or a published set) into a new version. Result:
+    `{"dataset","version"}`.
 
     The data set gets at least the label of whoever makes it; `label` may raise it.
     """
@@ -49,7 +50,8 @@ class IngestArchive(Command):
 
 
 class SplitVersion(Command):
-    """A version of the same items with splits in which no patient, group or picture stands on two sides. Result: `{"dataset","version"}`.
+    """A version of the same items and rows with splits in which no patient, group or picture stands on two sides. Result:
+    `{"dataset","version"}`.
 
     `ratios` are shares of train, val and test. Published splits are kept, unless `anew`. The same split of the same version again is the
     version it became.
@@ -64,6 +66,52 @@ class SplitVersion(Command):
     ratios: tuple[Share, Share, Share] = (8, 1, 1)
     seed: int = Field(default=0, ge=0, lt=2**31)
     anew: bool = False
+
+
+class ImportTimeline(Command):
+    """Take an uploaded archive of FHIR R4, HL7 v2, OMOP, MIMIC-III or DICOM into the timelines of a data set: events under pseudonyms, in
+    order of time, its maker's alone. Told again they are known; a correction is a further revision. Result: counts, without places.
+
+    `reader` names the format, found by content otherwise; in `vouched.txt` of the archive stand words that name nobody.
+    """
+
+    TYPE: ClassVar[str] = "ingestion.import-timeline.v1"
+    ACTION: ClassVar[str] = "timeline.import"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}", new=True),)
+    MAKES: ClassVar[str] = "dataset"
+
+    dataset: Identifier
+    archive: ObjectRef
+    reader: str | None = Field(default=None, max_length=40)
+    label: SecurityLabel | None = None
+
+
+class DefineCohort(Command):
+    """Save a cohort of a data set's timelines: JSON as in docs/tutorial/timeline.md. A definition that changed is a new version; versions
+    never change. Result: `{"cohort","version","digest"}`."""
+
+    TYPE: ClassVar[str] = "ingestion.define-cohort.v1"
+    ACTION: ClassVar[str] = "timeline.define"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
+
+    dataset: Identifier
+    definition: str = Field(min_length=2, max_length=32_768)
+
+
+class ExportTimeline(Command):
+    """The timelines as they stand, or those of a cohort with its labels, become a version of the data set: MEDS 0.4 with Croissant
+    metadata. Result: `{"dataset","version"}`.
+
+    The same timelines again are the same version. Values as text go with `texts` alone.
+    """
+
+    TYPE: ClassVar[str] = "ingestion.export-timeline.v1"
+    ACTION: ClassVar[str] = "timeline.export"
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
+
+    dataset: Identifier
+    cohort: str | None = Field(default=None, max_length=63)
+    texts: bool = False
 
 
 class PublishDescriptor(Command):
@@ -86,6 +134,8 @@ class DatasetVersionCreated(Event):
     samples: int
     rejected: int
     labels: dict[str, int]
+    rows: int = 0
+    """Questions, texts and rows of tables."""
 
 
 class DatasetReleased(Event):
@@ -135,6 +185,17 @@ class ListDescriptors(Query):
     samples: int | None = Field(default=None, ge=0, lt=2**31)
 
 
+class TableView(Record):
+    """Questions, texts or rows that a version holds; what its columns are stands in the version's content. `splits` is rows by split, ""
+    for none; `groups` counts patients or groups."""
+
+    name: str
+    kind: str
+    rows: int
+    groups: int
+    splits: dict[str, int]
+
+
 class DatasetView(Record):
     dataset: str
     version: int
@@ -142,6 +203,7 @@ class DatasetView(Record):
     samples: int
     labels: dict[str, int]
     rejected: dict[str, int] = Field(default_factory=dict)
+    tables: tuple[TableView, ...] = ()
     label: SecurityLabel | None = None
     maker: str = ""
     released: bool = False
@@ -159,3 +221,26 @@ class GetDataset(Query):
 
     dataset: Identifier
     version: int = 0
+
+
+class CohortView(Record):
+    """How many are in a cohort, and why others that had the index event are not; None is fewer than `SMALL_CELL`, or would tell it."""
+
+    cohort: str
+    version: int
+    definition: Sha256
+    patients: int | None = None
+    counts: dict[str, int | None]
+
+
+class AskCohort(Query):
+    """A saved cohort of a data set's timelines, the newest when `version` is 0; the timelines' maker alone may ask."""
+
+    TYPE: ClassVar[str] = "ingestion.ask-cohort.v1"
+    ACTION: ClassVar[str | None] = "timeline.ask"
+    Reply: ClassVar[type[Record]] = CohortView
+    OBJECTS: ClassVar[tuple[Names, ...]] = (Names("dataset", "{dataset}"),)
+
+    dataset: Identifier
+    cohort: str = Field(max_length=63)
+    version: int = Field(default=0, ge=0, lt=2**31)

@@ -87,6 +87,8 @@ def clean(files: bytes | Mapping[str, bytes], project: Project, *, patient: str 
     data = next(iter(parts.values()))
     picture = next((kind for magic, kind in _PICTURES.items() if data.startswith(magic)), None)
     form = found(data[:START])
+    if project.published and form is not None and form.name == "csv":
+        raise Problem("intake.columns_needed")
     if picture is None and (form is None or form.name == "dicom" or (project.published and form.name not in (*GROUPS, "npz"))):
         return _alone(data, project) if len(parts) == 1 else _series(list(parts.values()), project)
     if not project.published and not patient.strip():

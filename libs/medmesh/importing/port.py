@@ -18,6 +18,7 @@ from medmesh.errors import Problem
 
 Kind = Literal["image", "volume", "mask", "signal", "audio", "table", "text", "question", "events"]
 Severity = Literal["error", "warning", "note"]
+ColumnKind = Literal["patient", "identifier", "code", "whole", "number", "time", "text", "vocabulary"]
 Label = str | int | float | bool | tuple[str, ...]
 
 SHOWN = 20
@@ -82,7 +83,8 @@ class Item:
     `key` is stable: the path, or `path#row` (rows count from 1, a header not counted). `patient` is the source's own identifier; `group`
     is what must stay on one side of a split where no patient is known. `split` is as published (`train`, `val`, `test`, or its own word).
     `labels` are classes, counted by the plan; texts and everything else stand in `meta`, JSON values only. `missing` names roles that the
-    set does not ship (`image`): the item waits for them.
+    set does not ship (`image`): the item waits for them. `pictures` are those that a question or a text is about: by a name that is the
+    same whether it is shipped or not, with its file where it is.
     """
 
     key: str
@@ -94,11 +96,22 @@ class Item:
     labels: Mapping[str, Label] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    pictures: tuple[tuple[str, File | None], ...] = ()
 
     @property
     def unit(self) -> str | None:
         """What a split must not tear apart."""
         return self.patient if self.patient is not None else self.group
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table that may be kept, and how: a `patient` or another `identifier` as pseudonym, a `time` moved back by the
+    patient's days, a `text` by the rules for free text, a `vocabulary` (a published list of terms) too, but with what they only doubt,
+    numbers as they are."""
+
+    name: str
+    kind: ColumnKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +238,8 @@ class Importer(ABC):
     """The label that the set is about, where there is one class an item."""
     meant: ClassVar[tuple[str, ...]] = ()
     """Rules of quality (`medmesh.quality.rules`) that the set breaks on purpose."""
+    texts: ClassVar[Mapping[str, str]] = {}
+    """Which of `Item.meta` are texts that may be kept, by rules for free text, and as what: nothing else of it is."""
     same_side: ClassVar[Mapping[str, str]] = {}
     """A published split that is a part of another one (`test_clean`: `test`): units in both are not torn."""
 
@@ -235,6 +250,11 @@ class Importer(ABC):
     @abstractmethod
     def read(self, source: Source, report: Report) -> Iterator[Item]:
         """Every item, in an order that depends on the source alone; faults go to `report`, and reading goes on where it can."""
+
+    def columns(self, table: str) -> tuple[Column, ...]:
+        """What may be kept of the rows of a table (`Item.labels["table"]`), whose cells are `Item.meta`; nothing, where the layout does not
+        say it. The column of kind `patient` becomes a pseudonym."""
+        return ()
 
     def check(self, tally: Tally, report: Report) -> None:  # noqa: B027
         """Compare what was read with what is published; findings go to `report`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -32,11 +31,12 @@ def _silent(step: int, steps: int, loss: float) -> None:
 class Worker:
     """A running worker for `framework`; `folder` is the one place it may write, and where inputs are handed in."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, silence: float, framework: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, silence: float, framework: str, memory: int) -> None:
         self._process = process
         self.folder = folder
         self.framework = framework
         self._silence = silence
+        self._memory = memory
         self._busy = asyncio.Lock()
 
     @property
@@ -56,14 +56,15 @@ class Worker:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             with os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "wb") as target, source.open("rb") as given:
                 os.fchmod(target.fileno(), 0o644)
-                shutil.copyfileobj(given, target, 1 << 20)
+                while os.sendfile(target.fileno(), given.fileno(), None, 1 << 30):  # copied by the kernel
+                    pass
         finally:
             os.close(folder)
         return str(self.folder / name)
 
     async def call(self, op: str, *, progress: Progress = _silent, **arguments: Any) -> dict[str, Any]:
-        """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.crashed`, `worker.silent` (no progress
-        for too long), or the problem the worker itself reports."""
+        """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.memory` (it had too little), `worker.crashed`,
+        `worker.silent` (no progress for too long), or the problem the worker itself reports."""
         async with self._busy:
             await self._send({"op": op, **arguments})
             while True:
@@ -77,6 +78,8 @@ class Worker:
                         return result
                     case "problem":
                         raise _reported(answer["document"])
+                    case _ if answer.get("error") == "MemoryError":
+                        raise Problem("worker.memory", mib=self._memory >> 20)
                     case _:
                         raise Problem("worker.failed", error=str(answer.get("error"))[:60], at=str(answer.get("at"))[:120])
 
@@ -156,7 +159,8 @@ async def worker(
     code = package.unpack(folder / "package")
     # Where medmesh itself lies: an editable install is outside the interpreter's own folders.
     library = Path(medmesh.__path__[0]).parent
-    sandbox = isolation.Sandbox(read=(library,), write=folder, limits=limits or isolation.Limits(), account=account, loopback=ranks > 1)
+    limits = limits or isolation.Limits()
+    sandbox = isolation.Sandbox(read=(library,), write=folder, limits=limits, account=account, loopback=ranks > 1)
     argv = [str(python or sys.executable), "-P", "-m", "medmesh.learning.worker"]
     process = await asyncio.create_subprocess_exec(
         *isolation.wrap(argv, sandbox),
@@ -167,7 +171,7 @@ async def worker(
         start_new_session=True,
         cwd="/",
     )
-    made = Worker(process, folder, silence, framework or package.manifest.package.framework)
+    made = Worker(process, folder, silence, framework or package.manifest.package.framework, limits.memory_bytes)
     try:
         await made.call("open", package=str(code), framework=made.framework, told=package.manifest.told(made.framework), ranks=ranks)
         yield made

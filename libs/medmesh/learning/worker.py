@@ -149,10 +149,9 @@ def main() -> int:
                 tell({"event": "done", "result": OPERATIONS[call["op"]](session, call, tell)})
         except Problem as problem:
             tell({"event": "problem", "document": problem.document()})
-        except MemoryError:
-            tell({"event": "failed", "error": "MemoryError", "at": ""})
         except BaseException as error:
-            tell({"event": "failed", "error": type(error).__name__, "at": place(error)})
+            full = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)  # what PyTorch says of it is a RuntimeError
+            tell({"event": "failed", "error": "MemoryError" if full else type(error).__name__, "at": "" if full else place(error)})
             if not isinstance(error, Exception):
                 return 1
     return 0

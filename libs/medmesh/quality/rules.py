@@ -74,9 +74,14 @@ class Finding:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def said(self, language: str = "en") -> str:
-        """The sentence."""
+        """The sentence; a number that is not known is an ellipsis in it."""
         text = catalogue()[f"quality.{self.code}"]
-        return (text.zh if language == "zh" else text.en).format(**self.params)
+        return (text.zh if language == "zh" else text.en).format_map(_Elided(self.params))
+
+
+class _Elided(dict[str, Any]):
+    def __missing__(self, _: str) -> str:
+        return "…"
 
 
 def known(codes: Iterable[str]) -> frozenset[str]:

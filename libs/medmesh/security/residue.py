@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 _PR_SET_DUMPABLE = 4
-_PIECE = 1 << 20
+_ZEROS = bytes(256 * 2**10)
 
 
 def lock_down() -> None:
@@ -39,7 +39,7 @@ def _wipe_file(path: Path) -> None:
             left = path.stat().st_size
             with path.open("r+b", buffering=0) as file:
                 while left > 0:
-                    left -= file.write(bytes(min(left, _PIECE)))
+                    left -= file.write(_ZEROS[:left] if left < len(_ZEROS) else _ZEROS)
     except OSError:  # not ours to write, or already gone: what matters is that it goes
         pass
     path.unlink(missing_ok=True)

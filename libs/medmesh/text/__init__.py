@@ -2,8 +2,8 @@
 
 from medmesh.text.find import doubts, find, redact
 from medmesh.text.review import Review, propose
-from medmesh.text.sifting import Sifted, as_text, sift
+from medmesh.text.sifting import Sieve, Sifted, as_text, sift
 from medmesh.text.spans import Kind, Span
 from medmesh.text.vocabulary import terms_of
 
-__all__ = ["Kind", "Review", "Sifted", "Span", "as_text", "doubts", "find", "propose", "redact", "sift", "terms_of"]
+__all__ = ["Kind", "Review", "Sieve", "Sifted", "Span", "as_text", "doubts", "find", "propose", "redact", "sift", "terms_of"]

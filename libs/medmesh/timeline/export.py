@@ -107,7 +107,7 @@ async def export(
             write_labels(work / "labels" / f"{label}.parquet", samples)
         from medmesh.timeline.croissant import describe
 
-        done.files = {str(path.relative_to(work)): _digest(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        done.files = {str(path.relative_to(work)): digest_of(path) for path in sorted(work.rglob("*")) if path.is_file()}
         (work / "croissant.json").write_text(json.dumps(describe(done, release, licence), indent=1, ensure_ascii=False), encoding="utf-8")
         work.rename(target)
     except BaseException:
@@ -188,6 +188,12 @@ def _checked(schema: Any, columns: dict[str, Any], path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def _digest(path: Path) -> tuple[str, int]:
+def digest_of(path: Path) -> tuple[str, int]:
+    """SHA-256 and bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+
+
+def rows_in(path: Path) -> int:
+    """How many rows a file of a data set has, from its footer."""
+    return int(pq.read_metadata(path).num_rows)

@@ -35,6 +35,8 @@ from medmesh_edge.tables import log_views
 FORKED, ROLLED_BACK = "edge.log_forked", "edge.log_rolled_back"
 MOST_COMPARED = 1000
 """How many checkpoints are remembered as compared: one more is only weighed again."""
+MOST_SERVED = 64
+"""How many tiles are remembered, of 8 KiB at most; one proof may need a few more."""
 _VIEW = Prepared(select(log_views).where(log_views.c.origin == bindparam("origin")))
 
 
@@ -91,14 +93,16 @@ def against(row: Any) -> Problem | None:
 
 @dataclass
 class Continuity:
-    """`look` asks for the newest checkpoint, `exchange` for what others were shown, `compare` takes one that came by another way. One at a
-    time."""
+    """`look` asks for the newest checkpoint, `exchange` for what others were shown, `compare` takes those that came by another way. One
+    at a time."""
 
     site: Site
     gateway: Gateway
     _next: float = float("-inf")
     _exchange: float | None = None
     _compared: set[str] = field(default_factory=set)
+    _served: dict[tuple[int, int, int], bytes] = field(default_factory=dict)
+    """Tiles that were read. What they say is proven where it is used, and checkpoints of one log need mostly the same ones."""
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def step(self) -> bool:
@@ -136,27 +140,28 @@ class Continuity:
             raise
         for one in Sightings.model_validate(answer, extra="ignore").others:
             try:
-                await self.compare(one.note, f"hospital:{one.hospital}")
+                await self.compare((one.note, f"hospital:{one.hospital}"))
             except Problem as problem:
                 if problem.code in (FORKED, ROLLED_BACK):
                     raise
                 # What the log did not sign, or what is not served to prove it by, accuses nobody; the others are compared all the same.
                 log("edge.log.incomparable", level=30, error=problem, by=one.hospital)
 
-    async def compare(self, shown: str, who: str) -> None:
-        """A checkpoint that `who` was shown, weighed once. Raises `Problem`: what stands, or `ledger.*` where the log did not sign it."""
-        if shown in self._compared:
-            return
-        async with self._one:
-            await self._weigh(Signed.read(shown, keys(self.site)), who)
-        if len(self._compared) >= MOST_COMPARED:
-            self._compared.clear()
-        self._compared.add(shown)
-        await trusted(self.site)
+    async def compare(self, *shown: tuple[str, str]) -> None:
+        """Checkpoints and who was shown them, each weighed once; the longest first, so that all others are weighed against one tree.
+        Raises `Problem`: what stands, or `ledger.*` where the log did not sign one."""
+        new = [(Signed.read(text, keys(self.site)), text, who) for text, who in dict(shown).items() if text not in self._compared]
+        for signed, text, who in sorted(new, key=lambda one: -one[0].checkpoint.size):
+            async with self._one:
+                await self._weigh(signed, who)
+            if len(self._compared) >= MOST_COMPARED:
+                self._compared.clear()
+            self._compared.add(text)
+        if new:
+            await trusted(self.site)
 
     async def _weigh(self, shown: Signed, who: str) -> None:
-        async with self.site.unit() as uow:
-            row = await view(uow, shown.checkpoint.origin)
+        row = next(iter(await self.site.database.look(_VIEW, origin=shown.checkpoint.origin)), None)
         if row is None:
             await self._keep(shown, first=True)
             return
@@ -177,17 +182,18 @@ class Continuity:
         that does not hold is asked for twice: a watchman who cries wolf is switched off."""
         if old.size == new.size:
             return old.root == new.root
-        held = False
         for _ in range(2):
             try:
-                held = held or await self._proof_holds(old, new)
+                if await self._proof_holds(old, new):
+                    return True
             except Problem as problem:
                 if problem.code != "request.not_found":
                     raise
                 return None
             except ValueError:
-                continue
-        return held
+                pass
+            self._served.clear()
+        return False
 
     async def _proof_holds(self, old: Checkpoint, new: Checkpoint) -> bool:
         """Raises `ValueError` for a tile that is none."""
@@ -195,8 +201,12 @@ class Continuity:
         def ask(node: Node) -> list[bytes]:
             return consistency_proof(node, old.size, new.size)
 
-        found = {place: await self._read(tiles.path(*place)) for place in tiles.needed(new.size, ask)}
-        proof = ask(tiles.nodes(lambda *place: found[place], new.size))
+        if len(self._served) >= MOST_SERVED:
+            self._served.clear()
+        for place in tiles.needed(new.size, ask):
+            if place not in self._served:
+                self._served[place] = await self._read(tiles.path(*place))
+        proof = ask(tiles.nodes(lambda *place: self._served[place], new.size))
         return verify_consistency(old.size, new.size, old.root, new.root, proof)
 
     async def _read(self, path: str) -> bytes:

@@ -17,11 +17,11 @@ from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.canonical import canonical
-from medmesh.errors import Problem
+from medmesh.errors import Problem, catalogue
 from medmesh.importing.formats import found
 from medmesh.importing.formats.content import START
 from medmesh.importing.port import Source
-from medmesh.quality.rules import BLOCKING, OF_SERIES
+from medmesh.quality.rules import BLOCKING, OF_SERIES, Finding
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.text import as_text, sift
@@ -34,6 +34,45 @@ from medmesh_edge.tables import datasets, items
 BATCH = 50
 BATCH_BYTES = 64 << 20
 """Of cleaned items that wait to be stored together."""
+LISTED = 10_000
+"""Files that an outcome names, at most."""
+
+
+class Reason(NamedTuple):
+    """Why something is left out, as the catalogue says it, with what to do about it."""
+
+    code: str
+    en: str
+    zh: str
+
+    @classmethod
+    def of(cls, problem: Problem) -> Reason:
+        """Of a file that could not be taken in."""
+        return cls(problem.code, f"{problem.detail()} {problem.hint()}".strip(), f"{problem.detail('zh')}{problem.hint('zh')}")
+
+    @classmethod
+    def refused(cls, code: str) -> Reason:
+        """Of what may not be taken in (`admission`)."""
+        text = catalogue()[code]
+        return cls(code, f"{text.en} {text.hint_en}".strip(), f"{text.zh}{text.hint_zh}")
+
+    @classmethod
+    def broken(cls, code: str) -> Reason:
+        """Of one that breaks a rule of quality."""
+        return cls(f"quality.{code}", Finding(code).said("en"), Finding(code).said("zh"))
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file by its name, and why: for the hospital's own eyes."""
+
+    name: str
+    reasons: tuple[Reason, ...]
+
+    @property
+    def codes(self) -> str:
+        """With commas between them."""
+        return ",".join(reason.code for reason in self.reasons)
 
 
 @dataclass
@@ -50,22 +89,24 @@ class Outcome:
     """What was taken in, by modality."""
     said: Counter[str] = field(default_factory=Counter)
     """Fields of files' headers that told of somebody, and are gone."""
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    """Files by name, and why: for the hospital's own eyes."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """The first `LISTED`."""
 
-    def reject(self, name: str, code: str) -> None:
+    def reject(self, name: str, problem: Problem) -> None:
         """Leave a file out."""
-        self._leave_out(name, code, code)
+        self.rejected[problem.code] += 1
+        self.leave_out(name, Reason.of(problem))
 
     def unfit(self, name: str, broken: Sequence[str]) -> None:
         """Leave a file out for the rules of quality that it, or its series, breaks."""
         self.quality.update(broken)
-        self._leave_out(name, "intake.quality", ",".join(f"quality.{code}" for code in broken))
+        self.rejected["intake.quality"] += 1
+        self.leave_out(name, *map(Reason.broken, broken))
 
-    def _leave_out(self, name: str, code: str, why: str) -> None:
-        self.rejected[code] += 1
-        if len(self.left_out) < 10_000:
-            self.left_out.append((name, why))
+    def leave_out(self, name: str, *reasons: Reason) -> None:
+        """List a file that was counted."""
+        if len(self.left_out) < LISTED:
+            self.left_out.append(LeftOut(name, reasons))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +207,7 @@ async def ingest(
         total = len(source.names)
         batch: list[tuple[str, Prepared]] = []
         every = _every(source, series, manner, lambda name, parts: _one(name, parts, labels, key, manner, modality, rows, outcome), outcome)
+        whole = False
         try:
             while (one := await asyncio.to_thread(next, every, None)) is not None:
                 done, made = one
@@ -175,12 +217,11 @@ async def ingest(
                     batch = []
                     progress(min(done, total), total)
             await _take(site, dataset, batch, labels, key, outcome, ethics=ethics, dry_run=dry_run)
+            whole = True
         finally:
-            if not dry_run and outcome.stored:  # also of what was stored before something stopped it
+            if not dry_run and (whole or outcome.stored):  # also of what was stored before something stopped it
                 await finish(site, dataset, outcome, ethics=ethics)
         progress(total, total)
-    if not dry_run and not outcome.stored:
-        await finish(site, dataset, outcome, ethics=ethics)
     return outcome
 
 
@@ -253,7 +294,7 @@ async def _take(
             refused |= await texts.hold(site, dataset, doubted, labels, outcome, ethics=ethics)
     for name, entry in batch:
         if entry.item in refused:
-            outcome.left_out.append((name, refused[entry.item]))
+            outcome.leave_out(name, Reason.refused(refused[entry.item]))
         elif not entry.review:
             outcome.kinds[entry.modality] += 1
             outcome.said.update(entry.said)
@@ -333,7 +374,7 @@ def _one(
     except Problem as problem:
         if problem.code == "intake.table":
             raise
-        outcome.reject(name, problem.code)
+        outcome.reject(name, problem)
         return []
     if made.quality:
         outcome.unfit(name, made.quality)
@@ -346,7 +387,7 @@ def _rows(
 ) -> Iterator[tuple[str, Prepared]]:
     for row in read:
         if isinstance(row, Problem):
-            outcome.reject(name, row.code)
+            outcome.reject(name, row)
             if feature := row.params.get("feature"):
                 outcome.quality[str(feature)] += 1
             continue

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from medmesh.contracts.data import sample_bytes
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
@@ -59,6 +60,7 @@ hours = "00:00-24:00"     # 允许训练的本地时间 local time at which trai
 memory_mib = 0            # 训练进程内存上限，0 为节点设置 of each process of a worker; 0: as the node is set
 cpu_seconds = 3600
 threads = 1
+data_mib = 0              # 交给训练进程的样本上限，0 为不限 of the samples that a worker maps from the disk; 0: however many there are
 
 [models]
 install = true            # 自动安装已验证的模型 install releases that verify
@@ -102,6 +104,7 @@ class Policy:
     memory_mib: int = 0
     cpu_seconds: int = 3600
     threads: int = 1
+    data_mib: int = 0
     install: bool = False
     ethics: bool = False
     forget_second_person: bool = True
@@ -125,7 +128,8 @@ class Cohort:
     """Attempts at the plan's own training rounds that are in it already."""
 
 
-_TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads"), "models": ("install",), "patients": ("ethics", "forget_second_person")}
+_TABLES = {"worker": ("memory_mib", "cpu_seconds", "threads", "data_mib"), "models": ("install",)}
+_TABLES["patients"] = ("ethics", "forget_second_person")
 _TABLES["quality"] = ("quality",)
 _TABLES["federation"] = tuple(f.name for f in fields(Policy) if f.name not in {name for table in _TABLES.values() for name in table})
 _CHOICES = {"other_code": ("ask", "refuse"), "privacy": ("none", "any", "hospital", "patient"), "memorised": ("off", "note", "refuse")}
@@ -224,6 +228,12 @@ def _min_patients(policy: Policy, _: Plan, cohort: Cohort) -> Problem | None:
     return Problem("policy.patients", limit=policy.min_patients) if cohort.patients < policy.min_patients else None
 
 
+def _data_mib(policy: Policy, plan: Plan, cohort: Cohort) -> Problem | None:
+    size = cohort.samples * sample_bytes(plan.data)
+    over = policy.data_mib and size > policy.data_mib * 2**20
+    return Problem("policy.data", mib=-(-size // 2**20), limit=policy.data_mib) if over else None
+
+
 def _min_hospitals(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
     few = plan.min_participants < policy.min_hospitals
     return Problem("policy.hospitals", hospitals=plan.min_participants, limit=policy.min_hospitals) if few else None
@@ -291,6 +301,7 @@ RULES: dict[str, Check] = {
     "total_epsilon": _total_epsilon,
     "min_samples": _min_samples,
     "min_patients": _min_patients,
+    "data_mib": _data_mib,
 }
 """By the name each has in the file."""
 
@@ -322,7 +333,7 @@ def hours_begin(policy: Policy, now: datetime) -> datetime:
     return next(at for days in (0, 1) if (at := day + timedelta(days=days, minutes=policy.hours[0])) > now)
 
 
-def worker_limits(policy: Policy, memory_bytes: int) -> Limits:
-    """What each process of a worker may use: the node's own setting for memory, unless the policy allows less."""
+def worker_limits(policy: Policy, memory_bytes: int, mapped_bytes: int = 0) -> Limits:
+    """What each process of a worker may use: the node's own setting for memory, unless the policy allows less, and what it maps."""
     memory = min(memory_bytes, policy.memory_mib * 2**20) if policy.memory_mib else memory_bytes
-    return Limits(memory_bytes=memory, cpu_seconds=policy.cpu_seconds, threads=policy.threads)
+    return Limits(memory_bytes=memory, cpu_seconds=policy.cpu_seconds, threads=policy.threads, mapped_bytes=mapped_bytes)

@@ -148,8 +148,7 @@ class Proofs:
         if len(set(event.everybody)) < plan.min_participants or self.site.settings.hospital not in event.everybody:
             raise Problem("federation.unproven", federation=event.federation)
         if self._compared is not known:
-            for hospital, seen in known.seen:
-                await self.continuity.compare(seen, f"hospital:{hospital}")
+            await self.continuity.compare(*((seen, f"hospital:{hospital}") for hospital, seen in known.seen))
             self._compared = known
         return known
 

@@ -40,6 +40,8 @@ from medmesh_edge.proofs import Proofs, Proven
 from medmesh_edge.tables import among, attempt, federations, of_attempt, tasks
 from medmesh_edge.timing import Clock
 
+SPARE_BYTES = 2**30
+"""By how much data may grow before their worker is another: it has addresses for so many."""
 WORKER_IDLE_SECONDS = 300.0
 DISPENSABLE = among(tasks.c.state, "releasable", "failed", "superseded") & tasks.c.update.is_not(None)
 """An update that is still here and that the platform has no more need of."""
@@ -78,9 +80,11 @@ class Rounds:
     _stack: AsyncExitStack | None = None
     _worker: Worker | None = None
     _package: str = ""
+    _mapped: int = 0
     _generation: int = 0
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
+    _at_work: tuple[Any, Any] = (None, None)
     proven: dict[str, Proven] = field(default_factory=dict)
     proofs: Proofs = field(init=False)
 
@@ -170,14 +174,15 @@ class Rounds:
         return found
 
     async def _open(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
-        if self._worker is not None and self._package == package.sha256:
+        needed = await samples.size(self.site, plan.data)
+        if self._worker is not None and self._package == package.sha256 and needed <= self._mapped:
             return self._worker
         await self.close()
         read = await code.fetch(self.site, self.gateway, package)
         async with self.site.unit() as uow:
             row = (await uow.execute(select(federations.c.reviews).where(federations.c.federation == federation))).one()
         await code.allowed(self.site, self.gateway, plan, read, row.reviews)
-        settings, stack = self.site.settings, AsyncExitStack()
+        settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
         framework = read.manifest.framework(settings.frameworks)
         opened = await stack.enter_async_context(
             self.start(
@@ -186,12 +191,13 @@ class Rounds:
                 framework=framework,
                 python=settings.python.get(framework),
                 silence=settings.worker_silence_seconds,
-                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes),
+                # Twice: what it was given before may still be mapped.
+                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes, 2 * mapped),
                 account=settings.worker_account,
                 ranks=settings.worker_processes,
             )
         )
-        self._stack, self._worker, self._package = stack, opened, package.sha256
+        self._stack, self._worker, self._package, self._mapped = stack, opened, package.sha256, mapped
         return opened
 
     async def close(self) -> None:
@@ -328,9 +334,11 @@ class Rounds:
         self._progress = {"federation": event.federation, "round": event.round, "phase": phase, "done": done, "total": total}
 
     async def tell_progress(self) -> None:
-        """Pass the newest progress on; nobody minds when it is lost."""
+        """Pass the newest progress on, of a round that was under way at the last look, too: of a shorter one nobody could read. Nobody
+        minds when it is lost."""
         told, self._progress = self._progress, {}
-        if told:
+        before, self._at_work = self._at_work, (told.get("federation"), told.get("round"))
+        if told and self._at_work == before:
             await self.gateway.request("POST", f"/v1/federations/{told.pop('federation')}/progress", told)
 
 

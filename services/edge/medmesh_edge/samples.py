@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import JSON, bindparam, func, select, tuple_
 
 from medmesh.canonical import parse
-from medmesh.contracts.data import DataSchema, TableSchema, dtype_of
+from medmesh.contracts.data import DataSchema, TableSchema, dtype_of, sample_bytes
 from medmesh.learning import weights
 from medmesh.learning.table import encode
 from medmesh.security.residue import wipe
@@ -64,6 +64,12 @@ async def cohort(site: Site, schema: DataSchema) -> Cohort:
     """What this hospital can train on under a schema."""
     (found,) = await site.database.look(_COHORT, **_wanted(site, schema, False))
     return Cohort(samples=found.samples, patients=found.patients)
+
+
+async def size(site: Site, schema: DataSchema) -> int:
+    """Bytes of all arrays that a worker may be given under a schema, to train on and to test with, whose they are included."""
+    found = [row for held_out in (False, True) for row in await site.database.look(_COHORT, **_wanted(site, schema, held_out))]
+    return sum(row.samples for row in found) * (sample_bytes(schema) + 16)
 
 
 def sources(site: Site, found: Sequence[Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Table, case, delete, func, literal, select, update
@@ -57,47 +57,52 @@ async def store(
         outcome.rejected.update(refused.values())
         prepared = [(name, entry) for name, entry in prepared if entry.item not in refused]
         keys = await patients.ensure(uow, site, {entry.patient for _, entry in prepared})
-    refs = {e.item: await patients.images(site, keys[e.patient]).put(e.data, e.media_type) for _, e in prepared}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, entry in prepared:
+        ref = await patients.images(site, keys[entry.patient]).put(entry.data, entry.media_type)
+        rows[entry.item] = {
+            "item": entry.item,
+            "dataset": dataset,
+            "patient": entry.patient,
+            "modality": entry.modality,
+            "object": ref.sha256,
+            "ethics": ethics,
+            **_said(entry.patient, label_of(name, labels), key, site.settings.holdout),
+        }
     async with site.unit() as uow:
         if set(keys) - set(await patients.known(uow, site, keys)):
             raise Problem("edge.patient_forgotten")
-        stored: set[str] = set()
-        mine, before, known = list(refs), set[str](), set[str]()
-        for table in (items, unsettled, parts):
-            rows = await uow.all(select(table.c.item, table.c.object).where(table.c.item.in_(mine)))
-            before |= {row.object for row in rows}
-            known |= {row.item for row in rows if not settled or table is items}
-        table = items if settled else unsettled
-        if settled:  # comes after what waits, which is not to replace it
-            await uow.execute(delete(unsettled).where(unsettled.c.item.in_(mine)))
-        for name, entry in prepared:
-            label = label_of(name, labels)
-            split = label.split if label else ""
-            testing = split == "test" if split else held_out(entry.patient, key, site.settings.holdout)
-            values = {
-                "item": entry.item,
-                "dataset": dataset,
-                "patient": entry.patient,
-                "modality": entry.modality,
-                "object": refs[entry.item].sha256,
-                "label": (label.label or None) if label else None,
-                "held_out": testing,
-                "ethics": ethics,
-                "at": uow.now,
-            }
-            changed = {name: values[name] for name in _CHANGED}
-            await uow.execute(upsert(table).values(values).on_conflict_do_update(index_elements=["item"], set_=changed))
-            if entry.item in known:
-                outcome.known += 1
-            else:
-                outcome.stored += 1
-                stored.add(entry.patient)
-            known.add(entry.item)
-        await _leave(uow, sorted(before - {ref.sha256 for ref in refs.values()}))
+        fresh = set(rows) - await _known(uow, rows, settled=settled)
+        await _put(uow, rows, settled=settled)
+        new = {name: keys[name] for name in {rows[item]["patient"] for item in fresh}}
         about = (Entity("dataset", f"{site.settings.hospital}/{dataset}"),)
-        for record in patients.about_patients(site, "patient.ingest", "C", {name: keys[name] for name in stored}, about):
+        for record in patients.about_patients(site, "patient.ingest", "C", new, about):
             uow.audit(record)
+    outcome.stored += len(fresh)
+    outcome.known += len(prepared) - len(fresh)
     return refused
+
+
+def _said(patient: str, label: Label | None, key: bytes, share: float) -> dict[str, Any]:
+    """What the hospital says of an item, and where it says nothing, which patients it tests with."""
+    if label is None:
+        return {"label": None, "held_out": held_out(patient, key, share)}
+    return {"label": label.label or None, "held_out": label.split == "test" if label.split else held_out(patient, key, share)}
+
+
+async def _known(uow: UnitOfWork[Any], wanted: Collection[str], *, settled: bool) -> set[str]:
+    """Which of these items are there; what waits is there only to what waits, too."""
+    tables = (items,) if settled else (items, unsettled)
+    return {row.item for table in tables for row in await uow.all(select(table.c.item).where(table.c.item.in_(list(wanted))))}
+
+
+async def _put(uow: UnitOfWork[Any], rows: Mapping[str, Mapping[str, Any]], *, settled: bool) -> None:
+    """New, or over what was there. What is settled comes after what waits, which is not to replace it."""
+    if settled:
+        await uow.execute(delete(unsettled).where(unsettled.c.item.in_(list(rows))))
+    for row in rows.values():
+        made = upsert(items if settled else unsettled).values(**row, at=uow.now)
+        await uow.execute(made.on_conflict_do_update(index_elements=["item"], set_={name: row[name] for name in _CHANGED}))
 
 
 async def admit(uow: UnitOfWork[Any], dataset: str, objects: Sequence[str]) -> int:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +23,12 @@ from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.timeline import cohorts, readers, records, terms
 from medmesh.timeline.cohorts import Answer, Definition
-from medmesh.timeline.events import Draft, Event, Identity, Merge
+from medmesh.timeline.events import Event, Identity, Merge
 from medmesh.timeline.identity import PEOPLE, Namer, merge
 from medmesh.timeline.reading import Reading
-from medmesh.timeline.records import BATCH, Appended, Cipher, Placed, place
+from medmesh.timeline.records import Cipher, Placed
 from medmesh.timeline.tables import subjects
+from medmesh.timeline.taking import Outcome, batch
 from medmesh.timeline.terms import Suggestion, Vocabulary
 from medmesh_edge import patients, withdrawn
 from medmesh_edge.ethics import admitted, usable
@@ -67,40 +66,6 @@ class PatientVault:
         return {pseudonym: _Sealed(key) for pseudonym, key in found.items()}
 
 
-@dataclass
-class Outcome:
-    """What became of a source."""
-
-    reader: str
-    report: Report
-    left_out: Counter[str]
-    events: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    merges: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    appended: Appended = field(default_factory=Appended)
-
-    def document(self, language: str = "en") -> dict[str, Any]:
-        """JSON for people of the hospital: places of faults are in it."""
-        done = self.appended
-        return {
-            "format": self.reader,
-            "events": self.events,
-            "kinds": dict(sorted(self.kinds.items())),
-            "stored": done.stored,
-            "revised": done.revised,
-            "known": done.known,
-            "withdrawn": done.withdrawn,
-            "conflicts": done.conflicts,
-            "merges": self.merges,
-            "refused": dict(sorted(self.refused.items())),
-            "patients": len(done.patients),
-            "left_out": dict(sorted(self.left_out.items())),
-            "errors": self.report.severities["error"],
-            "findings": [finding.document(language) for finding in self.report.findings],
-        }
-
-
 def namer(site: Site) -> Namer:
     """Names under the hospital's key; the authorities of its settings are its own."""
     return Namer(read_secret(site.layout.site_key).strip(), site.settings.authorities)
@@ -129,8 +94,8 @@ async def ingest(
         reading = Reading(Report())
         outcome = Outcome(chosen.NAME, reading.report, reading.left_out)
         found = chosen.read(source, reading)
-        while batch := await asyncio.to_thread(_placed, found, names, outcome):
-            events, told = batch
+        while some := await asyncio.to_thread(batch, found, names, outcome):
+            events, told = some
             progress(outcome.events)
             if dry_run:
                 outcome.appended.patients |= {one.subject.patient for one in events}
@@ -157,19 +122,6 @@ async def ingest(
         async with site.unit() as uow:
             uow.audit(AuditEntry("timeline.import", "C", entities=about, detail=detail))
     return outcome
-
-
-def _placed(found: Iterator[Draft | Merge], names: Namer, outcome: Outcome) -> tuple[list[Placed], list[Merge]] | None:
-    events: list[Placed] = []
-    told: list[Merge] = []
-    for one in islice(found, BATCH):
-        if isinstance(one, Merge):
-            told.append(one)
-            continue
-        outcome.events += 1
-        outcome.kinds[one.code.partition("//")[0]] += 1
-        events.append(place(one, names))
-    return (events, told) if events or told else None
 
 
 async def _admitted(uow: UnitOfWork[Any], site: Site, ethics: str, events: list[Placed], outcome: Outcome) -> list[Placed]:

@@ -103,6 +103,10 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/datasets", ingestion.IngestArchive),
     Route("GET", "/v1/datasets/{dataset}", ingestion.GetDataset),
     Route("POST", "/v1/datasets/{dataset}/splits", ingestion.SplitVersion),
+    Route("POST", "/v1/datasets/{dataset}/timeline", ingestion.ImportTimeline),
+    Route("POST", "/v1/datasets/{dataset}/timeline/exports", ingestion.ExportTimeline),
+    Route("POST", "/v1/datasets/{dataset}/cohorts", ingestion.DefineCohort),
+    Route("GET", "/v1/datasets/{dataset}/cohorts/{cohort}", ingestion.AskCohort),
     Route("POST", "/v1/catalogue", ingestion.PublishDescriptor),
     Route("GET", "/v1/catalogue", ingestion.ListDescriptors),
     # Annotation.

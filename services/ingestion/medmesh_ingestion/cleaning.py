@@ -12,7 +12,7 @@ from medmesh.importing.cleaning import Clean, Project
 from medmesh.importing.cleaning import clean as cleaned
 from medmesh.telemetry import log
 
-_WORDS = {"intake.residual": "identifiers_left"}
+_WORDS = {"intake.residual": "identifiers_left", "intake.columns_needed": "columns_needed"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,46 @@ class Sample:
         return {"files": made} if made else {}
 
 
+@dataclass(frozen=True, slots=True)
+class TablePart:
+    """So many rows of a table, in Parquet."""
+
+    object: ObjectRef
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Questions, texts or rows of a version. `fields` are name, kind and unit of each column; `label` is the one that a split spreads
+    alike; `groups` counts patients or groups, `emptied` cells by column in which rules for free text doubted."""
+
+    name: str
+    kind: str
+    label: str
+    fields: tuple[Mapping[str, str], ...]
+    rows: int
+    groups: int
+    splits: Mapping[str, int]
+    emptied: Mapping[str, int]
+    parts: tuple[TablePart, ...]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As it stands in the content of a version."""
+        parts = [{"object": part.object.model_dump(), "rows": part.rows} for part in self.parts]
+        return {**self.told, "label": self.label, "fields": list(self.fields), "emptied": dict(self.emptied), "parts": parts}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is said of it without opening it."""
+        return {"name": self.name, "kind": self.kind, "rows": self.rows, "groups": self.groups, "splits": dict(self.splits)}
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its rows stand on sides: those of a list of terms do not."""
+        return any(one["name"] == "split" for one in self.fields)
+
+
 def find_label_file(names: Iterable[PurePosixPath]) -> PurePosixPath | None:
     """The label file among the paths of an archive. Raises `Problem` when there are two."""
     found = [name for name in names if name.name.lower() == LABEL_FILE]
@@ -129,12 +169,22 @@ def agreed(first: Label | None, second: Label | None) -> Label | None:
     return first or second
 
 
-def content(samples: Iterable[Sample], about: Mapping[str, str] | None = None) -> bytes:
+def content(
+    samples: Iterable[Sample],
+    about: Mapping[str, Any] | None = None,
+    tables: Iterable[Table] = (),
+    files: Mapping[str, ObjectRef] | None = None,
+) -> bytes:
     """The manifest of a version: canonical JSON, the items in the order of their ids, so that equal samples are equal bytes.
 
-    `about` says which published set it is, and under what licence."""
-    items = [sample.document for sample in sorted(samples, key=lambda sample: sample.item)]
-    return canonical({"items": items} if about is None else {"items": items, "about": dict(about)})
+    `about` says which published set it is, and under what licence. `files` are the whole by path, where it has a form of its own."""
+    made: dict[str, Any] = {"items": [sample.document for sample in sorted(samples, key=lambda sample: sample.item)]}
+    made |= {} if about is None else {"about": dict(about)}
+    rows = [table.document for table in tables]
+    made |= {"tables": rows} if rows else {}
+    return canonical(
+        made | ({"files": [{"path": path, "object": ref.model_dump()} for path, ref in sorted(files.items())]} if files else {})
+    )
 
 
 def samples_of(document: Mapping[str, Any]) -> list[Sample]:
@@ -148,6 +198,24 @@ def samples_of(document: Mapping[str, Any]) -> list[Sample]:
             tuple(FilePart(file["role"], file["part"], ObjectRef.model_validate(file["object"])) for file in one.get("files", ())),
         )
         for one in document["items"]
+    ]
+
+
+def tables_of(document: Mapping[str, Any]) -> list[Table]:
+    """The tables of a content document that this service wrote."""
+    return [
+        Table(
+            one["name"],
+            one["kind"],
+            one["label"],
+            tuple(one["fields"]),
+            one["rows"],
+            one["groups"],
+            one["splits"],
+            one["emptied"],
+            tuple(TablePart(ObjectRef.model_validate(part["object"]), part["rows"]) for part in one["parts"]),
+        )
+        for one in document.get("tables", ())
     ]
 
 

@@ -5,35 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.canonical import digest, parse
 from medmesh.contracts.ingestion import (
-    DatasetVersionCreated,
     Descriptor,
     DescriptorPublished,
     IngestArchive,
     PublishDescriptor,
     SplitVersion,
 )
-from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.access import EVERYBODY
 from medmesh.security.labels import Label, Level
-from medmesh.service import files, labels
+from medmesh.service import labels
 from medmesh.service.dispatch import Work
 from medmesh.store.objects.port import ObjectStore, fetch, load
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_ingestion.domain import Sample, check_descriptor, content, label_counts, samples_of
+from medmesh_ingestion.domain import Sample, check_descriptor, content, samples_of, tables_of
+from medmesh_ingestion.making import Found, Origin, create, erase, version_of
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.queries import seen
-from medmesh_ingestion.splitting import split
-from medmesh_ingestion.tables import datasets, descriptors, versions
+from medmesh_ingestion.splitting import placed, sides, units_of
+from medmesh_ingestion.tables import descriptors, versions
 
 
 @HANDLERS.slow(IngestArchive)
@@ -45,22 +43,22 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     """
     wanted = command.data
     async with work.unit() as uow:
-        known = await _version(uow, wanted.dataset, wanted.archive.sha256)
+        known = await version_of(uow, wanted.dataset, wanted.archive.sha256)
     if known is None:
-        samples, rejected, about = await _samples(wanted, work.ports)
-        manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, samples, about), "application/json")
+        found = await _taken_in(wanted, work.ports)
+        manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, *found.whole), "application/json")
         async with work.finish() as uow:
             origin = Origin(wanted.archive.sha256, "archive", {}, wanted.label)
-            work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted.dataset, origin, manifest, samples, rejected)}
+            work.result = {"dataset": wanted.dataset, "version": await create(uow, wanted.dataset, origin, manifest, found)}
     else:
         work.result = {"dataset": wanted.dataset, "version": known.version}
         work.unchanged()
-    await _erase(work.ports, wanted.archive)
+    await erase(work.ports, wanted.archive)
     return work.result
 
 
-async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], dict[str, int], dict[str, str] | None]:
-    """The stored samples of an archive, how many files were rejected for which reason, and which published set it is, if it is one.
+async def _taken_in(wanted: IngestArchive, ports: Ports) -> Found:
+    """What could be kept of an archive, stored.
 
     Raises `Problem`, and has stored nothing.
     """
@@ -69,6 +67,7 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
     from medmesh_ingestion.archive import opened_archive
     from medmesh_ingestion.intake import holds_images, private_folder, store, take_in  # decoders: not before the first archive
     from medmesh_ingestion.layouts import layout_of, take_in_layout
+    from medmesh_ingestion.rows import store_tables
 
     source = await ports.stores.holding(wanted.archive.sha256)
     size = await source.size(wanted.archive.sha256) or 0
@@ -85,20 +84,19 @@ async def _samples(wanted: IngestArchive, ports: Ports) -> tuple[list[Sample], d
             intended = files is None or await asyncio.to_thread(holds_images, files)
             try:
                 if layout is not None:
-                    kept, rejected, about = await take_in_layout(
-                        archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes
-                    )
+                    found = await take_in_layout(archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes)
                 else:
                     assert files is not None
-                    project, about = Project(ports.key, settings.deidentification, published=True), None
-                    kept, rejected = await take_in(files, folder / "files", project, settings.max_file_bytes)
+                    project = Project(ports.key, settings.deidentification, published=True)
+                    found = await take_in(files, folder / "files", project, settings.max_file_bytes)
             except Problem as problem:
                 # Corrected, it will be another object: nobody would ever come back for this one. What holds no image, or cannot be
                 # read, may be anybody's object that was named by mistake or on purpose, and stays.
                 if intended and (files is None or not problem.code.startswith("importing.")):
-                    await _erase(ports, wanted.archive)
+                    await erase(ports, wanted.archive)
                 raise
-        return await store(kept, ports.stores.kept), rejected, about
+        samples, tables = await store(found.kept, ports.stores.kept), await store_tables(found.tables, ports.stores.kept)
+        return Found(samples, tables, found.rejected, found.about)
 
 
 @HANDLERS.slow(SplitVersion)
@@ -111,77 +109,40 @@ async def split_version(command: Envelope[SplitVersion], work: Work[Ports]) -> d
         row = await uow.first(select(versions).where(versions.c.dataset == wanted.dataset, versions.c.version == wanted.version, seen(uow)))
     if row is None:
         raise Problem("request.not_found", kind="data set", id=f"{wanted.dataset} version {wanted.version}")
+    from medmesh_ingestion.intake import private_folder
+    from medmesh_ingestion.rows import fetch_parts, resplit_tables, units_of_rows
+
     kept = work.ports.stores.kept
     whole = ObjectRef.model_validate(row.content)
     document = parse(await load(kept, whole, limit=whole.bytes))
-    samples = samples_of(document)
+    samples, tables = samples_of(document), tables_of(document)
+    if not samples and not any(table.is_split for table in tables):
+        raise Problem("ingestion.split_nothing", dataset=wanted.dataset, version=wanted.version)
     groups = {sample.item: sample.facts.group for sample in samples if sample.facts and sample.facts.group}
     groups |= await patients([sample for sample in samples if not sample.facts], kept)
     ratios = dict(zip(("train", "val", "test"), wanted.ratios, strict=True))
-    made = await asyncio.to_thread(split, samples, groups, ratios, wanted.seed, anew=wanted.anew)
-    manifest = await kept.put(await asyncio.to_thread(content, made, document.get("about")), "application/json")
+    async with private_folder(work.ports.folder) as folder:
+        await fetch_parts(tables, kept, folder)
+        rows = await asyncio.to_thread(units_of_rows, tables, folder, _same_side(document))
+        units = [*units_of(samples, groups), *rows]
+        found = await asyncio.to_thread(sides, units, ratios, wanted.seed, anew=wanted.anew)
+        split_ = await resplit_tables(tables, found, kept, folder)
+        made = Found(placed(samples, groups, found), split_, row.rejected, document.get("about"))
+    manifest = await kept.put(await asyncio.to_thread(content, *made.whole), "application/json")
     # Not the bytes of an archive, but as much as them what this version was made from.
     origin = digest({"split": whole.sha256, "ratios": list(wanted.ratios), "seed": wanted.seed, "anew": wanted.anew})
     parent = Origin(origin, "version", {"from": wanted.version})
     async with work.finish() as uow:
-        work.result = {"dataset": wanted.dataset, "version": await _create(uow, wanted.dataset, parent, manifest, made, row.rejected)}
+        work.result = {"dataset": wanted.dataset, "version": await create(uow, wanted.dataset, parent, manifest, made)}
     return work.result
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a version was made from: its digest, the kind of thing that is, and what the record says of it."""
+def _same_side(document: Mapping[str, Any]) -> Mapping[str, str]:
+    """Published splits that are a part of another one."""
+    from medmesh.importing import registry
 
-    sha256: str
-    kind: str
-    detail: Mapping[str, Any]
-    label: SecurityLabel | None = None
-
-
-async def _version(uow: UnitOfWork[Ports], dataset: str, origin: str) -> Row[Any] | None:
-    return await uow.first(select(versions).where((versions.c.dataset == dataset) & (versions.c.archive == origin)))
-
-
-async def _create(
-    uow: UnitOfWork[Ports], dataset: str, origin: Origin, manifest: ObjectRef, samples: list[Sample], rejected: dict[str, int]
-) -> int:
-    """The number of the version, made unless another process was faster."""
-    await uow.execute(upsert(datasets).values(dataset=dataset, newest=0, created_at=uow.now).on_conflict_do_nothing())
-    this = datasets.c.dataset == dataset
-    row = await uow.first(select(datasets.c.newest).where(this).with_for_update())
-    assert row is not None
-    if (known := await _version(uow, dataset, origin.sha256)) is not None:
-        uow.unchanged()
-        return int(known.version)
-    version, counts = int(row.newest) + 1, label_counts(samples)
-    # Nobody has seen what is in the archive: it may hold anything that whoever sends it could read.
-    await labels.made(uow, "dataset", dataset, wanted=origin.label, outside=True)
-    await files.keep(uow, "dataset", dataset, [manifest.sha256, *{sha256 for sample in samples for sha256 in sample.objects}])
-    await uow.execute(update(datasets).where(this).values(newest=version))
-    values = {
-        "dataset": dataset,
-        "version": version,
-        "archive": origin.sha256,
-        "content": manifest.model_dump(),
-        "samples": len(samples),
-        "labels": counts,
-        "rejected": rejected,
-        "created_at": uow.now,
-        "maker": uow.actor.text,
-        "organisation": uow.actor.organisation,
-    }
-    await uow.execute(insert(versions).values(values))
-    refused = sum(rejected.values())
-    uow.emit(
-        DatasetVersionCreated(dataset=dataset, version=version, content=manifest, samples=len(samples), rejected=refused, labels=counts)
-    )
-    entities = (
-        Entity("dataset", dataset, version=str(version), digest=manifest.sha256),
-        Entity(origin.kind, origin.sha256, digest=origin.sha256),
-    )
-    detail = {"samples": len(samples), "rejected": refused, **origin.detail}
-    uow.audit(AuditEntry("dataset.create", "C", entities=entities, detail=detail))
-    return version
+    layout = (document.get("about") or {}).get("layout")
+    return registry.named(layout).same_side if layout else {}
 
 
 async def patients(samples: Sequence[Sample], store: ObjectStore) -> dict[str, str]:
@@ -195,12 +156,6 @@ async def patients(samples: Sequence[Sample], store: ObjectStore) -> dict[str, s
         data = await load(store, sample.object, limit=sample.object.bytes)
         found[sample.item] = str(reading.read(data).PatientID)
     return found
-
-
-async def _erase(ports: Ports, archive: ObjectRef) -> None:
-    """Forget an original. A crash before this leaves the message unacknowledged, so that it comes again and gets here."""
-    for place in (ports.stores.kept, ports.stores.scratch):
-        await place.delete(archive.sha256)
 
 
 @HANDLERS.on(PublishDescriptor)

@@ -12,16 +12,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from medmesh.errors import Problem
 from medmesh.importing import port
 from medmesh.importing.cleaning import DICOM, Project, is_image
+from medmesh.importing.columns import FILE as COLUMNS
+from medmesh.importing.columns import Reader, described
 from medmesh.importing.formats.files import together
 from medmesh.importing.port import Source
+from medmesh.importing.records import Names
+from medmesh.importing.rows import Written
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import ObjectStore
+from medmesh.text import Sieve
 from medmesh_ingestion.cleaning import Rejected, clean, item_of
 from medmesh_ingestion.domain import LABEL_FILE, Facts, FilePart, Label, Sample, agreed, find_label_file, read_labels, reasons
+from medmesh_ingestion.rows import VOUCHED, Tables, rows_of, vouched
 
 _AT_ONCE = 8
 _MAX_LABEL_FILE = 64 * 2**20
@@ -51,6 +58,25 @@ class Kept:
     parts: tuple[Part, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What of an archive may be kept, cleaned, in files; how many were rejected for which reason; and which published set it is."""
+
+    kept: list[Kept]
+    rejected: Mapping[str, int]
+    tables: tuple[Written, ...] = ()
+    about: Mapping[str, Any] | None = None
+
+
+def taken(kept: list[Kept], rejected: Counter[str], tables: Tables, about: Mapping[str, Any] | None = None) -> Taken:
+    """Raises `Problem` (`ingestion.nothing_accepted`)."""
+    rejected += tables.rejected
+    written = tables.finish()
+    if not kept and not written:
+        raise Problem("ingestion.nothing_accepted", rejected=rejected.total(), reasons=reasons(rejected) or "empty")
+    return Taken(kept, dict(rejected), written, about)
+
+
 @asynccontextmanager
 async def private_folder(parent: Path) -> AsyncIterator[Path]:
     """A folder for originals, gone when the block ends."""
@@ -61,14 +87,16 @@ async def private_folder(parent: Path) -> AsyncIterator[Path]:
         await asyncio.shield(asyncio.to_thread(wipe, folder))
 
 
-async def take_in(source: Source, folder: Path, project: Project, max_file_bytes: int) -> tuple[list[Kept], dict[str, int]]:
-    """The files that may be kept, cleaned, in `folder` under numbers, and how many were rejected for which reason.
+async def take_in(source: Source, folder: Path, project: Project, max_file_bytes: int) -> Taken:
+    """The files that may be kept, cleaned, in `folder` under numbers, and rows of the tables that `columns.toml` names.
 
-    Raises `Problem`: `ingestion.labels`, `ingestion.nothing_accepted`. Nothing is stored here.
+    Raises `Problem`: `ingestion.labels`, `importing.columns`, `ingestion.nothing_accepted`. Nothing is stored here.
     """
     names = [PurePosixPath(name) for name in source.names]
     labels_at = find_label_file(names)
-    images = [name for name in names if name != labels_at]
+    columns = described(source)
+    beside = {str(labels_at), *columns, *(name for name in source.names if name.rpartition("/")[2] in (COLUMNS, VOUCHED))}
+    images = [name for name in names if str(name) not in beside]
     labels: dict[PurePosixPath, Label] = {}
     if labels_at is not None:
         if source.size(str(labels_at)) > _MAX_LABEL_FILE:
@@ -76,10 +104,10 @@ async def take_in(source: Source, folder: Path, project: Project, max_file_bytes
         labels = await asyncio.to_thread(read_labels, _bytes(source, str(labels_at)), labels_at.parent, set(images))
     kept: dict[str, Kept] = {}
     rejected: Counter[str] = Counter()
-    large = frozenset(name for name in source.names if source.size(name) > max_file_bytes)
+    large = frozenset(name for name in source.names if source.size(name) > max_file_bytes) - beside
     if large:
         rejected["too_large"] = len(large)
-    every = together(port.Part(source, (name for name in source.names if name not in large and PurePosixPath(name) != labels_at)))
+    every = together(port.Part(source, (name for name in source.names if name not in large and name not in beside)))
     for number in count():
         one = await asyncio.to_thread(next, every, None)
         if one is None:
@@ -98,9 +126,10 @@ async def take_in(source: Source, folder: Path, project: Project, max_file_bytes
                 continue
             label, found = agreed(before.label, label), before
         kept[found.item] = replace(found, label=label, facts=_told(found.facts, label, project.key))
-    if not kept:
-        raise Problem("ingestion.nothing_accepted", rejected=rejected.total(), reasons=reasons(rejected) or "empty")
-    return list(kept.values()), dict(rejected)
+    tables, sieve = Tables(folder), Sieve(vouched(source))
+    for name, (named, about) in columns.items():
+        await tables.fill(rows_of(source, name, Reader(named, about, Names(project.key, "files"), sieve)))
+    return taken(list(kept.values()), rejected, tables)
 
 
 async def store(kept: Sequence[Kept], target: ObjectStore) -> list[Sample]:
@@ -120,8 +149,8 @@ async def store(kept: Sequence[Kept], target: ObjectStore) -> list[Sample]:
 
 
 def holds_images(source: Source) -> bool:
-    """Whether this is an archive for this service at all, even one that is refused: it has a label file or an image."""
-    return any(PurePosixPath(name).name.lower() == LABEL_FILE or _starts_as_image(source, name) for name in source.names)
+    """Whether this is an archive for this service at all, even one that is refused: it has a file of labels or columns, or an image."""
+    return any(PurePosixPath(name).name.lower() in (LABEL_FILE, COLUMNS) or _starts_as_image(source, name) for name in source.names)
 
 
 def _starts_as_image(source: Source, name: str) -> bool:

@@ -1,4 +1,5 @@
-"""An archive in a published layout on its way into a version: images, volumes and masks, with split, group and labels as published.
+"""An archive in a published layout on its way into a version: images, volumes and masks, with split, group and labels as published, and
+questions, texts and rows beside them.
 
 The layout's importer reads the archive where it lies. A grey image is cleaned like one that somebody sent by itself; what is none, by
 its format. The patient or group becomes a pseudonym, and the item is named after its place in the layout, so that no image of the set
@@ -9,33 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
-import io
-import zipfile
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.lib import format as npy
-from numpy.typing import NDArray
-from PIL import Image
 
 from medmesh.errors import Problem
 from medmesh.importing import registry
-from medmesh.importing.cleaning import DICOM, Clean, Project
+from medmesh.importing.cleaning import DICOM, Clean, Project, is_image
 from medmesh.importing.formats import cleaned
-from medmesh.importing.port import File, Importer, Item, Plan, Source
+from medmesh.importing.formats.arrays import NPY
+from medmesh.importing.formats.nifti import NIFTI
+from medmesh.importing.port import File, Importer, Item, Plan
+from medmesh.importing.records import Names, Records
 from medmesh.importing.sources import Limits, opened
 from medmesh.quality.rules import BLOCKING
 from medmesh.telemetry import log
+from medmesh.text import Sieve
 from medmesh_ingestion.cleaning import Rejected, clean
 from medmesh_ingestion.domain import MAX_CLASSES, MAX_LABEL, Facts, Label, reasons
-from medmesh_ingestion.intake import Kept, Part
+from medmesh_ingestion.intake import Kept, Part, Taken, taken
+from medmesh_ingestion.pieces import Picture, Pictures, Pieces
+from medmesh_ingestion.rows import Tables, vouched
 
 TAKEN = ("image", "volume", "mask")
+VOLUMES = (NIFTI.media_type, NPY.media_type)
 MAX_LICENCE = 500
 PUBLISHED = 0.9
 """Scores from here on are of published layouts, not of file formats."""
@@ -51,10 +49,8 @@ def layout_of(archive: Path, limits: Limits) -> Importer | None:
         return None
 
 
-async def take_in_layout(
-    archive: Path, importer: Importer, folder: Path, key: bytes, limits: Limits, largest: int
-) -> tuple[list[Kept], dict[str, int], dict[str, Any]]:
-    """The items that may be kept, cleaned, in `folder`; how many were rejected for which reason; and what the set is.
+async def take_in_layout(archive: Path, importer: Importer, folder: Path, key: bytes, limits: Limits, largest: int) -> Taken:
+    """The items that may be kept, cleaned, in `folder`; the pictures that questions and texts are about; and these as rows of tables.
 
     `largest` bounds the bytes of one file. Raises `Problem`: `ingestion.layout` for a set with errors (by code: names of files stay out
     of it), `ingestion.nothing_accepted`.
@@ -64,20 +60,35 @@ async def take_in_layout(
         if plan.errors:
             codes = Counter(finding.code.partition(".")[2] for finding in plan.findings if finding.severity == "error")
             raise Problem("ingestion.layout", layout=importer.name, errors=plan.errors, reasons=reasons(codes))
-        desk = _Desk(importer, plan, pieces, folder, key, largest)
+        names = Names(key, importer.name)
+        desk = _Desk(importer, plan, pieces, folder, key, names, largest)
         kept: list[Kept] = []
         rejected: Counter[str] = Counter()
-        items = importer.items(source)
-        while (item := await asyncio.to_thread(next, items, None)) is not None:
-            one = await asyncio.to_thread(desk.take, item)
+        pictures = Pictures(importer)
+
+        def sort(one: Kept | Rejected) -> None:
             if isinstance(one, Rejected):
                 rejected[one.reason] += 1
             else:
                 kept.append(one)
-    if not kept:
-        raise Problem("ingestion.nothing_accepted", rejected=rejected.total(), reasons=reasons(rejected) or "empty")
-    about = {"layout": importer.name, "title": plan.title, "licence": plan.licence[:MAX_LICENCE], "manifest": plan.manifest}
-    return kept, dict(rejected), about
+
+        items = importer.items(source)
+        while some := await asyncio.to_thread(pictures.next, items):
+            for item in some:
+                sort(await asyncio.to_thread(desk.take, item))
+        for name, picture in pictures.in_order(pieces.place):
+            sort(await asyncio.to_thread(desk.picture, name, picture))
+        records, tables = Records(importer, names, Sieve(vouched(source))), Tables(folder)
+        await tables.fill(record for item in importer.items(source) for record in records.of(item))
+    counts = {f"{kind} {split}".strip(): count for (kind, split), count in plan.counts.items()}
+    about = {
+        "layout": importer.name,
+        "title": plan.title,
+        "licence": plan.licence[:MAX_LICENCE],
+        "manifest": plan.manifest,
+        "counts": counts,
+    }
+    return taken(kept, rejected, tables, about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,7 @@ class _Desk:
     pieces: Pieces
     folder: Path
     key: bytes
+    names: Names
     largest: int
 
     def take(self, item: Item) -> Kept | Rejected:
@@ -99,30 +111,45 @@ class _Desk:
             return Rejected("pending")
         made: list[Part] = []
         for file in item.files:
-            if self.pieces.size(file) > self.largest:
-                return Rejected("too_large")
-            try:
-                found = self._cleaned(item.kind, self.pieces.read(file))
-            except Problem as problem:  # damage that no header shows; the problem names a file
-                return Rejected(problem.code.partition(".")[2])
-            except Exception as error:  # decoders are other people's, and so is the file
-                log("file.failed", level=30, kind=type(error).__name__)
-                return Rejected("failed")
+            found = self._file(item.kind, file)
             if isinstance(found, Rejected):
                 return found
-            data, media_type = found
-            sha256 = hashlib.sha256(data).hexdigest()
-            path = self.folder / sha256
-            path.write_bytes(data)
-            made.append(Part(file.role, file.part if file.part.startswith("channel") else "", path, sha256, media_type))
+            made.append(found)
         first = next((part for part in made if part.role == "image"), made[0])
-        name = hmac.digest(self.key, f"item\0{self.importer.name}\0{item.key}".encode(), "sha256").hex()[:16]
-        label, facts = _label(item, self.plan, self.importer), _facts(item, self.importer, self.key)
+        label, facts = _label(item, self.plan, self.importer), _facts(item, self.names)
+        name = self.names.item(item.key)
         return Kept(name, first.path, first.sha256, label, facts, first.media_type, tuple(made) if len(made) > 1 else ())
+
+    def picture(self, name: str, picture: Picture) -> Kept | Rejected:
+        """What questions and texts are about, as an item without a class."""
+        found = self._file("image", picture.file)
+        if isinstance(found, Rejected):
+            return found
+        group = None if picture.unit is None else self.names.group(picture.unit)
+        kind = "volume" if found.media_type in VOLUMES else "image"
+        return Kept(self.names.picture(name), found.path, found.sha256, None, Facts(kind, picture.split, group, {}), found.media_type)
+
+    def _file(self, kind: str, file: File) -> Part | Rejected:
+        if self.pieces.size(file) > self.largest:
+            return Rejected("too_large")
+        try:
+            found = self._cleaned(kind, self.pieces.read(file))
+        except Problem as problem:  # damage that no header shows; the problem names a file
+            return Rejected(problem.code.partition(".")[2])
+        except Exception as error:  # decoders are other people's, and so is the file
+            log("file.failed", level=30, kind=type(error).__name__)
+            return Rejected("failed")
+        if isinstance(found, Rejected):
+            return found
+        data, media_type = found
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.folder / sha256
+        path.write_bytes(data)
+        return Part(file.role, file.part if file.part.startswith("channel") else "", path, sha256, media_type)
 
     def _cleaned(self, kind: str, data: bytes) -> tuple[bytes, str] | Rejected:
         """A grey image as DICOM; colour, volumes and arrays in their own format, without identity."""
-        if kind == "image":
+        if kind == "image" and is_image(data[:132]):
             found = clean(data, Project(self.key, published=True, blocking=BLOCKING - frozenset(self.importer.meant)))
             if isinstance(found, Clean):
                 return found.data, DICOM
@@ -141,68 +168,9 @@ def _label(item: Item, plan: Plan, importer: Importer) -> Label | None:
     return Label(said, 0)
 
 
-def _facts(item: Item, importer: Importer, key: bytes) -> Facts:
-    unit = item.unit
-    group = None if unit is None else hmac.digest(key, f"group\0{importer.name}\0{unit}".encode(), "sha256").hex()[:16]
+def _facts(item: Item, names: Names) -> Facts:
+    group = None if item.unit is None else names.group(item.unit)
     labels: dict[str, str | list[str]] = {}
     for name, value in sorted(item.labels.items()):
         labels[name] = [one[:MAX_LABEL] for one in value] if isinstance(value, tuple) else str(value)[:MAX_LABEL]
     return Facts(item.kind, item.split, group, labels)
-
-
-class Pieces:
-    """The bytes of an item's files: a file, a member of a zip, or a row of an array, which is read forward."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._stack = ExitStack()
-        self._at: tuple[str, str, int] | None = None
-        self._member: BinaryIO | None = None
-        self._shape: tuple[int, ...] = ()
-
-    def __enter__(self) -> Pieces:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def size(self, file: File) -> int:
-        """Bytes of a whole file; of a row none: it is small."""
-        return 0 if "[" in file.part else self._source.size(file.name)
-
-    def read(self, file: File) -> bytes:
-        """A row of two dimensions, or of three with colours, as PNG; one of three as .npy; anything else as it is."""
-        if "[" not in file.part:
-            with self._source.open(file.name) as opened_:
-                return opened_.read()
-        key, _, row = file.part.rstrip("]").partition("[")
-        pixels = self._row(file.name, key, int(row))
-        buffer = io.BytesIO()
-        if pixels.ndim == 2 or pixels.shape[2] == 3:
-            Image.fromarray(pixels).save(buffer, "PNG")
-        else:
-            np.save(buffer, pixels)
-        return buffer.getvalue()
-
-    def _row(self, name: str, key: str, row: int) -> NDArray[np.uint8]:
-        if self._at is None or self._at[:2] != (name, key) or self._at[2] > row:
-            self._open(name, key)
-            self._at = (name, key, 0)
-        assert self._member is not None
-        size = int(np.prod(self._shape[1:]))
-        while self._at[2] < row:
-            self._member.read(size)
-            self._at = (name, key, self._at[2] + 1)
-        data = self._member.read(size)
-        self._at = (name, key, row + 1)
-        return np.frombuffer(data, np.uint8).reshape(self._shape[1:])
-
-    def _open(self, name: str, key: str) -> None:
-        self._stack.close()
-        archive = self._stack.enter_context(zipfile.ZipFile(self._stack.enter_context(self._source.open(name))))
-        self._member = self._stack.enter_context(archive.open(f"{key}.npy"))  # type: ignore[assignment]
-        version = npy.read_magic(self._member)  # type: ignore[no-untyped-call]
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        self._shape, fortran, _ = read(self._member)  # type: ignore[no-untyped-call]
-        if fortran:
-            raise Problem("imaging.unreadable", reason="columns first")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import ColumnElement, Integer, exists, false, func, or_, select, true, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
-from medmesh.contracts.ingestion import Catalogue, DatasetView, Descriptor, DescriptorEntry, GetDataset, ListDescriptors
+from medmesh.contracts.ingestion import Catalogue, DatasetView, Descriptor, DescriptorEntry, GetDataset, ListDescriptors, TableView
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
 from medmesh.security.access import Object
@@ -81,6 +81,7 @@ async def get_dataset(query: Envelope[GetDataset], uow: UnitOfWork[Ports]) -> Da
         samples=row.samples,
         labels=row.labels,
         rejected=row.rejected,
+        tables=tuple(TableView.model_validate(one) for one in row.tables),
         maker=row.maker,
         released=row.released_at is not None,
         release_digest=release_digest(row.dataset, row.version, row.content["sha256"]),

@@ -16,12 +16,12 @@ from medmesh.security.residue import wipe
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
-from medmesh_ingestion import handlers, queries, releases
+from medmesh_ingestion import handlers, queries, releases, timelines
 from medmesh_ingestion.ports import HANDLERS, Ports
 from medmesh_ingestion.settings import Settings
 from medmesh_ingestion.tables import METADATA
 
-DECLARING = (handlers, queries, releases)
+DECLARING = (handlers, queries, releases, timelines)
 """The modules whose handlers this service runs."""
 
 _KEY_BYTES = 32

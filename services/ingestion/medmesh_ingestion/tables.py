@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, Index, Integer, String, Table, UniqueConstraint
+from sqlalchemy import CheckConstraint, Column, Index, Integer, String, Table, UniqueConstraint, text
 
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Json, Timestamp
+from medmesh.timeline.tables import add_timeline_tables
 
 METADATA = add_label_tables(service_metadata())
 
@@ -28,6 +29,7 @@ versions = Table(
     Column("samples", Integer, nullable=False),
     Column("labels", Json, nullable=False),
     Column("rejected", Json, nullable=False),
+    Column("tables", Json, nullable=False, server_default=text("'[]'"), comment="name, kind, rows, groups and splits of each"),
     Column("created_at", Timestamp, nullable=False),
     Column("maker", String(160), nullable=False),
     Column("organisation", String(63), nullable=False),
@@ -38,6 +40,16 @@ versions = Table(
     CheckConstraint("(approval IS NULL) = (released_at IS NULL)", name="released_with_approval"),
     comment="its content never changes; its maker's alone until it is released; the same archive is never two versions",
 )
+
+timelines = Table(
+    "timelines",
+    METADATA,
+    Column("dataset", String(63), primary_key=True),
+    Column("maker", String(160), nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    comment="whose the timelines of a data set are: nobody else takes in, asks or exports",
+)
+add_timeline_tables(METADATA)
 
 descriptors = Table(
     "descriptors",

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medmesh.contracts.data import ItemSchema, dtype_of
+from medmesh.contracts.data import ItemSchema, dtype_of, sample_bytes
 from medmesh.errors import Problem
 from medmesh.importing.formats.content import LARGEST
 from medmesh.learning import weights
 from medmesh.pipelines.samples import sample
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.port import load
-from medmesh_training.domain import Item, sample_bytes
+from medmesh_training.domain import Item
 
 _AT_ONCE = 8
 _BYTES = 64 << 20
@@ -46,7 +45,7 @@ async def _sample(item: Item, data: ItemSchema, stores: Stores) -> np.ndarray:
 
 
 def _batches(content: Sequence[Item], data: ItemSchema) -> Iterator[list[Item]]:
-    each, batch, held = math.prod(data.shape) * sample_bytes(data), list[Item](), 0
+    each, batch, held = sample_bytes(data), list[Item](), 0
     for item in content:
         if batch and (len(batch) == _AT_ONCE or held + item.object.bytes + each > _BYTES):
             yield batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from medmesh.contracts.data import ItemSchema, dtype_of
+from medmesh.contracts.data import ItemSchema, sample_bytes
 from medmesh.contracts.message import ObjectRef, Record
 from medmesh.errors import Problem
 
@@ -121,14 +120,9 @@ def check_size(steps: int, seed: int, version: int, limit: int) -> None:
         raise Problem("request.invalid", reason="seed and version must lie within 2^53")
 
 
-def sample_bytes(data: ItemSchema) -> int:
-    """Of one number of a sample."""
-    return 1 if dtype_of(data) == "U8" else 4
-
-
 def check_room(samples: int, data: ItemSchema, limit: int) -> None:
     """Raise a `Problem` (`training.too_large`) when the samples as a worker is given them would take more than `limit` bytes."""
-    if (needed := samples * math.prod(data.shape) * sample_bytes(data)) > limit:
+    if (needed := samples * sample_bytes(data)) > limit:
         raise Problem("training.too_large", bytes=needed, limit=limit)
 
 

@@ -128,9 +128,13 @@ class Runner:
         package = packages.read(await load(kept, held.package))
         folder = self._folder / f"{held.job}-{held.attempt}"
         folder.mkdir(mode=0o700)
-        limits = isolation.Limits(memory_bytes=settings.worker_memory_bytes, cpu_seconds=settings.worker_cpu_seconds)
         try:
             training, measuring = await self._samples(held, package, folder)
+            limits = isolation.Limits(
+                memory_bytes=settings.worker_memory_bytes,
+                cpu_seconds=settings.worker_cpu_seconds,
+                mapped_bytes=sum(part.path.stat().st_size for part in (training, measuring)),
+            )
             running = worker(
                 package,
                 folder / "worker",

@@ -18,9 +18,9 @@ class Settings(ServiceSettings):
     batch_size: int = Field(default=32, ge=1, le=65_536)
     learning_rate: float = Field(default=0.01, gt=0, lt=1000)
     max_steps: int = Field(default=1_000_000, ge=1, lt=2**31)
-    max_data_bytes: int = Field(default=3 * 2**30, ge=1)
-    """Most that the samples of one job may take on the disk, as the worker reads them: twice while they are handed over. It maps them, for
-    which it has 4 GiB beside `worker_memory_bytes`."""
+    max_data_bytes: int = Field(default=16 * 2**30, ge=1)
+    """Most that the samples of one job may take on the disk, as the worker reads them: twice while they are handed over. It maps them: they
+    count as addresses (`Limits.mapped_bytes`) and not as `worker_memory_bytes`."""
     max_attempts: int = Field(default=3, ge=1)
     """Attempts in a row that end without a new checkpoint before a job is given up."""
     lease_seconds: float = Field(default=15.0, gt=0)

@@ -504,7 +504,7 @@ async def test_a_folder_is_judged_by_series_as_what_a_pacs_sends(private: Path, 
             done = await intake.ingest(at, given, "brain", dry_run=dry)
             assert (done.stored, dict(done.rejected)) == (0, {"intake.quality": 9})
             assert done.quality == {"missing_slices": 8, "constant_image": 1}
-            assert {why for _, why in done.left_out} == {"quality.missing_slices", "quality.constant_image"}
+            assert {one.codes for one in done.left_out} == {"quality.missing_slices", "quality.constant_image"}
         assert (await used(at), list(at.objects.objects())) == (0, [])
 
         receive(receiver, *stack(missing=3), *other)

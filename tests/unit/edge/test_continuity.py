@@ -198,9 +198,9 @@ async def test_what_another_hospital_was_shown_is_compared_in_both_directions(se
     made = ledger(seen.folder / "honest", 600)
     await seen.shown(made)
     for size in (200, 600):
-        await seen.continuity.compare(ledger(seen.folder / f"theirs-{size}", size).note(), "hospital:ruijin")
+        await seen.continuity.compare((ledger(seen.folder / f"theirs-{size}", size).note(), "hospital:ruijin"))
     with pytest.raises(Problem) as caught:
-        await seen.continuity.compare(forked(seen.folder / "theirs", 200).note(), "hospital:ruijin")
+        await seen.continuity.compare((forked(seen.folder / "theirs", 200).note(), "hospital:ruijin"))
     assert caught.value.code == "edge.log_forked"
     assert await seen.records() == [("log.seen", 0, ""), ("log.refused", 12, "edge.log_forked")]
 
@@ -229,6 +229,18 @@ async def test_a_fork_is_found_by_what_another_hospital_left_and_nothing_is_left
     with pytest.raises(Problem):
         await seen.continuity.exchange()
     assert len(seen.platform.told) == 2
+
+
+async def test_what_many_hospitals_were_shown_is_compared_by_the_tiles_of_one_tree(seen: Seen) -> None:
+    await seen.shown(ledger(seen.folder / "ours", 500))
+    shown = [(ledger(seen.folder / f"theirs-{size}", size).note(), f"hospital:h{size}") for size in range(300, 701, 20)]
+    seen.platform.folder, seen.platform.asked = seen.folder / "theirs-700", 0
+    await seen.continuity.compare(*shown)
+    assert await seen.size() == 700
+    assert seen.platform.asked == 3  # two tiles of the lowest level and the one above
+    with pytest.raises(Problem) as caught:
+        await seen.continuity.compare(*shown, (forked(seen.folder / "fork", 450).note(), "hospital:ruijin"))
+    assert caught.value.code == "edge.log_forked"
 
 
 async def test_what_another_hospital_left_is_not_compared_while_it_cannot_be_proven_or_asked_for(seen: Seen) -> None:

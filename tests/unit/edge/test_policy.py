@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.federated.test_plan import plan
 
+from medmesh.contracts.data import VolumeSchema
 from medmesh.contracts.privacy import Privacy
 from medmesh.errors import Problem
 from medmesh.learning.isolation import Limits
@@ -27,6 +28,7 @@ PLAN = plan(
     privacy=Privacy(unit="patient", epsilon="8", delta="0.00001", clip="1", noise="2", rate="0.1"),
 )
 COHORT = policy.Cohort(samples=100, patients=50)
+VOLUMES = VolumeSchema(kind="volumes", volume="MR", size=(32, 32, 32), classes=("no", "yes"))
 
 
 def test_the_policy_a_node_begins_with_asks_a_person_for_the_code(private: Path) -> None:
@@ -51,6 +53,7 @@ CASES = (
     ('total_epsilon = "1"', "policy.total"),
     ("min_samples = 101", "policy.samples"),
     ("min_patients = 51", "policy.patients"),
+    ("data_mib = 1", "policy.data"),
 )
 
 
@@ -68,6 +71,8 @@ def test_every_rule_has_a_case() -> None:
 @pytest.mark.parametrize(("rule", "code"), CASES)
 def test_every_rule_refuses_its_case_and_no_other_does(private: Path, rule: str, code: str) -> None:
     wanted = PLAN.model_copy(update={"secure": None}) if rule.startswith("secure") else PLAN
+    if rule.startswith("data_mib"):
+        wanted = PLAN.model_copy(update={"data": VOLUMES})
     assert policy.refusals(_policy(private, policy.DEFAULT), wanted, COHORT) == {}
     found = policy.refusals(_with(private, rule), wanted, COHORT)
     assert {name: problem.code for name, problem in found.items()} == {rule.split(" ")[0]: code}
@@ -125,6 +130,20 @@ def test_a_worker_gets_what_the_policy_allows_and_no_more_than_the_node_has(priv
     less = _policy(private, "[worker]\nmemory_mib = 512\ncpu_seconds = 60\nthreads = 2")
     assert policy.worker_limits(less, 2**32) == Limits(memory_bytes=2**29, cpu_seconds=60, threads=2)
     assert policy.worker_limits(less, 2**28).memory_bytes == 2**28
+
+
+def test_what_a_worker_maps_follows_the_data_up_to_what_the_policy_allows(private: Path) -> None:
+    begun = _policy(private, policy.DEFAULT)
+    assert policy.worker_limits(begun, 2**32, 7 * 2**30) == Limits(memory_bytes=2**32, mapped_bytes=7 * 2**30)
+    big = PLAN.model_copy(update={"data": VOLUMES})
+    many = policy.Cohort(samples=20_000, patients=20_000)  # 20,000 volumes of 32 x 32 x 32 float32: 2,500 MiB
+    assert policy.refusals(begun, big, many) == {}
+    assert policy.refusals(_with(private, "data_mib = 2500"), big, many) == {}
+    refused = policy.refusals(_with(private, "data_mib = 2499"), big, many)["data_mib"]
+    assert refused.params == {"mib": 2500, "limit": 2499}
+    for language in ("en", "zh"):
+        said = refused.detail(language) + refused.hint(language)
+        assert "data_mib" in said and "[worker]" in said and "2500" in said, "which key, and how much is needed"
 
 
 def test_an_empty_policy_allows_nothing(private: Path) -> None:

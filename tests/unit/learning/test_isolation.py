@@ -250,6 +250,22 @@ def test_memory_is_bounded(ground: Ground) -> None:
     assert ground.run("import mmap; mmap.mmap(-1, 5 * 2**30)", limits).returncode == 1
 
 
+def test_files_that_it_maps_take_addresses_and_no_memory(ground: Ground) -> None:
+    with (ground.write / "samples").open("wb") as file:
+        file.truncate(6 * 2**30)  # a hole: nothing of it lies on the disk
+    code = """
+        import mmap
+        with open("samples", "rb") as file:
+            found = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        print(len(found), found[-1])
+        bytearray(512 * 2**20)
+    """
+    limits = Limits(memory_bytes=256 * 2**20, mapped_bytes=6 * 2**30)
+    done = ground.run(code, limits)
+    assert done.stdout.strip() == f"{6 * 2**30} 0" and "MemoryError" in done.stderr, "memory is bounded as before"
+    assert "Cannot allocate memory" in ground.run(code, Limits(memory_bytes=limits.memory_bytes)).stderr
+
+
 @pytest.mark.xdist_group("idle")  # one after the other: the account is idle for one of them
 def test_processor_time_file_size_and_tasks_are_bounded(ground: Ground) -> None:
     assert ground.run("while True: pass", Limits(cpu_seconds=1)).returncode in {-signal.SIGKILL, -signal.SIGXCPU}

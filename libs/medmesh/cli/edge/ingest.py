@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import click
 from medmesh.cli import say
 from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
+
+EXPLAINED = 20
+"""Reasons that are told at the terminal."""
 
 
 @click.command()
@@ -25,7 +30,11 @@ from medmesh.cli.session import show
 @click.option("--columns", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What the columns of the CSV files mean.")
 @click.option("--volumes", is_flag=True, help="DICOM files of one series are one volume.  同一序列合为一个三维体数据。")
 @click.option("--dry-run", is_flag=True, help="Say what would become of each file; write nothing.  仅预览，不写入。")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the files left out, and why, there (CSV).")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the files left out, and why, there (CSV).  未导入的文件及原因。",
+)
 @click.option("--json", "as_json", is_flag=True, help="No progress, JSON alone.")
 def ingest(
     folder: Path,
@@ -79,7 +88,9 @@ def ingest(
         )
         click.secho(said, fg="yellow", err=True)
     if report is not None:
-        _write(report, found.left_out)
+        _write(report, [(one.name, *reason) for one in found.left_out for reason in one.reasons])
+    if not as_json:
+        _explain([reason for one in found.left_out for reason in one.reasons], listed=report is not None)
     counts = {
         "held": found.held,
         "rejected": dict(found.rejected),
@@ -94,9 +105,20 @@ def ingest(
     return 0
 
 
-def _write(path: Path, rows: list[tuple[str, str]]) -> None:
-    """Names of files name patients: for its owner alone."""
+def _explain(reasons: Iterable[tuple[str, str, str]], *, listed: bool) -> None:
+    """Why files were left out, the most frequent first; which ones is told to nobody but a report."""
+    every = Counter(reasons)
+    for (code, en, zh), count in every.most_common(EXPLAINED):
+        click.secho(say(f"left out, {count}: {en} [{code}]", f"未导入 {count} 个：{zh} [{code}]"), fg="yellow", err=True)
+    if (rest := len(every) - EXPLAINED) > 0:
+        click.secho(say(f"left out for {rest} other reasons", f"另有 {rest} 种未导入原因"), fg="yellow", err=True)
+    if every and not listed:
+        click.echo(say("which files: --report FILE", "查看具体文件：--report 文件"), err=True)
+
+
+def _write(path: Path, rows: list[tuple[str, str, str, str]]) -> None:
+    """Names of files name patients: for its owner alone. With a mark of UTF-8, as spreadsheets ask for it."""
     made = io.StringIO(newline="")
-    csv.writer(made, lineterminator="\n").writerows([("file", "reason"), *rows])
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    csv.writer(made, lineterminator="\n").writerows([("file", "code", "reason", "原因"), *rows])
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8-sig") as file:
         file.write(made.getvalue())

@@ -15,6 +15,8 @@ from medmesh.importing.formats.content import START, THIS, Content, Format, is_g
 from medmesh.importing.port import File, Importer, Item, Kind, Report, Source
 
 _LOOKED_AT = 64
+_ABOUT = ("columns.toml", "vouched.txt")
+"""What is said of the others."""
 _PATIENT = re.compile(r"(?:^|/)sub-([0-9A-Za-z]+)(?=[/_])")  # BIDS 1.10, "Subjects"
 _ANNOTATIONS = (".atr", ".ann", ".qrs", ".ecg", ".ari", ".man", ".st", ".apn", ".rdt", ".q1c", ".pu", ".event")
 
@@ -41,7 +43,7 @@ class Files(Importer):
         known, seen, sure = 0, 0, 0.25
         for name in source.names[:_LOOKED_AT]:
             form = _form(source, name)
-            if form is None and name.lower().endswith((".dat", *_ANNOTATIONS)):
+            if basename(name) in _ABOUT or (form is None and name.lower().endswith((".dat", *_ANNOTATIONS))):
                 continue
             seen += 1
             known += form is not None
@@ -53,7 +55,7 @@ class Files(Importer):
         """Items in the order of the names."""
         names, parts = set(source.names), _parts(source)
         for name in source.names:
-            if name in parts:
+            if name in parts or basename(name) in _ABOUT:
                 continue
             try:
                 form = _form(source, name)

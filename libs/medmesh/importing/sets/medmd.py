@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from medmesh.importing.port import File, Importer, Item, Kind, Label, Report, Source
 from medmesh.importing.reading import Row, folder_of, json_of, rows
@@ -73,6 +73,14 @@ class MedMD(Importer):
     name = "medmd"
     title = "MedMD / RadMD"
     licence = "that of each source data set"
+    target = "label"
+    texts: ClassVar = {
+        **{one: one for one in ("question", "answer", "explanation", "context", "history", "text", "finding")},
+        "Question": "question",
+        "Answer": "answer",
+        "Caption": "caption",
+        "pre": "presentation",
+    }
     looked_for = "RadFM's lists: chestxray_balance_train_new.csv, pmcoa_image_caption_train.csv, paper_train.csv, ..."
 
     def sniff(self, source: Source) -> float:
@@ -113,11 +121,11 @@ def _table(source: Source, name: str, split: str | None, images: Mapping[str, st
         article = row[form.article].strip() if form.article else ""
         if form.images == "img_ref":
             pictures = [f"{article}_{figure}.jpg" for figure in pictures]
-        files, missing = _found(pictures, images)
+        files, missing, about = _found(pictures, images)
         labels: dict[str, Label] = {column: row[column].strip() for column in form.labels}
         meta = {column: _said(row, column) for column in form.texts} | {"images": pictures}
         group, key = _group(article, pictures), f"{name}#{row.number}"
-        yield Item(key, form.kind, files, group=group, split=split, labels=labels, meta=meta, missing=missing)
+        yield Item(key, form.kind, files, None, group, split, labels, meta, missing, about)
 
 
 def _papers(source: Source, name: str, split: str | None, images: Mapping[str, str], report: Report) -> Iterator[Item]:
@@ -138,9 +146,9 @@ def _papers(source: Source, name: str, split: str | None, images: Mapping[str, s
                 report.error("importing.json_key", file, key=f"[{number}]", expected='{"text": "...", "img_ref": ["...", ...]}')
                 continue
             pictures = [f"{article[0]}_{figure}.jpg" for figure in figures]
-            files, missing = _found(pictures, images)
+            files, missing, about = _found(pictures, images)
             meta = {"text": piece["text"], "images": pictures}
-            yield Item(f"{file}#{number + 1}", "text", files, group=article[0], split=split, meta=meta, missing=missing)
+            yield Item(f"{file}#{number + 1}", "text", files, None, article[0], split, {}, meta, missing, about)
 
 
 def _reports(source: Source, name: str, split: str | None, images: Mapping[str, str], report: Report) -> Iterator[Item]:
@@ -153,14 +161,20 @@ def _reports(source: Source, name: str, split: str | None, images: Mapping[str, 
             report.error("importing.json_key", name, key=f"[{number}]", expected='{"npy_path": "...", "finding": "...", ...}')
             continue
         path = piece["npy_path"]
-        files, missing = _found([path], images)
+        files, missing, about = _found([path], images)
         meta: dict[str, Any] = {key: value for key, value in piece.items() if isinstance(value, str)}
-        yield Item(f"{name}#{number + 1}", "volume", files, group=_group("", [path]), split=split, meta=meta, missing=missing)
+        yield Item(f"{name}#{number + 1}", "volume", files, None, _group("", [path]), split, {}, meta, missing, about)
 
 
-def _found(pictures: list[str], images: Mapping[str, str]) -> tuple[tuple[File, ...], tuple[str, ...]]:
-    here = [images.get(path.rpartition("/")[2]) for path in pictures]
-    return tuple(File(name, "image") for name in here if name), ("image",) if not all(here) else ()
+_Found = tuple[tuple[File, ...], tuple[str, ...], tuple[tuple[str, File | None], ...]]
+
+
+def _found(pictures: list[str], images: Mapping[str, str]) -> _Found:
+    """Files that are there, what is missing, and each picture with its file: sets are known by the names of their pictures alone."""
+    names = [path.rpartition("/")[2] for path in pictures]
+    about = tuple((name, File(images[name], "image") if name in images else None) for name in names)
+    files = tuple(file for _, file in about if file is not None)
+    return files, ("image",) if len(files) < len(about) else (), about
 
 
 def _group(article: str, pictures: list[str]) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from medmesh.importing.port import File, Importer, Item, Kind, Report, Source
+from medmesh.importing.port import Column, ColumnKind, File, Importer, Item, Kind, Report, Source
 from medmesh.importing.reading import Row, published, rows
 
 _NAME = re.compile(r"(?:.*/)?(?P<table>[A-Za-z_]+)\.csv(?:\.gz)?")
@@ -24,6 +24,9 @@ _FORMS = {
 }
 KNOWN_BY = {"ADMISSIONS", "PATIENTS", "ICUSTAYS", "CHARTEVENTS", "LABEVENTS", "NOTEEVENTS", "DIAGNOSES_ICD", "D_ITEMS", "D_LABITEMS"}
 ERRORS = ("ERROR", "ISERROR")
+IDENTIFIERS = frozenset(("HADM_ID", "ICUSTAY_ID", "CGID", "ORDERID", "LINKORDERID"))
+_ROW = "ROW_ID"
+_KINDS: dict[str, ColumnKind] = {"i": "whole", "t": "time", "f": "number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,14 @@ class Table:
     def kind(self) -> Kind:
         """Rows about patients are events, the notes text, all else a table to look up."""
         return "table" if "SUBJECT_ID" not in self.columns else "text" if "TEXT" in self.columns else "events"
+
+    def kept_as(self, column: str) -> ColumnKind:
+        """A table without patients is a published list: its words are terms."""
+        if column == "SUBJECT_ID":
+            return "patient"
+        if column in IDENTIFIERS:
+            return "identifier"
+        return _KINDS.get(self.forms.get(column, "")) or ("vocabulary" if self.kind == "table" else "text")
 
 
 @cache
@@ -62,6 +73,11 @@ class MIMIC3(Importer):
     def sniff(self, source: Source) -> float:
         found = {table for name in source.names if (table := _table(name))}
         return 0.95 if len(found & KNOWN_BY) >= 2 else 0.0
+
+    def columns(self, table: str) -> tuple[Column, ...]:
+        """Those that are published, but for the number of the row."""
+        about = tables()[table]
+        return tuple(Column(name, about.kept_as(name)) for name in about.columns if name != _ROW)
 
     def read(self, source: Source, report: Report) -> Iterator[Item]:
         seen: set[str] = set()

@@ -7,12 +7,11 @@ of `test_clean.csv` are some of `test.csv`, checked by people.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import ClassVar
 
-from medmesh.importing.port import File, Importer, Item, Report, Source
-from medmesh.importing.reading import Row, folder_of, published, rows
+from medmesh.importing.port import File, Importer, Item, Label, Report, Source
+from medmesh.importing.reading import Row, folder_of, published, rows, within_zip
 
 CHOICES = ("A", "B", "C", "D")
 _V1 = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
@@ -27,6 +26,8 @@ class PMCVQA(Importer):
     title = "PMC-VQA"
     licence = "CC BY-SA; figures under the licences of their articles"
     looked_for = "train.csv, test.csv, test_clean.csv, train_2.csv or test_2.csv with the columns Figure_path, Question, Choice A"
+    target = "answer"
+    texts: ClassVar = {one: one for one in ("question", "choices", "answer", "caption")}
     same_side: ClassVar = {"test_clean": "test"}
 
     def sniff(self, source: Source) -> float:
@@ -71,7 +72,9 @@ def _item(name: str, table: str, row: Row, figures: _Figures, report: Report, *,
     meta |= {"caption": row["Caption"].strip()} if second else {"answer": _choice(row["Answer"], letter)}
     missing = () if found else ("image",)
     files, key = (found,) if found else (), f"{name}#{row.number}"
-    return Item(key, "question", files, group=article[1], split=split, labels={"answer": letter}, meta=meta, missing=missing)
+    pictures = ((f"{figures.folder}/{figure.rpartition('/')[2]}", found),)
+    labels: dict[str, Label] = {"answer": letter}
+    return Item(key, "question", files, None, article[1], split, labels, meta, missing, pictures)
 
 
 def _choice(text: str, letter: str) -> str:
@@ -83,10 +86,10 @@ class _Figures:
     """The figures of one version: a folder, or the zip as it was published."""
 
     def __init__(self, source: Source, top: str, folder: str) -> None:
-        self._zip = f"{top}{folder}.zip"
+        self.folder, self._zip = folder, f"{top}{folder}.zip"
         self._known: dict[str, str] = {}
         if self._zip in source.names:
-            with source.open(self._zip) as file, zipfile.ZipFile(file) as archive:
+            with within_zip(source, self._zip) as archive:
                 self._known = {name.rpartition("/")[2]: name for name in archive.namelist() if not name.endswith("/")}
             self.here, self._packed = True, True
         else:

@@ -86,7 +86,7 @@ def _limit(order: dict[str, Any]) -> None:
     limits, uid = order["limits"], order["identity"][1]
     bounds = {
         resource.RLIMIT_DATA: limits["memory_bytes"],
-        resource.RLIMIT_AS: limits["memory_bytes"] + _ADDRESS_HEADROOM,
+        resource.RLIMIT_AS: limits["memory_bytes"] + limits["mapped_bytes"] + _ADDRESS_HEADROOM,
         resource.RLIMIT_CPU: limits["cpu_seconds"],
         resource.RLIMIT_FSIZE: limits["file_bytes"],
         resource.RLIMIT_NPROC: limits["processes"] + _tasks(uid),

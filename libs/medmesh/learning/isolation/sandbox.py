@@ -27,13 +27,15 @@ Kind = Literal["namespace", "landlock", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What each process of a worker may use: bytes, seconds of CPU, bytes of one file; tasks and arithmetic threads in number."""
+    """What each process of a worker may use: bytes, seconds of CPU, bytes of one file; tasks and arithmetic threads in number. What it maps
+    of files that it is given takes addresses and no memory of its own: `mapped_bytes` more of them."""
 
     memory_bytes: int = 4 * 2**30
     cpu_seconds: int = 3600
     file_bytes: int = 2**30
     processes: int = 256
     threads: int = 1
+    mapped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ from medmesh.errors import Problem
 from medmesh.store.objects.blobs import Blob, Source
 from medmesh.store.objects.port import CHUNK, file_digest
 
+_PIECE = 1 << 20
+"""What is read and written of a file at once: small enough that the C library keeps the memory for the next."""
+
 
 class DirectoryStore:
     """See `medmesh.store.objects.port.ObjectStore`. `durable` waits for the disk before an object counts as stored."""
@@ -144,7 +147,7 @@ class DirectoryBlobs:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                while piece := source.read(CHUNK):
+                while piece := source.read(_PIECE):
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
@@ -175,7 +178,7 @@ def _pieces(file: BinaryIO, start: int, end: int | None) -> Iterator[bytes]:
     with file:
         file.seek(start)
         left = (1 << 62) if end is None else end - start
-        while left > 0 and (piece := file.read(min(CHUNK, left))):
+        while left > 0 and (piece := file.read(min(_PIECE, left))):
             left -= len(piece)
             yield piece
 

@@ -188,20 +188,21 @@ class Rejoined:
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._rest = memoryview(b"")
+        self._rest: bytes | memoryview = b""
 
     def read(self, size: int = -1, /) -> bytes:
-        """See `Source`."""
+        """See `Source`. A piece that is wanted whole, and nothing with it, is given as it is and not copied."""
         parts: list[bytes | memoryview] = []
         while size:
-            if not self._rest:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    break
-                self._rest = memoryview(piece)
-                continue
-            part = self._rest if size < 0 else self._rest[:size]
-            self._rest = self._rest[len(part) :]
+            rest = self._rest or next(self._pieces, None)
+            if rest is None:
+                break
+            part: bytes | memoryview = rest
+            if 0 <= size < len(rest):
+                whole = memoryview(rest)
+                part, self._rest = whole[:size], whole[size:]
+            else:
+                self._rest = b""
             size -= len(part) if size > 0 else 0
             parts.append(part)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
