@@ -105,6 +105,34 @@ async def test_what_was_stored_is_on_record_wherever_the_request_was_killed(priv
     assert rows(private, "SELECT count(*) FROM records") == [(0,)]
 
 
+async def test_of_a_request_that_breaks_off_what_was_whole_is_stored_and_on_record(private: Path) -> None:
+    SETTINGS.save(private)
+    async with site(private) as opened:
+        opened.layout.site_key.parent.mkdir(exist_ok=True)
+        for path in (opened.layout.site_key, opened.layout.local_token):
+            path.write_text(secrets.token_hex(32))
+            path.chmod(0o600)
+        token = await clients.create(opened, "pacs", "brain", "original", ("read", "write"), 30)
+        node = Node(opened, None)  # type: ignore[arg-type]
+        async with serve(application(node), host="127.0.0.1", port=0) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            kind = 'Content-Type: multipart/related; type="application/dicom"; boundary=b'
+            head = f"POST /dicom-web/brain/studies HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{kind}\r\n"
+            whole = (made(), made(SOPInstanceUID="1.2.3.1.1.2"))
+            body = b"".join(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + one + b"\r\n" for one in whole)
+            writer.write(f"{head}Content-Length: {10**9}\r\n\r\n".encode() + body + b"--b\r\n\r\n" + made()[:600] + bytes(300_000))
+            await writer.drain()
+            writer.close()
+            async with asyncio.timeout(60):
+                while not (found := [one for one in records(private) if one["sub"] == "dicomweb.store"]):
+                    await asyncio.sleep(0.05)
+        node.archive.close()
+    assert [(one["out"], one["why"]) for one in found] == [(4, "dicomweb.multipart")]
+    assert {name: found[0]["detail"][name] for name in ("stored", "known", "failed")} == {"stored": 2, "known": 0, "failed": 0}
+    assert rows(private, "SELECT state, count(*) FROM objects GROUP BY 1") == [("received", 2)]
+    assert rows(private, "SELECT count(*) FROM instances") == [(2,)], "and found by who asks"
+
+
 async def test_a_record_that_still_grows_is_taken_over_by_nobody(private: Path) -> None:
     from medmesh.archive import records as archive_records
     from medmesh.archive.tables import transaction
