@@ -70,11 +70,14 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+_parse = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant).decode
+
+
 def parse(text: bytes | str) -> Any:
     """JSON from outside, canonical or not. Raises `ValueError`, also for what readers understand in different ways (a name twice,
     NaN) and for nesting that is meant to use up the stack."""
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        return _parse(text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

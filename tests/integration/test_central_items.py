@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.dicoms import file as dicom_file
+from tests.dicoms import stack
+from tests.frames import ENHANCED_CT, enhanced, file
 from tests.integration.test_forget import ALONE, prepare
 from tests.integration.test_ingestion import code, ingest, items, rng_array, zipped
 from tests.integration.test_ingestion import view as version
@@ -20,8 +23,10 @@ from tests.integration.test_training import failed, finished, refused, researche
 from tests.packages import HEADS, TINY
 from tests.platform import Platform, platform
 from tests.unit.importing import layouts, making
+from tests.unit.pipelines.test_series import AXIAL, SAGITTAL
 
 from medmesh.contracts.data import VolumeSchema
+from medmesh.contracts.ingestion import IngestArchive
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.registry import Lineage, ModelRegistered, RegisterModel
 from medmesh.contracts.training import SubmitJob
@@ -149,6 +154,51 @@ async def test_what_a_central_worker_is_given_is_what_a_node_would_give(p: Platf
         node = rows(weights.load(path))
     assert count == (2 if kind == "volumes" else 10)
     assert rows(await written(p, "set", made)) == node
+
+
+@pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
+async def test_series_and_objects_of_several_frames_are_volumes_as_at_a_node_and_a_job_trains_on_them(p: Platform, private: Path) -> None:
+    data = heads(private / "data")
+    for number in range(10, 50):
+        dataset = enhanced((AXIAL, SAGITTAL)[number % 2], sop=ENHANCED_CT, uid=f"2.25.7{number}", patient=f"PID-KANARY-{number}")
+        (data / f"{number}.dcm").write_bytes(file(dataset))
+    hole = [dicom_file(one) for one in stack(missing=3)]
+    for number, raw in enumerate(hole):
+        (data / f"hole-{number}").write_bytes(raw)
+    with (data / "labels.csv").open("a") as rows_:
+        rows_.writelines(f"{number}.dcm,{('none', 'bleeding')[number % 2]},train,,\n" for number in range(10, 50))
+    archive = zipped(folder_of(data))
+
+    async def import_(volumes: bool) -> Any:
+        ref = await p.stores.kept.put(archive)
+        return (await p.send(IngestArchive(dataset="heads", archive=ref, volumes=volumes), researcher(p))).result
+
+    assert await import_(True) == {"dataset": "heads", "version": 1}
+    shown = await version(p, "heads")
+    assert (shown.samples, shown.labels, shown.rejected) == (44, {"bleeding": 22, "none": 22}, {"missing_slices": 1})
+    held = await items(p, shown.content)
+    assert {one["kind"] for one in held} == {"volume"}
+    groups = {one["group"] for one in held}
+    assert len(groups) == 44 and not groups & {"p0", "p1", "p2", "p3", *(f"PID-KANARY-{number}" for number in range(10, 50))}
+    for one in held:
+        raw = await load(p.stores.kept, ObjectRef(**one["object"]))
+        assert b"Kanary" not in raw and b"KANARY" not in raw
+    assert await import_(True) == {"dataset": "heads", "version": 1}, "the same archive, read alike, is the same version"
+    assert await import_(False) == {"dataset": "heads", "version": 2}, "as images it is another"
+    assert {record["detail"].get("volumes") for record in await p.audited("ingestion") if record["sub"] == "dataset.create"} == {True, None}
+
+    made = pack(package(private / "package", NIFTI, 480))
+    async with site(prepare(private / "node", ALONE)) as at:
+        await intake.ingest(at, data, "one", series=True)
+        path, count = await samples.prepare(at, made.manifest.items(), held_out=False)
+        node = rows(weights.load(path))
+    content = json.loads(await load(p.stores.kept, shown.content))["items"]
+    written_ = p.folder / "written"
+    await adapters.write_samples([Item.model_validate(one, extra="ignore") for one in content], made.manifest.items(), p.stores, written_)
+    assert count == 44 and rows(weights.load(written_)) == node
+    wanted = {"package": await p.stores.kept.put(made.archive), "dataset": "heads", "version": 1, "content": shown.content}
+    done = await finished(p, await submit(p, SubmitJob(**wanted, steps=30, seed=5)))
+    assert done.metrics["samples_trained"] + done.metrics["samples_held_out"] == 44
 
 
 @pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")

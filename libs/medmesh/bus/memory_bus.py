@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, Subscription
 from medmesh.errors import Problem
 from medmesh.tasks import end
 
 
+@lru_cache(maxsize=4096)
 def matches(pattern: str, subject: str) -> bool:
     """Whether a NATS subject matches a pattern with `*` (one token) and `>` (the rest)."""
     wanted, given = pattern.split("."), subject.split(".")

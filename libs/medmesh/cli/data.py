@@ -67,12 +67,16 @@ def inspect(path: Path, importer: str | None, as_json: bool) -> int:
 @click.option("--name", required=True, help="The data set of which this becomes the next version.")
 @click.option("--columns", type=datasets.FILE, help="What is kept of tables that are no published ones (TOML).  列说明文件。")
 @click.option("--vouched", type=datasets.FILE, help="Words, one a line, that name nobody: see medmesh dataset doubts.  已核对的词。")
-def import_dataset(path: Path, name: str, columns: Path | None, vouched: Path | None) -> int:
+@click.option("--volumes", is_flag=True, help="DICOM files of one series are one volume.  同一序列合为一个三维体数据。")
+def import_dataset(path: Path, name: str, columns: Path | None, vouched: Path | None, volumes: bool) -> int:
     """Inspect PATH, upload it and make it the next version of a data set on the platform.  导入为数据集的新版本。
 
     Images, volumes and masks become items; questions, texts and rows of tables become tables of the version. A text in which rules doubt
     whether somebody is named is put aside. Broken off, the same command goes on where it stopped; the same data again is the same version.
     Ends with 1 when the data has errors: then nothing is sent.
+
+    With --volumes a DICOM series is one item, labelled in labels.csv by any of its files, and an object of several frames is one; a series
+    that is no volume, as slices are missing, is left out by its reason. The same data with and without it are two versions.
 
     --columns is a file columns.toml, which may also lie beside the tables; no other column is kept:
 
@@ -110,7 +114,8 @@ def import_dataset(path: Path, name: str, columns: Path | None, vouched: Path | 
             with moving(say("sending", "上传"), file.stat().st_size) as moved:
                 archive = await upload(gateway, file, progress=lambda done, _total: moved(done))
             click.echo(say("taking in …", "接收中……"), err=True)
-            made = await gateway.command("POST", "/v1/datasets", {"dataset": name, "archive": archive.model_dump()}, seconds=A_DAY)
+            wanted = {"dataset": name, "archive": archive.model_dump()} | ({"volumes": True} if volumes else {})
+            made = await gateway.command("POST", "/v1/datasets", wanted, seconds=A_DAY)
             return await gateway.request("GET", f"/v1/datasets/{made['dataset']}", query={"version": made["version"]})
 
         show(with_gateway(run))

@@ -36,7 +36,8 @@ class IngestArchive(Command):
     """Take an uploaded archive (zip or tar of DICOM, images, tables, or a published set) into a new version. Result:
     `{"dataset","version"}`.
 
-    The data set gets at least the label of whoever makes it; `label` may raise it.
+    The data set gets at least the label of whoever makes it; `label` may raise it. With `volumes` the DICOM objects of a series are one
+    item, a volume, as is an object of several frames: the same archive without is another version.
     """
 
     TYPE: ClassVar[str] = "ingestion.ingest-archive.v1"
@@ -47,6 +48,7 @@ class IngestArchive(Command):
     dataset: Identifier
     archive: ObjectRef
     label: SecurityLabel | None = None
+    volumes: bool = False
 
 
 class SplitVersion(Command):

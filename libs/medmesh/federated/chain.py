@@ -18,8 +18,10 @@ from medmesh.canonical import digest
 from medmesh.contracts.federation import Commitment, RoundKind, RoundOpened
 from medmesh.contracts.plan import Plan, changed
 from medmesh.errors import Problem
+from medmesh.memo import by_identity
 
 
+@by_identity()
 def round_digest(event: RoundOpened) -> str:
     """SHA-256 of everything in a round that holds for every hospital: not its deadline, which may be extended, nor what is told to one."""
     # What a round has none of it does not mention, as rounds did before there was such a thing.

@@ -57,8 +57,8 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """`source` names what it was made from, the same wherever that lies (secret: an original UID, or a hash); `uid` is the new SOP instance
-    UID of a DICOM object. `patient` is a pseudonym, `quality` the blocking rules it breaks, `said` the fields that told of somebody."""
+    """`source` names what it was made from, the same wherever that lies (secret: an original UID, or a hash); `uid` is the new UID of a
+    DICOM object or series. `patient` is a pseudonym, `quality` the blocking rules it breaks, `said` the fields that told of somebody."""
 
     source: bytes
     patient: str
@@ -197,7 +197,7 @@ def stacked(objects: Sequence[bytes], blocking: frozenset[str] = BLOCKING) -> Cl
     raw = stored.pack(stored.Stored(series_item(uid), "dicom", {str(place): one for place, one in enumerate(ordered)}))
     source = b"series\0" + uid.encode()
     modality = f"volume:{modality}"
-    return Clean(source, patient, modality, raw, stored.MEDIA_TYPE, item=series_item(uid), quality=tuple(sorted(wrong)))
+    return Clean(source, patient, modality, raw, stored.MEDIA_TYPE, uid=uid, item=series_item(uid), quality=tuple(sorted(wrong)))
 
 
 def series_item(uid: str) -> str:

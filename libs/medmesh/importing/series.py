@@ -10,14 +10,17 @@ import pydicom
 
 from medmesh.errors import Problem
 from medmesh.importing.formats import files
+from medmesh.importing.formats.content import bounded
 from medmesh.importing.port import Part, Source
 
 
 def together(source: Source) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
-    """As `formats.files.together`, with the files of one DICOM series as one item under the name of its first file."""
+    """As `formats.files.together`, with the files of one DICOM series as one item under the name of its first file. A series is in memory
+    as a whole: one that is too large for it is a `Problem`."""
     found = _of_several(source)
     for names in found.values():
         try:
+            bounded(sum(source.size(name) for name in names), "the series")
             parts = {}
             for name in names:
                 with source.open(name) as file:

@@ -253,6 +253,8 @@ class _Tar(_Named):
 class _Part(io.RawIOBase):
     """A stretch of a file, read at its own place."""
 
+    name = ""  # pydicom looks for one
+
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._fd, self._start, self._size, self._at = file.fileno(), start, size, 0
 
@@ -288,6 +290,8 @@ class _Bounded(io.BufferedReader):
 
 class _Watched(io.RawIOBase):
     """A member of a zip whose damage is said with its name."""
+
+    name = ""  # pydicom looks for one
 
     def __init__(self, member: BinaryIO, name: str) -> None:
         self._member, self._name = member, name

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -30,15 +30,26 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 
 def header(path: Path) -> dict[str, dict[str, Any]]:
     """Name to `{"dtype", "shape", "data_offsets"}`, without reading the tensors. Raises `Problem` (`weights.malformed`)."""
+    with _opened(path) as file:
+        return _header(file)
+
+
+def _opened(path: Path) -> BinaryIO:
     try:
         # A worker's folder is untrusted: a link in it must not make us read something else.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER, size):
-                raise ValueError
-            found = parse(file.read(length))
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+    except OSError:
+        raise Problem("weights.malformed") from None
+
+
+def _header(file: BinaryIO) -> dict[str, dict[str, Any]]:
+    """Of a file at its beginning; it is then where its tensors begin."""
+    try:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER, size):
+            raise ValueError
+        found = parse(file.read(length))
         tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
         end = 0
         for entry in sorted(tensors.values(), key=lambda e: e["data_offsets"][0]):
@@ -74,8 +85,9 @@ def check(path: Path, signature: Iterable[TensorSignature]) -> None:
 def check_finite(path: Path, seen: Callable[[bytes], object] = lambda piece: None) -> None:
     """Raise a `Problem` that names the first tensor with NaN or infinity; in one pass, a mebibyte at a time. `seen` gets every byte of the
     file in order, exactly as it was looked at, whoever writes to the file meanwhile."""
-    layout = header(path)
-    with path.open("rb") as file:
+    with _opened(path) as file:
+        layout = _header(file)
+        file.seek(0)
         length = file.read(8)
         seen(length)
         seen(file.read(int.from_bytes(length, "little")))

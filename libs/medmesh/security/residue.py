@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import shutil
+import stat
 from pathlib import Path
 
 _PR_SET_DUMPABLE = 4
@@ -34,12 +35,15 @@ def wipe(path: Path) -> None:
 
 def _wipe_file(path: Path) -> None:
     try:
+        found = os.lstat(path)
         # Another name of the same bytes is somebody else's business: then only this name goes.
-        if not path.is_symlink() and path.stat().st_nlink == 1:
-            left = path.stat().st_size
-            with path.open("r+b", buffering=0) as file:
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            left, file = found.st_size, os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+            try:
                 while left > 0:
-                    left -= file.write(_ZEROS[:left] if left < len(_ZEROS) else _ZEROS)
+                    left -= os.write(file, _ZEROS[:left] if left < len(_ZEROS) else _ZEROS)
+            finally:
+                os.close(file)
     except OSError:  # not ours to write, or already gone: what matters is that it goes
         pass
     path.unlink(missing_ok=True)

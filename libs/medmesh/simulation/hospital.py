@@ -74,6 +74,8 @@ class Hospital:
     bench: Bench
     proven: dict[str, Proven]
     """Starts that one of them proved: the roster, and what is proven by it, is the same for all."""
+    read: inbox.Read
+    """How facts are read: see `Hub.read`."""
     rounds: Rounds = field(init=False)
     _told: list[dict[str, Any]] = field(default_factory=list)
     _taken: int = 0
@@ -96,17 +98,23 @@ class Hospital:
             told, self._told = self._told, []
             for fact in told:
                 self._taken += 1
-                await inbox.take(self.site, self._taken, fact)
+                await inbox.take(self.site, self._taken, fact, self.read)
             if self._rang("consent"):
                 await consent.answer_invitations(self.site, self.link)
-            while await self.rounds.phases() or await self.rounds.step():
-                pass
+            await self._work()
             while self._rang("requests"):
                 while await outgoing.send_one(self.site, self.link):
                     pass
             more = bool(self._told)
         while await outgoing.ship_audit(self.site, self.link):
             pass
+
+    async def _work(self) -> None:
+        more = True
+        while more:
+            while self._rang("secure") and await self.rounds.phases():
+                self.site.changed.set("secure")  # there may be another
+            more = await self.rounds.step()
 
     def _rang(self, name: str) -> bool:
         """Whether somebody left work for a loop of this name since it was last asked."""
@@ -142,7 +150,7 @@ async def hospital(
         key = new_key()
         certificate = hub.authority.sign_node(node_request(key, name, "simulated"), name, "simulated")
         link = Link(hub, name, key, certificate, asyncio.get_running_loop().time)
-        made = Hospital(site, link, bench, proven)
+        made = Hospital(site, link, bench, proven, hub.read)
         hub.inboxes[name] = made.tell
         yield made
     finally:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,21 @@ from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery
 from medmesh.contracts.audit import AuditBatch, record_subject
 from medmesh.contracts.governance import ApprovalGranted, GetPolicy, ListRevocations, PolicyView, Revocations
 from medmesh.contracts.labels import FILES, FileView, FindFile
-from medmesh.contracts.message import Command, Event, OperationFinished, Query, Record, Signal, encode, envelope, new_id
+from medmesh.contracts.message import (
+    Command,
+    Envelope,
+    Event,
+    OperationFinished,
+    Query,
+    Record,
+    Signal,
+    encode,
+    envelope,
+    new_id,
+    understood,
+)
 from medmesh.errors import Problem
+from medmesh.memo import by_identity
 from medmesh.security import approvals, roster, statements
 from medmesh.security.authority import Authority
 from medmesh.security.keyring.file import FileKeys
@@ -63,6 +77,13 @@ class Hub:
     failures: dict[str, str] = field(default_factory=dict)
     """Hospital to the code of the problem for which it could not do its part last."""
     _asked: dict[str, asyncio.Future[OperationFinished]] = field(default_factory=dict)
+    _read: dict[type[Event], Callable[[dict[str, Any]], Envelope[Any]]] = field(default_factory=dict)
+
+    def read(self, document: dict[str, Any], message: type[Event]) -> Envelope[Any]:
+        """As `understood`. What several hospitals are told is one document: it is read once for all of them."""
+        if message not in self._read:
+            self._read[message] = by_identity(2)(partial(understood, message=message))
+        return self._read[message](document)
 
     def person(self, name: str, role: str) -> str:
         """The token of a pretended person."""

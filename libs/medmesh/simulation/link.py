@@ -127,6 +127,6 @@ class _Body:
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
         self._pieces = pieces
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def parts(self) -> AsyncIterator[list[bytes]]:
         async for piece in self._pieces:
-            yield piece
+            yield [piece]

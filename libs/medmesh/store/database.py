@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, MetaData, bindparam, delete, func, select, text
-from sqlalchemy.schema import CreateColumn
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from medmesh.store.journal import Journal, Outgoing
 from medmesh.store.prepared import Prepared
@@ -38,6 +39,11 @@ class Database:
 
     def __init__(self, engine: AsyncEngine, *, recorder: Recorder = _no_recorder, emits: frozenset[type] = frozenset()) -> None:
         self.engine = engine
+        self._sqlite: Callable[[Any], Journal] | None = None
+        if engine.dialect.name == "sqlite":
+            from medmesh.store.sqlite import SqliteJournal
+
+            self._sqlite = SqliteJournal
         self.recorder = recorder
         self.emits = emits
         self.on_sent: Callable[[Sequence[Outgoing]], None] = lambda _: None
@@ -71,7 +77,7 @@ class Database:
         them has a default, or may be empty. Safe to run again."""
         # A transaction like any other: a node is opened by every command on it, also while it writes.
         async with self._transaction() as (sql, _):
-            await sql.run_sync(metadata.create_all)
+            await sql.run_sync(lambda connection: _create(connection, metadata))
             await sql.run_sync(lambda connection: _complete(connection, metadata))
             await sql.execute(text("INSERT INTO audit_counter (one, n, last_id) VALUES (1, 0, '') ON CONFLICT DO NOTHING"))
 
@@ -101,10 +107,8 @@ class Database:
             pause = min(pause * 2, 1.0)
 
     async def _journal(self, sql: AsyncConnection) -> Journal:
-        if self.engine.dialect.name == "sqlite":
-            from medmesh.store.sqlite import Inline, SqliteJournal
-
-            return SqliteJournal(cast(Inline, sql))
+        if self._sqlite is not None:
+            return self._sqlite(sql)
         from medmesh.store.postgres import PostgresJournal
 
         return PostgresJournal((await sql.get_raw_connection()).driver_connection)
@@ -249,6 +253,29 @@ class _Unit:
             database.on_sent(uow.outgoing)
         if uow.audited:
             database.on_audited()
+
+
+def _create(connection: Connection, metadata: MetaData) -> None:
+    """Make the tables that are not there."""
+    if connection.dialect.name != "sqlite":
+        return metadata.create_all(connection)
+    there = {name for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    for name, statements in _statements(metadata):
+        for statement in statements if name not in there else ():
+            connection.exec_driver_sql(statement)
+    return None
+
+
+@cache
+def _statements(metadata: MetaData) -> list[tuple[str, list[str]]]:
+    """What makes each table of a SQLite store with its indexes: written once for the stores of many simulated hospitals."""
+    from sqlalchemy.dialects.sqlite.pysqlite import dialect
+
+    kind, made = dialect(), []
+    for table in metadata.sorted_tables:
+        parts: list[Any] = [CreateTable(table), *map(CreateIndex, sorted(table.indexes, key=lambda index: str(index.name)))]
+        made.append((table.name, [str(part.compile(dialect=kind)) for part in parts]))
+    return made
 
 
 def _complete(connection: Connection, metadata: MetaData) -> None:

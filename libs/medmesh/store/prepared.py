@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Text, type_coerce
@@ -36,11 +36,18 @@ class Compiled:
             parts.append((name, value, bound.type.dialect_impl(kind).bind_processor(kind)))
         self._parts = parts
         self._names = frozenset(name for name, _, _ in parts)
+        self._needed = frozenset(name for name, value, _ in parts if value is _NEEDED)
+        # What a value must be given for, and what the statement says itself.
+        self._places = [
+            (name, None, as_) if value is _NEEDED else (None, value if as_ is None else as_(value), None) for name, value, as_ in parts
+        ]
         answered: Any = statement.exported_columns  # type: ignore[attr-defined]
         self.columns = [(column.key, column.type.dialect_impl(kind).result_processor(kind, None)) for column in answered]
 
     def asked(self, values: Mapping[str, Any]) -> list[Any]:
         """The values of its places in order. Raises `TypeError` unless there is a value for each of its names."""
+        if values.keys() == self._needed:
+            return [said if name is None else values[name] if as_ is None else as_(values[name]) for name, said, as_ in self._places]
         found = [values.get(name, value) for name, value, _ in self._parts]
         if _NEEDED in found or not values.keys() <= self._names:
             raise TypeError(f"a prepared statement wants {', '.join(name for name, value, _ in self._parts if value is _NEEDED)}")
@@ -68,15 +75,17 @@ class Prepared:
         compiled = Compiled(self.statement, dialect(json_deserializer=from_json, json_serializer=lambda value: to_json(value).decode()))
         names = [name for name, _ in compiled.columns]
         row: Any = namedtuple("Row", names)  # type: ignore[misc]
+        make = partial(tuple.__new__, row)  # `_make`, which would count them
         made = [(place, as_) for place, (_, as_) in enumerate(compiled.columns) if as_ is not None]
 
         def read(found: Sequence[Any]) -> Any:
             values = list(found)
             for place, as_ in made:
-                values[place] = as_(values[place])
-            return row._make(values)
+                if values[place] is not None:
+                    values[place] = as_(values[place])
+            return make(values)
 
-        return compiled, read if made else row._make
+        return compiled, read if made else make
 
     @property
     def text(self) -> str:

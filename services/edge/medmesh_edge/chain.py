@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import bindparam, select
@@ -20,6 +21,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.chain import Left, after, agreed, begins_with, extend, first, round_digest
 from medmesh.federated.undoing import proven
+from medmesh.memo import by_identity
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.ports import Site
@@ -35,6 +37,18 @@ _AGAIN = Prepared(_BASES.where(bases.c.base == bindparam("base")).limit(1))
 _WRITE_CHAIN, _WRITE_LEFT, _WRITE_BASE = (
     Prepared(upsert(table).values(given(table)).on_conflict_do_nothing()) for table in (chain, committed, bases)
 )
+
+
+@by_identity()
+def written(event: RoundOpened) -> str:
+    """A round as it is kept: what it was told to answer at once is kept with its phase."""
+    return (event.model_copy(update={"shares": {}}) if event.shares else event).model_dump_json()
+
+
+@lru_cache(maxsize=16)
+def opened(text: str) -> RoundOpened:
+    """A round as it was kept: it is read several times while it is worked on."""
+    return RoundOpened.model_validate_json(text)
 
 
 async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:

@@ -33,6 +33,7 @@ from medmesh_edge.tables import (
 )
 
 Handler = Callable[[Any, UnitOfWork[Any]], Awaitable[None]]
+Read = Callable[[dict[str, Any], type[Event]], Envelope[Any]]
 _CURSOR = Prepared(select(inbox_cursor.c.cursor))
 _MOVE = Prepared(
     upsert(inbox_cursor)
@@ -69,7 +70,7 @@ async def cursor(site: Site) -> int:
     return int(found[0].cursor) if found else 0
 
 
-async def take(site: Site, place: int, document: dict[str, Any]) -> None:
+async def take(site: Site, place: int, document: dict[str, Any], read: Read = understood) -> None:
     """Take one fact; one of an unknown type (a newer platform) is passed over and said."""
     handled = HANDLERS.get(kind := str(document.get("type")))
     async with site.unit() as uow:
@@ -82,7 +83,7 @@ async def take(site: Site, place: int, document: dict[str, Any]) -> None:
         else:
             message, handler = handled
             try:
-                event = understood(document, message)
+                event = read(document, message)
             except Problem as problem:
                 log("edge.malformed_fact", level=40, error=problem)
             else:
@@ -136,8 +137,7 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
         return
     plan = plan_of(known)
     await uow.rows(_SUPERSEDE, federation=wanted.federation)
-    kept = wanted.model_copy(update={"shares": {}}) if wanted.shares else wanted
-    await uow.rows(_RECEIVE, **attempt(wanted), kind=wanted.kind.value, event=kept.model_dump_json(), at=uow.now)
+    await uow.rows(_RECEIVE, **attempt(wanted), kind=wanted.kind.value, event=chain.written(wanted), at=uow.now)
     await chain.note(uow, plan, wanted)
     if plan.secure is not None and wanted.kind is not fed.RoundKind.BASELINE:
         await _phase(uow, wanted, fed.SecurePhase.VECTORS if wanted.shares else fed.SecurePhase.KEYS, wanted.shares)

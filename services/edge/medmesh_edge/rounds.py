@@ -30,7 +30,21 @@ from medmesh.learning.host import Worker, worker
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
-from medmesh_edge import code, encoding, evaluation, handing, memorised, pipelines, preparing, privacy, samples, secure, telling, training
+from medmesh_edge import (
+    chain,
+    code,
+    encoding,
+    evaluation,
+    handing,
+    memorised,
+    pipelines,
+    preparing,
+    privacy,
+    samples,
+    secure,
+    telling,
+    training,
+)
 from medmesh_edge.handing import Trained, has_left, is_over
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.patients import HOSPITAL
@@ -105,7 +119,7 @@ class Rounds:
             await encoding.sweep(self.site)
             await self._rest()
             return False
-        event = RoundOpened.model_validate_json(row.event)
+        event = chain.opened(row.event)
         if await is_over(self.site, event):
             return True
         if row.state == "received" and datetime.now(UTC) > event.deadline:

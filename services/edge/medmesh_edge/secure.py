@@ -32,6 +32,7 @@ from medmesh.store.objects.port import fetch
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_edge import chain
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import KEY, attempt, given, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
@@ -85,7 +86,7 @@ async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
         async with site.unit() as uow:
             await uow.execute(update(secure_phases).where(_of(secure_phases, phase)).values(state="done"))
         return True
-    event = RoundOpened.model_validate_json(task.event)
+    event = chain.opened(task.event)
     try:
         plan = await plan_of(event)
         if not is_secure(plan, event):

@@ -43,8 +43,7 @@ from medmesh_federation.tables import answers, federations, participants, rounds
 
 FLAGGED = "flagged"
 """Why an answer that looks wrong is not in its round."""
-WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])
-"""Every column, the plan for `plan_of`: nobody else reads what names all hospitals."""
+WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])  # for `plan_of`
 _FEDERATION = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")))
 _LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
 _PARTICIPANT = Prepared(
@@ -64,12 +63,9 @@ _ANSWER = Prepared(
 _GAVE = select(answers.c.hospital).where(
     *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
 )
-_SILENT = (
-    select(participants.c.hospital)
-    .where(participants.c.federation == bindparam("federation"), participants.c.state == "accepted", ~_GAVE.exists())
-    .order_by(participants.c.hospital.desc())
-)
-"""Of whom an answer to this attempt is still to come. Who is told last mostly answers last: by the index, one is found soon."""
+_TO_COME = (participants.c.federation == bindparam("federation"), participants.c.state == "accepted", ~_GAVE.exists())
+# Who is told last mostly answers last: by the index, one of whom an answer is still to come is found soon.
+_SILENT = select(participants.c.hospital).where(*_TO_COME).order_by(participants.c.hospital.desc())
 _ALL_SILENT, _ONE_SILENT = Prepared(_SILENT), Prepared(_SILENT.limit(1))
 
 
@@ -288,8 +284,7 @@ async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any
 async def wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
     """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
     attempt = {name: getattr(current, name) for name in _ATTEMPT}
-    silent = await uow.rows(_ONE_SILENT, **attempt)
-    if silent and silent[0].hospital not in current.assigned:
+    if (silent := await uow.rows(_ONE_SILENT, **attempt)) and silent[0].hospital not in current.assigned:
         silent = await uow.rows(_ALL_SILENT, **attempt)
     if not any(one.hospital in current.assigned for one in silent):
         uow.on_commit(uow.ports.wake.set)

@@ -42,13 +42,13 @@ async def ingest_archive(command: Envelope[IngestArchive], work: Work[Ports]) ->
     as soon as it is a version, or refused for what its files hold.
     """
     wanted = command.data
+    origin = Origin(wanted.archive.sha256, "archive", {"volumes": True} if wanted.volumes else {}, wanted.label)
     async with work.unit() as uow:
-        known = await version_of(uow, wanted.dataset, wanted.archive.sha256)
+        known = await version_of(uow, wanted.dataset, origin.key)
     if known is None:
         found = await _taken_in(wanted, work.ports)
         manifest = await work.ports.stores.kept.put(await asyncio.to_thread(content, *found.whole), "application/json")
         async with work.finish() as uow:
-            origin = Origin(wanted.archive.sha256, "archive", {}, wanted.label)
             work.result = {"dataset": wanted.dataset, "version": await create(uow, wanted.dataset, origin, manifest, found)}
     else:
         work.result = {"dataset": wanted.dataset, "version": known.version}
@@ -87,7 +87,7 @@ async def _taken_in(wanted: IngestArchive, ports: Ports) -> Found:
                     found = await take_in_layout(archive, layout, folder / "files", ports.key, limits, settings.max_file_bytes)
                 else:
                     assert files is not None
-                    project = Project(ports.key, settings.deidentification, published=True)
+                    project = Project(ports.key, settings.deidentification, published=True, volumes=wanted.volumes)
                     found = await take_in(files, folder / "files", project, settings.max_file_bytes)
             except Problem as problem:
                 # Corrected, it will be another object: nobody would ever come back for this one. What holds no image, or cannot be

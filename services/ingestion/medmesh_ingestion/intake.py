@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -107,7 +107,7 @@ async def take_in(source: Source, folder: Path, project: Project, max_file_bytes
     large = frozenset(name for name in source.names if source.size(name) > max_file_bytes) - beside
     if large:
         rejected["too_large"] = len(large)
-    every = together(port.Part(source, (name for name in source.names if name not in large and name not in beside)))
+    every = _together(port.Part(source, (name for name in source.names if name not in large and name not in beside)), project)
     for number in count():
         one = await asyncio.to_thread(next, every, None)
         if one is None:
@@ -117,7 +117,7 @@ async def take_in(source: Source, folder: Path, project: Project, max_file_bytes
         if isinstance(found, Rejected):
             rejected[found.reason] += 1
             continue
-        label, before = labels.get(PurePosixPath(name)), kept.get(found.item)
+        label, before = _label(name, parts, labels), kept.get(found.item)
         if before is not None:
             # The same item again, or another one that claims to be the same: the first by name stays, nothing is overwritten.
             same = before.sha256 == found.sha256
@@ -163,6 +163,22 @@ def _bytes(source: Source, name: str) -> bytes:
         return file.read()
 
 
+def _together(source: Source, project: Project) -> Iterator[tuple[str, dict[str, bytes] | Problem]]:
+    """Each item's files: of volumes those of a DICOM series, whatever their names."""
+    from medmesh.importing import series
+
+    return series.together(source) if project.volumes else together(source)
+
+
+def _label(name: str, parts: Mapping[str, bytes] | Problem, labels: Mapping[PurePosixPath, Label]) -> Label | None:
+    """Of an item by its name, of a series by any of its files. Raises `Problem` (`ingestion.labels`) where two of them differ."""
+    names = [name] if isinstance(parts, Problem) or name not in parts else list(parts)
+    found: Label | None = None
+    for one in names:
+        found = agreed(found, labels.get(PurePosixPath(one)))
+    return found
+
+
 def _cleaned(parts: Mapping[str, bytes] | Problem, path: Path, project: Project) -> Kept | Rejected:
     """An item, cleaned; it now lies in `path`. Raises `Problem` (`importing.*`) for what spoils the whole archive."""
     if isinstance(parts, Problem):
@@ -173,13 +189,13 @@ def _cleaned(parts: Mapping[str, bytes] | Problem, path: Path, project: Project)
     if isinstance(found, Rejected):
         return found
     path.write_bytes(found.data)
-    group = found.modality.partition(":")[0]  # volume or signal, of what is no DICOM object
-    facts = None if found.media_type == DICOM else Facts(group, None, None, {})
+    group, named, _ = found.modality.partition(":")  # volume or signal, of what is no DICOM image
+    facts = Facts(group, None, found.patient if found.uid else None, {}) if named else None  # DICOM says whose it is
     return Kept(item_of(found, project.key), path, hashlib.sha256(found.data).hexdigest(), None, facts, found.media_type)
 
 
 def _told(facts: Facts | None, label: Label | None, key: bytes) -> Facts | None:
     """With the pseudonym of the patient where the label file says whose a volume or signal is; a DICOM object says it itself."""
-    if facts is None or label is None or not label.patient:
+    if facts is None or facts.group is not None or label is None or not label.patient:
         return facts
     return replace(facts, group=hmac.digest(key, f"group\0files\0{label.patient}".encode(), "sha256").hex()[:16])

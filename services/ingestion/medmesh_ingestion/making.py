@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from medmesh.canonical import digest
 from medmesh.contracts.ingestion import DatasetVersionCreated
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import ObjectRef
@@ -52,6 +53,11 @@ class Origin:
     detail: Mapping[str, Any]
     label: SecurityLabel | None = None
 
+    @property
+    def key(self) -> str:
+        """The digest that no two versions of a data set share: of an archive, and of how it was read where that was not the usual way."""
+        return digest({"archive": self.sha256, "volumes": True}) if self.detail.get("volumes") else self.sha256
+
 
 async def version_of(uow: UnitOfWork[Ports], dataset: str, origin: str) -> Row[Any] | None:
     return await uow.first(select(versions).where((versions.c.dataset == dataset) & (versions.c.archive == origin)))
@@ -63,7 +69,7 @@ async def create(uow: UnitOfWork[Ports], dataset: str, origin: Origin, manifest:
     this = datasets.c.dataset == dataset
     row = await uow.first(select(datasets.c.newest).where(this).with_for_update())
     assert row is not None
-    if (known := await version_of(uow, dataset, origin.sha256)) is not None:
+    if (known := await version_of(uow, dataset, origin.key)) is not None:
         uow.unchanged()
         return int(known.version)
     version, counts = int(row.newest) + 1, label_counts(found.samples)
@@ -74,7 +80,7 @@ async def create(uow: UnitOfWork[Ports], dataset: str, origin: Origin, manifest:
     values = {
         "dataset": dataset,
         "version": version,
-        "archive": origin.sha256,
+        "archive": origin.key,
         "content": manifest.model_dump(),
         "samples": len(found.samples),
         "labels": counts,

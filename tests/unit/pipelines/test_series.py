@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,7 @@ def test_files_of_one_series_are_one_item_whatever_they_are_called(tmp_path: Pat
         place.write_bytes(one)
     (tmp_path / "alone.dcm").write_bytes(series(series_uid="2.25.79", count=1)[0])
     (tmp_path / "notes.txt").write_text("no DICOM")
-    with opened(tmp_path) as source:
-        found = {name: parts if isinstance(parts, Problem) else len(parts) for name, parts in together(source)}
-    assert sorted(found.values(), key=str) == [1, 1, 4, 9] and {"alone.dcm", "notes.txt"} < set(found)
+    for kind in ("", "zip", "gztar"):
+        with opened(Path(shutil.make_archive(str(tmp_path.parent / "packed"), kind, tmp_path)) if kind else tmp_path) as source:
+            found = {name: parts if isinstance(parts, Problem) else len(parts) for name, parts in together(source)}
+        assert sorted(found.values(), key=str) == [1, 1, 4, 9] and {"alone.dcm", "notes.txt"} < set(found), kind

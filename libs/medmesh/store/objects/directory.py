@@ -17,6 +17,7 @@ from medmesh.errors import Problem
 from medmesh.store.objects.blobs import Blob, Source
 from medmesh.store.objects.port import CHUNK, file_digest
 
+_HEXADECIMAL = frozenset("0123456789abcdef")
 _PIECE = 1 << 20
 """What is read and written of a file at once: small enough that the C library keeps the memory for the next."""
 
@@ -31,9 +32,9 @@ class DirectoryStore:
 
     def path(self, sha256: str) -> Path:
         """Where an object lies."""
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        if len(sha256) != 64 or not _HEXADECIMAL.issuperset(sha256):
             raise Problem("objects.missing", sha256=sha256[:64])
-        return self.folder / sha256[:2] / sha256
+        return self.folder.joinpath(sha256[:2], sha256)
 
     async def size(self, sha256: str) -> int | None:
         try:
