@@ -59,7 +59,7 @@ def measure(names: Sequence[str] = ()) -> list[Measure]:
         found.append(asyncio.run(_int8()))
     for clients, mb, rounds in SECURE:
         if wanted("fl.secagg"):
-            found.append(asyncio.run(_secagg(clients, mb, rounds)))
+            found += asyncio.run(_secagg(clients, mb, rounds))
     if wanted("fl.kill20"):
         found += asyncio.run(_kills())
     if wanted("fl.sim256"):
@@ -160,15 +160,27 @@ async def _int8() -> Measure:
         return Measure("fl.int8_bytes", short.bytes / whole.bytes, "of float32", goal=0.26)
 
 
-async def _secagg(clients: int, mb: float, rounds: int) -> Measure:
-    """A round under secure aggregation over a plain one, in the same run: median over median."""
+async def _secagg(clients: int, mb: float, rounds: int) -> list[Measure]:
+    """A round under secure aggregation over a plain one, in the same run: median over median, and by processor time. Hospitals' updates
+    differ, or the plain round would upload one of them only."""
+    label, threshold = f"{clients}x{mb:g}mb", 2 * clients // 3 + 1
+    plans = {"plain": {}, "64": {"secure": {"threshold": threshold}}, "32": {"secure": {"threshold": threshold, "ring": 32, "bits": 12}}}
+    took, spent = {}, {}
     async with field_of(clients) as field:
-        source = package(field.folder / "package", mb)
+        source = package(field.folder / "package", mb, differ=True)
         await field.federate(source, field.hospitals, 2)
-        plain = await field.federate(source, field.hospitals, rounds)
-        secure = await field.federate(source, field.hospitals, rounds, secure={"threshold": 2 * clients // 3 + 1})
-    print(f"secagg {clients}x{mb:g}mb: plain {plain.median:.3f} s, secure {secure.median:.3f} s a round", file=sys.stderr)
-    return Measure(f"fl.secagg {clients}x{mb:g}mb", secure.median / plain.median, "of the plain round", goal=2.0)
+        for name, beside in plans.items():
+            before = field.processor()["all"]
+            took[name] = (await field.federate(source, field.hospitals, rounds, **beside)).median
+            spent[name] = (field.processor()["all"] - before) / rounds
+            print(f"secagg {label} {name}: {took[name]:.3f} s a round, {spent[name]:.2f} s of processor", file=sys.stderr)
+    return [
+        *(Measure(f"fl.secagg{ring} {label}", took[ring] / took["plain"], "of the plain round", goal=2.0) for ring in ("64", "32")),
+        *(
+            Measure(f"fl.secagg{ring}_cpu {label}", spent[ring] / spent["plain"], "of the plain round's processor time")
+            for ring in ("64", "32")
+        ),
+    ]
 
 
 async def _kills() -> list[Measure]:

@@ -38,6 +38,7 @@ from medmesh.learning import weights
 from medmesh.security.signing import Signer
 from medmesh.service.runtime import running
 from medmesh_federation.domain import State
+from medmesh_federation.ports import Leases
 from medmesh_federation.service import SERVICE
 
 SETTINGS = {"federation": {"tick_seconds": 0.1}}
@@ -317,6 +318,18 @@ async def test_a_revoked_approval_starts_nothing_whichever_is_heard_first(p: Pla
     assert await recorded(expected, "federation.approved") == ["federation.approved"] * expected, "only another approval counts"
     approvals = [r["approval"]["id"] for r in await p.audited("federation") if r["sub"] == "federation.approved"]
     assert approvals[-1] == "approval-2"
+
+
+async def test_who_answered_a_round_is_in_the_next_one_right_after_a_restart(p: Platform) -> None:
+    """Nobody has been heard by the new coordinator, and nobody need be; who is gone loses its lease as anybody in a round does."""
+    hospitals = ("huashan", "renji", "xiehe")
+    await start(p, hospitals, rounds=2, lease_seconds=30)
+    first = (await opened(p, 1)).data
+    p.runtimes["federation"].ports.leases = Leases()  # what a restart leaves of it
+    for name in hospitals:
+        assert (await submit(p, first, name, 1.0)).succeeded
+    second = (await opened(p, 2)).data
+    assert second.hospitals == hospitals
 
 
 async def _handled(p: Platform, event: str) -> bool:

@@ -242,8 +242,8 @@ class Receiver:
         self._reading = open_archive(folder, read_only=True)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "disk")
         self._lock = threading.Lock()
-        self._waiting = 0
-        self._counted = 0.0
+        self._waiting = self._free = 0
+        self._counted = float("-inf")
         self._closing = False
 
     def __enter__(self) -> Self:
@@ -271,14 +271,15 @@ class Receiver:
         """Why nothing is taken just now; empty when something is."""
         if self._closing:
             return "stopping"
-        if self.objects.free() < self._reserve:
-            return "full"
         now = time.monotonic()
-        if now - self._counted > 1:
+        if now - self._counted > 1:  # the reserve is more than a second brings; a disk that is full is told by writing, too
+            self._free = self.objects.free()
             with self._lock:
                 counted = "SELECT count(*) FROM (SELECT 1 FROM objects WHERE state = 'received' LIMIT ?)"
                 self._waiting = int(self._reading.execute(counted, (self._backlog + 1,)).fetchone()[0])
             self._counted = now
+        if self._free < self._reserve:
+            return "full"
         return "backlog" if self._waiting > self._backlog else ""
 
     def knows(self, project: str, sha256: str) -> bool:

@@ -95,10 +95,14 @@ def files_of(document: Mapping[str, Any]) -> list[Saved]:
             role = f"-{number}-{file['role']}" if "role" in file else ""
             made.append(Saved(f"items/{item['item']}{role}{ENDINGS.get(ref.media_type, '')}", ref))
     made += [Saved(file["path"], ObjectRef.model_validate(file["object"])) for file in document.get("files", ())]
+    folders: Counter[str] = Counter()
     for table in () if "files" in document else document.get("tables", ()):
+        folder = _plain(table["name"])
+        folders[folder] += 1
+        folder += f"-{folders[folder]}" if folders[folder] > 1 else ""
         for number, part in enumerate(table["parts"]):
             ref = ObjectRef.model_validate(part["object"])
-            made.append(Saved(f"tables/{_plain(table['name'])}/{number:04}.parquet", ref))
+            made.append(Saved(f"tables/{folder}/{number:04}.parquet", ref))
     return made
 
 

@@ -153,7 +153,8 @@ async def _download(gateway: Gateway, ref: ObjectRef, target: Path, since: Path 
     if target.exists() and (await asyncio.to_thread(file_digest, target))[0] == ref.sha256:
         return target
     partial = _Partial(target.with_name(f"{target.name}.part"))
-    await asyncio.to_thread(partial.begin)
+    if partial.path.exists():
+        await asyncio.to_thread(partial.begin)
     same = await _same(gateway, ref, since)
     for attempt in range(attempts):
         try:
@@ -180,12 +181,11 @@ class _Partial:
         self.whole = hashlib.sha256()
 
     def begin(self) -> None:
-        """Take in what an earlier process left."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    self.whole.update(piece)
-                    self.size += len(piece)
+        """Take in what an earlier process left. In a thread."""
+        with self.path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                self.whole.update(piece)
+                self.size += len(piece)
 
     def append(self, parts: Iterable[bytes]) -> None:
         """In a thread."""

@@ -23,7 +23,7 @@ from medmesh.errors import Problem
 from medmesh.telemetry.logs import log
 
 _FIRST_DELAY, _LONGEST_DELAY, _HEALTHY_AFTER = 0.2, 10.0, 30.0
-_LONGEST_AFTER_READY = 1.0
+_LONGEST_AFTER_READY = 0.5
 _ATTEMPTS = 3
 _LOG_BYTES, _LOG_CHECK_SECONDS = 16 * 2**20, 10.0
 

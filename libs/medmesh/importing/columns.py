@@ -108,7 +108,15 @@ def read(data: bytes) -> dict[str, Table]:
             raise Problem("importing.columns", reason=f"label: {table.label} is no column of kind code")
         if dropped := {table.patient, *table.known} & set(table.columns):
             raise Problem("importing.columns", reason=f"{min(dropped)} identifies the patient, and is not kept")
+    names = [table_of(name) for name in found]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise Problem("importing.columns", reason=f"two files would be the table {twice}")
     return found
+
+
+def table_of(name: str) -> str:
+    """What the table of a file is called."""
+    return name.removesuffix(".gz").rpartition(".")[0] or name
 
 
 def described(source: Source, said: bytes | None = None) -> dict[str, tuple[str, Table]]:
@@ -148,8 +156,7 @@ class Reader:
     @property
     def shape(self) -> Shape:
         fields = tuple(Kept(name, one.kind, one.unit if isinstance(one, Number) else "") for name, one in self.about.columns.items())
-        stem = self.name.removesuffix(".gz").rpartition(".")[0] or self.name
-        return Shape(stem, "table", (ITEM, GROUP, SPLIT, *fields), self.about.label)
+        return Shape(table_of(self.name), "table", (ITEM, GROUP, SPLIT, *fields), self.about.label)
 
     def read(self, file: BinaryIO) -> Iterator[Record | str]:
         """Each row, or why it is not kept. Raises `Problem`: `importing.columns` for a column that is not there, `formats.damaged`."""

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
-from medmesh.federated.aggregation import Left, Local, download_signature
+from medmesh.federated.aggregation import Local, download_signature
 from medmesh.learning import weights
 from medmesh.security.residue import wipe
 from medmesh.store.objects.port import fetch
@@ -37,7 +37,8 @@ Fetch = Callable[[ObjectRef], Awaitable[Path]]
 async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, base: Path, get: Fetch) -> AsyncIterator[Local]:
     """What this hospital has in hand, in a folder that is wiped afterwards. Raises `Problem` (`weights.*`)."""
     folder = site.layout.work / "round"
-    await asyncio.to_thread(wipe, folder)
+    if folder.exists():  # what a kill left
+        await asyncio.to_thread(wipe, folder)
     folder.mkdir(parents=True, mode=0o700)
     try:
         weights.check(base, plan.signature)
@@ -70,9 +71,9 @@ def _at(number: int, attempt: int) -> Any:
     return (kept.c.round == number) & (kept.c.attempt == attempt)
 
 
-async def store(site: Site, left: Left) -> ObjectRef | None:
-    """Put what is kept into the hospital's own store."""
-    return None if left.keep is None else await site.objects.put_file(left.keep, await asyncio.to_thread(weights.finite_digest, left.keep))
+async def store(site: Site, path: Path) -> ObjectRef:
+    """Put weights into the hospital's own store. Raises `Problem` (`weights.not_finite`)."""
+    return await asyncio.to_thread(lambda: site.objects.put_file_now(path, weights.finite_digest(path)))
 
 
 async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | None) -> None:

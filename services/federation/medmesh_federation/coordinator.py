@@ -170,9 +170,9 @@ class Coordinator:
                 tuple(CandidateModel.model_validate(model) for model in newest.models),
                 frozenset(await pace.waiting(uow, row.federation, plan, newest.round, answered)) if training else frozenset(),
             )
-            if newest.state == "open":
-                # While a round runs a hospital is given its whole lease, also right after our own restart.
-                online |= frozenset(h for h in newest.assigned if not leases.lapsed(h, seconds))
+            # Who is in a round is given its whole lease, also right after our own restart; who answered one, for the next.
+            there = newest.assigned if newest.state == "open" else answered
+            online |= frozenset(h for h in there if not leases.lapsed(h, seconds))
         unstored = await uow.rows(_UNSTORED, federation=row.federation)
         # Looked up only where a round is about to open.
         closed = plan.stop is not None and current is not None and current.state == "committed"

@@ -93,6 +93,7 @@ def test_columns_say_what_may_stand_in_them(tmp_path: Path) -> None:
         (MEANT + b"id = { kind = 'text' }\n", "id identifies the patient, and is not kept"),
         (MEANT + b"x = { kind = 'picture' }\n", "a/x.csv.columns.x: Input tag 'picture'"),
         (MEANT + b"x = { kind = 'number' }\n", "a/x.csv.columns.x.number.low: Field required"),
+        (MEANT + MEANT.replace(b"x.csv", b"x.tsv"), "two files would be the table a/x"),
         (b"[a", "Expected"),
         (b"\xff", "not UTF-8"),
     ],
@@ -143,8 +144,8 @@ def test_the_files_of_a_version_have_places_of_their_own() -> None:
     several = [{"role": "image", "part": "", "object": {**ref, "media_type": "image/png"}}, {"role": "mask", "part": "", "object": ref}]
     document = {
         "items": [{"item": "aa", "object": ref}, {"item": "bb", "object": ref, "files": several}],
-        "tables": [{"name": "../a/x", "parts": [{"object": ref, "rows": 1}]}],
+        "tables": [{"name": name, "parts": [{"object": ref, "rows": 1}]} for name in ("../a/x", "_a_x")],
     }
     assert [file.path for file in files_of(document)] == [
-        "items/aa.dcm", "items/bb-0-image.png", "items/bb-1-mask.dcm", "tables/_a_x/0000.parquet",
+        "items/aa.dcm", "items/bb-0-image.png", "items/bb-1-mask.dcm", "tables/_a_x/0000.parquet", "tables/_a_x-2/0000.parquet",
     ]  # fmt: skip

@@ -54,7 +54,7 @@ class EncryptedStore:
             yield piece
 
     async def put_file(self, path: Path, sha256: str) -> ObjectRef:
-        return await asyncio.to_thread(self._put_file, path, sha256)
+        return await asyncio.to_thread(self.put_file_now, path, sha256)
 
     async def put(self, data: bytes, media_type: str = "application/octet-stream") -> ObjectRef:
         sha256 = await asyncio.to_thread(self.put_now, data)
@@ -97,7 +97,8 @@ class EncryptedStore:
                 break
         raise Problem("objects.damaged", sha256=sha256)
 
-    def _put_file(self, path: Path, sha256: str) -> ObjectRef:
+    def put_file_now(self, path: Path, sha256: str) -> ObjectRef:
+        """As `put_file`, for code in threads."""
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
