@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 
 import pytest
 
 from medmesh.bus.memory_bus import MemoryBus
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, TopologyBus
-from medmesh.bus.topology import release
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 
@@ -130,38 +128,6 @@ async def test_request_is_answered_and_nobody_there_is_said_at_once(bus: Topolog
     with pytest.raises(Problem, match=f"q.{unique}.none") as caught:
         await asyncio.wait_for(bus.request(f"q.{unique}.none", b"", timeout=60), 20)
     assert caught.value.code == "bus.no_responder"
-
-
-async def test_what_a_dead_process_held_comes_to_the_next_at_once_when_it_is_released(servers: RunningServers, unique: str) -> None:
-    bus, gone = [await NatsBus.connect(servers.nats_url, name=unique) for _ in range(2)]
-    spec = await _stream(bus, unique, ack_wait=60.0)
-    await bus.publish([BusMessage(f"{unique}-{n}", f"x.{unique}.a", str(n).encode()) for n in range(3)])
-    held: list[bytes] = []
-    seen: list[tuple[bytes, int]] = []
-
-    async def hold(delivery: Delivery) -> None:
-        held.append(delivery.body)
-        await asyncio.Event().wait()
-
-    async def take(delivery: Delivery) -> None:
-        seen.append((delivery.body, delivery.attempt))
-        await delivery.ack()
-
-    await gone.consume(spec, hold)
-    await _until(lambda: len(held) == 3)
-    await gone._client.close()  # as a killed process leaves: nothing is given back
-    next_one = await bus.consume(spec, take)
-    await asyncio.sleep(0.5)
-    assert not seen, "it waits for the silence of a minute"
-    began = asyncio.get_running_loop().time()
-    await release(bus, SimpleNamespace(handlers=SimpleNamespace(consumers=[SimpleNamespace(spec=lambda: spec)])))
-    await _until(lambda: len(seen) == 3, 20)
-    assert asyncio.get_running_loop().time() - began < 20
-    assert sorted(seen) == [(b"0", 2), (b"1", 2), (b"2", 2)], "each once more"
-    found = await bus._client.jetstream().consumer_info(spec.stream, spec.durable)
-    assert found.config.ack_wait == 60.0, "and from then on as it was"
-    await next_one.stop()
-    await bus.close()
 
 
 async def test_a_signal_is_heard_by_who_listens(bus: TopologyBus, unique: str) -> None:

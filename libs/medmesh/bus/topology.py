@@ -5,7 +5,6 @@ Only `medmesh topology apply`, with an identity of its own, creates them; a serv
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,9 +15,6 @@ from medmesh.contracts.audit import RecordMaintenance, record_subject
 from medmesh.contracts.governance import CertificateRevoked, GetPolicy, ListRevocations, NodeRevoked, PolicyChanged
 from medmesh.contracts.labels import DescribeObject, FindFile
 from medmesh.contracts.message import Command, Event, Query
-
-_AT_ONCE, _LOOKED_THROUGH = 0.05, 0.3
-"""Seconds of silence after which what is held is given to others, and until the server has looked: 0.1 s after `ack_wait` was changed."""
 
 
 class Declared(Protocol):
@@ -89,19 +85,6 @@ async def apply(bus: TopologyBus, specs: Iterable[Declared], replicas: int = 1) 
         await bus.ensure_stream(replace(stream, replicas=replicas))
     for consumer in consumers(specs):
         await bus.ensure_consumer(consumer)
-
-
-async def release(bus: TopologyBus, spec: Declared) -> None:
-    """What a process of this service held when it died comes to the next one now, and not after its silence. Only where no other process
-    of it runs: what that one holds would come a second time."""
-    held = consumers([spec])
-    try:
-        for one in held:
-            await bus.ensure_consumer(replace(one, ack_wait=_AT_ONCE))
-        await asyncio.sleep(_LOOKED_THROUGH)
-    finally:
-        for one in held:
-            await bus.ensure_consumer(one)
 
 
 def permissions(spec: Declared) -> Permissions:

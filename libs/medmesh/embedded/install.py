@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from medmesh.bus.nats_bus import NatsBus
-from medmesh.bus.topology import TOPOLOGY, apply, release
+from medmesh.bus.topology import TOPOLOGY, apply
 from medmesh.service.spec import ServiceSpec
 from medmesh.store import migrate
 from medmesh.store.objects.s3 import S3Store
@@ -24,15 +24,6 @@ async def topology(seed: Path, nats: str, specs: Iterable[ServiceSpec], replicas
     bus = await NatsBus.connect(nats, name=TOPOLOGY, seed=seed)
     try:
         await apply(bus, specs, replicas)
-    finally:
-        await bus.close()
-
-
-async def released(seed: Path, nats: str, spec: ServiceSpec) -> None:
-    """What the service held when it died waits no longer."""
-    bus = await NatsBus.connect(nats, name=TOPOLOGY, seed=seed)
-    try:
-        await release(bus, spec)
     finally:
         await bus.close()
 

@@ -13,9 +13,8 @@ import json
 import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,6 @@ class ServiceProcess:
     settings: Path
     port: int
     ca: Path
-    died: Callable[[], Awaitable[None]]
-    """Called in the lives after the first."""
-    lives: list[int] = field(default_factory=lambda: [0])
 
     @property
     def name(self) -> str:
@@ -73,13 +69,7 @@ class ServiceProcess:
         return Command(argv, cwd=self.settings.parent, env=ENVIRONMENT, grace=15.0, nursery=True)
 
     async def ready(self) -> None:
-        """Its readiness endpoint says so. What its life before held is given to this one meanwhile, which takes longer to begin."""
-        self.lives[0] += 1
-        if self.lives[0] > 1:
-            try:
-                await self.died()
-            except (Problem, OSError, TimeoutError) as error:  # it comes by itself, later
-                log("platform.not_released", level=30, error=error, server=self.name)
+        """Its readiness endpoint says so."""
         context = ssl.create_default_context(cafile=str(self.ca)) if self.spec.http else None
 
         async def healthy() -> bool:
@@ -125,8 +115,7 @@ async def run(folder: Path, progress: Progress, external: External | None = None
             (port,) = supervisor.ports.take(f"service.{spec.name}")
             files.folder(prepared.layout.private(spec.name, "state"))
             file = material.settings(prepared.layout, spec, postgres, {**common, "port": port})
-            died = partial(install.released, prepared.layout.private(TOPOLOGY, "identity.nk"), nats, spec)
-            processes.append(ServiceProcess(spec, file, port, folder / "ca.pem", died))
+            processes.append(ServiceProcess(spec, file, port, folder / "ca.pem"))
         urls = {p.name: f"{'https' if p.spec.http else 'http'}://{HOST}:{p.port}" for p in processes}
         supervisor.publish(urls=urls, paths={"ca": folder / "ca.pem", "trust": folder / "trust.json", "telemetry": folder / "telemetry"})
 
