@@ -194,10 +194,11 @@ async def _kills() -> list[Measure]:
         kills = 0
         while kills < KILLS and not running.done():
             await asyncio.sleep(dice.uniform(0.05, 0.6))
-            before = await _committed(field)
-            victim = field.stage.run.processes["federation"]
+            while (victim := field.stage.run.processes.get("federation")) is None:
+                await asyncio.sleep(0.02)
             os.kill(victim.pid, signal.SIGKILL)
             kills, began = kills + 1, monotonic()
+            before = await _committed(field)  # now: what it committed in its last moment is no resumption
             while not running.done() and await _committed(field) <= before:
                 await asyncio.sleep(0.02)
             resumed.append(monotonic() - began)
