@@ -137,7 +137,8 @@ class Stage:
         self.rosters.add(signing.public_of(Layout(folder).organisation_key))
         roster.pin(Layout(folder), self.rosters.book.versions, self.rosters.pin)
         policy = Layout(folder).policy
-        policy.write_text(policy.read_text(encoding="utf-8").replace("reviewers = 2", "reviewers = 0"), encoding="utf-8")
+        text = policy.read_text(encoding="utf-8").replace("reviewers = 2", "reviewers = 0").replace("ethics = true", "ethics = false")
+        policy.write_text(text, encoding="utf-8")
         return folder
 
     async def sql(self, query: str, *arguments: Any) -> list[Any]:

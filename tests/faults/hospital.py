@@ -51,12 +51,12 @@ class Process:
 
     async def until(self, ready: Callable[[], Awaitable[Any]], idle_seconds: float, every: float = 0.2) -> Any:
         """Wait for a truth as long as it works towards it, however slowly on a busy machine. Raises `TimeoutError` when it did nothing for
-        so long."""
+        so long, or has ended."""
         while True:
             before = self.worked
             with suppress(TimeoutError):
                 return await until(ready, idle_seconds, every)
-            if self.running and self.worked - before < 1:
+            if not self.running or self.worked - before < 1:
                 raise TimeoutError
 
     def kill(self) -> None:
