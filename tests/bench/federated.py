@@ -1,9 +1,10 @@
 """Federations of real processes against NVIDIA FLARE and Flower: the same work, each in its own processes over loopback, in turn.
 
-The model is eight float32 tensors, a client adds 0.01 and hands everything back, the mean is committed. Ours goes over mutual TLS, through
-gateway, coordinator, bus, database and the audit log, with a sandboxed worker at each hospital; a round is the time from its opening to the
-next one's. The peers' drivers and environments are outside the project: `MEDMESH_BENCH_PEERS` names the folder of the drivers
-(`nvflare_bench.py`, `flower_bench.py`), `MEDMESH_BENCH_NVFLARE` and `MEDMESH_BENCH_FLOWER` the interpreters; without them ours runs alone.
+The model is eight float32 tensors, a client adds 0.01 (of ours each another number) and hands everything back, the mean is committed.
+Ours goes over mutual TLS, through gateway, coordinator, bus, database and the audit log, with a sandboxed worker at each hospital; a
+round is the time from its opening to the next one's. The peers' drivers and environments are outside the project: `MEDMESH_BENCH_PEERS`
+names the folder of the drivers (`nvflare_bench.py`, `flower_bench.py`), `MEDMESH_BENCH_NVFLARE` and `MEDMESH_BENCH_FLOWER` the
+interpreters; without them ours runs alone.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _sample(hospital: int, place: int) -> Sample:
 
 async def _ours(clients: int, mb: float, rounds: int) -> tuple[Done, dict[str, float], dict[str, float]]:
     async with field_of(clients, TOGETHER if clients > 16 else 1) as field:
-        source = package(field.folder / "package", mb)
+        source = package(field.folder / "package", mb, differ=True)
         await field.federate(source, field.hospitals, 2)  # workers start with the first
         before = field.processor()
         done = await field.federate(source, field.hospitals, rounds)
@@ -188,8 +189,8 @@ async def _kills() -> list[Measure]:
     dice, resumed = random.Random(20_267), []
     async with field_of(2) as field:
         source = package(field.folder / "package", 0.2)
-        calm = await field.federate(source, field.hospitals, KILLS * 3)
-        running = asyncio.create_task(field.federate(source, field.hospitals, KILLS * 3))
+        calm = await field.federate(source, field.hospitals, KILLS * 4)
+        running = asyncio.create_task(field.federate(source, field.hospitals, KILLS * 4))
         await until(lambda: _rounds(field, calm.federation), 120, 0.05)
         kills = 0
         while kills < KILLS and not running.done():
