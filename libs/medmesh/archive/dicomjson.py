@@ -12,14 +12,28 @@ import base64
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from json.encoder import encode_basestring as quote
 from math import isfinite
-from typing import Any, Protocol
+from typing import Protocol
 
 from medmesh.archive.charsets import Decode, decoder, undeclared
+from medmesh.archive.representations import (
+    ALL,
+    CODED,
+    FREE,
+    LONG,
+    NUMERIC,
+    SHORT,
+    SPELLINGS,
+    TEXT,
+    UNBOUND,
+    WIDTHS,
+    head,
+    private,
+    repeated,
+    standard,
+)
 from medmesh.errors import Problem
 
 MARK = "\x01"
@@ -35,19 +49,6 @@ EXPLICIT, IMPLICIT, BIG, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", 
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_NUMERIC = {
-    b"US": ("H", 2), b"SS": ("h", 2), b"UL": ("I", 4), b"SL": ("i", 4), b"FL": ("f", 4), b"FD": ("d", 8), b"SV": ("q", 8), b"UV": ("Q", 8),
-    b"AT": ("H", 2),
-}  # fmt: skip
-_BYTES = {b"OB": 1, b"UN": 1, b"OW": 2, b"OL": 4, b"OF": 4, b"OD": 8, b"OV": 8}
-_FREE = frozenset((b"LT", b"ST", b"UT", b"UR"))
-_TEXT = frozenset((b"AE", b"AS", b"CS", b"DA", b"DT", b"LO", b"SH", b"TM", b"UC", b"UI", b"DS", b"IS", b"PN")) | _FREE
-_CODED = frozenset((b"LO", b"SH", b"UC", b"PN", b"LT", b"ST", b"UT"))
-_LONG = frozenset(_BYTES) | {b"SQ", b"UC", b"UR", b"UT", b"SV", b"UV"}
-_VRS = _TEXT | frozenset(_NUMERIC) | _LONG
-_SHORT = _VRS - _LONG
-"""Whose length has two bytes."""
 _SPECIAL = (0x7FE0, 0xFFFE)
 """Groups of pixels, and of what delimits."""
 SHORT_BYTES = 1024
@@ -182,7 +183,7 @@ class _Reader:
         start = self.data[self.pos : self.pos + 8]
         if syntax == "" and start[:2] == b"\x00\x08":
             syntax, self.order = BIG, ">"
-        self.implicit = self.order == "<" and start[4:6] not in _VRS  # what is there, whatever is declared
+        self.implicit = self.order == "<" and start[4:6] not in ALL  # what is there, whatever is declared
         members = self.elements(None, 0)
         if bare and 0x00080016 not in members:
             raise Problem("imaging.not_dicom")  # any bytes can be taken for elements
@@ -194,9 +195,9 @@ class _Reader:
         while self.fill(8) and self.data[self.pos : self.pos + 2] == b"\x02\x00":
             _, element, vr, length = struct.unpack_from("<HH2sH", self.data, self.pos)
             self.pos += 8
-            if vr in _LONG:
+            if vr in LONG:
                 (length,) = struct.unpack("<I", self.take(4))
-            elif vr not in _VRS:  # some write it implicitly
+            elif vr not in ALL:  # some write it implicitly
                 (length,) = struct.unpack_from("<I", self.data, self.pos - 4)
             value = self.take(length)
             if element == 0x10:
@@ -224,7 +225,7 @@ class _Reader:
             group, element, vr, length = unpack(data, pos)
             tag = group << 16 | element
             if (
-                vr in _SHORT
+                vr in SHORT
                 and not implicit
                 and length <= SHORT_BYTES
                 and group not in _SPECIAL
@@ -239,10 +240,10 @@ class _Reader:
                         raise _unreadable("the header is too large")
                     self.pos = pos + 8 + length
                     raw = data[pos + 8 : self.pos]
-                    found[tag] = f"{_head(tag, vr)}{self.text(tag, vr, raw, depth) if vr in _TEXT else self.numbers(tag, vr, raw)}}}"
+                    found[tag] = f"{head(tag, vr)}{self.text(tag, vr, raw, depth) if vr in TEXT else self.numbers(tag, vr, raw)}}}"
                 else:
                     self.pos = pos + 8
-                    found[tag] = f"{_head(tag, vr)}}}"
+                    found[tag] = f"{head(tag, vr)}}}"
                 continue
             if group == 0xFFFE:
                 self.pos += 8
@@ -251,23 +252,23 @@ class _Reader:
                 if depth == 0:
                     break  # nothing that belongs here
                 continue
-            if implicit or (vr not in _VRS and not (vr.isalpha() and vr.isupper())):
+            if implicit or (vr not in ALL and not (vr.isalpha() and vr.isupper())):
                 vr = b""
                 (length,) = long(data, pos + 4)
                 self.pos = pos + 8
-            elif vr in _LONG or vr not in _VRS:  # a kind of value that is not known yet has a long length (PS3.5 §7.1.2)
+            elif vr in LONG or vr not in ALL:  # a kind of value that is not known yet has a long length (PS3.5 §7.1.2)
                 if pos + 12 > len(data):
                     raise _unreadable("the header is cut short")
                 (length,) = long(data, pos + 8)
                 self.pos = pos + 12
-                if vr not in _VRS:
+                if vr not in ALL:
                     vr = b"UN"
             else:
                 self.pos = pos + 8
             if not vr or vr == b"UN":
                 vr = self.kind(tag, vr)
             if depth == 0 and tag in _PIXELS:
-                found[tag] = f'{_head(tag, vr)},"BulkDataURI":"{MARK}{tag:08X}"}}'
+                found[tag] = f'{head(tag, vr)},"BulkDataURI":"{MARK}{tag:08X}"}}'
                 self.pixels, self.pixel_bytes = self.place, None if length == _UNDEFINED else length  # type: ignore[assignment]
                 break
             if tag <= last:
@@ -277,7 +278,7 @@ class _Reader:
                 self.skip(length)
                 continue
             said = self.value(tag, vr, length, depth)
-            found[tag] = f"{_head(tag, b'SQ' if length == _UNDEFINED and vr == b'UN' else vr)}{said}}}"
+            found[tag] = f"{head(tag, b'SQ' if length == _UNDEFINED and vr == b'UN' else vr)}{said}}}"
         return found if ordered else dict(sorted(found.items()))
 
     def value(self, tag: int, vr: bytes, length: int, depth: int) -> str:
@@ -290,17 +291,17 @@ class _Reader:
             return self.items(self.place + length, depth)
         if length == 0:
             return ""
-        most = TEXT_BYTES if vr in _TEXT else NUMBERS_BYTES if vr in _NUMERIC else BULK_BYTES
+        most = TEXT_BYTES if vr in TEXT else NUMBERS_BYTES if vr in NUMERIC else BULK_BYTES
         if length > most:
             place = self.place
             self.skip(length)
             return f',"BulkDataURI":"{MARK}{place}+{length}"'
         raw = self.take(length)
-        if vr in _TEXT:
+        if vr in TEXT:
             return self.text(tag, vr, raw, depth)
-        if vr in _NUMERIC:
+        if vr in NUMERIC:
             return self.numbers(tag, vr, raw)
-        width = _BYTES[vr]
+        width = WIDTHS[vr]
         if self.order == ">" and width > 1:
             raw = b"".join(raw[at : at + width][::-1] for at in range(0, len(raw), width))
         return f',"InlineBinary":"{base64.b64encode(raw).decode()}"'
@@ -344,7 +345,7 @@ class _Reader:
 
     def kind(self, tag: int, vr: bytes) -> bytes:
         """The kind of a value that does not say it, by the dictionaries (PS3.6; of makers, as far as they are known)."""
-        found = _dictionary().get(tag)
+        found = standard().get(tag)
         if found is None:
             group, element = tag >> 16, tag & 0xFFFF
             if element == 0:
@@ -354,8 +355,8 @@ class _Reader:
                     return b"LO"
                 if vr:
                     return vr
-                return _private(group, element, self.creators.get(tag >> 8, ""))
-            found = _repeated(tag)
+                return private(group, element, self.creators.get(tag >> 8, ""))
+            found = repeated(tag)
         if b" or " not in found:
             return found
         if found.endswith(b"OW"):
@@ -367,9 +368,9 @@ class _Reader:
         if raw.isascii() and b"\x1b" not in raw:
             text = raw.decode("ascii")
         else:
-            text = self.decode(raw) if vr in _CODED or b"\x1b" in raw else undeclared(raw)
-        text = text.rstrip("\0 ") if vr in _FREE else text.strip("\0 ")
-        parts = [part.strip("\0 ") for part in text.split("\\")] if "\\" in text and vr not in _FREE else None
+            text = self.decode(raw) if vr in CODED or b"\x1b" in raw else undeclared(raw)
+        text = text.rstrip("\0 ") if vr in FREE else text.strip("\0 ")
+        parts = [part.strip("\0 ") for part in text.split("\\")] if "\\" in text and vr not in FREE else None
         if tag == 0x00080005:
             self.decode = decoder(tuple(parts or (text,)))
             text, parts = "ISO_IR 192", None  # JSON is in UTF-8
@@ -379,14 +380,14 @@ class _Reader:
             self.values[tag] = text
         if not text or (vr == b"PN" and not text.strip("^=\\ ")):
             return ""
-        spell = _SPELLINGS.get(vr, quote)
+        spell = SPELLINGS.get(vr, quote)
         if parts is None:
             return f',"Value":[{spell(text)}]'
         return f',"Value":[{",".join([spell(part) if part else "null" for part in parts])}]'
 
     def numbers(self, tag: int, vr: bytes, raw: bytes) -> str:
         """Of a value of binary numbers."""
-        letter, width = _NUMERIC[vr]
+        letter, width = NUMERIC[vr]
         count = len(raw) // width
         found = struct.unpack_from(f"{self.order}{count}{letter}", raw)
         if tag == 0x00280103 and found:
@@ -396,70 +397,7 @@ class _Reader:
         if vr == b"AT":
             made = [f'"{found[at]:04X}{found[at + 1]:04X}"' for at in range(0, count - 1, 2)]
         elif letter in "fd":
-            made = [repr(one) if isfinite(one) else quote(_UNBOUND[repr(one)]) for one in found]
+            made = [repr(one) if isfinite(one) else quote(UNBOUND[repr(one)]) for one in found]
         else:
             made = [str(one) for one in found]
         return f',"Value":[{",".join(made)}]' if made else ""
-
-
-_UNBOUND = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-
-
-@lru_cache(4096)
-def _head(tag: int, vr: bytes) -> str:
-    """How a member begins."""
-    return f'"{tag:08X}":{{"vr":"{vr.decode("ascii")}"'
-
-
-def _name(text: str) -> str:
-    """A person's name by its component groups (PS3.18 F.2.2)."""
-    groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("="), strict=False)
-    return "{" + ",".join([f'"{group}":{quote(part)}' for group, part in ((g, p.strip(" ^")) for g, p in groups) if part]) + "}"
-
-
-def _decimal(text: str) -> str:
-    """A number as it was written, where JSON has that spelling; text that is no number stays text."""
-    if _NUMBER.fullmatch(text):
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        return quote(text)
-    return repr(value) if isfinite(value) and "_" not in text else quote(text)
-
-
-def _integer(text: str) -> str:
-    try:
-        return str(int(text)) if "_" not in text and len(text) <= 20 else quote(text)
-    except ValueError:
-        return _decimal(text)
-
-
-_SPELLINGS: dict[bytes, Callable[[str], str]] = {b"PN": _name, b"DS": _decimal, b"IS": _integer}
-
-
-@cache
-def _dictionary() -> dict[int, bytes]:
-    from pydicom.datadict import DicomDictionary
-
-    found: dict[Any, Any] = DicomDictionary
-    return {int(tag): str(entry[0]).encode() for tag, entry in found.items() if str(entry[0]) != "NONE"}
-
-
-def _repeated(tag: int) -> bytes:
-    from pydicom.datadict import dictionary_VR
-
-    try:
-        return str(dictionary_VR(tag)).encode()
-    except KeyError:
-        return b"UN"
-
-
-def _private(group: int, element: int, creator: str) -> bytes:
-    from pydicom.datadict import private_dictionary_VR
-
-    try:
-        found = str(private_dictionary_VR(group << 16 | element, creator)).encode()
-    except KeyError:
-        return b"UN"
-    return found if found in _VRS else b"UN"
