@@ -236,3 +236,20 @@ async def test_a_store_is_opened_while_another_process_writes_into_it(private: P
 async def _opened(folder: Path) -> None:
     async with example_sqlite(folder):
         pass
+
+
+async def test_connections_that_the_server_closed_in_the_pool_are_not_used_again(servers: RunningServers, unique: str) -> None:
+    ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = current_user"
+    async with example_postgres(servers.postgres_url, unique, emits=frozenset((ThingMade,))) as made:
+        both = asyncio.Barrier(3)
+
+        async def hold() -> None:
+            async with made.unit(CONTEXT):
+                await both.wait()
+
+        await asyncio.gather(hold(), hold(), hold())  # three lie in the pool
+        async with made.engine.connect() as sql:
+            await sql.exec_driver_sql(f"{ended} AND datname = current_database()")
+        await asyncio.sleep(0.2)
+        await asyncio.gather(hold(), hold(), hold())
+        assert await _things(made) == set()

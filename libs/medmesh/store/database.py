@@ -111,7 +111,10 @@ class Database:
             return self._sqlite(sql)
         from medmesh.store.postgres import PostgresJournal
 
-        return PostgresJournal((await sql.get_raw_connection()).driver_connection)
+        # What the server closed while it lay in the pool: nothing but a statement of SQLAlchemy's own would notice.
+        while (raw := (await sql.get_raw_connection()).driver_connection) is None or raw.is_closed():
+            await sql.invalidate()
+        return PostgresJournal(raw)
 
     def unit(self, context: Context, ports: Any = None) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
         """A transaction that commits when the block ends and leaves nothing behind when it raises."""
