@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 from medmesh.canonical import parse
 from medmesh.errors import Problem
 from medmesh.importing.port import Report, Source
+from medmesh.importing.sources import DAMAGE, Bounded
 
 LARGEST_CELL = 16 << 20
-LARGEST_DIRECTORY = 256 << 20
 LARGEST_JSON = 64 << 20
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError, OSError)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -165,37 +165,13 @@ def same_grid(source: Source, image: str, mask: str, report: Report) -> bool:
     return True
 
 
-class _Asked(io.RawIOBase):
-    """A file of which nobody asks for more at once than a zip's directory may have, whatever its length field says."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > LARGEST_DIRECTORY:
-            raise zipfile.BadZipFile("its directory is too large")
-        return self._file.read(-1 if size is None else size)
-
-
 @contextmanager
 def within_zip(source: Source, name: str) -> Iterator[zipfile.ZipFile]:
     """A zip that lies in the source as it was published. Raises `Problem` (`importing.unreadable`) for one that is none."""
     with source.open(name) as file:
         try:
-            archive = zipfile.ZipFile(_Asked(file))
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, *_DAMAGED) as error:
+            archive = zipfile.ZipFile(Bounded(file))
+        except (*DAMAGE, OSError) as error:
             raise Problem("importing.unreadable", place=name, reason=type(error).__name__) from None
         with archive:
             yield archive
@@ -229,7 +205,7 @@ def npz(source: Source, name: str, report: Report) -> dict[str, Array] | None:
                     report.error("importing.unreadable", name, key=key, reason="shorter than its header says")
                     return None
                 found[key] = Array(shape, str(dtype))
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, *_DAMAGED) as error:
+    except (*DAMAGE, OSError) as error:
         report.error("importing.unreadable", name, reason=type(error).__name__)
         return None
     return found
@@ -242,7 +218,7 @@ def npz_array(source: Source, name: str, key: str) -> Any:
     try:
         with source.open(name) as file, zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as member:
             return npy.read_array(member, allow_pickle=False)  # type: ignore[no-untyped-call]
-    except (zipfile.BadZipFile, ValueError, KeyError, *_DAMAGED) as error:
+    except (*DAMAGE, KeyError, OSError) as error:
         raise Problem("importing.unreadable", place=f"{name}[{key}]", reason=type(error).__name__) from None
 
 

@@ -185,7 +185,7 @@ class _Zip(_Named):
     def __init__(self, path: Path, limits: Limits) -> None:
         super().__init__(path.name, limits, path.stat().st_size)
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self._file = _Bounded(io.FileIO(path))
+        self._file = Bounded(path.open("rb"))
         try:
             self._opened = zipfile.ZipFile(self._file)
             self._index()
@@ -277,15 +277,35 @@ class _Part(io.RawIOBase):
         return len(data)
 
 
-class _Bounded(io.BufferedReader):
-    """A file of which nobody asks for more at once than it has and a directory may have, whatever a length field says."""
+class Bounded(io.RawIOBase):
+    """A file of which nobody asks for more at once than it has and a zip's directory may have, whatever a length field says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, file.seek(0, io.SEEK_END)
+        file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        left = max(0, self._size - self._file.tell())
         wanted = left if size is None or size < 0 else min(size, left)
         if wanted > _LARGEST_DIRECTORY:
             raise zipfile.BadZipFile("its directory is too large")
-        return super().read(wanted)
+        return self._file.read(wanted)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _Watched(io.RawIOBase):
