@@ -8,13 +8,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 
 from medmesh.contracts.federation import RoundKind, SecureAdvanced, SecurePhase, SubmitSecure
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import last_round, plan_of
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation.answering import answering
@@ -26,6 +27,11 @@ from medmesh_federation.transcript import Said, ahead, keep, said, session_of, w
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
+
+
+_ACCEPTED = Prepared(
+    select(participants.c.hospital).where(participants.c.federation == bindparam("federation"), participants.c.state == "accepted")
+)
 
 
 @HANDLERS.on(SubmitSecure, batch=16)
@@ -51,8 +57,8 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
             detail["ahead"] = True
         uow.audit(AuditEntry("federation.secure", "C", entities=(entity(asked),), detail=detail))
     # There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case.
-    people = select(participants.c.hospital).where(participants.c.federation == given.federation, participants.c.state == "accepted")
-    waited_for = {one.hospital for one in await uow.all(people)} & set(asked.parties) - {hospital, *before}
+    accepted = {one.hospital for one in await uow.rows(_ACCEPTED, federation=given.federation)}
+    waited_for = accepted & set(asked.parties) - {hospital, *before}
     if not waited_for:
         uow.on_commit(uow.ports.wake.set)
     return {"late": False}
