@@ -99,7 +99,7 @@ async def _hand_in(
     log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
     once = f"update:{event.federation}:{event.round}.{event.attempt}"
     await gateway.command("POST", f"/v1/federations/{event.federation}/updates", {**done.body(event), **(said or {})}, key=once)
-    async with site.unit() as uow:
+    async with site.unit(durable=False) as uow:  # forgotten, it is sent once more, under the same key
         # Unless the round was stored meanwhile: then the update may go already.
         await uow.rows(_SENT, **attempt(event))
         about = (
