@@ -24,7 +24,7 @@ class Journal(Protocol):
     """Transaction control and the base tables on one connection."""
 
     async def begin(self, durable: bool = True) -> None:
-        """Start the transaction. One that need not be `durable` outlives the process, and power once a durable one was committed after it."""
+        """Start the transaction; see `Database.unit`."""
 
     async def commit(self) -> None:
         """Commit it."""
@@ -58,9 +58,6 @@ class Journal(Protocol):
 
     async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
         """Write audit rows (n, id, body)."""
-
-    async def settle(self) -> None:
-        """Write something, so that the commit of a durable transaction waits for the disk."""
 
     async def receipted(self, numbers: Sequence[int]) -> None:
         """Drop the audit rows of these numbers."""

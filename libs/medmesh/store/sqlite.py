@@ -165,9 +165,6 @@ class SqliteJournal:
     async def record(self, rows: Sequence[tuple[int, str, bytes]], now: datetime) -> None:
         self._sql.executemany("INSERT INTO audit_outbox (n, id, body, created_at) VALUES (?, ?, ?, ?)", [(*row, _iso(now)) for row in rows])
 
-    async def settle(self) -> None:
-        self._sql.execute("UPDATE audit_counter SET n = n")
-
     async def receipted(self, numbers: Sequence[int]) -> None:
         self._sql.executemany("DELETE FROM audit_outbox WHERE n = ?", [(n,) for n in numbers])
 

@@ -282,5 +282,5 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (EmergencyReviewed, _emergency),
 )
 TOLD_AGAIN = frozenset((fed.RoundOpened.subject(),))
-"""What is taken in without waiting for the disk: the cursor would be lost with it, and all that is done for it first is durable later on."""
+"""What is taken in without waiting for the disk: the cursor would be lost with it, and nothing leaves for it but after a durable commit."""
 HANDLERS: dict[str, tuple[type[Event], Handler]] = {message.subject(): (message, handler) for message, handler in _TABLE}
