@@ -117,8 +117,8 @@ class Database:
         return PostgresJournal(raw)
 
     def unit(self, context: Context, ports: Any = None, *, durable: bool = True) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
-        """A transaction that commits when the block ends and leaves nothing behind when it raises. For one that need not be `durable` SQLite
-        does not wait for the disk: it outlives a kill of the process, and a power cut once one was committed after it that is."""
+        """A transaction that commits when the block ends and leaves nothing behind when it raises. For one that need not be `durable`
+        SQLite does not wait for the disk: it outlives a kill of the process, and a power cut once one was committed after it that is."""
         return _Unit(self, context, ports, durable)
 
     async def settle(self) -> None:
