@@ -41,6 +41,8 @@ GOALS = {"fl.8x1mb": (10, 50), "fl.4x100mb": (1.5, None), "fl.64x40kb": (None, N
 TOGETHER = 16
 """Nodes in a process where there are 64: half a gigabyte of interpreters less, and nothing else is shared."""
 KILLS = 20
+LARGE = (16, 100.0, 2)
+"""Hospitals, MB and rounds to see that the coordinator's memory depends on neither (`fl.4x100mb` is the one beside it)."""
 SECURE = ((4, 100.0, 4), (8, 1.0, 10))
 """Hospitals, MB and rounds of secure sums beside plain ones."""
 
@@ -56,6 +58,8 @@ def measure(names: Sequence[str] = ()) -> list[Measure]:
         if wanted(name):
             ours = asyncio.run(_ours(clients, mb, rounds))
             found += _measures(name, *ours, _peers(clients, mb, min(rounds, 15)) if clients <= 8 else {})
+    if wanted("fl.coordinator_pss"):
+        found.append(asyncio.run(_coordinator(*LARGE)))
     if wanted("fl.int8_bytes"):
         found.append(asyncio.run(_int8()))
     for clients, mb, rounds in SECURE:
@@ -103,6 +107,15 @@ async def _ours(clients: int, mb: float, rounds: int) -> tuple[Done, dict[str, f
         with (peak := field.peak()).watching():
             await field.federate(source, field.hospitals, 3)
         return done, peak.mib, spent
+
+
+async def _coordinator(clients: int, mb: float, rounds: int) -> Measure:
+    """The coordinator's largest PSS of many large models."""
+    async with field_of(clients, TOGETHER) as field:
+        source = package(field.folder / "package", mb, differ=True)
+        with (peak := field.peak()).watching():
+            await field.federate(source, field.hospitals, rounds)
+        return Measure(f"fl.coordinator_pss {clients}x{mb:g}mb", peak.mib["coordinator"], "MiB", goal=200)
 
 
 def _measures(name: str, done: Done, mib: dict[str, float], cpu: dict[str, float], peers: dict[str, dict[str, Any]]) -> list[Measure]:

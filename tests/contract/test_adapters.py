@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.frameworks import INTERPRETERS
-from tests.packages import TWINS
+from tests.packages import TWINS, calm_twins
 
 from medmesh.errors import Problem
 from medmesh.learning import isolation, weights
@@ -124,6 +124,35 @@ async def test_each_step_is_corrected_alike_or_the_training_is_refused(torch: Wo
         assert caught.value.code == "package.uncorrected"
     else:
         assert apart(one, await corrected(other)) <= TRAINED
+
+
+async def test_a_step_that_clips_by_patient_is_the_same_with_each_framework(private: Path) -> None:
+    """DP-SGD where everybody is drawn and the noise is next to nothing; its size and its chances are asserted on each adapter alone."""
+    package, data, found = calm_twins(private), samples(private), {}
+    patients = np.repeat(np.arange(12), 4)
+    weights.save({**weights.load(data), "patients": patients}, data)
+    for framework in ("torch", "mindspore"):
+        async with worker(package, private / framework, framework=framework, python=INTERPRETERS[framework]()) as w:
+            if framework == "torch":
+                await w.call("initial", seed=3, out=str(w.folder / "initial"))
+                shutil.copy(w.folder / "initial", private / "base")
+            for name, noise in (("one", 1e-9), ("noisy", 1.0), ("noisier", 1.0)):
+                how = {"plain": True, "private": {"rate": 1.0, "clip": 0.05, "noise": noise}}
+                found[framework, name] = weights.load(await trained(w, private / "base", data, **how))
+    assert apart(weights.load(private / "base"), found["torch", "one"]) > 5 * TRAINED
+    for framework in ("torch", "mindspore"):
+        assert apart(found["torch", "one"], found[framework, "one"]) <= TRAINED
+        assert apart(found[framework, "noisy"], found[framework, "noisier"]) > TRAINED, "no seed makes the noise"
+
+
+async def test_statistics_of_patients_are_refused_where_patients_count(anybody: Worker, private: Path) -> None:
+    data = samples(private)
+    await anybody.call("initial", seed=3, out=str(anybody.folder / "initial"))
+    with pytest.raises(Problem) as caught:
+        await trained(anybody, anybody.folder / "initial", data, private={"rate": 1.0, "clip": 0.05, "noise": 1.0})
+    assert caught.value.code == "privacy.package"
+    reason = "BatchNorm2d" if anybody.framework != "handmade" else "does not clip by patient"
+    assert reason in caught.value.document()["title"]
 
 
 async def test_its_own_first_weights_are_the_tensors_that_were_agreed(anybody: Worker) -> None:

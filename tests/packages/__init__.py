@@ -23,6 +23,20 @@ def tiny(folder: Path, code: str = "") -> Package:
     return pack(target)
 
 
+def calm_twins(folder: Path) -> Package:
+    """The twins without batch normalisation, which keeps statistics of patients."""
+    target = folder / "package-calm"
+    shutil.copytree(TWINS, target, ignore=shutil.ignore_patterns("__pycache__"))
+    for module, layer in {"model.py": "nn.BatchNorm2d(width)", "model_ms.py": "nn.BatchNorm2d(width, eps=1e-5, momentum=0.9)"}.items():
+        text = (target / module).read_text(encoding="utf-8")
+        assert layer in text
+        (target / module).write_text(text.replace(layer, "nn.Identity()"), encoding="utf-8")
+    head, *tensors = (target / "medmesh.toml").read_text(encoding="utf-8").split("[[tensors]]")
+    kept = [one for one in tensors if 'name = "1.' not in one]
+    (target / "medmesh.toml").write_text("[[tensors]]".join([head, *kept]), encoding="utf-8")
+    return pack(target)
+
+
 PIPELINE = """
 [data.pipeline]
 name = "mri-8"

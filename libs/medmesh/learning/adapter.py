@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from medmesh.errors import Problem
+from medmesh.learning.noise import normal
 
 OnStep = Callable[[int, float], None]
 
@@ -85,7 +86,8 @@ class Adapter(Protocol):
         """Train in place; answers the mean loss of the last tenth of the steps. The same inputs give the same weights.
 
         An adapter that heeds the schedule's `correction` and `plain` says so by an attribute `corrects = True`; without it, only
-        algorithms that ask for neither run. One that heeds `private` says so by `private = True`; `draws` and `noised` do its chances.
+        algorithms that ask for neither run. One that heeds `private` says so by `private = True`; `draws` and
+        `private_step` do it.
 
         One that trains in several processes says so by `parallel = True`: of each batch it answers `schedule.mine`, all have all answers
         and the one loss of the whole batch, and before a step they add up what each finds of its gradient. Processes find each other as
@@ -152,11 +154,26 @@ def clipped(gradients: Sequence[np.ndarray], clip: float) -> list[np.ndarray]:
     return [g.astype(np.float64) * scale for g in gradients]
 
 
-def noised(total: np.ndarray, schedule: Schedule, draw: Callable[[int], np.ndarray]) -> np.ndarray:
-    """The float32 gradient of a private step from the sum of what patients gave."""
+def private_step(
+    patients: Sequence[np.ndarray],
+    shapes: Sequence[Sequence[int]],
+    gradients: Callable[[np.ndarray], tuple[float, Sequence[np.ndarray]]],
+    schedule: Schedule,
+) -> tuple[float, list[np.ndarray]]:
+    """The mean loss and the float32 gradients, of these shapes, of a step with these patients (`draws`): DP-SGD (Abadi et al., CCS 2016).
+
+    `gradients` answers the loss of some samples and its gradients. One patient at a time, so that any model and loss do whose samples it
+    does not mix with others'."""
     assert schedule.private is not None
-    deviation = schedule.private.noise * schedule.private.clip
-    return ((total + deviation * draw(total.size).reshape(total.shape)) / schedule.batch_size).astype(np.float32)
+    clip, deviation = schedule.private.clip, schedule.private.noise * schedule.private.clip
+    totals, losses = [np.zeros(tuple(shape)) for shape in shapes], [0.0]
+    for patient in patients:
+        loss, parts = gradients(patient)
+        losses.append(loss)
+        for total, part in zip(totals, clipped(parts, clip), strict=True):
+            total += part
+    made = [(total + deviation * normal(total.size).reshape(total.shape)) / schedule.batch_size for total in totals]
+    return sum(losses) / max(1, len(patients)), [one.astype(np.float32) for one in made]
 
 
 def batches(count: int, schedule: Schedule) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from mindspore import nn
 
 from medmesh.errors import Problem
-from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, float_input
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, draws, float_input, private_step
 
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _EMBEDDING = {"embedding_table": "weight"}
@@ -42,6 +42,7 @@ class MindSporeAdapter:
 
     corrects = True
     parallel = True
+    private = True
 
     def build(self, module: ModuleType, hyper: Mapping[str, Any], seed: int) -> Model:
         _start()
@@ -83,12 +84,20 @@ class MindSporeAdapter:
         if schedule.ranks > 1:
             step = _joined(net, loss_of, optimizer.parameters, schedule)
         losses: list[float] = []
-        for place, chosen in enumerate(batches(len(samples.y), schedule), start=1):
+
+        def gradients(chosen: np.ndarray) -> tuple[float, Sequence[Any]]:
             # Drawn for the whole batch: what happens to a sample does not depend on which process has it.
             x = augment(float_input(samples.x[chosen]), generator)[schedule.mine(len(chosen))]
-            loss, gradients = step(ms.Tensor(np.ascontiguousarray(x)), ms.Tensor(samples.y[chosen].astype(np.int32)))
-            optimizer(correct(gradients))
-            losses.append(float(loss.asnumpy()))
+            loss, found = step(ms.Tensor(np.ascontiguousarray(x)), ms.Tensor(samples.y[chosen].astype(np.int32)))
+            return float(loss.asnumpy()), found
+
+        if schedule.private is not None:
+            _refuse_statistics(net)
+        steps = batches(len(samples.y), schedule) if schedule.private is None else draws(samples, schedule)
+        for place, chosen in enumerate(steps, start=1):
+            loss, found = gradients(chosen) if schedule.private is None else _private(optimizer.parameters, gradients, chosen, schedule)
+            optimizer(correct(tuple(found)))
+            losses.append(loss)
             on_step(place, losses[-1])
         tail = losses[-max(1, len(losses) // 10) :]
         return sum(tail) / len(tail)
@@ -136,6 +145,29 @@ def _parameters(net: Any) -> Iterator[tuple[str, Any]]:
             if parameter is not None:
                 own = renamed.get(attribute, attribute)
                 yield f"{name}.{own}" if name else own, parameter
+
+
+def _refuse_statistics(net: Any) -> None:
+    """Raise `Problem` for layers that mix samples, or remember them beside the weights that get noise."""
+    for name, cell in _cells(net):
+        if _is_batch_norm(cell):
+            raise Problem("privacy.package", reason=f"{type(cell).__name__} {name!r} keeps statistics of patients; GroupNorm does not")
+
+
+def _private(
+    trained: Sequence[Any],
+    gradients: Callable[[np.ndarray], tuple[float, Sequence[Any]]],
+    patients: Sequence[np.ndarray],
+    schedule: Schedule,
+) -> tuple[float, list[Any]]:
+    """The mean loss and the private gradients of a step."""
+
+    def of(patient: np.ndarray) -> tuple[float, list[np.ndarray]]:
+        loss, found = gradients(patient)
+        return loss, [one.asnumpy() for one in found]
+
+    loss, made = private_step(patients, [parameter.shape for parameter in trained], of, schedule)
+    return loss, [ms.Tensor(one) for one in made]
 
 
 def _joined(net: Any, loss_of: Any, trained: Sequence[Any], schedule: Schedule) -> Callable[[Any, Any], tuple[Any, tuple[Any, ...]]]:

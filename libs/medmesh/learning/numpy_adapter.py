@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medmesh.errors import Problem
-from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, clipped, draws, float_input, noised
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, draws, float_input, private_step
 
 BATCH = 256
 """Samples that are answered at once."""
@@ -40,10 +40,7 @@ class NumpyAdapter:
         losses = []
         steps = batches(len(samples.y), schedule) if schedule.private is None else draws(samples, schedule)
         for step, chosen in enumerate(steps, start=1):
-            if schedule.private is None:
-                loss, gradients = _gradients(model, samples, chosen)
-            else:
-                loss, gradients = _private(model, samples, chosen, schedule)
+            loss, gradients = (_gradients if schedule.private is None else _private)(model, samples, chosen, schedule)
             losses.append(loss)
             for name, gradient in gradients.items():
                 model[name] = model[name] - np.float32(schedule.learning_rate) * corrected(name, model[name], gradient, schedule.correction)
@@ -59,7 +56,9 @@ class NumpyAdapter:
         raise Problem("package.no_export", framework="numpy")
 
 
-def _gradients(model: dict[str, np.ndarray], samples: Samples, chosen: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+def _gradients(
+    model: dict[str, np.ndarray], samples: Samples, chosen: np.ndarray, schedule: Schedule
+) -> tuple[float, dict[str, np.ndarray]]:
     x, y = float_input(samples.x[chosen]).reshape(len(chosen), -1), samples.y[chosen]
     p = _softmax(x @ model["weight"] + model["bias"])
     loss = float(-np.log(p[np.arange(len(y)), y] + 1e-9).mean())
@@ -71,18 +70,13 @@ def _gradients(model: dict[str, np.ndarray], samples: Samples, chosen: np.ndarra
 def _private(
     model: dict[str, np.ndarray], samples: Samples, patients: Sequence[np.ndarray], schedule: Schedule
 ) -> tuple[float, dict[str, np.ndarray]]:
-    from medmesh.learning.noise import Normal
+    def of(patient: np.ndarray) -> tuple[float, list[np.ndarray]]:
+        loss, gradients = _gradients(model, samples, patient, schedule)
+        return loss, [gradients[name] for name in names]
 
-    assert schedule.private is not None
-    names, losses = ("weight", "bias"), [0.0]
-    totals = [np.zeros(model[name].shape) for name in names]
-    for patient in patients:
-        loss, gradients = _gradients(model, samples, patient)
-        losses.append(loss)
-        for total, part in zip(totals, clipped([gradients[name] for name in names], schedule.private.clip), strict=True):
-            total += part
-    draw = Normal()
-    return sum(losses) / max(1, len(patients)), {n: noised(total, schedule, draw) for n, total in zip(names, totals, strict=True)}
+    names = ("weight", "bias")
+    loss, found = private_step(patients, [model[name].shape for name in names], of, schedule)
+    return loss, dict(zip(names, found, strict=True))
 
 
 def corrected(name: str, w: np.ndarray, gradient: np.ndarray, correction: Correction | None) -> np.ndarray:

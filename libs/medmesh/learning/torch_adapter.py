@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from medmesh.errors import Problem
-from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, clipped, draws, float_input, noised
+from medmesh.learning.adapter import Correction, OnStep, Samples, Schedule, batches, draws, float_input, private_step
 
 
 class Alone:
@@ -119,21 +119,17 @@ def _refuse_statistics(model: torch.nn.Module) -> None:
 
 
 def _private(model: torch.nn.Module, gradients: Callable[[np.ndarray], float], patients: Sequence[np.ndarray], schedule: Schedule) -> float:
-    """Leave the private gradient of a step in the parameters; answers the mean loss. One patient at a time, so that any model and loss do
-    whose samples it does not mix with others'."""
-    from medmesh.learning.noise import Normal
-
-    assert schedule.private is not None
+    """Leave the private gradient of a step in the parameters; answers the mean loss."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    totals, losses, draw = [np.zeros(tuple(p.shape)) for p in trained], [0.0], Normal()
-    for patient in patients:
-        losses.append(gradients(patient))
-        parts = [np.zeros(tuple(p.shape)) if p.grad is None else p.grad.numpy() for p in trained]
-        for total, part in zip(totals, clipped(parts, schedule.private.clip), strict=True):
-            total += part
-    for parameter, total in zip(trained, totals, strict=True):
-        parameter.grad = torch.from_numpy(noised(total, schedule, draw)).to(parameter.dtype)
-    return sum(losses) / max(1, len(patients))
+
+    def of(patient: np.ndarray) -> tuple[float, list[np.ndarray]]:
+        loss = gradients(patient)
+        return loss, [np.zeros(tuple(p.shape)) if p.grad is None else p.grad.numpy() for p in trained]
+
+    loss, found = private_step(patients, [p.shape for p in trained], of, schedule)
+    for parameter, gradient in zip(trained, found, strict=True):
+        parameter.grad = torch.from_numpy(gradient).to(parameter.dtype)
+    return loss
 
 
 def _correction(model: torch.nn.Module, correction: Correction | None) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from medmesh.client.transfer import Plain, Source, Stored
 from medmesh.contracts.federation import RoundOpened, Work
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
 from medmesh.security.residue import wipe
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity
@@ -26,7 +27,8 @@ from medmesh_edge.tables import attempt, federations, of_attempt, tasks
 from medmesh_edge.timing import Clock
 
 _OURS = of_attempt(tasks)
-_SENT = Prepared(update(tasks).where(_OURS, tasks.c.state == "trained").values(state="sent"))
+# Unless it was asked for again meanwhile, or its round was stored: then it goes again, or may be deleted already.
+_SENT = Prepared(update(tasks).where(_OURS, tasks.c.state == "trained", tasks.c.code == bindparam("asked")).values(state="sent"))
 _OVER = Prepared(update(tasks).where(_OURS).values(state="releasable"))
 _LEFT = Prepared(
     select(federations.c.federation).where(federations.c.federation == bindparam("federation"), federations.c.state == "withdrawn")
@@ -44,11 +46,14 @@ class Trained:
     counts: Any = None
     """Of a training round that evaluates, a table; of an evaluation round whose counts go masked, a list of them."""
     milliseconds: dict[Work, int] = field(default_factory=dict)
+    asked: str = ""
+    """The fact by which the platform asked for it again."""
 
     @classmethod
     def read(cls, row: Any) -> Trained:
         """From its row."""
-        return cls(ObjectRef.model_validate(row.update) if row.update else None, row.samples, row.metrics, row.counts, row.milliseconds)
+        update = ObjectRef.model_validate(row.update) if row.update else None
+        return cls(update, row.samples, row.metrics, row.counts, row.milliseconds, row.code)
 
     def values(self) -> dict[str, Any]:
         """For its row."""
@@ -65,7 +70,7 @@ Tell = Callable[[int, int], None]
 
 
 async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, done: Trained, tell: Tell) -> None:
-    """Upload what was trained and say so. Killed in between, it is said again under the same key, which has one effect."""
+    """Upload what was trained and say so. Killed in between, it is said again: the platform keeps one answer of each attempt."""
     if not secure.is_secure(plan, event):
         assert done.update is not None
         base = site.layout.cache / "models" / event.base.sha256
@@ -76,7 +81,7 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
         vector, path = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
         # Samples are in the sum, and nothing is said about this hospital alone.
         said = await secure.accompanying(site, event, plan)
-        await _hand_in(site, gateway, event, Trained(vector, 1, {}, milliseconds=done.milliseconds), Plain(path), tell, said=said)
+        await _hand_in(site, gateway, event, replace(done, update=vector, samples=1, metrics={}, counts=None), Plain(path), tell, said=said)
         path.unlink()  # noise to everybody: no need to write over it
 
 
@@ -91,17 +96,21 @@ async def _hand_in(
     said: Mapping[str, str] | None = None,
 ) -> None:
     assert done.update is not None
-    clock = Clock()
-    with clock.of("send"):
-        await transfer.send(gateway, done.update, source, base=base, progress=tell)
-    done.milliseconds.update(clock.milliseconds)
-    taken = clock.milliseconds["send"] / 1000
-    log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
-    once = f"update:{event.federation}:{event.round}.{event.attempt}"
-    await gateway.command("POST", f"/v1/federations/{event.federation}/updates", {**done.body(event), **(said or {})}, key=once)
+    for once_more in (True, False):
+        clock = Clock()
+        with clock.of("send"):
+            await transfer.send(gateway, done.update, source, base=base, progress=tell)
+        done.milliseconds.update(clock.milliseconds)
+        taken = clock.milliseconds["send"] / 1000
+        log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
+        try:
+            await gateway.command("POST", f"/v1/federations/{event.federation}/updates", {**done.body(event), **(said or {})})
+            break
+        except Problem as problem:
+            if problem.code != "objects.missing" or not once_more:  # gone in between
+                raise
     async with site.unit() as uow:
-        # Unless the round was stored meanwhile: then the update may go already.
-        await uow.rows(_SENT, **attempt(event))
+        await uow.rows(_SENT, **attempt(event), asked=done.asked)
         about = (
             Entity("federation", event.federation, digest=event.plan_hash),
             Entity("update", str(event.round), digest=done.update.sha256),

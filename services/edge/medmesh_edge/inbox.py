@@ -27,6 +27,7 @@ from medmesh_edge.tables import (
     federations,
     given,
     inbox_cursor,
+    of_attempt,
     releases,
     secure_phases,
     tasks,
@@ -61,6 +62,11 @@ _STORED = Prepared(
     update(tasks)
     .where(tasks.c.federation == _FEDERATION, tasks.c.round.in_(select(_NUMBERS.c.value)), among(tasks.c.state, "trained", "sent"))
     .values(state="releasable")
+)
+
+
+_AGAIN = Prepared(
+    update(tasks).where(of_attempt(tasks), among(tasks.c.state, "trained", "sent")).values(state="trained", code=bindparam("asked"))
 )
 
 
@@ -209,6 +215,12 @@ async def _flagged(event: Envelope[fed.UpdateFlagged], uow: UnitOfWork[Any]) -> 
         uow.audit(AuditEntry("federation.flag", "E", outcome=4, why=why, entities=about, detail=detail))
 
 
+async def _lost(event: Envelope[fed.UpdateLost], uow: UnitOfWork[Any]) -> None:
+    """The platform has this hospital's update no more: it goes again as it was, and nothing is trained again."""
+    await uow.rows(_AGAIN, **attempt(event.data), asked=event.id)
+    log("edge.update.lost", level=30, federation=event.data.federation, round=event.data.round)
+
+
 async def _completed(event: Envelope[fed.FederationCompleted], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "completed")
     # What came too late for any round is of no more use to anybody.
@@ -265,6 +277,7 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.RoundVoided, _voided),
     (fed.RoundExtended, _extended),
     (fed.UpdateFlagged, _flagged),
+    (fed.UpdateLost, _lost),
     (fed.FederationPaused, _paused),
     (fed.FederationResumed, _resumed),
     (fed.FederationRolledBack, _dropped),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, pace, privacy, queue, results, screening, secure, steps, transcript
+from medmesh_federation import evaluation, lost, pace, privacy, queue, results, screening, secure, steps, transcript
 from medmesh_federation.domain import (
     OPEN_STATES,
     OVER,
@@ -39,7 +40,7 @@ from medmesh_federation.domain import (
     Wait,
     next_step,
 )
-from medmesh_federation.handlers import FLAGGED, WHOLE
+from medmesh_federation.handlers import FLAGGED, LOST, WHOLE
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -106,6 +107,8 @@ class Coordinator:
             try:
                 made = await results.result(self.ports, row, situation, given, opening, seen)
             except Problem as problem:
+                if problem.code == "objects.missing" and await self._ask_again(federation, given):
+                    return True
                 if opening is None:
                     raise
                 failed = problem.code  # there is no second sum of this round
@@ -135,6 +138,14 @@ class Coordinator:
             uow.on_commit(self.ports.committed.set)
         return True
 
+    async def _ask_again(self, federation: str, given: Sequence[Any]) -> bool:
+        """Whether any of these updates is gone; it is on its way again, then."""
+        if gone := await lost.among(self.ports, given):
+            async with self.runtime.unit() as uow:
+                if (row := await self._lock(uow, federation)) is not None:
+                    await lost.ask_again(uow, row, gone)
+        return bool(gone)
+
     async def _lock(self, uow: UnitOfWork[Any], federation: str) -> Any:
         return next(iter(await uow.rows(_LOCK, federation=federation)), None)
 
@@ -161,13 +172,14 @@ class Coordinator:
                 newest.state,
                 frozenset(newest.assigned),
                 answered,
-                frozenset(a.hospital for a in given if a.failed is not None),
+                frozenset(a.hospital for a in given if a.failed not in (None, LOST)),
                 newest.deadline,
                 phase,
                 frozenset(newest.parties or ()),
                 spoken,
                 whole,
                 tuple(CandidateModel.model_validate(model) for model in newest.models),
+                frozenset(a.hospital for a in given if a.failed == LOST),
                 frozenset(await pace.waiting(uow, row.federation, plan, newest.round, answered)) if training else frozenset(),
             )
             # Who is in a round is given its whole lease, also right after our own restart; who answered one, for the next.
@@ -240,3 +252,7 @@ class Coordinator:
                 self.ports.wake.set()
             except Problem as problem:
                 log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
+                if problem.code == "objects.missing" and row.kind == RoundKind.BASELINE:  # tried again with those that are there then
+                    async with self.runtime.unit() as uow:
+                        given = await steps.answers_of(uow, row.federation, row.round, row.attempt)
+                    await self._ask_again(row.federation, given)

@@ -58,6 +58,8 @@ class Round:
     """Who signed the list of all whose masks are in its vector: where nobody's is missing, nobody is asked for another."""
     models: tuple[CandidateModel, ...] = ()
     """What is evaluated."""
+    lost: frozenset[str] = frozenset()
+    """Whose answer is gone and asked for again; they are waited for like who has not answered."""
     late: frozenset[str] = frozenset()
     """Whose update of an earlier round counts in this one."""
 
@@ -257,6 +259,8 @@ def _secure(s: Situation, current: Round, phase: SecurePhase, threshold: int) ->
     if gone:
         return Drop(gone)
     over = s.now >= current.deadline
+    if phase is SecurePhase.REVEAL and current.lost:
+        return Skip() if over else None  # their masks are in the others' vectors
     if len(current.spoken) >= threshold and (not missing & accepted or over):
         if phase is SecurePhase.VECTORS and current.parties <= current.spoken & current.whole:
             return Advance(SecurePhase.REVEAL, current.spoken)

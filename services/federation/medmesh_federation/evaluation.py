@@ -39,7 +39,7 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
     if given.personal is not None:
         results["personal"] = checked(given.personal, plan)
     values = {"results": results, "samples": sum(map(sum, given.results[0].counts)), "milliseconds": sensible(given.milliseconds)}
-    if await answer(uow, current, late, **values):
+    if await answer(uow, current, late, **values) is not None:
         uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
     else:
         uow.unchanged()

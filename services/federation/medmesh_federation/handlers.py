@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, case, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.federation import (
@@ -43,6 +43,8 @@ from medmesh_federation.tables import answers, federations, participants, rounds
 
 FLAGGED = "flagged"
 """Why an answer that looks wrong is not in its round."""
+LOST = "lost"
+"""Why an answer does not count for now: its update is gone, and asked for again."""
 WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])  # for `plan_of`
 _FEDERATION = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")))
 _LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
@@ -53,12 +55,17 @@ _ATTEMPT = ("federation", "round", "attempt")
 _ROUND = Prepared(select(rounds).where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT)))
 _GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name != "counted"})
 _KEY = (*_ATTEMPT, "hospital")
+_IS_LOST = answers.c.failed == LOST
+_SAME_BYTES = answers.c.update["sha256"].as_string() == _GIVEN.excluded.update["sha256"].as_string()
+_BETTER = (answers.c.failed != FLAGGED) & (~_IS_LOST | _SAME_BYTES | _GIVEN.excluded.failed.is_not(None))
+_SAID = [column for column in answers.c if column.name not in (*_KEY, "counted", "failed")]
 _ANSWER = Prepared(
     _GIVEN.on_conflict_do_update(
         index_elements=_KEY,
-        set_={column.name: _GIVEN.excluded[column.name] for column in answers.c if column.name not in (*_KEY, "counted")},
-        where=answers.c.failed.is_not(None) & (answers.c.failed != FLAGGED),
-    ).returning(answers.c.hospital)
+        # What was said with one that was lost stands.
+        set_={one.name: case((_IS_LOST, one), else_=_GIVEN.excluded[one.name]) for one in _SAID} | {"failed": _GIVEN.excluded.failed},
+        where=answers.c.failed.is_not(None) & _BETTER,
+    ).returning(answers.c.late)
 )
 _GAVE = select(answers.c.hospital).where(
     *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
@@ -259,9 +266,9 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
     return row, current, current.state != "open" or row.state not in (State.RUNNING, State.PAUSED) or mine.state == "quarantined"
 
 
-async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool:
-    """Keep an answer; False when this hospital gave one before. A failure reported earlier is replaced: it recovered in time. What was left
-    out as flagged stays so."""
+async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool | None:
+    """Keep an answer; whether it counts as late, None when this hospital gave one before. A failure reported earlier is replaced: it
+    recovered in time. What was left out as flagged stays so, and what was lost counts again as it did."""
     row = {
         "federation": current.federation,
         "round": current.round,
@@ -278,7 +285,8 @@ async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any
         "fingerprint": None,
         **values,
     }
-    return bool(await uow.rows(_ANSWER, **row))
+    kept = await uow.one(_ANSWER, **row)
+    return None if kept is None else bool(kept.late)
 
 
 async def wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
@@ -316,8 +324,9 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         "milliseconds": updates.sensible(given.milliseconds),
         "fingerprint": mark,
     }
-    if await answer(uow, current, late, **values):
+    if (kept := await answer(uow, current, late, **values)) is not None:
         await transcript.with_vector(uow, row, given, None if late else current.parties)
+        late = kept  # one that was lost counts as it did, also where its phase is over
         about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
@@ -334,7 +343,7 @@ async def report_failure(command: Envelope[ReportFailure], uow: UnitOfWork[Ports
     given = command.data
     row, current, late = await answering(uow, given.federation, given.round, given.attempt)
     code = given.code if given.code.replace(".", "").replace("_", "").isalnum() and len(given.code) <= 80 else "unknown"
-    if await answer(uow, current, late, failed=code):
+    if await answer(uow, current, late, failed=code) is not None:
         uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(row),), detail={"round": given.round}))
     else:
         uow.unchanged()

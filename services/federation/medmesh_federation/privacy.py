@@ -85,5 +85,5 @@ def _noise(plan: Plan, clip: float, base: Path, updates: Sequence[Update], folde
         with Reader(path) as file:
             within += float(file.read(clipping.WITHIN.name, 0, 1)[0]) / count
     if plan.secure is None:
-        within += COUNT_NOISE * float(privacy.noise) / count * float(noise.Normal()(1)[0])
+        within += COUNT_NOISE * float(privacy.noise) / count * float(noise.normal(1)[0])
     return clipping.adapted(clip, within + 0.5, quantile=float(privacy.quantile))

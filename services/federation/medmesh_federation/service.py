@@ -56,6 +56,7 @@ SERVICE = ServiceSpec(
         federation.SecureAdvanced,
         federation.RoundCommitted,
         federation.UpdateFlagged,
+        federation.UpdateLost,
         federation.RoundStored,
         federation.RoundVoided,
         federation.RoundExtended,

@@ -22,6 +22,7 @@ from medmesh.contracts.federation import (
     RoundVoided,
     SecureAdvanced,
     UpdateFlagged,
+    UpdateLost,
 )
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, HospitalEvent, OperationFinished
@@ -40,6 +41,7 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
     SecureAdvanced,
     RoundVoided,
     UpdateFlagged,
+    UpdateLost,
     FederationPaused,
     FederationResumed,
     FederationRolledBack,

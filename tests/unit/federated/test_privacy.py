@@ -78,11 +78,11 @@ def test_noise_has_the_agreed_deviation_and_is_never_the_same(private: Path) -> 
 
 def test_noise_is_normal_as_another_library_says() -> None:
     stats = pytest.importorskip("scipy.stats")
-    drawn = noise.Normal(bytes(32))(100_001)
+    drawn = noise.normal(100_001, np.random.default_rng(5).bytes)
     assert len(drawn) == 100_001 and np.isfinite(drawn).all()
     assert stats.kstest(drawn, "norm").pvalue > 0.01
-    np.testing.assert_array_equal(drawn, noise.Normal(bytes(32))(100_001))
-    assert not np.array_equal(noise.Normal()(8), noise.Normal()(8))
+    np.testing.assert_array_equal(drawn, noise.normal(100_001, np.random.default_rng(5).bytes))
+    assert not np.array_equal(noise.normal(8), noise.normal(8))
 
 
 def test_noise_on_a_model_leaves_what_is_no_float_and_what_stays(private: Path) -> None:

@@ -143,6 +143,16 @@ class UpdateFlagged(HospitalEvent):
     excluded: bool
 
 
+class UpdateLost(HospitalEvent):
+    """What these hospitals handed in is gone at the platform: they send the very same bytes again."""
+
+    TYPE: ClassVar[str] = "federation.update.lost.v1"
+
+    federation: str
+    round: int
+    attempt: int
+
+
 class RoundStored(HospitalEvent):
     """The round's model is in the kept store: the hospitals may release their updates, those in `stale` that of an earlier round, which
     counted in this one."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.privacy.noise import Draw, Normal
+from medmesh.federated.privacy.noise import Draw, normal
 from medmesh.federated.streams import FLOATS, Reader, Writer, elements, pieces
 
 WITHIN = TensorSignature(name="privacy.within", shape=(1,), dtype="F64")
@@ -40,7 +40,7 @@ def privatise(
     `model`; its other tensors are those of `base`. With `count` the tensor `WITHIN` is written, too, with noise of that deviation.
     Raises `Problem` (`weights.*`)."""
     size = norm(base, model)
-    scale, draw = min(1.0, clip / size) if size > 0 else 1.0, draw or Normal()
+    scale, draw = min(1.0, clip / size) if size > 0 else 1.0, draw or normal
     with Reader(base) as origin, Reader(model) as trained:
         signature = trained.signature()
         with Writer(target, {**signature, **({WITHIN.name: WITHIN} if count is not None else {})}) as out:

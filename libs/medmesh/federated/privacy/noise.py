@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from medmesh.federated.streams import FLOATS, Reader, Writer, elements, pieces
-from medmesh.learning.noise import Draw, Normal
+from medmesh.learning.noise import Draw, normal
 
-__all__ = ["Draw", "Normal", "add"]
+__all__ = ["Draw", "add", "normal"]
 
 
-def add(source: Path, target: Path, deviation: float, *, without: frozenset[str] = frozenset(), draw: Draw | None = None) -> None:
+def add(source: Path, target: Path, deviation: float, *, without: frozenset[str] = frozenset(), draw: Draw = normal) -> None:
     """Write a model with noise of this standard deviation on every float number, but for the tensors `without`, a piece at a time."""
-    draw = draw or Normal()
     with Reader(source) as file, Writer(target, file.signature()) as out:
         for name, tensor in file.signature().items():
             if tensor.dtype not in FLOATS or name in without:

@@ -1,0 +1,62 @@
+"""Updates that arrived and are gone. What hospitals hand in is scratch, which is nowhere twice, because each keeps its own until the
+round is stored: it is asked for the very same bytes again, and nobody trains again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, update
+
+from medmesh.contracts.federation import UpdateLost
+from medmesh.errors import Problem
+from medmesh.federated.plan import plan_of
+from medmesh.store.prepared import Prepared
+from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.telemetry import log
+from medmesh_federation.handlers import LOST, entity, invited
+from medmesh_federation.ports import Ports
+from medmesh_federation.tables import answers, rounds
+
+_ATTEMPT = ("federation", "round", "attempt")
+_LOSE = Prepared(
+    update(answers)
+    .where(*(answers.c[name] == bindparam(name) for name in (*_ATTEMPT, "hospital")), answers.c.failed.is_(None))
+    .values(failed=LOST)
+    .returning(answers.c.hospital)
+)
+
+
+async def among(ports: Ports, given: Sequence[Any]) -> list[Any]:
+    """Those of these answers whose update is in no store."""
+    return [one for one in given if one.update and not await _there(ports, one.update["sha256"])]
+
+
+async def _there(ports: Ports, sha256: str) -> bool:
+    try:
+        await ports.stores.holding(sha256)
+    except Problem as problem:
+        if problem.code != "objects.missing":
+            raise
+        return False
+    return True
+
+
+async def ask_again(uow: UnitOfWork[Any], row: Any, gone: Sequence[Any]) -> None:
+    """The answers do not count until their hospitals have sent them again, for which an open round gets as much time as a lease."""
+    of: dict[tuple[int, int], list[str]] = {}
+    for one in gone:
+        if not await uow.rows(_LOSE, **{name: getattr(one, name) for name in (*_ATTEMPT, "hospital")}):
+            continue
+        of.setdefault((one.round, one.attempt), []).append(one.hospital)
+        about = (entity(row), Entity("hospital", one.hospital), Entity("update", f"{one.round}.{one.attempt}", digest=one.update["sha256"]))
+        detail: dict[str, str | int | bool] = {"round": one.round}
+        lost = AuditEntry("federation.update", "D", outcome=8, why="objects.missing", entities=about, hospitals=invited(row), detail=detail)
+        uow.audit(lost)
+        log("federation.update.lost", level=40, federation=row.federation, hospital=one.hospital, round=one.round)
+    for (number, attempt), hospitals in of.items():
+        theirs = (rounds.c.federation == row.federation) & (rounds.c.round == number) & (rounds.c.attempt == attempt)
+        soon = uow.now + timedelta(seconds=2 * plan_of(row).lease_seconds)
+        await uow.execute(update(rounds).where(theirs, rounds.c.state == "open", rounds.c.deadline < soon).values(deadline=soon))
+        uow.emit(UpdateLost(federation=row.federation, round=number, attempt=attempt, hospitals=tuple(sorted(hospitals))))

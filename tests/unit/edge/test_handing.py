@@ -1,0 +1,97 @@
+"""Handing in: what the platform loses goes again as it was, whenever it says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+from tests.unit.edge.test_privacy import SETTINGS, opened
+from tests.unit.federated.test_plan import plan
+
+from medmesh.client.http import Answer
+from medmesh.contracts.federation import UpdateLost
+from medmesh.contracts.message import encode, envelope
+from medmesh.errors import Problem
+from medmesh_edge import chain, handing, inbox
+from medmesh_edge.ports import Site, site
+from medmesh_edge.tables import tasks
+
+PLAN, EVENT = plan(), opened(plan(), 1)
+LOST = UpdateLost(hospitals=("a",), federation="f", round=1, attempt=1)
+
+
+class Platform:
+    """A gateway that takes every upload, and answers to the hand-in what it is told to."""
+
+    def __init__(self, node: Site, *answers: str) -> None:
+        self.node, self.answers, self.uploads = node, list(answers), 0
+
+    async def raw(self, method: str, path: str, body: bytes = b"", **_: Any) -> Answer:
+        self.uploads += 1
+        return Answer(201, {"upload-offset": str(len(body)), "upload-complete": "?1"})
+
+    async def command(self, method: str, path: str, document: Any) -> dict[str, Any]:
+        answer = self.answers.pop(0)
+        if answer == "missing":
+            raise Problem("objects.missing", sha256="0" * 64)
+        if answer == "lost meanwhile":
+            await lose(self.node)
+        return {"late": False}
+
+
+async def lose(node: Site) -> None:
+    """The platform says so."""
+    await inbox.take(node, 1 + await inbox.cursor(node), json.loads(encode(envelope(LOST, source="federation"))))
+
+
+async def state(node: Site) -> str:
+    async with node.unit() as uow:
+        return str((await uow.all(select(tasks.c.state)))[0].state)
+
+
+async def hand_in(node: Site, platform: Any) -> None:
+    """What was trained, as the loop does."""
+    async with node.unit() as uow:
+        (row,) = await uow.all(select(tasks))
+    await handing.send(node, platform, PLAN, EVENT, handing.Trained.read(row), lambda done, total: None)
+
+
+@pytest.fixture
+async def trained(private: Path) -> Any:
+    SETTINGS.save(private)
+    async with site(private) as node:
+        ref = await node.objects.put(b"weights")
+        values = {"kind": "train", "event": json.loads(chain.written(EVENT)), "samples": 3, "metrics": {}, "trained": 1, "code": ""}
+        async with node.unit() as uow:
+            about = {"federation": "f", "round": 1, "attempt": 1, "state": "trained", "update": ref.model_dump(), "at": uow.now}
+            await uow.execute(insert(tasks).values(**values, **about))
+        yield node
+
+
+async def test_one_that_is_lost_after_it_was_sent_is_sent_again_and_once(trained: Site) -> None:
+    platform = Platform(trained, "taken", "taken")
+    await hand_in(trained, platform)
+    assert await state(trained) == "sent"
+    await lose(trained)
+    assert await state(trained) == "trained"
+    await hand_in(trained, platform)
+    assert (await state(trained), platform.uploads) == ("sent", 2)
+
+
+async def test_one_that_is_lost_before_its_answer_is_here_is_not_taken_for_sent(trained: Site) -> None:
+    platform = Platform(trained, "lost meanwhile", "taken")
+    await hand_in(trained, platform)
+    assert await state(trained) == "trained"
+    await hand_in(trained, platform)
+    assert await state(trained) == "sent"
+
+
+async def test_one_that_is_gone_before_it_was_looked_at_is_uploaded_once_more(trained: Site) -> None:
+    platform = Platform(trained, "missing", "taken")
+    await hand_in(trained, platform)
+    assert (await state(trained), platform.uploads) == ("sent", 2)
+    with pytest.raises(Problem):
+        await hand_in(trained, Platform(trained, "missing", "missing"))
