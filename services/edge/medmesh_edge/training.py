@@ -21,7 +21,10 @@ from medmesh.contracts.plan import Plan
 from medmesh.federated.aggregation import Local, download_signature
 from medmesh.learning import weights
 from medmesh.security.residue import wipe
-from medmesh.store.objects.port import fetch
+from medmesh.store.objects.directory import DirectoryBlobs
+from medmesh.store.objects.encrypted import EncryptedStore
+from medmesh.store.objects.incoming import Incoming
+from medmesh.store.objects.port import Digest, fetch
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
@@ -71,9 +74,25 @@ def _at(number: int, attempt: int) -> Any:
     return (kept.c.round == number) & (kept.c.attempt == attempt)
 
 
-async def store(site: Site, path: Path) -> ObjectRef:
-    """Put weights into the hospital's own store. Raises `Problem` (`weights.not_finite`)."""
-    return await asyncio.to_thread(lambda: site.objects.put_file_now(path, weights.finite_digest(path)))
+async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str]]:
+    """Put weights into the hospital's own store; with the marks of their bytes (`Digest`). Raises `Problem` (`weights.not_finite`)."""
+    return await asyncio.to_thread(_store, site.objects, path)
+
+
+def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str]]:
+    if not isinstance(objects.blobs, DirectoryBlobs):  # a simulation's, in memory
+        digest = Digest()
+        weights.check_finite(path, digest.update)
+        return objects.put_file_now(path, digest.hexdigest()), digest.marks
+    # Looked at, hashed and sealed in one pass, so that it is the same bytes for all three, whoever still writes to the file.
+    incoming = Incoming(objects.blobs, objects.wrapping)
+    try:
+        weights.check_finite(path, incoming.write)
+        if objects.header(incoming.sha256) is None:
+            incoming.keep()
+        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks
+    finally:
+        incoming.discard()
 
 
 async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | None) -> None:
