@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
                 task.exception()  # looked at, so that nobody is told it was not
 
 
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+async def uninterrupted(work: Awaitable[T]) -> T:
     """Do `work` to its end; a cancellation that comes meanwhile goes on afterwards, and what the work raised then is not told."""
     task = asyncio.ensure_future(work)
     try:

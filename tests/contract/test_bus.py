@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
+from time import sleep
 
 import pytest
 
+from medmesh.bus.declarations import FAST_SILENCE
 from medmesh.bus.memory_bus import MemoryBus
 from medmesh.bus.nats_bus import NatsBus
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, TopologyBus
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
+from medmesh.tasks import end
 
 
 @pytest.fixture(params=["nats", "memory"])
@@ -128,6 +132,72 @@ async def test_request_is_answered_and_nobody_there_is_said_at_once(bus: Topolog
     with pytest.raises(Problem, match=f"q.{unique}.none") as caught:
         await asyncio.wait_for(bus.request(f"q.{unique}.none", b"", timeout=60), 20)
     assert caught.value.code == "bus.no_responder"
+
+
+async def _hold(held: list[tuple[bytes, int]], delivery: Delivery) -> None:
+    held.append((delivery.body, delivery.attempt))
+    await asyncio.Event().wait()
+
+
+async def _take(seen: list[tuple[bytes, int]], delivery: Delivery) -> None:
+    seen.append((delivery.body, delivery.attempt))
+    await delivery.ack()
+
+
+async def test_what_a_killed_process_held_comes_to_the_next_and_what_a_living_one_holds_does_not(
+    servers: RunningServers, unique: str
+) -> None:
+    bus, living, killed = [await NatsBus.connect(servers.nats_url, name=unique) for _ in range(3)]
+    spec = await _stream(bus, unique, ack_wait=FAST_SILENCE, max_in_flight=8)
+    kept: list[tuple[bytes, int]] = []
+    lost: list[tuple[bytes, int]] = []
+    seen: list[tuple[bytes, int]] = []
+    await bus.publish([BusMessage(f"{unique}-kept", f"x.{unique}.a", b"kept")])
+    await living.consume(spec, partial(_hold, kept), concurrency=1)
+    await _until(lambda: kept)
+    await living._consumers.copy().pop()._subscription.unsubscribe()  # it takes nothing more
+    await killed.consume(spec, partial(_hold, lost), concurrency=1)
+    await bus.publish([BusMessage(f"{unique}-{n}", f"x.{unique}.a", str(n).encode()) for n in range(3)])
+    await _until(lambda: lost)
+    await end(killed._keeper)  # type: ignore[arg-type]
+    await killed._client.close()  # as a killed process leaves: nothing is given back
+    began = asyncio.get_running_loop().time()
+    await bus.consume(spec, partial(_take, seen))
+    await _until(lambda: len(seen) == 3, 30)
+    waited = asyncio.get_running_loop().time() - began
+    await asyncio.sleep(2 * FAST_SILENCE)
+    assert sorted(seen) == [(b"0", 2), (b"1", 2), (b"2", 2)], "each once more, and not what is held by who lives"
+    assert kept == [(b"kept", 1)]
+    assert waited < 5, "some 2 s on a machine that does nothing else"
+    await living.close()
+    await bus.close()
+
+
+async def test_what_comes_again_to_who_holds_it_is_not_handled_beside_itself(servers: RunningServers, unique: str) -> None:
+    """A process whose loop was held up spoke too late; the server gave its message out again, to itself."""
+    bus = await NatsBus.connect(servers.nats_url, name=unique)
+    spec = await _stream(bus, unique, ack_wait=0.3)
+    handled: list[int] = []
+    done = asyncio.Event()
+
+    async def slow(delivery: Delivery) -> None:
+        handled.append(delivery.attempt)
+        await done.wait()
+        await delivery.ack()
+
+    await bus.publish([BusMessage(unique, f"x.{unique}.a", b"")])
+    await bus.consume(spec, slow)
+    await _until(lambda: handled)
+    sleep(1.0)  # nothing of this process runs meanwhile
+    await asyncio.sleep(0.5)
+    look = bus._client.jetstream().consumer_info
+    assert (await look(spec.stream, spec.durable)).num_redelivered == 1, "the server did give it out again"
+    done.set()
+    await asyncio.sleep(0.6)
+    assert handled == [1]
+    found = await look(spec.stream, spec.durable)
+    assert (found.num_ack_pending, found.ack_floor.stream_seq) == (0, 1)  # type: ignore[union-attr]
+    await bus.close()
 
 
 async def test_a_signal_is_heard_by_who_listens(bus: TopologyBus, unique: str) -> None:

@@ -32,8 +32,10 @@ F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 FAST_RETRY = (0.2, 1.0, 5.0, 15.0, 60.0)
 SLOW_RETRY = (1.0, 5.0, 30.0)
-FAST_SILENCE, SLOW_SILENCE = 6.0, 30.0
+FAST_SILENCE, SLOW_SILENCE = 2.0, 30.0
 """Seconds after which what a dead process held comes to the next one; a slow handler may also hold up its own loop for a while."""
+FAST_SILENCES = 12
+"""How many deaths a message may meet beside its tries: processes that die in a row for another reason do not make it a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Consumer:
             subjects=tuple(message.subject() for message in self.messages),
             backoff=self.retry,
             ack_wait=SLOW_SILENCE if self.slow else FAST_SILENCE,
+            silences=0 if self.slow else FAST_SILENCES,
             max_in_flight=self.concurrency * ahead,
         )
 

@@ -10,18 +10,21 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError
+from nats.errors import Error, NoRespondersError
 from nats.js import api
 from nats.js.errors import NotFoundError
 
 from medmesh.bus.nats_consumer import NatsConsumer
 from medmesh.bus.port import BusMessage, ConsumerSpec, Delivery, StreamSpec, Subscription
 from medmesh.errors import Problem
+from medmesh.tasks import end
 
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
@@ -32,7 +35,9 @@ class NatsBus:
     def __init__(self) -> None:
         self._client = Client()
         self._violations: dict[str, list[_Waiting]] = {}
-        self.reconnected: set[Callable[[], None]] = set()
+        self._consumers: set[NatsConsumer] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._resumed = asyncio.Event()
         self._stranger = asyncio.Event()
         self.inbox = "_INBOX"
         self.refused: Callable[[str, str], None] = lambda operation, subject: None
@@ -87,8 +92,9 @@ class NatsBus:
             waiting.refuse(Problem("bus.permission_denied", operation=operation, subject=subject))
 
     async def _resume(self) -> None:
-        for call in tuple(self.reconnected):
-            call()
+        for consumer in self._consumers:
+            consumer.restart()
+        self._resumed.set()
 
     async def unless_refused(self, subject: str, call: Awaitable[Any]) -> Any:
         """Await `call`, but fail at once when the server refuses `subject`."""
@@ -140,7 +146,21 @@ class NatsBus:
     async def consume(self, spec: ConsumerSpec, deliver: Callable[[Delivery], Awaitable[None]], *, concurrency: int = 8) -> Subscription:
         consumer = NatsConsumer(self, self._client, spec, deliver, concurrency)
         await consumer.start()
-        return consumer
+        self._consumers.add(consumer)
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+        return _Consuming(consumer, self._consumers)
+
+    async def _keep(self) -> None:
+        """One timer for all consumers: their signs of life must be frequent, and a process has twenty of them."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min((consumer.pace for consumer in self._consumers), default=1.0)):
+                    await self._resumed.wait()
+            self._resumed.clear()
+            for consumer in tuple(self._consumers) if self._client.is_connected else ():
+                with suppress(Error):  # of the connection: the next look says it again
+                    await consumer.look()
 
     async def request(self, subject: str, body: bytes, *, timeout: float = 5.0) -> bytes:
         try:
@@ -168,6 +188,7 @@ class NatsBus:
         await self._client.flush(timeout=2)
 
     async def close(self) -> None:
+        await end(*([self._keeper] if self._keeper else []))
         if self._client.is_connected:
             await self._client.flush(timeout=2)
         await self._client.close()
@@ -234,6 +255,16 @@ class _Waiting:
         if problem is None or self._task.uncancel() > self._before:
             return None
         return problem
+
+
+@dataclass
+class _Consuming:
+    consumer: NatsConsumer
+    others: set[NatsConsumer]
+
+    async def stop(self) -> None:
+        await self.consumer.stop()
+        self.others.discard(self.consumer)
 
 
 class _Plain:

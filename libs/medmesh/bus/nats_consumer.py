@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nats.aio.client import Client
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
     from medmesh.bus.nats_bus import NatsBus
 
 _HEARTBEAT = 5.0
-_WATCH = 1.0
 _EXPIRES = 30.0
 
 
 class NatsDelivery:
     """One JetStream delivery; its reply subject says which attempt it is (ADR-15: $JS.ACK tokens)."""
 
-    __slots__ = ("_client", "_reply", "body", "headers", "subject")
+    __slots__ = ("_answered", "_client", "_reply", "body", "headers", "subject")
 
-    def __init__(self, client: Client, message: Msg) -> None:
+    def __init__(self, client: Client, message: Msg, answered: Callable[[], object]) -> None:
         self._client = client
+        self._answered = answered
         self._reply = message.reply
         self.subject = message.subject
         self.body = message.data
@@ -45,13 +46,31 @@ class NatsDelivery:
         return int(tokens[4] if len(tokens) == 9 else tokens[6])
 
     async def ack(self) -> None:
-        await self._client.publish(self._reply, b"")
+        await self._answer(b"")
 
     async def retry(self, delay: float) -> None:
-        await self._client.publish(self._reply, b'-NAK {"delay": %d}' % int(delay * 1e9))
+        await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9))
 
     async def terminate(self, reason: str) -> None:
-        await self._client.publish(self._reply, b"+TERM " + reason.encode())
+        await self._answer(b"+TERM " + reason.encode())
+
+    async def _answer(self, body: bytes) -> None:
+        self._answered()  # before: the next delivery may follow at once
+        await self._client.publish(self._reply, body)
+
+
+def _place(reply: str) -> str:
+    """The number of a delivery's message in its stream."""
+    tokens = reply.split(".")
+    return tokens[5 if len(tokens) == 9 else 7]
+
+
+@dataclass(slots=True)
+class _Held:
+    """The reply subject of its last delivery, and when we last spoke of it."""
+
+    reply: str
+    told: float
 
 
 class NatsConsumer:
@@ -70,15 +89,13 @@ class NatsConsumer:
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{spec.stream}.{spec.durable}"
         self._asked = 0
         self._queue: asyncio.Queue[Msg] = asyncio.Queue()
-        self._held: dict[str, float] = {}  # reply subject of what was received and not answered yet, and when we last spoke of it
+        self._held: dict[str, _Held] = {}
+        """What was received and not answered yet, by its number in the stream."""
         self._workers: list[asyncio.Task[None]] = []
-        self._guard: asyncio.Task[None] | None = None
         self._subscription: Any = None
         self._inbox = ""
         self._heard = 0.0
         self._pulls = 0
-        self._void = asyncio.Event()
-        """Set when what was asked for is asked of nobody any more."""
         self._stopping = False
 
     async def start(self) -> None:
@@ -89,9 +106,12 @@ class NatsConsumer:
         self._inbox = f"{self._bus.inbox}.pull.{self._spec.durable}"
         self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0)
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
-        self._bus.reconnected.add(self._restart_pull)
         await self._ask(self._batch)
-        self._guard = asyncio.create_task(self._watch())
+
+    @property
+    def pace(self) -> float:
+        """Seconds between two looks at what is held: often enough that one late look loses nothing."""
+        return min(1.0, self._spec.ack_wait / 4)
 
     async def _exists(self) -> None:
         try:
@@ -110,8 +130,11 @@ class NatsConsumer:
         self._heard = asyncio.get_running_loop().time()
         if message.reply and message.reply.startswith("$JS.ACK"):
             self._asked -= 1
-            self._held[message.reply] = self._heard
-            self._queue.put_nowait(message)
+            if (held := self._held.get(place := _place(message.reply))) is not None:
+                held.reply = message.reply  # our signs of life were late; it is in our hands all the same
+            else:
+                self._held[place] = _Held(message.reply, self._heard)
+                self._queue.put_nowait(message)
             await self._refill()
             return
         status = (message.headers or {}).get("Status", "")
@@ -129,53 +152,49 @@ class NatsConsumer:
         if self._asked < self._low and not self._stopping and self._queue.qsize() < self._batch:
             await self._ask(self._batch - self._asked)
 
-    def _restart_pull(self) -> None:
-        # Pull requests die with the server that held them.
+    def restart(self) -> None:
+        """Pull requests die with the server that held them: what was asked for is asked of nobody any more."""
         self._asked = 0
         self._heard = 0.0
-        self._void.set()
 
-    async def _watch(self) -> None:
+    async def look(self) -> None:
         """Say what is still held, and ask again when heartbeats stop."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_WATCH):
-                    await self._void.wait()
-            self._void.clear()
-            if not self._client.is_connected:
-                continue
-            now = asyncio.get_running_loop().time()
-            for reply in [reply for reply, told in self._held.items() if now - told > self._spec.ack_wait / 3]:
-                self._held[reply] = now
-                await self._client.publish(reply, b"+WPI")
-            if now - self._heard > 2.5 * _HEARTBEAT or self._heard == 0.0:
-                self._asked = 0
-            await self._refill()
+        now = asyncio.get_running_loop().time()
+        for held in [held for held in self._held.values() if now - held.told >= self._spec.ack_wait / 8]:
+            held.told = now
+            await self._client.publish(held.reply, b"+WPI")
+        if now - self._heard > 2.5 * _HEARTBEAT or self._heard == 0.0:
+            self._asked = 0
+        await self._refill()
 
     async def _work(self) -> None:
         while True:
             message = await self._queue.get()
+            mine = self._held[place := _place(message.reply)]
+
+            def answered(place: str = place, mine: _Held = mine) -> None:
+                if self._held.get(place) is mine:
+                    del self._held[place]
+
             try:
-                await self._deliver(NatsDelivery(self._client, message))
+                await self._deliver(NatsDelivery(self._client, message, answered))
             finally:
-                self._held.pop(message.reply, None)
+                answered()
                 self._queue.task_done()
             await self._refill()
 
     async def stop(self) -> None:
         self._stopping = True
-        self._bus.reconnected.discard(self._restart_pull)
         if self._client.is_connected:
             await self._subscription.unsubscribe()
         # What waits in the queue was not begun: the server delivers it again to whoever comes next.
         while not self._queue.empty():
             message = self._queue.get_nowait()
-            self._held.pop(message.reply, None)
-            await NatsDelivery(self._client, message).retry(0)
+            await NatsDelivery(self._client, message, partial(self._held.pop, _place(message.reply), None)).retry(0)
             self._queue.task_done()
         try:
             async with asyncio.timeout(20):
                 await self._queue.join()
         except TimeoutError:
             pass
-        await end(*self._workers, *([self._guard] if self._guard else []))
+        await end(*self._workers)

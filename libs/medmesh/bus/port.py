@@ -20,7 +20,8 @@ class BusMessage(NamedTuple):
 class ConsumerSpec:
     """A durable pull consumer. `backoff` are the seconds before each redelivery; after the last one the message is dead.
 
-    `ack_wait` is how long a process may be silent about what it holds; the bus sends a sign of life every third of it.
+    `ack_wait` is how long a process may be silent about what it holds; the bus sends a sign of life every fourth of it. `silences` are
+    deliveries that may end so, by a process that died, beside those of `backoff`.
     """
 
     stream: str
@@ -28,12 +29,13 @@ class ConsumerSpec:
     subjects: tuple[str, ...]
     backoff: tuple[float, ...] = (0.5, 2.0, 10.0, 30.0, 60.0)
     ack_wait: float = 30.0
+    silences: int = 0
     max_in_flight: int = 256
 
     @property
     def max_deliver(self) -> int:
         """Deliveries until a message is dead."""
-        return len(self.backoff) + 1
+        return len(self.backoff) + 1 + self.silences
 
 
 @dataclass(frozen=True, slots=True)

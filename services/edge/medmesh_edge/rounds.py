@@ -257,7 +257,7 @@ class Rounds:
             if event.kind is RoundKind.TRAIN and evaluates(plan, event.round):
                 with clock.of("evaluate"):
                     counts = await evaluation.beginning(self.site, opened, plan, local)
-            async with self.site.unit() as uow:  # what could not be fetched was no training
+            async with self.site.unit(durable=False) as uow:  # what could not be fetched was no training
                 await uow.rows(_BEGIN, **attempt(event))
             with clock.of("train"):
                 trainer = self._trainer(opened, plan, event, data)
@@ -338,7 +338,7 @@ class Rounds:
             if row.update["sha256"] not in kept:  # some algorithms keep just what they sent
                 await self.site.objects.delete(row.update["sha256"])
         if rows:
-            async with self.site.unit() as uow:
+            async with self.site.unit(durable=False) as uow:  # else they are deleted once more
                 for row in rows:
                     await uow.rows(_RELEASE, **attempt(row), now="released" if row.state == "releasable" else row.state)
         for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
