@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.port import CHUNK, Digest, file_digest
+from medmesh.tasks import aside
 
 BEGINNING = 4096
 PART = 1 << 20
@@ -34,7 +36,7 @@ class Source(Protocol):
     """Bytes to send, wherever they lie."""
 
     def read(self, start: int, end: int) -> list[bytes]:
-        """Bytes `start`..`end` in parts; called in a thread, at most `CHUNK` at once."""
+        """Bytes `start`..`end` in parts; at most `CHUNK` at once; called in a thread where they are many."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,9 @@ async def send(
     try:
         while not complete:
             if ahead is None or (piece := await ahead).offset != offset:
-                piece = await asyncio.to_thread(_cut, whole, offset)
+                piece = await _piece(whole, offset)
             after = offset + piece.length
-            ahead = asyncio.create_task(asyncio.to_thread(_cut, whole, after)) if after < ref.bytes else None
+            ahead = asyncio.create_task(_piece(whole, after)) if after < ref.bytes else None
             query: dict[str, Any] = {"offset": offset, "total": ref.bytes}
             if piece.same:
                 query |= {"base": piece.same, "length": piece.length}
@@ -153,6 +155,10 @@ class _Piece:
     def headers(self) -> dict[str, str]:
         digest = base64.b64encode(bytes.fromhex(self.upto)).decode()
         return {"Upload-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
+
+
+async def _piece(whole: _Whole, offset: int) -> _Piece:
+    return await aside(whole.ref.bytes, lambda: _cut(whole, offset))
 
 
 def _cut(whole: _Whole, offset: int) -> _Piece:
@@ -268,5 +274,5 @@ async def _range(gateway: Gateway, ref: ObjectRef, partial: _Partial, end: int, 
         if answer.status_code >= 400:
             raise problem_of(await answer.whole())
         async for parts in answer.parts():
-            await asyncio.to_thread(partial.append, parts)
+            await aside(ref.bytes, functools.partial(partial.append, parts))
             progress(partial.size, ref.bytes)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity
+from medmesh.tasks import aside
 from medmesh.telemetry import log, span
 from medmesh_edge import (
     chain,
@@ -336,7 +338,7 @@ class Rounds:
         kept = await training.held(self.site) if rows else frozenset[str]()
         for row in rows:
             if row.update["sha256"] not in kept:  # some algorithms keep just what they sent
-                await self.site.objects.delete(row.update["sha256"])
+                await aside(row.update["bytes"], partial(self.site.objects.remove, row.update["sha256"]))
         if rows:
             async with self.site.unit(durable=False) as uow:  # else they are deleted once more
                 for row in rows:

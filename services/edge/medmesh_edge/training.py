@@ -24,9 +24,10 @@ from medmesh.security.residue import wipe
 from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.incoming import Incoming
-from medmesh.store.objects.port import Digest, fetch
+from medmesh.store.objects.port import fetch
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
+from medmesh.tasks import BRIEF, aside
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import kept, tasks
@@ -52,7 +53,7 @@ async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, base: P
             weights.check(personal, plan.signature)
         yield Local(plan, base, folder, samples, state, personal, await _kept(site, event, folder))
     finally:
-        await asyncio.to_thread(wipe, folder)
+        await aside(event.base.bytes, lambda: wipe(folder))
 
 
 async def _kept(site: Site, event: RoundOpened, folder: Path) -> Path | None:
@@ -74,17 +75,19 @@ def _at(number: int, attempt: int) -> Any:
     return (kept.c.round == number) & (kept.c.attempt == attempt)
 
 
-async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str]]:
-    """Put weights into the hospital's own store; with the marks of their bytes (`Digest`). Raises `Problem` (`weights.not_finite`)."""
+async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None]:
+    """Put weights into the hospital's own store; with the marks of a large one's bytes (`Digest`). Raises `Problem`
+    (`weights.not_finite`)."""
     return await asyncio.to_thread(_store, site.objects, path)
 
 
-def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str]]:
-    if not isinstance(objects.blobs, DirectoryBlobs):  # a simulation's, in memory
-        digest = Digest()
-        weights.check_finite(path, digest.update)
-        return objects.put_file_now(path, digest.hexdigest()), digest.marks
-    # Looked at, hashed and sealed in one pass, so that it is the same bytes for all three, whoever still writes to the file.
+def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None]:
+    if path.stat().st_size <= BRIEF or not isinstance(objects.blobs, DirectoryBlobs):
+        pieces: list[bytes] = []  # of a small one, what was looked at is what is stored: read once, hashed once
+        weights.check_finite(path, pieces.append)
+        data = b"".join(pieces)
+        return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None
+    # Of a large one, too, without its being held: what is looked at, hashed and sealed are the same bytes, whoever writes to the file.
     incoming = Incoming(objects.blobs, objects.wrapping)
     try:
         weights.check_finite(path, incoming.write)
