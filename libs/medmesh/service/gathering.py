@@ -1,7 +1,7 @@
 """Small transactions of a door: what is asked for while one runs shares the next.
 
-Nobody waits for companions, and whoever waits knows that what they asked for is durable. Sixty hospitals that fetch a model at once, or hand
-one in, cost a few transactions instead of sixty.
+Nobody waits for companions, and whoever waits knows that what they asked for is durable. Sixty hospitals that fetch a model at once, or
+hand one in, cost a few transactions instead of sixty.
 """
 
 from __future__ import annotations
