@@ -83,15 +83,8 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
         vector, path, marks = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
         # Samples are in the sum, and nothing is said about this hospital alone.
         said = await secure.accompanying(site, event, plan)
-        await _hand_in(
-            site,
-            gateway,
-            event,
-            replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks),
-            Plain(path),
-            tell,
-            said=said,
-        )
+        masked = replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks)
+        await _hand_in(site, gateway, event, masked, Plain(path), tell, said=said)
         path.unlink()  # noise to everybody: no need to write over it
 
 

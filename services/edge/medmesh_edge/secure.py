@@ -242,7 +242,8 @@ async def vector(
     site: Site, event: RoundOpened, plan: Plan, model: ObjectRef | None, samples: int, room: Path, counted: Any, loss: float | None
 ) -> tuple[ObjectRef, Path, list[str]]:
     """What goes instead of `model` and of what was `counted` in the round: the same bytes however often it is asked for, so it is
-    made again rather than kept; and it may lie in the clear, which it is to nobody. With the marks of its bytes (`Digest`). Raises `Problem` (`secure.range`)."""
+    made again rather than kept; and it may lie in the clear, which it is to nobody. With the marks of its bytes (`Digest`).
+    Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     async with site.unit() as uow:
         party, out = await _party(site, uow, event), room / "vector"
