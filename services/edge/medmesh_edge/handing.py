@@ -80,12 +80,11 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
         return
     with _room(site) as room:
         beside = (done.counts, done.metrics.get("loss"))
-        vector, path = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
+        vector, path, marks = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
         # Samples are in the sum, and nothing is said about this hospital alone.
         said = await secure.accompanying(site, event, plan)
-        await _hand_in(
-            site, gateway, event, replace(done, update=vector, samples=1, metrics={}, counts=None, marks=None), Plain(path), tell, said=said
-        )
+        masked = replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks)
+        await _hand_in(site, gateway, event, masked, Plain(path), tell, said=said)
         path.unlink()  # noise to everybody: no need to write over it
 
 
