@@ -51,6 +51,9 @@ class Consumer:
     batch: int
     """How many messages may share one transaction; 1 gives each its own."""
     slow: bool
+    before: Callable[..., Awaitable[Any]] | None = None
+    """What is looked at before the transaction, of several messages at once: `(message, actor, look, ports)`, where `look` runs a prepared
+    query. Its answer is the handler's `uow.ahead`; nothing may depend on it that the transaction does not look at again."""
 
     @property
     def stream(self) -> str:
@@ -125,9 +128,11 @@ class Handlers:
         retry: tuple[float, ...] = FAST_RETRY,
         concurrency: int = 4,
         batch: int = 1,
+        before: Callable[..., Awaitable[Any]] | None = None,
     ) -> Callable[[F], F]:
-        """Handle facts or commands, each in one transaction. Use `concurrency=1` where one message must follow another."""
-        return self._consumer(messages, durable, retry, concurrency, batch, slow=False)
+        """Handle facts or commands, each in one transaction, or up to `batch` of those that wait together. Use `concurrency=1` where one
+        message must follow another."""
+        return self._consumer(messages, durable, retry, concurrency, batch, slow=False, before=before)
 
     def slow(
         self,
@@ -149,12 +154,13 @@ class Handlers:
         batch: int,
         *,
         slow: bool,
+        before: Callable[..., Awaitable[Any]] | None = None,
     ) -> Callable[[F], F]:
         def declare(handler: F) -> F:
             name = f"{self.service}-{durable or handler.__name__.replace('_', '-')}"
             if any(consumer.durable == name for consumer in self.consumers):
                 raise ValueError(f"two handlers are called {name}")
-            self.consumers.append(Consumer(self.service, messages, name, handler, retry, concurrency, batch, slow))
+            self.consumers.append(Consumer(self.service, messages, name, handler, retry, concurrency, batch, slow, before))
             return handler
 
         return declare

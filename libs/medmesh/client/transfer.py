@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.port import CHUNK, file_digest
+from medmesh.tasks import aside
 
 BEGINNING = 4096
 _under_way: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
@@ -31,7 +33,7 @@ class Source(Protocol):
     """Bytes to send, wherever they lie."""
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes `start`..`end`; called in a thread, at most `CHUNK` at once."""
+        """Bytes `start`..`end`, at most `CHUNK` at once; called in a thread where they are many."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ async def send(gateway: Gateway, ref: ObjectRef, source: Source, *, base: Path |
     try:
         while not complete:
             if ahead is None or (piece := await ahead).offset != offset:
-                piece = await _piece(source, offset, ref.bytes, base)
+                piece = await _piece(source, offset, ref, base)
             after = offset + piece.length
-            ahead = asyncio.create_task(_piece(source, after, ref.bytes, base)) if after < ref.bytes else None
+            ahead = asyncio.create_task(_piece(source, after, ref, base)) if after < ref.bytes else None
             query: dict[str, Any] = {"offset": offset, "total": ref.bytes}
             if piece.same:
                 query |= {"base": piece.same, "length": piece.length}
@@ -118,19 +120,22 @@ class _Piece:
         return {"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
 
 
-async def _piece(source: Source, offset: int, total: int, base: Path | None) -> _Piece:
-    return await asyncio.to_thread(_cut, source, offset, total, base)
+async def _piece(source: Source, offset: int, ref: ObjectRef, base: Path | None) -> _Piece:
+    return await aside(ref.bytes, lambda: _cut(source, offset, ref, base))
 
 
-def _cut(source: Source, offset: int, total: int, base: Path | None) -> _Piece:
+def _cut(source: Source, offset: int, ref: ObjectRef, base: Path | None) -> _Piece:
     # On a grid of whole pieces, so that what was resumed in the middle of one can be compared again from the next.
-    end = min(total, (offset // CHUNK + 1) * CHUNK)
+    end = min(ref.bytes, (offset // CHUNK + 1) * CHUNK)
     data = source.read(offset, end)
     # What differs mostly differs at its beginning: then the base need not be read.
     same = base is not None and Plain(base).read(offset, min(end, offset + BEGINNING)) == data[:BEGINNING]
     same = same and base is not None and Plain(base).read(offset, end) == data
     sent = b"" if same else data
-    return _Piece(offset, len(data), sent, hashlib.sha256(sent).digest(), base.name if base is not None and same else "")
+    # What was opened is what was sealed under this name; a file may be another by now.
+    known = isinstance(source, Stored) and len(sent) == ref.bytes
+    digest = bytes.fromhex(ref.sha256) if known else hashlib.sha256(sent).digest()
+    return _Piece(offset, len(data), sent, digest, base.name if base is not None and same else "")
 
 
 def _progress(answer: Answer) -> tuple[int, bool]:
@@ -228,5 +233,5 @@ async def _range(gateway: Gateway, ref: ObjectRef, partial: _Partial, end: int, 
         if answer.status_code >= 400:
             raise problem_of(await answer.whole())
         async for parts in answer.parts():
-            await asyncio.to_thread(partial.append, parts)
+            await aside(ref.bytes, functools.partial(partial.append, parts))
             progress(partial.size, ref.bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from medmesh.federated.aggregation import Left, Local, Run, algorithm_of, upload
 from medmesh.federated.privacy.clipping import WITHIN
 from medmesh.learning import weights
 from medmesh.learning.host import Progress, Worker
+from medmesh.tasks import aside
 
 
 def protected(plan: Plan) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Trainer:
             why = "it takes more steps than the plan says and the ledger counts"
             raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason=why)
         trained, loss = await self.run(run, folder / "trained")
-        left = await asyncio.to_thread(algorithm.leave, local, trained, second)
+        left = await aside(trained.stat().st_size, lambda: algorithm.leave(local, trained, second))
         # Nothing leaves but the tensors that were agreed upon; what privacy adds comes later, and is the node's.
         weights.check(left.upload, [tensor for tensor in upload_signature(plan) if tensor.name != WITHIN.name])
         return left, loss

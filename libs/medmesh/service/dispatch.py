@@ -241,7 +241,9 @@ class Dispatcher:
             self.admit(message, actor, decision)
             if self.consumer.slow:
                 return await self._slow(message, context)
+            ahead = await self._before(message, actor)
             async with self.database.unit(context, self.ports) as uow:
+                uow.ahead = ahead
                 if not await uow.journal.remember(self.consumer.durable, message.id, uow.now):
                     return "duplicate"
                 access = await self._let_in(message, uow)
@@ -258,6 +260,10 @@ class Dispatcher:
                 raise
             await self._refuse(message, context, problem)
             return "refused"
+
+    async def _before(self, message: Envelope[Any], actor: Actor | None) -> Any:
+        before = self.consumer.before
+        return None if before is None else await before(message, actor, self.database.look, self.ports)
 
     def _identify(self, message: Envelope[Any]) -> tuple[Actor | None, Decision | None]:
         if isinstance(message.data, Command):
@@ -370,18 +376,20 @@ class _Batcher:
         """One transaction; answers which messages were new. What refuses a command is raised like any other failure."""
         dispatcher, service = self._dispatcher, self._dispatcher.consumer.service
         messages = [decode(delivery.body, dispatcher._type(delivery.subject)) for delivery in deliveries]
+        known = [dispatcher._identify(message) for message in messages]
+        for message, (actor, decision) in zip(messages, known, strict=True):
+            dispatcher.admit(message, actor, decision)
+        found = await asyncio.gather(*(dispatcher._before(message, actor) for message, (actor, _) in zip(messages, known, strict=True)))
         new: list[bool] = []
         async with dispatcher.database.unit(Context(service), dispatcher.ports) as uow:
             left = await uow.journal.remember_all(dispatcher.consumer.durable, [message.id for message in messages], uow.now)
-            for message, delivery in zip(messages, deliveries, strict=True):
+            for message, delivery, (actor, decision), ahead in zip(messages, deliveries, known, found, strict=True):
                 new.append(message.id in left)
                 if not new[-1]:
                     continue
                 left.discard(message.id)  # it may be here twice
                 dispatcher._age.observe(max(0.0, (uow.now - message.time).total_seconds()))
-                actor, decision = dispatcher._identify(message)
-                dispatcher.admit(message, actor, decision)
-                before, uow.same = uow.accounted, False
+                before, uow.same, uow.ahead = uow.accounted, False, ahead
                 with dispatcher._span(message):
                     trace = current_traceparent() or message.traceparent
                     uow.context = Context(service, message, actor, message.actor, trace, delivery.body, decision)

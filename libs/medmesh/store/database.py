@@ -116,17 +116,24 @@ class Database:
             await sql.invalidate()
         return PostgresJournal(raw)
 
-    def unit(self, context: Context, ports: Any = None) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
-        """A transaction that commits when the block ends and leaves nothing behind when it raises."""
-        return _Unit(self, context, ports)
+    def unit(self, context: Context, ports: Any = None, *, durable: bool = True) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
+        """A transaction that commits when the block ends and leaves nothing behind when it raises. For one that need not be `durable`
+        SQLite does not wait for the disk: it outlives a kill of the process, and a power cut once one was committed after it that is."""
+        return _Unit(self, context, ports, durable)
+
+    async def settle(self) -> None:
+        """Wait until the disk has all that was committed."""
+        if not getattr(self.engine, "settled", True):
+            async with self._transaction() as (sql, _):
+                await sql.execute(text("UPDATE audit_counter SET n = n"))
 
     async def look(self, query: Prepared, **values: Any) -> Sequence[Any]:
         """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back."""
         async with self.engine.connect() as sql:
             return await (await self._journal(sql)).rows(query, values)
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self)
+    def _transaction(self, durable: bool = True) -> _Transaction:
+        return _Transaction(self, durable)
 
     @asynccontextmanager
     async def claim_unsent(
@@ -174,8 +181,8 @@ class Database:
         return (datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest), int(size or 0)
 
     async def receipted(self, numbers: Sequence[int]) -> None:
-        """Drop the audit rows whose receipt came."""
-        async with self._transaction() as (_, journal):
+        """Drop the audit rows whose receipt came. What is handed in again gets its receipt again: nobody waits for the disk."""
+        async with self._transaction(durable=False) as (_, journal):
             await journal.receipted(numbers)
 
     async def prune(self, before: datetime) -> int:
@@ -191,8 +198,8 @@ class _Transaction:
     """`async with`: (connection, journal) of a transaction that is committed at the end. A class, as is `_Unit`: a node begins some ten of
     them a round, and a generator costs as much as a statement."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, durable: bool) -> None:
+        self._database, self._durable = database, durable
         self._connection = database.engine.connect()
 
     async def __aenter__(self) -> tuple[AsyncConnection, Journal]:
@@ -200,7 +207,7 @@ class _Transaction:
         try:
             self._journal = await self._database._journal(self._sql)
             try:
-                await self._journal.begin()
+                await self._journal.begin(self._durable)
             except BaseException:
                 await self._undo()
                 raise
@@ -231,9 +238,9 @@ class _Transaction:
 class _Unit:
     """`async with`: see `Database.unit`."""
 
-    def __init__(self, database: Database, context: Context, ports: Any) -> None:
+    def __init__(self, database: Database, context: Context, ports: Any, durable: bool) -> None:
         self._database, self._context, self._ports = database, context, ports
-        self._transaction = _Transaction(database)
+        self._transaction = _Transaction(database, durable)
 
     async def __aenter__(self) -> UnitOfWork[Any]:
         sql, journal = await self._transaction.__aenter__()

@@ -23,8 +23,8 @@ class Outgoing(NamedTuple):
 class Journal(Protocol):
     """Transaction control and the base tables on one connection."""
 
-    async def begin(self) -> None:
-        """Start the transaction."""
+    async def begin(self, durable: bool = True) -> None:
+        """Start the transaction; see `Database.unit`."""
 
     async def commit(self) -> None:
         """Commit it."""

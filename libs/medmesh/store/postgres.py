@@ -60,7 +60,7 @@ class PostgresJournal:
     def __init__(self, raw: asyncpg.Connection) -> None:
         self._raw = raw
 
-    async def begin(self) -> None:
+    async def begin(self, durable: bool = True) -> None:
         await self._raw.execute("BEGIN")
 
     async def commit(self) -> None:

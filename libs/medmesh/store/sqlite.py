@@ -1,5 +1,5 @@
-"""SQLite for the hospital's edge: WAL, synchronous FULL, one connection, and whoever wants it waits for their turn. Simulations have it in
-memory, where nothing waits for a disk.
+"""SQLite for the hospital's edge: WAL, synchronous FULL unless a transaction says that it need not be durable, one connection, and whoever
+wants it waits for their turn. Simulations have it in memory, where nothing waits for a disk.
 
 Statements run where they are called, in the event loop: each takes microseconds, less than handing it to a thread. What waits for the disk
 does so in a thread, and for another process it is waited in the loop.
@@ -26,6 +26,9 @@ from medmesh.tasks import uninterrupted
 
 BUSY_SECONDS = 10.0
 """How long a transaction waits for another process's."""
+_DURABLE = ("PRAGMA synchronous=FULL", "PRAGMA wal_autocheckpoint=1000")
+_SOON = ("PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=0")
+"""Of a commit that waits for no disk: not for that of a checkpoint, either."""
 
 
 def _iso(now: datetime) -> str:
@@ -38,6 +41,9 @@ class Inline:
     def __init__(self, sql: Connection, *, disk: bool) -> None:
         self._sql = sql
         self._disk = disk
+        self._durable = True
+        self.settled = True
+        """Whether the disk has all that was committed."""
         self.dialect = sql.dialect
         self.driver = cast(sqlite3.Connection, sql.connection.driver_connection)
 
@@ -49,13 +55,29 @@ class Inline:
         """As the connection's."""
         return self._sql.exec_driver_sql(statement, parameters)
 
+    def wait_for_disk(self, durable: bool) -> None:
+        """Whether the next transactions' commits do."""
+        if self._disk and durable != self._durable:
+            for pragma in _DURABLE if durable else _SOON:
+                self.driver.execute(pragma)
+            self._durable = durable
+
     async def patiently(self, statement: str) -> Any:
         """The row that a statement answers which may wait; its caller goes on once it is over, also when cancelled meanwhile."""
 
         def run() -> Any:
             return self.driver.execute(statement).fetchone()
 
-        return await uninterrupted(asyncio.to_thread(run)) if self._disk else run()
+        return await uninterrupted(asyncio.get_running_loop().run_in_executor(None, run)) if self._disk else run()
+
+    async def commit(self) -> None:
+        """Commit what was written."""
+        if self._durable:
+            await self.patiently("COMMIT")
+            self.settled = True  # the log is written in order, and synced as a whole
+        else:
+            self.driver.execute("COMMIT")
+            self.settled = False
 
     async def run_sync(self, work: Callable[[Connection], Any]) -> Any:
         """As the connection's."""
@@ -75,7 +97,8 @@ class SqliteJournal:
         self._begun = False
         self._before = 0
 
-    async def begin(self) -> None:
+    async def begin(self, durable: bool = True) -> None:
+        self._connection.wait_for_disk(durable)
         # IMMEDIATE takes the write lock at once: two processes wait for each other instead of failing half way.
         await self._run("BEGIN IMMEDIATE")
         self._begun, self._before = True, self._sql.total_changes
@@ -96,7 +119,7 @@ class SqliteJournal:
         if self._sql.total_changes == self._before:
             self._sql.execute("COMMIT")  # nothing was written: nothing to wait for
         else:
-            await self._connection.patiently("COMMIT")
+            await self._connection.commit()
         self._begun = False
 
     async def rollback(self) -> None:
@@ -184,6 +207,11 @@ class Engine:
                 "busy_timeout=0",
             ):
                 connection.execute(f"PRAGMA {pragma}")
+
+    @property
+    def settled(self) -> bool:
+        """Whether the disk has all that was committed here."""
+        return self._open is None or self._given.settled
 
     def connect(self) -> _Turn:
         """The connection, for one at a time. It stays open in between: opening it anew would cost as much as a statement."""

@@ -130,6 +130,8 @@ class UnitOfWork(Generic[Ports]):
         self._after: list[Callable[[], None]] = []
         self.access: Any = None
         """What the runtime found when it let the message in (`medmesh.service.guard.Access`); None for what no message caused."""
+        self.ahead: Any = None
+        """What was found before the transaction (`medmesh.bus.declarations.Consumer.before`)."""
         self.same = False
         """Whether the handler said `unchanged`."""
         self.accounted = 0

@@ -109,7 +109,7 @@ async def _hand_in(
         except Problem as problem:
             if problem.code != "objects.missing" or not once_more:  # gone in between
                 raise
-    async with site.unit() as uow:
+    async with site.unit(durable=False) as uow:  # forgotten, it is sent once more
         await uow.rows(_SENT, **attempt(event), asked=done.asked)
         about = (
             Entity("federation", event.federation, digest=event.plan_hash),

@@ -73,6 +73,8 @@ async def ship_audit(site: Site, gateway: Gateway) -> bool:
     rows = await site.database.unreceipted(AUDIT_BATCH)
     if not rows:
         return False
+    # What the log has and the node would not remember could be numbered again.
+    await site.database.settle()
     records = tuple(AuditRecord(id=id_, n=n, body=base64.b64encode(body).decode()) for n, id_, body in rows)
     batch = AuditBatch(emitter=site.emitter, records=records)
     answer = await gateway.request("POST", "/v1/audit/records", batch.model_dump())

@@ -83,9 +83,9 @@ class Site:
         """The name under which this node's audit records are logged."""
         return f"edge:{self.settings.hospital}"
 
-    def unit(self, actor: Actor | None = None) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
-        """A transaction on the node's store."""
-        return self.database.unit(Context(self.emitter, None, actor or self.actor), self)
+    def unit(self, actor: Actor | None = None, *, durable: bool = True) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
+        """A transaction on the node's store; see `Database.unit`."""
+        return self.database.unit(Context(self.emitter, None, actor or self.actor), self, durable=durable)
 
     def anonymous(self) -> AbstractAsyncContextManager[UnitOfWork[None]]:
         """The same on nobody's behalf."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity
+from medmesh.tasks import aside
 from medmesh.telemetry import log, span
 from medmesh_edge import (
     chain,
@@ -257,7 +259,7 @@ class Rounds:
             if event.kind is RoundKind.TRAIN and evaluates(plan, event.round):
                 with clock.of("evaluate"):
                     counts = await evaluation.beginning(self.site, opened, plan, local)
-            async with self.site.unit() as uow:  # what could not be fetched was no training
+            async with self.site.unit(durable=False) as uow:  # what could not be fetched was no training
                 await uow.rows(_BEGIN, **attempt(event))
             with clock.of("train"):
                 trainer = self._trainer(opened, plan, event, data)
@@ -336,9 +338,9 @@ class Rounds:
         kept = await training.held(self.site) if rows else frozenset[str]()
         for row in rows:
             if row.update["sha256"] not in kept:  # some algorithms keep just what they sent
-                await self.site.objects.delete(row.update["sha256"])
+                await aside(row.update["bytes"], partial(self.site.objects.remove, row.update["sha256"]))
         if rows:
-            async with self.site.unit() as uow:
+            async with self.site.unit(durable=False) as uow:  # else they are deleted once more
                 for row in rows:
                     await uow.rows(_RELEASE, **attempt(row), now="released" if row.state == "releasable" else row.state)
         for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():

@@ -24,6 +24,7 @@ from medmesh.security.residue import wipe
 from medmesh.store.objects.port import fetch
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
+from medmesh.tasks import BRIEF, aside
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import kept, tasks
@@ -49,7 +50,7 @@ async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, base: P
             weights.check(personal, plan.signature)
         yield Local(plan, base, folder, samples, state, personal, await _kept(site, event, folder))
     finally:
-        await asyncio.to_thread(wipe, folder)
+        await aside(event.base.bytes, lambda: wipe(folder))
 
 
 async def _kept(site: Site, event: RoundOpened, folder: Path) -> Path | None:
@@ -73,7 +74,16 @@ def _at(number: int, attempt: int) -> Any:
 
 async def store(site: Site, path: Path) -> ObjectRef:
     """Put weights into the hospital's own store. Raises `Problem` (`weights.not_finite`)."""
-    return await asyncio.to_thread(lambda: site.objects.put_file_now(path, weights.finite_digest(path)))
+    return await asyncio.to_thread(_store, site, path)
+
+
+def _store(site: Site, path: Path) -> ObjectRef:
+    if path.stat().st_size > BRIEF:
+        return site.objects.put_file_now(path, weights.finite_digest(path))
+    pieces: list[bytes] = []  # of a small one, what was looked at is what is stored: read once, hashed once
+    weights.check_finite(path, pieces.append)
+    data = b"".join(pieces)
+    return ObjectRef(sha256=site.objects.put_now(data), bytes=len(data))
 
 
 async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | None) -> None:

@@ -23,6 +23,7 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
 from medmesh_federation import evaluation, lost, pace, privacy, queue, results, screening, secure, steps, transcript
+from medmesh_federation.answering import FLAGGED, LOST
 from medmesh_federation.domain import (
     OPEN_STATES,
     OVER,
@@ -40,7 +41,7 @@ from medmesh_federation.domain import (
     Wait,
     next_step,
 )
-from medmesh_federation.handlers import FLAGGED, LOST, WHOLE
+from medmesh_federation.handlers import WHOLE
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 

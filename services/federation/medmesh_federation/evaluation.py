@@ -14,8 +14,9 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, UnitOfWork
+from medmesh_federation.answering import answer, answering
 from medmesh_federation.domain import Counts, Situation, best, score
-from medmesh_federation.handlers import answer, answering, entity, wake_after_last
+from medmesh_federation.handlers import entity
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, rounds
 from medmesh_federation.updates import checked, sensible
@@ -24,12 +25,12 @@ GLOBAL = "federated"
 """The name of the federation's model among those that are evaluated."""
 
 
-@HANDLERS.on(SubmitEvaluation)
+@HANDLERS.on(SubmitEvaluation, batch=16)
 async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital's counts for every model it was asked to evaluate."""
     given = command.data
-    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
-    plan = plan_of(row)
+    current, late = await answering(uow, given.federation, given.round, given.attempt)
+    plan = plan_of(current)
     asked = {model["weights"]["sha256"] for model in current.models}
     if plan.secure is not None:
         raise Problem("federation.evaluation", reason="the plan has only sums of counts opened")
@@ -40,10 +41,9 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
         results["personal"] = checked(given.personal, plan)
     values = {"results": results, "samples": sum(map(sum, given.results[0].counts)), "milliseconds": sensible(given.milliseconds)}
     if await answer(uow, current, late, **values) is not None:
-        uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(row),), detail={"late": late, "models": len(results)}))
+        uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(current),), detail={"late": late, "models": len(results)}))
     else:
         uow.unchanged()
-    await wake_after_last(uow, current)
     return {"late": late}
 
 

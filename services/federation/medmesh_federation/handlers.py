@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, case, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import bindparam, insert, select, update
 
 from medmesh.contracts.federation import (
     CancelFederation,
@@ -24,7 +25,7 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.message import Envelope, ObjectRef
-from medmesh.contracts.plan import plan_hash
+from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates, plan_of
 from medmesh.federated.proof import ACTION, accepted
@@ -37,43 +38,15 @@ from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_federation import rehearsed, transcript, updates
+from medmesh_federation.answering import ASKED, answer, answering, own, too_late
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
-from medmesh_federation.tables import answers, federations, participants, rounds
+from medmesh_federation.tables import federations, participants
 
-FLAGGED = "flagged"
-"""Why an answer that looks wrong is not in its round."""
-LOST = "lost"
-"""Why an answer does not count for now: its update is gone, and asked for again."""
+Look = Callable[..., Awaitable[Sequence[Any]]]
+"""Runs a prepared query."""
 WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])  # for `plan_of`
-_FEDERATION = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")))
 _LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
-_PARTICIPANT = Prepared(
-    select(participants).where(participants.c.federation == bindparam("federation"), participants.c.hospital == bindparam("hospital"))
-)
-_ATTEMPT = ("federation", "round", "attempt")
-_ROUND = Prepared(select(rounds).where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT)))
-_GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name != "counted"})
-_KEY = (*_ATTEMPT, "hospital")
-_IS_LOST = answers.c.failed == LOST
-_SAME_BYTES = answers.c.update["sha256"].as_string() == _GIVEN.excluded.update["sha256"].as_string()
-_BETTER = (answers.c.failed != FLAGGED) & (~_IS_LOST | _SAME_BYTES | _GIVEN.excluded.failed.is_not(None))
-_SAID = [column for column in answers.c if column.name not in (*_KEY, "counted", "failed")]
-_ANSWER = Prepared(
-    _GIVEN.on_conflict_do_update(
-        index_elements=_KEY,
-        # What was said with one that was lost stands.
-        set_={one.name: case((_IS_LOST, one), else_=_GIVEN.excluded[one.name]) for one in _SAID} | {"failed": _GIVEN.excluded.failed},
-        where=answers.c.failed.is_not(None) & _BETTER,
-    ).returning(answers.c.late)
-)
-_GAVE = select(answers.c.hospital).where(
-    *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
-)
-_TO_COME = (participants.c.federation == bindparam("federation"), participants.c.state == "accepted", ~_GAVE.exists())
-# Who is told last mostly answers last: by the index, one of whom an answer is still to come is found soon.
-_SILENT = select(participants.c.hospital).where(*_TO_COME).order_by(participants.c.hospital.desc())
-_ALL_SILENT, _ONE_SILENT = Prepared(_SILENT), Prepared(_SILENT.limit(1))
 
 
 def entity(row: Any) -> Entity:
@@ -161,17 +134,11 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     return {"federation": federation, "plan_hash": hash_}
 
 
-async def locked(uow: UnitOfWork[Ports], federation: str, *, lock: bool = True) -> Any:
-    found = await uow.rows(_LOCKED if lock else _FEDERATION, federation=federation)
+async def locked(uow: UnitOfWork[Ports], federation: str) -> Any:
+    found = await uow.rows(_LOCKED, federation=federation)
     if not found:
         raise Problem("request.not_found", kind="federation", id=federation)
     return found[0]
-
-
-async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
-    """The participant row of the hospital that speaks; the guard has let in nobody who was not invited."""
-    (mine,) = await uow.rows(_PARTICIPANT, federation=federation, hospital=uow.actor.id)
-    return mine
 
 
 @HANDLERS.on(RespondInvitation)
@@ -253,85 +220,63 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
     return {"state": State.CANCELLED.value}
 
 
-async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int, *, lock: bool = True) -> tuple[Any, Any, bool]:
-    """(federation, round, whether the answer comes too late). Only who was assigned may answer."""
-    row = await locked(uow, federation, lock=lock)
-    if (mine := await own(uow, federation)).state == "withdrawn":
-        raise Problem("federation.not_taking_part", federation=federation, state=mine.state)
-    found = await uow.rows(_ROUND, federation=federation, round=number, attempt=attempt)
-    if not found or uow.actor.id not in found[0].assigned:
-        raise Problem("federation.not_assigned", federation=federation, round=number)
-    current = found[0]
-    # Of one in quarantine it is taken, and counts nowhere.
-    return row, current, current.state != "open" or row.state not in (State.RUNNING, State.PAUSED) or mine.state == "quarantined"
+@dataclass(frozen=True)
+class Examined:
+    """An update whose bytes are as its plan says, and its fingerprint where updates are compared."""
+
+    mark: str | None
 
 
-async def answer(uow: UnitOfWork[Ports], current: Any, late: bool, **values: Any) -> bool | None:
-    """Keep an answer; whether it counts as late, None when this hospital gave one before. A failure reported earlier is replaced: it
-    recovered in time. What was left out as flagged stays so, and what was lost counts again as it did."""
-    row = {
-        "federation": current.federation,
-        "round": current.round,
-        "attempt": current.attempt,
-        "hospital": uow.actor.id,
-        "late": late,
-        "at": uow.now,
-        "samples": 0,
-        "metrics": {},
-        "update": None,
-        "results": None,
-        "milliseconds": {},
-        "failed": None,
-        "fingerprint": None,
-        **values,
-    }
-    kept = await uow.one(_ANSWER, **row)
-    return None if kept is None else bool(kept.late)
+async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports: Ports) -> Examined | None:
+    """The bytes of an update against the plan, before the transaction that takes it: large models of several hospitals are read at once.
+    None for one that does not count, or is nobody's to hand in: why is said there. Raises `Problem` (`weights.*`, `objects.missing`)."""
+    given = command.data
+    place = {"federation": given.federation, "round": given.round, "attempt": given.attempt}
+    (asked, *_) = [*await look(ASKED, **place, hospital=actor.id), None]
+    if asked is None or asked.own_state == "withdrawn" or actor.id not in asked.assigned:
+        return None
+    plan = plan_of(asked)
+    if (too_late(asked) and plan.pace is None) or (asked.kind == "evaluate" and plan.secure is None):
+        return None
+    return await _read(given, ports, plan, asked)
 
 
-async def wake_after_last(uow: UnitOfWork[Ports], current: Any) -> None:
-    """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
-    attempt = {name: getattr(current, name) for name in _ATTEMPT}
-    if (silent := await uow.rows(_ONE_SILENT, **attempt)) and silent[0].hospital not in current.assigned:
-        silent = await uow.rows(_ALL_SILENT, **attempt)
-    if not any(one.hospital in current.assigned for one in silent):
-        uow.on_commit(uow.ports.wake.set)
+async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, asked: Any) -> Examined:
+    return Examined(await asyncio.to_thread(updates.check, await local(ports, given.update), plan, asked))
 
 
-@HANDLERS.on(SubmitUpdate)
+@HANDLERS.on(SubmitUpdate, batch=16, before=examine)
 async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
-    row, current, late = await answering(uow, given.federation, given.round, given.attempt, lock=False)
-    plan, results, mark = plan_of(row), None, None
-    if current.kind == "evaluate" and plan.secure is None:
+    asked, late = await answering(uow, given.federation, given.round, given.attempt)
+    plan, results = plan_of(asked), None
+    if asked.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
-        if current.kind != "train" or not evaluates(plan, given.round) or plan.secure is not None:
+        if asked.kind != "train" or not evaluates(plan, given.round) or plan.secure is not None:
             raise Problem("federation.evaluation", reason="the plan has nothing evaluated in this round")
         results = {"base": updates.checked(given.counts, plan)}
-    if not late or plan.pace is not None:
-        # Before the row is locked: large models of several hospitals are checked at once.
-        mark = await asyncio.to_thread(updates.check, await local(uow.ports, given.update), plan, current)
-        row, current, late = await answering(uow, given.federation, given.round, given.attempt)
+    ahead = uow.ahead
+    if ahead is None and (not late or plan.pace is not None):  # a moment ago it would not have counted
+        ahead = await _read(given, uow.ports, plan, asked)
     # A vector counts only where everybody put masks in for it.
-    late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
+    late = late or (asked.phase is not None and (asked.phase != "vectors" or uow.actor.id not in asked.parties))
     values = {
         "update": given.update.model_dump(),
         "samples": given.samples,
         "metrics": updates.bounded(given.metrics),
         "results": results,
         "milliseconds": updates.sensible(given.milliseconds),
-        "fingerprint": mark,
+        "fingerprint": ahead.mark if ahead else None,
     }
-    if (kept := await answer(uow, current, late, **values)) is not None:
-        await transcript.with_vector(uow, row, given, None if late else current.parties)
+    if (kept := await answer(uow, asked, late, **values)) is not None:
+        await transcript.with_vector(uow, asked, given, None if late else asked.parties)
         late = kept  # one that was lost counts as it did, also where its phase is over
-        about = (entity(row), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
+        about = (entity(asked), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
         uow.unchanged()
-    await wake_after_last(uow, current)
     if plan.pace is not None:  # one is enough to close a round, also a later one than its own
         uow.on_commit(uow.ports.wake.set)
     return {"late": late}
@@ -341,10 +286,10 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
 async def report_failure(command: Envelope[ReportFailure], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital cannot do its part: it leaves this round at once, and the others need not wait for the deadline."""
     given = command.data
-    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
+    asked, late = await answering(uow, given.federation, given.round, given.attempt)
     code = given.code if given.code.replace(".", "").replace("_", "").isalnum() and len(given.code) <= 80 else "unknown"
-    if await answer(uow, current, late, failed=code) is not None:
-        uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(row),), detail={"round": given.round}))
+    if await answer(uow, asked, late, failed=code) is not None:
+        uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(asked),), detail={"round": given.round}))
     else:
         uow.unchanged()
     uow.on_commit(uow.ports.wake.set)

@@ -24,8 +24,9 @@ from medmesh.contracts.plan import changed
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh_federation.answering import own
 from medmesh_federation.domain import OPEN_STATES, State
-from medmesh_federation.handlers import entity, invited, locked, own
+from medmesh_federation.handlers import entity, invited, locked
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 

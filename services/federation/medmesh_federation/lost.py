@@ -15,7 +15,8 @@ from medmesh.federated.plan import plan_of
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation.handlers import LOST, entity, invited
+from medmesh_federation.answering import LOST
+from medmesh_federation.handlers import entity, invited
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, rounds
 

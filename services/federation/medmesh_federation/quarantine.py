@@ -14,9 +14,10 @@ from medmesh.security.approvals import request_digest
 from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation.answering import FLAGGED
 from medmesh_federation.approved import not_done
 from medmesh_federation.domain import OPEN_STATES
-from medmesh_federation.handlers import FLAGGED, entity, invited, locked
+from medmesh_federation.handlers import entity, invited, locked
 from medmesh_federation.lifecycle import OPENING
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import answers, participants, rounds

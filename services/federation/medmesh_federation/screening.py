@@ -16,7 +16,8 @@ from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import quarantine
-from medmesh_federation.handlers import FLAGGED, entity, invited
+from medmesh_federation.answering import FLAGGED
+from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, flags
 
 if TYPE_CHECKING:

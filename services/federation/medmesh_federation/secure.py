@@ -8,17 +8,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 
 from medmesh.contracts.federation import RoundKind, SecureAdvanced, SecurePhase, SubmitSecure
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import last_round, plan_of
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_federation.answering import answering
 from medmesh_federation.domain import Advance, Round, Situation
-from medmesh_federation.handlers import answering, entity, invited
+from medmesh_federation.handlers import entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import participants, rounds
 from medmesh_federation.transcript import Said, ahead, keep, said, session_of, who
@@ -27,31 +29,36 @@ if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
 
 
-@HANDLERS.on(SubmitSecure)
+_ACCEPTED = Prepared(
+    select(participants.c.hospital).where(participants.c.federation == bindparam("federation"), participants.c.state == "accepted")
+)
+
+
+@HANDLERS.on(SubmitSecure, batch=16)
 async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """What a hospital says in a phase; checked before the others get it, so that one that lies does not spoil the round for all."""
     given, hospital = command.data, uow.actor.id
-    row, current, late = await answering(uow, given.federation, given.round, given.attempt)
-    late = late or current.phase != given.phase or hospital not in (current.parties or ())
+    asked, late = await answering(uow, given.federation, given.round, given.attempt)
+    late = late or asked.phase != given.phase or hospital not in (asked.parties or ())
     if late or given.phase is SecurePhase.VECTORS:
         uow.unchanged()
         return {"late": True}
     place = (given.federation, given.round, given.attempt)
     before = await who(uow, *place, given.phase)
-    _check(uow, row, await who(uow, *place, SecurePhase.SHARES), given, current.parties)
+    _check(uow, asked, await who(uow, *place, SecurePhase.SHARES), given, asked.parties)
     if not await keep(uow, *place, given.phase, hospital, given.messages):
         uow.unchanged()
     else:
         detail: dict[str, str | int | bool] = {"round": given.round, "phase": given.phase.value}
-        if given.phase is SecurePhase.REVEAL and given.ahead and given.round < last_round(plan_of(row)):
-            if not set(current.parties) <= set(given.ahead):
+        if given.phase is SecurePhase.REVEAL and given.ahead and given.round < last_round(plan_of(asked)):
+            if not set(asked.parties) <= set(given.ahead):
                 raise Problem("federation.update", reason="ahead: not for those it is asked for")
             await keep(uow, given.federation, given.round + 1, 1, SecurePhase.SHARES, hospital, given.ahead)
             detail["ahead"] = True
-        uow.audit(AuditEntry("federation.secure", "C", entities=(entity(row),), detail=detail))
+        uow.audit(AuditEntry("federation.secure", "C", entities=(entity(asked),), detail=detail))
     # There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case.
-    people = select(participants.c.hospital).where(participants.c.federation == given.federation, participants.c.state == "accepted")
-    waited_for = {one.hospital for one in await uow.all(people)} & set(current.parties) - {hospital, *before}
+    accepted = {one.hospital for one in await uow.rows(_ACCEPTED, federation=given.federation)}
+    waited_for = accepted & set(asked.parties) - {hospital, *before}
     if not waited_for:
         uow.on_commit(uow.ports.wake.set)
     return {"late": False}

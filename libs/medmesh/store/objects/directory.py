@@ -153,10 +153,11 @@ class DirectoryBlobs:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-        except OSError as error:
-            raise _full(error) from None
-        finally:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _full(error) from None
+            raise
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""What hospitals answer in a round: who may, whether it is in time, and that each counts once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import bindparam, case, func, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from medmesh.errors import Problem
+from medmesh.store.prepared import Prepared, as_text
+from medmesh.store.unit import UnitOfWork
+from medmesh_federation.domain import State
+from medmesh_federation.ports import Ports
+from medmesh_federation.tables import answers, federations, participants, rounds
+
+FLAGGED = "flagged"
+"""Why an answer that looks wrong is not in its round."""
+LOST = "lost"
+"""Why an answer does not count for now: its update is gone, and asked for again."""
+_ATTEMPT = ("federation", "round", "attempt")
+_KEY = (*_ATTEMPT, "hospital")
+_LOCK = Prepared(select(federations.c.federation).where(federations.c.federation == bindparam("federation")).with_for_update())
+_PARTICIPANT = Prepared(
+    select(participants).where(participants.c.federation == bindparam("federation"), participants.c.hospital == bindparam("hospital"))
+)
+_OF_ROUND = (*_ATTEMPT, "kind", "state", "assigned", "models", "phase", "parties")
+ASKED = Prepared(
+    select(
+        *(rounds.c[name] for name in _OF_ROUND),
+        federations.c.plan_hash,
+        as_text(federations.c.plan),
+        federations.c.state.label("federation_state"),
+        participants.c.state.label("own_state"),
+    )
+    .join_from(rounds, federations, federations.c.federation == rounds.c.federation)
+    .join(participants, participants.c.federation == rounds.c.federation)
+    .where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT), participants.c.hospital == bindparam("hospital"))
+)
+"""A round with what of its federation, and of the hospital that answers, an answer needs."""
+_GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name != "counted"})
+_IS_LOST = answers.c.failed == LOST
+_SAME_BYTES = answers.c.update["sha256"].as_string() == _GIVEN.excluded.update["sha256"].as_string()
+_BETTER = (answers.c.failed != FLAGGED) & (~_IS_LOST | _SAME_BYTES | _GIVEN.excluded.failed.is_not(None))
+_SAID = [column for column in answers.c if column.name not in (*_KEY, "counted", "failed")]
+_OTHERS = answers.alias()
+_GAVE = (
+    select(_OTHERS.c.hospital)
+    .where(*(_OTHERS.c[name] == bindparam(name) for name in _ATTEMPT), _OTHERS.c.hospital == participants.c.hospital, ~_OTHERS.c.late)
+    .exists()
+)
+_OPEN = rounds.alias()
+_SILENT = (
+    select(participants.c.hospital)
+    .join_from(_OPEN, participants, participants.c.federation == _OPEN.c.federation)
+    .where(*(_OPEN.c[name] == bindparam(name) for name in _ATTEMPT), participants.c.state == "accepted", ~_GAVE)
+    .where(participants.c.hospital != bindparam("hospital"), func.jsonb_exists(_OPEN.c.assigned, participants.c.hospital))
+    .exists()
+)
+_ANSWER = Prepared(
+    _GIVEN.on_conflict_do_update(
+        index_elements=_KEY,
+        # What was said with one that was lost stands.
+        set_={one.name: case((_IS_LOST, one), else_=_GIVEN.excluded[one.name]) for one in _SAID} | {"failed": _GIVEN.excluded.failed},
+        where=answers.c.failed.is_not(None) & _BETTER,
+    ).returning(answers.c.late, _SILENT.label("silent"))
+)
+
+
+async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
+    """The participant row of the hospital that speaks; the guard has let in nobody who was not invited."""
+    (mine,) = await uow.rows(_PARTICIPANT, federation=federation, hospital=uow.actor.id)
+    return mine
+
+
+async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Any, bool]:
+    """(the round, as `ASKED` reads it; whether the answer comes too late). Only who was assigned may answer. The federation is locked
+    first: what is read then is so until the end."""
+    if not await uow.rows(_LOCK, federation=federation):
+        raise Problem("request.not_found", kind="federation", id=federation)
+    asked = await uow.one(ASKED, federation=federation, round=number, attempt=attempt, hospital=uow.actor.id)
+    state = asked.own_state if asked is not None else (await own(uow, federation)).state
+    if state == "withdrawn":
+        raise Problem("federation.not_taking_part", federation=federation, state=state)
+    if asked is None or uow.actor.id not in asked.assigned:
+        raise Problem("federation.not_assigned", federation=federation, round=number)
+    return asked, too_late(asked)
+
+
+def too_late(asked: Any) -> bool:
+    """Whether an answer does not count in its round. Of one in quarantine it is taken, and counts nowhere."""
+    return asked.state != "open" or asked.federation_state not in (State.RUNNING, State.PAUSED) or asked.own_state == "quarantined"
+
+
+async def answer(uow: UnitOfWork[Ports], asked: Any, late: bool, **values: Any) -> bool | None:
+    """Keep an answer; whether it counts as late, None when this hospital gave one before. A failure reported earlier is replaced: it
+    recovered in time. What was left out as flagged stays so, and what was lost counts again as it did.
+
+    There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
+    row = {
+        **{name: getattr(asked, name) for name in _ATTEMPT},
+        "hospital": uow.actor.id,
+        "late": late,
+        "at": uow.now,
+        "samples": 0,
+        "metrics": {},
+        "update": None,
+        "results": None,
+        "milliseconds": {},
+        "failed": None,
+        "fingerprint": None,
+        **values,
+    }
+    kept = await uow.one(_ANSWER, **row)
+    if kept is None or not kept.silent:
+        uow.on_commit(uow.ports.wake.set)
+    return None if kept is None else bool(kept.late)
