@@ -22,7 +22,7 @@ from medmesh.store.objects.directory import DirectoryBlobs, DirectoryStore
 from medmesh.store.objects.encrypted import INLINE, EncryptedStore
 from medmesh.store.objects.envelope import PIECE, Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
-from medmesh.store.objects.port import CHUNK, ObjectStore, fetch
+from medmesh.store.objects.port import CHUNK, Digest, ObjectStore, fetch
 from medmesh.store.objects.s3 import S3Blobs, S3Store
 from medmesh.store.objects.upload import Uploads
 
@@ -128,7 +128,7 @@ async def test_an_upload_survives_repeats_gaps_and_altered_pieces(store: ObjectS
     parts = [data[:CHUNK], data[CHUNK:]]
 
     async def send(offset: int, piece: bytes, digest: str | None = None) -> int:
-        return await uploads.append("me", sha256, offset, len(data), piece, digest or hashlib.sha256(piece).hexdigest())
+        return await uploads.append("me", sha256, offset, len(data), [piece], digest or hashlib.sha256(piece).hexdigest())
 
     with pytest.raises(Problem) as caught:
         await send(CHUNK, parts[1])
@@ -147,14 +147,62 @@ async def test_an_upload_survives_repeats_gaps_and_altered_pieces(store: ObjectS
     assert ref.bytes == await store.size(sha256) == len(data)
     assert await again.finish("me", sha256, store) == ref
     with pytest.raises(Problem) as caught:
-        await uploads.append("me", sha256, 0, 3 * CHUNK, b"x", hashlib.sha256(b"x").hexdigest())
+        await uploads.append("me", sha256, 0, 3 * CHUNK, [b"x"], hashlib.sha256(b"x").hexdigest())
     assert caught.value.code == "objects.too_large"
+
+
+async def test_a_piece_is_vouched_for_by_the_digest_of_everything_up_to_its_end(store: ObjectStore, private: Path) -> None:
+    data = os.urandom(2 * CHUNK + 1000)
+    digest = Digest()
+    digest.update(data)
+    sha256, marks = digest.hexdigest(), digest.marks
+    assert sha256 == hashlib.sha256(data).hexdigest()
+    assert marks == [hashlib.sha256(data[: n * CHUNK]).hexdigest() for n in (1, 2)]
+
+    async def send(uploads: Uploads, place: int, said: str, *, altered: bool = False) -> int:
+        piece = bytearray(data[place * CHUNK : (place + 1) * CHUNK])
+        piece[-1] ^= altered
+        parts = [bytes(piece[:700]), b"", bytes(piece[700:])]
+        return await uploads.append("me", sha256, place * CHUNK, len(data), parts, said, upto=True)
+
+    first = Uploads(private / "uploads", limit=3 * CHUNK, reserve=0)
+    assert await send(first, 0, marks[0]) == CHUNK
+    # Another process knows nothing of what came before it, and looks at it again.
+    again = Uploads(private / "uploads", limit=3 * CHUNK, reserve=0)
+    assert await send(again, 1, marks[1]) == 2 * CHUNK
+    with pytest.raises(Problem) as caught:
+        await send(again, 2, sha256, altered=True)
+    assert caught.value.code == "objects.digest"
+    assert await again.offset("me", sha256) == 0, "what cannot be told apart begins anew"
+    for place, said in enumerate((*marks, sha256)):
+        reached = await send(again, place, said)
+    assert reached == len(data)
+    assert (await again.finish("me", sha256, store)).bytes == len(data)
+    assert b"".join([piece async for piece in store.read(sha256)]) == data
+
+
+async def test_what_lies_half_here_and_was_damaged_begins_anew(private: Path) -> None:
+    data = os.urandom(2 * CHUNK)
+    digest = Digest()
+    digest.update(data)
+    sha256 = digest.hexdigest()
+    await Uploads(private / "uploads", limit=2 * CHUNK, reserve=0).append(
+        "me", sha256, 0, len(data), [data[:CHUNK]], digest.marks[0], upto=True
+    )
+    (path,) = (private / "uploads").iterdir()
+    with path.open("r+b") as file:
+        file.write(b"other bytes")
+    again = Uploads(private / "uploads", limit=2 * CHUNK, reserve=0)
+    with pytest.raises(Problem) as caught:
+        await again.append("me", sha256, CHUNK, len(data), [data[CHUNK:]], digest.marks[1], upto=True)
+    assert caught.value.code == "objects.digest"
+    assert await again.offset("me", sha256) == 0
 
 
 async def test_an_upload_on_a_full_disk_is_refused_with_nothing_stored(private: Path) -> None:
     uploads = Uploads(private / "uploads", limit=CHUNK, reserve=1 << 60)
     with pytest.raises(Problem) as caught:
-        await uploads.append("me", "0" * 64, 0, 1, b"x", hashlib.sha256(b"x").hexdigest())
+        await uploads.append("me", "0" * 64, 0, 1, [b"x"], hashlib.sha256(b"x").hexdigest())
     assert caught.value.code == "objects.full"
     assert await uploads.offset("me", "0" * 64) == 0
 

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -343,16 +343,17 @@ async def test_a_disk_that_fills_up_refuses_the_piece_and_the_upload_goes_on_whe
     researcher = await world.user(await world.admin(), "li", "researcher")
     path = tmp_path / "weights"
     path.write_bytes(os.urandom(3_000_000))
-    whole, room = os.pwrite, 1_000_000
+    room = 1_000_000
 
-    def limited(descriptor: int, data: bytes, offset: int) -> int:
+    def limited(descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+        data = b"".join(parts)
         fits = max(0, min(len(data), room - offset))
         if not fits:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(descriptor, data[:fits], offset)
+        return os.pwrite(descriptor, data[:fits], offset)
 
     with monkeypatch.context() as full:
-        full.setattr(os, "pwrite", limited)
+        full.setattr(os, "pwritev", limited)
         with pytest.raises(Problem) as caught:
             await upload(researcher, path)
     assert (caught.value.code, caught.value.status) == ("objects.full", 507)

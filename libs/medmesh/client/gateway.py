@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 
 from medmesh.client.credentials import Anonymous, Credentials
-from medmesh.client.http import Answer, Broken, Pool
+from medmesh.client.http import Answer, Body, Broken, Pool
 from medmesh.contracts.message import Record, new_id
 from medmesh.errors import Problem
 
@@ -111,14 +111,15 @@ class Gateway:
         self,
         method: str,
         path: str,
-        body: bytes = b"",
+        body: Body = b"",
         *,
         query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         digest: str | None = None,
     ) -> Answer:
         """One request, repeated with back-off while the gateway is away, and once more after the second factor was shown where it
-        is asked for. `digest` is the body's SHA-256 where it is known. Raises `Problem`."""
+        is asked for. `digest` is what is signed for the body: its SHA-256, or what else vouches for it (`transfer.send`); a body in parts
+        needs it. Raises `Problem`."""
         try:
             return await self._insist(method, path, body, query, headers, digest)
         except Problem as problem:
@@ -133,14 +134,18 @@ class Gateway:
         self,
         method: str,
         path: str,
-        body: bytes,
+        body: Body,
         query: dict[str, Any] | None,
         headers: dict[str, str] | None,
         digest: str | None = None,
     ) -> Answer:
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(self._attempts):
-            signed = {**self.credentials.headers(method, target, body, digest), "Accept-Language": self.language, **(headers or {})}
+            signed = {
+                **self.credentials.headers(method, target, body if isinstance(body, bytes) else b"", digest),
+                "Accept-Language": self.language,
+                **(headers or {}),
+            }
             try:
                 answer = await self._http.request(method, target, content=body, headers=signed)
             except Broken as error:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 CONNECT_SECONDS = 15.0
 READ_SECONDS = 60.0
 BUFFER = 256 * 1024
+
+
+Body = bytes | Sequence[bytes]
+"""What is sent: at once, or in parts."""
 
 
 class Broken(Exception):
@@ -78,6 +82,24 @@ class Streaming:
                     yield line.decode()
 
 
+class _Parts(aiohttp.Payload):
+    """A large body, a little at a time so that others get their turn, and not copied; it can be sent again."""
+
+    _autoclose = True
+
+    def __init__(self, value: Sequence[bytes]) -> None:
+        super().__init__(value)
+        self._size = sum(map(len, value))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for part in self._value:
+            for start in range(0, len(part), BUFFER):
+                await writer.write(memoryview(part)[start : start + BUFFER])
+
+
 class Pool:
     """Connections to `url`; the proxy of the environment is never used, only one that is given. A session begins with the first request."""
 
@@ -102,9 +124,10 @@ class Pool:
         url = URL(f"{self._url}{target}", encoded=True)
         return self._opened().request(method, url, proxy=self._proxy, allow_redirects=False, **options)
 
-    async def request(self, method: str, target: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+    async def request(self, method: str, target: str, *, content: Body = b"", headers: Mapping[str, str] | None = None) -> Answer:
         """Send and get everything. Raises `Broken`."""
-        data = io.BytesIO(content) if len(content) > BUFFER else content or None  # a large one in pieces, so that others get their turn
+        parts = [content] if isinstance(content, bytes) else content
+        data = _Parts(parts) if sum(map(len, parts)) > BUFFER else b"".join(parts) or None
         with _told():
             async with self._ask(method, target, data=data, headers=headers) as answer:
                 return Answer(answer.status, answer.headers, await answer.read())

@@ -6,8 +6,8 @@ import asyncio
 import base64
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -17,10 +17,13 @@ from medmesh.client.http import Answer, Broken
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.objects.encrypted import EncryptedStore
-from medmesh.store.objects.port import CHUNK, file_digest
+from medmesh.store.objects.port import CHUNK, Digest, file_digest
 from medmesh.tasks import aside
 
 BEGINNING = 4096
+PART = 1 << 20
+"""What is read of a file at once."""
+_NOTHING = hashlib.sha256().hexdigest()
 _under_way: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 Progress = Callable[[int, int], None]
 
@@ -32,8 +35,8 @@ def _silent(done: int, total: int) -> None:
 class Source(Protocol):
     """Bytes to send, wherever they lie."""
 
-    def read(self, start: int, end: int) -> bytes:
-        """Bytes `start`..`end`, at most `CHUNK` at once; called in a thread where they are many."""
+    def read(self, start: int, end: int) -> list[bytes]:
+        """Bytes `start`..`end` in parts; at most `CHUNK` at once; called in a thread where they are many."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,15 @@ class Plain:
 
     path: Path
 
-    def read(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int) -> list[bytes]:
         """See `Source`."""
-        with self.path.open("rb") as file:
+        parts: list[bytes] = []
+        with self.path.open("rb", buffering=0) as file:
             file.seek(start)
-            return file.read(end - start)
+            while start < end and (part := file.read(min(PART, end - start))):
+                parts.append(part)
+                start += len(part)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -56,44 +63,65 @@ class Stored:
     store: EncryptedStore
     sha256: str
 
-    def read(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int) -> list[bytes]:
         """See `Source`."""
-        return b"".join(self.store.open(self.sha256, start, end))
+        return list(self.store.open(self.sha256, start, end))
 
 
 async def upload(gateway: Gateway, path: Path, *, media_type: str = "application/octet-stream", progress: Progress = _silent) -> ObjectRef:
     """Send a file, going on where an earlier attempt stopped. `progress(done, total)` in bytes."""
-    sha256, total = await asyncio.to_thread(file_digest, path)
-    ref = ObjectRef(sha256=sha256, bytes=total, media_type=media_type)
-    await send(gateway, ref, Plain(path), progress=progress)
+    found = await asyncio.to_thread(digested, Plain(path), path.stat().st_size)
+    ref = ObjectRef(sha256=found.hexdigest(), bytes=found.size, media_type=media_type)
+    await send(gateway, ref, Plain(path), marks=found.marks, progress=progress)
     return ref
 
 
-async def send(gateway: Gateway, ref: ObjectRef, source: Source, *, base: Path | None = None, progress: Progress = _silent) -> None:
+def digested(source: Source, size: int) -> Digest:
+    """What there is to know of bytes before they are sent: their SHA-256, and that of their beginnings. In a thread."""
+    found = Digest()
+    for start in range(0, size, PART):
+        for part in source.read(start, min(size, start + PART)):
+            found.update(part)
+    return found
+
+
+async def send(
+    gateway: Gateway,
+    ref: ObjectRef,
+    source: Source,
+    *,
+    marks: Sequence[str] | None = None,
+    base: Path | None = None,
+    progress: Progress = _silent,
+) -> None:
     """Send the bytes of `ref`, going on where an earlier attempt stopped.
 
     `base` is an object that the platform has (its file's name is its SHA-256): pieces that are the same there, at the same place, are
-    named instead of sent. Every piece is verified where it arrives, and the whole at the end. Raises `Problem`.
+    named instead of sent. Every piece is verified where it arrives by the SHA-256 of everything up to its end: those are the `marks` of
+    whoever hashed it (`Digest`); without them it is read once more than is sent. Raises `Problem`.
     """
     target = f"/v1/uploads/{ref.sha256}"
     offset, complete = 0, False
     if ref.bytes > CHUNK:  # a small one is sent sooner than asked for
         offset, complete = _progress(await gateway.raw("HEAD", target))
+        if marks is None and not complete:
+            marks = (await asyncio.to_thread(digested, source, ref.bytes)).marks
+    whole = _Whole(source, ref, marks or (), base)
     ahead: asyncio.Task[_Piece] | None = None
     try:
         while not complete:
             if ahead is None or (piece := await ahead).offset != offset:
-                piece = await _piece(source, offset, ref, base)
+                piece = await _piece(whole, offset)
             after = offset + piece.length
-            ahead = asyncio.create_task(_piece(source, after, ref, base)) if after < ref.bytes else None
+            ahead = asyncio.create_task(_piece(whole, after)) if after < ref.bytes else None
             query: dict[str, Any] = {"offset": offset, "total": ref.bytes}
             if piece.same:
                 query |= {"base": piece.same, "length": piece.length}
             try:
-                answer = await gateway.raw("PUT", target, piece.data, query=query, headers=piece.headers, digest=piece.digest.hex())
+                answer = await gateway.raw("PUT", target, piece.data, query=query, headers=piece.headers, digest=piece.upto)
             except Problem as problem:
                 if piece.same and problem.code == "objects.missing":
-                    base = ahead = None  # the platform has forgotten it: everything is sent
+                    whole, ahead = replace(whole, base=None), None  # the platform has forgotten it: everything is sent
                     continue
                 if problem.code != "objects.offset":
                     raise
@@ -106,36 +134,49 @@ async def send(gateway: Gateway, ref: ObjectRef, source: Source, *, base: Path |
 
 
 @dataclass(frozen=True)
+class _Whole:
+    source: Source
+    ref: ObjectRef
+    marks: Sequence[str]
+    base: Path | None
+
+
+@dataclass(frozen=True)
 class _Piece:
     offset: int
     length: int
-    data: bytes
-    digest: bytes
+    data: Sequence[bytes]
+    upto: str
+    """SHA-256 of everything up to its end; of nothing, where nothing is sent."""
     same: str
     """The object that has the same bytes at the same place; then `data` is empty."""
 
     @property
     def headers(self) -> dict[str, str]:
-        digest = base64.b64encode(self.digest).decode()
-        return {"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
+        digest = base64.b64encode(bytes.fromhex(self.upto)).decode()
+        return {"Upload-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
 
 
-async def _piece(source: Source, offset: int, ref: ObjectRef, base: Path | None) -> _Piece:
-    return await aside(ref.bytes, lambda: _cut(source, offset, ref, base))
+async def _piece(whole: _Whole, offset: int) -> _Piece:
+    return await aside(whole.ref.bytes, lambda: _cut(whole, offset))
 
 
-def _cut(source: Source, offset: int, ref: ObjectRef, base: Path | None) -> _Piece:
+def _cut(whole: _Whole, offset: int) -> _Piece:
     # On a grid of whole pieces, so that what was resumed in the middle of one can be compared again from the next.
-    end = min(ref.bytes, (offset // CHUNK + 1) * CHUNK)
-    data = source.read(offset, end)
+    place, total, base = offset // CHUNK, whole.ref.bytes, whole.base
+    end = min(total, (place + 1) * CHUNK)
+    data = whole.source.read(offset, end)
+    if base is not None and _is_same(data, offset, end, base):
+        return _Piece(offset, end - offset, (), _NOTHING, base.name)
+    return _Piece(offset, end - offset, data, whole.ref.sha256 if end == total else whole.marks[place], "")
+
+
+def _is_same(data: list[bytes], offset: int, end: int, base: Path) -> bool:
     # What differs mostly differs at its beginning: then the base need not be read.
-    same = base is not None and Plain(base).read(offset, min(end, offset + BEGINNING)) == data[:BEGINNING]
-    same = same and base is not None and Plain(base).read(offset, end) == data
-    sent = b"" if same else data
-    # What was opened is what was sealed under this name; a file may be another by now.
-    known = isinstance(source, Stored) and len(sent) == ref.bytes
-    digest = bytes.fromhex(ref.sha256) if known else hashlib.sha256(sent).digest()
-    return _Piece(offset, len(data), sent, digest, base.name if base is not None and same else "")
+    beginning = data[0][:BEGINNING] if data else b""
+    if b"".join(Plain(base).read(offset, offset + len(beginning))) != beginning:
+        return False
+    return b"".join(Plain(base).read(offset, end)) == b"".join(data)
 
 
 def _progress(answer: Answer) -> tuple[int, bool]:
@@ -219,7 +260,7 @@ async def _fetch(gateway: Gateway, ref: ObjectRef, partial: _Partial, progress: 
         place, inside = divmod(partial.size, CHUNK)
         if place in same and since is not None and not inside:
             end = min(ref.bytes, partial.size + CHUNK)
-            await asyncio.to_thread(partial.append, (await asyncio.to_thread(Plain(since).read, partial.size, end),))
+            await asyncio.to_thread(partial.append, await asyncio.to_thread(Plain(since).read, partial.size, end))
             progress(partial.size, ref.bytes)
             continue
         after = next((other * CHUNK for other in sorted(same) if other > place), ref.bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -98,13 +97,6 @@ def check_finite(path: Path, seen: Callable[[bytes], object] = lambda piece: Non
                 seen(piece)
                 if not _finite(piece, entry["dtype"]):
                     raise Problem("weights.not_finite", tensor=name)
-
-
-def finite_digest(path: Path) -> str:
-    """The SHA-256 of a file in which every number is finite; raises as `check_finite`."""
-    whole = hashlib.sha256()
-    check_finite(path, whole.update)
-    return whole.hexdigest()
 
 
 def _finite(piece: bytes, dtype: str) -> bool:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from multidict import CIMultiDict
 
 from medmesh.client.gateway import Gateway
-from medmesh.client.http import Answer
+from medmesh.client.http import Answer, Body
 from medmesh.contracts.audit import AuditBatch
 from medmesh.contracts.federation import GetRoundChain, ReportFailure, RoundChain
 from medmesh.contracts.message import Command, Message, Signal
@@ -84,7 +84,7 @@ class Link(Gateway):
         self,
         method: str,
         path: str,
-        body: bytes = b"",
+        body: Body = b"",
         *,
         query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
@@ -92,7 +92,7 @@ class Link(Gateway):
     ) -> Answer:
         """Of uploads: where to go on, and a piece."""
         sha256, stores, uploads = path.removeprefix("/v1/uploads/"), self._hub.stores, self._hub.uploads
-        asked = query or {}
+        asked, parts = query or {}, [body] if isinstance(body, bytes) else body
         if method == "HEAD":
             size = await stores.scratch.size(sha256)
             offset, whole = (size, True) if size is not None else (await uploads.offset(self._hospital, sha256), False)
@@ -100,9 +100,9 @@ class Link(Gateway):
             if asked.get("base"):
                 store, _ = await holding(stores, asked["base"])
                 start = int(asked["offset"])
-                body = b"".join([part async for part in store.read(asked["base"], start, start + int(asked["length"]))])
+                parts = [part async for part in store.read(asked["base"], start, start + int(asked["length"]))]
                 digest = ""
-            offset = await uploads.append(self._hospital, sha256, int(asked["offset"]), int(asked["total"]), body, digest or "")
+            offset = await uploads.append(self._hospital, sha256, int(asked["offset"]), int(asked["total"]), parts, digest or "", upto=True)
             if whole := offset == int(asked["total"]):
                 await uploads.finish(self._hospital, sha256, stores.scratch)
         return Answer(204, CIMultiDict({"Upload-Offset": str(offset), "Upload-Complete": "?1" if whole else "?0"}))

@@ -48,6 +48,8 @@ class Trained:
     milliseconds: dict[Work, int] = field(default_factory=dict)
     asked: str = ""
     """The fact by which the platform asked for it again."""
+    marks: Sequence[str] | None = None
+    """Of the update's bytes (`Digest`), in the process that stored it; None in a later one."""
 
     @classmethod
     def read(cls, row: Any) -> Trained:
@@ -78,10 +80,11 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
         return
     with _room(site) as room:
         beside = (done.counts, done.metrics.get("loss"))
-        vector, path = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
+        vector, path, marks = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
         # Samples are in the sum, and nothing is said about this hospital alone.
         said = await secure.accompanying(site, event, plan)
-        await _hand_in(site, gateway, event, replace(done, update=vector, samples=1, metrics={}, counts=None), Plain(path), tell, said=said)
+        masked = replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks)
+        await _hand_in(site, gateway, event, masked, Plain(path), tell, said=said)
         path.unlink()  # noise to everybody: no need to write over it
 
 
@@ -99,7 +102,7 @@ async def _hand_in(
     for once_more in (True, False):
         clock = Clock()
         with clock.of("send"):
-            await transfer.send(gateway, done.update, source, base=base, progress=tell)
+            await transfer.send(gateway, done.update, source, marks=done.marks, base=base, progress=tell)
         done.milliseconds.update(clock.milliseconds)
         taken = clock.milliseconds["send"] / 1000
         log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)

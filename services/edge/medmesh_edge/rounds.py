@@ -268,17 +268,17 @@ class Rounds:
             with clock.of("evaluate"):
                 await memorised.scan(self.site, opened, plan, event, local)
             with clock.of("store"):
-                kept, residual = await training.store(self.site, left.keep) if left.keep else None, None
+                kept, residual = (await training.store(self.site, left.keep))[0] if left.keep else None, None
                 out = await privacy.protect(plan, event, base, left.upload, local.folder / "protected")
                 if plan.codec != "none" and event.kind is RoundKind.TRAIN:
                     await asyncio.to_thread(weights.check_finite, out)
                     out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
-                ref = await training.store(self.site, out)
+                ref, marks = await training.store(self.site, out)
         # A loss of few samples says much of each; in a sum it is one of many.
         tells = secure.is_secure(plan, event) or count >= evaluation.smallest_told(self.site, plan)
-        done = Trained(ref, count, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds)
+        done = Trained(ref, count, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds, marks=marks)
         if plan.privacy is not None:
-            done = Trained(ref, 1, {})  # neither samples, a loss nor a time is noised: they stay
+            done = Trained(ref, 1, {}, marks=marks)  # neither samples, a loss nor a time is noised: they stay
         sources = samples.sources(self.site, found)
         async with self.site.unit() as uow:
             if residual is not None:

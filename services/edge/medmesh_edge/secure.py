@@ -28,7 +28,7 @@ from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.roster import Roster
-from medmesh.store.objects.port import fetch
+from medmesh.store.objects.port import Digest, fetch
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -240,9 +240,10 @@ async def ready(site: Site, task: Any) -> bool:
 
 async def vector(
     site: Site, event: RoundOpened, plan: Plan, model: ObjectRef | None, samples: int, room: Path, counted: Any, loss: float | None
-) -> tuple[ObjectRef, Path]:
+) -> tuple[ObjectRef, Path, list[str]]:
     """What goes instead of `model` and of what was `counted` in the round: the same bytes however often it is asked for, so it is
-    made again rather than kept; and it may lie in the clear, which it is to nobody. Raises `Problem` (`secure.range`)."""
+    made again rather than kept; and it may lie in the clear, which it is to nobody. With the marks of its bytes (`Digest`).
+    Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     async with site.unit() as uow:
         party, out = await _party(site, uow, event), room / "vector"
@@ -258,7 +259,9 @@ async def vector(
     if counted is not None:
         tables, loss = ([counted], loss) if event.kind is RoundKind.TRAIN else (counted, None)
         settings["beside"] = counts.numbers(tables, loss=loss, samples=samples, bits=plan.secure.bits)
-    return await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), **settings), out
+    digest = Digest()
+    ref = await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), digest=digest, **settings)
+    return ref, out, digest.marks
 
 
 async def forget(uow: UnitOfWork[Any], event: Any) -> bool:

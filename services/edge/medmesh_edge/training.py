@@ -21,6 +21,9 @@ from medmesh.contracts.plan import Plan
 from medmesh.federated.aggregation import Local, download_signature
 from medmesh.learning import weights
 from medmesh.security.residue import wipe
+from medmesh.store.objects.directory import DirectoryBlobs
+from medmesh.store.objects.encrypted import EncryptedStore
+from medmesh.store.objects.incoming import Incoming
 from medmesh.store.objects.port import fetch
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
@@ -72,18 +75,27 @@ def _at(number: int, attempt: int) -> Any:
     return (kept.c.round == number) & (kept.c.attempt == attempt)
 
 
-async def store(site: Site, path: Path) -> ObjectRef:
-    """Put weights into the hospital's own store. Raises `Problem` (`weights.not_finite`)."""
-    return await asyncio.to_thread(_store, site, path)
+async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None]:
+    """Put weights into the hospital's own store; with the marks of a large one's bytes (`Digest`). Raises `Problem`
+    (`weights.not_finite`)."""
+    return await asyncio.to_thread(_store, site.objects, path)
 
 
-def _store(site: Site, path: Path) -> ObjectRef:
-    if path.stat().st_size > BRIEF:
-        return site.objects.put_file_now(path, weights.finite_digest(path))
-    pieces: list[bytes] = []  # of a small one, what was looked at is what is stored: read once, hashed once
-    weights.check_finite(path, pieces.append)
-    data = b"".join(pieces)
-    return ObjectRef(sha256=site.objects.put_now(data), bytes=len(data))
+def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None]:
+    if path.stat().st_size <= BRIEF or not isinstance(objects.blobs, DirectoryBlobs):
+        pieces: list[bytes] = []  # of a small one, what was looked at is what is stored: read once, hashed once
+        weights.check_finite(path, pieces.append)
+        data = b"".join(pieces)
+        return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None
+    # Of a large one, too, without its being held: what is looked at, hashed and sealed are the same bytes, whoever writes to the file.
+    incoming = Incoming(objects.blobs, objects.wrapping)
+    try:
+        weights.check_finite(path, incoming.write)
+        if objects.header(incoming.sha256) is None:
+            incoming.keep()
+        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks
+    finally:
+        incoming.discard()
 
 
 async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | None) -> None:

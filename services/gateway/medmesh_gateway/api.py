@@ -121,13 +121,18 @@ OPERATION_SCHEMA: dict[str, Any] = {
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     """A request's body of at most `limit` bytes. Raises `Problem`."""
+    return b"".join(await read_parts(request, limit))
+
+
+async def read_parts(request: Request, limit: int) -> list[bytes]:
+    """The same as it came, not copied."""
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > limit:
             raise Problem("request.too_large", limit=limit)
         parts.append(part)
-    return b"".join(parts)
+    return parts
 
 
 def bearer(request: Request) -> str:

@@ -30,7 +30,9 @@ READS = {ACTION: "object.read"}
 WRITES = {
     ACTION: "object.write",
     "requestBody": {"required": True, "content": _BYTES},
-    "parameters": [{"name": "Content-Digest", "in": "header", "required": True, "schema": {"type": "string"}}],
+    "parameters": [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}} for name in ("Content-Digest", "Upload-Digest")
+    ],
 }
 
 
@@ -79,20 +81,24 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
 
     @app.put("/v1/uploads/{sha256}", tags=["objects"], status_code=204, responses=STORED, openapi_extra=WRITES)
     async def upload(sha256: str, offset: int, total: int, request: Request, base: str = "", length: int = 0) -> Response:
-        """One piece of at most 8 MiB with its `Content-Digest` (RFC 9530); the last one stores the object.
+        """One piece of at most 8 MiB with its `Content-Digest` (RFC 9530) or, in the same form, as `Upload-Digest` that of everything up to
+        its end, which is what a node signs and needs no second hash; the last one stores the object.
 
         With `base` and `length` nothing is sent: the piece is what the object `base` has at the same place.
         """
-        from medmesh_gateway.api import read_body
+        from medmesh_gateway.api import read_parts
 
-        piece = await read_body(request, CHUNK)
-        digest = _content_digest(request)
+        piece = await read_parts(request, CHUNK)
+        upto = "upload-digest" in request.headers
+        digest = _digest(request, "upload-digest" if upto else "content-digest")
         actor = await enter(request, "object.write", digest)
         if base:
             await door.permit(actor, "object.read")
             await admit(actor, base)
             piece, digest = await _copied(ports, base, offset, length), ""
-        reached = await ports.uploads.append(actor.text, _name(sha256), offset, total, piece, digest)
+        elif not digest:
+            raise Problem("request.invalid", reason="give the piece's Content-Digest or Upload-Digest")
+        reached = await ports.uploads.append(actor.text, _name(sha256), offset, total, piece, digest, upto=upto)
         if reached == total:
             await transferred(actor, "object.write", "C", sha256, bytes=total)  # before: whoever is killed between leaves no unknown object
             try:
@@ -133,14 +139,14 @@ class Unchanged(BaseModel):
     pieces: tuple[int, ...]
 
 
-async def _copied(ports: Ports, base: str, offset: int, length: int) -> bytes:
+async def _copied(ports: Ports, base: str, offset: int, length: int) -> list[bytes]:
     """A piece of an object that is here. Raises `Problem` (`objects.missing`, `objects.piece`)."""
     if not 0 < length <= CHUNK or offset < 0:
         raise Problem("objects.piece", bytes=length, limit=CHUNK)
     store = await ports.stores.holding(_name(base))
-    found = b"".join([part async for part in store.read(base, offset, offset + length)])
-    if len(found) != length:
-        raise Problem("objects.piece", bytes=len(found), limit=CHUNK)
+    found = [part async for part in store.read(base, offset, offset + length)]
+    if (size := sum(map(len, found))) != length:
+        raise Problem("objects.piece", bytes=size, limit=CHUNK)
     return found
 
 
@@ -155,8 +161,8 @@ def _name(sha256: str) -> str:
     return sha256
 
 
-def _content_digest(request: Request) -> str:
-    found = re.fullmatch(r"sha-256=:([A-Za-z0-9+/=]+):", request.headers.get("content-digest", ""))
+def _digest(request: Request, header: str) -> str:
+    found = re.fullmatch(r"sha-256=:([A-Za-z0-9+/=]+):", request.headers.get(header, ""))
     try:
         return base64.b64decode(found.group(1), validate=True).hex() if found else ""
     except binascii.Error:

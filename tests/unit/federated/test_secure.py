@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from medmesh.federated.streams import Reader, Writer
 from medmesh.learning import weights
 from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
+from medmesh.store.objects.port import CHUNK, Digest
 
 BITS = 24
 HOSPITALS = ("h1", "h2", "h3", "h4", "h5")
@@ -443,3 +445,12 @@ def test_every_float_that_a_model_may_have_is_in_the_sum(tmp_path: Path) -> None
         for dtype in kinds:
             exact = np.array([1.0, -2.0, 0.5]) * (1 * 10 + 2 * 20 + 3 * 30) / 60
             np.testing.assert_allclose(mean.read(dtype, 0, 3), exact, rtol=2**-7)
+
+
+def test_a_large_vector_is_known_by_its_marks(private: Path) -> None:
+    weights.save({"w": np.ones(3 * CHUNK // 16, np.float32)}, private / "m")
+    digest = Digest()
+    ref = vectors.encode(private / "m", 5, private / "v", bits=BITS, parties=3, digest=digest)
+    data = (private / "v").read_bytes()
+    assert (ref.sha256, ref.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert digest.marks == [hashlib.sha256(data[:CHUNK]).hexdigest()]

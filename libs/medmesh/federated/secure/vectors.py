@@ -7,7 +7,6 @@ shows neither a model nor how many samples made it. Its dtype says the ring: I64
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.streams import FLOATS, Reader, Writer, elements
+from medmesh.store.objects.port import Digest
 
 CHUNK = 1 << 16
 TENSOR = "secure.sum"
@@ -74,9 +74,10 @@ def encode(
     masks: Sequence[Mask] = (),
     without: frozenset[str] = frozenset(),
     beside: Sequence[int] = (),
+    digest: Digest | None = None,
 ) -> ObjectRef:
     """Write the vector of a model that was trained on `samples`, or of no model, with the numbers `beside`, masked; not durable,
-    since it can be made again.
+    since it can be made again. A fresh `digest` has what its bytes are known by afterwards.
 
     Raises `Problem` (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties`
     might not fit; then nothing is left of `target`.
@@ -86,13 +87,13 @@ def encode(
         raise Problem("secure.range", tensor="samples")
     if any(abs(number) > most for number in beside):
         raise Problem("secure.range", tensor="counts")
-    streams = [mask.stream() for mask in masks]
+    streams, digest = [mask.stream() for mask in masks], digest or Digest()
     try:
         with ExitStack() as stack:
             file = stack.enter_context(Reader(model)) if model is not None else None
             count = 1 + (sum(elements(t) for t in _summed(file, without)) if file is not None else 0) + len(beside)
             out = stack.enter_context(Writer(target, _vector(count, dtype), durable=False))
-            digest = hashlib.sha256(out.head)
+            digest.update(out.head)
             for chunk in _chunks(_numbers(file, samples, bits, most, without, beside, dtype)):
                 for stream in streams:
                     stream.apply(chunk)

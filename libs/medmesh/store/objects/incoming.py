@@ -7,7 +7,6 @@ one is a body that grows and a header that is written last. A writer that is kil
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import secrets
@@ -18,6 +17,7 @@ from medmesh.errors import Problem
 from medmesh.store.objects import envelope
 from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.envelope import PIECE, Wrapping
+from medmesh.store.objects.port import Digest
 
 
 class Incoming:
@@ -27,7 +27,7 @@ class Incoming:
     def __init__(self, blobs: DirectoryBlobs, wrapping: Wrapping) -> None:
         self._folder = blobs.folder
         self._wrapping = wrapping
-        self._hash = hashlib.sha256()
+        self._hash = Digest()
         self._piece = bytearray()
         self._place = 0
         self._file: BinaryIO | None = None
@@ -39,6 +39,11 @@ class Incoming:
     def sha256(self) -> str:
         """Of what was written so far."""
         return self._hash.hexdigest()
+
+    @property
+    def marks(self) -> list[str]:
+        """See `Digest`."""
+        return self._hash.marks
 
     @property
     def beginning(self) -> bytearray:

@@ -1,4 +1,7 @@
-"""Resumable uploads: pieces of at most 8 MiB, each verified in memory before it touches the disk, appended at known offsets."""
+"""Resumable uploads: pieces of at most 8 MiB, each verified in memory before it touches the disk, appended at known offsets.
+
+A piece is verified by its own SHA-256, or by that of everything up to its end: then it is hashed once, as the whole is (decision 0131).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,9 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import CHUNK, ObjectStore
 
 _MOST_GROWING = 1024
+_LOOK = 1 << 20
+_VECTORS = 1024
+"""More parts are not written with one call (IOV_MAX)."""
 
 
 class Uploads:
@@ -39,39 +46,65 @@ class Uploads:
         path = self._path(owner, sha256)
         return path.stat().st_size if path.exists() else 0
 
-    async def append(self, owner: str, sha256: str, offset: int, total: int, piece: bytes, piece_sha256: str) -> int:
-        """Write a piece at `offset`; answers the new offset. Sending a piece again is harmless. An empty `piece_sha256`: it came from a
-        store of ours.
+    async def append(
+        self, owner: str, sha256: str, offset: int, total: int, piece: Sequence[bytes], said: str, *, upto: bool = False
+    ) -> int:
+        """Write a piece, in parts as they came, at `offset`; answers the new offset. Sending a piece again is harmless. `said` is the
+        piece's SHA-256; with `upto`, that of everything up to its end; empty when it came from a store of ours.
 
-        Raises `Problem`: `objects.too_large`, `objects.piece`, `objects.digest` (the piece arrived altered), `objects.offset` (a
-        piece is missing before this one), `objects.full`.
+        Raises `Problem`: `objects.too_large`, `objects.piece`, `objects.digest` (the piece arrived altered; with `upto`, it or what lies
+        here, and the upload begins anew), `objects.offset` (a piece is missing before this one), `objects.full`.
         """
+        length = sum(map(len, piece))
         if total > self._limit:
             raise Problem("objects.too_large", bytes=total, limit=self._limit)
-        if not piece or len(piece) > CHUNK or offset + len(piece) > total:
-            raise Problem("objects.piece", bytes=len(piece), limit=CHUNK)
-        if piece_sha256:
-            found = await asyncio.to_thread(lambda: hashlib.sha256(piece).hexdigest())
-            if found != piece_sha256:
-                raise Problem("objects.digest", expected=piece_sha256, found=found)
+        if not length or length > CHUNK or offset + length > total:
+            raise Problem("objects.piece", bytes=length, limit=CHUNK)
+        if said and not upto:
+            found = (await asyncio.to_thread(_digest, hashlib.sha256(), piece)).hexdigest()
+            if found != said:
+                raise Problem("objects.digest", expected=said, found=found)
         path = self._path(owner, sha256)
         async with self._locks[sha256]:
             have = await self.offset(owner, sha256)
             if offset > have:
                 raise Problem("objects.offset", expected=have, found=offset)
-            if offset + len(piece) <= have:
+            if offset + length <= have:
                 return have
-            if shutil.disk_usage(self._folder).free < self._reserve + len(piece):
+            if shutil.disk_usage(self._folder).free < self._reserve + length:
                 raise Problem("objects.full")
-            await asyncio.to_thread(self._write, path, offset, piece)
-            return offset + len(piece)
+            await asyncio.to_thread(self._take, path, offset, piece, said if upto else "")
+            return offset + length
 
-    def _write(self, path: Path, offset: int, piece: bytes) -> None:
+    def _take(self, path: Path, offset: int, piece: Sequence[bytes], upto: str) -> None:
+        """Digest an upload while it grows. One that does not grow at its end, or that another process began, is read for that again: at
+        once where its beginning is needed, else when it is whole."""
+        known, before = self._growing.pop(path, None) if offset else (0, hashlib.sha256()), None
+        if known is not None and known[0] == offset:
+            before = known[1]
+        elif upto:
+            before = _beginning(path, offset)
+        grown = _digest(before.copy(), piece) if before is not None else None
+        if upto and grown is not None and (found := grown.hexdigest()) != upto:
+            wipe(path)  # whether the piece or what lies here is wrong cannot be told
+            raise Problem("objects.digest", expected=upto, found=found)
+        self._write(path, offset, piece)
+        if grown is not None:
+            self._growing[path] = (offset + sum(map(len, piece)), grown)
+        while len(self._growing) > _MOST_GROWING:
+            self._growing.popitem(last=False)
+
+    def _write(self, path: Path, offset: int, piece: Sequence[bytes]) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            written = 0
-            while written < len(piece):  # the last piece that fits on a disk is written in part
-                written += os.pwrite(descriptor, piece[written:], offset + written)
+            place, left = offset, [memoryview(part) for part in piece if part]
+            while left:  # the last piece that fits on a disk is written in part
+                written = os.pwritev(descriptor, left[:_VECTORS], place)
+                place += written
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if written:
+                    left[0] = left[0][written:]
         except OSError as error:
             os.ftruncate(descriptor, offset)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -79,16 +112,6 @@ class Uploads:
             raise
         finally:
             os.close(descriptor)
-        self._digest(path, offset, piece)
-
-    def _digest(self, path: Path, offset: int, piece: bytes) -> None:
-        """Digest an upload while it grows; one that does not grow at its end is read again when it is whole."""
-        known = self._growing.pop(path, None) if offset else (0, hashlib.sha256())
-        if known is not None and known[0] == offset:
-            known[1].update(piece)
-            self._growing[path] = (offset + len(piece), known[1])
-        while len(self._growing) > _MOST_GROWING:
-            self._growing.popitem(last=False)
 
     async def finish(self, owner: str, sha256: str, store: ObjectStore) -> ObjectRef:
         """Move a complete upload into `store`. Raises `Problem` (`objects.digest`), and begins anew, when the whole is not its name."""
@@ -124,3 +147,19 @@ class Uploads:
         for path in stale:
             await asyncio.to_thread(wipe, path)
         return len(stale)
+
+
+def _digest(running: Any, piece: Sequence[bytes]) -> Any:
+    for part in piece:
+        running.update(part)
+    return running
+
+
+def _beginning(path: Path, length: int) -> Any:
+    """The running SHA-256 of a file's first bytes."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while length and (part := file.read(min(_LOOK, length))):
+            found.update(part)
+            length -= len(part)
+    return found
