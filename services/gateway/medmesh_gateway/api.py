@@ -237,11 +237,15 @@ async def _begin(
     runtime: Runtime, ports: Ports, request: Request, command: Command, operation: str, actor: Actor, token: str | None, key: str | None
 ) -> str | None:
     """Write the operation and its command in one transaction; answers the operation that a repeated key began before."""
-    known = None
-    async with runtime.unit(runtime.context(actor=actor, token=token)) as uow:
-        fresh = await ports.door.unseen(uow, request)
-        if fresh and (known := await _note(uow, operation, command, actor, key)) is None:
+
+    async def begin(uow: UnitOfWork[Any]) -> tuple[bool, Any]:
+        if not await ports.door.unseen(uow, request):
+            return False, None
+        if (known := await _note(uow, operation, command, actor, key)) is None:
             uow.emit(command, hospital=actor.id if actor.kind == "hospital" else None, id=operation)
+        return True, known
+
+    fresh, known = await runtime.gathering.run(runtime.context(actor=actor, token=token), begin)
     if not fresh:
         raise Problem("security.request_replayed")
     return None if known is None else str(known.operation)

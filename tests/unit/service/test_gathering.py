@@ -1,10 +1,11 @@
-"""Audit records that gather: who waits has theirs committed, few transactions take many, and what fails is said to all it befell."""
+"""Work that gathers: who waits has theirs committed, few transactions take many, and what fails is said to all it befell."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from tests.store import example_memory
@@ -62,3 +63,29 @@ async def test_a_transaction_that_fails_is_told_to_everybody_and_the_next_is_tri
         counted.fails = False
         await gathering.record(Context("example"), AuditEntry("thing.read", "R"))
         assert len(await database.unreceipted()) == 1
+
+
+async def test_work_that_fails_leaves_nothing_and_takes_nobody_with_it() -> None:
+    async with example_memory() as database:
+        gathering = Gathering(Counted(database).unit)
+
+        async def work(uow: UnitOfWork[Any], n: int) -> int:
+            uow.audit(AuditEntry(f"thing.{n}", "R"))
+            if n == 2:
+                raise ValueError("mine")
+            return 10 * n
+
+        told = await asyncio.gather(*(gathering.run(Context("example"), partial(work, n=n)) for n in range(5)), return_exceptions=True)
+        assert [repr(one) if isinstance(one, Exception) else one for one in told] == [0, 10, "ValueError('mine')", 30, 40]
+        kept = [body.decode().split()[1] for _, _, body in await database.unreceipted()]
+        assert kept == ["thing.0", "thing.1", "thing.3", "thing.4"]
+
+
+async def test_each_works_in_its_own_context() -> None:
+    async with example_memory() as database:
+        gathering = Gathering(Counted(database).unit)
+
+        async def who(uow: UnitOfWork[Any]) -> str:
+            return uow.context.service
+
+        assert await asyncio.gather(*(gathering.run(Context(name), who) for name in "abc")) == ["a", "b", "c"]
