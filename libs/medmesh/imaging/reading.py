@@ -15,28 +15,32 @@ from struct import pack
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import config
-from pydicom.datadict import dictionary_has_tag, tag_for_keyword
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_data_element
-from pydicom.pixels import iter_pixels
-from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import (
-    PYDICOM_IMPLEMENTATION_UID,
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
-    UID_dictionary,
-)
 
+from medmesh.absent import absent
 from medmesh.errors import Problem
+
+# With these two it would learn to download its own test files, which takes 3 MiB of every process that reads.
+with absent("requests", "tqdm"):
+    import pydicom
+    from pydicom import config
+    from pydicom.datadict import dictionary_has_tag, tag_for_keyword
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_data_element
+    from pydicom.pixels import iter_pixels
+    from pydicom.pixels.utils import get_expected_length
+    from pydicom.uid import (
+        PYDICOM_IMPLEMENTATION_UID,
+        UID,
+        DeflatedExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        SecondaryCaptureImageStorage,
+        UID_dictionary,
+    )
 
 # pydicom warns and logs with the offending value in the text, which may name a patient. `catch_warnings` below does the same for
 # callers that turned warnings into errors; it is not safe in threads, this is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -85,8 +86,9 @@ async def simulate(
             hub(folder, keys, hear) as platform,
             _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as (tasks, benches),
         ):
-            federation = await _create(platform, package, tuple(sorted(shares)), plan)
-            await _until(ended, tasks, benches, platform)
+            with _settled():
+                federation = await _create(platform, package, tuple(sorted(shares)), plan)
+                await _until(ended, tasks, benches, platform)
             view = await _view(platform, federation)
             if view.model is not None:
                 store = await platform.stores.holding(view.model.sha256)
@@ -122,6 +124,17 @@ def _here() -> Iterator[None]:
         yield
     finally:
         del loop.run_in_executor
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """The collector leaves alone what is there now: with hundreds of hospitals, looking through all of it took a twelfth of a round."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], plan: dict[str, Any]) -> str:

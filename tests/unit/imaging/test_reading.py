@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import re
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -220,3 +223,11 @@ def test_quality_rules_speak_of_every_readable_image_in_known_codes(parsed: dict
     assert any(not codes for codes in checked)
     assert {code for codes in checked for code in codes} <= BLOCKING
     assert all(re.fullmatch(r"[a-z_]+", rule) for rule in BLOCKING)
+
+
+def test_who_reads_does_not_load_what_downloads() -> None:
+    names = ("requests", "tqdm", "urllib3")
+    assert importlib.util.find_spec("requests"), "it is installed: others use it"
+    program = f"import sys, medmesh.imaging.reading; print([n for n in {names} if n in sys.modules]); import requests"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -6,10 +6,7 @@ Constants are those of linux/sched.h, linux/prctl.h, linux/sockios.h, sys/mount.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
-import socket
-import struct
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
@@ -40,6 +37,10 @@ def unshare(flags: int) -> None:
 
 def raise_loopback() -> None:
     """Let this network namespace's processes speak to each other over 127.0.0.1; netdevice(7). A new one has it, and it is down."""
+    import fcntl
+    import socket
+    import struct
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_one:
         flags = struct.unpack("16xH", fcntl.ioctl(any_one, _SIOCGIFFLAGS, struct.pack("16s24x", b"lo"))[:18])[0]
         fcntl.ioctl(any_one, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))

@@ -6,11 +6,13 @@ landlock(7), seccomp(2), prctl(2), pid_namespaces(7).
 
 With namespaces there are three processes. The one that was started waits, and ends as the worker does. Its child is the first of
 the process namespace: the kernel ends everything in there with it, so nothing the worker leaves behind lives on. The third becomes
-the worker. Each is killed when the one above ends; SIGTERM to the first therefore ends all at once.
+the worker. Each is killed when the one above ends; SIGTERM to the first therefore ends all at once. What is imported here is kept by
+the two that wait, as long as the worker lives: little is.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -133,6 +135,7 @@ def _enter(order: dict[str, Any]) -> None:
         follow([("namespaces", lambda: kernel.unshare(kernel.CLONE_NEWPID))])
     else:
         follow([("namespaces", lambda: kernel.unshare(kernel.CLONE_NEWPID | kernel.CLONE_NEWUSER)), ("account", lambda: _map(uid, gid))])
+    gc.disable()  # it would write to what the two that only wait share
     first = os.fork()
     if first:
         os.close(report)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SETTINGS = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
@@ -31,6 +33,8 @@ def places(program: Path, read: Iterable[Path], write: Path) -> list[Place]:
 
     A path that leads through a link is seen at both ends, unless the link itself is inside something that is seen.
     """
+    from pathlib import Path  # not above: two processes that only wait keep what the launcher imports
+
     package = Path(__file__).resolve().parents[2]
     readable = [*interpreter(program), package, *read]
     wanted = {Place(str(path.resolve()), str(path.resolve())) for path in readable}
@@ -50,6 +54,8 @@ def interpreter(program: Path) -> Iterator[Path]:
 
     Of a prefix only the parts that Python uses: a prefix may well be somebody's home folder.
     """
+    from pathlib import Path
+
     seen: set[Path] = set()
     waiting = [Path(os.path.abspath(program))]
     while waiting:
@@ -77,5 +83,5 @@ def _home(configuration: Path) -> Path | None:
     for line in configuration.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition("=")
         if name.strip().lower() == "home":
-            return Path(value.strip())
+            return configuration.parent / value.strip()
     return None
