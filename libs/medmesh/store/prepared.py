@@ -70,18 +70,9 @@ class Prepared:
     def sqlite(self) -> tuple[Compiled, Callable[[Sequence[Any]], Any]]:
         """Compiled for SQLite, and what makes a row, with the columns as attributes, of one of the driver's."""
         from pydantic_core import from_json, to_json
-        from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
         from sqlalchemy.dialects.sqlite.pysqlite import dialect
 
-        class Qualified(SQLiteCompiler):
-            """In RETURNING, SQLAlchemy leaves out the tables' names, within its subqueries too, where a column is then ambiguous."""
-
-            def visit_select(self, *args: Any, **options: Any) -> Any:
-                return super().visit_select(*args, **{**options, "include_table": True})  # type: ignore[no-untyped-call]
-
-        kind = dialect(json_deserializer=from_json, json_serializer=lambda value: to_json(value).decode())
-        kind.statement_compiler = Qualified
-        compiled = Compiled(self.statement, kind)
+        compiled = Compiled(self.statement, dialect(json_deserializer=from_json, json_serializer=lambda value: to_json(value).decode()))
         names = [name for name, _ in compiled.columns]
         row: Any = namedtuple("Row", names)  # type: ignore[misc]
         make = partial(tuple.__new__, row)  # `_make`, which would count them

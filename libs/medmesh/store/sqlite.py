@@ -199,7 +199,6 @@ class Engine:
         @event.listens_for(self._engine, "connect")
         def _configure(connection: Any, _record: Any) -> None:
             connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-            connection.create_function("jsonb_exists", 2, lambda kept, name: name in json.loads(kept or "[]"), deterministic=True)
             write_ahead(connection, BUSY_SECONDS)
             for pragma in (
                 "synchronous=FULL",
