@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, select
+from sqlalchemy import bindparam, case, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.errors import Problem
@@ -43,27 +43,20 @@ _IS_LOST = answers.c.failed == LOST
 _SAME_BYTES = answers.c.update["sha256"].as_string() == _GIVEN.excluded.update["sha256"].as_string()
 _BETTER = (answers.c.failed != FLAGGED) & (~_IS_LOST | _SAME_BYTES | _GIVEN.excluded.failed.is_not(None))
 _SAID = [column for column in answers.c if column.name not in (*_KEY, "counted", "failed")]
-_OTHERS = answers.alias()
-_GAVE = (
-    select(_OTHERS.c.hospital)
-    .where(*(_OTHERS.c[name] == bindparam(name) for name in _ATTEMPT), _OTHERS.c.hospital == participants.c.hospital, ~_OTHERS.c.late)
-    .exists()
+_GAVE = select(answers.c.hospital).where(
+    *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
 )
-_OPEN = rounds.alias()
-_SILENT = (
-    select(participants.c.hospital)
-    .join_from(_OPEN, participants, participants.c.federation == _OPEN.c.federation)
-    .where(*(_OPEN.c[name] == bindparam(name) for name in _ATTEMPT), participants.c.state == "accepted", ~_GAVE)
-    .where(participants.c.hospital != bindparam("hospital"), func.jsonb_exists(_OPEN.c.assigned, participants.c.hospital))
-    .exists()
-)
+_TO_COME = (participants.c.federation == bindparam("federation"), participants.c.state == "accepted", ~_GAVE.exists())
+# Who is told last mostly answers last: by the index, one of whom an answer is still to come is found soon.
+_SILENT = select(participants.c.hospital).where(*_TO_COME).order_by(participants.c.hospital.desc())
+_ALL_SILENT, _ONE_SILENT = Prepared(_SILENT), Prepared(_SILENT.limit(1))
 _ANSWER = Prepared(
     _GIVEN.on_conflict_do_update(
         index_elements=_KEY,
         # What was said with one that was lost stands.
         set_={one.name: case((_IS_LOST, one), else_=_GIVEN.excluded[one.name]) for one in _SAID} | {"failed": _GIVEN.excluded.failed},
         where=answers.c.failed.is_not(None) & _BETTER,
-    ).returning(answers.c.late, _SILENT.label("silent"))
+    ).returning(answers.c.late)
 )
 
 
@@ -94,9 +87,7 @@ def too_late(asked: Any) -> bool:
 
 async def answer(uow: UnitOfWork[Ports], asked: Any, late: bool, **values: Any) -> bool | None:
     """Keep an answer; whether it counts as late, None when this hospital gave one before. A failure reported earlier is replaced: it
-    recovered in time. What was left out as flagged stays so, and what was lost counts again as it did.
-
-    There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
+    recovered in time. What was left out as flagged stays so, and what was lost counts again as it did."""
     row = {
         **{name: getattr(asked, name) for name in _ATTEMPT},
         "hospital": uow.actor.id,
@@ -112,6 +103,14 @@ async def answer(uow: UnitOfWork[Ports], asked: Any, late: bool, **values: Any) 
         **values,
     }
     kept = await uow.one(_ANSWER, **row)
-    if kept is None or not kept.silent:
-        uow.on_commit(uow.ports.wake.set)
+    await _wake_after_last(uow, asked)
     return None if kept is None else bool(kept.late)
+
+
+async def _wake_after_last(uow: UnitOfWork[Ports], asked: Any) -> None:
+    """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
+    attempt = {name: getattr(asked, name) for name in _ATTEMPT}
+    if (silent := await uow.rows(_ONE_SILENT, **attempt)) and silent[0].hospital not in asked.assigned:
+        silent = await uow.rows(_ALL_SILENT, **attempt)
+    if not any(one.hospital in asked.assigned for one in silent):
+        uow.on_commit(uow.ports.wake.set)
