@@ -16,9 +16,10 @@ from medmesh.client import Gateway
 from medmesh.client.federation import create_federation
 from medmesh.contracts.federation import FederationView
 from medmesh.imaging.reading import wrap
-from medmesh_edge import consent
+from medmesh_edge import consent, intake
 from medmesh_edge.enrolment import enrol
 from medmesh_edge.node import Node
+from medmesh_edge.ports import site
 from medmesh_edge.settings import Settings
 from medmesh_edge.tables import federations
 from tests.packages import TINY
@@ -84,6 +85,17 @@ async def enrolled(world: World, admin: Gateway, approver: Gateway, hospital: st
     text = text.replace("ethics = true", "ethics = false").replace("min_samples = 20 ", "min_samples = 1 ")
     policy.write_text(text, "utf-8")
     return folder
+
+
+async def with_images(world: World, names: Iterable[str]) -> tuple[Gateway, Gateway, dict[str, Path]]:
+    """A researcher, an approver, and enrolled hospitals' folders by name, each with images of its own."""
+    admin = await world.admin()
+    researcher, approver = await world.user(admin, "li", "researcher"), await world.user(admin, "wu", "approver")
+    folders = {name: await enrolled(world, admin, approver, name) for name in names}
+    for name, folder in folders.items():
+        async with site(folder) as opened:
+            await intake.ingest(opened, pacs(world.p.folder, name), "brain")
+    return researcher, approver, folders
 
 
 async def federation(

@@ -27,8 +27,11 @@ from medmesh.service.spec import ServiceSpec
 from medmesh_audit.service import SERVICE as AUDIT
 from medmesh_edge import roster as rosters
 from medmesh_edge.settings import Layout
+from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_gateway.service import SERVICE as GATEWAY
 from medmesh_governance.service import SERVICE as GOVERNANCE
+from medmesh_ingestion.service import SERVICE as INGESTION
+from medmesh_registry.service import SERVICE as REGISTRY
 from tests.platform import Platform, platform
 from tests.records import arrived
 
@@ -115,3 +118,11 @@ async def small_world(
         ca = folder / "ca" / "ca.pem"
         anybody = await stack.enter_async_context(Gateway(f"https://127.0.0.1:{gateway}", ca=ca))
         yield World(p, anybody.url, f"https://127.0.0.1:{audit}", ca, anybody)
+
+
+@asynccontextmanager
+async def federating_world(servers: RunningServers, folder: Path, ports: Ports) -> AsyncIterator[World]:
+    """A small one in which hospitals train together, and release what they made."""
+    settings = {"federation": {"tick_seconds": 0.1}, "ingestion": {"key": folder / "keys" / "ingestion.key"}}
+    async with small_world(servers, folder, ports, FEDERATION, REGISTRY, INGESTION, settings=settings) as made:
+        yield made

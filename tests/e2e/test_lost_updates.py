@@ -10,21 +10,16 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.e2e.test_secure_nodes import HOSPITALS
-from tests.hospitals import completed, consented, enrolled, federation, pacs
+from tests.hospitals import completed, consented, federation, with_images
 from tests.records import left
-from tests.world import World, small_world
+from tests.world import World, federating_world
 
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
-from medmesh_edge import intake
 from medmesh_edge.node import running
-from medmesh_edge.ports import site
 from medmesh_edge.tables import tasks
 from medmesh_federation import results
-from medmesh_federation.service import SERVICE as FEDERATION
-from medmesh_ingestion.service import SERVICE as INGESTION
-from medmesh_registry.service import SERVICE as REGISTRY
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,8 +29,7 @@ pytestmark = [
 
 @pytest.fixture
 async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    settings = {"federation": {"tick_seconds": 0.1}, "ingestion": {"key": private / "keys" / "ingestion.key"}}
-    async with small_world(servers, private, ports, FEDERATION, REGISTRY, INGESTION, settings=settings) as made:
+    async with federating_world(servers, private, ports) as made:
         yield made
 
 
@@ -54,12 +48,7 @@ async def test_what_the_platform_lost_is_sent_again_and_not_trained_again(
         return await aggregate(ports, row, situation, given, *further)
 
     monkeypatch.setattr(results, "result", after_a_loss)
-    admin = await world.admin()
-    researcher, approver = await world.user(admin, "li", "researcher"), await world.user(admin, "wu", "approver")
-    folders = {name: await enrolled(world, admin, approver, name) for name in HOSPITALS}
-    for name, folder in folders.items():
-        async with site(folder) as opened:
-            await intake.ingest(opened, pacs(world.p.folder, name), "brain")
+    researcher, approver, folders = await with_images(world, HOSPITALS)
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         made = await federation(

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 from tests.hospitals import completed, enrolled, federation, pacs, state_of, until
 from tests.records import Records, left
-from tests.world import World, small_world
+from tests.world import World, federating_world
 
 from medmesh.client import Gateway
 from medmesh.contracts.federation import FederationView
@@ -27,9 +27,6 @@ from medmesh_edge.node import Node, running
 from medmesh_edge.outgoing import queue
 from medmesh_edge.ports import site
 from medmesh_edge.tables import federations, items, tasks
-from medmesh_federation.service import SERVICE as FEDERATION
-from medmesh_ingestion.service import SERVICE as INGESTION
-from medmesh_registry.service import SERVICE as REGISTRY
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,8 +36,7 @@ pytestmark = [
 
 @pytest.fixture
 async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    settings = {"federation": {"tick_seconds": 0.1}, "ingestion": {"key": private / "keys" / "ingestion.key"}}
-    async with small_world(servers, private, ports, FEDERATION, REGISTRY, INGESTION, settings=settings) as made:
+    async with federating_world(servers, private, ports) as made:
         yield made
 
 

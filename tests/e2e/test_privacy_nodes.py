@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from scipy.special import gammaln, logsumexp
 from sqlalchemy import select
-from tests.hospitals import completed, consented, enrolled, federation, pacs
+from tests.hospitals import completed, consented, federation, with_images
 from tests.world import World, small_world
 
 from medmesh.cli.edge import edge
@@ -22,9 +22,7 @@ from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
-from medmesh_edge import intake
 from medmesh_edge.node import Node, running
-from medmesh_edge.ports import site
 from medmesh_edge.tables import privacy_spent
 from medmesh_federation.service import SERVICE as FEDERATION
 
@@ -57,12 +55,7 @@ def by_hand(rate: float, noise: float, steps: int, delta: float) -> float:
 
 async def run(world: World, hospitals: tuple[str, ...], **plan: Any) -> tuple[FederationView, list[list[Any]], Path]:
     """(the federation when it ended, each hospital's ledger, a node's folder)."""
-    admin = await world.admin()
-    researcher, approver = await world.user(admin, "li", "researcher"), await world.user(admin, "wu", "approver")
-    folders = {name: await enrolled(world, admin, approver, name) for name in hospitals}
-    for name, folder in folders.items():
-        async with site(folder) as opened:
-            await intake.ingest(opened, pacs(world.p.folder, name), "brain")
+    researcher, approver, folders = await with_images(world, hospitals)
     async with AsyncExitStack() as stack:
         nodes: list[Node] = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         wanted = {"baseline": False, "min_participants": len(hospitals), "lease_seconds": 20, "rounds": 4, **plan}

@@ -11,22 +11,17 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from tests.hospitals import completed, consented, enrolled, federation, pacs, until
+from tests.hospitals import completed, consented, federation, until, with_images
 from tests.packages import tiny
 from tests.records import left
-from tests.world import World, small_world
+from tests.world import World, federating_world
 
 from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
-from medmesh_edge import intake
 from medmesh_edge.node import running
-from medmesh_edge.ports import site
 from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases, tasks
-from medmesh_federation.service import SERVICE as FEDERATION
-from medmesh_ingestion.service import SERVICE as INGESTION
-from medmesh_registry.service import SERVICE as REGISTRY
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,18 +32,12 @@ HOSPITALS = ("huashan", "renji", "xiehe")
 
 @pytest.fixture
 async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    settings = {"federation": {"tick_seconds": 0.1}, "ingestion": {"key": private / "keys" / "ingestion.key"}}
-    async with small_world(servers, private, ports, FEDERATION, REGISTRY, INGESTION, settings=settings) as made:
+    async with federating_world(servers, private, ports) as made:
         yield made
 
 
 async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None:
-    admin = await world.admin()
-    researcher, approver = await world.user(admin, "li", "researcher"), await world.user(admin, "wu", "approver")
-    folders = {name: await enrolled(world, admin, approver, name) for name in HOSPITALS}
-    for name, folder in folders.items():
-        async with site(folder) as opened:
-            await intake.ingest(opened, pacs(world.p.folder, name), "brain")
+    researcher, approver, folders = await with_images(world, HOSPITALS)
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         wanted: dict[str, Any] = {"rounds": 2, "baseline": False, "min_participants": 3, "lease_seconds": 20}
@@ -115,12 +104,7 @@ def train(model, samples, schedule, on_step):
 
 async def test_phases_are_answered_beside_the_training(world: World) -> None:
     """Keys and shares of a round are exchanged while its training runs, which takes ten seconds here."""
-    admin = await world.admin()
-    researcher, approver = await world.user(admin, "li", "researcher"), await world.user(admin, "wu", "approver")
-    folders = {name: await enrolled(world, admin, approver, name) for name in HOSPITALS}
-    for name, folder in folders.items():
-        async with site(folder) as opened:
-            await intake.ingest(opened, pacs(world.p.folder, name), "brain")
+    researcher, approver, folders = await with_images(world, HOSPITALS)
     tiny(world.p.folder, SLOW)
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
 import numpy as np
 import pytest
 from tests.federations import living, opened, put_weights, submit
@@ -14,7 +18,9 @@ from medmesh.contracts.federation import (
     ParticipantDropped,
     ReportFailure,
     RoundCommitted,
+    RoundKind,
     RoundOpened,
+    RoundStored,
     RoundVoided,
     SubmitUpdate,
     UpdateLost,
@@ -22,6 +28,7 @@ from medmesh.contracts.federation import (
 from medmesh.contracts.message import ObjectRef
 from medmesh.learning import weights
 from medmesh.store.objects.port import file_digest, load
+from medmesh_federation import results
 
 THREE = ("huashan", "renji", "xiehe")
 
@@ -38,6 +45,15 @@ async def lose(p: Platform, round_: RoundOpened, value: float) -> ObjectRef:  # 
     ref = await put_weights(p, p.folder, value)
     await p.stores.scratch.delete(ref.sha256)
     return ref
+
+
+async def answered_and_lost(p: Platform, round_: RoundOpened) -> None:  # noqa: F811
+    """All three hand in; the first one's, 1.0, is gone when the last one's comes."""
+    for hospital, value in zip(THREE, (1.0, 2.0, 4.0), strict=True):
+        if hospital == THREE[-1]:
+            await lose(p, round_, 1.0)
+        assert (await submit(p, round_, hospital, value)).succeeded
+    assert (await p.wait(UpdateLost)).data.hospitals == THREE[:1]
 
 
 @pytest.mark.parametrize("value", [1.0, 5.0])
@@ -68,11 +84,7 @@ async def test_who_cannot_send_it_again_leaves_the_round_to_the_others(p: Platfo
     federation = await start(p, THREE, rounds=1, baseline=False)
     round_ = (await opened(p, 1)).data
     async with living(p, *THREE):
-        for hospital, value in zip(THREE, (1.0, 2.0, 4.0), strict=True):
-            if hospital == "xiehe":
-                await lose(p, round_, 1.0)
-            assert (await submit(p, round_, hospital, value)).succeeded
-        await p.wait(UpdateLost)
+        await answered_and_lost(p, round_)
         failure = ReportFailure(federation=federation, round=1, attempt=1, code="objects.missing")
         assert (await p.send(failure, p.hospital("huashan"))).succeeded
         assert (await p.wait(ParticipantDropped)).data.hospital == "huashan"
@@ -85,14 +97,45 @@ async def test_who_is_silent_is_waited_for_no_longer_than_its_lease(p: Platform)
     await start(p, THREE, rounds=1, baseline=False, lease_seconds=3, round_deadline_seconds=4)
     round_ = (await opened(p, 1)).data
     async with living(p, *THREE):
-        for hospital, value in zip(THREE, (1.0, 2.0, 4.0), strict=True):
-            if hospital == "xiehe":
-                await lose(p, round_, 1.0)
-            assert (await submit(p, round_, hospital, value)).succeeded
-        await p.wait(UpdateLost)
+        await answered_and_lost(p, round_)
     async with living(p, "renji", "xiehe"):
         assert (await p.wait(ParticipantDropped, timeout=30)).data.reason == "lease"
         assert (await committed(p))[0].participants == ("renji", "xiehe")
+
+
+async def test_there_is_time_to_send_it_again_after_the_rounds_own_deadline(p: Platform) -> None:  # noqa: F811
+    await start(p, THREE, rounds=1, baseline=False, lease_seconds=10, round_deadline_seconds=4)
+    round_ = (await opened(p, 1)).data
+    async with living(p, *THREE):
+        await answered_and_lost(p, round_)
+        await asyncio.sleep(max(0.0, (round_.deadline - datetime.now(UTC)).total_seconds()) + 1)
+        assert not p.emitted(RoundCommitted)
+        assert (await submit(p, round_, "huashan", 1.0)).result == {"late": False}
+        assert (await committed(p))[0].participants == THREE
+
+
+async def test_a_model_of_the_baseline_is_asked_for_when_it_is_to_be_kept(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    keep, gone = results.store, list[str]()
+
+    async def after_a_loss(runtime: Any, ports: Any, row: Any) -> None:
+        if row.kind == RoundKind.BASELINE and not gone:
+            gone.append((await lose(p, round_, 7.0)).sha256)
+        await keep(runtime, ports, row)
+
+    monkeypatch.setattr(results, "store", after_a_loss)
+    await start(p, THREE, rounds=1, baseline=True)
+    async with living(p, *THREE):
+        round_ = (await opened(p, 1)).data
+        for hospital in THREE:
+            assert (await submit(p, round_, hospital, 1.0)).succeeded
+        round_ = (await opened(p, 2, kind=RoundKind.BASELINE)).data
+        for hospital, value in zip(THREE, (7.0, 8.0, 9.0), strict=True):
+            assert (await submit(p, round_, hospital, value)).succeeded
+        event = (await p.wait(UpdateLost)).data
+        assert (event.round, event.hospitals) == (2, THREE[:1])
+        assert (await submit(p, round_, "huashan", 7.0)).succeeded
+        await p.wait(RoundStored, lambda e: e.data.round == 2, timeout=30)
+        assert await p.stores.kept.size(gone[0]) is not None
 
 
 @pytest.mark.parametrize("again", [True, False])

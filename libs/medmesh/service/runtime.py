@@ -29,8 +29,9 @@ from medmesh.security.keys import Identity
 from medmesh.security.roles import Decision
 from medmesh.security.tokens import Actor, service_token
 from medmesh.service import dead
+from medmesh.service.answers import identify, must_be_accounted, require
 from medmesh.service.bearer import Bearer
-from medmesh.service.dispatch import Dispatcher, identify, must_be_accounted, require
+from medmesh.service.dispatch import Dispatcher
 from medmesh.service.doorstep import Doorstep
 from medmesh.service.emission import Emission
 from medmesh.service.followers import Follower

@@ -65,8 +65,10 @@ _STORED = Prepared(
 )
 
 
+# Only what was made here can go again: an evaluation in the clear left nothing.
+_MADE = tasks.c.update.is_not(None) | tasks.c.counts.is_not(None)
 _AGAIN = Prepared(
-    update(tasks).where(of_attempt(tasks), among(tasks.c.state, "trained", "sent")).values(state="trained", code=bindparam("asked"))
+    update(tasks).where(of_attempt(tasks), among(tasks.c.state, "trained", "sent"), _MADE).values(state="trained", code=bindparam("asked"))
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, null, select, update
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
@@ -95,3 +95,11 @@ async def test_one_that_is_gone_before_it_was_looked_at_is_uploaded_once_more(tr
     assert (await state(trained), platform.uploads) == ("sent", 2)
     with pytest.raises(Problem):
         await hand_in(trained, Platform(trained, "missing", "missing"))
+
+
+async def test_what_left_nothing_here_is_not_sent_again_whoever_asks(trained: Site) -> None:
+    """An evaluation in the clear has no update: a platform that asks for one would stop the node's rounds."""
+    async with trained.unit() as uow:
+        await uow.execute(update(tasks).values(kind="evaluate", state="sent", update=null()))
+    await lose(trained)
+    assert await state(trained) == "sent"
