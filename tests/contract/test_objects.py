@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -84,6 +85,19 @@ async def test_what_was_put_is_read_back_whole_and_in_parts(store: ObjectStore, 
     assert b"".join([p async for p in store.read(sha256, 100, 164)]) == data[100:164]
     assert b"".join([p async for p in store.read(sha256, len(data))]) == b""
     assert await store.put_file(source, sha256) == ref
+
+
+async def test_what_the_kernel_does_not_have_in_memory_is_read_in_a_thread(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, data, asked = DirectoryStore(private / "objects", durable=False), os.urandom(600_000), []
+    ref = await store.put(data)
+
+    def nothing_there(descriptor: int, parts: list[bytearray], place: int, flags: int) -> int:
+        asked.append(place)
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "preadv", nothing_there)
+    assert b"".join([part async for part in store.read(ref.sha256, 5)]) == data[5:]
+    assert len(asked) > 1
 
 
 async def test_bytes_that_are_not_their_name_are_refused_and_not_kept(store: ObjectStore, private: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,10 +15,13 @@ from urllib.parse import urlencode
 from medmesh.client.credentials import Anonymous, Credentials
 from medmesh.client.http import Answer, Body, Broken, Pool
 from medmesh.contracts.message import Record, new_id
+from medmesh.dicomweb import multipart
+from medmesh.dicomweb.media import MULTIPART
 from medmesh.errors import Problem
 
 R = TypeVar("R", bound=Record)
 ATTEMPTS = 6
+_JSON, _OCTETS = "application/json", "application/octet-stream"
 _WAIT = 30
 
 
@@ -81,8 +85,20 @@ class Gateway:
         self, method: str, path: str, document: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
     ) -> Any:
         """Send a document and get one. Raises the `Problem` the platform answers with, or `client.unreachable`."""
-        body = b"" if document is None else json.dumps(document, ensure_ascii=False, default=str).encode()
-        answer = await self.raw(method, path, body, query=query, headers={"Content-Type": "application/json", **(headers or {})})
+        return await self._exchange(method, path, document, query, headers)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        document: Any,
+        query: dict[str, Any] | None,
+        headers: dict[str, str] | None,
+        enclosed: Sequence[bytes] = (),
+    ) -> Any:
+        written = b"" if document is None else json.dumps(document, ensure_ascii=False, default=str).encode()
+        body, kind, digest = _together(written, enclosed) if enclosed else (written, _JSON, None)
+        answer = await self.raw(method, path, body, query=query, headers={"Content-Type": kind, **(headers or {})}, digest=digest)
         return answer.json() if answer.content else None
 
     async def ask(self, path: str, reply: type[R], **query: Any) -> R:
@@ -90,14 +106,22 @@ class Gateway:
         return reply.model_validate(await self.request("GET", path, query=query or None), extra="ignore")
 
     async def command(
-        self, method: str, path: str, document: Any = None, *, seconds: float = 120, key: str | None = None
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        seconds: float = 120,
+        key: str | None = None,
+        enclosed: Sequence[bytes] = (),
     ) -> dict[str, Any]:
-        """Send a command and wait for its owner's answer; repeating it after a broken connection has one effect.
+        """Send a command and wait for its owner's answer; repeating it after a broken connection has one effect. `enclosed` are bytes that
+        go with it and that it names by their SHA-256: the document is what is signed (decision 0132).
 
         Raises the owner's `Problem`, or `client.slow` with the operation's id when it takes longer than `seconds`.
         """
         headers = {"Prefer": f"wait={_WAIT}", "Idempotency-Key": key or new_id()}
-        answer = await self.request(method, path, document if document is not None else {}, headers=headers)
+        answer = await self._exchange(method, path, document if document is not None else {}, None, headers, enclosed)
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
         while answer["state"] == "running":
@@ -190,6 +214,13 @@ class Gateway:
         """The same by long polling, for networks that break event streams."""
         answer = await self.request("GET", "/v1/inbox", query={"after": after, "wait": wait})
         return [(entry["cursor"], entry["event"]) for entry in answer["events"]]
+
+
+def _together(document: bytes, enclosed: Sequence[bytes]) -> tuple[list[bytes], str, str]:
+    """(body, its media type, the digest to sign) of a document and the bytes it names, which are not copied."""
+    boundary = new_id()
+    body = list(multipart.written(boundary, ((_JSON, (document,)), (_OCTETS, enclosed))))
+    return body, f'{MULTIPART}; boundary={boundary}; type="{_JSON}"', hashlib.sha256(document).hexdigest()
 
 
 def problem_of(answer: Answer) -> Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from medmesh.client.gateway import Gateway
 from medmesh.client.http import Answer, Body
 from medmesh.contracts.audit import AuditBatch
-from medmesh.contracts.federation import GetRoundChain, ReportFailure, RoundChain
+from medmesh.contracts.federation import GetRoundChain, ReportFailure, RoundChain, SubmitUpdate
 from medmesh.contracts.message import Command, Message, Signal
 from medmesh.errors import Problem
 from medmesh.security.tokens import hospital_token
@@ -53,13 +53,22 @@ class Link(Gateway):
         raise Problem("request.no_route", path=path)
 
     async def command(
-        self, method: str, path: str, document: Any = None, *, seconds: float = 120, key: str | None = None
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        seconds: float = 120,
+        key: str | None = None,
+        enclosed: Sequence[bytes] = (),
     ) -> dict[str, Any]:
         """As `Gateway.command`."""
         message = self._message(path, document or {})
         assert isinstance(message, Command)
         if isinstance(message, ReportFailure):
             self._hub.failures[self._hospital] = message.code
+        if enclosed and isinstance(message, SubmitUpdate):
+            await self._hub.uploads.whole(self._hospital, message.update, enclosed, self._hub.stores.scratch)
         return await self._hub.command(message, self.token(), f"{self._hospital}-{key}" if key else None)
 
     async def request(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.security.residue import wipe
+from medmesh.store.objects.port import CHUNK
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity
+from medmesh.tasks import aside
 from medmesh.telemetry import log
 from medmesh_edge import secure
 from medmesh_edge.ports import Site
@@ -100,14 +103,19 @@ async def _hand_in(
 ) -> None:
     assert done.update is not None
     for once_more in (True, False):
-        clock = Clock()
-        with clock.of("send"):
-            await transfer.send(gateway, done.update, source, marks=done.marks, base=base, progress=tell)
-        done.milliseconds.update(clock.milliseconds)
-        taken = clock.milliseconds["send"] / 1000
-        log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
+        enclosed: Sequence[bytes] = ()
+        if done.update.bytes <= CHUNK:  # it goes with the message
+            enclosed = await aside(done.update.bytes, partial(source.read, 0, done.update.bytes))
+        else:
+            clock = Clock()
+            with clock.of("send"):
+                await transfer.send(gateway, done.update, source, marks=done.marks, base=base, progress=tell)
+            done.milliseconds.update(clock.milliseconds)
+            taken = clock.milliseconds["send"] / 1000
+            log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
+        body = {**done.body(event), **(said or {})}
         try:
-            await gateway.command("POST", f"/v1/federations/{event.federation}/updates", {**done.body(event), **(said or {})})
+            await gateway.command("POST", f"/v1/federations/{event.federation}/updates", body, enclosed=enclosed)
             break
         except Problem as problem:
             if problem.code != "objects.missing" or not once_more:  # gone in between

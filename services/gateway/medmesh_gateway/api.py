@@ -16,10 +16,12 @@ from sqlalchemy.dialects.postgresql import insert
 from medmesh.canonical import parse
 from medmesh.contracts.governance import ActorToken, CloseSession, Done, ResolveSession
 from medmesh.contracts.message import Command, Exchange, Message, OperationFinished, Query, Signal, new_id
+from medmesh.dicomweb.media import MULTIPART
 from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
 from medmesh.service.http import language, new_application, problem_response
 from medmesh.service.runtime import Runtime
+from medmesh.store.objects.port import CHUNK
 from medmesh.store.postgres import is_transient
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
@@ -94,7 +96,11 @@ def _openapi(route: Route, shared: dict[str, Any]) -> dict[str, Any]:
         return {"parameters": parameters, **said}
     body = {**schema, "properties": {name: field for name, field in fields.items() if name not in in_path}}
     body["required"] = [name for name in schema.get("required", ()) if name in fields and name not in in_path]
-    return {**said, "parameters": parameters, "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
+    content: dict[str, Any] = {"application/json": {"schema": body}}
+    if route.encloses:
+        bytes_of = {"type": "string", "format": "binary", "description": f"What `{route.encloses}` names, where it was not uploaded before"}
+        content[MULTIPART] = {"schema": {"type": "object", "properties": {"document": body, "bytes": bytes_of}}}
+    return {**said, "parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
 def _answers(message: type[Message], shared: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +185,7 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
     action = _action(route)
 
     async def endpoint(request: Request) -> Response:
-        body = await read_body(request)
+        body, bytes_with = await _read(route, request)
         actor: Actor | None = None
         token: str | None = None
         if action is not None:
@@ -200,20 +206,43 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
             await runtime.signal(message)
             return Response(status_code=204)
         assert isinstance(message, Command)
-        return await _command(runtime, ports, request, message, actor, token)
+        recording = None
+        if bytes_with is not None:
+            recording = await objects.enclosed(runtime, ports, actor, getattr(message, route.encloses), bytes_with)
+        return await _command(runtime, ports, request, message, actor, token, recording)
 
     endpoint.__name__ = route.message.__name__
     return endpoint
 
 
-async def _command(runtime: Runtime, ports: Ports, request: Request, command: Command, actor: Actor, token: str | None) -> Response:
+async def _read(route: Route, request: Request) -> tuple[bytes, list[bytes] | None]:
+    """A request's document, and the bytes it names where they come with it. Raises `Problem`."""
+    kind = request.headers.get("content-type", "") if route.encloses else ""
+    if not kind.lower().startswith(MULTIPART):
+        return await read_body(request), None
+    body, bytes_with = objects.apart(kind, await read_parts(request, MAX_BODY + CHUNK))
+    if len(body) > MAX_BODY:
+        raise Problem("request.too_large", limit=MAX_BODY)
+    return body, bytes_with
+
+
+async def _command(
+    runtime: Runtime,
+    ports: Ports,
+    request: Request,
+    command: Command,
+    actor: Actor,
+    token: str | None,
+    recording: objects.Recording | None = None,
+) -> Response:
+    """`recording` is done in the transaction that begins the operation."""
     key = request.headers.get("idempotency-key")
     if key is not None and not 8 <= len(key) <= 128:
         raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
     operation = new_id()
     waiting = ports.waiting.expect(operation)  # from before the commit on
     try:
-        if (known := await _begin(runtime, ports, request, command, operation, actor, token, key)) is None:
+        if (known := await _begin(runtime, ports, request, command, operation, actor, token, key, recording)) is None:
             found: Any = await waiting.within(wait) if (wait := _wait(request)) else None
             return _answer(operation, found or await _operation(runtime, operation, actor), request)
     finally:
@@ -234,13 +263,23 @@ async def _answered(runtime: Runtime, ports: Ports, request: Request, operation:
 
 
 async def _begin(
-    runtime: Runtime, ports: Ports, request: Request, command: Command, operation: str, actor: Actor, token: str | None, key: str | None
+    runtime: Runtime,
+    ports: Ports,
+    request: Request,
+    command: Command,
+    operation: str,
+    actor: Actor,
+    token: str | None,
+    key: str | None,
+    recording: objects.Recording | None,
 ) -> str | None:
     """Write the operation and its command in one transaction; answers the operation that a repeated key began before."""
 
     async def begin(uow: UnitOfWork[Any]) -> tuple[bool, Any]:
         if not await ports.door.unseen(uow, request):
             return False, None
+        if recording is not None:
+            await recording(uow)
         if (known := await _note(uow, operation, command, actor, key)) is None:
             uow.emit(command, hospital=actor.id if actor.kind == "hospital" else None, id=operation)
         return True, known

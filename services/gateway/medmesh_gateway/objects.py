@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,17 +13,21 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
+from medmesh.contracts.message import ObjectRef
+from medmesh.dicomweb import media, multipart
 from medmesh.errors import Problem
 from medmesh.security.access import decide
 from medmesh.security.tokens import Actor
 from medmesh.service.guard import Refusal
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK, ObjectStore
-from medmesh.store.unit import AuditEntry, Entity
+from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh_gateway.auth import body_digest
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION
 
+Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
+"""Leaves a record with a transaction."""
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 STORED: dict[int | str, dict[str, Any]] = {201: {"description": "The last piece: the object is stored"}}
 PARTS: dict[int | str, dict[str, Any]] = {200: {"content": _BYTES}, 206: {"description": "A part", "content": _BYTES}}
@@ -65,11 +70,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             raise
 
     async def transferred(actor: Actor, verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
-        """That bytes come or go."""
-        about = (Entity("object", sha256, digest=sha256),)
-        outcome, why = (4, problem.code) if problem else (0, "")
-        context = runtime.context(actor=actor, decision=decide(actor, verb, datetime.now(UTC), rules=runtime.policies.rules))
-        await runtime.gathering.record(context, AuditEntry(verb, kind, outcome, why, about, detail=detail))
+        await runtime.gathering.run(_context(runtime, actor, verb), _transferred(verb, kind, sha256, problem, **detail))
 
     @app.head("/v1/uploads/{sha256}", tags=["objects"], status_code=204, openapi_extra={ACTION: "object.write"})
     async def progress(sha256: str, request: Request) -> Response:
@@ -132,6 +133,42 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         return Unchanged(bytes=CHUNK, pieces=await ports.comparing.same(_name(sha256), _name(since)))
 
 
+async def enclosed(runtime: Runtime, ports: Ports, actor: Actor, ref: ObjectRef, parts: Sequence[bytes]) -> Recording:
+    """Store an object that came with the message that names it. What that message leads to is to record it: until then nobody but who sent
+    it knows its name. Raises `Problem`."""
+    await ports.door.permit(actor, "object.write")
+    runtime.emission.check("object.write")
+    await ports.uploads.whole(actor.text, ref, parts, _target(ports, actor))
+    context, record = _context(runtime, actor, "object.write"), _transferred("object.write", "C", ref.sha256, bytes=ref.bytes)
+
+    async def recording(uow: UnitOfWork[Any]) -> None:
+        before, uow.context = uow.context, context
+        await record(uow)
+        uow.context = before
+
+    return recording
+
+
+def apart(content_type: str, body: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
+    """(document, the bytes that it names) of a body in parts as they came (`multipart/related`). Raises `Problem`."""
+    found: list[list[bytes]] = []
+    try:
+        parser = multipart.Parser(media.parse(content_type).parameters.get("boundary", ""))
+        for part in body:
+            for event in parser.feed(part):
+                match event:
+                    case multipart.Headers():
+                        found.append([])
+                    case multipart.Data(data):
+                        found[-1].append(data)
+        parser.close()
+    except Problem as problem:
+        raise Problem("request.invalid", reason=f"{media.MULTIPART}: {problem.params.get('reason', 'its media type')}") from None
+    if len(found) != 2:
+        raise Problem("request.invalid", reason=f"{media.MULTIPART}: not a document and the bytes it names")
+    return b"".join(found[0]), found[1]
+
+
 class Unchanged(BaseModel):
     """The places that did not change, counted in pieces of `bytes` from the beginning."""
 
@@ -148,6 +185,21 @@ async def _copied(ports: Ports, base: str, offset: int, length: int) -> list[byt
     if (size := sum(map(len, found))) != length:
         raise Problem("objects.piece", bytes=size, limit=CHUNK)
     return found
+
+
+def _context(runtime: Runtime, actor: Actor, verb: str) -> Context:
+    return runtime.context(actor=actor, decision=decide(actor, verb, datetime.now(UTC), rules=runtime.policies.rules))
+
+
+def _transferred(verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> Recording:
+    """That bytes come or go."""
+    about = (Entity("object", sha256, digest=sha256),)
+    outcome, why = (4, problem.code) if problem else (0, "")
+
+    async def record(uow: UnitOfWork[Any]) -> None:
+        uow.audit(AuditEntry(verb, kind, outcome, why, about, detail=detail))
+
+    return record
 
 
 def _target(ports: Ports, actor: Actor) -> ObjectStore:

@@ -34,9 +34,14 @@ class Route:
     method: str
     path: str
     message: type[Message]
+    encloses: str = ""
+    """The field that names an object whose bytes may come with the message."""
 
 
 ROUTES: tuple[Route, ...] = (
+    # What nodes send all the time is found first.
+    Route("POST", "/v1/federations/{federation}/updates", federation.SubmitUpdate, encloses="update"),
+    Route("POST", "/v1/federations/{federation}/progress", federation.RoundProgressed),
     # Exchanges of credentials: the secret in the body is the key.
     Route("POST", "/v1/bootstrap", governance.Bootstrap),
     Route("POST", "/v1/sessions", governance.OpenSession),
@@ -140,11 +145,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/federations/{federation}/opening", federation.OpenLink),
     Route("POST", "/v1/federations/{federation}/answer", federation.RespondInvitation),
     Route("POST", "/v1/federations/{federation}/withdrawal", federation.WithdrawFromFederation),
-    Route("POST", "/v1/federations/{federation}/updates", federation.SubmitUpdate),
     Route("POST", "/v1/federations/{federation}/evaluations", federation.SubmitEvaluation),
     Route("POST", "/v1/federations/{federation}/secure", federation.SubmitSecure),
     Route("POST", "/v1/federations/{federation}/failures", federation.ReportFailure),
-    Route("POST", "/v1/federations/{federation}/progress", federation.RoundProgressed),
     # Models.
     Route("POST", "/v1/models", registry.RegisterModel),
     Route("GET", "/v1/models", registry.ListModels),

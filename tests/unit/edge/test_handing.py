@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from sqlalchemy import insert, null, select, update
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
-from medmesh.client.http import Answer
 from medmesh.contracts.federation import UpdateLost
 from medmesh.contracts.message import encode, envelope
 from medmesh.errors import Problem
@@ -24,16 +24,14 @@ LOST = UpdateLost(hospitals=("a",), federation="f", round=1, attempt=1)
 
 
 class Platform:
-    """A gateway that takes every upload, and answers to the hand-in what it is told to."""
+    """A gateway that answers to the hand-in what it is told to."""
 
     def __init__(self, node: Site, *answers: str) -> None:
         self.node, self.answers, self.uploads = node, list(answers), 0
 
-    async def raw(self, method: str, path: str, body: bytes = b"", **_: Any) -> Answer:
+    async def command(self, method: str, path: str, document: Any, enclosed: Sequence[bytes]) -> dict[str, Any]:
+        assert b"".join(enclosed) == b"weights"
         self.uploads += 1
-        return Answer(201, {"upload-offset": str(len(body)), "upload-complete": "?1"})
-
-    async def command(self, method: str, path: str, document: Any) -> dict[str, Any]:
         answer = self.answers.pop(0)
         if answer == "missing":
             raise Problem("objects.missing", sha256="0" * 64)

@@ -15,11 +15,14 @@ from typing import BinaryIO
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.objects.blobs import Blob, Source
-from medmesh.store.objects.port import CHUNK, file_digest
+from medmesh.store.objects.port import file_digest
 
+_AT_ONCE: int = getattr(os, "RWF_NOWAIT", 0)
 _HEXADECIMAL = frozenset("0123456789abcdef")
 _PIECE = 1 << 20
 """What is read and written of a file at once: small enough that the C library keeps the memory for the next."""
+_PART = 1 << 18
+"""What is handed on at once: TLS makes two copies of it on its way out, which take memory that the one before has just left."""
 
 
 class DirectoryStore:
@@ -48,10 +51,9 @@ class DirectoryStore:
         except FileNotFoundError:
             raise Problem("objects.missing", sha256=sha256) from None
         with file:
-            file.seek(start)
-            left = (1 << 62) if end is None else end - start
-            while left > 0 and (piece := await asyncio.to_thread(file.read, min(CHUNK, left))):
-                left -= len(piece)
+            place, end = start, (1 << 62) if end is None else end
+            while place < end and (piece := await _part(file.fileno(), place, min(_PART, end - place))):
+                place += len(piece)
                 yield piece
 
     async def put_file(self, path: Path, sha256: str) -> ObjectRef:
@@ -189,3 +191,14 @@ def _full(error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Problem("objects.full")
     return error
+
+
+async def _part(descriptor: int, place: int, length: int) -> bytes:
+    """Bytes of a file, as many as there are: at once where the kernel has the last of them in memory, else in a thread."""
+    try:
+        os.preadv(descriptor, [bytearray(1)], place + length - 1, _AT_ONCE)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+        return await asyncio.to_thread(os.pread, descriptor, length, place)
+    return os.pread(descriptor, length, place)

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medmesh.errors import Problem
 from medmesh.security.residue import wipe
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import CHUNK, ObjectStore
+from medmesh.tasks import aside
 
 _MOST_GROWING = 1024
 _LOOK = 1 << 20
@@ -61,7 +63,7 @@ class Uploads:
         if not length or length > CHUNK or offset + length > total:
             raise Problem("objects.piece", bytes=length, limit=CHUNK)
         if said and not upto:
-            found = (await asyncio.to_thread(_digest, hashlib.sha256(), piece)).hexdigest()
+            found = (await aside(length, partial(_digest, hashlib.sha256(), piece))).hexdigest()
             if found != said:
                 raise Problem("objects.digest", expected=said, found=found)
         path = self._path(owner, sha256)
@@ -73,7 +75,7 @@ class Uploads:
                 return have
             if shutil.disk_usage(self._folder).free < self._reserve + length:
                 raise Problem("objects.full")
-            await asyncio.to_thread(self._take, path, offset, piece, said if upto else "")
+            await aside(length, partial(self._take, path, offset, piece, said if upto else ""))
             return offset + length
 
     def _take(self, path: Path, offset: int, piece: Sequence[bytes], upto: str) -> None:
@@ -113,6 +115,12 @@ class Uploads:
         finally:
             os.close(descriptor)
 
+    async def whole(self, owner: str, ref: ObjectRef, parts: Sequence[bytes], store: ObjectStore) -> None:
+        """Take an object of at most one piece that came at once into `store`. Raises `Problem` as `append` and `finish` do."""
+        if await self.append(owner, ref.sha256, 0, ref.bytes, parts, ref.sha256, upto=True) != ref.bytes:
+            raise Problem("objects.piece", bytes=sum(map(len, parts)), limit=CHUNK)
+        await self.finish(owner, ref.sha256, store)
+
     async def finish(self, owner: str, sha256: str, store: ObjectStore) -> ObjectRef:
         """Move a complete upload into `store`. Raises `Problem` (`objects.digest`), and begins anew, when the whole is not its name."""
         path = self._path(owner, sha256)
@@ -136,7 +144,7 @@ class Uploads:
         if isinstance(store, DirectoryStore) and whole is not None and size == path.stat().st_size:
             if (found := whole.hexdigest()) != sha256:
                 raise Problem("objects.digest", expected=sha256, found=found)
-            return await asyncio.to_thread(store.adopt, path, sha256, size)
+            return await aside(size, partial(store.adopt, path, sha256, size))
         ref = await store.put_file(path, sha256)
         await asyncio.to_thread(wipe, path)
         return ref
