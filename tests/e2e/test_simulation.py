@@ -208,7 +208,7 @@ def test_interrupted_it_ends_and_leaves_nothing(private: Path) -> None:
     data, room = pictures(private / "data"), private / "room"
     room.mkdir()
     options = ["--data", str(data), "--hospitals", "4", "--rounds", "500", "--steps", "5", "--learning-rate", "0.5", "--out", "out"]
-    line = [sys.executable, "-m", "medmesh.cli", "federation", "simulate", str(TINY), *options]
+    line = [str(Path(sys.executable).with_name("medmesh")), "federation", "simulate", str(TINY), *options]
     environment = {**os.environ, "TMPDIR": str(room), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=private, env=environment, start_new_session=True) as process:
         assert process.stdout is not None
