@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,9 +25,10 @@ from medmesh.cli.federation import federation as command
 from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
 from medmesh.learning import isolation
 from medmesh.learning.package import pack
-from medmesh.simulation.data import Sample
+from medmesh.simulation.data import Sample, read, share
 from medmesh.simulation.run import simulate
 from medmesh_edge import intake, samples
 from medmesh_edge.node import running
@@ -169,3 +175,47 @@ def test_when_nobody_can_go_on_the_reason_is_told(private: Path) -> None:
     done = simulated(pictures(private / "data"), private / "out", "--hospitals", "2", package=private / "package-source")
     assert getattr(done.exception, "code", None) == "simulation.stuck", done.output
     assert "h0: worker.failed, h1: worker.failed" in str(done.exception)
+
+
+def children(pid: int) -> set[int]:
+    """Processes that this one started and that still run."""
+    return {int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()}
+
+
+async def test_a_process_of_hospitals_that_is_killed_ends_the_simulation_with_the_reason(private: Path) -> None:
+    before, below = children(os.getpid()), set[int]()
+
+    def kill(kind: str, fact: dict[str, Any]) -> None:
+        if kind.endswith(".round.committed.v1") and not below:
+            one = min(children(os.getpid()) - before)
+            below.update(children(one))
+            os.kill(one, signal.SIGKILL)
+
+    data = pictures(private / "data")
+    shares = share(read(data, pack(TINY).manifest.data, 1), 4, "iid", seed=1)
+    with pytest.raises(Problem) as caught:
+        await simulate(TINY, shares, private / "out", news=kill, workers=2, rounds=50, local_steps=5, batch_size=4, learning_rate="0.1")
+    assert caught.value.code == "simulation.killed"
+    assert caught.value.params["hospital"] in shares
+    assert below, "it had a worker"
+    assert children(os.getpid()) == before
+    async with asyncio.timeout(30):
+        while any(Path(f"/proc/{one}/exe").exists() for one in below):  # the worker's pipe is closed
+            await asyncio.sleep(0.05)
+
+
+def test_interrupted_it_ends_and_leaves_nothing(private: Path) -> None:
+    data, room = pictures(private / "data"), private / "room"
+    room.mkdir()
+    options = ["--data", str(data), "--hospitals", "4", "--rounds", "500", "--steps", "5", "--learning-rate", "0.5", "--out", "out"]
+    line = [str(Path(sys.executable).with_name("medmesh")), "federation", "simulate", str(TINY), *options]
+    environment = {**os.environ, "TMPDIR": str(room), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=private, env=environment, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert any(said.startswith("round 2 ") for said in process.stdout)
+        made = children(process.pid)
+        assert made
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) != 0
+    assert not any(Path(f"/proc/{one}/exe").exists() for one in made)
+    assert list(room.iterdir()) == []

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     help="OUT.safetensors, OUT.json, OUT.csv and OUT.png are written.  写入 OUT.safetensors、OUT.json、OUT.csv 与 OUT.png。",
 )
 def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: float, shards: int, out: Path, **options: Any) -> int:
-    """Run a federation of the training package in PACKAGE in this process: the real coordinator and the real code of hospitals' nodes, with
+    """Run a federation of the training package in PACKAGE on this machine: the real coordinator and the real code of hospitals' nodes, with
     pretended hospitals among which the samples in --data are dealt out.  在本机仿真联邦。
 
     Images: DICOM or PNG beside labels.csv (file,label and, where known, split,patient). Volumes and signals: NIfTI, NumPy, series of DICOM

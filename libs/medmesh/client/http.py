@@ -9,9 +9,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
+
+from medmesh.absent import no_authorities
+
+with no_authorities():  # each pool has a context of its own
+    import aiohttp
+    from aiohttp.abc import AbstractStreamWriter
 
 CONNECT_SECONDS = 15.0
 READ_SECONDS = 60.0

@@ -6,14 +6,14 @@ import ctypes
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 
 def pss(pid: int, *, tree: bool = False) -> int:
     """Bytes of a process, with `tree` of all below it too; 0 for what has ended.
 
     A process that holds keys shows its PSS to root only (`security.residue`): to others it counts with all its resident pages.
     """
+    import psutil  # a node comes here for `frugal` alone
+
     pids = [pid]
     if tree:
         try:

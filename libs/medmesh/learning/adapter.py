@@ -77,10 +77,11 @@ class Adapter(Protocol):
         """A fresh model with seeded weights."""
 
     def tensors(self, model: Any) -> dict[str, np.ndarray]:
-        """Its weights under canonical names: those of PyTorch's twin, in its layouts, so that frameworks can train one model together."""
+        """Its weights under canonical names: those of PyTorch's twin, in its layouts, so that frameworks can train one model together.
+        They may be the model's own arrays, which hold until it is trained on."""
 
     def assign(self, model: Any, tensors: Mapping[str, np.ndarray]) -> None:
-        """Replace its weights."""
+        """Replace its weights. The arrays are given away: the model may keep them and train in them."""
 
     def train(self, module: ModuleType, model: Any, samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
         """Train in place; answers the mean loss of the last tenth of the steps. The same inputs give the same weights.

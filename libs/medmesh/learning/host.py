@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ class Worker:
     def pid(self) -> int:
         """Of its outermost process."""
         return self._process.pid
+
+    def within(self, name: str) -> Worker:
+        """The same process with a folder of its own in this one's, for one of several who use it in turn."""
+        other, owner = copy(self), self.folder.stat()
+        other.folder = self.folder / name
+        other.folder.mkdir(mode=0o700, exist_ok=True)
+        if owner.st_uid != os.geteuid():  # the account of its own that the process has
+            os.chown(other.folder, owner.st_uid, owner.st_gid)
+        return other
 
     def give(self, source: Path, name: str) -> str:
         """Copy a file into the worker's folder, readable for its account; answers the path to hand over.

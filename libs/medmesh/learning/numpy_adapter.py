@@ -28,11 +28,11 @@ class NumpyAdapter:
         return model
 
     def tensors(self, model: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: array.copy() for name, array in model.items()}
+        return dict(model)
 
     def assign(self, model: dict[str, np.ndarray], tensors: Mapping[str, np.ndarray]) -> None:
         for name in model:
-            model[name] = np.array(tensors[name])
+            model[name] = tensors[name]
 
     def train(self, module: ModuleType, model: dict[str, np.ndarray], samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
         if own := getattr(module, "train", None):

@@ -1,21 +1,23 @@
-"""A simulated hospital: its node's own code on a store in memory, woken by what the platform tells it."""
+"""Simulated hospitals: their nodes' own code on stores in memory, woken by what the platform tells them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from medmesh.contracts.federation import RoundStored
-from medmesh.learning.host import Worker
+from medmesh.contracts.message import Envelope, Event, understood
+from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import Package
+from medmesh.memo import by_identity
 from medmesh.security import signing
-from medmesh.security.authority import new_key, node_request
 from medmesh.security.keyring.memory import MemoryKey
 from medmesh.security.keys import write_secret
 from medmesh.security.roster_file import NAME, RosterFile
@@ -23,14 +25,15 @@ from medmesh.security.signing import Signer
 from medmesh.security.suites import DEFAULT, suite
 from medmesh.security.tokens import Actor
 from medmesh.service.recording import recorder
-from medmesh.simulation.data import Sample
-from medmesh.simulation.hub import Hub
-from medmesh.simulation.link import Link
+from medmesh.simulation.data import Sample, Shares
+from medmesh.simulation.field import Far, Idle, Tell
+from medmesh.simulation.wire import Wire
 from medmesh.store.database import Database
 from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
+from medmesh.tasks import end
 from medmesh_edge import consent, inbox, intake, outgoing, storing
 from medmesh_edge.labels import Label
 from medmesh_edge.patients import HOSPITAL
@@ -43,26 +46,38 @@ from medmesh_edge.tables import METADATA
 DATASET, SITE_KEY = "simulated", "site.key"
 
 
+TOGETHER = 3
+"""Hospitals that are at work at the same time at one worker: while some wait for it, or for the platform, others go on, and the platform
+answers several at once, as it does real ones."""
+
+
 @dataclass
 class Bench:
     """A worker that several hospitals use in turn, and those whose turn it is."""
 
     worker: Worker
     waiting: asyncio.Queue[Hospital] = field(default_factory=asyncio.Queue)
-    idle: bool = True
+    busy: int = 0
+    """How many are at work."""
 
-    @asynccontextmanager
-    async def borrowed(self, *_: Any, **__: Any) -> AsyncIterator[Worker]:
-        """In place of a worker of the hospital's own."""
-        yield self.worker
+    def idle(self) -> bool:
+        """Whether nobody has anything to do."""
+        return not self.busy and self.waiting.empty()
 
     async def work(self) -> None:
         """For ever: let those work who were told something. Raises what one of them raises."""
+        turns = [asyncio.create_task(self._turns()) for _ in range(TOGETHER)]
+        try:
+            await asyncio.gather(*turns)
+        finally:
+            await end(*turns)
+
+    async def _turns(self) -> None:
         while True:
-            self.idle = self.waiting.empty()
             hospital = await self.waiting.get()
-            self.idle = False
+            self.busy += 1
             await hospital.step()
+            self.busy -= 1
 
 
 @dataclass
@@ -70,19 +85,24 @@ class Hospital:
     """One of them; it waits at a bench for its turn."""
 
     site: Site
-    link: Link
+    link: Far
     bench: Bench
     proven: dict[str, Proven]
     """Starts that one of them proved: the roster, and what is proven by it, is the same for all."""
     read: inbox.Read
-    """How facts are read: see `Hub.read`."""
+    """How facts are read: see `Reader`."""
     rounds: Rounds = field(init=False)
     _told: list[dict[str, Any]] = field(default_factory=list)
     _taken: int = 0
     _waits: bool = False
 
     def __post_init__(self) -> None:
-        self.rounds = Rounds(self.site, self.link, self.bench.borrowed, proven=self.proven)
+        self.rounds = Rounds(self.site, self.link, self._borrowed, proven=self.proven)
+
+    @asynccontextmanager
+    async def _borrowed(self, *_: Any, **__: Any) -> AsyncIterator[Worker]:
+        """In place of a worker of the hospital's own."""
+        yield self.bench.worker.within(self.site.settings.hospital)
 
     def tell(self, fact: dict[str, Any]) -> None:
         """Put a fact into its inbox. That an update may be released is read with the next thing there is to do."""
@@ -93,7 +113,7 @@ class Hospital:
 
     async def step(self) -> None:
         """Take in what was told, answer invitations, work, send and hand in, as a node's loops do, until there is nothing to do."""
-        self._waits, more = False, True
+        more = True
         while more:
             told, self._told = self._told, []
             for fact in told:
@@ -105,9 +125,10 @@ class Hospital:
             while self._rang("requests"):
                 while await outgoing.send_one(self.site, self.link):
                     pass
+            while await outgoing.ship_audit(self.site, self.link):
+                pass
             more = bool(self._told)
-        while await outgoing.ship_audit(self.site, self.link):
-            pass
+        self._waits = False
 
     async def _work(self) -> None:
         more = True
@@ -124,17 +145,46 @@ class Hospital:
         return rang
 
 
+@dataclass
+class Reader:
+    """How facts are read: as by `understood`. What several hospitals are told is one document: it is read once for all of them."""
+
+    _read: dict[type[Event], Callable[[dict[str, Any]], Envelope[Any]]] = field(default_factory=dict)
+
+    def __call__(self, document: dict[str, Any], message: type[Event]) -> Envelope[Any]:
+        if message not in self._read:
+            self._read[message] = by_identity(2)(partial(understood, message=message))
+        return self._read[message](document)
+
+
 @asynccontextmanager
-async def hospital(
-    hub: Hub, own: Signer, samples: list[Sample], bench: Bench, roster: RosterFile, proven: dict[str, Proven]
-) -> AsyncIterator[Hospital]:
+async def hospitals(
+    folder: Path, package: Package, signers: Mapping[str, Signer], shares: Shares, ranks: int, wire: Wire, names: Sequence[str]
+) -> AsyncIterator[tuple[Tell, Idle, Coroutine[Any, Any, None]]]:
+    """The hospitals of one process, at one worker: see `medmesh.simulation.field.Work`."""
+    async with AsyncExitStack() as stack:
+        bench = Bench(await stack.enter_async_context(worker(package, folder / f"worker-{names[0]}", ranks=ranks)))
+        roster, proven, read, there = RosterFile(folder / NAME), dict[str, Proven](), Reader(), dict[str, Hospital]()
+        for name in names:
+            site = await stack.enter_async_context(_site(folder, signers[name], shares[name], roster))
+            there[name] = Hospital(site, Far(wire, name), bench, proven, read)
+
+        def tell(told: Collection[str], document: dict[str, Any]) -> None:
+            for name in told:
+                there[name].tell(document)
+
+        yield tell, bench.idle, bench.work()
+
+
+@asynccontextmanager
+async def _site(shared: Path, own: Signer, samples: list[Sample], roster: RosterFile) -> AsyncIterator[Site]:
     """A hospital named as its key says, with these samples in its store."""
     name = own.name.removeprefix("hospital:")
-    folder = hub.folder / "hospitals" / name
+    folder = shared / "hospitals" / name
     folder.mkdir(parents=True)
     layout = Layout(folder)
-    layout.policy, layout.trust, layout.roster = hub.folder / "policy.toml", hub.folder / "trust.json", hub.folder / NAME
-    layout.site_key = hub.folder / SITE_KEY
+    layout.policy, layout.trust, layout.roster = shared / "policy.toml", shared / "trust.json", shared / NAME
+    layout.site_key = shared / SITE_KEY
     signing.save(layout.organisation_key, own, None)
     settings = Settings(hospital=name, node="simulated", gateway="memory:")
     record = recorder(service=f"edge:{name}", instance="simulated", organisation=name, version=version("medmesh"), node=True)
@@ -147,14 +197,8 @@ async def hospital(
     site.roster_file = roster  # one file, verified once for all
     try:
         await take_in(site, samples)
-        key = new_key()
-        certificate = hub.authority.sign_node(node_request(key, name, "simulated"), name, "simulated")
-        link = Link(hub, name, key, certificate, asyncio.get_running_loop().time)
-        made = Hospital(site, link, bench, proven, hub.read)
-        hub.inboxes[name] = made.tell
-        yield made
+        yield site
     finally:
-        hub.inboxes.pop(name, None)
         await database.close()
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,6 @@ from medmesh.contracts.governance import ApprovalGranted, GetPolicy, ListRevocat
 from medmesh.contracts.labels import FILES, FileView, FindFile
 from medmesh.contracts.message import (
     Command,
-    Envelope,
     Event,
     OperationFinished,
     Query,
@@ -29,10 +27,8 @@ from medmesh.contracts.message import (
     encode,
     envelope,
     new_id,
-    understood,
 )
 from medmesh.errors import Problem
-from medmesh.memo import by_identity
 from medmesh.security import approvals, roster, statements
 from medmesh.security.authority import Authority
 from medmesh.security.keyring.file import FileKeys
@@ -73,17 +69,11 @@ class Hub:
     news: News
     stores: Stores = field(init=False)
     uploads: Uploads = field(init=False)
-    inboxes: dict[str, Callable[[dict[str, Any]], None]] = field(default_factory=dict)
+    tells: list[Callable[[Collection[str], dict[str, Any]], None]] = field(default_factory=list)
+    """Whom to tell of a fact for these hospitals."""
     failures: dict[str, str] = field(default_factory=dict)
     """Hospital to the code of the problem for which it could not do its part last."""
     _asked: dict[str, asyncio.Future[OperationFinished]] = field(default_factory=dict)
-    _read: dict[type[Event], Callable[[dict[str, Any]], Envelope[Any]]] = field(default_factory=dict)
-
-    def read(self, document: dict[str, Any], message: type[Event]) -> Envelope[Any]:
-        """As `understood`. What several hospitals are told is one document: it is read once for all of them."""
-        if message not in self._read:
-            self._read[message] = by_identity(2)(partial(understood, message=message))
-        return self._read[message](document)
 
     def person(self, name: str, role: str) -> str:
         """The token of a pretended person."""
@@ -138,9 +128,8 @@ class Hub:
                 waiting.set_result(OperationFinished.model_validate(fact, extra="ignore"))
         else:
             document.pop("actor", None)  # as the gateway does
-            for hospital in fact.get("hospitals", ()):
-                if (inbox := self.inboxes.get(hospital)) is not None:
-                    inbox(document)
+            for tell in self.tells:
+                tell(fact.get("hospitals", ()), document)
             self.news(document["type"], fact)
         await delivery.ack()
 

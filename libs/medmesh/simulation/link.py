@@ -1,19 +1,15 @@
-"""The gateway as a simulated hospital's node sees it: the same requests by the same routes, answered in this process."""
+"""What the gateway does for a simulated hospital's node: the same requests by the same routes, answered in the platform's process."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from multidict import CIMultiDict
 
-from medmesh.client.gateway import Gateway
-from medmesh.client.http import Answer, Body
 from medmesh.contracts.audit import AuditBatch
 from medmesh.contracts.federation import GetRoundChain, ReportFailure, RoundChain, SubmitUpdate
 from medmesh.contracts.message import Command, Message, Signal
@@ -31,11 +27,10 @@ _ROUTES = [
 ]
 
 
-class Link(Gateway):
-    """One hospital's. What is refused is refused by the service, with its own problem."""
+class Link:
+    """One hospital's; a `Far` in that one's process asks it. What is refused is refused by the service, with its own problem."""
 
     def __init__(self, hub: Hub, hospital: str, key: EllipticCurvePrivateKey, certificate: x509.Certificate, clock: Any) -> None:
-        self.url = "memory:"
         self._hub, self._hospital, self._keys, self._clock = hub, hospital, (key, certificate), clock
         self._token, self._until = "", float("-inf")
 
@@ -52,28 +47,17 @@ class Link(Gateway):
                 return message.model_validate_json(json.dumps(values, default=str))
         raise Problem("request.no_route", path=path)
 
-    async def command(
-        self,
-        method: str,
-        path: str,
-        document: Any = None,
-        *,
-        seconds: float = 120,
-        key: str | None = None,
-        enclosed: Sequence[bytes] = (),
-    ) -> dict[str, Any]:
+    async def command(self, enclosed: bytes, path: str, document: Any, key: str | None) -> dict[str, Any]:
         """As `Gateway.command`."""
         message = self._message(path, document or {})
         assert isinstance(message, Command)
         if isinstance(message, ReportFailure):
             self._hub.failures[self._hospital] = message.code
         if enclosed and isinstance(message, SubmitUpdate):
-            await self._hub.uploads.whole(self._hospital, message.update, enclosed, self._hub.stores.scratch)
+            await self._hub.uploads.whole(self._hospital, message.update, [enclosed], self._hub.stores.scratch)
         return await self._hub.command(message, self.token(), f"{self._hospital}-{key}" if key else None)
 
-    async def request(
-        self, method: str, path: str, document: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
-    ) -> Any:
+    async def request(self, path: str, document: Any, query: dict[str, Any] | None) -> Any:
         """As `Gateway.request`."""
         if path == "/v1/roster":
             return {"versions": list(self._hub.believed.notes)}
@@ -83,25 +67,16 @@ class Link(Gateway):
             return self._hub.log.prove() if path.endswith("/proof") else self._hub.log.find()
         if found := _CHAIN.fullmatch(path):
             asked = GetRoundChain(federation=found[1], **(query or {}))
-            return (await self._hub.ask(asked, RoundChain, self.token())).model_dump()
+            return (await self._hub.ask(asked, RoundChain, self.token())).model_dump(mode="json")
         message = self._message(path, document or {})
         assert isinstance(message, Signal)
         await self._hub.signal(message)
         return None
 
-    async def raw(
-        self,
-        method: str,
-        path: str,
-        body: Body = b"",
-        *,
-        query: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-        digest: str | None = None,
-    ) -> Answer:
-        """Of uploads: where to go on, and a piece."""
+    async def upload(self, body: bytes, method: str, path: str, query: dict[str, Any] | None, digest: str | None) -> dict[str, str]:
+        """Where to go on, and a piece; as `Gateway.raw`, and answered are its headers."""
         sha256, stores, uploads = path.removeprefix("/v1/uploads/"), self._hub.stores, self._hub.uploads
-        asked, parts = query or {}, [body] if isinstance(body, bytes) else body
+        asked, parts = query or {}, [body]
         if method == "HEAD":
             size = await stores.scratch.size(sha256)
             offset, whole = (size, True) if size is not None else (await uploads.offset(self._hospital, sha256), False)
@@ -114,28 +89,9 @@ class Link(Gateway):
             offset = await uploads.append(self._hospital, sha256, int(asked["offset"]), int(asked["total"]), parts, digest or "", upto=True)
             if whole := offset == int(asked["total"]):
                 await uploads.finish(self._hospital, sha256, stores.scratch)
-        return Answer(204, CIMultiDict({"Upload-Offset": str(offset), "Upload-Complete": "?1" if whole else "?0"}))
+        return {"Upload-Offset": str(offset), "Upload-Complete": "?1" if whole else "?0"}
 
-    def stream(self, path: str, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None, read: float = 60.0) -> Any:
-        """Of downloads: a range of an object."""
-        return self._range(path.removeprefix("/v1/objects/"), (headers or {}).get("Range", ""))
-
-    @asynccontextmanager
-    async def _range(self, sha256: str, wanted: str) -> AsyncIterator[_Body]:
+    async def read(self, sha256: str, start: int, end: int) -> tuple[int, Sequence[bytes]]:
+        """The size of an object, and some of its bytes; as `Gateway.stream`."""
         store, size = await holding(self._hub.stores, sha256)
-        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
-        start, end = (int(found[1]), int(found[2]) + 1) if found else (0, size)
-        yield _Body(store.read(sha256, start, min(end, size)))
-
-
-class _Body:
-    """The part of a response that a download reads."""
-
-    status_code = 200
-
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
-        self._pieces = pieces
-
-    async def parts(self) -> AsyncIterator[list[bytes]]:
-        async for piece in self._pieces:
-            yield [piece]
+        return size, [piece async for piece in store.read(sha256, start, min(end, size))]

@@ -1,18 +1,20 @@
-"""`simulate`: a federation from a training package and samples, to its end, in one process."""
+"""`simulate`: a federation from a training package and samples, to its end, on one machine."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.x509 import Certificate
 from pydantic import ValidationError
 
 from medmesh.client.federation import initial_weights, whole
@@ -28,16 +30,16 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
-from medmesh.security.roster_file import NAME, RosterFile
+from medmesh.security.authority import new_key, node_request
 from medmesh.security.signing import Signer
 from medmesh.simulation.data import Shares
-from medmesh.simulation.hospital import Bench, hospital, policy
+from medmesh.simulation.field import Field, fields, gone, here, settled
+from medmesh.simulation.hospital import hospitals, policy
 from medmesh.simulation.hub import RESEARCHER, Hub, hub
+from medmesh.simulation.link import Link
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.tasks import end
-from medmesh_edge.proofs import Proven
 
 LEASE_SECONDS = 3600
 ALIVE_SECONDS = 60.0
@@ -70,7 +72,7 @@ async def simulate(
     is no problem: its view says so.
     """
     package = pack(source)
-    with _here(), tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
+    with here(), tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # a worker's account finds its folder, and reads nothing else
         keys = [Signer.create(f"hospital:{one}") for one in sorted(shares)]
@@ -84,11 +86,11 @@ async def simulate(
         policy(folder, package)
         async with (
             hub(folder, keys, hear) as platform,
-            _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as (tasks, benches),
+            _field(platform, package, keys, shares, workers or os.cpu_count() or 1, ranks) as (alive, grounds),
         ):
-            with _settled():
+            with settled():
                 federation = await _create(platform, package, tuple(sorted(shares)), plan)
-                await _until(ended, tasks, benches, platform)
+                await _until(ended, alive, grounds, platform)
             view = await _view(platform, federation)
             if view.model is not None:
                 store = await platform.stores.holding(view.model.sha256)
@@ -103,38 +105,6 @@ async def _view(platform: Hub, federation: str) -> FederationView:
         return await platform.ask(GetFederationPage(federation=federation, after=after), FederationPage, token)
 
     return await whole(await platform.ask(GetFederation(federation=federation), FederationView, token), further)
-
-
-@contextmanager
-def _here() -> Iterator[None]:
-    """`asyncio.to_thread` makes no threads meanwhile: what takes microseconds is done at once, instead of waiting for its turn at the
-    interpreter twice and for the loop to come round."""
-    loop: Any = asyncio.get_running_loop()
-
-    def run(executor: object, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        done = loop.create_future()
-        try:
-            done.set_result(work(*args))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-    loop.run_in_executor = run
-    try:
-        yield
-    finally:
-        del loop.run_in_executor
-
-
-@contextmanager
-def _settled() -> Iterator[None]:
-    """The collector leaves alone what is there now: with hundreds of hospitals, looking through all of it took a twelfth of a round."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], plan: dict[str, Any]) -> str:
@@ -174,21 +144,24 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
 @asynccontextmanager
 async def _field(
     platform: Hub, package: Package, keys: Sequence[Signer], shares: Shares, workers: int, ranks: int
-) -> AsyncIterator[tuple[list[asyncio.Task[None]], list[Bench]]]:
-    """Every hospital at work, until the block ends; the tasks end only when one of them fails."""
-    async with AsyncExitStack() as stack:
-        roster, benches, proven = RosterFile(platform.folder / NAME), [], dict[str, Proven]()
-        for n in range(min(workers, len(keys))):
-            benches.append(Bench(await stack.enter_async_context(worker(package, platform.folder / f"worker-{n}", ranks=ranks))))
-        for n, key in enumerate(keys):
-            samples = shares[key.name.removeprefix("hospital:")]
-            await stack.enter_async_context(hospital(platform, key, samples, benches[n % len(benches)], roster, proven))
-        tasks = [asyncio.create_task(bench.work()) for bench in benches]
-        tasks.append(asyncio.create_task(_alive(platform, sorted(shares))))
+) -> AsyncIterator[tuple[asyncio.Task[None], list[Field]]]:
+    """Every hospital at work, until the block ends, in as many processes as there are workers; the task ends only when it fails."""
+    names, clock = sorted(shares), asyncio.get_running_loop().time
+    links = [{name: Link(platform, name, *_certified(platform, name), clock) for name in names[n::workers]} for n in range(workers)]
+    signers = {key.name.removeprefix("hospital:"): key for key in keys}
+    async with fields([one for one in links if one], partial(hospitals, platform.folder, package, signers, shares, ranks)) as grounds:
+        platform.tells.extend(field.tell for field in grounds)
+        alive = asyncio.create_task(_alive(platform, names))
         try:
-            yield tasks, benches
+            yield alive, grounds
         finally:
-            await end(*tasks)
+            await end(alive)
+
+
+def _certified(platform: Hub, name: str) -> tuple[EllipticCurvePrivateKey, Certificate]:
+    """The key of a hospital's node, and its certificate."""
+    key = new_key()
+    return key, platform.authority.sign_node(node_request(key, name, "simulated"), name, "simulated")
 
 
 async def _alive(platform: Hub, hospitals: Sequence[str]) -> None:
@@ -199,16 +172,20 @@ async def _alive(platform: Hub, hospitals: Sequence[str]) -> None:
         await asyncio.sleep(ALIVE_SECONDS)
 
 
-async def _until(ended: asyncio.Event, tasks: Sequence[asyncio.Task[None]], benches: Sequence[Bench], platform: Hub) -> None:
+async def _until(ended: asyncio.Event, alive: asyncio.Task[None], grounds: Sequence[Field], platform: Hub) -> None:
     """The end of the federation. Raises what a hospital raised, and `Problem` (`simulation.stuck`) when nobody has anything left to do."""
     waiting, quiet = asyncio.create_task(ended.wait()), 0.0
+    over: list[asyncio.Future[Any]] = [waiting, alive, *(field.wire.over for field in grounds)]
     try:
-        while not (done := (await asyncio.wait([waiting, *tasks], timeout=1, return_when=asyncio.FIRST_COMPLETED))[0]):
-            quiet = quiet + 1 if all(bench.idle for bench in benches) else 0
+        while not (await asyncio.wait(over, timeout=1, return_when=asyncio.FIRST_COMPLETED))[0]:
+            quiet = quiet + 1 if all([await field.idle() for field in grounds]) else 0
             if quiet >= STUCK_SECONDS:
                 why = ", ".join(f"{name}: {code}" for name, code in sorted(platform.failures.items())) or "nobody said why"
                 raise Problem("simulation.stuck", reason=why)
     finally:
         await end(waiting)
-    for task in done - {waiting}:
-        task.result()
+    for field in grounds:
+        if field.wire.over.done():
+            raise gone(field)
+    if alive.done():
+        alive.result()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 import medmesh
@@ -377,6 +378,29 @@ def test_it_ends_with_its_parent_even_when_it_asked_not_to(ground: Ground) -> No
 def test_nothing_that_it_started_outlives_it(namespace: Ground) -> None:
     code = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nprint('ended', flush=True)"
     assert namespace.run(code, timeout=15).stdout == "ended\n"
+
+
+def test_the_two_that_wait_take_little_and_see_only_what_it_sees(namespace: Ground) -> None:
+    code = "import os, time; print(sorted(os.listdir('/')), flush=True); time.sleep(60)"
+    with subprocess.Popen(namespace.command(code), stdout=subprocess.PIPE, env=environment(namespace.sandbox()), text=True) as outermost:
+        assert outermost.stdout is not None
+        seen = outermost.stdout.readline().strip()
+        (first,) = psutil.Process(outermost.pid).children()
+        own = [_private(pid) for pid in (outermost.pid, first.pid)]
+        if os.geteuid() == 0:  # nobody else may look
+            for name in ("root", "cwd"):
+                assert str(sorted(os.listdir(Path("/proc", str(first.pid), name)))) == seen
+        outermost.kill()
+    assert all(mib < 1.0 for mib in own), own  # what they share is counted once, and is what a bare interpreter takes
+
+
+def _private(pid: int) -> float:
+    """MiB that a process has written and shares with nobody; nothing where we may not look."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except PermissionError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_Dirty:")) / 1024
 
 
 def test_how_it_ended_is_told(ground: Ground) -> None:

@@ -5,9 +5,9 @@ fails ends it with code 125 and one line on stderr, {"isolation": <step>, "reaso
 landlock(7), seccomp(2), prctl(2), pid_namespaces(7).
 
 With namespaces there are three processes. The one that was started waits, and ends as the worker does. Its child is the first of
-the process namespace: the kernel ends everything in there with it, so nothing the worker leaves behind lives on. The third becomes
-the worker. Each is killed when the one above ends; SIGTERM to the first therefore ends all at once. What is imported here is kept by
-the two that wait, as long as the worker lives: little is.
+the process namespace: the kernel ends everything in there with it, so nothing the worker leaves behind lives on. The third builds
+what it will see and becomes the worker. Each is killed when the one above ends; SIGTERM to the first therefore ends all at once. The two
+that wait keep what is imported here, as long as the worker lives, and share what neither writes to: little is, and they do little.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import select
 import signal
 import struct
 import sys
-import types
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # and not typing's, which would be kept
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, NoReturn
 
 FAILED = 125
 _OPEN_FILES = 4096
@@ -34,7 +36,7 @@ def _packages() -> None:
     """Our package by name, without what its `__init__` files import: that may need more than the standard library."""
     folder = os.path.dirname(os.path.abspath(__file__))
     for name in ("medmesh.learning.isolation", "medmesh.learning", "medmesh"):
-        module = types.ModuleType(name)
+        module = type(sys)(name)
         module.__path__ = [folder]
         sys.modules[name] = module
         folder = os.path.dirname(folder)
@@ -126,10 +128,9 @@ def _give(order: dict[str, Any]) -> None:
 
 def _enter(order: dict[str, Any]) -> None:
     """Return in a process of its own process, file, network and message namespaces, with a root that holds only its places."""
-    from medmesh.learning.isolation import kernel, root
-    from medmesh.learning.isolation.places import Place
+    from medmesh.learning.isolation import kernel
 
-    name, uid, gid = order["identity"]
+    _, uid, gid = order["identity"]
     outcome, report = os.pipe()
     if order["change"]:
         follow([("namespaces", lambda: kernel.unshare(kernel.CLONE_NEWPID))])
@@ -142,25 +143,39 @@ def _enter(order: dict[str, Any]) -> None:
         _quiet()
         _end_like(first, outcome)
     os.close(outcome)
-    places = [Place(*place) for place in order["places"]]
-    shared = order["limits"]["memory_bytes"]
     follow(
         [
             ("parent", lambda: kernel.die_with_parent(signal.SIGKILL)),
             ("parent", lambda: _still_there(not _hung_up(report))),
-            ("network", lambda: kernel.unshare(kernel.CLONE_NEWNET)),
-            ("network", lambda: kernel.raise_loopback() if order["loopback"] else None),
-            ("namespaces", lambda: kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)),
-            ("files", lambda: root.build(places, shared_bytes=shared, account=(name, uid, gid))),
-            ("inspection", kernel.forbid_inspection),
+            ("namespaces", lambda: kernel.unshare(kernel.CLONE_NEWNET | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)),
+            ("files", lambda: os.chdir("/")),  # where the next one changes the root for both
         ]
     )
     worker = os.fork()
     if worker:
+        follow([("inspection", kernel.forbid_inspection)])
         _quiet()
         _wait(worker, report)
     os.close(report)
-    follow([("session", os.setsid)])
+    _build(order)
+
+
+def _build(order: dict[str, Any]) -> None:
+    """Fill the namespaces, in the process that becomes the worker: what is written here is written to no memory of those that wait. As
+    they end, so does it; nothing foreign runs in there yet."""
+    from medmesh.learning.isolation import kernel, root
+    from medmesh.learning.isolation.places import Place
+
+    places, shared = [Place(*place) for place in order["places"]], order["limits"]["memory_bytes"]
+    name, uid, gid = order["identity"]
+    follow(
+        [
+            ("network", lambda: kernel.raise_loopback() if order["loopback"] else None),
+            ("files", lambda: root.build(places, shared_bytes=shared, account=(name, uid, gid))),
+            ("inspection", kernel.forbid_inspection),
+            ("session", os.setsid),
+        ]
+    )
 
 
 def _map(uid: int, gid: int) -> None:
