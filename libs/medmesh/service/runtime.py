@@ -24,7 +24,6 @@ from medmesh.bus.port import Bus, Subscription
 from medmesh.bus.topology import POLICY_HEARD, REVOCATIONS_HEARD
 from medmesh.contracts.message import Envelope, Exchange, Query, Record, Signal, decode, encode, envelope
 from medmesh.contracts.system import DeadLetters, ListDeadLetters, ReplayDeadLetter, Replayed
-from medmesh.embedded.memory import frugal
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
 from medmesh.security.roles import Decision
@@ -370,7 +369,6 @@ async def run(spec: ServiceSpec, settings: ServiceSettings) -> None:
     """Run until SIGTERM or SIGINT; a second one ends at once."""
     import signal
 
-    frugal()
     telemetry.start(
         spec.name, folder=settings.telemetry, otlp_endpoint=settings.otlp_endpoint, level=settings.log_level, ratio=settings.trace_ratio
     )

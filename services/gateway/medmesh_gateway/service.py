@@ -11,6 +11,7 @@ from typing import cast
 from medmesh.contracts import governance
 from medmesh.contracts.federation import HospitalAlive, RoundProgressed
 from medmesh.contracts.message import Command, Query
+from medmesh.embedded.memory import frugal
 from medmesh.service.asgi import Observed, serve
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
@@ -32,6 +33,7 @@ KEEP_UPLOADS = 7 * 86_400.0
 @asynccontextmanager
 async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
     """Stores, the door, and the HTTPS server."""
+    frugal()  # models go through here in small pieces
     settings = cast(Settings, runtime.settings)
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(stores(settings.objects))
