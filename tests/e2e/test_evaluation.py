@@ -82,7 +82,8 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
             found = split(one)
             assert found is not None
             assert found.train > 0 and found.evaluate > 0 and found.aggregate > 0
-            assert set(one.answers[0].milliseconds) == {"fetch", "evaluate", "train", "store", "send"}
+            # A small update goes with the message that says so: how long that takes is not known before.
+            assert set(one.answers[0].milliseconds) == {"fetch", "evaluate", "train", "store"}
         async with nodes[0].site.unit() as uow:
             kept = {row.label: len(row.members) for row in await uow.all(select(cohorts))}
         assert set(kept) == {"none", "tumour"} and min(kept.values()) > 2

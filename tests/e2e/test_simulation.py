@@ -210,7 +210,13 @@ def test_interrupted_it_ends_and_leaves_nothing(private: Path) -> None:
     options = ["--data", str(data), "--hospitals", "4", "--rounds", "500", "--steps", "5", "--learning-rate", "0.5", "--out", "out"]
     line = [str(Path(sys.executable).with_name("medmesh")), "federation", "simulate", str(TINY), *options]
     environment = {**os.environ, "TMPDIR": str(room), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=private, env=environment, start_new_session=True) as process:
+
+    def heeding() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this in the background had it ignored
+
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, text=True, cwd=private, env=environment, start_new_session=True, preexec_fn=heeding
+    ) as process:
         assert process.stdout is not None
         assert any(said.startswith("round 2 ") for said in process.stdout)
         made = children(process.pid)

@@ -35,11 +35,9 @@ _USABLE = (
 )
 """Which items may be used for research `today`: under an approval that is valid, of patients who agreed where that is `asked`."""
 _CLASSES = func.json_each(bindparam("classes", type_=JSON)).table_valued("value")
-_WANTED = _USABLE & (
-    (items.c.modality == bindparam("modality"))
-    & items.c.label.in_(select(_CLASSES.c.value))
-    & (items.c.held_out == bindparam("held_out", type_=items.c.held_out.type))
-)
+_OF_SCHEMA = _USABLE & (items.c.modality == bindparam("modality")) & items.c.label.in_(select(_CLASSES.c.value))
+_WANTED = _OF_SCHEMA & (items.c.held_out == bindparam("held_out", type_=items.c.held_out.type))
+_ALL = Prepared(select(func.count().label("samples")).select_from(items).where(_OF_SCHEMA))
 _COHORT = Prepared(
     select(func.count().label("samples"), func.count(func.distinct(items.c.patient)).label("patients")).select_from(items).where(_WANTED)
 )
@@ -68,8 +66,8 @@ async def cohort(site: Site, schema: DataSchema) -> Cohort:
 
 async def size(site: Site, schema: DataSchema) -> int:
     """Bytes of all arrays that a worker may be given under a schema, to train on and to test with, whose they are included."""
-    found = [row for held_out in (False, True) for row in await site.database.look(_COHORT, **_wanted(site, schema, held_out))]
-    return sum(row.samples for row in found) * (sample_bytes(schema) + 16)
+    (found,) = await site.database.look(_ALL, modality=schema.modality, classes=list(schema.classes), **_now(site))
+    return int(found.samples) * (sample_bytes(schema) + 16)
 
 
 def sources(site: Site, found: Sequence[Any]) -> list[str]:
