@@ -263,7 +263,7 @@ async def _inside(other: socket.socket, work: Work, hospitals: Sequence[str]) ->
             raise
         except Problem as problem:
             wire.tell({"problem": problem.document()})
-        except Exception:
+        except Exception:  # whatever it is, the platform's process raises it: this one has nobody who reads
             wire.tell({"error": traceback.format_exc()})
         await wire.over  # until it was heard
 
@@ -278,7 +278,7 @@ def here() -> Iterator[None]:
         done = loop.create_future()
         try:
             done.set_result(work(*args))
-        except Exception as error:
+        except Exception as error:  # whoever waits for the work gets it, as from a thread
             done.set_exception(error)
         return done
 

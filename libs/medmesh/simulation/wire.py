@@ -107,6 +107,6 @@ class Wire(asyncio.Protocol):
             self.tell({"answers": number, "what": document}, *parts)
         except Problem as problem:
             self.tell({"answers": number, "problem": problem.document()})
-        except Exception as error:
+        except Exception as error:  # a mistake of ours: both ends are over, with this as the reason
             if not self.over.done():
                 self.over.set_exception(error)

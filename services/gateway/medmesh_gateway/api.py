@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -209,7 +210,7 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
         recording = None
         if bytes_with is not None:
             recording = await objects.enclosed(runtime, ports, actor, getattr(message, route.encloses), bytes_with)
-        return await _command(runtime, ports, request, message, actor, token, recording)
+        return await _command(runtime, ports, _Asked(request, message, actor, token, recording))
 
     endpoint.__name__ = route.message.__name__
     return endpoint
@@ -226,23 +227,31 @@ async def _read(route: Route, request: Request) -> tuple[bytes, list[bytes] | No
     return body, bytes_with
 
 
-async def _command(
-    runtime: Runtime,
-    ports: Ports,
-    request: Request,
-    command: Command,
-    actor: Actor,
-    token: str | None,
-    recording: objects.Recording | None = None,
-) -> Response:
-    """`recording` is done in the transaction that begins the operation."""
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 8 <= len(key) <= 128:
-        raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
-    operation = new_id()
+@dataclass(frozen=True)
+class _Asked:
+    """A command, and who asks for it how."""
+
+    request: Request
+    command: Command
+    actor: Actor
+    token: str | None
+    recording: objects.Recording | None = None
+    """What is recorded in the transaction that begins the operation."""
+
+    @property
+    def key(self) -> str | None:
+        """Under which a repetition is known. Raises `Problem`."""
+        key = self.request.headers.get("idempotency-key")
+        if key is not None and not 8 <= len(key) <= 128:
+            raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
+        return key
+
+
+async def _command(runtime: Runtime, ports: Ports, asked: _Asked) -> Response:
+    operation, request, actor = new_id(), asked.request, asked.actor
     waiting = ports.waiting.expect(operation)  # from before the commit on
     try:
-        if (known := await _begin(runtime, ports, request, command, operation, actor, token, key, recording)) is None:
+        if (known := await _begin(runtime, ports, asked, operation)) is None:
             found: Any = await waiting.within(wait) if (wait := _wait(request)) else None
             return _answer(operation, found or await _operation(runtime, operation, actor), request)
     finally:
@@ -262,29 +271,20 @@ async def _answered(runtime: Runtime, ports: Ports, request: Request, operation:
     return _answer(operation, found, request)
 
 
-async def _begin(
-    runtime: Runtime,
-    ports: Ports,
-    request: Request,
-    command: Command,
-    operation: str,
-    actor: Actor,
-    token: str | None,
-    key: str | None,
-    recording: objects.Recording | None,
-) -> str | None:
+async def _begin(runtime: Runtime, ports: Ports, asked: _Asked, operation: str) -> str | None:
     """Write the operation and its command in one transaction; answers the operation that a repeated key began before."""
+    command, actor, key = asked.command, asked.actor, asked.key
 
     async def begin(uow: UnitOfWork[Any]) -> tuple[bool, Any]:
-        if not await ports.door.unseen(uow, request):
+        if not await ports.door.unseen(uow, asked.request):
             return False, None
-        if recording is not None:
-            await recording(uow)
+        if asked.recording is not None:
+            await asked.recording(uow)
         if (known := await _note(uow, operation, command, actor, key)) is None:
             uow.emit(command, hospital=actor.id if actor.kind == "hospital" else None, id=operation)
         return True, known
 
-    fresh, known = await runtime.gathering.run(runtime.context(actor=actor, token=token), begin)
+    fresh, known = await runtime.gathering.run(runtime.context(actor=actor, token=asked.token), begin)
     if not fresh:
         raise Problem("security.request_replayed")
     return None if known is None else str(known.operation)
