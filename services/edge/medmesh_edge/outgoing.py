@@ -63,7 +63,7 @@ async def send_one(site: Site, gateway: Gateway) -> bool:
             raise
         answer, state = problem.document(), "refused"
         log("edge.refused_by_platform", level=30, path=row.path.rsplit("/", 1)[-1], code=problem.code)
-    async with site.unit() as uow:
+    async with site.unit(durable=False) as uow:  # forgotten, it is sent once more: the platform answers a key as before
         await uow.rows(_SETTLE, request=row.id, state=state, answer=answer)
     return True
 

@@ -138,7 +138,7 @@ async def sweep(site: Site) -> None:
 
 
 async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan, phase: SecurePhase, messages: dict[str, str]) -> None:
-    roster, signer, now, here = site.roster(), site.organisation(), datetime.now(UTC), site.settings.hospital
+    roster, now, here = site.roster(), datetime.now(UTC), site.settings.hospital
     party = await _party(site, uow, event)
     if phase is SecurePhase.KEYS and (party is None or not party.sealed):
         party = Contributor(session_of(event, event.plan_hash, plan), here)  # also where others came together than it was prepared with
@@ -155,13 +155,14 @@ async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Pl
 
     match phase:
         case SecurePhase.KEYS:
-            said = {here: party.advertise(signer, now)}
+            said = {here: party.advertise(site.organisation(), now)}
         case SecurePhase.SHARES:
             said = party.share(roster, messages, now)
         case SecurePhase.VECTORS:
             party.take(messages)
+            await _following(site, uow, event, plan)  # now, beside the training, and in one commit
         case SecurePhase.SURVIVORS:
-            said = {here: party.survive(sorted(messages), signer, now, claim)}
+            said = {here: party.survive(sorted(messages), site.organisation(), now, claim)}
         case SecurePhase.REVEAL:
             said = party.reveal(roster, await _survivors(uow, event), messages, now, claim)
             ahead = await _share_ahead(site, uow, event, roster, now)
@@ -213,17 +214,25 @@ async def _share_ahead(site: Site, uow: UnitOfWork[Any], event: RoundOpened, ros
 
 async def accompanying(site: Site, event: RoundOpened, plan: Plan) -> dict[str, str]:
     """What goes with a vector: the list of those whose masks are in it, and the keys for the next round, both signed."""
-    signer, now, place = site.organisation(), datetime.now(UTC), Place(event.federation, event.round + 1)
+    signer, now = site.organisation(), datetime.now(UTC)
     async with site.unit() as uow:
         if (party := await _party(site, uow, event)) is None:
             raise Problem("secure.changed", what="round")
         said = {"whole": party.whole(signer, now)}
-        if place.round <= last_round(plan):
-            if (following := await _party(site, uow, place)) is None:
-                following = Contributor(session_of(place, event.plan_hash, plan), site.settings.hospital)
-                await _keep(site, uow, place, following)
+        if (following := await _following(site, uow, event, plan)) is not None:
             said["ahead"] = following.advertise(signer, now)
     return said
+
+
+async def _following(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan) -> Contributor | None:
+    """This hospital's part in the next round, made where there is none yet; None after the last."""
+    place = Place(event.federation, event.round + 1)
+    if place.round > last_round(plan):
+        return None
+    if (party := await _party(site, uow, place)) is None:
+        party = Contributor(session_of(place, event.plan_hash, plan), site.settings.hospital)
+        await _keep(site, uow, place, party)
+    return party
 
 
 def session_of(place: Any, plan_hash: str, plan: Plan) -> Session:

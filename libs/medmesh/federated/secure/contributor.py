@@ -72,6 +72,8 @@ class Contributor:
     seed: bytes = field(default_factory=lambda: os.urandom(32))
     peers: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Hospital to its (cipher, mask) keys."""
+    channels: dict[str, str] = field(default_factory=dict)
+    """Hospital to the key of the shares between it and this one: agreed on once, used to seal and, in two phases, to open."""
     sealed: dict[str, str] = field(default_factory=dict)
     """Hospital to the shares it sent, still sealed: those whose masks are in this hospital's vector."""
 
@@ -94,6 +96,7 @@ class Contributor:
         if len(set(flat)) != len(flat):
             raise Problem("secure.key", hospital="*")
         self.peers = found
+        self._agree()
         points = [self.session.point(name) for name in found]
         shares = [shamir.split(int.from_bytes(s, "big"), self.session.threshold, points) for s in (self.mask, self.seed)]
         return {
@@ -161,7 +164,14 @@ class Contributor:
         """As JSON."""
         binary = {name: getattr(self, name).hex() for name in ("cipher", "mask", "seed")}
         peers = {name: list(keys) for name, keys in self.peers.items()}
-        return {"session": asdict(self.session), "hospital": self.hospital, "peers": peers, "sealed": self.sealed, **binary}
+        return {
+            "session": asdict(self.session),
+            "hospital": self.hospital,
+            "peers": peers,
+            "channels": self.channels,
+            "sealed": self.sealed,
+            **binary,
+        }
 
     @classmethod
     def restore(cls, document: Mapping[str, Any]) -> Contributor:
@@ -169,7 +179,15 @@ class Contributor:
         session = Session(**{**document["session"], "contributors": tuple(document["session"]["contributors"])})
         cipher, mask, seed = (bytes.fromhex(document[name]) for name in ("cipher", "mask", "seed"))
         peers = {name: (keys[0], keys[1]) for name, keys in document["peers"].items()}
-        return cls(session, document["hospital"], cipher, mask, seed, peers, dict(document["sealed"]))
+        made = cls(session, document["hospital"], cipher, mask, seed, peers, document.get("channels", {}), dict(document["sealed"]))
+        if not made.channels:  # as it was kept before there were any
+            made._agree()
+        return made
+
+    def _agree(self) -> None:
+        private = X25519PrivateKey.from_private_bytes(self.cipher)
+        for name, (key, _) in self.peers.items():
+            self.channels[name] = agreed(self.session, "seal", (self.hospital, private), (name, key)).hex()
 
     def _about(self) -> dict[str, Any]:
         s = self.session
@@ -193,8 +211,7 @@ class Contributor:
         return names
 
     def _channel(self, other: str) -> AESGCM:
-        private = X25519PrivateKey.from_private_bytes(self.cipher)
-        return AESGCM(agreed(self.session, "seal", (self.hospital, private), (other, self.peers[other][0])))
+        return AESGCM(bytes.fromhex(self.channels[other]))
 
     def _seal(self, to: str, shares: dict[str, str]) -> str:
         nonce = os.urandom(12)
