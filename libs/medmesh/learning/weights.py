@@ -69,7 +69,10 @@ def _header(file: BinaryIO) -> dict[str, dict[str, Any]]:
 
 def check(path: Path, signature: Iterable[TensorSignature]) -> None:
     """Raise a `Problem` that names the first tensor that is missing, foreign, or of another shape or type than was agreed."""
-    found = header(path)
+    _compare(header(path), signature)
+
+
+def _compare(found: Mapping[str, Mapping[str, Any]], signature: Iterable[TensorSignature]) -> None:
     wanted = {tensor.name: tensor for tensor in signature}
     for name in sorted(set(found) | set(wanted)):
         if name not in wanted:
@@ -82,11 +85,15 @@ def check(path: Path, signature: Iterable[TensorSignature]) -> None:
             raise Problem("weights.signature", tensor=name, found=f"{dtype} {list(shape)}", agreed=agreed)
 
 
-def check_finite(path: Path, seen: Callable[[bytes], object] = lambda piece: None) -> None:
+def check_finite(
+    path: Path, seen: Callable[[bytes], object] = lambda piece: None, signature: Iterable[TensorSignature] | None = None
+) -> None:
     """Raise a `Problem` that names the first tensor with NaN or infinity; in one pass, a mebibyte at a time. `seen` gets every byte of the
-    file in order, exactly as it was looked at, whoever writes to the file meanwhile."""
+    file in order, exactly as it was looked at, whoever writes to the file meanwhile. With a `signature`, as `check` before it."""
     with _opened(path) as file:
         layout = _header(file)
+        if signature is not None:
+            _compare(layout, signature)
         file.seek(0)
         length = file.read(8)
         seen(length)

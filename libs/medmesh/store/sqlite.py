@@ -44,6 +44,8 @@ class Inline:
         self._durable = True
         self.settled = True
         """Whether the disk has all that was committed."""
+        self.invalidated = False
+        """Whether it was thrown away. Asked at every turn, which of SQLAlchemy's costs as much as a statement's values."""
         self.dialect = sql.dialect
         self.driver = cast(sqlite3.Connection, sql.connection.driver_connection)
 
@@ -85,6 +87,7 @@ class Inline:
 
     async def invalidate(self) -> None:
         """As the connection's."""
+        self.invalidated = True
         self._sql.invalidate()
 
 
@@ -105,11 +108,12 @@ class SqliteJournal:
 
     async def _run(self, text: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """One statement, once no other process holds what it needs: inside a transaction that is at once."""
-        end = time.monotonic() + BUSY_SECONDS
+        end = 0.0
         while True:
             try:
                 return self._sql.execute(text, values)
             except sqlite3.OperationalError as error:
+                end = end or time.monotonic() + BUSY_SECONDS
                 # The low byte: also while another process takes up what one that was killed left (SQLITE_BUSY_RECOVERY).
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
@@ -220,7 +224,7 @@ class Engine:
     async def _take(self) -> Inline:
         await self._turn.acquire()
         try:
-            if self._open is None or self._open.invalidated:
+            if self._open is None or self._given.invalidated:
                 self._open = self._engine.connect()
                 self._given = Inline(self._open, disk=self._disk)
             return self._given

@@ -176,9 +176,11 @@ class Rounds:
 
     async def _model(self, event: RoundOpened) -> Path:
         """The round's model. The one before is kept until then: what did not change since is not fetched again."""
-        folder = self.site.layout.cache / "models"
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
+        folder, others = self.site.layout.cache / "models", list[Path]()
+        try:
+            others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
+        except FileNotFoundError:
+            folder.mkdir(parents=True, mode=0o700)
         since = next((path for path in reversed(others) if not path.suffix), None)
 
         def tell(done: int, total: int) -> None:
