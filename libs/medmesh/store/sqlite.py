@@ -106,12 +106,12 @@ class SqliteJournal:
         await self._run("BEGIN IMMEDIATE")
         self._begun, self._before = True, self._sql.total_changes
 
-    async def _run(self, text: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """One statement, once no other process holds what it needs: inside a transaction that is at once."""
+    async def _run(self, text: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of one statement, once no other process holds what it needs: inside a transaction that is at once."""
         end = 0.0
         while True:
             try:
-                return self._sql.execute(text, values)
+                return self._sql.execute(text, values).fetchall()
             except sqlite3.OperationalError as error:
                 end = end or time.monotonic() + BUSY_SECONDS
                 # The low byte: also while another process takes up what one that was killed left (SQLITE_BUSY_RECOVERY).
@@ -133,7 +133,17 @@ class SqliteJournal:
 
     async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
         statement, read = prepared.sqlite
-        return [read(row) for row in (await self._run(statement.text, statement.asked(values))).fetchall()]
+        return [read(row) for row in await self._run(statement.text, statement.asked(values))]
+
+    def rows_now(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any] | None:
+        """The same, if no other process holds what it needs; else None."""
+        statement, read = prepared.sqlite
+        try:
+            return [read(row) for row in self._sql.execute(statement.text, statement.asked(values)).fetchall()]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            return None
 
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         done = self._sql.execute("INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now)))
@@ -220,6 +230,11 @@ class Engine:
     def connect(self) -> _Turn:
         """The connection, for one at a time. It stays open in between: opening it anew would cost as much as a statement."""
         return _Turn(self)
+
+    def free(self) -> Inline | None:
+        """The connection, where it is nobody's turn: for a statement outside of transactions, within which nobody else comes to it."""
+        taken = self._turn.locked() or self._open is None or self._given.invalidated
+        return None if taken else self._given
 
     async def _take(self) -> Inline:
         await self._turn.acquire()

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, null, select, update
 
 from medmesh.client import transfer
 from medmesh.client.gateway import Gateway
-from medmesh.client.transfer import Plain, Source, Stored
+from medmesh.client.transfer import Held, Plain, Source, Stored
 from medmesh.contracts.federation import RoundOpened, Work
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -53,6 +53,8 @@ class Trained:
     """The fact by which the platform asked for it again."""
     marks: Sequence[str] | None = None
     """Of the update's bytes (`Digest`), in the process that stored it; None in a later one."""
+    data: bytes | None = field(default=None, repr=False)
+    """The update's bytes where they are few, likewise: they need not be read and opened again."""
 
     @classmethod
     def read(cls, row: Any) -> Trained:
@@ -79,7 +81,8 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
     if not secure.is_secure(plan, event):
         assert done.update is not None
         base = site.layout.cache / "models" / event.base.sha256
-        await _hand_in(site, gateway, event, done, Stored(site.objects, done.update.sha256), tell, base if base.exists() else None)
+        source = Stored(site.objects, done.update.sha256) if done.data is None else Held(done.data)
+        await _hand_in(site, gateway, event, done, source, tell, base if base.exists() else None)
         return
     with _room(site) as room:
         beside = (done.counts, done.metrics.get("loss"))

@@ -78,26 +78,26 @@ def _at(number: int, attempt: int) -> Any:
     return (kept.c.round == number) & (kept.c.attempt == attempt)
 
 
-async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None]:
-    """Put weights into the hospital's own store; with the marks of a large one's bytes (`Digest`). Raises `Problem`
-    (`weights.not_finite`)."""
+async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None, bytes | None]:
+    """Put weights into the hospital's own store; with the marks of a large one's bytes (`Digest`), and a small one's bytes. Raises
+    `Problem` (`weights.not_finite`)."""
     return await asyncio.to_thread(_store, site.objects, path)
 
 
-def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None]:
+def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None, bytes | None]:
     if path.stat().st_size <= BRIEF or not isinstance(objects.blobs, DirectoryBlobs):
         pieces: list[bytes] = []  # of a small one, what was looked at is what is stored: read once, hashed once
         weights.check_finite(path, pieces.append)
         data = b"".join(pieces)
         pieces.clear()  # what is sealed comes beside it: twice its size, not three times
-        return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None
+        return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None, data if len(data) <= BRIEF else None
     # Of a large one, too, without its being held: what is looked at, hashed and sealed are the same bytes, whoever writes to the file.
     incoming = Incoming(objects.blobs, objects.wrapping)
     try:
         weights.check_finite(path, incoming.write)
         if objects.header(incoming.sha256) is None:
             incoming.keep()
-        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks
+        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks, None
     finally:
         incoming.discard()
 
