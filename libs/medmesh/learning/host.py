@@ -33,7 +33,7 @@ def _stamped(found: os.stat_result) -> _Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _stamp(path: Path) -> _Stamp:
+def _stamp(path: Path | str) -> _Stamp:
     try:
         return _stamped(os.lstat(path))
     except FileNotFoundError:
@@ -54,7 +54,7 @@ class Worker:
         self._silence = silence
         self._memory = memory
         self._busy = asyncio.Lock()
-        self._given: dict[Path, tuple[_Stamp, _Stamp]] = {}
+        self._given: dict[str, tuple[_Stamp, _Stamp]] = {}
 
     @property
     def pid(self) -> int:
@@ -76,10 +76,10 @@ class Worker:
         The package runs already and may have planted links there: the copy is a fresh file, and nothing is followed. One that neither it
         nor we have touched since, of a file that is the same, is not made again.
         """
-        place = self.folder / name
+        place = f"{self.folder}/{name}"
         given = self._given.get(place)
         if given is not None and given == (_stamp(source), _stamp(place)):
-            return str(place)
+            return place
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             with suppress(FileNotFoundError):
@@ -93,7 +93,7 @@ class Worker:
                 self._given[place] = before, _stamped(os.fstat(target.fileno()))
         finally:
             os.close(folder)
-        return str(place)
+        return place
 
     async def call(self, op: str, *, progress: Progress = _silent, **arguments: Any) -> dict[str, Any]:
         """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.memory` (it had too little), `worker.crashed`,

@@ -171,28 +171,29 @@ class Rounds:
 
     async def _fetch(self, ref: ObjectRef) -> Path:
         """An object of the platform, kept while it is useful."""
-        return await self._download(ref, "objects")
+        return await self._download(ref, self._cache("objects"))
 
     async def _model(self, event: RoundOpened) -> Path:
         """The round's model. The one before is kept until then: what did not change since is not fetched again."""
-        folder, others = self.site.layout.cache / "models", list[Path]()
-        try:
-            others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
-        except FileNotFoundError:
-            folder.mkdir(parents=True, mode=0o700)
+        folder = self._cache("models")
+        others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
         since = next((path for path in reversed(others) if not path.suffix), None)
 
         def tell(done: int, total: int) -> None:
             self._tell(event, "fetch", done, total)
 
-        found = await self._download(event.base, "models", since=since, progress=tell)
+        found = await self._download(event.base, folder, since=since, progress=tell)
         for path in others:
             path.unlink(missing_ok=True)
         return found
 
-    async def _download(self, ref: ObjectRef, kind: str, **how: Any) -> Path:
+    def _cache(self, kind: str) -> Path:
         folder = self.site.layout.cache / kind
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return folder
+
+    async def _download(self, ref: ObjectRef, folder: Path, **how: Any) -> Path:
         try:
             return await download(self.gateway, ref, folder / ref.sha256, **how)
         except Problem as problem:
