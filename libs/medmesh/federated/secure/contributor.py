@@ -179,10 +179,7 @@ class Contributor:
         session = Session(**{**document["session"], "contributors": tuple(document["session"]["contributors"])})
         cipher, mask, seed = (bytes.fromhex(document[name]) for name in ("cipher", "mask", "seed"))
         peers = {name: (keys[0], keys[1]) for name, keys in document["peers"].items()}
-        made = cls(session, document["hospital"], cipher, mask, seed, peers, document.get("channels", {}), dict(document["sealed"]))
-        if not made.channels:  # as it was kept before there were any
-            made._agree()
-        return made
+        return cls(session, document["hospital"], cipher, mask, seed, peers, dict(document.get("channels", {})), dict(document["sealed"]))
 
     def _agree(self) -> None:
         private = X25519PrivateKey.from_private_bytes(self.cipher)
@@ -211,6 +208,8 @@ class Contributor:
         return names
 
     def _channel(self, other: str) -> AESGCM:
+        if not self.channels:  # as an attempt was kept before there were any
+            self._agree()
         return AESGCM(bytes.fromhex(self.channels[other]))
 
     def _seal(self, to: str, shares: dict[str, str]) -> str:
