@@ -101,6 +101,7 @@ class Rounds:
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
     _at_work: tuple[Any, Any] = (None, None)
+    _enclosed: tuple[str, bytes] = ("", b"")
     proven: dict[str, Proven] = field(default_factory=dict)
     proofs: Proofs = field(init=False)
 
@@ -180,14 +181,23 @@ class Rounds:
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
         since = next((path for path in reversed(others) if not path.suffix), None)
+        found = folder / event.base.sha256
 
         def tell(done: int, total: int) -> None:
             self._tell(event, "fetch", done, total)
 
-        found = await download(self.gateway, event.base, folder / event.base.sha256, since=since, progress=tell)
+        (name, data), self._enclosed = self._enclosed, ("", b"")
+        if name == event.base.sha256:  # one that is only half written, after a power cut, is fetched
+            await aside(len(data), partial(found.write_bytes, data))
+        else:
+            await download(self.gateway, event.base, found, since=since, progress=tell)
         for path in others:
             path.unlink(missing_ok=True)
         return found
+
+    def enclosed(self, data: bytes) -> None:
+        """The model that came with the newest round, until that is worked on: what has not its digest is no round's."""
+        self._enclosed = (hashlib.sha256(data).hexdigest(), data)
 
     async def _open(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
         needed = await samples.size(self.site, plan.data)
