@@ -26,7 +26,7 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
 from medmesh.store.sqlite import Engine, Inline
 from medmesh_edge import intake
-from medmesh_edge.node import running
+from medmesh_edge.node import Node, running
 from medmesh_edge.ports import site
 from medmesh_federation.service import SERVICE as FEDERATION
 from medmesh_registry.service import SERVICE as REGISTRY
@@ -138,19 +138,25 @@ async def federated(world: World, li: Gateway, wu: Gateway, disk: Disk) -> tuple
             node = await mine.enter_async_context(running(first))
         view = await completed(li, made)
 
-        async def logged() -> list[dict[str, Any]]:
-            """All that the node told, once all of it is there."""
-            copy = first / "copy"
-            await export_log(of_a_hospital(node.gateway), copy)
-            bodies = [base64.b64decode(json.loads(line)["body"]) for line in (copy / "bodies.jsonl").read_text().splitlines()]
-            found = [one for one in map(json.loads, bodies) if one["src"]["service"] == node.site.emitter]
-            async with node.site.unit() as uow:
-                told = (await uow.execute(text("SELECT n FROM audit_counter"))).scalar_one()
-            return found if found and found[-1]["n"] == told else []
-
-        records = await until(logged)
+        records = await logged(node)
     assert view.model is not None
     return view.model.sha256, records
+
+
+async def logged(node: Node) -> list[dict[str, Any]]:
+    """What is in the log of a node, once all that it told is."""
+
+    async def everything() -> list[dict[str, Any]]:
+        copy = node.site.layout.folder / "copy"
+        await export_log(of_a_hospital(node.gateway), copy)
+        bodies = [base64.b64decode(json.loads(line)["body"]) for line in (copy / "bodies.jsonl").read_text().splitlines()]
+        found = [one for one in map(json.loads, bodies) if one["src"]["service"] == node.site.emitter]
+        async with node.site.unit() as uow:
+            told = (await uow.execute(text("SELECT n FROM audit_counter"))).scalar_one()
+        return found if found and found[-1]["n"] == told else []
+
+    found: list[dict[str, Any]] = await until(everything)
+    return found
 
 
 async def test_what_did_not_wait_for_the_disk_is_not_missed(people: tuple[World, Gateway, Gateway]) -> None:

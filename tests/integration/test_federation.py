@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select, text, update
 from tests.federations import accept, alive, evaluate, make_plan, opened, put_weights, submit, view
 from tests.platform import Platform, platform
 from tests.rosters import acceptance, decision
@@ -20,6 +21,7 @@ from medmesh.contracts.federation import (
     FederationReady,
     ParticipantDropped,
     ParticipantRejoined,
+    QuarantineHospital,
     ReportFailure,
     RespondInvitation,
     RoundCommitted,
@@ -31,15 +33,18 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.labels import FileView, FindFile
+from medmesh.contracts.message import ObjectRef, OperationFinished
 from medmesh.contracts.plan import plan_hash
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.chain import link
 from medmesh.learning import weights
 from medmesh.security.signing import Signer
 from medmesh.service.runtime import running
+from medmesh.store.objects.port import file_digest
 from medmesh_federation.domain import State
 from medmesh_federation.ports import Leases
 from medmesh_federation.service import SERVICE
+from medmesh_federation.tables import federations, participants
 
 SETTINGS = {"federation": {"tick_seconds": 0.1}}
 
@@ -338,3 +343,36 @@ async def _handled(p: Platform, event: str) -> bool:
     async with p.runtimes["federation"].unit() as uow:
         wanted = text("SELECT 1 FROM inbox WHERE event_id = :event AND consumer LIKE '%withdrawn'").bindparams(event=event)
         return await uow.first(wanted) is not None
+
+
+async def _handed_in_while_let_out(p: Platform, round_: RoundOpened, ref: ObjectRef) -> OperationFinished:
+    """A hospital in quarantine hands in, and is let out after its bytes were not looked at and before its answer is taken."""
+    async with p.runtimes["federation"].unit() as uow:
+        await uow.execute(select(federations.c.federation).with_for_update())
+        where = (participants.c.federation == round_.federation) & (participants.c.hospital == "xiehe")
+        await uow.execute(update(participants).where(where).values(state="accepted"))
+        command = SubmitUpdate(federation=round_.federation, round=1, attempt=1, update=ref, samples=10)
+        sending = asyncio.create_task(p.send(command, p.hospital("xiehe")))
+        waits = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+        async with asyncio.timeout(20):
+            while not (await uow.execute(waits)).scalar_one():
+                await asyncio.sleep(0.02)
+    return await sending
+
+
+async def test_an_answer_that_counts_by_the_time_it_is_taken_is_looked_at_then(p: Platform) -> None:
+    hospitals = ("huashan", "renji", "xiehe")
+    federation = await start(p, hospitals, rounds=1, baseline=False)
+    round_ = (await opened(p, 1)).data
+    bad = QuarantineHospital(federation=federation, hospital="xiehe", reason="to be looked at")
+    assert (await p.send(bad, p.person("li", "researcher"))).succeeded
+    other = p.folder / "another model"
+    weights.save({"bias": np.ones(7, np.float32)}, other)
+    wrong = await p.stores.scratch.put_file(other, file_digest(other)[0])
+    refused = await _handed_in_while_let_out(p, round_, wrong)
+    assert (refused.problem or {}).get("code", "").startswith("weights."), refused
+    assert (await p.send(bad, p.person("li", "researcher"))).succeeded
+    assert (await _handed_in_while_let_out(p, round_, await put_weights(p, p.folder, 4.0))).result == {"late": False}
+    for hospital in hospitals[:2]:
+        assert (await submit(p, round_, hospital, 1.0)).succeeded
+    assert (await p.wait(RoundCommitted)).data.participants == hospitals

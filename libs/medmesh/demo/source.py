@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,8 +57,9 @@ def _thumbnail(path: Path) -> Image.Image:
         return image.convert("L").resize((64, 64), Image.Resampling.BILINEAR)
 
 
-def split(count: int, seed: int) -> list[Slice]:
-    """Assign about `count` images: clusters are never divided between hospitals, nor between training and test."""
+@cache
+def _clusters() -> dict[int, list[tuple[Path, str]]]:
+    """Every image with what it shows, by the cluster of those it looks like; read once in a process."""
     from medmesh.duplicates.clusters import near
     from medmesh.duplicates.hashes import look
 
@@ -68,6 +70,12 @@ def split(count: int, seed: int) -> list[Slice]:
     groups: dict[int, list[tuple[Path, str]]] = defaultdict(list)
     for number, entry in zip(near(hashes, DISTANCE), paths, strict=True):
         groups[number].append(entry)
+    return groups
+
+
+def split(count: int, seed: int) -> list[Slice]:
+    """Assign about `count` images: clusters are never divided between hospitals, nor between training and test."""
+    groups = _clusters()
     dice = random.Random(seed)  # noqa: S311 - a split, not a secret
     order = sorted(groups)
     dice.shuffle(order)

@@ -171,9 +171,7 @@ class Rounds:
 
     async def _fetch(self, ref: ObjectRef) -> Path:
         """An object of the platform, kept while it is useful."""
-        folder = self.site.layout.cache / "objects"
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        return await download(self.gateway, ref, folder / ref.sha256)
+        return await self._download(ref, "objects")
 
     async def _model(self, event: RoundOpened) -> Path:
         """The round's model. The one before is kept until then: what did not change since is not fetched again."""
@@ -190,7 +188,7 @@ class Rounds:
         if name == event.base.sha256:  # one that is only half written, after a power cut, is fetched
             await aside(len(data), partial(found.write_bytes, data))
         else:
-            await download(self.gateway, event.base, found, since=since, progress=tell)
+            await self._download(event.base, "models", since=since, progress=tell)
         for path in others:
             path.unlink(missing_ok=True)
         return found
@@ -198,6 +196,17 @@ class Rounds:
     def enclosed(self, data: bytes) -> None:
         """The model that came with the newest round, until that is worked on: what has not its digest is no round's."""
         self._enclosed = (hashlib.sha256(data).hexdigest(), data)
+
+    async def _download(self, ref: ObjectRef, kind: str, **how: Any) -> Path:
+        folder = self.site.layout.cache / kind
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        try:
+            return await download(self.gateway, ref, folder / ref.sha256, **how)
+        except Problem as problem:
+            if problem.code != "objects.missing":
+                raise
+            # What the platform names and has lost it makes again (decision 0130): tried until the round is over, and nobody's failure.
+            raise Problem("request.failed") from problem
 
     async def _open(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
         needed = await samples.size(self.site, plan.data)

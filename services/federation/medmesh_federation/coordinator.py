@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select
@@ -22,7 +22,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, lost, pace, privacy, queue, results, screening, secure, steps, transcript
+from medmesh_federation import evaluation, lost, pace, privacy, queue, remaking, results, screening, secure, steps, transcript
 from medmesh_federation.answering import FLAGGED, LOST
 from medmesh_federation.domain import (
     OPEN_STATES,
@@ -54,8 +54,8 @@ _PEOPLE = Prepared(select(participants.c.hospital, participants.c.state).where(p
 _THEIRS = rounds.c.federation == bindparam("federation")
 _NEWEST = Prepared(select(rounds).where(_THEIRS).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))
 _LEFT = (rounds.c.state == "committed") & ~rounds.c.stored
-_UNSTORED = Prepared(select(rounds.c.round).where(_THEIRS, _LEFT).limit(1))
-_TO_STORE = Prepared(select(rounds).where(_LEFT).limit(20))
+_UNSTORED = Prepared(select(rounds.c.round).where(_THEIRS, _LEFT, ~rounds.c.undone).limit(1))
+_TO_STORE = Prepared(select(rounds).where(_LEFT).order_by(rounds.c.round).limit(20))  # each is made from those before it
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Coordinator:
 
     runtime: Runtime
     ports: Ports
+    _hopeless: set[tuple[str, int]] = field(default_factory=set)
+    """Rounds whose model is gone for good: nobody tries to make it again in this process."""
 
     async def run(self) -> None:
         """See the class."""
@@ -92,6 +94,8 @@ class Coordinator:
             step = self._decide(situation)
             if step is None:
                 return False
+            if isinstance(step, Open) and not await lost.there(self.ports, row.model["sha256"]):
+                return False  # it is made again first: `_make_again`
             if not isinstance(step, Close):
                 await self._apply(uow, row, situation, step)
                 return not isinstance(step, Wait)
@@ -110,7 +114,7 @@ class Coordinator:
             except Problem as problem:
                 if problem.code == "objects.missing" and await self._ask_again(federation, given):
                     return True
-                if opening is None:
+                if opening is None or not await lost.there(self.ports, row.model["sha256"]):  # which is made again, see there
                     raise
                 failed = problem.code  # there is no second sum of this round
         async with self.runtime.unit() as uow:
@@ -253,7 +257,27 @@ class Coordinator:
                 self.ports.wake.set()
             except Problem as problem:
                 log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
-                if problem.code == "objects.missing" and row.kind == RoundKind.BASELINE:  # tried again with those that are there then
-                    async with self.runtime.unit() as uow:
-                        given = await steps.answers_of(uow, row.federation, row.round, row.attempt)
-                    await self._ask_again(row.federation, given)
+                if problem.code == "objects.missing":
+                    await self._make_again(row)
+
+    async def _make_again(self, row: Any) -> None:
+        """What could not be copied, because it is gone; asks for those updates that are gone, too."""
+        about: dict[str, Any] = {"federation": row.federation, "round": row.round}
+        given: Sequence[Any] | None
+        if row.kind == RoundKind.BASELINE:  # tried again with those that are there then
+            async with self.runtime.unit() as uow:
+                given = await steps.answers_of(uow, row.federation, row.round, row.attempt)
+        elif row.kind == RoundKind.TRAIN and (row.federation, row.round) not in self._hopeless:
+            try:
+                if (given := await remaking.remake(self.runtime, self.ports, row)) is None:
+                    log("federation.round.remade", level=30, **about)
+                    self.ports.committed.set()
+                    return
+            except Problem as problem:
+                log("federation.remake_failed", level=40, error=problem, **about)
+                if problem.code == "federation.remade":
+                    self._hopeless.add((row.federation, row.round))
+                return
+        else:
+            return
+        await self._ask_again(row.federation, given)

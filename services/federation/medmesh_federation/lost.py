@@ -31,10 +31,11 @@ _LOSE = Prepared(
 
 async def among(ports: Ports, given: Sequence[Any]) -> list[Any]:
     """Those of these answers whose update is in no store."""
-    return [one for one in given if one.update and not await _there(ports, one.update["sha256"])]
+    return [one for one in given if one.update and not await there(ports, one.update["sha256"])]
 
 
-async def _there(ports: Ports, sha256: str) -> bool:
+async def there(ports: Ports, sha256: str) -> bool:
+    """Whether any store has an object."""
     try:
         await ports.stores.holding(sha256)
     except Problem as problem:

@@ -13,6 +13,7 @@ from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.store.unit import UnitOfWork
+from medmesh_federation.answering import LOST
 from medmesh_federation.handlers import local
 from medmesh_federation.ports import Ports
 from medmesh_federation.steps import answers_of
@@ -72,6 +73,15 @@ async def settle(uow: UnitOfWork[Any], federation: str, given: Sequence[Any], nu
 async def stale(uow: UnitOfWork[Any], federation: str, number: int) -> Sequence[Any]:
     """The late updates that are part of round `number`."""
     return await uow.all(select(answers).where(answers.c.federation == federation, answers.c.counted == number))
+
+
+async def counted(uow: UnitOfWork[Any], federation: str, plan: Plan, number: int, attempt: int) -> tuple[Sequence[Any], bool]:
+    """(the answers that a committed training round is made of, as `counting` gave them; whether any is on its way again)."""
+    fresh = await answers_of(uow, federation, number, attempt, all_of_them=True)
+    late = select(answers, rounds.c.base).join(rounds, _SAME).where(answers.c.federation == federation, answers.c.counted == number)
+    every = [*fresh, *(await uow.all(late) if plan.pace is not None else [])]
+    given = sorted((a for a in every if a.failed is None), key=lambda a: str(a.hospital))
+    return given, any(a.failed == LOST for a in every)
 
 
 async def weighed(
