@@ -26,7 +26,8 @@ def refuse_ambiguous(value: Any) -> None:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     if not _PLAIN.issuperset(map(type, items)):  # a list of names is looked at in one go
         for item in items:
-            refuse_ambiguous(item)
+            if type(item) not in _PLAIN:
+                refuse_ambiguous(item)
 
 
 def canonical(document: Any) -> bytes:

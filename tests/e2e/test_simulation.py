@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,6 +25,7 @@ from tests.packages import TINY, tiny
 from tests.world import World, small_world
 
 from medmesh.cli.federation import federation as command
+from medmesh.contracts.audit import AuditBatch, Receipts
 from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -29,6 +33,8 @@ from medmesh.errors import Problem
 from medmesh.learning import isolation
 from medmesh.learning.package import pack
 from medmesh.simulation.data import Sample, read, share
+from medmesh.simulation.hospital import GATHERED
+from medmesh.simulation.log import Log
 from medmesh.simulation.run import simulate
 from medmesh_edge import intake, samples
 from medmesh_edge.node import running
@@ -180,6 +186,23 @@ def test_when_nobody_can_go_on_the_reason_is_told(private: Path) -> None:
 def children(pid: int) -> set[int]:
     """Processes that this one started and that still run."""
     return {int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()}
+
+
+async def test_at_the_end_every_record_of_every_hospital_was_handed_in(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take, left = Log.take, Counter[tuple[str, str]]()
+
+    def seen(log: Log, batch: AuditBatch) -> Receipts:
+        left.update((batch.emitter, json.loads(base64.b64decode(one.body))["sub"]) for one in batch.records)
+        return take(log, batch)
+
+    monkeypatch.setattr(Log, "take", seen)
+    shares = share(read(pictures(private / "data", 400), pack(TINY).manifest.data, 1), 20, "iid", seed=1)
+    done = await simulate(TINY, shares, private / "out", workers=1, rounds=GATHERED + 2, local_steps=5, batch_size=4, learning_rate="0.1")
+    assert done.view.state == "completed", done.view.failure
+    of_hospitals = {key: count for key, count in left.items() if key[0] != "federation"}
+    uploads = {emitter: count for (emitter, verb), count in of_hospitals.items() if verb == "federation.upload"}
+    assert uploads == {f"edge:{name}": GATHERED + 2 for name in shares}
+    assert done.records >= sum(of_hospitals.values())
 
 
 async def test_a_process_of_hospitals_that_is_killed_ends_the_simulation_with_the_reason(private: Path) -> None:

@@ -18,7 +18,7 @@ from tests.faults.harness import PASSWORD, Stage, until
 
 from medmesh.client.transfer import upload
 from medmesh.embedded.run import Run
-from medmesh.security.residue import wipe
+from medmesh.security.residue import empty, wipe
 
 
 def test_what_is_wiped_is_overwritten_and_links_are_not_followed(private: Path) -> None:
@@ -37,6 +37,21 @@ def test_what_is_wiped_is_overwritten_and_links_are_not_followed(private: Path) 
     opened.close()
     assert kept.read_bytes() == b"somebody else's"
     wipe(folder)
+
+
+def test_a_folder_that_is_emptied_stays(private: Path) -> None:
+    folder = private / "work"
+    (folder / "deep").mkdir(parents=True)
+    secret = folder / "image"
+    secret.write_bytes(b"KANARY" * 1000)
+    (folder / "deep" / "image").write_bytes(b"KANARY")
+    (folder / "link").symlink_to(private)
+    opened, before = secret.open("rb"), folder.stat().st_ino
+    empty(folder)
+    assert (folder.stat().st_ino, list(folder.iterdir())) == (before, [])
+    assert set(opened.read()) == {0}
+    opened.close()
+    assert private.exists()
 
 
 def test_a_locked_process_leaves_no_core_and_shows_no_memory() -> None:

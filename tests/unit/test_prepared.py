@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import pkgutil
 from types import ModuleType
 
 import pytest
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, delete, insert, select
 
 import medmesh.service
 import medmesh_edge
 import medmesh_federation
 import medmesh_gateway
+from medmesh.store.database import Database
 from medmesh.store.prepared import Prepared
 from medmesh.store.tables import service_metadata
+from medmesh.store.unit import Context
 
 OUTBOX = service_metadata().tables["outbox"]
 
@@ -41,6 +44,27 @@ def test_every_prepared_statement_of_a_node_compiles() -> None:
     names = [name for name, prepared in everyone(medmesh_edge) if prepared.sqlite]
     assert "medmesh_edge.rounds._OPEN" in names
     assert "medmesh_edge.inbox._STORED" in names
+
+
+async def test_a_look_waits_while_a_transaction_has_the_connection() -> None:
+    database = Database.memory()
+    await database.create(service_metadata())
+    kept, done = Prepared(select(OUTBOX.c.id)), asyncio.Event()
+
+    async def write() -> None:
+        async with database.unit(Context("test")) as uow:
+            values = {"id": "a", "seq": 1, "subject": "s", "body": b"", "created_at": uow.now}
+            await uow.execute(insert(OUTBOX).values(values))
+            done.set()
+            await asyncio.sleep(0.05)
+            await uow.execute(delete(OUTBOX))
+
+    writing = asyncio.create_task(write())
+    await done.wait()
+    assert list(await database.look(kept)) == []  # what is not committed is nobody's
+    assert writing.done()
+    await writing
+    await database.close()
 
 
 def test_what_a_prepared_statement_cannot_be_is_said() -> None:

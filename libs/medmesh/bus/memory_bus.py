@@ -71,6 +71,8 @@ class MemoryBus:
         self._streams: dict[str, StreamSpec] = {}
         self._messages: dict[str, dict[str, BusMessage]] = {}
         self._consumers: dict[tuple[str, str], _Consumer] = {}
+        self._ways: dict[str, tuple[str, list[_Consumer]]] = {}
+        """Subject to the stream that keeps its messages, and who consumes them, as long as neither changes."""
         self._listeners: list[tuple[str, Callable[[str, bytes], Awaitable[None]]]] = []
         self._responders: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
 
@@ -78,15 +80,23 @@ class MemoryBus:
         return [self._publish(message) for message in messages]
 
     def _publish(self, message: BusMessage) -> Exception | None:
-        stream = next((s for s in self._streams.values() if any(matches(p, message.subject) for p in s.subjects)), None)
-        if stream is None:
+        if (way := self._ways.get(message.subject) or self._way(message.subject)) is None:
             return Problem("bus.unavailable", reason=f"no stream keeps {message.subject}")
-        if message.id in self._messages[stream.name]:
+        stream, consumers = way
+        if message.id in self._messages[stream]:
             return None
-        self._messages[stream.name][message.id] = message
-        for (name, _), consumer in self._consumers.items():
-            if name == stream.name and any(matches(p, message.subject) for p in consumer.spec.subjects):
-                consumer.queue.put_nowait((message, 1))
+        self._messages[stream][message.id] = message
+        for consumer in consumers:
+            consumer.queue.put_nowait((message, 1))
+        return None
+
+    def _way(self, subject: str) -> tuple[str, list[_Consumer]] | None:
+        for stream in self._streams.values():
+            if any(matches(p, subject) for p in stream.subjects):
+                theirs = [consumer for (name, _), consumer in self._consumers.items() if name == stream.name]
+                wanted = [consumer for consumer in theirs if any(matches(p, subject) for p in consumer.spec.subjects)]
+                self._ways[subject] = stream.name, wanted
+                return self._ways[subject]
         return None
 
     async def signal(self, subject: str, body: bytes) -> None:
@@ -155,12 +165,14 @@ class MemoryBus:
 
     async def ensure_stream(self, spec: StreamSpec) -> None:
         self._streams[spec.name] = spec
+        self._ways.clear()
         self._messages.setdefault(spec.name, {})
 
     async def ensure_consumer(self, spec: ConsumerSpec) -> None:
         if (spec.stream, spec.durable) in self._consumers:
             return
         consumer = self._consumers[(spec.stream, spec.durable)] = _Consumer(spec)
+        self._ways.clear()
         for message in self._messages[spec.stream].values():
             if any(matches(p, message.subject) for p in spec.subjects):
                 consumer.queue.put_nowait((message, 1))

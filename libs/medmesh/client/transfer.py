@@ -57,6 +57,17 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Bytes that are here."""
+
+    data: bytes
+
+    def read(self, start: int, end: int) -> list[bytes]:
+        """See `Source`."""
+        return [self.data[start:end]]
+
+
+@dataclass(frozen=True)
 class Stored:
     """An object that lies encrypted: it is opened piece by piece, and never lies in the clear beside itself."""
 

@@ -20,12 +20,13 @@ class Watched(Generic[T]):
     def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
         self.path = path
         self._read = read
+        self._place = str(path)  # which the operating system is asked for again and again
         self._kept: tuple[tuple[int, int, int], T] | None = None
 
     def __call__(self) -> T:
         """As it stands now."""
         try:
-            found = self.path.stat()
+            found = os.stat(self._place)
         except OSError:
             return self._read(self.path)
         stamp = (found.st_mtime_ns, found.st_ino, found.st_size)

@@ -25,6 +25,7 @@ from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.streams import Reader, Writer
 from medmesh.learning.weights import BYTES, header
+from medmesh.memo import by_identity
 
 PREFIX = "codec/"
 BLOCK = 4096
@@ -47,6 +48,7 @@ def _sparse(count: int, share: str) -> int:
     return whole * kept(SPARSE, share) + (kept(rest, share) if rest else 0)
 
 
+@by_identity()
 def sent(plan: Plan) -> tuple[TensorSignature, ...]:
     """What a hospital sends in a training round of a plan, as it travels."""
     from medmesh.federated.aggregation import upload_signature

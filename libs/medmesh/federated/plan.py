@@ -9,6 +9,7 @@ from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation.common import RoundKind
 from medmesh.contracts.plan import Plan, canonical, plan_hash
 from medmesh.federated.privacy import words
+from medmesh.memo import by_identity
 from medmesh.pipelines import words as pipelines
 
 __all__ = ["Plan", "after_training", "canonical", "evaluates", "explain", "plan_hash", "plan_of"]
@@ -46,6 +47,7 @@ def evaluates(plan: Plan, number: int) -> bool:
     return 0 < number <= plan.rounds and plan.evaluate_every > 0 and (number - 1) % plan.evaluate_every == 0
 
 
+@by_identity()
 def update_bytes(plan: Plan) -> int:
     """How many bytes one round's update has as it travels, headers aside; a baseline's models travel whole."""
     from medmesh.federated.aggregation import upload_signature  # numpy: not before there is a plan

@@ -16,6 +16,9 @@ from medmesh.learning import weights
 from medmesh.learning.host import Progress, Worker
 from medmesh.tasks import aside
 
+TELL_SECONDS = 0.1
+"""How often a worker says how far it is: each time wakes the host, and people are told less often."""
+
 
 def protected(plan: Plan) -> dict[str, Any]:
     """What a training adds for its patients: the worker clips and noises each step."""
@@ -55,7 +58,7 @@ class Trainer:
             batch_size=self.plan.batch_size,
             learning_rate=float(self.plan.learning_rate),
             seed=self.seed,
-            every=max(1, run.steps // 20),
+            every=TELL_SECONDS,
             out=str(out),
             **extra,
         )
@@ -85,7 +88,9 @@ class Trainer:
         trained, loss = await self.run(run, folder / "trained")
         left = await aside(trained.stat().st_size, lambda: algorithm.leave(local, trained, second))
         # Nothing leaves but the tensors that were agreed upon; what privacy adds comes later, and is the node's.
-        weights.check(left.upload, [tensor for tensor in upload_signature(plan) if tensor.name != WITHIN.name])
+        agreed = tuple(tensor for tensor in upload_signature(plan) if tensor.name != WITHIN.name)
+        if left.upload != trained or agreed != plan.signature:  # else that was looked at a moment ago
+            weights.check(left.upload, agreed)
         return left, loss
 
     async def personal(self, local: Local) -> Path | None:

@@ -24,7 +24,7 @@ class Samples:
     [samples, 1, x, y, z], or float32 signals [samples, channels, length], as `medmesh.contracts.data` says; `y` int64 [samples]; `patients`
     int64 [samples], equal for samples of one patient, where they are known.
 
-    In a worker `x` lies on the disk (`numpy.memmap`): index it by batches, and no more than a batch is in memory."""
+    In a worker `x` lies on the disk and cannot be written to: index it by batches, and no more than a batch is in memory."""
 
     x: np.ndarray
     y: np.ndarray

@@ -25,6 +25,21 @@ _ELSEWHERE = frozenset(("client", "request", "bus", "query", "security", "federa
 """Families of problems that nobody meets inside a sandbox."""
 
 
+_Stamp = tuple[int, ...]
+
+
+def _stamped(found: os.stat_result) -> _Stamp:
+    # The time of change is the kernel's own: whoever writes to a file, or renames or links it, alters it.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _stamp(path: Path | str) -> _Stamp:
+    try:
+        return _stamped(os.lstat(path))
+    except FileNotFoundError:
+        return ()
+
+
 def _silent(step: int, steps: int, loss: float) -> None:
     return None
 
@@ -39,6 +54,7 @@ class Worker:
         self._silence = silence
         self._memory = memory
         self._busy = asyncio.Lock()
+        self._given: dict[str, tuple[_Stamp, _Stamp]] = {}
 
     @property
     def pid(self) -> int:
@@ -57,20 +73,27 @@ class Worker:
     def give(self, source: Path, name: str) -> str:
         """Copy a file into the worker's folder, readable for its account; answers the path to hand over.
 
-        The package runs already and may have planted links there: the copy is a fresh file, and nothing is followed.
+        The package runs already and may have planted links there: the copy is a fresh file, and nothing is followed. One that neither it
+        nor we have touched since, of a file that is the same, is not made again.
         """
+        place = f"{self.folder}/{name}"
+        given = self._given.get(place)
+        if given is not None and given == (_stamp(source), _stamp(place)):
+            return place
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "wb") as target, source.open("rb") as given:
+            with os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "wb") as target, source.open("rb") as file:
                 os.fchmod(target.fileno(), 0o644)
-                while os.sendfile(target.fileno(), given.fileno(), None, 1 << 30):  # copied by the kernel
+                before = _stamped(os.fstat(file.fileno()))
+                while os.sendfile(target.fileno(), file.fileno(), None, 1 << 30):  # copied by the kernel
                     pass
+                self._given[place] = before, _stamped(os.fstat(target.fileno()))
         finally:
             os.close(folder)
-        return str(self.folder / name)
+        return place
 
     async def call(self, op: str, *, progress: Progress = _silent, **arguments: Any) -> dict[str, Any]:
         """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.memory` (it had too little), `worker.crashed`,

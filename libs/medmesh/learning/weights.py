@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from safetensors.numpy import save as serialized
 from safetensors.numpy import save_file
 
 from medmesh.canonical import parse
@@ -69,7 +71,10 @@ def _header(file: BinaryIO) -> dict[str, dict[str, Any]]:
 
 def check(path: Path, signature: Iterable[TensorSignature]) -> None:
     """Raise a `Problem` that names the first tensor that is missing, foreign, or of another shape or type than was agreed."""
-    found = header(path)
+    _compare(header(path), signature)
+
+
+def _compare(found: Mapping[str, Mapping[str, Any]], signature: Iterable[TensorSignature]) -> None:
     wanted = {tensor.name: tensor for tensor in signature}
     for name in sorted(set(found) | set(wanted)):
         if name not in wanted:
@@ -82,11 +87,15 @@ def check(path: Path, signature: Iterable[TensorSignature]) -> None:
             raise Problem("weights.signature", tensor=name, found=f"{dtype} {list(shape)}", agreed=agreed)
 
 
-def check_finite(path: Path, seen: Callable[[bytes], object] = lambda piece: None) -> None:
+def check_finite(
+    path: Path, seen: Callable[[bytes], object] = lambda piece: None, signature: Iterable[TensorSignature] | None = None
+) -> None:
     """Raise a `Problem` that names the first tensor with NaN or infinity; in one pass, a mebibyte at a time. `seen` gets every byte of the
-    file in order, exactly as it was looked at, whoever writes to the file meanwhile."""
+    file in order, exactly as it was looked at, whoever writes to the file meanwhile. With a `signature`, as `check` before it."""
     with _opened(path) as file:
         layout = _header(file)
+        if signature is not None:
+            _compare(layout, signature)
         file.seek(0)
         length = file.read(8)
         seen(length)
@@ -109,7 +118,12 @@ def _finite(piece: bytes, dtype: str) -> bool:
 
 def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Write tensors, sorted by name so that the same tensors are the same bytes."""
-    save_file({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, path)  # keeps scalars scalars
+    made = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}  # keeps scalars scalars
+    if sum(array.nbytes for array in made.values()) > _PIECE:
+        save_file(made, path)
+        return
+    path.unlink(missing_ok=True)  # whoever reads the one before goes on reading it
+    path.write_bytes(serialized(made))
 
 
 def save_rows(
@@ -155,22 +169,23 @@ def row_writer(
 def mapped(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file, read from the disk when they are looked at: only what is used at the moment is in memory. Raises `Problem`
     (`weights.malformed`)."""
-    found = header(path)
-    with path.open("rb") as file:
-        begins = 8 + int.from_bytes(file.read(8), "little")
+    with _opened(path) as file:
+        found, begins = _header(file), file.tell()
+        # One map for all of them: numpy's own of each takes as long as a step of a small model.
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     made: dict[str, np.ndarray] = {}
     for name, entry in found.items():
         kind, shape = np.dtype(_NUMPY[entry["dtype"]]).newbyteorder("<"), tuple(entry["shape"])
-        at = begins + entry["data_offsets"][0]
-        made[name] = np.memmap(path, kind, "r", at, shape) if math.prod(shape) else np.zeros(shape, kind)
+        count, at = math.prod(shape), begins + entry["data_offsets"][0]
+        made[name] = np.frombuffer(whole, kind, count, at).reshape(shape) if count else np.zeros(shape, kind)
     return made
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
     """Read tensors that were checked, once and into fresh arrays of their own. Raises `Problem` (`weights.malformed`)."""
-    found, made = header(path), dict[str, np.ndarray]()
+    made: dict[str, np.ndarray] = {}
     with _opened(path) as file:
-        begins = 8 + int.from_bytes(file.read(8), "little")
+        found, begins = _header(file), file.tell()
         for name, entry in found.items():
             array = made[name] = np.empty(entry["shape"], np.dtype(_NUMPY[entry["dtype"]]).newbyteorder("<"))
             file.seek(begins + entry["data_offsets"][0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,8 @@ def initial(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]
 
 
 def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
-    """Train from given weights on given samples and write the result; with the correction of an algorithm where there is one."""
+    """Train from given weights on given samples and write the result; with the correction of an algorithm where there is one. How far it is
+    is told at most once in `every` seconds."""
     if session.ranks > 1 and "rank" not in call:
         from medmesh.learning.ranks import together
 
@@ -73,8 +75,12 @@ def train(session: Session, call: dict[str, Any], tell: Any) -> dict[str, Any]:
     schedule = Schedule(call["steps"], call["batch_size"], call["learning_rate"], call["seed"], *how)
     model = session.model(call["seed"], call["weights"])
 
+    told, every = time.monotonic(), call.get("every", 0.0)
+
     def on_step(step: int, loss: float) -> None:
-        if step % call.get("every", 1) == 0 or step == schedule.steps:
+        nonlocal told
+        if (now := time.monotonic()) - told >= every:
+            told = now
             tell({"event": "progress", "step": step, "steps": schedule.steps, "loss": loss})
 
     loss = session.adapter.train(session.module, model, samples, schedule, on_step)

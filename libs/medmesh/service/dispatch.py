@@ -334,7 +334,8 @@ class _Batcher:
         known = [dispatcher._identify(message) for message in messages]
         for message, (actor, decision) in zip(messages, known, strict=True):
             dispatcher.admit(message, actor, decision)
-        found = await asyncio.gather(*(dispatcher._before(message, actor) for message, (actor, _) in zip(messages, known, strict=True)))
+        ahead_of = [dispatcher._before(message, actor) for message, (actor, _) in zip(messages, known, strict=True)]
+        found = await asyncio.gather(*ahead_of) if len(ahead_of) > 1 else [await ahead_of[0]]
         new: list[bool] = []
         async with dispatcher.database.unit(Context(service), dispatcher.ports) as uow:
             left = await uow.journal.remember_all(dispatcher.consumer.durable, [message.id for message in messages], uow.now)

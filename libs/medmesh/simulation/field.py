@@ -13,9 +13,11 @@ import os
 import signal
 import socket
 import traceback
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from multidict import CIMultiDict
@@ -29,6 +31,8 @@ from medmesh.tasks import end
 
 PIECE = 4 << 20
 """Bytes of an object that are asked for at once."""
+SHELVED, MOST_SHELVED = 1 << 20, 8
+"""Of a larger piece each hospital asks itself, and so many of the smaller are kept: those of a round's model."""
 END_SECONDS = 30.0
 """How long a process may take to end its worker; then it is killed."""
 Tell = Callable[[Collection[str], dict[str, Any]], None]
@@ -36,12 +40,29 @@ Tell = Callable[[Collection[str], dict[str, Any]], None]
 Idle = Callable[[], bool]
 
 
+class Shelf:
+    """Small pieces of objects that one hospital of a process asked for, for the others: an object never changes."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, int, int], tuple[int, bytes]] = OrderedDict()
+
+    async def read(self, ask: Callable[..., Awaitable[tuple[int, bytes]]], sha256: str, start: int, end: int) -> tuple[int, bytes]:
+        """The size of an object, and some of its bytes: as `ask` answers it."""
+        if (found := self._kept.get((sha256, start, end))) is None:
+            found = await ask("read", sha256=sha256, start=start, end=end)
+            if len(found[1]) <= SHELVED:
+                self._kept[sha256, start, end] = found
+                while len(self._kept) > MOST_SHELVED:
+                    self._kept.popitem(last=False)
+        return found
+
+
 class Far(Gateway):
     """The gateway as a hospital in another process sees it: what it asks is answered by its `Link` there."""
 
-    def __init__(self, wire: Wire, hospital: str) -> None:
+    def __init__(self, wire: Wire, hospital: str, shelf: Shelf) -> None:
         self.url = "memory:"
-        self._wire, self._hospital = wire, hospital
+        self._wire, self._hospital, self._shelf = wire, hospital, shelf
 
     async def _ask(self, name: str, body: Body = b"", **how: Any) -> tuple[Any, bytes]:
         parts = [body] if isinstance(body, bytes) else body
@@ -88,14 +109,14 @@ class Far(Gateway):
     @asynccontextmanager
     async def _range(self, sha256: str, wanted: str) -> AsyncIterator[_Ranged]:
         start, _, last = wanted.removeprefix("bytes=").partition("-")
-        yield _Ranged(self._ask, sha256, int(start or 0), int(last) + 1 if last else None)
+        yield _Ranged(partial(self._shelf.read, self._ask), sha256, int(start or 0), int(last) + 1 if last else None)
 
 
 @dataclass
 class _Ranged:
     """The part of a response that a download reads."""
 
-    ask: Callable[..., Awaitable[tuple[Any, bytes]]]
+    read: Callable[[str, int, int], Awaitable[tuple[int, bytes]]]
     sha256: str
     start: int
     end: int | None
@@ -104,7 +125,7 @@ class _Ranged:
     async def parts(self) -> AsyncIterator[list[bytes]]:
         at, end = self.start, self.end
         while end is None or at < end:
-            size, piece = await self.ask("read", sha256=self.sha256, start=at, end=min(at + PIECE, at + PIECE if end is None else end))
+            size, piece = await self.read(self.sha256, at, min(at + PIECE, at + PIECE if end is None else end))
             end = size if end is None else min(end, size)
             at += len(piece)
             yield [piece]

@@ -12,7 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from medmesh.contracts.federation import RoundStored
+from medmesh.contracts.federation import FederationCompleted, FederationFailed, RoundStored
 from medmesh.contracts.message import Envelope, Event, understood
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import Package
@@ -26,7 +26,7 @@ from medmesh.security.suites import DEFAULT, suite
 from medmesh.security.tokens import Actor
 from medmesh.service.recording import recorder
 from medmesh.simulation.data import Sample, Shares
-from medmesh.simulation.field import Far, Idle, Tell
+from medmesh.simulation.field import Far, Idle, Shelf, Tell
 from medmesh.simulation.wire import Wire
 from medmesh.store.database import Database
 from medmesh.store.objects.directory import DirectoryBlobs
@@ -49,6 +49,9 @@ DATASET, SITE_KEY = "simulated", "site.key"
 TOGETHER = 3
 """Hospitals that are at work at the same time at one worker: while some wait for it, or for the platform, others go on, and the platform
 answers several at once, as it does real ones."""
+GATHERED = 8
+"""Steps after which a hospital hands its audit records in, and at the end: a real one lets them gather by the clock."""
+OVER = frozenset((FederationCompleted.subject(), FederationFailed.subject()))
 
 
 @dataclass
@@ -95,6 +98,8 @@ class Hospital:
     _told: list[dict[str, Any]] = field(default_factory=list)
     _taken: int = 0
     _waits: bool = False
+    _steps: int = 0
+    _over: bool = False
 
     def __post_init__(self) -> None:
         self.rounds = Rounds(self.site, self.link, self._borrowed, proven=self.proven)
@@ -107,6 +112,7 @@ class Hospital:
     def tell(self, fact: dict[str, Any]) -> None:
         """Put a fact into its inbox. That an update may be released is read with the next thing there is to do."""
         self._told.append(fact)
+        self._over = self._over or fact["type"] in OVER
         if not self._waits and fact["type"] != RoundStored.subject():
             self._waits = True
             self.bench.waiting.put_nowait(self)
@@ -125,9 +131,11 @@ class Hospital:
             while self._rang("requests"):
                 while await outgoing.send_one(self.site, self.link):
                     pass
-            while await outgoing.ship_audit(self.site, self.link):
-                pass
-            more = bool(self._told)
+            self._steps += 1
+            if self._over or self._steps % GATHERED == 0:
+                while await outgoing.ship_audit(self.site, self.link):
+                    pass
+            more = bool(self._told)  # asked last: whoever tells something while we are at work does not wake us
         self._waits = False
 
     async def _work(self) -> None:
@@ -165,9 +173,10 @@ async def hospitals(
     async with AsyncExitStack() as stack:
         bench = Bench(await stack.enter_async_context(worker(package, folder / f"worker-{names[0]}", ranks=ranks)))
         roster, proven, read, there = RosterFile(folder / NAME), dict[str, Proven](), Reader(), dict[str, Hospital]()
+        shelf = Shelf()
         for name in names:
             site = await stack.enter_async_context(_site(folder, signers[name], shares[name], roster))
-            there[name] = Hospital(site, Far(wire, name), bench, proven, read)
+            there[name] = Hospital(site, Far(wire, name, shelf), bench, proven, read)
 
         def tell(told: Collection[str], document: dict[str, Any]) -> None:
             for name in told:

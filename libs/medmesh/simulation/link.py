@@ -54,7 +54,7 @@ class Link:
         if isinstance(message, ReportFailure):
             self._hub.failures[self._hospital] = message.code
         if enclosed and isinstance(message, SubmitUpdate):
-            await self._hub.uploads.whole(self._hospital, message.update, [enclosed], self._hub.stores.scratch)
+            await self._hub.uploads.whole(message.update, [enclosed], self._hub.stores.scratch)
         return await self._hub.command(message, self.token(), f"{self._hospital}-{key}" if key else None)
 
     async def request(self, path: str, document: Any, query: dict[str, Any] | None) -> Any:

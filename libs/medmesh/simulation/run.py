@@ -91,6 +91,7 @@ async def simulate(
             with settled():
                 federation = await _create(platform, package, tuple(sorted(shares)), plan)
                 await _until(ended, alive, grounds, platform)
+                await _handed_in(grounds)
             view = await _view(platform, federation)
             if view.model is not None:
                 store = await platform.stores.holding(view.model.sha256)
@@ -170,6 +171,15 @@ async def _alive(platform: Hub, hospitals: Sequence[str]) -> None:
         for name in hospitals:
             await platform.signal(HospitalAlive(hospital=name))
         await asyncio.sleep(ALIVE_SECONDS)
+
+
+async def _handed_in(grounds: Sequence[Field]) -> None:
+    """Wait until hospitals, who are told of the end, have handed in what they have to. Raises as `_until`."""
+    while not all([await field.idle() for field in grounds]):
+        for field in grounds:
+            if field.wire.over.done():
+                raise gone(field)
+        await asyncio.sleep(0.02)
 
 
 async def _until(ended: asyncio.Event, alive: asyncio.Task[None], grounds: Sequence[Field], platform: Hub) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from medmesh.errors import Problem
 
 _HEAD = struct.Struct(">IQ")
+_spell, _read = json.JSONEncoder(default=str).encode, json.JSONDecoder().decode
 Answer = Callable[[dict[str, Any], bytes], Awaitable[tuple[Any, Sequence[bytes]]]]
 """Of a question and the bytes beside it: a document, and bytes in parts. Raises `Problem`."""
 Hear = Callable[[dict[str, Any], bytes], None]
@@ -42,7 +43,7 @@ class Wire(asyncio.Protocol):
 
     def tell(self, document: dict[str, Any], *beside: bytes) -> None:
         """Say something that has no answer."""
-        text = json.dumps(document, default=str).encode()
+        text = _spell(document).encode()
         self._transport.writelines([_HEAD.pack(len(text), sum(map(len, beside))), text, *beside])
 
     async def ask(self, document: dict[str, Any], *beside: bytes) -> tuple[Any, bytes]:
@@ -83,7 +84,7 @@ class Wire(asyncio.Protocol):
             if len(came) < begin + text + beside:
                 break
             at = begin + text + beside
-            self._take(json.loads(came[begin : begin + text]), bytes(came[begin + text : at]))
+            self._take(_read(came[begin : begin + text].decode()), bytes(came[begin + text : at]))
         del came[:at]
 
     def _take(self, document: dict[str, Any], beside: bytes) -> None:

@@ -129,6 +129,11 @@ class Database:
 
     async def look(self, query: Prepared, **values: Any) -> Sequence[Any]:
         """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back."""
+        # A node asks some fifteen a round: one that is at once is spared the way to its turn.
+        if self._sqlite is not None and (free := self.engine.free()) is not None:  # type: ignore[attr-defined]
+            found: Sequence[Any] | None = self._sqlite(free).rows_now(query, values)  # type: ignore[attr-defined]
+            if found is not None:
+                return found
         async with self.engine.connect() as sql:
             return await (await self._journal(sql)).rows(query, values)
 

@@ -44,6 +44,8 @@ class Inline:
         self._durable = True
         self.settled = True
         """Whether the disk has all that was committed."""
+        self.invalidated = False
+        """Whether it was thrown away. Asked at every turn, which of SQLAlchemy's costs as much as a statement's values."""
         self.dialect = sql.dialect
         self.driver = cast(sqlite3.Connection, sql.connection.driver_connection)
 
@@ -85,6 +87,7 @@ class Inline:
 
     async def invalidate(self) -> None:
         """As the connection's."""
+        self.invalidated = True
         self._sql.invalidate()
 
 
@@ -103,13 +106,14 @@ class SqliteJournal:
         await self._run("BEGIN IMMEDIATE")
         self._begun, self._before = True, self._sql.total_changes
 
-    async def _run(self, text: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """One statement, once no other process holds what it needs: inside a transaction that is at once."""
-        end = time.monotonic() + BUSY_SECONDS
+    async def _run(self, text: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of one statement, once no other process holds what it needs: inside a transaction that is at once."""
+        end = 0.0
         while True:
             try:
-                return self._sql.execute(text, values)
+                return self._sql.execute(text, values).fetchall()
             except sqlite3.OperationalError as error:
+                end = end or time.monotonic() + BUSY_SECONDS
                 # The low byte: also while another process takes up what one that was killed left (SQLITE_BUSY_RECOVERY).
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
@@ -129,7 +133,17 @@ class SqliteJournal:
 
     async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
         statement, read = prepared.sqlite
-        return [read(row) for row in (await self._run(statement.text, statement.asked(values))).fetchall()]
+        return [read(row) for row in await self._run(statement.text, statement.asked(values))]
+
+    def rows_now(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any] | None:
+        """The same, if no other process holds what it needs; else None."""
+        statement, read = prepared.sqlite
+        try:
+            return [read(row) for row in self._sql.execute(statement.text, statement.asked(values)).fetchall()]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            return None
 
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:
         done = self._sql.execute("INSERT OR IGNORE INTO inbox (consumer, event_id, at) VALUES (?, ?, ?)", (consumer, event_id, _iso(now)))
@@ -217,10 +231,15 @@ class Engine:
         """The connection, for one at a time. It stays open in between: opening it anew would cost as much as a statement."""
         return _Turn(self)
 
+    def free(self) -> Inline | None:
+        """The connection, where it is nobody's turn: for a statement outside of transactions, within which nobody else comes to it."""
+        taken = self._turn.locked() or self._open is None or self._given.invalidated
+        return None if taken else self._given
+
     async def _take(self) -> Inline:
         await self._turn.acquire()
         try:
-            if self._open is None or self._open.invalidated:
+            if self._open is None or self._given.invalidated:
                 self._open = self._engine.connect()
                 self._given = Inline(self._open, disk=self._disk)
             return self._given

@@ -118,7 +118,10 @@ def span(
 
     A parent that is not sampled costs next to nothing: its context is passed on and nothing is recorded.
     """
-    remote = parse(parent)
+    remote, provider = parse(parent), trace.get_tracer_provider()
+    if remote is None and isinstance(provider, trace.ProxyTracerProvider):  # nobody set one up
+        yield
+        return
     if remote is not None and not remote.trace_flags.sampled:
         token = otel_context.attach(trace.set_span_in_context(NonRecordingSpan(remote)))
         try:
@@ -128,7 +131,7 @@ def span(
         return
     context = trace.set_span_in_context(NonRecordingSpan(remote)) if remote and not link else None
     links = [trace.Link(remote)] if remote and link else None
-    with _tracer(trace.get_tracer_provider()).start_as_current_span(
+    with _tracer(provider).start_as_current_span(
         name,
         context=context,
         kind=kind,

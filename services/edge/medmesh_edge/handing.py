@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, null, select, update
 
 from medmesh.client import transfer
 from medmesh.client.gateway import Gateway
-from medmesh.client.transfer import Plain, Source, Stored
+from medmesh.client.transfer import Held, Plain, Source, Stored
 from medmesh.contracts.federation import RoundOpened, Work
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -53,6 +53,8 @@ class Trained:
     """The fact by which the platform asked for it again."""
     marks: Sequence[str] | None = None
     """Of the update's bytes (`Digest`), in the process that stored it; None in a later one."""
+    data: bytes | None = field(default=None, repr=False)
+    """The update's bytes where they are few, likewise: they need not be read and opened again."""
 
     @classmethod
     def read(cls, row: Any) -> Trained:
@@ -78,8 +80,8 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
     """Upload what was trained and say so. Killed in between, it is said again: the platform keeps one answer of each attempt."""
     if not secure.is_secure(plan, event):
         assert done.update is not None
-        base = site.layout.cache / "models" / event.base.sha256
-        await _hand_in(site, gateway, event, done, Stored(site.objects, done.update.sha256), tell, base if base.exists() else None)
+        source = Stored(site.objects, done.update.sha256) if done.data is None else Held(done.data)
+        await _hand_in(site, gateway, event, done, source, tell, whole=True)
         return
     with _room(site) as room:
         beside = (done.counts, done.metrics.get("loss"))
@@ -98,8 +100,8 @@ async def _hand_in(
     done: Trained,
     source: Source,
     tell: Tell,
-    base: Path | None = None,
     said: Mapping[str, str] | None = None,
+    whole: bool = False,
 ) -> None:
     assert done.update is not None
     for once_more in (True, False):
@@ -107,7 +109,8 @@ async def _hand_in(
         if done.update.bytes <= CHUNK:  # it goes with the message
             enclosed = await aside(done.update.bytes, partial(source.read, 0, done.update.bytes))
         else:
-            clock = Clock()
+            clock, model = Clock(), site.layout.cache / "models" / event.base.sha256
+            base = model if whole and model.exists() else None  # masked, nothing is as it was
             with clock.of("send"):
                 await transfer.send(gateway, done.update, source, marks=done.marks, base=base, progress=tell)
             done.milliseconds.update(clock.milliseconds)

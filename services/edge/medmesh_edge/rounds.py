@@ -63,7 +63,8 @@ DISPENSABLE = among(tasks.c.state, "releasable", "failed", "superseded") & tasks
 """An update that is still here and that the platform has no more need of."""
 _OURS = of_attempt(tasks)
 _OPEN = Prepared(
-    select(*[column if column.name != "event" else as_text(column) for column in tasks.c])
+    select(*[column if column.name != "event" else as_text(column) for column in tasks.c], federations.c.state.label("taking_part"))
+    .outerjoin_from(tasks, federations, federations.c.federation == tasks.c.federation)
     .where(among(tasks.c.state, "trained", "received") | DISPENSABLE)
     .order_by(tasks.c.at)
 )
@@ -123,7 +124,7 @@ class Rounds:
             await self._rest()
             return False
         event = chain.opened(row.event)
-        if await is_over(self.site, event):
+        if row.taking_part == "withdrawn" and await is_over(self.site, event):
             return True
         if row.state == "received" and datetime.now(UTC) > event.deadline:
             async with self.site.unit() as uow:
@@ -171,12 +172,11 @@ class Rounds:
 
     async def _fetch(self, ref: ObjectRef) -> Path:
         """An object of the platform, kept while it is useful."""
-        return await self._download(ref, "objects")
+        return await self._download(ref, self._cache("objects"))
 
     async def _model(self, event: RoundOpened) -> Path:
         """The round's model. The one before is kept until then: what did not change since is not fetched again."""
-        folder = self.site.layout.cache / "models"
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        folder = self._cache("models")
         others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
         since = next((path for path in reversed(others) if not path.suffix), None)
         found = folder / event.base.sha256
@@ -188,7 +188,7 @@ class Rounds:
         if name == event.base.sha256:  # one that is only half written, after a power cut, is fetched
             await aside(len(data), partial(found.write_bytes, data))
         else:
-            await self._download(event.base, "models", since=since, progress=tell)
+            await self._download(event.base, folder, since=since, progress=tell)
         for path in others:
             path.unlink(missing_ok=True)
         return found
@@ -197,9 +197,13 @@ class Rounds:
         """The model that came with the newest round, until that is worked on: what has not its digest is no round's."""
         self._enclosed = (hashlib.sha256(data).hexdigest(), data)
 
-    async def _download(self, ref: ObjectRef, kind: str, **how: Any) -> Path:
+    def _cache(self, kind: str) -> Path:
         folder = self.site.layout.cache / kind
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return folder
+
+    async def _download(self, ref: ObjectRef, folder: Path, **how: Any) -> Path:
         try:
             return await download(self.gateway, ref, folder / ref.sha256, **how)
         except Problem as problem:
@@ -292,12 +296,12 @@ class Rounds:
                 if plan.codec != "none" and event.kind is RoundKind.TRAIN:
                     await asyncio.to_thread(weights.check_finite, out)
                     out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
-                ref, marks = await training.store(self.site, out)
+                ref, marks, few = await training.store(self.site, out)
         # A loss of few samples says much of each; in a sum it is one of many.
         tells = secure.is_secure(plan, event) or count >= evaluation.smallest_told(self.site, plan)
-        done = Trained(ref, count, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds, marks=marks)
+        done = Trained(ref, count, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds, marks=marks, data=few)
         if plan.privacy is not None:
-            done = Trained(ref, 1, {}, marks=marks)  # neither samples, a loss nor a time is noised: they stay
+            done = Trained(ref, 1, {}, marks=marks, data=few)  # neither samples, a loss nor a time is noised: they stay
         sources = samples.sources(self.site, found)
         async with self.site.unit() as uow:
             if residual is not None:

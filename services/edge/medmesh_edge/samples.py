@@ -117,9 +117,9 @@ async def prepare(site: Site, schema: DataSchema, *, held_out: bool) -> tuple[Pa
 async def arrays(site: Site, schema: DataSchema, found: Sequence[Any]) -> Path:
     """The same of these samples, in this order."""
     name = hashlib.sha256(repr((schema.model_dump(), [(r.item, r.object, r.label, r.patient) for r in found])).encode()).hexdigest()
-    site.layout.cache.mkdir(mode=0o700, exist_ok=True)
     path = site.layout.cache / f"{name[:32]}.safetensors"
     if not path.exists():
+        site.layout.cache.mkdir(mode=0o700, exist_ok=True)
         await pipelines.through(site, schema, found, lambda made: _write(site, schema, found, path, made))
     return path
 

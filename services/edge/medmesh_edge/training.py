@@ -7,6 +7,7 @@ is what the next one goes on from: an attempt that was void, or came too late, l
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.federated.aggregation import Local, download_signature
 from medmesh.learning import weights
-from medmesh.security.residue import wipe
+from medmesh.security.residue import empty
 from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.incoming import Incoming
@@ -39,11 +40,13 @@ Fetch = Callable[[ObjectRef], Awaitable[Path]]
 
 @asynccontextmanager
 async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, base: Path, get: Fetch) -> AsyncIterator[Local]:
-    """What this hospital has in hand, in a folder that is wiped afterwards. Raises `Problem` (`weights.*`)."""
+    """What this hospital has in hand, in a folder that is emptied afterwards. Raises `Problem` (`weights.*`)."""
     folder = site.layout.work / "round"
-    if folder.exists():  # what a kill left
-        await asyncio.to_thread(wipe, folder)
-    folder.mkdir(parents=True, mode=0o700)
+    try:
+        if os.listdir(folder):  # what a kill left
+            await asyncio.to_thread(empty, folder)
+    except FileNotFoundError:
+        folder.mkdir(parents=True, mode=0o700)
     try:
         weights.check(base, plan.signature)
         state, personal = [await get(ref) if ref else None for ref in (event.state, event.personal)]
@@ -53,7 +56,7 @@ async def side(site: Site, plan: Plan, event: RoundOpened, samples: int, base: P
             weights.check(personal, plan.signature)
         yield Local(plan, base, folder, samples, state, personal, await _kept(site, event, folder))
     finally:
-        await aside(event.base.bytes, lambda: wipe(folder))
+        await aside(event.base.bytes, lambda: empty(folder))
 
 
 async def _kept(site: Site, event: RoundOpened, folder: Path) -> Path | None:
@@ -75,26 +78,26 @@ def _at(number: int, attempt: int) -> Any:
     return (kept.c.round == number) & (kept.c.attempt == attempt)
 
 
-async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None]:
-    """Put weights into the hospital's own store; with the marks of a large one's bytes (`Digest`). Raises `Problem`
-    (`weights.not_finite`)."""
+async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None, bytes | None]:
+    """Put weights into the hospital's own store; with the marks of a large one's bytes (`Digest`), and a small one's bytes. Raises
+    `Problem` (`weights.not_finite`)."""
     return await asyncio.to_thread(_store, site.objects, path)
 
 
-def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None]:
+def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None, bytes | None]:
     if path.stat().st_size <= BRIEF or not isinstance(objects.blobs, DirectoryBlobs):
         pieces: list[bytes] = []  # of a small one, what was looked at is what is stored: read once, hashed once
         weights.check_finite(path, pieces.append)
         data = b"".join(pieces)
         pieces.clear()  # what is sealed comes beside it: twice its size, not three times
-        return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None
+        return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None, data if len(data) <= BRIEF else None
     # Of a large one, too, without its being held: what is looked at, hashed and sealed are the same bytes, whoever writes to the file.
     incoming = Incoming(objects.blobs, objects.wrapping)
     try:
         weights.check_finite(path, incoming.write)
         if objects.header(incoming.sha256) is None:
             incoming.keep()
-        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks
+        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks, None
     finally:
         incoming.discard()
 

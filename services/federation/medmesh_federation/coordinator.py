@@ -162,7 +162,7 @@ class Coordinator:
         leases, seconds = self.ports.leases, plan.lease_seconds
         online = frozenset(h for h in people if leases.online(h, seconds))
         if newest is not None:
-            given = await steps.answers_of(uow, row.federation, newest.round, newest.attempt, all_of_them=True)
+            given = await steps.answered(uow, row.federation, newest.round, newest.attempt)
             phase = SecurePhase(newest.phase) if newest.phase else None
             answered = frozenset(a.hospital for a in given if a.failed is None)
             spoken, whole = answered, frozenset[str]()

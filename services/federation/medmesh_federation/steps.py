@@ -43,10 +43,16 @@ _IN_TIME = (
     .order_by(answers.c.hospital)
 )
 _ALL_ANSWERS, _ANSWERS = Prepared(_IN_TIME), Prepared(_IN_TIME.where(answers.c.failed.is_(None)))
+_WHO = Prepared(_IN_TIME.with_only_columns(answers.c.hospital, answers.c.failed))
 
 
 async def answers_of(uow: UnitOfWork[Any], federation: str, number: int, attempt: int, *, all_of_them: bool = False) -> Sequence[Any]:
     return await uow.rows(_ALL_ANSWERS if all_of_them else _ANSWERS, federation=federation, round=number, attempt=attempt)
+
+
+async def answered(uow: UnitOfWork[Any], federation: str, number: int, attempt: int) -> Sequence[Any]:
+    """Of every answer of an attempt who gave it, and why it does not count: what is asked at each step, and without what was said."""
+    return await uow.rows(_WHO, federation=federation, round=number, attempt=attempt)
 
 
 async def change(uow: UnitOfWork[Any], row: Any, **values: Any) -> None:

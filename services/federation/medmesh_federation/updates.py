@@ -24,8 +24,7 @@ def check(path: Path, plan: Plan, current: Any) -> str | None:
 
         signature = () if kind is RoundKind.EVALUATE else signature
         signature = vectors.signature(signature, counts.width(plan, kind, current.round, len(current.models)), plan.secure.ring)
-    weights.check(path, signature)
-    weights.check_finite(path)
+    weights.check_finite(path, signature=signature)
     return fingerprint(path) if plan.screening is not None and kind is RoundKind.TRAIN else None
 
 

@@ -137,7 +137,7 @@ async def enclosed(runtime: Runtime, ports: Ports, actor: Actor, ref: ObjectRef,
     it knows its name. Raises `Problem`."""
     await ports.door.permit(actor, "object.write")
     runtime.emission.check("object.write")
-    await ports.uploads.whole(actor.text, ref, parts, _target(ports, actor))
+    await ports.uploads.whole(ref, parts, _target(ports, actor))
     return _recording(_context(runtime, actor, "object.write"), _transferred("object.write", "C", ref.sha256, bytes=ref.bytes))
 
 

@@ -100,6 +100,37 @@ async def test_a_link_planted_by_the_package_is_not_followed_when_something_is_h
     assert victim.stat().st_mode & 0o777 == 0o600
 
 
+async def test_what_was_given_and_nobody_touched_is_not_copied_again(private: Path) -> None:
+    source, other = private / "source", private / "other"
+    source.write_bytes(b"a model")
+    other.write_bytes(b"another")  # as many bytes
+    async with worker(tiny(private), private / "work") as w:
+        given = Path(w.give(source, "base"))
+        first = given.stat().st_ino
+        assert Path(w.give(source, "base")).stat().st_ino == first
+        given.write_bytes(b"altered")  # as the package might
+        w.give(source, "base")
+        assert given.read_bytes() == b"a model"
+        given.rename(given.with_name("away"))
+        given.symlink_to(source)
+        w.give(source, "base")
+        assert not given.is_symlink() and given.read_bytes() == b"a model"
+        w.give(other, "base")
+        assert given.read_bytes() == b"another"
+        other.write_bytes(b"changed")
+        w.give(other, "base")
+        assert given.read_bytes() == b"changed"
+
+
+async def test_how_far_it_is_is_told_by_the_clock(private: Path) -> None:
+    seen: list[int] = []
+    async with worker(tiny(private), private / "work") as w:
+        await _train(w, progress=lambda step, steps, loss: seen.append(step), every=3600.0)
+        assert seen == []
+        await _train(w, progress=lambda step, steps, loss: seen.append(step), every=1e-6)
+        assert seen == list(range(1, 61))
+
+
 async def test_a_package_reaches_neither_network_nor_keys_nor_other_folders(private: Path) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     secret = private / "edge.key"

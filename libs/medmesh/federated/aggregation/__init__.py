@@ -14,6 +14,7 @@ from medmesh.federated.aggregation.algorithm import Algorithm, Left, Local, Outc
 from medmesh.federated.privacy.budget import affordable, spent
 from medmesh.federated.privacy.clipping import WITHIN
 from medmesh.federated.streams import FLOATS
+from medmesh.memo import by_identity
 
 __all__ = [
     "ALGORITHMS",
@@ -113,6 +114,7 @@ def makes_own(plan: Plan) -> bool:
     return algorithm_of(plan).PERSONAL or bool(plan.local)
 
 
+@by_identity()
 def upload_signature(plan: Plan) -> tuple[TensorSignature, ...]:
     """What a hospital sends in a round: the shared tensors, and what its algorithm sends beside them in the same file."""
     kind = named(plan.algorithm)

@@ -8,7 +8,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,8 @@ from medmesh.store.objects.blobs import Blob, Source
 from medmesh.store.objects.port import file_digest
 
 _AT_ONCE: int = getattr(os, "RWF_NOWAIT", 0)
+PLACES = 1024
+"""Objects whose path is remembered: it is asked for several times while one comes and goes, and to spell it takes longer than to look."""
 _HEXADECIMAL = frozenset("0123456789abcdef")
 _PIECE = 1 << 20
 """What is read and written of a file at once: small enough that the C library keeps the memory for the next."""
@@ -31,10 +34,11 @@ class DirectoryStore:
     def __init__(self, folder: Path, *, durable: bool) -> None:
         self.folder = folder
         self._durable = durable
+        self.path = lru_cache(maxsize=PLACES)(self._path)
+        """Where an object lies. Raises `Problem` for what is no name of one."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def path(self, sha256: str) -> Path:
-        """Where an object lies."""
+    def _path(self, sha256: str) -> Path:
         if len(sha256) != 64 or not _HEXADECIMAL.issuperset(sha256):
             raise Problem("objects.missing", sha256=sha256[:64])
         return self.folder.joinpath(sha256[:2], sha256)
@@ -58,6 +62,22 @@ class DirectoryStore:
 
     async def put_file(self, path: Path, sha256: str) -> ObjectRef:
         return await asyncio.to_thread(self._take, path, sha256)
+
+    def keep(self, parts: Sequence[bytes], sha256: str) -> None:
+        """Bytes that were digested a moment ago. Blocks."""
+        target = self.path(sha256)
+        if target.exists():
+            return
+        temporary = self._temporary(target)
+        try:
+            with temporary.open("xb", buffering=0) as file:
+                for part in parts:
+                    while part:
+                        part = part[file.write(part) :]
+            self._settle(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _full(error) from None
 
     def adopt(self, path: Path, sha256: str, size: int) -> ObjectRef:
         """Take over a file of ours, digested while we wrote it: moved where it lies on the same disk, else copied. Blocks."""
@@ -95,20 +115,8 @@ class DirectoryStore:
 
     async def put(self, data: bytes, media_type: str = "application/octet-stream") -> ObjectRef:
         sha256 = hashlib.sha256(data).hexdigest()
-        await asyncio.to_thread(self._write, data, sha256)
+        await asyncio.to_thread(self.keep, [data], sha256)
         return ObjectRef(sha256=sha256, bytes=len(data), media_type=media_type)
-
-    def _write(self, data: bytes, sha256: str) -> None:
-        target = self.path(sha256)
-        if target.exists():
-            return
-        temporary = self._temporary(target)
-        try:
-            temporary.write_bytes(data)
-            self._settle(temporary, target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise _full(error) from None
 
     def _temporary(self, target: Path) -> Path:
         target.parent.mkdir(mode=0o700, exist_ok=True)

@@ -73,10 +73,13 @@ class Uploads:
                 raise Problem("objects.offset", expected=have, found=offset)
             if offset + length <= have:
                 return have
-            if shutil.disk_usage(self._folder).free < self._reserve + length:
-                raise Problem("objects.full")
+            self._room(length)
             await aside(length, partial(self._take, path, offset, piece, said if upto else ""))
             return offset + length
+
+    def _room(self, length: int) -> None:
+        if shutil.disk_usage(self._folder).free < self._reserve + length:
+            raise Problem("objects.full")
 
     def _take(self, path: Path, offset: int, piece: Sequence[bytes], upto: str) -> None:
         """Digest an upload while it grows. One that does not grow at its end, or that another process began, is read for that again: at
@@ -115,11 +118,21 @@ class Uploads:
         finally:
             os.close(descriptor)
 
-    async def whole(self, owner: str, ref: ObjectRef, parts: Sequence[bytes], store: ObjectStore) -> None:
-        """Take an object of at most one piece that came at once into `store`. Raises `Problem` as `append` and `finish` do."""
-        if await self.append(owner, ref.sha256, 0, ref.bytes, parts, ref.sha256, upto=True) != ref.bytes:
-            raise Problem("objects.piece", bytes=sum(map(len, parts)), limit=CHUNK)
-        await self.finish(owner, ref.sha256, store)
+    async def whole(self, ref: ObjectRef, parts: Sequence[bytes], store: ObjectStore) -> None:
+        """Take an object of at most one piece that came at once into `store`. Raises `Problem` as `append` does."""
+        length = sum(map(len, parts))
+        if length > self._limit:
+            raise Problem("objects.too_large", bytes=length, limit=self._limit)
+        if length != ref.bytes or not 0 < length <= CHUNK:
+            raise Problem("objects.piece", bytes=length, limit=CHUNK)
+        found = (await aside(length, partial(_digest, hashlib.sha256(), parts))).hexdigest()
+        if found != ref.sha256:
+            raise Problem("objects.digest", expected=ref.sha256, found=found)
+        self._room(length)
+        if isinstance(store, DirectoryStore):
+            await aside(length, partial(store.keep, parts, ref.sha256))
+        else:
+            await store.put(b"".join(parts))
 
     async def finish(self, owner: str, sha256: str, store: ObjectStore) -> ObjectRef:
         """Move a complete upload into `store`. Raises `Problem` (`objects.digest`), and begins anew, when the whole is not its name."""
