@@ -238,13 +238,17 @@ def _spent(pid: int) -> float:
 
 MANY = """
 import asyncio, signal, sys
-from itertools import pairwise
 from pathlib import Path
 from contextlib import AsyncExitStack
+import uvloop
 from medmesh import telemetry
+from medmesh.embedded.memory import frugal
+from medmesh.security.residue import lock_down
 from medmesh_edge.node import running
 
 async def main():
+    lock_down()
+    frugal()
     telemetry.start("edge", folder=Path(sys.argv[1]) / "telemetry")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -253,8 +257,9 @@ async def main():
             await stack.enter_async_context(running(Path(folder)))
         await stop.wait()
 
-asyncio.run(main())
+uvloop.run(main())
 """
+"""As `medmesh edge run` does, with more than one folder."""
 
 
 @asynccontextmanager

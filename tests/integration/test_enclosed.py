@@ -64,7 +64,7 @@ async def test_it_is_stored_recorded_and_on_its_way_with_one_request(world: Worl
 
 async def test_bytes_that_are_not_what_the_message_names_are_refused_with_it(world: World) -> None:
     async with world.node("renji") as renji:
-        for enclosed, code in (([DATA[:-1] + b"?"], "objects.digest"), ([DATA[:-1]], "objects.digest"), ([b""], "objects.piece")):
+        for enclosed, code in (([DATA[:-1] + b"?"], "objects.digest"), ([DATA[:-1]], "objects.piece"), ([b""], "objects.piece")):
             with pytest.raises(Problem) as caught:
                 await submit(renji, enclosed)
             assert caught.value.code == code

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 
+import pybase64
+
 from medmesh.client.credentials import Anonymous, Credentials
 from medmesh.client.http import Answer, Body, Broken, Pool
 from medmesh.contracts.message import Record, new_id
@@ -23,6 +25,8 @@ R = TypeVar("R", bound=Record)
 ATTEMPTS = 6
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 _WAIT = 30
+ENCLOSED = 2 * 2**20
+"""Bytes of an object that may come with the fact that names it: for more, a transfer that goes on where it was cut is worth a request."""
 
 
 class Gateway:
@@ -191,21 +195,27 @@ class Gateway:
         signed = {**self.credentials.headers("GET", target, b""), **(headers or {})}
         return self._http.stream(target, headers=signed, read=read)
 
-    async def inbox(self, after: int, opened: Callable[[], None] = lambda: None) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+    async def inbox(
+        self, after: int, opened: Callable[[], None] = lambda: None, enclosed: Callable[[bytes], None] | None = None
+    ) -> AsyncIterator[tuple[int, dict[str, Any]]]:
         """A hospital's facts after a cursor as they come; ends when the connection does. Raises `Problem`.
 
-        `opened` is called when the gateway let us in, which may be long before the first fact.
+        `opened` is called when the gateway let us in, which may be long before the first fact. `enclosed` is called with the bytes of a
+        small object just before the fact that names it, where the platform sends them along: whoever takes them looks at their SHA-256.
         """
+        query = {"after": after} | ({"enclose": ENCLOSED} if enclosed else {})
         try:
-            async with self.stream("/v1/inbox", query={"after": after}, headers={"Accept": "text/event-stream"}, read=15) as answer:
+            async with self.stream("/v1/inbox", query=query, headers={"Accept": "text/event-stream"}, read=15) as answer:
                 if answer.status_code >= 400:
                     raise problem_of(await answer.whole())
                 opened()
                 cursor = after
                 async for line in answer.lines():
-                    if line.startswith("id: "):
+                    if line.startswith(b"id: "):
                         cursor = int(line[4:])
-                    elif line.startswith("data: "):
+                    elif enclosed and line.startswith(b"object: "):
+                        enclosed(pybase64.b64decode(memoryview(line)[8:]))
+                    elif line.startswith(b"data: "):
                         yield cursor, json.loads(line[6:])
         except Broken as error:
             raise unreachable(self.url, error) from None

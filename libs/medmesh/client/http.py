@@ -76,14 +76,16 @@ class Streaming:
         if held:
             yield held
 
-    async def lines(self) -> AsyncIterator[str]:
+    async def lines(self) -> AsyncIterator[bytes]:
         """The body's lines as they come."""
-        rest = b""
+        held: list[bytes] = []  # of a line that has not ended: it may be long, and is put together once
         with _told():
             async for part in self._answer.content.iter_any():
-                *whole, rest = (rest + part).split(b"\n")
-                for line in whole:
-                    yield line.decode()
+                start = 0
+                while (end := part.find(b"\n", start)) >= 0:
+                    yield b"".join((*held, part[start:end]))
+                    held, start = [], end + 1
+                held.append(part[start:] if start else part)
 
 
 class _Parts(aiohttp.Payload):

@@ -155,7 +155,7 @@ class Node:
                     self._opened()
                     failures = 0
                     continue
-                async for place, document in self.gateway.inbox(after, self._opened):
+                async for place, document in self.gateway.inbox(after, self._opened, self.rounds.enclosed):
                     failures = 0
                     await inbox.take(self.site, place, document)
             except Problem as problem:

@@ -102,6 +102,7 @@ class Rounds:
     _used: float = 0.0
     _progress: dict[str, Any] = field(default_factory=dict)
     _at_work: tuple[Any, Any] = (None, None)
+    _enclosed: tuple[str, bytes] = ("", b"")
     proven: dict[str, Proven] = field(default_factory=dict)
     proofs: Proofs = field(init=False)
 
@@ -178,14 +179,23 @@ class Rounds:
         folder = self._cache("models")
         others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
         since = next((path for path in reversed(others) if not path.suffix), None)
+        found = folder / event.base.sha256
 
         def tell(done: int, total: int) -> None:
             self._tell(event, "fetch", done, total)
 
-        found = await self._download(event.base, folder, since=since, progress=tell)
+        (name, data), self._enclosed = self._enclosed, ("", b"")
+        if name == event.base.sha256:  # one that is only half written, after a power cut, is fetched
+            await aside(len(data), partial(found.write_bytes, data))
+        else:
+            await self._download(event.base, folder, since=since, progress=tell)
         for path in others:
             path.unlink(missing_ok=True)
         return found
+
+    def enclosed(self, data: bytes) -> None:
+        """The model that came with the newest round, until that is worked on: what has not its digest is no round's."""
+        self._enclosed = (hashlib.sha256(data).hexdigest(), data)
 
     def _cache(self, kind: str) -> Path:
         folder = self.site.layout.cache / kind

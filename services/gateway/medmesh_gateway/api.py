@@ -28,6 +28,7 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, proven_key, shown_with
+from medmesh_gateway.inbox import Recording
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route, schema_of
 from medmesh_gateway.tables import operations
@@ -235,7 +236,7 @@ class _Asked:
     command: Command
     actor: Actor
     token: str | None
-    recording: objects.Recording | None = None
+    recording: Recording | None = None
     """What is recorded in the transaction that begins the operation."""
 
     @property

@@ -6,18 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 
+from medmesh.client.gateway import ENCLOSED
+from medmesh.client.http import BUFFER
 from medmesh.contracts.audit import AuditBatch, Receipts, Sighting, Sightings, record_subject
 from medmesh.contracts.federation import HospitalAlive
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh_gateway import inbox, sightings
 from medmesh_gateway.auth import body_digest, certificate_of, revoked
+from medmesh_gateway.objects import sent
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION, schema_of
 
@@ -25,6 +29,7 @@ Barred = Callable[[], bool]
 """Whether the node was revoked since it connected."""
 MAX_AUDIT = 600_000
 LONGEST_POLL = 30.0
+_UNHELD = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 STREAM_SECONDS = 3600.0
 """A stream ends after an hour: the node comes back with a fresh token and is checked again."""
 
@@ -35,8 +40,12 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
     stream: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
     @app.get("/v1/inbox", tags=["hospital"], responses=stream, openapi_extra={ACTION: "inbox.read"})
-    async def read_inbox(request: Request, after: int = 0, wait: float = 0) -> Response:
-        """Facts for this hospital after a cursor: as server-sent events where they are accepted, else as JSON (long polling)."""
+    async def read_inbox(request: Request, after: int = 0, wait: float = 0, enclose: int = 0) -> Response:
+        """Facts for this hospital after a cursor: as server-sent events where they are accepted, else as JSON (long polling).
+
+        An event that is sent as it happens has the object it names with it, base64 in a field `object`, if that has at most `enclose` bytes
+        (and not more than 2 MiB); it is to be fetched otherwise.
+        """
         actor, token = await ports.door.actor(request, body_digest(b""))
         await ports.door.permit(actor, "inbox.read")
         certificate = certificate_of(token)
@@ -47,8 +56,11 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
         resumed = request.headers.get("last-event-id", "")
         after = int(resumed) if resumed.isdecimal() else after
         if "text/event-stream" in request.headers.get("accept", ""):
-            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_stream(runtime, ports, actor.id, after, barred), media_type="text/event-stream", headers=headers)
+            if enclose:
+                await ports.door.permit(actor, "object.read")
+            listen = partial(ports.doorbells.listen, actor.id, min(enclose, ENCLOSED), sent(runtime, actor))
+            events = _stream(runtime, ports, listen, actor.id, after, barred)
+            return StreamingResponse(events, media_type="text/event-stream", headers=_UNHELD)
         rows = await _poll(runtime, ports, actor.id, after, min(wait, LONGEST_POLL), barred)
         document = [{"cursor": row.cursor, "event": json.loads(row.body)} for row in rows]
         return Response(json.dumps({"events": document}, ensure_ascii=False), media_type="application/json")
@@ -113,8 +125,10 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
         ports.doorbells.leave(hospital, ear)
 
 
-async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int, barred: Barred) -> AsyncIterator[bytes]:
-    ear, handed = ports.doorbells.listen(hospital), list[inbox.Fact]()
+async def _stream(
+    runtime: Runtime, ports: Ports, listen: Callable[[], inbox.Ear], hospital: str, after: int, barred: Barred
+) -> AsyncIterator[bytes]:
+    ear, handed = listen(), list[inbox.Fact]()
     clock = asyncio.get_running_loop().time
     end, told = clock() + STREAM_SECONDS, float("-inf")
     try:
@@ -127,7 +141,9 @@ async def _stream(runtime: Runtime, ports: Ports, hospital: str, after: int, bar
             rows = handed or await inbox.read(runtime.database, hospital, after)
             for row in rows:
                 after = row.cursor
-                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (row.cursor, row.type.encode(), row.body)
+                written = inbox.written(row)
+                for start in range(0, len(written), BUFFER):  # TLS takes what is written at once as a whole
+                    yield written[start : start + BUFFER]
             if len(rows) < inbox.PAGE:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ports.settings.alive_seconds):

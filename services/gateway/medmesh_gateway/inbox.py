@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pybase64
 from sqlalchemy import ARRAY, String, bindparam, func, insert, literal_column, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from medmesh.contracts.message import Envelope, HospitalEvent
+from medmesh.contracts.federation import RoundOpened
+from medmesh.contracts.message import Envelope, HospitalEvent, ObjectRef
+from medmesh.errors import Problem
 from medmesh.store.database import Database
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.tables import cursors, inboxes
 
 PAGE = 100
+Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
+"""Leaves a record with a transaction."""
 _SAME = ("event_id", "type", "body", "created_at")
 _COUNTED = upsert(cursors).from_select(
     ["hospital", "last"], select(func.unnest(bindparam("hospitals", type_=ARRAY(String))), literal_column("1"))
@@ -50,6 +55,8 @@ class Fact(NamedTuple):
     cursor: int
     type: str
     body: bytes
+    enclosed: bytes = b""
+    """What it names, base64, where it comes along."""
 
 
 @dataclass(eq=False)
@@ -57,6 +64,10 @@ class Ear:
     """An open stream: woken by `bell`, and handed what was committed while it was open. What was handed is a short cut: the table is the
     record, and whoever misses something in between looks there."""
 
+    encloses: int = 0
+    """Of at most how many bytes an object comes with the fact that names it."""
+    sent: Callable[[ObjectRef], Recording] | None = None
+    """What is recorded of an object that comes along."""
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     _handed: deque[Fact] = field(default_factory=lambda: deque(maxlen=PAGE))
 
@@ -85,10 +96,14 @@ class Doorbells:
 
     _ears: dict[str, set[Ear]] = field(default_factory=lambda: defaultdict(set))
 
-    def hand(self, hospital: str, fact: Fact) -> None:
-        """Something new is in the inbox."""
+    def hand(self, hospital: str, fact: Fact, enclosed: bytes = b"", whom: Collection[Ear] = ()) -> None:
+        """Something new is in the inbox; `enclosed` goes along to `whom`."""
         for ear in self._ears[hospital]:
-            ear.hand(fact)
+            ear.hand(fact._replace(enclosed=enclosed) if ear in whom else fact)
+
+    def enclosing(self, hospitals: Collection[str], size: int) -> list[Ear]:
+        """Those of hospitals that want an object of `size` bytes with the fact that names it."""
+        return [ear for hospital in hospitals for ear in self._ears[hospital] if size <= ear.encloses]
 
     def ring_all(self) -> None:
         """Something changed that concerns who is connected."""
@@ -96,9 +111,9 @@ class Doorbells:
             for ear in ears:
                 ear.bell.set()
 
-    def listen(self, hospital: str) -> Ear:
+    def listen(self, hospital: str, encloses: int = 0, sent: Callable[[ObjectRef], Recording] | None = None) -> Ear:
         """One that hears what comes from now on."""
-        ear = Ear()
+        ear = Ear(encloses, sent)
         self._ears[hospital].add(ear)
         return ear
 
@@ -116,13 +131,36 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
     hospitals = sorted(set(event.data.hospitals))
     if not hospitals:
         return
+    enclosed, whom = await _enclosed(event.data, uow, hospitals)
     placed = await uow.rows(_DELIVER, hospitals=hospitals, event_id=event.id, type=event.type, body=body, created_at=uow.now)
 
     def hand() -> None:
         for row in placed:
-            uow.ports.doorbells.hand(row.hospital, Fact(row.cursor, event.type, body))
+            uow.ports.doorbells.hand(row.hospital, Fact(row.cursor, event.type, body), enclosed, whom)
 
     uow.on_commit(hand)
+
+
+async def _enclosed(fact: HospitalEvent, uow: UnitOfWork[Any], hospitals: Sequence[str]) -> tuple[bytes, list[Ear]]:
+    """A round's model, base64, and whose streams it goes along with, which is recorded; the others ask for it when they need it."""
+    if not isinstance(fact, RoundOpened) or not (ears := uow.ports.doorbells.enclosing(hospitals, fact.base.bytes)):
+        return b"", []
+    try:
+        store = await uow.ports.stores.holding(fact.base.sha256)
+        found = b"".join([part async for part in store.read(fact.base.sha256)])
+        for ear in ears:
+            assert ear.sent is not None
+            await ear.sent(fact.base)(uow)
+    except Problem:
+        return b"", []
+    return pybase64.b64encode(found), ears
+
+
+def written(fact: Any) -> bytes:
+    """A fact, or its row, as a server-sent event; what it encloses is a field that those who do not know it pass over."""
+    enclosed = getattr(fact, "enclosed", b"")
+    along = (b"object: ", enclosed, b"\n") if enclosed else ()
+    return b"".join((b"id: %d\nevent: %s\n" % (fact.cursor, fact.type.encode()), *along, b"data: ", fact.body, b"\n\n"))
 
 
 async def read(database: Database, hospital: str, after: int) -> Sequence[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,11 +23,10 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK, ObjectStore
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh_gateway.auth import body_digest
+from medmesh_gateway.inbox import Recording
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION
 
-Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
-"""Leaves a record with a transaction."""
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 STORED: dict[int | str, dict[str, Any]] = {201: {"description": "The last piece: the object is stored"}}
 PARTS: dict[int | str, dict[str, Any]] = {200: {"content": _BYTES}, 206: {"description": "A part", "content": _BYTES}}
@@ -139,7 +138,21 @@ async def enclosed(runtime: Runtime, ports: Ports, actor: Actor, ref: ObjectRef,
     await ports.door.permit(actor, "object.write")
     runtime.emission.check("object.write")
     await ports.uploads.whole(ref, parts, _target(ports, actor))
-    context, record = _context(runtime, actor, "object.write"), _transferred("object.write", "C", ref.sha256, bytes=ref.bytes)
+    return _recording(_context(runtime, actor, "object.write"), _transferred("object.write", "C", ref.sha256, bytes=ref.bytes))
+
+
+def sent(runtime: Runtime, actor: Actor) -> Callable[[ObjectRef], Recording]:
+    """What is recorded of an object that goes to a hospital with the fact that names it. Raises `Problem` when nothing can be."""
+
+    def record(ref: ObjectRef) -> Recording:
+        runtime.emission.check("object.read")
+        return _recording(_context(runtime, actor, "object.read"), _transferred("object.read", "R", ref.sha256, start=0, end=ref.bytes))
+
+    return record
+
+
+def _recording(context: Context, record: Recording) -> Recording:
+    """In a transaction that another asked for."""
 
     async def recording(uow: UnitOfWork[Any]) -> None:
         before, uow.context = uow.context, context

@@ -1,0 +1,123 @@
+"""A round's model that comes with the fact that opens the round: who gets it, what is recorded, and what a node makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.forging import invited, small_scene
+from tests.hospitals import state_of, until
+from tests.records import left
+from tests.world import World, small_world
+
+from medmesh.client.gateway import ENCLOSED, Gateway
+from medmesh.client.transfer import download
+from medmesh.contracts.federation import FederationFailed, RoundKind, RoundOpened
+from medmesh.contracts.message import ObjectRef
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh_edge import rounds
+
+HOSPITALS = ("huashan", "renji")
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    async with small_world(servers, private, ports) as made:
+        yield made
+
+
+async def opened(world: World, number: int, base: ObjectRef) -> None:
+    await world.p.publish(
+        RoundOpened(
+            federation="f",
+            round=number,
+            attempt=1,
+            kind=RoundKind.TRAIN,
+            plan_hash="0" * 64,
+            base=base,
+            steps=1,
+            seed=1,
+            deadline=datetime.now(UTC) + timedelta(hours=1),
+            hospitals=HOSPITALS,
+        ),
+        source="federation",
+    )
+
+
+class Hearing:
+    """A hospital's open stream: (round, the bytes that came along) of what it heard."""
+
+    def __init__(self, node: Gateway, takes: bool = True) -> None:
+        self._along: bytes | None = None
+        self._stream = node.inbox(0, enclosed=self._take if takes else None)
+
+    def _take(self, data: bytes) -> None:
+        assert self._along is None
+        self._along = data
+
+    async def next(self) -> tuple[Any, bytes | None]:
+        self._along = None
+        _, event = await asyncio.wait_for(anext(self._stream), 20)
+        return event["data"].get("round"), self._along
+
+
+async def greeted(world: World, *streams: Hearing) -> None:
+    """A fact before the rounds, so that every stream is open."""
+    await world.p.publish(FederationFailed(federation="before", code="x", hospitals=HOSPITALS), source="federation")
+    for stream in streams:
+        await stream.next()
+
+
+async def test_it_goes_along_open_streams_that_ask_for_it_and_each_is_recorded(world: World) -> None:
+    data = os.urandom(700_000)
+    small = await world.p.stores.scratch.put(data)
+    large = await world.p.stores.scratch.put(os.urandom(ENCLOSED + 1))
+    gone = ObjectRef(sha256=hashlib.sha256(b"nobody has it").hexdigest(), bytes=13)
+    async with world.node("renji") as renji, world.node("huashan") as huashan:
+        asking, plain = Hearing(renji), Hearing(huashan, takes=False)
+        await greeted(world, asking, plain)
+        for number, base in enumerate((small, large, gone), 1):
+            await opened(world, number, base)
+        assert [await asking.next() for _ in range(3)] == [(1, data), (2, None), (3, None)]
+        assert [await plain.next() for _ in range(3)] == [(1, None), (2, None), (3, None)]
+        (record,) = await left(world.p, "object.read")
+        assert record["agents"][0]["who"] == "hospital:renji"
+        assert [one["digest"] for one in record["entities"]] == [small.sha256]
+        assert record["detail"] == {"start": 0, "end": len(data)}
+        later = Hearing(renji)
+        assert [await later.next() for _ in range(4)] == [(None, None), (1, None), (2, None), (3, None)], "what is read again is fetched"
+        assert len(await left(world.p, "object.read")) == 1
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+async def test_a_node_fetches_no_model_that_came_and_trusts_none_with_another_digest(
+    servers: RunningServers, private: Path, ports: Ports, monkeypatch: pytest.MonkeyPatch, spoilt: bool
+) -> None:
+    fetched: list[str] = []
+
+    async def counted(gateway: Gateway, ref: ObjectRef, target: Path, **how: Any) -> Path:
+        if target.parent.name == "models":
+            fetched.append(ref.sha256)
+        return await download(gateway, ref, target, **how)
+
+    monkeypatch.setattr(rounds, "download", counted)
+    if spoilt:
+        take = rounds.Rounds.enclosed
+        monkeypatch.setattr(rounds.Rounds, "enclosed", lambda self, data: take(self, data[:-1] + bytes([data[-1] ^ 1])))
+    async with small_scene(servers, private, ports) as scene:
+        made = await invited(scene, HOSPITALS, approved=True, rounds=2)
+        for name in HOSPITALS:
+            node = scene.nodes[name]
+
+            async def over(node: Any = node) -> bool:
+                return await state_of(node, made) == "completed"
+
+            await until(over, 90)
+    assert len(fetched) == (4 if spoilt else 0), "a model for each of two hospitals and rounds"
