@@ -19,16 +19,17 @@ from medmesh.client import download, upload
 from medmesh.client.credentials import Anonymous, Node, Person
 from medmesh.client.doors import open_door
 from medmesh.client.http import Broken
-from medmesh.contracts.federation import FederationFailed
+from medmesh.contracts.federation import FederationFailed, RoundStored
 from medmesh.contracts.governance import Hospitals
 from medmesh.contracts.labels import ObjectView, SecurityLabel
-from medmesh.contracts.message import OperationFinished
+from medmesh.contracts.message import ObjectRef, OperationFinished
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.authority import node_request
 from medmesh_audit.tables import facts
 from medmesh_gateway import inbox
+from medmesh_gateway.tables import inboxes
 
 
 @pytest.fixture
@@ -303,6 +304,43 @@ async def test_an_open_stream_is_handed_what_is_committed_and_looks_at_the_table
         await tell(5)
         assert (await anext(stream))[0] == 5, "what was not handed over is found in the table"
         await stream.aclose()
+
+
+async def test_that_a_round_is_stored_goes_with_the_next_fact_or_with_the_next_sign_of_life(
+    servers: RunningServers, private: Path, ports: Ports
+) -> None:
+    model = ObjectRef(sha256="0" * 64, bytes=1)
+
+    async def stored(p: Any, number: int) -> None:
+        await p.publish(RoundStored(federation="f", round=number, attempt=1, model=model, hospitals=("renji",)), source="federation")
+
+    async def failed(p: Any) -> None:
+        await p.publish(FederationFailed(federation="f", code="x", hospitals=("renji",)), source="federation")
+
+    made = small_world(servers, private, ports, settings={"gateway": {"alive_seconds": 8.0}})
+    async with made as world, world.node("renji") as renji, asyncio.timeout(60):
+        await failed(world.p)
+        stream = renji.inbox(0)
+        assert (await anext(stream))[0] == 1
+        coming = asyncio.ensure_future(anext(stream))
+        await stored(world.p, 1)
+        await delivered(world, 2)
+        assert not (await asyncio.wait([coming], timeout=0.3))[0], "nobody is woken for it"
+        await failed(world.p)
+        assert [(await coming)[1]["type"], (await anext(stream))[1]["type"]] == [RoundStored.subject(), FederationFailed.subject()]
+        await stored(world.p, 2)
+        assert (await anext(stream))[1]["data"]["round"] == 2, "nor does it wait for ever"
+        await stored(world.p, 3)
+        await delivered(world, 5)
+        assert [event["data"]["round"] for _, event in await renji.poll(4, 0)] == [3]
+        await stream.aclose()
+
+
+async def delivered(world: World, last: int) -> None:
+    """Return when the inbox of renji holds so many facts."""
+    async with world.p.runtimes["gateway"].unit() as uow:
+        while (await uow.execute(select(func.count()).select_from(inboxes))).scalar_one() < last:
+            await asyncio.sleep(0.05)
 
 
 async def recorded(world: World, verb: str) -> int:

@@ -81,7 +81,8 @@ async def cursor(site: Site) -> int:
 async def take(site: Site, place: int, document: dict[str, Any], read: Read = understood) -> None:
     """Take one fact; one of an unknown type (a newer platform) is passed over and said."""
     handled = HANDLERS.get(kind := str(document.get("type")))
-    async with site.unit(durable=kind not in TOLD_AGAIN) as uow:
+    destroys = kind == _STORED_FACT and await secure.keeps_secrets(site)  # which is not undone
+    async with site.unit(durable=destroys or kind not in TOLD_AGAIN) as uow:
         before = await uow.one(_CURSOR)
         if before is not None and place <= before.cursor:
             return
@@ -296,6 +297,8 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (EmergencyOverdue, _emergency),
     (EmergencyReviewed, _emergency),
 )
-TOLD_AGAIN = frozenset((fed.RoundOpened.subject(),))
-"""What is taken in without waiting for the disk: the cursor would be lost with it, and nothing leaves for it but after a durable commit."""
+_STORED_FACT = fed.RoundStored.subject()
+TOLD_AGAIN = frozenset((fed.RoundOpened.subject(), _STORED_FACT))
+"""What is taken in without waiting for the disk: the cursor would be lost with it, and nothing leaves for it, and no update is deleted, but
+after a durable commit."""
 HANDLERS: dict[str, tuple[type[Event], Handler]] = {message.subject(): (message, handler) for message, handler in _TABLE}

@@ -358,6 +358,8 @@ class Rounds:
 
     async def _release(self, rows: Sequence[Any]) -> None:
         """Updates that nobody has more need of are deleted: they are this hospital's."""
+        if rows:
+            await self.site.database.settle()  # that they are needed no more
         kept = await training.held(self.site) if rows else frozenset[str]()
         for row in rows:
             if row.update["sha256"] not in kept:  # some algorithms keep just what they sent

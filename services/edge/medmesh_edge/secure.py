@@ -46,6 +46,7 @@ Fails = Callable[[RoundOpened, Problem], Awaitable[None]]
 _PASSED_ON = Prepared(select(secure_phases).where(secure_phases.c.state == "received").order_by(secure_phases.c.at).limit(1))
 _TASK = Prepared(select(tasks.c.state, as_text(tasks.c.event)).where(of_attempt(tasks)))
 _PHASES = Prepared(select(secure_phases.c.phase, secure_phases.c.state).where(of_attempt(secure_phases)))
+_ANY = Prepared(select(secure_attempts.c.round).limit(1))
 _SECRETS = Prepared(select(secure_attempts.c.document).where(of_attempt(secure_attempts)))
 _KEPT = upsert(secure_attempts).values(given(secure_attempts))
 _KEEP = Prepared(_KEPT.on_conflict_do_update(index_elements=KEY, set_={"document": _KEPT.excluded.document}))
@@ -126,6 +127,11 @@ def restored(site: Site, event: Any, document: str) -> Contributor:
     """The attempt again. Raises `Problem` (`keyring.*`)."""
     keys, label = _keys(site, event)
     return Contributor.restore(parse(keys.unwrap(label, document, _bound(event))))
+
+
+async def keeps_secrets(site: Site) -> bool:
+    """Whether this node takes part in any secure sum."""
+    return bool(await site.database.look(_ANY))
 
 
 async def sweep(site: Site) -> None:

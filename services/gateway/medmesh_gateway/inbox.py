@@ -13,7 +13,7 @@ import pybase64
 from sqlalchemy import ARRAY, String, bindparam, func, insert, literal_column, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from medmesh.contracts.federation import RoundOpened
+from medmesh.contracts.federation import RoundOpened, RoundStored
 from medmesh.contracts.message import Envelope, HospitalEvent, ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.database import Database
@@ -22,6 +22,8 @@ from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.tables import cursors, inboxes
 
 PAGE = 100
+CAN_WAIT = frozenset((RoundStored.subject(),))
+"""What only gives a hospital room back: it goes with the next fact, or with the next sign of life."""
 Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
 """Leaves a record with a transaction."""
 _SAME = ("event_id", "type", "body", "created_at")
@@ -74,7 +76,8 @@ class Ear:
     def hand(self, fact: Fact) -> None:
         """It is committed."""
         self._handed.append(fact)
-        self.bell.set()
+        if fact.type not in CAN_WAIT:
+            self.bell.set()
 
     def after(self, cursor: int) -> list[Fact]:
         """What follows a cursor; nothing where something is missing in between, which another process may have committed."""

@@ -12,11 +12,13 @@ from sqlalchemy import insert, null, select, update
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
-from medmesh.contracts.federation import UpdateLost
-from medmesh.contracts.message import encode, envelope
+from medmesh.contracts.federation import RoundStored, UpdateLost
+from medmesh.contracts.message import HospitalEvent, ObjectRef, encode, envelope
 from medmesh.errors import Problem
+from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh_edge import chain, handing, inbox
 from medmesh_edge.ports import Site, site
+from medmesh_edge.rounds import Rounds
 from medmesh_edge.tables import tasks
 
 PLAN, EVENT = plan(), opened(plan(), 1)
@@ -42,7 +44,11 @@ class Platform:
 
 async def lose(node: Site) -> None:
     """The platform says so."""
-    await inbox.take(node, 1 + await inbox.cursor(node), json.loads(encode(envelope(LOST, source="federation"))))
+    await told(node, LOST)
+
+
+async def told(node: Site, fact: HospitalEvent) -> None:
+    await inbox.take(node, 1 + await inbox.cursor(node), json.loads(encode(envelope(fact, source="federation"))))
 
 
 async def state(node: Site) -> str:
@@ -101,3 +107,17 @@ async def test_what_left_nothing_here_is_not_sent_again_whoever_asks(trained: Si
         await uow.execute(update(tasks).values(kind="evaluate", state="sent", update=null()))
     await lose(trained)
     assert await state(trained) == "sent"
+
+
+async def test_it_is_deleted_only_once_the_disk_knows_that_its_round_is_stored(trained: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, remove, engine = list[bool](), EncryptedStore.remove, trained.database.engine
+
+    def removed(self: EncryptedStore, sha256: str) -> None:
+        known.append(engine.settled)  # type: ignore[attr-defined]
+        remove(self, sha256)
+
+    monkeypatch.setattr(EncryptedStore, "remove", removed)
+    await told(trained, RoundStored(hospitals=("a",), federation="f", round=1, attempt=1, model=ObjectRef(sha256="0" * 64, bytes=1)))
+    assert (await state(trained), engine.settled) == ("releasable", False)  # type: ignore[attr-defined]
+    assert not await Rounds(trained, None).step()  # type: ignore[arg-type]
+    assert (await state(trained), known) == ("released", [True])
