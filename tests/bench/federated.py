@@ -41,6 +41,8 @@ GOALS = {"fl.8x1mb": (10, 50), "fl.4x100mb": (1.5, None), "fl.64x40kb": (None, N
 TOGETHER = 16
 """Nodes in a process where there are 64: half a gigabyte of interpreters less, and nothing else is shared."""
 KILLS = 20
+KILLED_ROUNDS = 8 * KILLS
+"""Rounds of the federation that is disturbed: enough that none of the kills comes after its end."""
 LARGE = (16, 100.0, 2)
 """Hospitals, MB and rounds to see that the coordinator's memory depends on neither (`fl.4x100mb` is the one beside it)."""
 SECURE = ((4, 100.0, 4), (8, 1.0, 10))
@@ -202,8 +204,8 @@ async def _kills() -> list[Measure]:
     dice, resumed = random.Random(20_267), []
     async with field_of(2) as field:
         source = package(field.folder / "package", 0.2)
-        calm = await field.federate(source, field.hospitals, KILLS * 4)
-        running = asyncio.create_task(field.federate(source, field.hospitals, KILLS * 4))
+        calm = await field.federate(source, field.hospitals, KILLED_ROUNDS)
+        running = asyncio.create_task(field.federate(source, field.hospitals, KILLED_ROUNDS))
         await until(lambda: _rounds(field, calm.federation), 120, 0.05)
         kills = 0
         while kills < KILLS and not running.done():
