@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from copy import copy
@@ -26,6 +27,8 @@ _ELSEWHERE = frozenset(("client", "request", "bus", "query", "security", "federa
 
 
 _Stamp = tuple[int, ...]
+TICK_NS = 20_000_000
+"""More than a tick of the clock by which file systems stamp: 10 ms at most, before Linux 6.13 also between two changes of one file."""
 
 
 def _stamped(found: os.stat_result) -> _Stamp:
@@ -90,7 +93,10 @@ class Worker:
                 before = _stamped(os.fstat(file.fileno()))
                 while os.sendfile(target.fileno(), file.fileno(), None, 1 << 30):  # copied by the kernel
                     pass
-                self._given[place] = before, _stamped(os.fstat(target.fileno()))
+                if time.time_ns() - before[-1] > TICK_NS:
+                    self._given[place] = before, _stamped(os.fstat(target.fileno()))
+                else:  # within the same tick it may change again and look the same
+                    self._given.pop(place, None)
         finally:
             os.close(folder)
         return place

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from tests.packages import tiny
 
 from medmesh.errors import Problem
-from medmesh.learning import isolation, metrics, weights
+from medmesh.learning import host, isolation, metrics, weights
 from medmesh.learning.host import Worker, worker
 
 pytestmark = pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
@@ -105,9 +107,11 @@ async def test_what_was_given_and_nobody_touched_is_not_copied_again(private: Pa
     source.write_bytes(b"a model")
     other.write_bytes(b"another")  # as many bytes
     async with worker(tiny(private), private / "work") as w:
+        await asyncio.sleep(0.05)  # a file that changed just now is not trusted to stay
         given = Path(w.give(source, "base"))
         first = given.stat().st_ino
         assert Path(w.give(source, "base")).stat().st_ino == first
+        await asyncio.sleep(0.05)
         given.write_bytes(b"altered")  # as the package might
         w.give(source, "base")
         assert given.read_bytes() == b"a model"
@@ -120,6 +124,21 @@ async def test_what_was_given_and_nobody_touched_is_not_copied_again(private: Pa
         other.write_bytes(b"changed")
         w.give(other, "base")
         assert given.read_bytes() == b"changed"
+
+
+async def test_a_file_that_changes_twice_within_a_tick_of_the_clock_is_copied_twice(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = 10**9
+
+    def coarse(found: os.stat_result) -> tuple[int, ...]:
+        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns // second * second
+
+    monkeypatch.setattr(host, "_stamped", coarse)
+    monkeypatch.setattr(host, "TICK_NS", 2 * second)
+    source = private / "source"
+    async with worker(tiny(private), private / "work") as w:
+        for data in (b"before", b"after!", b"at end"):
+            source.write_bytes(data)
+            assert Path(w.give(source, "base")).read_bytes() == data
 
 
 async def test_how_far_it_is_is_told_by_the_clock(private: Path) -> None:
@@ -137,6 +156,8 @@ async def test_a_package_reaches_neither_network_nor_keys_nor_other_folders(priv
     secret.write_text("key")
     secret.chmod(0o644)
     code = f"""
+import asyncio
+import os
 import socket
 _found = []
 def _try(name, call):
