@@ -16,12 +16,13 @@ from tests.hospitals import state_of, until
 from tests.records import left
 from tests.world import World, small_world
 
-from medmesh.client.gateway import ENCLOSED, Gateway
+from medmesh.client.gateway import Gateway
 from medmesh.client.transfer import download
 from medmesh.contracts.federation import FederationFailed, RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
+from medmesh.store.objects.port import ENCLOSED
 from medmesh_edge import rounds
 
 HOSPITALS = ("huashan", "renji")

@@ -20,13 +20,12 @@ from medmesh.contracts.message import Record, new_id
 from medmesh.dicomweb import multipart
 from medmesh.dicomweb.media import MULTIPART
 from medmesh.errors import Problem
+from medmesh.store.objects.port import ENCLOSED
 
 R = TypeVar("R", bound=Record)
 ATTEMPTS = 6
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 _WAIT = 30
-ENCLOSED = 2 * 2**20
-"""Bytes of an object that may come with the fact that names it: for more, a transfer that goes on where it was cut is worth a request."""
 
 
 class Gateway:

@@ -12,6 +12,7 @@ from typing import Any
 from yarl import URL
 
 from medmesh.absent import no_authorities
+from medmesh.store.objects.port import PART
 
 with no_authorities():  # each pool has a context of its own
     import aiohttp
@@ -19,7 +20,6 @@ with no_authorities():  # each pool has a context of its own
 
 CONNECT_SECONDS = 15.0
 READ_SECONDS = 60.0
-BUFFER = 256 * 1024
 
 
 Body = bytes | Sequence[bytes]
@@ -102,8 +102,8 @@ class _Parts(aiohttp.Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         for part in self._value:
-            for start in range(0, len(part), BUFFER):
-                await writer.write(memoryview(part)[start : start + BUFFER])
+            for start in range(0, len(part), PART):
+                await writer.write(memoryview(part)[start : start + PART])
 
 
 class Pool:
@@ -120,7 +120,7 @@ class Pool:
                 connector=aiohttp.TCPConnector(ssl=self._context, limit=100),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
-                read_bufsize=BUFFER,
+                read_bufsize=PART,
                 skip_auto_headers=("Content-Type",),
             )
         return self._session
@@ -133,7 +133,7 @@ class Pool:
     async def request(self, method: str, target: str, *, content: Body = b"", headers: Mapping[str, str] | None = None) -> Answer:
         """Send and get everything. Raises `Broken`."""
         parts = [content] if isinstance(content, bytes) else content
-        data = _Parts(parts) if sum(map(len, parts)) > BUFFER else b"".join(parts) or None
+        data = _Parts(parts) if sum(map(len, parts)) > PART else b"".join(parts) or None
         with _told():
             async with self._ask(method, target, data=data, headers=headers) as answer:
                 return Answer(answer.status, answer.headers, await answer.read())

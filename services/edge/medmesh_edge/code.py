@@ -23,9 +23,7 @@ from medmesh_edge.ports import Site
 
 async def fetch(site: Site, gateway: Gateway, ref: ObjectRef) -> Package:
     """The package with this hash, which stays here. Raises `Problem`."""
-    folder = site.layout.cache / "objects"
-    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-    path = await download(gateway, ref, folder / ref.sha256)
+    path = await download(gateway, ref, site.layout.cached("objects") / ref.sha256)
     return _read(await asyncio.to_thread(path.read_bytes), ref.sha256)
 
 

@@ -53,9 +53,7 @@ async def install_waiting(site: Site, gateway: Gateway, repository: Repository) 
     try:
         manifest = await _verified(site, gateway, event)
         applied(manifest)  # with other versions of its steps this node would show the model something else than it was trained on
-        folder = site.layout.cache / "objects"
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        path = await download(gateway, manifest.onnx, folder / manifest.onnx.sha256)
+        path = await download(gateway, manifest.onnx, site.layout.cached("objects") / manifest.onnx.sha256)
         await asyncio.to_thread(repository.install, manifest, path, event.release)
     except Problem as problem:
         if is_transient(problem):

@@ -164,9 +164,7 @@ class Proofs:
             raise Problem("federation.unproven", federation=row.federation)
         if started.plan_hash != row.plan_hash:
             raise Problem("federation.plan_changed", federation=row.federation)
-        folder = self.site.layout.cache / "objects"
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        path = await download(self.gateway, started.proof, folder / started.proof.sha256)
+        path = await download(self.gateway, started.proof, self.site.layout.cached("objects") / started.proof.sha256)
         proof = unpack(await asyncio.to_thread(path.read_bytes))
         verify_start(started, proof, governance, roster, now)
         said = {name: statements.read(split(proof.acceptances[name])[0], Acceptance).seen for name in started.hospitals}

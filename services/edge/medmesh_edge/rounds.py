@@ -172,11 +172,11 @@ class Rounds:
 
     async def _fetch(self, ref: ObjectRef) -> Path:
         """An object of the platform, kept while it is useful."""
-        return await self._download(ref, self._cache("objects"))
+        return await self._download(ref, self.site.layout.cached("objects"))
 
     async def _model(self, event: RoundOpened) -> Path:
         """The round's model. The one before is kept until then: what did not change since is not fetched again."""
-        folder = self._cache("models")
+        folder = self.site.layout.cached("models")
         others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
         since = next((path for path in reversed(others) if not path.suffix), None)
         found = folder / event.base.sha256
@@ -196,12 +196,6 @@ class Rounds:
     def enclosed(self, data: bytes) -> None:
         """The model that came with the newest round, until that is worked on: what has not its digest is no round's."""
         self._enclosed = (hashlib.sha256(data).hexdigest(), data)
-
-    def _cache(self, kind: str) -> Path:
-        folder = self.site.layout.cache / kind
-        if not folder.exists():
-            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        return folder
 
     async def _download(self, ref: ObjectRef, folder: Path, **how: Any) -> Path:
         try:

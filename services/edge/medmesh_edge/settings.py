@@ -140,6 +140,13 @@ class Layout:
         self.cache = folder / "cache"
         self.port = folder / "edge.port"
 
+    def cached(self, kind: str) -> Path:
+        """The folder of the cache for what was fetched, by kind; made where it is not there."""
+        folder = self.cache / kind
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return folder
+
     def take_up(self) -> None:
         """Put a renewed certificate and its key into their places; interrupted, it is finished at the next start."""
         if self.next_certificate.exists():

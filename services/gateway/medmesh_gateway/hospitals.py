@@ -13,12 +13,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 
-from medmesh.client.gateway import ENCLOSED
-from medmesh.client.http import BUFFER
 from medmesh.contracts.audit import AuditBatch, Receipts, Sighting, Sightings, record_subject
 from medmesh.contracts.federation import HospitalAlive
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
+from medmesh.store.objects.port import ENCLOSED, PART
 from medmesh_gateway import inbox, sightings
 from medmesh_gateway.auth import body_digest, certificate_of, revoked
 from medmesh_gateway.objects import sent
@@ -142,8 +141,8 @@ async def _stream(
             for row in rows:
                 after = row.cursor
                 written = inbox.written(row)
-                for start in range(0, len(written), BUFFER):  # TLS takes what is written at once as a whole
-                    yield written[start : start + BUFFER]
+                for start in range(0, len(written), PART):  # TLS takes what is written at once as a whole
+                    yield written[start : start + PART]
             if len(rows) < inbox.PAGE:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ports.settings.alive_seconds):

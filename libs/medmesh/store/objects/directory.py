@@ -16,7 +16,7 @@ from typing import BinaryIO
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.objects.blobs import Blob, Source
-from medmesh.store.objects.port import file_digest
+from medmesh.store.objects.port import PART, file_digest
 
 _AT_ONCE: int = getattr(os, "RWF_NOWAIT", 0)
 PLACES = 1024
@@ -24,8 +24,6 @@ PLACES = 1024
 _HEXADECIMAL = frozenset("0123456789abcdef")
 _PIECE = 1 << 20
 """What is read and written of a file at once: small enough that the C library keeps the memory for the next."""
-_PART = 1 << 18
-"""What is handed on at once: TLS makes two copies of it on its way out, which take memory that the one before has just left."""
 
 
 class DirectoryStore:
@@ -56,7 +54,7 @@ class DirectoryStore:
             raise Problem("objects.missing", sha256=sha256) from None
         with file:
             place, end = start, (1 << 62) if end is None else end
-            while place < end and (piece := await _part(file.fileno(), place, min(_PART, end - place))):
+            while place < end and (piece := await _part(file.fileno(), place, min(PART, end - place))):
                 place += len(piece)
                 yield piece
 

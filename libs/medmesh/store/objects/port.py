@@ -14,6 +14,10 @@ from medmesh.errors import Problem
 
 CHUNK = 8 * 2**20
 """No piece of an object that is held in memory is larger than this."""
+PART = 256 * 1024
+"""What is handed on at once: TLS makes two copies of it on its way out, which take memory that the one before has just left."""
+ENCLOSED = 2 * 2**20
+"""Bytes of an object that may come with the fact that names it: for more, a transfer that goes on where it was cut is worth a request."""
 
 
 class ObjectStore(Protocol):

@@ -1,0 +1,113 @@
+"""A hospital's inbox at the gateway: in order, from its cursor on, once; what an open stream is handed and what wakes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from tests.world import World, small_world
+
+from medmesh.contracts.federation import FederationFailed, RoundStored
+from medmesh.contracts.message import ObjectRef
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+from medmesh_gateway import inbox
+from medmesh_gateway.tables import inboxes
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    async with small_world(servers, private, ports) as made:
+        yield made
+
+
+async def test_a_hospital_reads_its_own_inbox_in_order_and_goes_on_after_its_cursor(world: World) -> None:
+    async with world.node("renji") as renji, world.node("huashan") as huashan:
+        for n in range(5):
+            await world.p.publish(FederationFailed(federation=f"f{n}", code="x", hospitals=("renji",)), source="federation")
+        await world.p.publish(FederationFailed(federation="both", code="x", hospitals=("huashan", "renji")), source="federation")
+        got: list[tuple[int, str]] = []
+        async with asyncio.timeout(20):
+            async for cursor, event in renji.inbox(0):
+                assert "actor" not in event
+                got.append((cursor, event["data"]["federation"]))
+                if len(got) == 6:
+                    break
+        assert got == [(1, "f0"), (2, "f1"), (3, "f2"), (4, "f3"), (5, "f4"), (6, "both")]
+        assert [cursor for cursor, _ in await renji.poll(4, 0)] == [5, 6]
+        assert [event["data"]["federation"] for _, event in await huashan.poll(0, 5)] == ["both"]
+        waiting = asyncio.create_task(renji.poll(6, 20))
+        await asyncio.sleep(0.3)
+        await world.p.publish(FederationFailed(federation="late", code="x", hospitals=("renji",)), source="federation")
+        assert [cursor for cursor, _ in await asyncio.wait_for(waiting, 5)] == [7]
+
+
+async def test_an_open_stream_is_handed_what_is_committed_and_looks_at_the_table_for_what_it_missed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, read = list[int](), inbox.read
+
+    async def watched(database: Any, hospital: str, after: int) -> Any:
+        found = await read(database, hospital, after)
+        looked.append(len(found))
+        return found
+
+    monkeypatch.setattr(inbox, "read", watched)
+
+    async def tell(n: int) -> None:
+        await world.p.publish(FederationFailed(federation=f"f{n}", code="x", hospitals=("renji",)), source="federation")
+
+    async with world.node("renji") as renji, asyncio.timeout(30):
+        await tell(1)
+        stream = renji.inbox(0)
+        assert (await anext(stream))[0] == 1
+        before = len(looked)
+        for n in (2, 3, 4):
+            await tell(n)
+            assert (await anext(stream))[0] == n
+        assert not any(looked[before:]), "what is handed over is not read"
+        monkeypatch.setattr(inbox.Ear, "hand", lambda ear, fact: ear.bell.set() if fact.cursor == 5 else None)
+        await tell(5)
+        assert (await anext(stream))[0] == 5, "what was not handed over is found in the table"
+        await stream.aclose()
+
+
+async def test_that_a_round_is_stored_goes_with_the_next_fact_or_with_the_next_sign_of_life(
+    servers: RunningServers, private: Path, ports: Ports
+) -> None:
+    model = ObjectRef(sha256="0" * 64, bytes=1)
+
+    async def stored(p: Any, number: int) -> None:
+        await p.publish(RoundStored(federation="f", round=number, attempt=1, model=model, hospitals=("renji",)), source="federation")
+
+    async def failed(p: Any) -> None:
+        await p.publish(FederationFailed(federation="f", code="x", hospitals=("renji",)), source="federation")
+
+    made = small_world(servers, private, ports, settings={"gateway": {"alive_seconds": 8.0}})
+    async with made as world, world.node("renji") as renji, asyncio.timeout(60):
+        await failed(world.p)
+        stream = renji.inbox(0)
+        assert (await anext(stream))[0] == 1
+        coming = asyncio.ensure_future(anext(stream))
+        await stored(world.p, 1)
+        await delivered(world, 2)
+        assert not (await asyncio.wait([coming], timeout=0.3))[0], "nobody is woken for it"
+        await failed(world.p)
+        assert [(await coming)[1]["type"], (await anext(stream))[1]["type"]] == [RoundStored.subject(), FederationFailed.subject()]
+        await stored(world.p, 2)
+        assert (await anext(stream))[1]["data"]["round"] == 2, "nor does it wait for ever"
+        await stored(world.p, 3)
+        await delivered(world, 5)
+        assert [event["data"]["round"] for _, event in await renji.poll(4, 0)] == [3]
+        await stream.aclose()
+
+
+async def delivered(world: World, last: int) -> None:
+    """Return when the inbox of renji holds so many facts."""
+    async with world.p.runtimes["gateway"].unit() as uow:
+        while (await uow.execute(select(func.count()).select_from(inboxes))).scalar_one() < last:
+            await asyncio.sleep(0.05)
