@@ -71,7 +71,7 @@ def masked(
     masks: Sequence[Mask] = (),
     without: frozenset[str] = frozenset(),
     beside: Sequence[int] = (),
-) -> Iterator[bytes | memoryview]:
+) -> Iterator[bytes]:
     """The bytes, a piece at a time, of the vector of a model (a file, or its bytes) that was trained on `samples`, or of no model, with the
     numbers `beside`, masked: the same however often they are made.
 
@@ -84,15 +84,16 @@ def masked(
     if any(abs(number) > most for number in beside):
         raise Problem("secure.range", tensor="counts")
     with ExitStack() as stack:
-        file = stack.enter_context(Reader(model)) if model is not None else None
-        tensors, streams = _summed(file, without) if file is not None else [], _Streams(masks)
-        yield laid_out(_vector(1 + sum(map(elements, tensors)) + len(beside), dtype))[0]
         parts = [_Part(1, lambda start, size: np.array([samples]))]
-        parts += [_Part(elements(tensor), partial(_fixed, file, tensor.name, samples * 2.0**bits, most)) for tensor in tensors]
+        if model is not None:
+            file, scale = stack.enter_context(Reader(model)), samples * 2.0**bits
+            parts += [_Part(elements(one), partial(_fixed, file, one.name, scale, most)) for one in _summed(file, without)]
         parts += [_Part(len(beside), lambda start, size: np.array(beside[start : start + size]))]
+        streams = _Streams(masks)
+        yield laid_out(_vector(sum(part.count for part in parts), dtype))[0]
         for chunk in _chunks(parts, dtype):
             streams.apply(chunk)
-            yield chunk.data.cast("B")
+            yield chunk.tobytes()
 
 
 def encode(
@@ -190,7 +191,7 @@ def _fixed(model: Reader, name: str, scale: float, most: int, start: int, size: 
 
 
 def _chunks(parts: Iterable[_Part], dtype: str) -> Iterator[np.ndarray]:
-    """All numbers of a vector in their ring, in fresh arrays of `CHUNK`."""
+    """All numbers of a vector in their ring, `CHUNK` after `CHUNK` in the same room."""
     signed, unsigned = np.dtype(_SIGNED[dtype]), np.dtype(_UNSIGNED[dtype])
     chunk, filled = np.empty(CHUNK, signed), 0
     for part in parts:
@@ -201,7 +202,7 @@ def _chunks(parts: Iterable[_Part], dtype: str) -> Iterator[np.ndarray]:
             start, filled = start + size, filled + size
             if filled == CHUNK:
                 yield chunk.view(unsigned)
-                chunk, filled = np.empty(CHUNK, signed), 0
+                filled = 0
     if filled:
         yield chunk[:filled].view(unsigned)
 
