@@ -96,9 +96,7 @@ def masked(
             yield chunk.tobytes()
 
 
-def encode(
-    model: Path | bytes | None, samples: int, target: Path, *, digest: Digest | None = None, **settings: Any
-) -> ObjectRef:
+def encode(model: Path | bytes | None, samples: int, target: Path, *, digest: Digest | None = None, **settings: Any) -> ObjectRef:
     """Write what is `masked`; not durable, since it can be made again. A fresh `digest` has what its bytes are known by afterwards.
     Raises `Problem`; then nothing is left of `target`."""
     digest = digest or Digest()
