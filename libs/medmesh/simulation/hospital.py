@@ -12,7 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from medmesh.contracts.federation import FederationCompleted, FederationFailed, RoundStored
+from medmesh.contracts.federation import FederationCompleted, FederationFailed, RoundOpened, RoundStored
 from medmesh.contracts.message import Envelope, Event, understood
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import Package
@@ -26,7 +26,7 @@ from medmesh.security.suites import DEFAULT, suite
 from medmesh.security.tokens import Actor
 from medmesh.service.recording import recorder
 from medmesh.simulation.data import Sample, Shares
-from medmesh.simulation.field import Far, Idle, Shelf, Tell
+from medmesh.simulation.field import SHELVED, Far, Idle, Shelf, Tell
 from medmesh.simulation.wire import Wire
 from medmesh.store.database import Database
 from medmesh.store.objects.directory import DirectoryBlobs
@@ -124,6 +124,7 @@ class Hospital:
             told, self._told = self._told, []
             for fact in told:
                 self._taken += 1
+                await self._enclose(fact)
                 await inbox.take(self.site, self._taken, fact, self.read)
             if self._rang("consent"):
                 await consent.answer_invitations(self.site, self.link)
@@ -137,6 +138,11 @@ class Hospital:
                     pass
             more = bool(self._told)  # asked last: whoever tells something while we are at work does not wake us
         self._waits = False
+
+    async def _enclose(self, fact: dict[str, Any]) -> None:
+        """A small model comes with its round, as from the gateway."""
+        if fact["type"] == RoundOpened.subject() and (base := fact["data"]["base"])["bytes"] <= SHELVED:
+            self.rounds.enclosed(await self.link.whole(base["sha256"], base["bytes"]))
 
     async def _work(self) -> None:
         more = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Integer, String
+from sqlalchemy import JSON, BigInteger, DateTime, Integer, String, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -46,6 +48,22 @@ class _Json(TypeDecorator[Any]):
 
 Json = _Json()
 """A JSON document; JSONB in PostgreSQL."""
+
+
+class ReadOnce(TypeDecorator[Any]):
+    """For `type_coerce` of a `Json` column whose few documents are read again and again: each is decoded once. Nobody may alter it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else _decoded(value)
+
+
+@lru_cache(64)
+def _decoded(text: str) -> Any:
+    return json.loads(text)
+
 
 Counter = BigInteger().with_variant(Integer(), "sqlite")
 """A 64-bit integer that may be an automatic key in both."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, case, select
+from sqlalchemy import bindparam, case, select, type_coerce
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.errors import Problem
 from medmesh.store.prepared import Prepared, as_text
+from medmesh.store.types import ReadOnce
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.domain import State
 from medmesh_federation.ports import Ports
@@ -24,10 +25,13 @@ _LOCK = Prepared(select(federations.c.federation).where(federations.c.federation
 _PARTICIPANT = Prepared(
     select(participants).where(participants.c.federation == bindparam("federation"), participants.c.hospital == bindparam("hospital"))
 )
-_OF_ROUND = (*_ATTEMPT, "kind", "state", "assigned", "models", "phase", "parties")
+_OF_ROUND = (*_ATTEMPT, "kind", "state", "phase")
+# The same in every answer to a round.
+_LISTS = [type_coerce(rounds.c[name], ReadOnce()).label(name) for name in ("assigned", "models", "parties")]
 ASKED = Prepared(
     select(
         *(rounds.c[name] for name in _OF_ROUND),
+        *_LISTS,
         federations.c.plan_hash,
         as_text(federations.c.plan),
         federations.c.state.label("federation_state"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
+from medmesh.tasks import aside
 from medmesh_federation import rehearsed, transcript, updates
 from medmesh_federation.answering import ASKED, answer, answering, own, too_late
 from medmesh_federation.domain import OPEN_STATES, State
@@ -242,7 +244,8 @@ async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports
 
 
 async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, asked: Any) -> Examined:
-    return Examined(await asyncio.to_thread(updates.check, await local(ports, given.update), plan, asked))
+    path = await local(ports, given.update)
+    return Examined(await aside(given.update.bytes, partial(updates.check, path, plan, asked)))
 
 
 @HANDLERS.on(SubmitUpdate, batch=16, before=examine)
