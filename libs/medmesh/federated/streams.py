@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.learning.weights import BYTES, header
+from medmesh.learning.weights import BYTES, head, header
 
 CHUNK_ELEMENTS = 1 << 19
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -103,15 +102,11 @@ class Writer:
     def __init__(self, path: Path, signature: Mapping[str, TensorSignature], *, durable: bool = True) -> None:
         self.signature = dict(sorted(signature.items()))
         self._durable, self._at = durable, Counter[str]()
-        entries, place, self._places = {}, 0, {}
+        place, self._places = 0, {}
         for name, tensor in self.signature.items():
-            size = elements(tensor) * BYTES[tensor.dtype]
             self._places[name] = place
-            entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, place + size]}
-            place += size
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self.head = len(text).to_bytes(8, "little") + text
+            place += elements(tensor) * BYTES[tensor.dtype]
+        self.head = head((name, tensor.dtype, tensor.shape) for name, tensor in self.signature.items())
         self._file = path.open("wb")
         self._file.write(self.head)
         self._file.flush()
