@@ -195,6 +195,23 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
     return made
 
 
+class Stored(Mapping[str, np.ndarray]):
+    """The tensors of a file, each read when it is asked for, into a fresh array of its own: who takes one after the other into a model
+    never has all of them twice. Raises `Problem` (`weights.malformed`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._mapped = mapped(path)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.array(self._mapped[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapped)
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+
 def load(path: Path) -> dict[str, np.ndarray]:
     """Read tensors that were checked, once and into fresh arrays of their own. Raises `Problem` (`weights.malformed`)."""
     made: dict[str, np.ndarray] = {}

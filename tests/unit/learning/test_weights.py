@@ -48,3 +48,16 @@ def test_a_reader_of_the_file_before_goes_on_reading_it(tmp_path: Path) -> None:
     before = weights.mapped(tmp_path / "x")
     weights.save({"x": np.ones(5, np.float32)}, tmp_path / "x")
     assert before["x"].tolist() == [0.0] * 5 and weights.load(tmp_path / "x")["x"].tolist() == [1.0] * 5
+
+
+def test_what_is_read_one_by_one_is_ones_own(tmp_path: Path) -> None:
+    weights.save(tensors(), tmp_path / "x")
+    stored = weights.Stored(tmp_path / "x")
+    assert {name: (a.dtype, a.tolist()) for name, a in stored.items()} == {n: (a.dtype, a.tolist()) for n, a in tensors().items()}
+    assert len(stored) == len(tensors()) and "none" not in stored
+    kept = stored["turned"]
+    kept += 1
+    assert stored["turned"].tolist() == tensors()["turned"].tolist()
+    (tmp_path / "x").write_bytes(b"\x08")
+    with pytest.raises(Problem):
+        weights.Stored(tmp_path / "x")
