@@ -6,14 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from tests.federations import living, opened, submit, view
 from tests.integration.test_federation import p, start  # noqa: F401
 from tests.integration.test_secure_sums import HOSPITALS, Parties
 from tests.integration.test_secure_sums import start as start_secure
 from tests.platform import Platform
 
-from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundStored, SubmitUpdate, UpdateLost
+from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundStored, SubmitUpdate, UpdateLost, WithdrawFromFederation
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Privacy
 from medmesh.store.objects.port import file_digest
@@ -112,7 +112,48 @@ async def test_noise_is_not_drawn_twice(p: Platform, monkeypatch: pytest.MonkeyP
         await p.wait(RoundCommitted)
         await asyncio.sleep(2)
     assert tried == [1]
-    assert (await view(p, federation)).state == "running"
+    seen = await view(p, federation)
+    assert seen.state == "running" and seen.gone is not None
+    assert (seen.gone.round, seen.gone.why, seen.gone.back) == (1, "noise", None), "no round is left that would train after it"
     assert await p.stores.kept.size(lost[0]) is None and await p.stores.scratch.size(lost[0]) is None
     async with p.runtimes["federation"].unit() as uow:
         assert not (await uow.execute(select(rounds.c.stored))).scalar_one()
+
+
+async def test_one_that_left_is_needed_where_its_update_is_gone_too(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """It hands nothing in any more: people are told so, and the round before can be gone back to."""
+    lost = losing(monkeypatch, 2, updates=True)
+    federation = await start(p, THREE, rounds=3, baseline=False)
+    async with living(p, *THREE):
+        for number in (1, 2):
+            round_ = (await opened(p, number)).data
+            for hospital, value in zip(THREE, (1.0, 2.0, 4.0), strict=True):
+                assert (await submit(p, round_, hospital, 10 * number + value)).succeeded
+        await p.wait(UpdateLost, timeout=30)
+        assert (await view(p, federation)).gone is None, "it is on its way"
+        assert (await p.send(WithdrawFromFederation(federation=federation), p.hospital("xiehe"))).succeeded
+        for hospital, value in zip(("huashan", "renji"), (21.0, 22.0), strict=True):
+            assert (await submit(p, round_, hospital, value)).succeeded
+        async with asyncio.timeout(60):
+            while (seen := (await view(p, federation)).gone) is None:
+                await asyncio.sleep(0.1)
+    assert (seen.round, seen.why, seen.back) == (2, "left", 1)
+    assert await p.stores.kept.size(lost[0]) is None
+
+
+async def test_those_that_are_gone_for_good_keep_no_other_waiting(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """More of them than are looked at in one go: a round after them is stored as ever."""
+    federation = await start(p, THREE, rounds=2, baseline=False)
+    async with living(p, *THREE):
+        round_ = (await opened(p, 1)).data
+        async with p.runtimes["federation"].unit() as uow:
+            for number in range(30):
+                values = {"federation": f"other-{number}", "round": 1, "attempt": 1, "kind": "train", "state": "committed", "models": []}
+                values |= {"base": round_.base.model_dump(), "assigned": [], "opened_at": uow.now, "deadline": uow.now, "stored": False}
+                values |= {"model": {"sha256": f"{number:064d}", "bytes": 8}, "gone_since": uow.now, "gone_why": "noise"}
+                await uow.execute(insert(rounds).values(values))
+        for number in (1, 2):
+            round_ = (await opened(p, number)).data
+            for hospital in THREE:
+                assert (await submit(p, round_, hospital, 10.0 * number)).succeeded
+        assert (await p.wait(FederationCompleted, timeout=60)).data.federation == federation

@@ -172,6 +172,7 @@ VERBS: dict[str, Verb] = {
     "federation.extend": Verb("rest", "update", _RESEARCH, _SECURITY, "延长本轮时限"),
     "federation.failure": Verb("rest", "create", _RESEARCH, _SECURITY, "参与方报告失败"),
     "federation.flag": Verb("110113", "110135", _RESEARCH, _SECURITY, "模型更新异常"),
+    "federation.gone": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦轮次模型丢失且无法重现"),
     "federation.invitation": Verb("rest", "create", _RESEARCH, _SECURITY, "收到联邦邀请"),
     "federation.invite": Verb("rest", "update", _RESEARCH, _SECURITY, "联邦邀请链接的签发与撤销"),
     "federation.move": Verb("rest", "update", _RESEARCH, _SECURITY, "联邦状态变更"),

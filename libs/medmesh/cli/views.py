@@ -106,20 +106,41 @@ def flagged(view: FederationView, newest: int = 10) -> list[str]:
     return found[-newest:]
 
 
+GONE = {
+    "noise": ("the platform's noise, which protects hospitals, is drawn once", "平台为保护医院而加入的噪声只抽取一次"),
+    "left": ("a hospital that left is needed for it", "重新生成需要已退出的医院"),
+    "changed": ("what was made again has another hash", "重新生成的结果哈希不同"),
+}
+
+
+def gone(view: FederationView) -> list[str]:
+    """That it waits for people because a model is lost for good, and what they can do."""
+    if (lost := view.gone) is None:
+        return []
+    why, when = say(*GONE[lost.why]), f"{lost.since:%Y-%m-%d %H:%M} UTC"
+    en = f"it waits since {when}: the model of round {lost.round} is lost and cannot be made again ({why})"
+    zh = f"自 {when} 起等待处理：第 {lost.round} 轮的模型已丢失，无法重新生成（{why}）"
+    if lost.back is None:
+        how = f"medmesh federation cancel {view.federation} --reason REASON"
+        return [say(f"{en}; there is no round to go back to, end it: {how}", f"{zh}；没有可回退的轮次，请结束联邦：{how}")]
+    how = f"medmesh federation rollback {view.federation} --round {lost.back} --request"
+    return [say(f"{en}; go back to round {lost.back}: {how}", f"{zh}；请回退到第 {lost.back} 轮：{how}")]
+
+
 def standing(view: FederationView) -> list[str]:
-    """Who is in quarantine and how that ends, and which rounds were rolled back."""
+    """That a model is lost for good, who is in quarantine and how that ends, and which rounds were rolled back."""
     from medmesh.client.results import began_with, undone
 
-    found = []
+    found = gone(view)
     for one in view.participants:
         if one.state == "quarantined" and view.state not in ("completed", "failed", "cancelled"):
             how = f"medmesh federation release {view.federation} {one.hospital} --request"
             en = f"{one.hospital} is in quarantine ({one.reason}) until others approve its release: {how}"
             found.append(say(en, f"{one.hospital} 已被隔离（{one.reason}），须经他人审批方可解除：{how}"))
-    if gone := undone(view):
+    if back := undone(view):
         # Not the attempt that was open meanwhile, which had begun with a model that is undone.
-        later = [began_with(view, one) for one in view.rounds if one.round > gone[-1]]
-        text, number = ", ".join(map(str, gone)), next((one for one in later if one not in gone), None)
+        later = [began_with(view, one) for one in view.rounds if one.round > back[-1]]
+        text, number = ", ".join(map(str, back)), next((one for one in later if one not in back), None)
         on = "" if number is None else say(f"; it went on from round {number}", f"；其后自第 {number} 轮继续")
         found.append(say(f"rounds undone: {text}{on}", f"已撤销轮次：{text}{on}"))
     return found

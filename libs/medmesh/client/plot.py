@@ -40,6 +40,7 @@ COLOURS = {
 WORDS = {
     "title": ("{name}: {state}, {rounds} of {planned} training rounds", "{name}：{state}，训练 {rounds}/{planned} 轮"),
     "undone": ("; undone: {rounds}", "；已撤销轮次：{rounds}"),
+    "gone": ("; waits: the model of round {round} is lost for good", "；等待处理：第 {round} 轮模型已丢失且无法重现"),
     "round": ("training round", "训练轮次"),
     "model": ("model of round (0: the first weights)", "第几轮的模型（0 为初始权重）"),
     "accuracy": ("balanced accuracy", "平衡准确率"),
@@ -188,6 +189,8 @@ def figure(view: FederationView, language: str = "en") -> Figure:
         title = say("title", name=view.plan.name, state=say(view.state), rounds=len(done), planned=view.plan.rounds)
         if gone := undone(view):
             title += say("undone", rounds=", ".join(map(str, gone)))
+        if view.gone is not None:
+            title += say("gone", round=view.gone.round)
         made.suptitle(title, fontsize=13)
         _evaluated(places[0][0], view, counted, colour, say)
         _losses(places[0][1], counted, colour, say)

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select
@@ -55,7 +55,9 @@ _THEIRS = rounds.c.federation == bindparam("federation")
 _NEWEST = Prepared(select(rounds).where(_THEIRS).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))
 _LEFT = (rounds.c.state == "committed") & ~rounds.c.stored
 _UNSTORED = Prepared(select(rounds.c.round).where(_THEIRS, _LEFT, ~rounds.c.undone).limit(1))
-_TO_STORE = Prepared(select(rounds).where(_LEFT).order_by(rounds.c.round).limit(20))  # each is made from those before it
+_GONE = rounds.c.gone_since.is_not(None)
+# Each is made from those before it; what is gone for good keeps nothing else waiting.
+_TO_STORE = Prepared(select(rounds).where(_LEFT).order_by(_GONE, rounds.c.round).limit(20))
 
 
 @dataclass
@@ -64,8 +66,6 @@ class Coordinator:
 
     runtime: Runtime
     ports: Ports
-    _hopeless: set[tuple[str, int]] = field(default_factory=set)
-    """Rounds whose model is gone for good: nobody tries to make it again in this process."""
 
     async def run(self) -> None:
         """See the class."""
@@ -256,6 +256,8 @@ class Coordinator:
                 await results.store(self.runtime, self.ports, row)
                 self.ports.wake.set()
             except Problem as problem:
+                if row.gone_since is not None:  # said, and shown to people
+                    continue
                 log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
                 if problem.code == "objects.missing":
                     await self._make_again(row)
@@ -267,7 +269,7 @@ class Coordinator:
         if row.kind == RoundKind.BASELINE:  # tried again with those that are there then
             async with self.runtime.unit() as uow:
                 given = await steps.answers_of(uow, row.federation, row.round, row.attempt)
-        elif row.kind == RoundKind.TRAIN and (row.federation, row.round) not in self._hopeless:
+        elif row.kind == RoundKind.TRAIN:
             try:
                 if (given := await remaking.remake(self.runtime, self.ports, row)) is None:
                     log("federation.round.remade", level=30, **about)
@@ -276,7 +278,7 @@ class Coordinator:
             except Problem as problem:
                 log("federation.remake_failed", level=40, error=problem, **about)
                 if problem.code == "federation.remade":
-                    self._hopeless.add((row.federation, row.round))
+                    await remaking.give_up(self.runtime, row, problem.params["why"])
                 return
         else:
             return

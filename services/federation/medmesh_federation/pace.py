@@ -75,13 +75,13 @@ async def stale(uow: UnitOfWork[Any], federation: str, number: int) -> Sequence[
     return await uow.all(select(answers).where(answers.c.federation == federation, answers.c.counted == number))
 
 
-async def counted(uow: UnitOfWork[Any], federation: str, plan: Plan, number: int, attempt: int) -> tuple[Sequence[Any], bool]:
-    """(the answers that a committed training round is made of, as `counting` gave them; whether any is on its way again)."""
+async def counted(uow: UnitOfWork[Any], federation: str, plan: Plan, number: int, attempt: int) -> tuple[Sequence[Any], frozenset[str]]:
+    """(the answers that a committed training round is made of, as `counting` gave them; whose are on their way again)."""
     fresh = await answers_of(uow, federation, number, attempt, all_of_them=True)
     late = select(answers, rounds.c.base).join(rounds, _SAME).where(answers.c.federation == federation, answers.c.counted == number)
     every = [*fresh, *(await uow.all(late) if plan.pace is not None else [])]
     given = sorted((a for a in every if a.failed is None), key=lambda a: str(a.hospital))
-    return given, any(a.failed == LOST for a in every)
+    return given, frozenset(a.hospital for a in every if a.failed == LOST)
 
 
 async def weighed(

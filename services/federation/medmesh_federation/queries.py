@@ -25,7 +25,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation import privacy
+from medmesh_federation import privacy, rollback
 from medmesh_federation.pages import ROOM, page
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.queue import ahead, not_before, waits
@@ -61,6 +61,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         ahead=await ahead(uow, row),
         not_before=await not_before(uow, row, plan, waiting),
         privacy=await privacy.view(uow, row.federation, plan),
+        gone=await rollback.gone(uow, row),
     )
     first = await page(uow, row, plan, room=max(0, ROOM - len(view.model_dump_json())))
     return view.model_copy(update=first.listed())

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, select, update
 
-from medmesh.contracts.federation import RoundKind
+from medmesh.contracts.federation import GoneReason, RoundKind
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
-from medmesh.store.unit import UnitOfWork
+from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh_federation import pace, results, secure, transcript
 from medmesh_federation.domain import Round, Situation, State
-from medmesh_federation.handlers import WHOLE
+from medmesh_federation.handlers import WHOLE, entity, invited
 from medmesh_federation.lost import there
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
@@ -36,18 +36,21 @@ _NEWEST = Prepared(select(func.max(rounds.c.round).label("round")).where(*_COMMI
 
 async def remake(runtime: Runtime, ports: Ports, row: Any) -> Sequence[Any] | None:
     """Make what training round `row` left once more: None when it is there. Else the updates that are gone, too, and not asked for yet:
-    before they are there again it cannot be made. Raises `Problem`: `federation.remade` where it never is the same."""
+    before they are there again it cannot be made. Raises `Problem`: `federation.remade` where it never is the same, with the reason."""
     async with runtime.unit() as uow:
         (federation,) = await uow.rows(_WHOLE, federation=row.federation)
         plan = plan_of(federation)
         if plan.privacy is not None and plan.privacy.unit == "hospital" and plan.secure is None:
             # Another draw of the noise is another release, which nobody has paid for.
-            raise Problem("federation.remade", federation=row.federation, round=row.round)
-        given, waiting = await pace.counted(uow, row.federation, plan, row.round, row.attempt)
-        if waiting:
-            return []
+            raise _never(row, "noise")
         people = select(participants.c.hospital, participants.c.state).where(participants.c.federation == row.federation)
         states = {one.hospital: one.state for one in await uow.all(people)}
+        left = {hospital for hospital, state in states.items() if state == "withdrawn"}
+        given, waiting = await pace.counted(uow, row.federation, plan, row.round, row.attempt)
+        if waiting & left:  # from whom nothing comes any more
+            raise _never(row, "left")
+        if waiting:
+            return []
         state = await _state_before(uow, plan, row)
         opening = None
         if plan.secure is not None:
@@ -69,8 +72,25 @@ async def remake(runtime: Runtime, ports: Ports, row: Any) -> Sequence[Any] | No
     remembered = made.state.model_dump() if made.state else None
     personal = {hospital: ref.model_dump() for hospital, ref in made.personal.items()} or None
     if (made.model.model_dump(), remembered, personal) != (row.model, row.state_object, row.personal):
-        raise Problem("federation.remade", federation=row.federation, round=row.round)
+        raise _never(row, "left" if left else "changed")
     return None
+
+
+def _never(row: Any, why: GoneReason) -> Problem:
+    return Problem("federation.remade", federation=row.federation, round=row.round, why=why)
+
+
+async def give_up(runtime: Runtime, row: Any, why: GoneReason) -> None:
+    """Note, once, that the model of round `row` is gone for good: people are shown it until they went back before it, or its file is there
+    again after all."""
+    async with runtime.unit() as uow:
+        (federation,) = await uow.rows(_WHOLE, federation=row.federation)
+        this = (rounds.c.federation == row.federation) & (rounds.c.round == row.round) & (rounds.c.attempt == row.attempt)
+        noted = update(rounds).where(this, rounds.c.gone_since.is_(None), ~rounds.c.stored)
+        if (await uow.execute(noted.values(gone_since=uow.now, gone_why=why))).rowcount:
+            detail: dict[str, str | int | bool] = {"round": row.round, "model": row.model["sha256"], "reason": why}
+            about, who = (entity(federation),), invited(federation)
+            uow.audit(AuditEntry("federation.gone", "D", outcome=8, why="federation.remade", entities=about, hospitals=who, detail=detail))
 
 
 async def _state_before(uow: UnitOfWork[Any], plan: Plan, row: Any) -> dict[str, Any] | None:

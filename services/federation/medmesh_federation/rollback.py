@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from sqlalchemy import select, update
 
-from medmesh.contracts.federation import Commitment, FederationRolledBack, RoundKind, RoundVoided, Undoing
+from medmesh.contracts.federation import Commitment, FederationRolledBack, GoneView, RoundKind, RoundVoided, Undoing
 from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.errors import Problem
@@ -102,6 +103,24 @@ async def _wanted(uow: UnitOfWork[Ports], row: Any, number: int) -> _Back:
         if ref and not await _there(uow.ports, ref["sha256"]):
             raise no("what the algorithm remembered then is no longer kept")
     return back
+
+
+async def gone(uow: UnitOfWork[Ports], row: Any) -> GoneView | None:
+    """The first model that is lost for good, and how far people can go back before it; None where nobody needs it (any more)."""
+    if row.state not in (State.RUNNING, State.PAUSED):
+        return None
+    theirs = (rounds.c.federation == row.federation) & (rounds.c.state == "committed") & ~rounds.c.undone
+    lost = theirs & rounds.c.gone_since.is_not(None) & ~rounds.c.stored
+    if (first := await uow.first(select(rounds).where(lost).order_by(rounds.c.round).limit(1))) is None:
+        return None
+    before = theirs & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.round < first.round)
+    earlier = await uow.all(select(rounds.c.round).where(before).order_by(rounds.c.round.desc()))
+    back = None
+    for number in (*(one.round for one in earlier), 0):
+        with suppress(Problem):
+            back = (await _wanted(uow, row, number)).number
+            break
+    return GoneView(round=first.round, since=first.gone_since, why=first.gone_why, back=back)
 
 
 async def _trains_on(uow: UnitOfWork[Ports], row: Any) -> bool:

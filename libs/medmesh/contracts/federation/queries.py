@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import Commitment, FederationState, Work
+from medmesh.contracts.federation.common import Commitment, FederationState, GoneReason, Work
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
@@ -106,6 +106,17 @@ class PrivacyView(Record):
     attempts: int
 
 
+class GoneView(Record):
+    """A committed round whose model is in no store and can never be made again as it was: nothing goes on until people went back."""
+
+    round: int
+    since: datetime
+    why: GoneReason
+    """The platform's noise is drawn once; a hospital that left is needed for it; or what was made again has another hash."""
+    back: int | None
+    """The round to go back to by approval (0: the first weights); None where no round can be gone back to, and cancelling is left."""
+
+
 class FederationView(Record):
     """A federation, its hospitals, and its rounds from the newest on, as many as fit into a message; `more` says where the next
     `FederationPage` begins, and is empty when this is all. Everything of a round is in the order of hospitals."""
@@ -131,6 +142,8 @@ class FederationView(Record):
     far. Those ahead of it come first."""
     changed: dict[str, str] = Field(default_factory=dict)
     """What of the plan the initiator changed, within its ranges, for the rounds that open from now on."""
+    gone: GoneView | None = None
+    """The first model that is lost for good, while the federation waits for people because of it."""
     label: SecurityLabel | None = None
     more: str = ""
 
