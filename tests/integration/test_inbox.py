@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 from tests.world import World, small_world
 
-from medmesh.contracts.federation import FederationFailed, RoundStored
+from medmesh.contracts.federation import FederationFailed, RoundKind, RoundOpened, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -44,6 +45,34 @@ async def test_a_hospital_reads_its_own_inbox_in_order_and_goes_on_after_its_cur
         await asyncio.sleep(0.3)
         await world.p.publish(FederationFailed(federation="late", code="x", hospitals=("renji",)), source="federation")
         assert [cursor for cursor, _ in await asyncio.wait_for(waiting, 5)] == [7]
+
+
+async def test_of_what_is_for_each_alone_a_hospital_reads_its_own_on_its_stream_and_again_from_the_table(world: World) -> None:
+    ours, theirs = {"huashan": "for renji", "renji": "its own"}, {"renji": "for huashan"}
+    told = RoundOpened(
+        federation="f",
+        round=2,
+        attempt=1,
+        kind=RoundKind.TRAIN,
+        plan_hash="0" * 64,
+        base=ObjectRef(sha256="0" * 64, bytes=1),
+        steps=1,
+        seed=1,
+        deadline=datetime.now(UTC),
+        hospitals=("renji", "ruijin", "huashan"),
+        sealed={"renji": ours, "huashan": theirs},
+    )
+    async with world.node("renji") as renji, world.node("huashan") as huashan, world.node("ruijin") as ruijin, asyncio.timeout(30):
+        stream = renji.inbox(0)
+        await world.p.publish(FederationFailed(federation="before", code="x", hospitals=("renji",)), source="federation")
+        await anext(stream)
+        await world.p.publish(told, source="federation")
+        cursor, event = await anext(stream)
+        assert (cursor, event["data"]["shares"], event["data"]["round"]) == (2, ours, 2)
+        for node, shares in ((renji, ours), (huashan, theirs), (ruijin, {})):
+            (_, again) = (await node.poll(0, 5))[-1]
+            assert RoundOpened.model_validate(again["data"]).shares == shares
+            assert "sealed" not in again["data"]
 
 
 async def test_an_open_stream_is_handed_what_is_committed_and_looks_at_the_table_for_what_it_missed(

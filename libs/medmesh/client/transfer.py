@@ -58,13 +58,18 @@ class Plain:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that are here."""
+    """Bytes that are here, in the parts they were made in."""
 
-    data: bytes
+    parts: Sequence[bytes]
 
     def read(self, start: int, end: int) -> list[bytes]:
         """See `Source`."""
-        return [self.data[start:end]]
+        found, place = [], 0
+        for part in self.parts:
+            if piece := part[max(0, start - place) : max(0, end - place)]:
+                found.append(piece)
+            place += len(part)
+        return found
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,9 @@ class Event(Message):
 class HospitalEvent(Event):
     """A fact that the gateway puts into the inbox of every hospital it names."""
 
+    APART: ClassVar[Mapping[str, str]] = {}
+    """Fields that have something for each hospital alone, and under which name a hospital finds its own in its inbox, and nobody else's."""
+
     hospitals: tuple[Identifier, ...]
 
 

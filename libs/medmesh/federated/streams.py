@@ -14,7 +14,7 @@ import numpy as np
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.learning.weights import BYTES, head, header
+from medmesh.learning.weights import BYTES, head, header, header_of
 
 CHUNK_ELEMENTS = 1 << 19
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -53,12 +53,17 @@ def pieces(count: int) -> Iterator[tuple[int, int]]:
 
 
 class Reader:
-    """A safetensors file that was checked."""
+    """A safetensors file that was checked, or the bytes of one."""
 
-    def __init__(self, path: Path) -> None:
-        self.layout = header(path)
-        self._file = path.open("rb")
-        self._start = 8 + int.from_bytes(self._file.read(8), "little")
+    def __init__(self, source: Path | bytes) -> None:
+        self._held = source if isinstance(source, bytes) else None
+        if isinstance(source, bytes):
+            self.layout, length = header_of(source), source[:8]
+        else:
+            self.layout = header(source)
+            self._file = source.open("rb")
+            length = self._file.read(8)
+        self._start = 8 + int.from_bytes(length, "little")
         self._at = Counter[str]()
 
     def __enter__(self) -> Self:
@@ -69,7 +74,8 @@ class Reader:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._held is None:
+            self._file.close()
 
     def signature(self) -> dict[str, TensorSignature]:
         """Its tensors by name."""
@@ -82,7 +88,8 @@ class Reader:
 
     def raw(self, name: str, start: int, size: int) -> bytes:
         """`size` bytes of a tensor from its byte `start`."""
-        return os.pread(self._file.fileno(), size, self._start + int(self.layout[name]["data_offsets"][0]) + start)
+        place = self._start + int(self.layout[name]["data_offsets"][0]) + start
+        return os.pread(self._file.fileno(), size, place) if self._held is None else self._held[place : place + size]
 
     def next(self, name: str, size: int) -> bytes:
         """The `size` bytes after those that this said last of a tensor."""
@@ -102,16 +109,12 @@ class Writer:
     def __init__(self, path: Path, signature: Mapping[str, TensorSignature], *, durable: bool = True) -> None:
         self.signature = dict(sorted(signature.items()))
         self._durable, self._at = durable, Counter[str]()
-        place, self._places = 0, {}
-        for name, tensor in self.signature.items():
-            self._places[name] = place
-            place += elements(tensor) * BYTES[tensor.dtype]
-        self.head = head((name, tensor.dtype, tensor.shape) for name, tensor in self.signature.items())
+        begins, self._places, size = laid_out(self.signature)
         self._file = path.open("wb")
-        self._file.write(self.head)
+        self._file.write(begins)
         self._file.flush()
-        self._start = len(self.head)
-        self._file.truncate(self._start + place)
+        self._start = len(begins)
+        self._file.truncate(self._start + size)
 
     def __enter__(self) -> Self:
         return self
@@ -147,6 +150,15 @@ class Writer:
         size, step = source.bytes_of(origin), 8 * CHUNK_ELEMENTS
         for place in range(0, size, step):
             self.put_raw(name, place, source.raw(origin, place, min(step, size - place)))
+
+
+def laid_out(signature: Mapping[str, TensorSignature]) -> tuple[bytes, dict[str, int], int]:
+    """(what a file of these tensors begins with, where each of them begins after it, how many bytes all of them are), in their order."""
+    place, places = 0, {}
+    for name, tensor in signature.items():
+        places[name] = place
+        place += elements(tensor) * BYTES[tensor.dtype]
+    return head((name, tensor.dtype, tensor.shape) for name, tensor in signature.items()), places, place
 
 
 def elements(tensor: TensorSignature) -> int:

@@ -8,7 +8,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,7 +35,12 @@ numbers' size."""
 def header(path: Path) -> dict[str, dict[str, Any]]:
     """Name to `{"dtype", "shape", "data_offsets"}`, without reading the tensors. Raises `Problem` (`weights.malformed`)."""
     with _opened(path) as file:
-        return _header(file)
+        return _header(file, _size(file))
+
+
+def header_of(data: bytes) -> dict[str, dict[str, Any]]:
+    """The same of a file's bytes."""
+    return _header(BytesIO(data), len(data))
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -46,10 +51,13 @@ def _opened(path: Path) -> BufferedReader:
         raise Problem("weights.malformed") from None
 
 
-def _header(file: BinaryIO) -> dict[str, dict[str, Any]]:
-    """Of a file at its beginning; it is then where its tensors begin."""
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _header(file: BinaryIO, size: int) -> dict[str, dict[str, Any]]:
+    """Of a file of `size` bytes at its beginning; it is then where its tensors begin."""
     try:
-        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, size):
             raise ValueError
@@ -95,7 +103,7 @@ def check_finite(
     """Raise a `Problem` that names the first tensor with NaN or infinity; in one pass, a mebibyte at a time. `seen` gets every byte of the
     file in order, exactly as it was looked at, whoever writes to the file meanwhile. With a `signature`, as `check` before it."""
     with _opened(path) as file:
-        layout = _header(file)
+        layout = _header(file, _size(file))
         if signature is not None:
             _compare(layout, signature)
         file.seek(0)
@@ -184,7 +192,7 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file, read from the disk when they are looked at: only what is used at the moment is in memory. Raises `Problem`
     (`weights.malformed`)."""
     with _opened(path) as file:
-        found, begins = _header(file), file.tell()
+        found, begins = _header(file, _size(file)), file.tell()
         # One map for all of them: numpy's own of each takes as long as a step of a small model.
         whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     made: dict[str, np.ndarray] = {}
@@ -216,7 +224,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
     """Read tensors that were checked, once and into fresh arrays of their own. Raises `Problem` (`weights.malformed`)."""
     made: dict[str, np.ndarray] = {}
     with _opened(path) as file:
-        found, begins = _header(file), file.tell()
+        found, begins = _header(file, _size(file)), file.tell()
         for name, entry in found.items():
             array = made[name] = np.empty(entry["shape"], np.dtype(_NUMPY[entry["dtype"]]).newbyteorder("<"))
             file.seek(begins + entry["data_offsets"][0])

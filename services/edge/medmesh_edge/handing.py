@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -80,17 +80,18 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
     """Upload what was trained and say so. Killed in between, it is said again: the platform keeps one answer of each attempt."""
     if not secure.is_secure(plan, event):
         assert done.update is not None
-        source = Stored(site.objects, done.update.sha256) if done.data is None else Held(done.data)
+        source: Source = Stored(site.objects, done.update.sha256) if done.data is None else Held((done.data,))
         await _hand_in(site, gateway, event, done, source, tell, whole=True)
         return
-    with _room(site) as room:
-        beside = (done.counts, done.metrics.get("loss"))
-        vector, path, marks = await secure.vector(site, event, plan, done.update, done.samples, room, *beside)
+    party, said = await secure.accompanying(site, event, plan)
+    with ExitStack() as stack:
+        vector, source, marks = await secure.vector(site, event, plan, party, done, lambda: stack.enter_context(_room(site)))
         # Samples are in the sum, and nothing is said about this hospital alone.
-        said = await secure.accompanying(site, event, plan)
-        masked = replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks)
-        await _hand_in(site, gateway, event, masked, Plain(path), tell, said=said)
-        path.unlink()  # noise to everybody: no need to write over it
+        masked = replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks, data=None)
+        await site.database.settle()  # the shares whose masks are in it, and the secrets of what is told with it
+        await _hand_in(site, gateway, event, masked, source, tell, said=said)
+        if isinstance(source, Plain):
+            source.path.unlink()  # noise to everybody: no need to write over it
 
 
 async def _hand_in(
@@ -107,7 +108,7 @@ async def _hand_in(
     for once_more in (True, False):
         enclosed: Sequence[bytes] = ()
         if done.update.bytes <= CHUNK:  # it goes with the message
-            enclosed = await aside(done.update.bytes, partial(source.read, 0, done.update.bytes))
+            enclosed = await aside(0 if isinstance(source, Held) else done.update.bytes, partial(source.read, 0, done.update.bytes))
         else:
             clock, model = Clock(), site.layout.cache / "models" / event.base.sha256
             base = model if whole and model.exists() else None  # masked, nothing is as it was

@@ -298,7 +298,7 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (EmergencyReviewed, _emergency),
 )
 _STORED_FACT = fed.RoundStored.subject()
-TOLD_AGAIN = frozenset((fed.RoundOpened.subject(), _STORED_FACT))
+TOLD_AGAIN = frozenset((fed.RoundOpened.subject(), fed.SecureAdvanced.subject(), _STORED_FACT))
 """What is taken in without waiting for the disk: the cursor would be lost with it, and nothing leaves for it, and no update is deleted, but
 after a durable commit."""
 HANDLERS: dict[str, tuple[type[Event], Handler]] = {message.subject(): (message, handler) for message, handler in _TABLE}

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -103,6 +103,8 @@ class Rounds:
     _progress: dict[str, Any] = field(default_factory=dict)
     _at_work: tuple[Any, Any] = (None, None)
     _enclosed: tuple[str, bytes] = ("", b"")
+    _left: Trained | None = None
+    """What was trained last and waits for its masks: a small one is not read again from the store."""
     proven: dict[str, Proven] = field(default_factory=dict)
     proofs: Proofs = field(init=False)
 
@@ -137,12 +139,19 @@ class Rounds:
             return False
         try:
             with span(f"edge round {event.kind}"):
-                await (self._send(event, Trained.read(row)) if row.state == "trained" else self._work(event))
+                await (self._send(event, self._kept(row)) if row.state == "trained" else self._work(event))
         except Problem as problem:
             if is_transient(problem):
                 raise
             await self._fail(event, problem)
         return True
+
+    def _kept(self, row: Any) -> Trained:
+        """What a round left, with what of it is here still."""
+        found, (left, self._left) = Trained.read(row), (self._left, None)
+        if left is None or left.update != found.update:
+            return found
+        return replace(found, marks=left.marks, data=left.data)
 
     async def phases(self) -> bool:
         """Answer a phase of a secure sum, beside a training of the same round; False when there is none. Raises transient problems."""
@@ -314,7 +323,9 @@ class Rounds:
         if event.kind is RoundKind.TRAIN and kept is not None:
             await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
-        if not secure.is_secure(plan, event):  # else it waits for its masks
+        if secure.is_secure(plan, event):
+            self._left = done  # until its masks are fixed
+        else:
             await self._send(event, done)
 
     def _trainer(self, opened: Worker, plan: Plan, event: RoundOpened, data: Path) -> Trainer:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.canonical import canonical, parse
+from medmesh.client.transfer import Held, Plain, Source
 from medmesh.contracts.federation import RoundKind, RoundOpened, SecurePhase
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
@@ -28,7 +29,7 @@ from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.keyring.file import FileKeys
 from medmesh.security.roster import Roster
-from medmesh.store.objects.port import Digest, fetch
+from medmesh.store.objects.port import CHUNK, Digest, fetch, load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -37,9 +38,14 @@ from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import KEY, attempt, given, of_attempt, secure_attempts, secure_opened, secure_phases, tasks
 
+if TYPE_CHECKING:
+    from medmesh_edge.handing import Trained
+
 ATTEMPT = "attempt"
 AHEAD = "ahead"
 """Beside the phases of a round: the keys that hospitals signed for the next one, as the platform passed them on."""
+SMALL = CHUNK // 4
+"""Bytes of a model whose vector is made in memory, and goes with its message: of numbers four times as wide at the most."""
 Plans = Callable[[RoundOpened], Awaitable[Plan]]
 """The plan this hospital signed for a round, proven. Raises `Problem`."""
 Fails = Callable[[RoundOpened, Problem], Awaitable[None]]
@@ -92,7 +98,8 @@ async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
         plan = await plan_of(event)
         if not is_secure(plan, event):
             raise Problem("federation.plan_changed", federation=event.federation)
-        async with site.unit() as uow:
+        # Shares are taken without an answer: the disk has them before the vector under their masks leaves (`handing.send`).
+        async with site.unit(durable=phase.phase != SecurePhase.VECTORS) as uow:
             await _answer(site, uow, event, plan, SecurePhase(phase.phase), phase.messages)
             await uow.rows(_ANSWERED, **attempt(phase), one=phase.phase)
     except Problem as problem:
@@ -109,7 +116,6 @@ def _keys(site: Site, event: Any) -> tuple[FileKeys, str]:
     """(the node's keys, the label of the attempt's own): what is deleted of a store may be read from its pages for long, and from copies
     of it for ever; without the key it is noise."""
     name = hashlib.sha256(f"{event.federation}:{event.round}:{event.attempt}".encode()).hexdigest()[:24]
-    site.layout.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     return FileKeys(site.layout.keys), f"{ATTEMPT}-{name}"
 
 
@@ -174,7 +180,8 @@ async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Pl
             ahead = await _share_ahead(site, uow, event, roster, now)
     if claimed and before is None:  # in the transaction that sends it: it cannot leave and be forgotten
         await uow.rows(_CLAIM, **of_round, list=claimed[0])
-    await _keep(site, uow, event, party)
+    if phase not in (SecurePhase.SURVIVORS, SecurePhase.REVEAL):  # which add nothing to what is kept
+        await _keep(site, uow, event, party)
     if said is not None:
         body = {"round": event.round, "attempt": event.attempt, "phase": phase.value, "messages": said}
         await queue(uow, f"/v1/federations/{event.federation}/secure", body | ({"ahead": ahead} if ahead else {}))
@@ -218,8 +225,9 @@ async def _share_ahead(site: Site, uow: UnitOfWork[Any], event: RoundOpened, ros
     return shares
 
 
-async def accompanying(site: Site, event: RoundOpened, plan: Plan) -> dict[str, str]:
-    """What goes with a vector: the list of those whose masks are in it, and the keys for the next round, both signed."""
+async def accompanying(site: Site, event: RoundOpened, plan: Plan) -> tuple[Contributor, dict[str, str]]:
+    """This hospital's part in a round, and what goes with its vector: the list of those whose masks are in it, and the keys for the next
+    round, both signed."""
     signer, now = site.organisation(), datetime.now(UTC)
     async with site.unit() as uow:
         if (party := await _party(site, uow, event)) is None:
@@ -227,7 +235,7 @@ async def accompanying(site: Site, event: RoundOpened, plan: Plan) -> dict[str, 
         said = {"whole": party.whole(signer, now)}
         if (following := await _following(site, uow, event, plan)) is not None:
             said["ahead"] = following.advertise(signer, now)
-    return said
+    return party, said
 
 
 async def _following(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan) -> Contributor | None:
@@ -254,29 +262,36 @@ async def ready(site: Site, task: Any) -> bool:
 
 
 async def vector(
-    site: Site, event: RoundOpened, plan: Plan, model: ObjectRef | None, samples: int, room: Path, counted: Any, loss: float | None
-) -> tuple[ObjectRef, Path, list[str]]:
-    """What goes instead of `model` and of what was `counted` in the round: the same bytes however often it is asked for, so it is
-    made again rather than kept; and it may lie in the clear, which it is to nobody. With the marks of its bytes (`Digest`).
-    Raises `Problem` (`secure.range`)."""
+    site: Site, event: RoundOpened, plan: Plan, party: Contributor, done: Trained, room: Callable[[], Path]
+) -> tuple[ObjectRef, Source, list[str]]:
+    """What goes instead of what a round left: the same bytes however often it is asked for, so it is made again rather than kept; and it
+    may lie in the clear, which it is to nobody. With the marks of its bytes (`Digest`). A small one is made in memory, another in the
+    folder that `room` gives. Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
-    async with site.unit() as uow:
-        party, out = await _party(site, uow, event), room / "vector"
-    if party is None:
-        raise Problem("secure.changed", what="round")
-    source = await fetch(site.objects, model, room / "model") if model is not None else None
     settings: dict[str, Any] = {
         "bits": plan.secure.bits,
         "ring": plan.secure.ring,
         "parties": len(plan.participants),
         "without": frozenset(plan.local),
+        "masks": party.masks(party.sealed),
     }
-    if counted is not None:
-        tables, loss = ([counted], loss) if event.kind is RoundKind.TRAIN else (counted, None)
-        settings["beside"] = counts.numbers(tables, loss=loss, samples=samples, bits=plan.secure.bits)
-    digest = Digest()
-    ref = await asyncio.to_thread(vectors.encode, source, samples, out, masks=party.masks(party.sealed), digest=digest, **settings)
-    return ref, out, digest.marks
+    if done.counts is not None:
+        tables, loss = ([done.counts], done.metrics.get("loss")) if event.kind is RoundKind.TRAIN else (done.counts, None)
+        settings["beside"] = counts.numbers(tables, loss=loss, samples=done.samples, bits=plan.secure.bits)
+    digest, model = Digest(), done.update
+    if model is None or model.bytes <= SMALL:
+        data = done.data if model is None or done.data is not None else await load(site.objects, model)
+
+        def pieces() -> Iterator[bytes]:
+            for piece in vectors.masked(data, done.samples, **settings):
+                digest.update(piece)
+                yield piece
+
+        held = Held(await asyncio.to_thread(lambda: tuple(pieces())))
+        return ObjectRef(sha256=digest.hexdigest(), bytes=digest.size), held, digest.marks
+    source, out = await fetch(site.objects, model, room() / "model"), room() / "vector"
+    ref = await asyncio.to_thread(vectors.encode, source, done.samples, out, digest=digest, **settings)
+    return ref, Plain(out), digest.marks
 
 
 async def forget(uow: UnitOfWork[Any], event: Any) -> bool:

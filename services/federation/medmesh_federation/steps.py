@@ -37,6 +37,8 @@ from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
 
+MOST_SEALED = 2**18
+"""Characters in one message to hospitals: the bus takes a mebibyte."""
 _IN_TIME = (
     select(answers)
     .where(*(answers.c[name] == bindparam(name) for name in ("federation", "round", "attempt")), ~answers.c.late)
@@ -234,15 +236,37 @@ async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dic
 
 
 def _told(event: RoundOpened, personal: dict[str, Any] | None, shares: Mapping[str, dict[str, str]]) -> Iterable[RoundOpened]:
-    """One event for all, or one for each: a hospital does not learn the hash of another's model, and so cannot fetch it."""
+    """One event for all, or one for each: a hospital does not learn the hash of another's model, and so cannot fetch it. Of what is sealed
+    for hospitals as much goes with one as a message holds."""
     if not personal and not shares:
         return [event]
     refs = {hospital: ObjectRef.model_validate(ref) for hospital, ref in (personal or {}).items()}
+    groups = [(one,) for one in event.hospitals] if refs else together(event.hospitals, shares)
     own = [
-        {"hospitals": (one,), "assigned": event.hospitals, "personal": refs.get(one), "shares": shares.get(one, {})}
-        for one in event.hospitals
+        {
+            "hospitals": group,
+            "assigned": event.hospitals,
+            "personal": refs.get(group[0]),
+            "continues": _of(event.continues, group),
+            "sealed": {one: shares[one] for one in group if one in shares},
+        }
+        for group in groups
     ]
-    return [event.model_copy(update={**changed, "continues": _of(event.continues, changed["hospitals"])}) for changed in own]
+    return [event.model_copy(update=changed) for changed in own]
+
+
+def together(hospitals: Sequence[str], shares: Mapping[str, Mapping[str, str]], most: int = MOST_SEALED) -> list[tuple[str, ...]]:
+    """Hospitals, in their order, in groups for whom at most so many characters are sealed; one alone may have more."""
+    groups: list[list[str]] = []
+    held = most
+    for one in hospitals:
+        size = sum(len(name) + len(text) for name, text in shares.get(one, {}).items())
+        if not groups or held + size > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(one)
+        held += size
+    return [tuple(group) for group in groups]
 
 
 def _of(continues: dict[str, str], hospitals: Any) -> dict[str, str]:

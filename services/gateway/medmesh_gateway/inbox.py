@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pybase64
-from sqlalchemy import ARRAY, String, bindparam, func, insert, literal_column, select
+from sqlalchemy import ARRAY, LargeBinary, String, bindparam, column, func, insert, literal_column, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.federation import RoundOpened, RoundStored
@@ -26,7 +26,6 @@ CAN_WAIT = frozenset((RoundStored.subject(),))
 """What only gives a hospital room back: it goes with the next fact, or with the next sign of life."""
 Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
 """Leaves a record with a transaction."""
-_SAME = ("event_id", "type", "body", "created_at")
 _COUNTED = upsert(cursors).from_select(
     ["hospital", "last"], select(func.unnest(bindparam("hospitals", type_=ARRAY(String))), literal_column("1"))
 )
@@ -35,14 +34,22 @@ _PLACES = (
     .returning(cursors.c.hospital, cursors.c.last)
     .cte("places")
 )
-_DELIVER = Prepared(
-    insert(inboxes)
-    .from_select(
-        ["hospital", "cursor", *_SAME],
-        select(_PLACES.c.hospital, _PLACES.c.last, *(bindparam(name, type_=inboxes.c[name].type) for name in _SAME)),
-    )
-    .returning(inboxes.c.hospital, inboxes.c.cursor)
+_FOR_ALL = {name: bindparam(name, type_=inboxes.c[name].type) for name in ("event_id", "type", "body", "created_at")}
+_THEIRS = (
+    func.unnest(bindparam("hospitals", type_=ARRAY(String)), bindparam("bodies", type_=ARRAY(LargeBinary)))
+    .table_valued(column("hospital", String), column("body", LargeBinary), name="theirs")
+    .render_derived()
 )
+
+
+def _delivering(given: Mapping[str, Any], places: Any = _PLACES) -> Prepared:
+    chosen = select(_PLACES.c.hospital, _PLACES.c.last, *given.values()).select_from(places)
+    made = insert(inboxes).from_select(["hospital", "cursor", *given], chosen)
+    return Prepared(made.returning(inboxes.c.hospital, inboxes.c.cursor))
+
+
+_DELIVER = _delivering(_FOR_ALL)
+_DELIVER_EACH = _delivering(_FOR_ALL | {"body": _THEIRS.c.body}, _PLACES.join(_THEIRS, _THEIRS.c.hospital == _PLACES.c.hospital))
 _AFTER = Prepared(
     select(inboxes.c.cursor, inboxes.c.type, inboxes.c.body)
     .where(inboxes.c.hospital == bindparam("hospital"), inboxes.c.cursor > bindparam("after"))
@@ -130,18 +137,36 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
     document = json.loads(raw)
     # Whoever caused it stays inside: a hospital does not get another party's token.
     document.pop("actor", None)
-    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     hospitals = sorted(set(event.data.hospitals))
     if not hospitals:
         return
+    bodies = read_by(document, event.data.APART, hospitals)
     enclosed, whom = await _enclosed(event.data, uow, hospitals)
-    placed = await uow.rows(_DELIVER, hospitals=hospitals, event_id=event.id, type=event.type, body=body, created_at=uow.now)
+    about = {"hospitals": hospitals, "event_id": event.id, "type": event.type, "created_at": uow.now}
+    if len(bodies) == 1:
+        placed = await uow.rows(_DELIVER, **about, body=bodies[0])
+    else:
+        placed = await uow.rows(_DELIVER_EACH, **about, bodies=bodies)
+    own = dict(zip(hospitals, bodies * len(hospitals), strict=False))
 
     def hand() -> None:
         for row in placed:
-            uow.ports.doorbells.hand(row.hospital, Fact(row.cursor, event.type, body), enclosed, whom)
+            uow.ports.doorbells.hand(row.hospital, Fact(row.cursor, event.type, own[row.hospital]), enclosed, whom)
 
     uow.on_commit(hand)
+
+
+def read_by(document: dict[str, Any], apart: Mapping[str, str], hospitals: Sequence[str]) -> list[bytes]:
+    """A fact as each of these hospitals reads it: one for all, or one each where something in it is for each alone (`HospitalEvent`)."""
+    own = {name: found for field, name in apart.items() if (found := document["data"].pop(field, None))}
+    if not own:
+        return [_json(document)]
+    data = document["data"]
+    return [_json({**document, "data": data | {name: found[one] for name, found in own.items() if one in found}}) for one in hospitals]
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 async def _enclosed(fact: HospitalEvent, uow: UnitOfWork[Any], hospitals: Sequence[str]) -> tuple[bytes, list[Ear]]:

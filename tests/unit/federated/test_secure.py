@@ -451,6 +451,8 @@ def test_a_large_vector_is_known_by_its_marks(private: Path) -> None:
     weights.save({"w": np.ones(3 * CHUNK // 16, np.float32)}, private / "m")
     digest = Digest()
     ref = vectors.encode(private / "m", 5, private / "v", bits=BITS, parties=3, digest=digest)
+    pieces = list(vectors.masked((private / "m").read_bytes(), 5, bits=BITS, parties=3))
+    assert b"".join(pieces) == (private / "v").read_bytes(), "the same of bytes that are here"
     data = (private / "v").read_bytes()
     assert (ref.sha256, ref.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
     assert digest.marks == [hashlib.sha256(data[:CHUNK]).hexdigest()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import ClassVar
 
@@ -56,6 +57,7 @@ class RoundOpened(HospitalEvent):
     """Every hospital named works on `base` (train, baseline) or on `models` (evaluate) and answers before `deadline`."""
 
     TYPE: ClassVar[str] = "federation.round.opened.v1"
+    APART: ClassVar[Mapping[str, str]] = {"sealed": "shares"}
 
     federation: str
     round: int
@@ -90,8 +92,10 @@ class RoundOpened(HospitalEvent):
     """The chain of what rounds left, as it stands: `base` is the model that its last link names."""
     links: tuple[Commitment, ...] = ()
     """Its links since the round that was opened before this one."""
-    shares: dict[str, str] = Field(default_factory=dict)
-    """Where a secure sum was prepared in the round before: what hospitals sealed for the one that is told."""
+    sealed: dict[Identifier, dict[Identifier, str]] = Field(default_factory=dict)
+    """Where a secure sum was prepared in the round before: hospital to what each sealed for it."""
+    shares: dict[Identifier, str] = Field(default_factory=dict)
+    """What of that is for the hospital that is told, in its inbox."""
 
     @property
     def everybody(self) -> tuple[str, ...]:

@@ -8,10 +8,12 @@ shows neither a model nor how many samples made it. Its dtype says the ring: I64
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -19,12 +21,12 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.streams import FLOATS, Reader, Writer, elements
+from medmesh.federated.streams import FLOATS, Reader, Writer, elements, laid_out
 from medmesh.store.objects.port import Digest
 
-CHUNK = 1 << 16
+CHUNK = 1 << 14
+"""Numbers that are worked on at once: what every mask does to them stays within a core's cache."""
 TENSOR = "secure.sum"
-_ZEROS = bytes(8 * CHUNK)
 RINGS = {64: "I64", 32: "I32"}
 """Bits of a ring, and how safetensors names its numbers."""
 _SIGNED, _UNSIGNED = {"I64": "<i8", "I32": "<i4"}, {"I64": "<u8", "I32": "<u4"}
@@ -37,24 +39,20 @@ class Mask:
     key: bytes
     sign: int
 
-    def stream(self) -> _Stream:
-        """From its beginning."""
-        return _Stream(self)
 
+class _Streams:
+    """Masks from their beginnings, which are put on the pieces of a vector one after the other."""
 
-class _Stream:
-    def __init__(self, mask: Mask) -> None:
-        self._cipher, self._sign = Cipher(algorithms.AES(mask.key), modes.CTR(bytes(16))).encryptor(), mask.sign
-        self._room = bytearray(len(_ZEROS))
+    def __init__(self, masks: Sequence[Mask]) -> None:
+        self._masks = [(Cipher(algorithms.AES(mask.key), modes.CTR(bytes(16))).encryptor(), mask.sign) for mask in masks]
+        self._zeros, self._room = memoryview(bytes(8 * CHUNK)), bytearray(8 * CHUNK)
 
     def apply(self, vector: np.ndarray) -> None:
-        """Add the next numbers to `vector` (uint64 or uint32, in place)."""
-        self._cipher.update_into(memoryview(_ZEROS)[: vector.nbytes], self._room)
-        numbers = np.frombuffer(self._room, vector.dtype, vector.size)
-        if self._sign > 0:
-            np.add(vector, numbers, out=vector)
-        else:
-            np.subtract(vector, numbers, out=vector)
+        """Add the next numbers of all of them to `vector` (uint64 or uint32, in place)."""
+        zeros, numbers = self._zeros[: vector.nbytes], np.frombuffer(self._room, vector.dtype, vector.size)
+        for cipher, sign in self._masks:
+            cipher.update_into(zeros, self._room)
+            (np.add if sign > 0 else np.subtract)(vector, numbers, out=vector)
 
 
 def signature(tensors: Iterable[TensorSignature], beside: int = 0, ring: int = 64) -> tuple[TensorSignature, ...]:
@@ -63,10 +61,9 @@ def signature(tensors: Iterable[TensorSignature], beside: int = 0, ring: int = 6
     return tuple(_vector(1 + count + beside, RINGS[ring]).values())
 
 
-def encode(
-    model: Path | None,
+def masked(
+    model: Path | bytes | None,
     samples: int,
-    target: Path,
     *,
     bits: int,
     parties: int,
@@ -74,36 +71,44 @@ def encode(
     masks: Sequence[Mask] = (),
     without: frozenset[str] = frozenset(),
     beside: Sequence[int] = (),
-    digest: Digest | None = None,
-) -> ObjectRef:
-    """Write the vector of a model that was trained on `samples`, or of no model, with the numbers `beside`, masked; not durable,
-    since it can be made again. A fresh `digest` has what its bytes are known by afterwards.
+) -> Iterator[bytes]:
+    """The bytes, a piece at a time, of the vector of a model (a file, or its bytes) that was trained on `samples`, or of no model, with the
+    numbers `beside`, masked: the same however often they are made.
 
     Raises `Problem` (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties`
-    might not fit; then nothing is left of `target`.
+    might not fit.
     """
     most, dtype = (2 ** (ring - 1) - 1) // parties, RINGS[ring]
     if not 0 < samples <= most:
         raise Problem("secure.range", tensor="samples")
     if any(abs(number) > most for number in beside):
         raise Problem("secure.range", tensor="counts")
-    streams, digest = [mask.stream() for mask in masks], digest or Digest()
+    with ExitStack() as stack:
+        parts = [_Part(1, lambda start, size: np.array([samples]))]
+        if model is not None:
+            file, scale = stack.enter_context(Reader(model)), samples * 2.0**bits
+            parts += [_Part(elements(one), partial(_fixed, file, one.name, scale, most)) for one in _summed(file, without)]
+        parts += [_Part(len(beside), lambda start, size: np.array(beside[start : start + size]))]
+        streams = _Streams(masks)
+        yield laid_out(_vector(sum(part.count for part in parts), dtype))[0]
+        for chunk in _chunks(parts, dtype):
+            streams.apply(chunk)
+            yield chunk.tobytes()
+
+
+def encode(model: Path | bytes | None, samples: int, target: Path, *, digest: Digest | None = None, **settings: Any) -> ObjectRef:
+    """Write what is `masked`; not durable, since it can be made again. A fresh `digest` has what its bytes are known by afterwards.
+    Raises `Problem`; then nothing is left of `target`."""
+    digest = digest or Digest()
     try:
-        with ExitStack() as stack:
-            file = stack.enter_context(Reader(model)) if model is not None else None
-            count = 1 + (sum(elements(t) for t in _summed(file, without)) if file is not None else 0) + len(beside)
-            out = stack.enter_context(Writer(target, _vector(count, dtype), durable=False))
-            digest.update(out.head)
-            for chunk in _chunks(_numbers(file, samples, bits, most, without, beside, dtype)):
-                for stream in streams:
-                    stream.apply(chunk)
-                data = chunk.data.cast("B")
-                digest.update(data)
-                out.append(TENSOR, data)
+        with target.open("wb") as out:
+            for piece in masked(model, samples, **settings):
+                digest.update(piece)
+                out.write(piece)
     except Problem:
         target.unlink(missing_ok=True)
         raise
-    return ObjectRef(sha256=digest.hexdigest(), bytes=len(out.head) + ring // 8 * count)
+    return ObjectRef(sha256=digest.hexdigest(), bytes=digest.size)
 
 
 def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) -> None:
@@ -114,15 +119,14 @@ def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) ->
         shapes = {(_length(file), _dtype(file)) for file in files}
         if len(shapes) != 1:
             raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="the same for all")
-        streams, (count, dtype) = [mask.stream() for mask in masks], shapes.pop()
+        streams, (count, dtype) = _Streams(masks), shapes.pop()
         out, kind = stack.enter_context(Writer(target, _vector(count, dtype), durable=False)), np.dtype(_UNSIGNED[dtype])
         for start in range(0, count, CHUNK):
             size = min(CHUNK, count - start)
             total = np.zeros(size, kind)
             for file in files:
                 total += np.frombuffer(file.next(TENSOR, total.nbytes), kind)
-            for stream in streams:
-                stream.apply(total)
+            streams.apply(total)
             out.append(TENSOR, total.data.cast("B"))
 
 
@@ -164,38 +168,41 @@ def _summed(model: Reader, without: frozenset[str]) -> list[TensorSignature]:
     return [tensor for name, tensor in sorted(model.signature().items()) if tensor.dtype in FLOATS and name not in without]
 
 
-def _numbers(
-    model: Reader | None, samples: int, bits: int, most: int, without: frozenset[str], beside: Sequence[int], dtype: str
-) -> Iterator[np.ndarray]:
-    limit, kind, ring = float(most) * (1 - 2**-52), np.dtype(_SIGNED[dtype]), np.dtype(_UNSIGNED[dtype])
-    yield np.array([samples], kind).view(ring)
-    for tensor in _summed(model, without) if model is not None else ():
-        assert model is not None
-        for start in range(0, count := elements(tensor), CHUNK):
-            values = model.read(tensor.name, start, min(CHUNK, count - start))
-            values *= samples * 2.0**bits  # a power of two changes no digit: as exact as the product alone
-            np.rint(values, out=values)
-            # Also false for what is not a number. Below the limit by a part in 2^53, so that rounding cannot step over it.
-            if values.size and not (-limit < values.min() and values.max() < limit):
-                raise Problem("secure.range", tensor=tensor.name)
-            yield values.astype(kind).view(ring)
-    yield np.array(beside, kind).view(ring)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some numbers of a vector: how many, and what makes `size` of them from the place `start`."""
+
+    count: int
+    numbers: Callable[[int, int], np.ndarray]
 
 
-def _chunks(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same numbers in arrays of `CHUNK`, so that the masks of all parties are cut alike."""
-    waiting: list[np.ndarray] = []
-    held = 0
-    for piece in pieces:
-        while held + piece.size >= CHUNK:
-            cut = CHUNK - held
-            yield np.concatenate([*waiting, piece[:cut]])
-            waiting, held, piece = [], 0, piece[cut:]
-        if piece.size:
-            waiting.append(piece)
-            held += piece.size
-    if waiting:
-        yield np.concatenate(waiting)
+def _fixed(model: Reader, name: str, scale: float, most: int, start: int, size: int) -> np.ndarray:
+    """A tensor's numbers in fixed point, as float64."""
+    values = model.read(name, start, size)
+    values *= scale  # a power of two changes no digit: as exact as the product with the samples alone
+    np.rint(values, out=values)
+    # Also false for what is not a number. Below the limit by a part in 2^53, so that rounding cannot step over it.
+    limit = float(most) * (1 - 2**-52)
+    if not (-limit < values.min() and values.max() < limit):
+        raise Problem("secure.range", tensor=name)
+    return values
+
+
+def _chunks(parts: Iterable[_Part], dtype: str) -> Iterator[np.ndarray]:
+    """All numbers of a vector in their ring, `CHUNK` after `CHUNK` in the same room."""
+    signed, unsigned = np.dtype(_SIGNED[dtype]), np.dtype(_UNSIGNED[dtype])
+    chunk, filled = np.empty(CHUNK, signed), 0
+    for part in parts:
+        start = 0
+        while start < part.count:
+            size = min(CHUNK - filled, part.count - start)
+            chunk[filled : filled + size] = part.numbers(start, size)
+            start, filled = start + size, filled + size
+            if filled == CHUNK:
+                yield chunk.view(unsigned)
+                filled = 0
+    if filled:
+        yield chunk[:filled].view(unsigned)
 
 
 def _vector(count: int, dtype: str) -> dict[str, TensorSignature]:
