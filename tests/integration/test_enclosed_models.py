@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 from tests.forging import invited, small_scene
 from tests.hospitals import state_of, until
 from tests.records import left
@@ -24,6 +25,8 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.store.objects.port import ENCLOSED
 from medmesh_edge import rounds
+from medmesh_gateway import inbox
+from medmesh_gateway.tables import inboxes
 
 HOSPITALS = ("huashan", "renji")
 
@@ -95,6 +98,38 @@ async def test_it_goes_along_open_streams_that_ask_for_it_and_each_is_recorded(w
         later = Hearing(renji)
         assert [await later.next() for _ in range(4)] == [(None, None), (1, None), (2, None), (3, None)], "what is read again is fetched"
         assert len(await left(world.p, "object.read")) == 1
+
+
+async def test_who_does_not_read_is_kept_little_for_and_misses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of many federations at once: what does not fit is fetched, and recorded is what came."""
+    doorbells, hear = list[inbox.Doorbells](), inbox.Doorbells.listen
+
+    def heard(self: inbox.Doorbells, *given: Any) -> inbox.Ear:
+        doorbells.append(self)
+        return hear(self, *given)
+
+    monkeypatch.setattr(inbox.Doorbells, "listen", heard)
+    models = [os.urandom(1_000_000) for _ in range(24)]
+    async with world.node("renji") as renji:
+        slow = Hearing(renji)
+        await greeted(world, slow)
+        for number, data in enumerate(models, 1):
+            await opened(world, number, await world.p.stores.scratch.put(data))
+
+        async def all_there() -> bool:
+            async with world.p.runtimes["gateway"].unit() as uow:
+                return bool((await uow.execute(select(func.max(inboxes.c.cursor)))).scalar_one() == 1 + len(models))
+
+        await until(all_there, 60)
+        kept = [fact for ear in doorbells[0]._ears["renji"] for fact in ear._handed]
+        assert len(kept) > 5, "the stream is not read, and its connection full"
+        assert sum(len(fact.enclosed) for fact in kept) <= 2 * ENCLOSED
+        got = [await slow.next() for _ in models]
+        assert [number for number, _ in got] == [*range(1, len(models) + 1)]
+        came = [data for (number, data) in got if data is not None and data == models[number - 1]]
+        assert len(came) == sum(data is not None for _, data in got) == len(await left(world.p, "object.read")) < len(models)
+        await opened(world, 100, await world.p.stores.scratch.put(models[0]))
+        assert await slow.next() == (100, models[0]), "again, once what waited was read"
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

@@ -16,6 +16,7 @@ from medmesh.contracts.federation import FederationFailed, RoundKind, RoundOpene
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
+from medmesh.errors import Problem
 from medmesh_gateway import inbox
 from medmesh_gateway.tables import inboxes
 
@@ -140,3 +141,12 @@ async def delivered(world: World, last: int) -> None:
     async with world.p.runtimes["gateway"].unit() as uow:
         while (await uow.execute(select(func.count()).select_from(inboxes))).scalar_one() < last:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("after", ["-1", str(2**63), "9" * 5000])
+async def test_a_cursor_that_nothing_can_have_is_refused(world: World, after: str) -> None:
+    async with world.node("renji") as renji:
+        for query, headers in (({"after": after}, {}), ({}, {"Last-Event-ID": after.lstrip("-") * 20})):
+            with pytest.raises(Problem) as caught:
+                await renji.raw("GET", "/v1/inbox", query=query, headers=headers)
+            assert caught.value.code == "request.invalid"

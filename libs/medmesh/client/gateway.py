@@ -215,14 +215,26 @@ class Gateway:
                     elif enclosed and line.startswith(b"object: "):
                         enclosed(pybase64.b64decode(memoryview(line)[8:]))
                     elif line.startswith(b"data: "):
-                        yield cursor, json.loads(line[6:])
+                        yield _fact(cursor, json.loads(line[6:]))
         except Broken as error:
             raise unreachable(self.url, error) from None
+        except (ValueError, RecursionError):  # no events of ours
+            raise Problem("client.answer", status=200) from None
 
     async def poll(self, after: int, wait: float) -> list[tuple[int, dict[str, Any]]]:
         """The same by long polling, for networks that break event streams."""
         answer = await self.request("GET", "/v1/inbox", query={"after": after, "wait": wait})
-        return [(entry["cursor"], entry["event"]) for entry in answer["events"]]
+        try:
+            return [_fact(entry["cursor"], entry["event"]) for entry in answer["events"]]
+        except (ValueError, KeyError, TypeError):
+            raise Problem("client.answer", status=200) from None
+
+
+def _fact(cursor: object, document: object) -> tuple[int, dict[str, Any]]:
+    """What an inbox tells. Raises `ValueError`."""
+    if not isinstance(cursor, int) or not 0 < cursor < 2**63 or not isinstance(document, dict):
+        raise ValueError("no fact")
+    return cursor, document
 
 
 def _together(document: bytes, enclosed: Sequence[bytes]) -> tuple[list[bytes], str, str]:

@@ -20,6 +20,8 @@ with no_authorities():  # each pool has a context of its own
 
 CONNECT_SECONDS = 15.0
 READ_SECONDS = 60.0
+LONGEST_LINE = 4 * 2**20
+"""Bytes of a line of events: an object that comes along, base64, has fewer."""
 
 
 Body = bytes | Sequence[bytes]
@@ -77,15 +79,18 @@ class Streaming:
             yield held
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The body's lines as they come."""
+        """The body's lines as they come, each of at most `LONGEST_LINE` bytes. Raises `ValueError` for a longer one."""
         held: list[bytes] = []  # of a line that has not ended: it may be long, and is put together once
+        size = 0
         with _told():
             async for part in self._answer.content.iter_any():
                 start = 0
                 while (end := part.find(b"\n", start)) >= 0:
                     yield b"".join((*held, part[start:end]))
-                    held, start = [], end + 1
+                    held, size, start = [], 0, end + 1
                 held.append(part[start:] if start else part)
+                if (size := size + len(held[-1])) > LONGEST_LINE:
+                    raise ValueError("a line without an end")
 
 
 class _Parts(aiohttp.Payload):

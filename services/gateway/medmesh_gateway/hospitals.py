@@ -53,7 +53,9 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
             return revoked(runtime, certificate)
 
         resumed = request.headers.get("last-event-id", "")
-        after = int(resumed) if resumed.isdecimal() else after
+        after = int(resumed[:20]) if resumed.isdecimal() else after
+        if not 0 <= after <= inbox.LAST:
+            raise Problem("request.invalid", reason="after: the cursor of a fact that was read")
         if "text/event-stream" in request.headers.get("accept", ""):
             if enclose:
                 await ports.door.permit(actor, "object.read")

@@ -17,11 +17,13 @@ from medmesh.contracts.federation import RoundOpened, RoundStored
 from medmesh.contracts.message import Envelope, HospitalEvent, ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.database import Database
+from medmesh.store.objects.port import ENCLOSED
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.tables import cursors, inboxes
 
 PAGE = 100
+LAST = 2**63 - 1
 CAN_WAIT = frozenset((RoundStored.subject(),))
 """What only gives a hospital room back: it goes with the next fact, or with the next sign of life."""
 Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
@@ -86,6 +88,11 @@ class Ear:
         if fact.type not in CAN_WAIT:
             self.bell.set()
 
+    def takes(self, size: int) -> bool:
+        """Whether an object of `size` bytes may come along: who does not read what was sent fetches the rest when it does."""
+        waiting = sum(len(fact.enclosed) for fact in self._handed)
+        return size <= self.encloses and (not waiting or waiting + size <= ENCLOSED)
+
     def after(self, cursor: int) -> list[Fact]:
         """What follows a cursor; nothing where something is missing in between, which another process may have committed."""
         found: list[Fact] = []
@@ -112,8 +119,8 @@ class Doorbells:
             ear.hand(fact._replace(enclosed=enclosed) if ear in whom else fact)
 
     def enclosing(self, hospitals: Collection[str], size: int) -> list[Ear]:
-        """Those of hospitals that want an object of `size` bytes with the fact that names it."""
-        return [ear for hospital in hospitals for ear in self._ears[hospital] if size <= ear.encloses]
+        """Those of hospitals that take an object of `size` bytes with the fact that names it."""
+        return [ear for hospital in hospitals for ear in self._ears[hospital] if ear.takes(size)]
 
     def ring_all(self) -> None:
         """Something changed that concerns who is connected."""
