@@ -16,10 +16,8 @@ The texts live in `medmesh/catalogue/*.toml`, one table per code:
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 
@@ -37,6 +35,9 @@ class Text:
 @cache
 def catalogue() -> dict[str, Text]:
     """Every text by its code. Raises `ValueError` when two files claim one code."""
+    import tomllib  # a worker has these only when something is wrong
+    from importlib import resources
+
     texts: dict[str, Text] = {}
     for file in sorted(resources.files("medmesh.catalogue").iterdir(), key=lambda entry: entry.name):
         if not file.name.endswith(".toml"):

@@ -13,7 +13,15 @@ from tests.integration.test_secure_sums import HOSPITALS, Parties
 from tests.integration.test_secure_sums import start as start_secure
 from tests.platform import Platform
 
-from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundStored, SubmitUpdate, UpdateLost, WithdrawFromFederation
+from medmesh.contracts.federation import (
+    FederationCompleted,
+    ReportFailure,
+    RoundCommitted,
+    RoundStored,
+    SubmitUpdate,
+    UpdateLost,
+    WithdrawFromFederation,
+)
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Privacy
 from medmesh.store.objects.port import file_digest
@@ -120,7 +128,12 @@ async def test_noise_is_not_drawn_twice(p: Platform, monkeypatch: pytest.MonkeyP
         assert not (await uow.execute(select(rounds.c.stored))).scalar_one()
 
 
-async def test_one_that_left_is_needed_where_its_update_is_gone_too(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+@pytest.mark.parametrize("why", ["left", "unable"])
+async def test_one_that_left_is_needed_where_its_update_is_gone_too(
+    p: Platform,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
     """It hands nothing in any more: people are told so, and the round before can be gone back to."""
     lost = losing(monkeypatch, 2, updates=True)
     federation = await start(p, THREE, rounds=3, baseline=False)
@@ -131,13 +144,15 @@ async def test_one_that_left_is_needed_where_its_update_is_gone_too(p: Platform,
                 assert (await submit(p, round_, hospital, 10 * number + value)).succeeded
         await p.wait(UpdateLost, timeout=30)
         assert (await view(p, federation)).gone is None, "it is on its way"
-        assert (await p.send(WithdrawFromFederation(federation=federation), p.hospital("xiehe"))).succeeded
+        failure = ReportFailure(federation=federation, round=2, attempt=1, code="objects.missing")
+        said = WithdrawFromFederation(federation=federation) if why == "left" else failure
+        assert (await p.send(said, p.hospital("xiehe"))).succeeded
         for hospital, value in zip(("huashan", "renji"), (21.0, 22.0), strict=True):
             assert (await submit(p, round_, hospital, value)).succeeded
         async with asyncio.timeout(60):
             while (seen := (await view(p, federation)).gone) is None:
                 await asyncio.sleep(0.1)
-    assert (seen.round, seen.why, seen.back) == (2, "left", 1)
+    assert (seen.round, seen.why, seen.back) == (2, why, 1)
     assert await p.stores.kept.size(lost[0]) is None
 
 

@@ -109,6 +109,7 @@ def flagged(view: FederationView, newest: int = 10) -> list[str]:
 GONE = {
     "noise": ("the platform's noise, which protects hospitals, is drawn once", "平台为保护医院而加入的噪声只抽取一次"),
     "left": ("a hospital that left is needed for it", "重新生成需要已退出的医院"),
+    "unable": ("a hospital cannot hand its update in again", "有医院无法再次提交其更新"),
     "changed": ("what was made again has another hash", "重新生成的结果哈希不同"),
 }
 

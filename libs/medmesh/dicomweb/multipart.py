@@ -50,6 +50,8 @@ class Parser:
         if not _BOUNDARY.fullmatch(boundary):
             raise _broken("boundary")
         self._delimiter = b"\r\n--" + boundary.encode("ascii")
+        # Of text that only begins like a delimiter there may be very much: it is passed over without a step of ours for each.
+        self._line = re.compile(re.escape(self._delimiter) + rb"(?:(--)|([ \t]{0,254}\r\n)|(?:-|[ \t]{0,255}\r?)\Z)")
         self._rest = b"\r\n"  # so that a delimiter at the very beginning has its line break
         self._state: _State = "preamble"
         self._skipped = 0
@@ -91,19 +93,11 @@ class Parser:
     def _find(self) -> tuple[int, int, bool]:
         """(where a delimiter begins, where what follows it begins, whether it is the last). Without one, -1 and where a delimiter may
         have begun that is not all here yet, or -1."""
-        rest, length, start = self._rest, len(self._delimiter), 0
-        while (at := rest.find(self._delimiter, start)) >= 0:
-            end = at + length
-            tail = rest[end : end + 256]
-            if tail.startswith(b"--"):
-                return at, end + 2, True
-            stripped = tail.lstrip(b" \t")
-            if stripped.startswith(b"\r\n"):
-                return at, end + len(tail) - len(stripped) + 2, False
-            if len(tail) < 256 and stripped in (b"", b"\r", b"-"):
-                return -1, at, False
-            start = at + 1  # text that only begins like a delimiter
-        return -1, -1, False
+        if (found := self._line.search(self._rest)) is None:
+            return -1, -1, False
+        if found[1] is None and found[2] is None:
+            return -1, found.start(), False
+        return found.start(), found.end(), found[1] is not None
 
     def _out(self, data: bytes) -> Iterator[Event]:
         if self._state == "body":

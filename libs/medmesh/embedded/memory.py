@@ -37,7 +37,7 @@ def pss(pid: int, *, tree: bool = False) -> int:
 _TRIM, _MMAP, _ARENAS = -1, -3, -8
 _PIECES = 2 * 2**20
 """Of what is larger, memory is given back as soon as it is freed. Files and models move in pieces of a mebibyte."""
-_KEPT = 4 * 2**20
+_KEPT = 8 * 2**20
 """Freed memory of smaller pieces that is kept for the next: asking for each anew is a page fault per 4 KiB, a fourth of what a node
 computed in a round of models of 1 MB."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.learning.weights import BYTES, header, header_of
+from medmesh.learning.weights import BYTES, head, header, header_of
 
 CHUNK_ELEMENTS = 1 << 19
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -110,11 +109,11 @@ class Writer:
     def __init__(self, path: Path, signature: Mapping[str, TensorSignature], *, durable: bool = True) -> None:
         self.signature = dict(sorted(signature.items()))
         self._durable, self._at = durable, Counter[str]()
-        head, self._places, size = laid_out(self.signature)
+        begins, self._places, size = laid_out(self.signature)
         self._file = path.open("wb")
-        self._file.write(head)
+        self._file.write(begins)
         self._file.flush()
-        self._start = len(head)
+        self._start = len(begins)
         self._file.truncate(self._start + size)
 
     def __enter__(self) -> Self:
@@ -155,15 +154,11 @@ class Writer:
 
 def laid_out(signature: Mapping[str, TensorSignature]) -> tuple[bytes, dict[str, int], int]:
     """(what a file of these tensors begins with, where each of them begins after it, how many bytes all of them are), in their order."""
-    entries, place, places = {}, 0, {}
+    place, places = 0, {}
     for name, tensor in signature.items():
-        size = elements(tensor) * BYTES[tensor.dtype]
         places[name] = place
-        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, places, place
+        place += elements(tensor) * BYTES[tensor.dtype]
+    return head((name, tensor.dtype, tensor.shape) for name, tensor in signature.items()), places, place
 
 
 def elements(tensor: TensorSignature) -> int:

@@ -43,7 +43,7 @@ class TorchAdapter:
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
     def assign(self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}, strict=True)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()}, strict=True)
 
     def train(self, module: ModuleType, model: torch.nn.Module, samples: Samples, schedule: Schedule, on_step: OnStep) -> float:
         torch.manual_seed(schedule.seed)

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from safetensors.numpy import save as serialized
-from safetensors.numpy import save_file
 
 from medmesh.canonical import parse
 from medmesh.errors import Problem
@@ -26,8 +24,12 @@ MAX_HEADER = 16 * 2**20
 _PIECE = 1 << 20
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
 _NUMPY |= {"I16": np.int16, "I8": np.int8, "U16": np.uint16}  # of encoded updates
+_KINDS = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2}
 """Of one number, by dtype as safetensors names it."""
+_ORDER = ("I64", "F64", "F32", "I32", "F16", "U16", "I16", "I8", "U8")
+"""In which tensors lie in a file, those of a dtype by name: as the library of the format has it, so that each begins at a multiple of its
+numbers' size."""
 
 
 def header(path: Path) -> dict[str, dict[str, Any]]:
@@ -125,13 +127,31 @@ def _finite(piece: bytes, dtype: str) -> bool:
 
 
 def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write tensors, sorted by name so that the same tensors are the same bytes."""
-    made = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}  # keeps scalars scalars
-    if sum(array.nbytes for array in made.values()) > _PIECE:
-        save_file(made, path)
-        return
+    """Write tensors so that the same ones are the same bytes, from where they lie in memory: the library makes a second copy of them first.
+    Raises `Problem` (`weights.malformed`) for a dtype that models have not."""
+    made = {name: np.asarray(array, np.asarray(array).dtype.newbyteorder("<"), order="C") for name, array in tensors.items()}
+    try:
+        kinds = {name: _KINDS[array.dtype] for name, array in made.items()}
+    except KeyError:
+        raise Problem("weights.malformed") from None
+    names = sorted(made, key=lambda name: (_ORDER.index(kinds[name]), name))
     path.unlink(missing_ok=True)  # whoever reads the one before goes on reading it
-    path.write_bytes(serialized(made))
+    with path.open("wb") as file:
+        file.write(head((name, kinds[name], made[name].shape) for name in names))
+        for name in names:
+            file.write(made[name].data)
+
+
+def head(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """How a file of tensors (name, dtype, shape) begins that lie in it in this order."""
+    entries: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    said = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    said += b" " * (-len(said) % 8)
+    return len(said).to_bytes(8, "little") + said
 
 
 def save_rows(
@@ -150,15 +170,9 @@ def row_writer(
     """What writes the next row of a tensor [rows, ...] (`dtype` as safetensors names it), after which come those `beside` it, which are
     small: never more than a row in memory. Raises `ValueError` for a row of another shape, or another number of them."""
     kind = np.dtype(_NUMPY[dtype]).newbyteorder("<")
-    count, end = 0, math.prod(shape) * kind.itemsize
-    document: dict[str, Any] = {name: {"dtype": dtype, "shape": list(shape), "data_offsets": [0, end]}}
-    for other in signature_of(beside):
-        begin, end = end, end + math.prod(other.shape) * BYTES[other.dtype]
-        document[other.name] = {"dtype": other.dtype, "shape": list(other.shape), "data_offsets": [begin, end]}
-    said = json.dumps(document).encode()
-    said += b" " * (-len(said) % 8)
+    count = 0
     with path.open("wb") as file:
-        file.write(len(said).to_bytes(8, "little") + said)
+        file.write(head([(name, dtype, shape), *((other.name, other.dtype, other.shape) for other in signature_of(beside))]))
 
         def write(row: np.ndarray) -> None:
             nonlocal count
@@ -189,6 +203,23 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
     return made
 
 
+class Stored(Mapping[str, np.ndarray]):
+    """The tensors of a file, each read when it is asked for, into a fresh array of its own: who takes one after the other into a model
+    never has all of them twice. Raises `Problem` (`weights.malformed`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._mapped = mapped(path)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.array(self._mapped[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapped)
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+
 def load(path: Path) -> dict[str, np.ndarray]:
     """Read tensors that were checked, once and into fresh arrays of their own. Raises `Problem` (`weights.malformed`)."""
     made: dict[str, np.ndarray] = {}
@@ -206,5 +237,6 @@ def signature_of(tensors: Mapping[str, np.ndarray]) -> tuple[TensorSignature, ..
     """The signature of arrays, sorted by name."""
     from medmesh.contracts.plan import TensorSignature
 
-    kinds = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
-    return tuple(TensorSignature(name=name, shape=tuple(tensors[name].shape), dtype=kinds[tensors[name].dtype]) for name in sorted(tensors))
+    return tuple(
+        TensorSignature(name=name, shape=tuple(tensors[name].shape), dtype=_KINDS[tensors[name].dtype]) for name in sorted(tensors)
+    )

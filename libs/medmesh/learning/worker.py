@@ -40,7 +40,7 @@ class Session:
         """A fresh model, with the weights in `path` when there is one."""
         made = self.adapter.build(self.module, self.hyper, seed)
         if path:
-            self.adapter.assign(made, weights.load(Path(path)))
+            self.adapter.assign(made, weights.Stored(Path(path)))
         return made
 
 

@@ -1,6 +1,7 @@
 """The two relays of a service: messages from the outbox to the bus, audit records to the log.
 
-Both are woken in-process by a commit and poll once a second for safety; both may be killed at any line and run twice at once.
+Both are woken in-process by a commit and poll for safety, once a second where there is work, every few seconds where there is none; both
+may be killed at any line and run twice at once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from medmesh.tasks import end
 from medmesh.telemetry import log, metrics
 
 POLL_SECONDS = 1.0
+IDLE_SECONDS = 4.0
+"""How long one waits that found nothing again and again: each time twice as long as before."""
 OVERDUE = timedelta(seconds=1)
 """How old a message is that whoever committed it should have published."""
 MOST_HANDED_BYTES = 8 * 2**20
@@ -56,7 +59,7 @@ class _Loop:
         self.task = asyncio.create_task(self._run(), name=self.name)
 
     async def _run(self) -> None:
-        failures = 0
+        failures, wait = 0, POLL_SECONDS
         while True:
             try:
                 self.awake.clear()
@@ -65,16 +68,18 @@ class _Loop:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                more = False
+                more, wait = False, POLL_SECONDS
                 failures += 1
                 if failures in (1, 10, 100):
                     log(f"{self.name}.failed", level=logging.WARNING, error=error, failures=failures)
                 await asyncio.sleep(min(0.1 * 2**failures, 5.0))
             if not more:
                 # Not `wait_for`, which in Python 3.11 loses a cancellation that comes in the moment of waking: `stop` would hang.
+                now, wait = wait, min(2 * wait, IDLE_SECONDS)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS):
+                    async with asyncio.timeout(now):
                         await self.awake.wait()
+                        wait = POLL_SECONDS
                         await asyncio.sleep(self.gather)
 
     async def stop(self) -> None:

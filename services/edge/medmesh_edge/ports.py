@@ -101,9 +101,15 @@ class Site:
 
     def credentials(self) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
         """The node's key and certificate. Raises `Problem` (`edge.not_enrolled`)."""
-        if not self.layout.certificate.exists():
-            raise Problem("edge.not_enrolled", folder=self.layout.folder)
-        return load_key(self.layout.key), x509.load_pem_x509_certificate(self.layout.certificate.read_bytes())
+        certificate = self.certificate()
+        return load_key(self.layout.key), certificate
+
+    def certificate(self) -> x509.Certificate:
+        """The node's. Raises `Problem` (`edge.not_enrolled`)."""
+        try:
+            return x509.load_pem_x509_certificate(self.layout.certificate.read_bytes())
+        except FileNotFoundError:
+            raise Problem("edge.not_enrolled", folder=self.layout.folder) from None
 
     def gateway(self, *, attempts: int = 6) -> Gateway:
         """A client with the node's certificate."""

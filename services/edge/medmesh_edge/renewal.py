@@ -21,10 +21,10 @@ from medmesh_edge.ports import Site
 async def renew(site: Site, gateway: Gateway, now: datetime, *, at_once: bool = False) -> bool:
     """Renew when it is time, or `at_once`; whether there is a new certificate. Raises `Problem` (`edge.renewal_pending` while a
     second person has not approved yet)."""
-    key, certificate = site.credentials()
+    certificate = site.certificate()  # looked at every second: the key stays where it is until it is needed
     if not at_once and not due(certificate, now):
         return False
-    layout, settings = site.layout, site.settings
+    key, layout, settings = site.credentials()[0], site.layout, site.settings
     if not layout.next_key.exists():
         write_secret(layout.next_key, key_pem(new_key()))
     next_key = load_key(layout.next_key)

@@ -13,7 +13,7 @@ from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation.answering import LOST
+from medmesh_federation.answering import FLAGGED, LOST
 from medmesh_federation.handlers import local
 from medmesh_federation.ports import Ports
 from medmesh_federation.steps import answers_of
@@ -75,13 +75,17 @@ async def stale(uow: UnitOfWork[Any], federation: str, number: int) -> Sequence[
     return await uow.all(select(answers).where(answers.c.federation == federation, answers.c.counted == number))
 
 
-async def counted(uow: UnitOfWork[Any], federation: str, plan: Plan, number: int, attempt: int) -> tuple[Sequence[Any], frozenset[str]]:
-    """(the answers that a committed training round is made of, as `counting` gave them; whose are on their way again)."""
+async def counted(
+    uow: UnitOfWork[Any], federation: str, plan: Plan, number: int, attempt: int
+) -> tuple[Sequence[Any], frozenset[str], bool]:
+    """(the answers that a committed training round is made of, as `counting` gave them; whose are on their way again; whether a hospital
+    that was asked for its own once more said that it cannot)."""
     fresh = await answers_of(uow, federation, number, attempt, all_of_them=True)
     late = select(answers, rounds.c.base).join(rounds, _SAME).where(answers.c.federation == federation, answers.c.counted == number)
     every = [*fresh, *(await uow.all(late) if plan.pace is not None else [])]
     given = sorted((a for a in every if a.failed is None), key=lambda a: str(a.hospital))
-    return given, frozenset(a.hospital for a in every if a.failed == LOST)
+    unable = any(a.update is not None and a.failed not in (None, LOST, FLAGGED) for a in every)
+    return given, frozenset(a.hospital for a in every if a.failed == LOST), unable
 
 
 async def weighed(

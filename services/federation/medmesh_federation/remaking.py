@@ -46,9 +46,9 @@ async def remake(runtime: Runtime, ports: Ports, row: Any) -> Sequence[Any] | No
         people = select(participants.c.hospital, participants.c.state).where(participants.c.federation == row.federation)
         states = {one.hospital: one.state for one in await uow.all(people)}
         left = {hospital for hospital, state in states.items() if state == "withdrawn"}
-        given, waiting = await pace.counted(uow, row.federation, plan, row.round, row.attempt)
-        if waiting & left:  # from whom nothing comes any more
-            raise _never(row, "left")
+        given, waiting, unable = await pace.counted(uow, row.federation, plan, row.round, row.attempt)
+        if waiting & left or unable:  # from whom nothing comes any more
+            raise _never(row, "unable" if unable else "left")
         if waiting:
             return []
         state = await _state_before(uow, plan, row)

@@ -101,7 +101,7 @@ rounds = Table(
     Column("personal", Json),
     Column("stored", Boolean, nullable=False),
     Column("gone_since", Timestamp, comment="committed, its model in no store, and never made again as it was: people go back before it"),
-    Column("gone_why", String(16), comment="noise | left | changed"),
+    Column("gone_why", String(16), comment="noise | left | unable | changed"),
     Column("undone", Boolean, nullable=False, server_default=text("false"), comment="committed, and rolled back"),
     Column("aggregate_milliseconds", Integer, comment="from the last answer's being there to the model's being durable"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import email.parser
 import email.policy
 from collections.abc import Sequence
@@ -105,3 +106,13 @@ def test_a_large_part_is_never_held() -> None:
     for _ in range(64):
         assert sum(len(e.data) for e in parser.feed(piece) if isinstance(e, Data)) > 65_000
         assert len(parser._rest) < 64
+
+
+def test_text_that_only_begins_like_a_delimiter_costs_no_step_each() -> None:
+    """Else whoever sends megabytes of it keeps the others of an event loop waiting."""
+    text, profile = b"\r\n--bX" * 200_000, cProfile.Profile()
+    parser = Parser("b")
+    with profile:
+        events = [*parser.feed(b"--b\r\n\r\n" + text + b"\r\n--b--\r\n")]
+    assert b"".join(event.data for event in events if isinstance(event, Data)) == text
+    assert sum(entry.callcount for entry in profile.getstats()) < 1000

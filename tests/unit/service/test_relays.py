@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -312,3 +313,28 @@ async def test_it_publishes_what_is_left_when_it_is_stopped(sending: tuple[Datab
     stream.refused.clear()
     await relay.stop()
     assert (sorted(stream.names), await _waiting(database)) == (["a", "b"], 0)
+
+
+async def test_a_relay_that_finds_nothing_looks_ever_more_seldom_and_at_once_when_it_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(relays, "IDLE_SECONDS", 0.08)
+    looked: asyncio.Queue[float] = asyncio.Queue()
+
+    class Idle(relays._Loop):
+        async def step(self) -> bool:
+            looked.put_nowait(asyncio.get_running_loop().time())
+            return False
+
+    loop = Idle("idle")
+    loop.start()
+    times = [await looked.get() for _ in range(5)]
+    waited = [after - before for before, after in itertools.pairwise(times)]
+    assert all(one > least - 0.005 for one, least in zip(waited, (0.02, 0.04, 0.08, 0.08), strict=True))
+    monkeypatch.setattr(relays, "IDLE_SECONDS", 3600)
+    monkeypatch.setattr(relays, "POLL_SECONDS", 3600)
+    await looked.get()  # the last look by the short clock; from here on only a waking makes it look
+    loop.wake()
+    await looked.get()
+    loop.wake()
+    await looked.get()
+    await loop.stop()

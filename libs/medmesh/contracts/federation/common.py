@@ -34,7 +34,7 @@ Work = Literal["fetch", "evaluate", "train", "store", "send"]
 """What a hospital does in a round, in this order: get the model, evaluate it, train, make the result durable, and send it."""
 
 
-GoneReason = Literal["noise", "left", "changed"]
+GoneReason = Literal["noise", "left", "unable", "changed"]
 """Why a lost model can never be made again as it was."""
 
 Reviews = Annotated[tuple[Annotated[str, StringConstraints(max_length=2000)], ...], Field(max_length=8)]

@@ -112,7 +112,8 @@ class GoneView(Record):
     round: int
     since: datetime
     why: GoneReason
-    """The platform's noise is drawn once; a hospital that left is needed for it; or what was made again has another hash."""
+    """The platform's noise is drawn once; a hospital that left is needed for it; one cannot hand its update in again; or what was made
+    again has another hash."""
     back: int | None
     """The round to go back to by approval (0: the first weights); None where no round can be gone back to, and cancelling is left."""
 

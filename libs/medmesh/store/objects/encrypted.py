@@ -22,8 +22,8 @@ from medmesh.store.objects import envelope
 from medmesh.store.objects.blobs import Blobs, Source
 from medmesh.store.objects.envelope import Header, Rejoined, Wrapping
 
-INLINE = 512 * 2**10
-"""Up to this size a body lies behind its header: one request instead of two."""
+INLINE = envelope.PIECE
+"""Up to this size a body lies behind its header: one file or request instead of two, and one wait for the disk."""
 
 
 class EncryptedStore:
@@ -116,9 +116,9 @@ class EncryptedStore:
         header, cipher = envelope.begin(sha256, size, self.wrapping, inline=size <= INLINE)
         sealed = envelope.seal_pieces(header, cipher, source)
         if not header.body:
-            line, body = header.line(), b"".join(sealed)
+            whole = b"".join((header.line(), *sealed))
             source.check(sha256)
-            self.blobs.put(_key(sha256), io.BytesIO(line + body), len(line) + len(body))
+            self.blobs.put(_key(sha256), io.BytesIO(whole), len(whole))
             return
         try:
             self.blobs.put(body_name(header), Rejoined(sealed), header.sealed_bytes)

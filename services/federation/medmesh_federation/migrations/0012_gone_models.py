@@ -14,7 +14,7 @@ depends_on = None
 def upgrade() -> None:
     since = "committed, its model in no store, and never made again as it was: people go back before it"
     op.add_column("rounds", sa.Column("gone_since", types.Timestamp(), nullable=True, comment=since))
-    op.add_column("rounds", sa.Column("gone_why", sa.String(length=16), nullable=True, comment="noise | left | changed"))
+    op.add_column("rounds", sa.Column("gone_why", sa.String(length=16), nullable=True, comment="noise | left | unable | changed"))
 
 
 def downgrade() -> None:
