@@ -20,6 +20,7 @@ from medmesh.contracts.labels import FILES, FileView, FindFile
 from medmesh.contracts.message import (
     Command,
     Event,
+    HospitalEvent,
     OperationFinished,
     Query,
     Record,
@@ -48,10 +49,12 @@ from medmesh.store.objects.port import ObjectStore
 from medmesh.store.objects.upload import Uploads
 from medmesh_federation.service import SERVICE
 from medmesh_federation.settings import Settings
+from medmesh_gateway.inbox import read_by
 
 R = TypeVar("R", bound=Record)
 RESEARCHER, APPROVER = "researcher", "approver"
 LARGEST = 8 * 2**30
+APART = {message.subject(): message.APART for message in SERVICE.writes if issubclass(message, HospitalEvent) and message.APART}
 News = Callable[[str, dict[str, Any]], None]
 
 
@@ -128,10 +131,20 @@ class Hub:
                 waiting.set_result(OperationFinished.model_validate(fact, extra="ignore"))
         else:
             document.pop("actor", None)  # as the gateway does
-            for tell in self.tells:
-                tell(fact.get("hospitals", ()), document)
+            for hospitals, own in _told(document):
+                for tell in self.tells:
+                    tell(hospitals, own)
             self.news(document["type"], fact)
         await delivery.ack()
+
+
+def _told(document: dict[str, Any]) -> list[tuple[Sequence[str], dict[str, Any]]]:
+    """Hospitals, and the fact as they read it: each alone where something in it is for each, as the gateway parts it."""
+    hospitals = document["data"].get("hospitals", ())
+    if (apart := APART.get(document["type"])) is None:
+        return [(hospitals, document)]
+    bodies = [json.loads(body) for body in read_by(document, apart, hospitals)]
+    return [(hospitals, bodies[0])] if len(bodies) == 1 else [((one,), body) for one, body in zip(hospitals, bodies, strict=True)]
 
 
 def _roster(names: Sequence[Signer], approver: Signer, log_key: str) -> Believed:
