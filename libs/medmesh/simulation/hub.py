@@ -49,7 +49,6 @@ from medmesh.store.objects.port import ObjectStore
 from medmesh.store.objects.upload import Uploads
 from medmesh_federation.service import SERVICE
 from medmesh_federation.settings import Settings
-from medmesh_gateway.inbox import read_by
 
 R = TypeVar("R", bound=Record)
 RESEARCHER, APPROVER = "researcher", "approver"
@@ -140,11 +139,11 @@ class Hub:
 
 def _told(document: dict[str, Any]) -> list[tuple[Sequence[str], dict[str, Any]]]:
     """Hospitals, and the fact as they read it: each alone where something in it is for each, as the gateway parts it."""
-    hospitals = document["data"].get("hospitals", ())
-    if (apart := APART.get(document["type"])) is None:
+    data, apart = document["data"], APART.get(document["type"], {})
+    hospitals = data.get("hospitals", ())
+    if not (own := {name: found for field, name in apart.items() if (found := data.pop(field, None))}):
         return [(hospitals, document)]
-    bodies = [json.loads(body) for body in read_by(document, apart, hospitals)]
-    return [(hospitals, bodies[0])] if len(bodies) == 1 else [((one,), body) for one, body in zip(hospitals, bodies, strict=True)]
+    return [((one,), {**document, "data": data | {name: of[one] for name, of in own.items() if one in of}}) for one in hospitals]
 
 
 def _roster(names: Sequence[Signer], approver: Signer, log_key: str) -> Believed:
