@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -115,6 +115,16 @@ class HospitalEvent(Event):
     """Fields that have something for each hospital alone, and under which name a hospital finds its own in its inbox, and nobody else's."""
 
     hospitals: tuple[Identifier, ...]
+
+    @classmethod
+    def parted(cls, document: dict[str, Any], hospitals: Sequence[str]) -> list[dict[str, Any]]:
+        """An envelope's document as each of these hospitals may read it: one for all of them, or one each where something in it is for
+        each alone."""
+        data = {field: value for field, value in document["data"].items() if field not in cls.APART}
+        own = {name: found for field, name in cls.APART.items() if (found := document["data"].get(field))}
+        if not own:
+            return [{**document, "data": data}]
+        return [{**document, "data": data | {name: found[one] for name, found in own.items() if one in found}} for one in hospitals]
 
 
 class Command(Message):

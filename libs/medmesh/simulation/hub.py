@@ -53,7 +53,7 @@ from medmesh_federation.settings import Settings
 R = TypeVar("R", bound=Record)
 RESEARCHER, APPROVER = "researcher", "approver"
 LARGEST = 8 * 2**30
-APART = {message.subject(): message.APART for message in SERVICE.writes if issubclass(message, HospitalEvent) and message.APART}
+TOLD = {message.subject(): message for message in SERVICE.writes if issubclass(message, HospitalEvent)}
 News = Callable[[str, dict[str, Any]], None]
 
 
@@ -138,12 +138,12 @@ class Hub:
 
 
 def _told(document: dict[str, Any]) -> list[tuple[Sequence[str], dict[str, Any]]]:
-    """Hospitals, and the fact as they read it: each alone where something in it is for each, as the gateway parts it."""
-    data, apart = document["data"], APART.get(document["type"], {})
-    hospitals = data.get("hospitals", ())
-    if not (own := {name: found for field, name in apart.items() if (found := data.pop(field, None))}):
-        return [(hospitals, document)]
-    return [((one,), {**document, "data": data | {name: of[one] for name, of in own.items() if one in of}}) for one in hospitals]
+    """Hospitals, and a fact as they read it, as the gateway tells them."""
+    if (event := TOLD.get(document["type"])) is None:
+        return []
+    hospitals = document["data"]["hospitals"]
+    parted = event.parted(document, hospitals)
+    return [(hospitals, parted[0])] if len(parted) == 1 else [([one], own) for one, own in zip(hospitals, parted, strict=True)]
 
 
 def _roster(names: Sequence[Signer], approver: Signer, log_key: str) -> Believed:

@@ -147,7 +147,7 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
     hospitals = sorted(set(event.data.hospitals))
     if not hospitals:
         return
-    bodies = read_by(document, event.data.APART, hospitals)
+    bodies = [_json(parted) for parted in event.data.parted(document, hospitals)]
     enclosed, whom = await _enclosed(event.data, uow, hospitals)
     about = {"hospitals": hospitals, "event_id": event.id, "type": event.type, "created_at": uow.now}
     if len(bodies) == 1:
@@ -161,15 +161,6 @@ async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: byt
             uow.ports.doorbells.hand(row.hospital, Fact(row.cursor, event.type, own[row.hospital]), enclosed, whom)
 
     uow.on_commit(hand)
-
-
-def read_by(document: dict[str, Any], apart: Mapping[str, str], hospitals: Sequence[str]) -> list[bytes]:
-    """A fact as each of these hospitals reads it: one for all, or one each where something in it is for each alone (`HospitalEvent`)."""
-    own = {name: found for field, name in apart.items() if (found := document["data"].pop(field, None))}
-    if not own:
-        return [_json(document)]
-    data = document["data"]
-    return [_json({**document, "data": data | {name: found[one] for name, found in own.items() if one in found}}) for one in hospitals]
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from medmesh.contracts.federation import RoundOpened
 from medmesh_federation.steps import MOST_SEALED, together
 
 
@@ -19,3 +20,21 @@ def test_as_many_as_a_message_holds_and_everybody_once(count: int, each: int, gr
     for group in found:
         size = sum(len(name) + len(text) for one in group for name, text in shares.get(one, {}).items())
         assert size <= MOST_SEALED or len(group) == 1
+
+
+def test_each_reads_what_is_sealed_for_it_and_nothing_of_anybody_else() -> None:
+    document = {
+        "type": RoundOpened.subject(),
+        "data": {"hospitals": ["a", "b", "c"], "round": 3, "sealed": {"a": {"b": "x"}, "b": {"a": "y"}}},
+    }
+    first, second, third = RoundOpened.parted(document, ["a", "b", "c"])
+    common = {"hospitals": ["a", "b", "c"], "round": 3}
+    assert first["data"] == {**common, "shares": {"b": "x"}} and second["data"] == {**common, "shares": {"a": "y"}}
+    assert third["data"] == common, "nothing is sealed for it"
+    assert document["data"]["sealed"], "what was told stays as it was"
+
+
+@pytest.mark.parametrize("sealed", [{}, None])
+def test_where_nothing_is_sealed_all_read_the_same(sealed: dict[str, str] | None) -> None:
+    document = {"type": RoundOpened.subject(), "data": {"round": 3, **({} if sealed is None else {"sealed": sealed})}}
+    assert RoundOpened.parted(document, ["a", "b"]) == [{"type": RoundOpened.subject(), "data": {"round": 3}}]
