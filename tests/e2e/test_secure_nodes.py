@@ -20,6 +20,7 @@ from medmesh.contracts.federation import FederationView
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation
+from medmesh_edge import secure
 from medmesh_edge.node import running
 from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases, tasks
 
@@ -36,7 +37,10 @@ async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIt
         yield made
 
 
-async def test_rounds_commit_and_only_masked_vectors_leave(world: World) -> None:
+@pytest.mark.parametrize("small", [True, False], ids=["made in memory", "made of files"])
+async def test_rounds_commit_and_only_masked_vectors_leave(world: World, monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+    if not small:
+        monkeypatch.setattr(secure, "SMALL", 0)
     researcher, approver, folders = await with_images(world, HOSPITALS)
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]

@@ -289,7 +289,8 @@ async def vector(
 
         held = Held(await asyncio.to_thread(lambda: tuple(pieces())))
         return ObjectRef(sha256=digest.hexdigest(), bytes=digest.size), held, digest.marks
-    source, out = await fetch(site.objects, model, room() / "model"), room() / "vector"
+    folder = room()
+    source, out = await fetch(site.objects, model, folder / "model"), folder / "vector"
     ref = await asyncio.to_thread(vectors.encode, source, done.samples, out, digest=digest, **settings)
     return ref, Plain(out), digest.marks
 
