@@ -137,11 +137,15 @@ class Field:
     def start(self, together: int = 1) -> None:
         """Run the nodes, `together` of them in a process."""
         for first in range(0, len(self.hospitals), together):
-            folders = [str(self.folder / name) for name in self.hospitals[first : first + together]]
-            with (self.folder / f"nodes-{first}.log").open("ab") as log:
-                argv = (*MEDMESH, "edge", "run", "--folder", folders[0]) if together == 1 else (sys.executable, "-P", "-c", MANY, *folders)
-                environment = {**os.environ, **ENVIRONMENT}
-                self.processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment))
+            self.processes.append(self.process(*self.hospitals[first : first + together]))
+
+    def process(self, *hospitals: str) -> subprocess.Popen[bytes]:
+        """One that runs the nodes of these hospitals."""
+        folders = [str(self.folder / name) for name in hospitals]
+        with (self.folder / f"nodes-{hospitals[0]}.log").open("ab") as log:
+            argv = (*MEDMESH, "edge", "run", "--folder", folders[0]) if len(folders) == 1 else (sys.executable, "-P", "-c", MANY, *folders)
+            environment = {**os.environ, **ENVIRONMENT}
+            return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
     async def running(self) -> bool:
         """Whether every node has opened its own door."""

@@ -1,0 +1,117 @@
+"""Secure sums while anything is killed, of the platform and at the hospitals: the same model as undisturbed, and of a round at most one sum
+is opened, whoever comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.bench.federated_stage import Field, field_of, package
+from tests.faults.harness import KILLS, until
+
+from medmesh.learning import isolation
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here"),
+]
+PLATFORM = ("federation", "gateway", "nats", "postgres")
+BACK, GONE = "h01", "h03"
+"""A hospital whose node is back before anybody misses it, and one that leaves in a round and never comes back."""
+EVERY = 10
+"""Rounds from a kill to the next."""
+
+
+@pytest.mark.timeout(900)
+async def test_any_kill_opens_one_sum_a_round_and_ends_in_the_same_model(tmp_path: Path) -> None:
+    dice = random.Random(20_278)
+    victims = [*PLATFORM, BACK, GONE] if KILLS <= 6 else [*PLATFORM, BACK, GONE, *PLATFORM, BACK]
+    dice.shuffle(victims)
+    async with field_of(4) as field:
+        source = package(field.folder / "package", 0.1)
+        how: dict[str, Any] = {"secure": {"threshold": 3}, "min_participants": 3, "lease_seconds": 15}
+        rounds = EVERY * len(victims)
+        calm = await field.federate(source, field.hospitals, rounds, **how)
+        running = asyncio.create_task(field.federate(source, field.hospitals, rounds, **how))
+        try:
+            killed = await hurting(field, calm.federation, victims, dice)
+            hurt = await running
+        finally:
+            running.cancel()
+        print(f"killed {killed}")
+        assert hurt.model == calm.model
+        trained = {name: tasks(field, name, hurt.federation) for name in field.hospitals}
+        took_part = await field.stage.sql(
+            "SELECT round, array_agg(hospital) AS by FROM federation.answers JOIN federation.rounds USING (federation, round, attempt) "
+            "WHERE federation = $1 AND rounds.state = 'committed' AND answers.failed IS NULL GROUP BY 1",
+            hurt.federation,
+        )
+        await field.stage.settled()
+        log = await field.stage.log(tmp_path / "log")
+    (left,) = [number for number, (who, *_) in enumerate(killed) if who == GONE]
+    # The two runs end in the same model with and without the one who left, because all add the same: so who took part is looked at, too.
+    stayed = set(field.hospitals) - {GONE}
+    assert {row["round"] for row in took_part} == set(range(1, rounds + 1))
+    for row in took_part:
+        assert stayed <= set(row["by"]), f"round {row['round']} went on without a hospital that was there"
+    assert {len(row["by"]) for row in took_part} == {3, 4}
+    assert killed[left][1] - 2 <= max(row["round"] for row in took_part if GONE in row["by"]) <= killed[left][1] + 3
+    opened = Counter(
+        (record["src"]["service"], record["detail"]["round"])
+        for record in log
+        if record["sub"] == "federation.secure" and record["detail"]["phase"] == "reveal" and hurt.federation in str(record)
+        if record["src"]["service"].startswith("edge:")
+    )
+    assert {(f"edge:{name}", number) for name in stayed for number in range(1, rounds + 1)} <= set(opened)
+    assert {place: times for place, times in opened.items() if times > 1} == {}
+    for name in field.hospitals:
+        again = {number for number, (_, times) in trained[name].items() if times > 1}
+        before = {number for who, _, number, state in killed if who == name and state == "received"}
+        assert again <= before, "a round was trained again whose update was durable, or whose node was not killed"
+
+
+async def hurting(field: Field, calm: str, victims: list[str], dice: random.Random) -> list[tuple[str, float, int, str]]:
+    """Kill each of the victims in its turn; (who, after how many rounds, the node's own round and how far it was with it) of each."""
+    query, made = "SELECT count(*) AS n FROM federation.rounds WHERE state = 'committed' AND federation <> $1", []
+
+    async def committed() -> int:
+        return int((await field.stage.sql(query, calm))[0]["n"])
+
+    for number, victim in enumerate(victims):
+        place = EVERY * number + dice.uniform(1, EVERY - 2)
+
+        async def there(place: float = place) -> bool:
+            return await committed() >= place
+
+        await until(there, 200, 0.02)
+        await asyncio.sleep(dice.uniform(0, 0.3))
+        if victim in PLATFORM:
+            os.kill(field.stage.run.processes[victim].pid, signal.SIGKILL)
+            made.append((victim, place, 0, ""))
+            continue
+        index = field.hospitals.index(victim)
+        node = field.processes[index]
+        node.kill()
+        node.wait()
+        newest = max(tasks(field, victim, calm, other=True).items())
+        made.append((victim, place, newest[0], newest[1][0]))
+        if victim == BACK:
+            field.processes[index] = field.process(victim)
+    return made
+
+
+def tasks(field: Field, name: str, federation: str, *, other: bool = False) -> dict[int, tuple[str, int]]:
+    """Round to its state at a hospital and how often it was trained, of a federation, or of the one beside it."""
+    which = "<>" if other else "="
+    with closing(sqlite3.connect(f"file:{field.folder / name / 'store.db'}?mode=ro", uri=True, timeout=10)) as store:
+        found = store.execute(f"SELECT round, state, trained FROM tasks WHERE federation {which} ?", (federation,)).fetchall()
+    return {number: (state, trained) for number, state, trained in found}
