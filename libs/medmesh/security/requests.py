@@ -42,6 +42,18 @@ def sign_request(
 
 def verify_request(certificate: x509.Certificate, method: str, target: str, body_sha256: str, header: str, *, now: datetime) -> str:
     """The nonce of a request this node signed within five minutes. Raises `Problem`; the caller remembers nonces."""
+    stamp, nonce, signature = signed(header, now)
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    try:
+        key.verify(signature, _text(method, target, stamp, nonce, body_sha256), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise Problem("security.request_unsigned") from None
+    return nonce
+
+
+def signed(header: str, now: datetime) -> tuple[str, str, bytes]:
+    """(time, nonce, signature) of a request that says it was signed within five minutes, as known before its body. Raises `Problem`."""
     try:
         stamp, nonce, encoded = header.split(",")
         if not _NONCE(nonce):
@@ -50,12 +62,6 @@ def verify_request(certificate: x509.Certificate, method: str, target: str, body
         made = datetime.fromtimestamp(int(stamp), UTC)
     except (ValueError, binascii.Error, OverflowError, OSError):
         raise Problem("security.request_unsigned") from None
-    key = certificate.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    try:
-        key.verify(signature, _text(method, target, stamp, nonce, body_sha256), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        raise Problem("security.request_unsigned") from None
     if abs(now - made) > WINDOW:
         raise Problem("security.clock", theirs=made.isoformat(), ours=now.isoformat(timespec="seconds"))
-    return nonce
+    return stamp, nonce, signature

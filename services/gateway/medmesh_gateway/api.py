@@ -28,12 +28,12 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, proven_key, shown_with
+from medmesh_gateway.bodies import MAX_BODY, Unread, hung_up, read_body, read_parts
 from medmesh_gateway.inbox import Recording
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION, OBJECTS, OPEN, OWN_SESSION, ROUTES, Route, schema_of
 from medmesh_gateway.tables import operations
 
-MAX_BODY = 256 * 1024
 MAX_WAIT = 60.0
 SESSION, CERTIFICATE = "session", "certificate"
 """The fields of a message that are filled with the request's own bearer, and with what its connection showed; never from the body."""
@@ -55,6 +55,11 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
     """The gateway's HTTP application."""
     app = new_application("medmesh gateway", is_transient=is_transient)
     shared: dict[str, Any] = {"Operation": OPERATION_SCHEMA}
+
+    @app.exception_handler(Unread)
+    async def _unread(request: Request, problem: Unread) -> Response:
+        return hung_up(problem, request)
+
     # What nodes ask for all the time is found first.
     objects.mount(app, runtime, ports)
     hospitals.mount(app, runtime, ports, shared)
@@ -127,22 +132,6 @@ OPERATION_SCHEMA: dict[str, Any] = {
 }
 
 
-async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
-    """A request's body of at most `limit` bytes. Raises `Problem`."""
-    return b"".join(await read_parts(request, limit))
-
-
-async def read_parts(request: Request, limit: int) -> list[bytes]:
-    """The same as it came, not copied."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise Problem("request.too_large", limit=limit)
-        parts.append(part)
-    return parts
-
-
 def bearer(request: Request) -> str:
     """The session a request came with. Raises `Problem`."""
     scheme, _, session = request.headers.get("authorization", "").partition(" ")
@@ -187,6 +176,8 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
     action = _action(route)
 
     async def endpoint(request: Request) -> Response:
+        if action is not None:
+            await ports.door.known(request)
         body, bytes_with = await _read(route, request)
         actor: Actor | None = None
         token: str | None = None

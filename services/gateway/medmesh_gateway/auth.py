@@ -22,14 +22,14 @@ from medmesh.security.access import decide
 from medmesh.security.asgi_tls import client_certificate
 from medmesh.security.authority import fingerprint, subject_of
 from medmesh.security.codes import bearer_hash
-from medmesh.security.requests import HEADER, WINDOW, verify_request
+from medmesh.security.requests import HEADER, WINDOW, signed, verify_request
 from medmesh.security.roles import STEP_UP
 from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.bearer import proven
-from medmesh.service.http import language, problem_response
 from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, UnitOfWork
+from medmesh_gateway.bodies import Unread, hung_up
 from medmesh_gateway.settings import Settings
 from medmesh_gateway.tables import nonces
 
@@ -49,6 +49,26 @@ class Door:
         self._sessions: OrderedDict[str, tuple[str, float, str | None]] = OrderedDict()
         self._nodes: OrderedDict[str, tuple[Actor, x509.Certificate, TrustBundle, float]] = OrderedDict()
 
+    async def known(self, request: Request) -> None:
+        """Raise `Unread` unless what is known before the body stands for somebody: a session, or a node's token with the certificate of its
+        connection and a signature of now. Of nobody else is a body taken; that the signature is over it, `actor` sees."""
+        async with self._runtime.doorstep.proving(request):
+            try:
+                await self._known(request)
+            except Problem as problem:
+                raise Unread(problem.code, **problem.params) from None
+
+    async def _known(self, request: Request) -> None:
+        scheme, credential = _credential(request)
+        if scheme == "bearer" and credential:
+            await self.exchange(credential, shown_with(request))
+        elif scheme == NODE and credential:
+            now = datetime.now(UTC)
+            self._shown(request, credential, now)
+            signed(request.headers.get(HEADER, ""), now)
+        else:
+            raise Problem("actor.missing", type=request.url.path)
+
     async def actor(self, request: Request, body_sha256: str, action: str | None = None, *, again: bool = False) -> tuple[Actor, str]:
         """(actor, token) of a request. `again`: whoever replays it does no harm, or `unseen` is asked in the transaction that it leads to.
         Raises `Problem`; that nobody was proven is recorded."""
@@ -56,15 +76,15 @@ class Door:
             return await self._actor(request, body_sha256, action, again)
 
     async def _actor(self, request: Request, body_sha256: str, action: str | None, again: bool) -> tuple[Actor, str]:
-        scheme, _, credential = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and credential:
+        scheme, credential = _credential(request)
+        if scheme == "bearer" and credential:
             if action in STEP_UP:
                 self.forget(credential)  # the second factor may have been shown a moment ago, at another gateway
             token = await self.exchange(credential, shown_with(request))
             actor = verify_actor(token, self._runtime.trust(), datetime.now(UTC))
             await self._runtime.doorstep.placed(request, self._runtime.context(actor=actor), actor)
             return actor, token
-        if scheme.lower() == NODE and credential:
+        if scheme == NODE and credential:
             return await self._node(request, credential, body_sha256, again), credential
         raise Problem("actor.missing", type=request.url.path)
 
@@ -86,12 +106,7 @@ class Door:
 
     async def _node(self, request: Request, token: str, body_sha256: str, again: bool) -> Actor:
         now = datetime.now(UTC)
-        actor, named = self._believed(token, now)
-        shown = client_certificate(request.scope)
-        if shown is None and self._settings.require_client_certificate:
-            raise Problem("security.certificate_needed")
-        if shown is not None and shown != named:
-            raise Problem("security.certificate_foreign")
+        actor, named = self._shown(request, token, now)
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         request.state.nonce = verify_request(named, request.method, target, body_sha256, request.headers.get(HEADER, ""), now=now)
         if request.method not in ("GET", "HEAD") and not again:
@@ -100,6 +115,16 @@ class Door:
             if not fresh:
                 raise Problem("security.request_replayed")
         return actor
+
+    def _shown(self, request: Request, token: str, now: datetime) -> tuple[Actor, x509.Certificate]:
+        """Whose token it is, and its certificate, which is the one of the connection. Raises `Problem`."""
+        actor, named = self._believed(token, now)
+        shown = client_certificate(request.scope)
+        if shown is None and self._settings.require_client_certificate:
+            raise Problem("security.certificate_needed")
+        if shown is not None and shown != named:
+            raise Problem("security.certificate_foreign")
+        return actor, named
 
     def _believed(self, token: str, now: datetime) -> tuple[Actor, x509.Certificate]:
         """Whose token it is, and the certificate in it; verified once in a while, and anew when the trusted keys changed."""
@@ -152,10 +177,15 @@ class Barred:
         if shown is not None and revoked(self._runtime, shown):
             problem = Problem("security.certificate_revoked", hospital=subject_of(shown))
             await self._runtime.doorstep.unproven(Request(scope), problem)
-            tongue = language(Request(scope))
-            await problem_response(problem, tongue, {"Connection": "close"})(scope, receive, send)
+            await hung_up(problem, Request(scope))(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+def _credential(request: Request) -> tuple[str, str]:
+    """(scheme, credential) a request came with."""
+    scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower(), credential
 
 
 def revoked(runtime: Runtime, certificate: x509.Certificate) -> bool:

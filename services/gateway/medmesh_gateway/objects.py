@@ -23,6 +23,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK, ObjectStore
 from medmesh.store.unit import AuditEntry, Context, Entity, UnitOfWork
 from medmesh_gateway.auth import body_digest
+from medmesh_gateway.bodies import read_parts
 from medmesh_gateway.inbox import Recording
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION
@@ -86,8 +87,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
 
         With `base` and `length` nothing is sent: the piece is what the object `base` has at the same place.
         """
-        from medmesh_gateway.api import read_parts
-
+        await door.known(request)
         piece = await read_parts(request, CHUNK)
         upto = "upload-digest" in request.headers
         digest = _digest(request, "upload-digest" if upto else "content-digest")
