@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -150,3 +150,53 @@ async def test_a_cursor_that_nothing_can_have_is_refused(world: World, after: st
             with pytest.raises(Problem) as caught:
                 await renji.raw("GET", "/v1/inbox", query=query, headers=headers)
             assert caught.value.code == "request.invalid"
+
+
+async def test_of_a_hospitals_streams_the_newest_stay_open(world: World) -> None:
+    """A node whose network was cut comes back to a gateway where its last streams still look open: it is they that go."""
+
+    async def tell(n: int) -> None:
+        await world.p.publish(FederationFailed(federation=f"f{n}", code="x", hospitals=("renji", "huashan")), source="federation")
+
+    async with world.node("renji") as renji, world.node("huashan") as huashan, asyncio.timeout(60):
+        await tell(1)
+        other = huashan.inbox(0)
+        streams = [renji.inbox(0) for _ in range(inbox.MOST + 1)]
+        for stream in (other, *streams):
+            assert (await anext(stream))[0] == 1
+        with pytest.raises(Problem) as caught:
+            await anext(streams[0])
+        assert (caught.value.code, caught.value.params) == ("inbox.displaced", {"hospital": "renji", "most": inbox.MOST})
+        await tell(2)
+        for stream in (other, *streams[1:]):
+            assert (await anext(stream))[0] == 2
+        for stream in (other, *streams[1:]):
+            await stream.aclose()
+
+
+async def test_a_displaced_stream_that_nobody_reads_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    doorbells = world.p.runtimes["gateway"].ports.doorbells
+    monkeypatch.setattr(inbox, "PATIENCE", 0.3)
+    written = inbox.written
+    monkeypatch.setattr(inbox, "written", lambda fact: written(fact) + b": %s\n\n" % (b"x" * 4_000_000))
+    async with world.node("renji") as renji, asyncio.timeout(60):
+        for n in range(20):
+            await world.p.publish(FederationFailed(federation=f"f{n}", code="x", hospitals=("renji",)), source="federation")
+        await delivered(world, 20)
+        async with renji.stream("/v1/inbox", query={"after": 0}, headers={"Accept": "text/event-stream"}, read=60):
+            (stuck,) = await until(lambda: list(doorbells._ears["renji"]))
+            monkeypatch.setattr(inbox, "written", written)
+            streams = [renji.inbox(0) for _ in range(inbox.MOST)]
+            for stream in streams:
+                assert (await anext(stream))[0] == 1
+            assert stuck.displaced
+            await until(lambda: stuck not in doorbells._ears["renji"])
+            for stream in streams:
+                assert (await anext(stream))[0] == 2
+                await stream.aclose()
+
+
+async def until(ready: Callable[[], Any]) -> Any:
+    while not (found := ready()):
+        await asyncio.sleep(0.05)
+    return found

@@ -214,6 +214,8 @@ class Gateway:
                         cursor = int(line[4:])
                     elif enclosed and line.startswith(b"object: "):
                         enclosed(pybase64.b64decode(memoryview(line)[8:]))
+                    elif line.startswith(b"problem: "):
+                        raise Problem.from_document(json.loads(line[9:]))
                     elif line.startswith(b"data: "):
                         yield _fact(cursor, json.loads(line[6:]))
         except Broken as error:

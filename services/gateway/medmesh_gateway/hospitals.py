@@ -18,8 +18,10 @@ from medmesh.contracts.federation import HospitalAlive
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import ENCLOSED, PART
+from medmesh.telemetry import log
 from medmesh_gateway import inbox, sightings
 from medmesh_gateway.auth import body_digest, certificate_of, revoked
+from medmesh_gateway.bodies import read_body
 from medmesh_gateway.objects import sent
 from medmesh_gateway.ports import Ports
 from medmesh_gateway.routes import ACTION, schema_of
@@ -43,7 +45,8 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
         """Facts for this hospital after a cursor: as server-sent events where they are accepted, else as JSON (long polling).
 
         An event that is sent as it happens has the object it names with it, base64 in a field `object`, if that has at most `enclose` bytes
-        (and not more than 2 MiB); it is to be fetched otherwise.
+        (and not more than 2 MiB); it is to be fetched otherwise. Of the streams of a hospital the eight newest stay open: one that was
+        displaced ends with a field `problem`.
         """
         actor, token = await ports.door.actor(request, body_digest(b""))
         await ports.door.permit(actor, "inbox.read")
@@ -74,8 +77,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
     @app.post("/v1/audit/records", tags=["hospital"], openapi_extra=batches)
     async def hand_in(request: Request) -> Response:
         """A hospital's audit records, passed to the log as they are; the answer is the log's receipt."""
-        from medmesh_gateway.api import read_body
-
+        await ports.door.known(request)
         body = await read_body(request, MAX_AUDIT)
         # The log takes a record once, however often it is handed in.
         actor, token = await ports.door.actor(request, body_digest(body), again=True)
@@ -96,8 +98,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports, shared: dict[str, Any]) 
     @app.post("/v1/audit/sightings", tags=["hospital"], openapi_extra={ACTION: "audit.append", "requestBody": one, "responses": some})
     async def show(request: Request) -> Response:
         """The checkpoint of the log this hospital was shown, against those of a few others: so that all are shown one log."""
-        from medmesh_gateway.api import read_body
-
+        await ports.door.known(request)
         body = await read_body(request)
         actor, _ = await ports.door.actor(request, body_digest(body))
         await ports.door.permit(actor, "audit.append")
@@ -112,7 +113,7 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
         await runtime.signal(HospitalAlive(hospital=hospital))
         rows = await inbox.read(runtime.database, hospital, after)
         end = asyncio.get_running_loop().time() + wait
-        while not rows and (left := end - asyncio.get_running_loop().time()) > 0 and not ports.stopping.is_set():
+        while not rows and not ear.displaced and (left := end - asyncio.get_running_loop().time()) > 0 and not ports.stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, ports.settings.alive_seconds)):
                     await ear.bell.wait()
@@ -135,6 +136,10 @@ async def _stream(
     try:
         yield b": welcome\n\n"
         while clock() < end and not ports.stopping.is_set() and not barred():
+            if ear.displaced:
+                log("gateway.stream.displaced", level=30, hospital=hospital)
+                yield inbox.ended(Problem("inbox.displaced", hospital=hospital, most=inbox.MOST))
+                return
             ear.bell.clear()
             if clock() - told >= ports.settings.alive_seconds / 2:
                 told = clock()

@@ -24,6 +24,10 @@ from medmesh_gateway.tables import cursors, inboxes
 
 PAGE = 100
 LAST = 2**63 - 1
+MOST = 8
+"""Ears of a hospital at one gateway: it has a few nodes, and each may have left some behind in a network that was cut."""
+PATIENCE = 10.0
+"""Seconds in which a stream that has to end can say so to somebody who reads; after that it is cut off."""
 CAN_WAIT = frozenset((RoundStored.subject(),))
 """What only gives a hospital room back: it goes with the next fact, or with the next sign of life."""
 Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
@@ -80,7 +84,23 @@ class Ear:
     sent: Callable[[ObjectRef], Recording] | None = None
     """What is recorded of an object that comes along."""
     bell: asyncio.Event = field(default_factory=asyncio.Event)
+    displaced: bool = False
+    """A newer one took its place: it is to end."""
+    _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
+    _cut: asyncio.TimerHandle | None = None
     _handed: deque[Fact] = field(default_factory=lambda: deque(maxlen=PAGE))
+
+    def displace(self) -> None:
+        """End it: nobody may be at the other end any more, and what waits for them to read would wait for as long as TCP does."""
+        self.displaced = True
+        self.bell.set()
+        if self._task is not None:
+            self._cut = asyncio.get_running_loop().call_later(PATIENCE, self._task.cancel)
+
+    def close(self) -> None:
+        """It ended."""
+        if self._cut is not None:
+            self._cut.cancel()
 
     def hand(self, fact: Fact) -> None:
         """It is committed."""
@@ -111,7 +131,8 @@ class Ear:
 class Doorbells:
     """Wakes the open streams of a hospital; a hint only, the streams also look every few seconds."""
 
-    _ears: dict[str, set[Ear]] = field(default_factory=lambda: defaultdict(set))
+    _ears: dict[str, dict[Ear, None]] = field(default_factory=lambda: defaultdict(dict))
+    """In the order in which they began to listen."""
 
     def hand(self, hospital: str, fact: Fact, enclosed: bytes = b"", whom: Collection[Ear] = ()) -> None:
         """Something new is in the inbox; `enclosed` goes along to `whom`."""
@@ -129,14 +150,19 @@ class Doorbells:
                 ear.bell.set()
 
     def listen(self, hospital: str, encloses: int = 0, sent: Callable[[ObjectRef], Recording] | None = None) -> Ear:
-        """One that hears what comes from now on."""
+        """One that hears what comes from now on. There are at most `MOST` of a hospital: the oldest goes, not the newest, which is that of
+        a node whose network was cut and whose last ones still look open."""
+        listening = [ear for ear in self._ears[hospital] if not ear.displaced]
+        for oldest in listening[: 1 - MOST]:
+            oldest.displace()
         ear = Ear(encloses, sent)
-        self._ears[hospital].add(ear)
+        self._ears[hospital][ear] = None
         return ear
 
     def leave(self, hospital: str, ear: Ear) -> None:
         """The stream ended."""
-        self._ears[hospital].discard(ear)
+        ear.close()
+        self._ears[hospital].pop(ear, None)
 
 
 async def deliver(event: Envelope[HospitalEvent], uow: UnitOfWork[Any], raw: bytes) -> None:
@@ -187,6 +213,11 @@ def written(fact: Any) -> bytes:
     enclosed = getattr(fact, "enclosed", b"")
     along = (b"object: ", enclosed, b"\n") if enclosed else ()
     return b"".join((b"id: %d\nevent: %s\n" % (fact.cursor, fact.type.encode()), *along, b"data: ", fact.body, b"\n\n"))
+
+
+def ended(problem: Problem) -> bytes:
+    """Why a stream ends, in a field that those who do not know it pass over."""
+    return b"problem: %s\n\n" % _json(problem.document())
 
 
 async def read(database: Database, hospital: str, after: int) -> Sequence[Any]:
