@@ -23,7 +23,7 @@ from medmesh.store.objects.directory import DirectoryBlobs, DirectoryStore
 from medmesh.store.objects.encrypted import INLINE, EncryptedStore
 from medmesh.store.objects.envelope import PIECE, Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
-from medmesh.store.objects.port import CHUNK, Digest, ObjectStore, fetch
+from medmesh.store.objects.port import CHUNK, Digest, ObjectStore, Scratch, fetch
 from medmesh.store.objects.s3 import S3Blobs, S3Store
 from medmesh.store.objects.upload import Uploads
 
@@ -118,6 +118,23 @@ async def test_a_missing_object_is_said_and_a_deleted_one_is_gone(store: ObjectS
     with pytest.raises(Problem) as caught:
         [piece async for piece in store.read(ref.sha256)]
     assert caught.value.code == "objects.missing"
+
+
+@pytest.fixture(params=["s3", "directory"])
+async def scratch(request: pytest.FixtureRequest, private: Path, unique: str) -> AsyncIterator[Scratch]:
+    if request.param == "directory":
+        yield DirectoryStore(private / "scratch", durable=False)
+        return
+    blobs = await bucket(request, private, unique)
+    yield S3Store(blobs)
+    blobs.close()
+
+
+async def test_what_is_old_and_not_needed_is_swept(scratch: Scratch) -> None:
+    needed, other = [(await scratch.put(data)).sha256 for data in (b"needed", b"other")]
+    assert await scratch.sweep(time.time() - 60, ()) == 0
+    assert await scratch.sweep(time.time() + 60, {needed}) == 1
+    assert [await scratch.size(name) for name in (needed, other)] == [6, None]
 
 
 async def test_a_download_goes_on_where_it_stopped_and_an_altered_one_is_refused(store: ObjectStore, private: Path) -> None:

@@ -17,6 +17,7 @@ from medmesh_federation import evaluation, handlers, invitations, lifecycle, qua
 from medmesh_federation.coordinator import Coordinator
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.settings import Settings
+from medmesh_federation.sweeping import sweep
 from medmesh_federation.tables import METADATA
 
 DECLARING = (quarantine, rollback, evaluation, handlers, invitations, lifecycle, queries, secure)
@@ -35,6 +36,11 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
         coordinator = Coordinator(runtime, ports)
         runtime.background(coordinator.run, "coordinator")
         runtime.background(coordinator.store_behind, "store")
+
+        async def swept() -> None:
+            await sweep(runtime, ports)
+
+        runtime.background(swept, "scratch", every=3600)
         yield ports
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import math
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -132,8 +133,24 @@ class DirectoryStore:
     async def delete(self, sha256: str) -> None:
         self.path(sha256).unlink(missing_ok=True)
 
+    async def sweep(self, before: float, needed: Collection[str]) -> int:
+        return await asyncio.to_thread(self._sweep, before, needed)
+
+    def _sweep(self, before: float, needed: Collection[str]) -> int:
+        stale = [path for path in self.folder.glob("??/*") if path.name not in needed and _written(path) < before]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
     async def ready(self) -> None:
         self.folder.stat()
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 class DirectoryBlobs:

@@ -13,7 +13,7 @@ from medmesh.store.objects.blobs import Blobs
 from medmesh.store.objects.directory import DirectoryBlobs, DirectoryStore
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
-from medmesh.store.objects.port import ObjectStore
+from medmesh.store.objects.port import ObjectStore, Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Stores:
     """`kept` for data sets, models and checkpoints; `scratch` for a round's updates and temporary artefacts."""
 
     kept: ObjectStore
-    scratch: ObjectStore
+    scratch: Scratch
 
     async def holding(self, sha256: str) -> ObjectStore:
         """The store that has an object. Raises `Problem` (`objects.missing`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -40,6 +40,14 @@ class ObjectStore(Protocol):
 
     async def ready(self) -> None:
         """Raise unless the store answers."""
+
+
+class Scratch(ObjectStore, Protocol):
+    """Of what is short-lived."""
+
+    async def sweep(self, before: float, needed: Collection[str]) -> int:
+        """Forget what was written before the POSIX time `before` and is not among the `needed`, with what a kill left half written;
+        answers how many that were."""
 
 
 class Digest:

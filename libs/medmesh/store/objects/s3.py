@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -176,6 +176,15 @@ class S3Store:
 
     async def delete(self, sha256: str) -> None:
         await asyncio.to_thread(self._client.remove_object, self._bucket, self._key(sha256))
+
+    async def sweep(self, before: float, needed: Collection[str]) -> int:
+        def sweep() -> int:
+            stale = [found.name for found in self._blobs.names() if found.modified < before and found.name.rpartition("/")[2] not in needed]
+            for name in stale:
+                self._blobs.delete(name)
+            return len(stale)
+
+        return await asyncio.to_thread(sweep)
 
     async def ready(self) -> None:
         await asyncio.to_thread(self._client.bucket_exists, self._bucket)
