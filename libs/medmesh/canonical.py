@@ -19,15 +19,19 @@ _PLAIN = frozenset((str, bool, type(None)))
 
 def refuse_ambiguous(value: Any) -> None:
     """Raise `ValueError` for a float or a large integer anywhere inside."""
-    if isinstance(value, float):
-        raise ValueError("canonical JSON holds no floats; write a decimal string")
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        raise ValueError("canonical JSON holds no integers beyond 2^53")
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if not _PLAIN.issuperset(map(type, items)):  # a list of names is looked at in one go
+    waiting: list[Any] = [(value,)]
+    for items in waiting:
         for item in items:
-            if type(item) not in _PLAIN:
-                refuse_ambiguous(item)
+            if type(item) in _PLAIN:
+                continue
+            if isinstance(item, dict):
+                waiting.append(item.values())
+            elif isinstance(item, list | tuple):
+                waiting.append(item)
+            elif isinstance(item, float):
+                raise ValueError("canonical JSON holds no floats; write a decimal string")
+            elif isinstance(item, int) and abs(item) > _LARGEST:
+                raise ValueError("canonical JSON holds no integers beyond 2^53")
 
 
 def canonical(document: Any) -> bytes:

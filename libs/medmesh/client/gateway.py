@@ -213,7 +213,7 @@ class Gateway:
                     if line.startswith(b"id: "):
                         cursor = int(line[4:])
                     elif enclosed and line.startswith(b"object: "):
-                        enclosed(pybase64.b64decode(memoryview(line)[8:]))
+                        enclosed(pybase64.b64decode(memoryview(line)[8:], validate=True))  # strictly: in a fourth of the time
                     elif line.startswith(b"problem: "):
                         raise Problem.from_document(json.loads(line[9:]))
                     elif line.startswith(b"data: "):

@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # a worker does without pydantic
 
 MAX_HEADER = 16 * 2**20
 _PIECE = 1 << 20
+_REMEMBERED = 1 << 16
+"""Bytes of the longest header that is remembered."""
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
 _NUMPY |= {"I16": np.int16, "I8": np.int8, "U16": np.uint16}  # of encoded updates
 _KINDS = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
@@ -61,22 +64,30 @@ def _header(file: BinaryIO, size: int) -> dict[str, dict[str, Any]]:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, size):
             raise ValueError
-        found = parse(file.read(length))
-        tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
-        end = 0
-        for entry in sorted(tensors.values(), key=lambda e: e["data_offsets"][0]):
-            begin, stop = entry["data_offsets"]
-            if any(type(number) is not int or number < 0 for number in (begin, stop, *entry["shape"])):
-                raise ValueError
-            count = math.prod(entry["shape"])
-            if begin != end or stop - begin != count * BYTES[entry["dtype"]]:
-                raise ValueError
-            end = stop
+        said = file.read(length)
+        tensors, end = _tensors(said) if length <= _REMEMBERED else _tensors.__wrapped__(said)
         if size != 8 + length + end:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Problem("weights.malformed") from None
     return tensors
+
+
+@lru_cache(maxsize=8)
+def _tensors(said: bytes) -> tuple[dict[str, dict[str, Any]], int]:
+    """What a header says, which nobody alters, and where its tensors end. Remembered: all models of a federation begin with the same bytes,
+    and each is looked at several times. Raises what `_header` takes for malformed."""
+    tensors = {name: entry for name, entry in parse(said).items() if name != "__metadata__"}
+    end = 0
+    for entry in sorted(tensors.values(), key=lambda e: e["data_offsets"][0]):
+        begin, stop = entry["data_offsets"]
+        if any(type(number) is not int or number < 0 for number in (begin, stop, *entry["shape"])):
+            raise ValueError
+        count = math.prod(entry["shape"])
+        if begin != end or stop - begin != count * BYTES[entry["dtype"]]:
+            raise ValueError
+        end = stop
+    return tensors, end
 
 
 def check(path: Path, signature: Iterable[TensorSignature]) -> None:

@@ -41,13 +41,23 @@ async def answering(folder: Path, kind: str, body: bytes) -> AsyncIterator[Gatew
     [
         b"id: one\ndata: {}\n\n",
         b"id: 1\nobject: A\ndata: {}\n\n",
+        b"id: 1\nobject: QU?JD\ndata: {}\n\n",
         b"id: 1\ndata: {\n\n",
         b"id: 1\ndata: 5\n\n",
         b"id: 99999999999999999999\ndata: {}\n\n",
         b"id: 1\ndata: " + b"[" * 100_000 + b"\n\n",
         b"id: 1\nobject: " + b"A" * (http.LONGEST_LINE + 1),
     ],
-    ids=["no number", "no base64", "half a document", "no document", "no cursor", "nested without end", "a line without end"],
+    ids=[
+        "no number",
+        "no base64",
+        "more than base64",
+        "half a document",
+        "no document",
+        "no cursor",
+        "nested without end",
+        "a line without end",
+    ],
 )
 async def test_a_stream_that_is_none_is_a_problem(tmp_path: Path, body: bytes) -> None:
     async with answering(tmp_path, "text/event-stream", b"id: 1\ndata: {}\n\n" + body) as gateway:
