@@ -102,7 +102,7 @@ async def take(site: Site, place: int, document: dict[str, Any], read: Read = un
     elif handled and handled[0] is fed.FederationInvited:
         site.changed.set("consent")
     else:
-        site.changed.set("rounds", "secure")
+        site.changed.set("rounds")
 
 
 async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any]) -> None:
@@ -154,6 +154,7 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
 
 async def _phase(uow: UnitOfWork[Any], event: Any, phase: str, messages: dict[str, str], state: str = "received") -> None:
     await uow.rows(_PHASE, **attempt(event), phase=str(phase), messages=messages, state=state, at=uow.now)
+    uow.on_commit(lambda: uow.ports.changed.set("secure"))
 
 
 async def _secured(event: Envelope[fed.SecureAdvanced], uow: UnitOfWork[Any]) -> None:

@@ -31,12 +31,13 @@ from medmesh_edge.roster import Refresher
 from medmesh_edge.rounds import Rounds
 
 LOOK_SECONDS = 1.0
-"""How often it is looked whether somebody (the command line, too) changed the store, and by what looks at a clock or a file."""
+"""How often it is looked whether somebody (the command line, too) changed the store, and what is `CLOCKED` is done."""
 IDLE_SECONDS = 30.0
 """How long a loop that works on the store and that nobody wakes waits before it looks by itself."""
 GATHER_SECONDS = 0.5
 """How long records gather before they are handed in together: a round leaves several within a moment."""
-CLOCKED = ("roster", "certificate", "doorstep", "log", "programs")
+CLOCKED = ("roster", "certificate", "doorstep", "log", "programs", "progress")
+"""What looks at a clock or a file. All of them in one moment: each time that a process wakes costs as much as what it does then."""
 
 
 class Node:
@@ -50,7 +51,7 @@ class Node:
         self.site = site
         self.gateway = gateway
         self.repository = Repository(site.layout.models)
-        self.rounds = Rounds(site, gateway)
+        self.rounds = Rounds(site, gateway, linger=LOOK_SECONDS)
         self.doorstep = Doorstep(site.anonymous)
         self.archive = Archive(site)
         self.tiering = Tiering(self.archive)
@@ -66,6 +67,7 @@ class Node:
             ("requests", lambda: outgoing.send_one(self.site, self.gateway)),
             ("audit", lambda: outgoing.ship_audit(self.site, self.gateway)),
             ("rounds", self.rounds.step),
+            ("progress", self._progress),
             ("pipelines", preparing.Ahead(self.site).step),
             ("secure", self.rounds.phases),
             ("roster", Refresher(self.site, self.gateway).step),
@@ -76,7 +78,7 @@ class Node:
             ("tiers", self.tiering.step),
             ("models", lambda: models.install_waiting(self.site, self.gateway, self.repository)),
         ]
-        parts = [self._inbox(), self._progress(), self._watch(), Processes(self.site).run()]
+        parts = [self._inbox(), self._watch(), Processes(self.site).run()]
         parts += [self._loop(name, step, self.site.changed.of(name)) for name, step in loops]
         tasks = [asyncio.ensure_future(part) for part in parts]
         try:
@@ -127,19 +129,18 @@ class Node:
                 await asyncio.sleep(min(0.5 * 2 ** min(failures, 5), 10))
             elif not more:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS if name in CLOCKED else IDLE_SECONDS):
+                    async with asyncio.timeout(IDLE_SECONDS):
                         await bell.wait()
                 if name == "audit":
                     await asyncio.sleep(GATHER_SECONDS)
 
     async def _watch(self) -> None:
-        """Wake every loop when another process changed the store, which SQLite tells a connection."""
+        """Wake every loop when another process changed the store, which SQLite tells a connection, and else those that are clocked."""
         before = -1
         while True:
             async with self.site.database.engine.connect() as sql:
                 now = (await sql.exec_driver_sql("PRAGMA data_version")).scalar_one()
-            if now != before:
-                self.site.changed.set()
+            self.site.changed.set(*(() if now != before else CLOCKED))
             before = now
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -170,11 +171,10 @@ class Node:
     def _opened(self) -> None:
         self.connected, self.last_problem = True, None
 
-    async def _progress(self) -> None:
-        while True:
-            await asyncio.sleep(1)
-            with suppress(Problem):
-                await self.rounds.tell_progress()
+    async def _progress(self) -> bool:
+        with suppress(Problem):
+            await self.rounds.tell_progress()
+        return False
 
 
 def page(node: Node) -> Application:

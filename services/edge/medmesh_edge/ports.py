@@ -71,12 +71,15 @@ class Site:
     """The hospital's rules as they stand now. Raises `Problem`."""
     trust: Watched[TrustBundle] = field(init=False, repr=False)
     """Whom this node believes: handed over at enrolment."""
+    certificate: Watched[x509.Certificate] = field(init=False, repr=False)
+    """The node's. Raises `Problem` (`edge.not_enrolled`)."""
 
     def __post_init__(self) -> None:
         # Read when the file changes, not at every look.
         self.roster_file = RosterFile(self.layout.roster)
         self.policy = Watched(self.layout.policy, policy.read)
         self.trust = Watched(self.layout.trust, TrustBundle.load)
+        self.certificate = Watched(self.layout.certificate, _certificate)
 
     @property
     def emitter(self) -> str:
@@ -104,13 +107,6 @@ class Site:
         certificate = self.certificate()
         return load_key(self.layout.key), certificate
 
-    def certificate(self) -> x509.Certificate:
-        """The node's. Raises `Problem` (`edge.not_enrolled`)."""
-        try:
-            return x509.load_pem_x509_certificate(self.layout.certificate.read_bytes())
-        except FileNotFoundError:
-            raise Problem("edge.not_enrolled", folder=self.layout.folder) from None
-
     def gateway(self, *, attempts: int = 6) -> Gateway:
         """A client with the node's certificate."""
         key, certificate = self.credentials()
@@ -122,6 +118,13 @@ class Site:
             proxy=self.settings.proxy,
             attempts=attempts,
         )
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        raise Problem("edge.not_enrolled", folder=path.parents[1]) from None
 
 
 @asynccontextmanager
