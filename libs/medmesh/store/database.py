@@ -121,9 +121,14 @@ class Database:
         SQLite does not wait for the disk: it outlives a kill of the process, and a power cut once one was committed after it that is."""
         return _Unit(self, context, ports, durable)
 
-    async def settle(self) -> None:
-        """Wait until the disk has all that was committed."""
-        if not getattr(self.engine, "settled", True):
+    @property
+    def mark(self) -> int:
+        """Of what is committed by now, for `settle`."""
+        return int(getattr(self.engine, "synced", 0))
+
+    async def settle(self, mark: int | None = None) -> None:
+        """Wait until the disk has all that was committed, or what was when `mark` was asked for: a later commit may have waited for it."""
+        if not getattr(self.engine, "settled", True) and mark in (None, self.mark):
             async with self._transaction() as (sql, _):
                 await sql.execute(text("UPDATE audit_counter SET n = n"))
 

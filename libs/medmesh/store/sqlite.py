@@ -44,6 +44,8 @@ class Inline:
         self._durable = True
         self.settled = True
         """Whether the disk has all that was committed."""
+        self.synced = 0
+        """How many commits waited for the disk."""
         self.invalidated = False
         """Whether it was thrown away. Asked at every turn, which of SQLAlchemy's costs as much as a statement's values."""
         self.dialect = sql.dialect
@@ -77,6 +79,7 @@ class Inline:
         if self._durable:
             await self.patiently("COMMIT")
             self.settled = True  # the log is written in order, and synced as a whole
+            self.synced += 1
         else:
             self.driver.execute("COMMIT")
             self.settled = False
@@ -226,6 +229,11 @@ class Engine:
     def settled(self) -> bool:
         """Whether the disk has all that was committed here."""
         return self._open is None or self._given.settled
+
+    @property
+    def synced(self) -> int:
+        """How many commits of this connection waited for the disk: what was there to see at a number is on it at the next."""
+        return 0 if self._open is None else self._given.synced
 
     def connect(self) -> _Turn:
         """The connection, for one at a time. It stays open in between: opening it anew would cost as much as a statement."""

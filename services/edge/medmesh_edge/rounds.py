@@ -59,6 +59,8 @@ from medmesh_edge.timing import Clock
 SPARE_BYTES = 2**30
 """By how much data may grow before their worker is another: it has addresses for so many."""
 WORKER_IDLE_SECONDS = 300.0
+LEAST_SECONDS = 0.01
+"""Less than this is left to wait when a timer rings, which counts in milliseconds."""
 DISPENSABLE = among(tasks.c.state, "releasable", "failed", "superseded") & tasks.c.update.is_not(None)
 """An update that is still here and that the platform has no more need of."""
 _OURS = of_attempt(tasks)
@@ -94,12 +96,16 @@ class Rounds:
     site: Site
     gateway: Gateway
     start: Callable[..., AbstractAsyncContextManager[Worker]] = worker
+    linger: float = 0.0
+    """For how many seconds what nobody has more need of may wait for the next round."""
     _stack: AsyncExitStack | None = None
     _worker: Worker | None = None
     _package: str = ""
     _mapped: int = 0
     _generation: int = 0
     _used: float = 0.0
+    _woken: asyncio.TimerHandle | None = None
+    """Who looks at what lingers."""
     _progress: dict[str, Any] = field(default_factory=dict)
     _at_work: tuple[Any, Any] = (None, None)
     _enclosed: tuple[str, bytes] = ("", b"")
@@ -116,12 +122,14 @@ class Rounds:
         if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
             await self.close()  # a patient was forgotten: the worker's arrays may still show the images
             self._generation = generation
-        found = await self.site.database.look(_OPEN)
+        found, mark = await self.site.database.look(_OPEN), self.site.database.mark
         trained = [one for one in found if one.state == "trained" and await secure.ready(self.site, one)]
         received = [one for one in found if one.state == "received"]
+        over = [one for one in found if one.state not in ("trained", "received")]
         row = trained[0] if trained else received[-1] if received else None
         if row is None:
-            await self._release([one for one in found if one.state not in ("trained", "received")])
+            if not self._lingers(over):
+                await self._release(over, mark)
             await encoding.sweep(self.site)
             await self._rest()
             return False
@@ -144,7 +152,17 @@ class Rounds:
             if is_transient(problem):
                 raise
             await self._fail(event, problem)
+        await self._release(over, mark)
         return True
+
+    def _lingers(self, over: Sequence[Any]) -> bool:
+        """Whether these wait for a round that comes soon: its own commit has the disk wait for theirs."""
+        if not over or not self.linger:
+            return False
+        loop = asyncio.get_running_loop()
+        if self._woken is None:
+            self._woken = loop.call_later(self.linger, self.site.changed.set, "rounds")
+        return loop.time() < self._woken.when() - LEAST_SECONDS
 
     def _kept(self, row: Any) -> Trained:
         """What a round left, with what of it is here still."""
@@ -361,18 +379,21 @@ class Rounds:
             detail: dict[str, str | int | bool] = {"models": len(results) + (personal is not None)}
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
 
-    async def _release(self, rows: Sequence[Any]) -> None:
-        """Updates that nobody has more need of are deleted: they are this hospital's."""
-        if rows:
-            await self.site.database.settle()  # that they are needed no more
-        kept = await training.held(self.site) if rows else frozenset[str]()
+    async def _release(self, rows: Sequence[Any], mark: int) -> None:
+        """Updates that nobody has more need of are deleted: they are this hospital's. What says so was committed by `mark`."""
+        if not rows:
+            return
+        if self._woken is not None:
+            self._woken.cancel()
+            self._woken = None
+        await self.site.database.settle(mark)  # that they are needed no more
+        kept = await training.held(self.site)
         for row in rows:
             if row.update["sha256"] not in kept:  # some algorithms keep just what they sent
                 await aside(row.update["bytes"], partial(self.site.objects.remove, row.update["sha256"]))
-        if rows:
-            async with self.site.unit(durable=False) as uow:  # else they are deleted once more
-                for row in rows:
-                    await uow.rows(_RELEASE, **attempt(row), now="released" if row.state == "releasable" else row.state)
+        async with self.site.unit(durable=False) as uow:  # else they are deleted once more
+            for row in rows:
+                await uow.rows(_RELEASE, **attempt(row), now="released" if row.state == "releasable" else row.state)
         for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
             await encoding.forget(self.site, federation, before=round_)
 

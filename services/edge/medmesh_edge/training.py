@@ -31,9 +31,11 @@ from medmesh.store.unit import UnitOfWork
 from medmesh.tasks import BRIEF, aside
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import kept, tasks
+from medmesh_edge.tables import among, kept, tasks
 
-_HELD = Prepared(select(kept.c.object))
+_HELD = Prepared(
+    select(kept.c.object).union_all(select(tasks.c.update).where(among(tasks.c.state, "trained", "sent"), tasks.c.update.is_not(None)))
+)
 
 Fetch = Callable[[ObjectRef], Awaitable[Path]]
 
@@ -110,7 +112,7 @@ async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | No
 
 
 async def held(site: Site) -> frozenset[str]:
-    """The objects that are kept: equal bytes are one object, whoever else is done with it."""
+    """The objects that are kept, or may have to be sent: equal bytes are one object, whoever else is done with it."""
     return frozenset(row.object["sha256"] for row in await site.database.look(_HELD))
 
 

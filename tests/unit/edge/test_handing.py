@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from sqlalchemy import insert, null, select, update
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
-from medmesh.contracts.federation import RoundStored, UpdateLost
+from medmesh.contracts.federation import RoundStored, SecureAdvanced, SecurePhase, UpdateLost
 from medmesh.contracts.message import HospitalEvent, ObjectRef, encode, envelope
 from medmesh.errors import Problem
 from medmesh.store.objects.encrypted import EncryptedStore
@@ -121,3 +122,53 @@ async def test_it_is_deleted_only_once_the_disk_knows_that_its_round_is_stored(t
     assert (await state(trained), engine.settled) == ("releasable", False)  # type: ignore[attr-defined]
     assert not await Rounds(trained, None).step()  # type: ignore[arg-type]
     assert (await state(trained), known) == ("released", [True])
+
+
+async def test_it_waits_for_a_round_that_comes_soon_and_else_is_deleted_all_the_same(trained: Site) -> None:
+    await told(trained, RoundStored(hospitals=("a",), federation="f", round=1, attempt=1, model=ObjectRef(sha256="0" * 64, bytes=1)))
+    rounds, bell = Rounds(trained, None, linger=0.3), trained.changed.of("rounds")  # type: ignore[arg-type]
+    bell.clear()
+    assert not await rounds.step()
+    assert await state(trained) == "releasable"
+    async with asyncio.timeout(30):
+        await bell.wait()  # which it rings itself: nobody else has to come
+    assert not await rounds.step()
+    assert await state(trained) == "released"
+
+
+async def test_a_commit_that_waited_for_the_disk_meanwhile_is_not_waited_for_again(trained: Site) -> None:
+    await told(trained, RoundStored(hospitals=("a",), federation="f", round=1, attempt=1, model=ObjectRef(sha256="0" * 64, bytes=1)))
+    database = trained.database
+    before = database.mark
+    assert not database.engine.settled  # type: ignore[attr-defined]
+    await database.settle(before)
+    assert database.engine.settled  # type: ignore[attr-defined]
+    async with trained.unit(durable=False) as uow:
+        await uow.execute(update(tasks).values(code="later"))
+    await database.settle(before)
+    assert not database.engine.settled, "what was there before is on the disk"  # type: ignore[attr-defined]
+    await database.settle(database.mark)
+    assert database.engine.settled  # type: ignore[attr-defined]
+
+
+async def test_one_that_another_round_may_have_to_send_again_is_kept(trained: Site) -> None:
+    """Equal bytes are one object: a model that did not change is the same update twice."""
+    async with trained.unit() as uow:
+        (row,) = await uow.all(select(tasks))
+        again = {"kind": "train", "event": row.event, "samples": 3, "metrics": {}, "trained": 1, "code": ""}
+        again |= {"federation": "f", "round": 2, "attempt": 1, "state": "sent", "update": row.update, "at": uow.now}
+        await uow.execute(insert(tasks).values(**again))
+    await told(trained, RoundStored(hospitals=("a",), federation="f", round=1, attempt=1, model=ObjectRef(sha256="0" * 64, bytes=1)))
+    assert not await Rounds(trained, None).step()  # type: ignore[arg-type]
+    assert await state(trained) == "released"
+    assert await trained.objects.size(row.update["sha256"]) == len(b"weights")
+
+
+async def test_a_phase_of_a_secure_sum_wakes_who_answers_it_and_nothing_else_does(trained: Site) -> None:
+    bell = trained.changed.of("secure")
+    bell.clear()
+    await told(trained, RoundStored(hospitals=("a",), federation="f", round=1, attempt=1, model=ObjectRef(sha256="0" * 64, bytes=1)))
+    assert not bell.is_set()
+    place = {"federation": "f", "round": 1, "attempt": 1, "plan_hash": EVENT.plan_hash}
+    await told(trained, SecureAdvanced(hospitals=("a",), **place, phase=SecurePhase.SHARES, messages={}))
+    assert bell.is_set()
