@@ -13,7 +13,8 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from sqlalchemy import Row, Select
@@ -131,6 +132,13 @@ def nobody() -> Roster:
     raise Problem("roster.none")
 
 
+class Named(NamedTuple):
+    """An object as a message names it, looked up once in a transaction."""
+
+    kind: str
+    id: str
+
+
 class Guard:
     """See the module. `rules` are those in force now; `ask` asks another service on this service's behalf."""
 
@@ -162,7 +170,8 @@ class Guard:
             if names.kind == FILE:
                 access.sources += await access.read_file(uow, id_, names.action)
                 continue
-            thing = await self.find(uow, names.kind, id_)
+            # Those that share a transaction are mostly about the same.
+            thing = await uow.once(Named(names.kind, id_), partial(self._named, uow))
             if thing is None:
                 if names.new:
                     continue
@@ -175,6 +184,9 @@ class Guard:
             if counts is None or (not names.action and thing.labelled):
                 counts = decision
         return counts
+
+    async def _named(self, uow: UnitOfWork[Any], named: Named) -> Object | None:
+        return await self.find(uow, *named)
 
     async def files(self, uow: UnitOfWork[Any], sha256: str) -> list[Object]:
         """The labelled objects that a stored file is a part of, at every service that has such."""

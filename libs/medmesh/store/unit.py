@@ -5,7 +5,7 @@ Handlers never commit, publish or acknowledge; they call `emit` and `audit`, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -28,6 +28,8 @@ _DATA_EXCEPTION = "22"
 _SPENT = node_metadata().tables["approvals_spent"]
 
 Ports = TypeVar("Ports")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class UnitOfWork(Generic[Ports]):
         """What stands in the outbox and goes out once this is committed."""
         self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
+        self._once: dict[Hashable, Any] = {}
         self.access: Any = None
         """What the runtime found when it let the message in (`medmesh.service.guard.Access`); None for what no message caused."""
         self.ahead: Any = None
@@ -166,6 +169,14 @@ class UnitOfWork(Generic[Ports]):
         """The first row of a prepared statement, or None."""
         found = await self.rows(prepared, **values)
         return found[0] if found else None
+
+    async def once(self, key: K, read: Callable[[K], Awaitable[V]]) -> V:
+        """What was read under `key` first in this transaction, for all messages that share it. Only for what stays so until its end, or is
+        kept up by whoever changes it. Keys are of a type of their own."""
+        if key not in self._once:
+            self._once[key] = await read(key)
+        found: V = self._once[key]
+        return found
 
     async def first(self, statement: Executable) -> Row[Any] | None:
         """The first row, or None."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, case, select, type_coerce
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -15,45 +18,40 @@ from medmesh_federation.domain import State
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
+Look = Callable[..., Awaitable[Sequence[Any]]]
+"""Runs a prepared query."""
 FLAGGED = "flagged"
 """Why an answer that looks wrong is not in its round."""
 LOST = "lost"
 """Why an answer does not count for now: its update is gone, and asked for again."""
 _ATTEMPT = ("federation", "round", "attempt")
 _KEY = (*_ATTEMPT, "hospital")
+_THEIRS = participants.c.federation == bindparam("federation")
 _LOCK = Prepared(select(federations.c.federation).where(federations.c.federation == bindparam("federation")).with_for_update())
-_PARTICIPANT = Prepared(
-    select(participants).where(participants.c.federation == bindparam("federation"), participants.c.hospital == bindparam("hospital"))
-)
+_PARTICIPANT = Prepared(select(participants).where(_THEIRS, participants.c.hospital == bindparam("hospital")))
 _OF_ROUND = (*_ATTEMPT, "kind", "state", "phase")
 # The same in every answer to a round.
 _LISTS = [type_coerce(rounds.c[name], ReadOnce()).label(name) for name in ("assigned", "models", "parties")]
-ASKED = Prepared(
+_ROUND = Prepared(
     select(
         *(rounds.c[name] for name in _OF_ROUND),
         *_LISTS,
         federations.c.plan_hash,
         as_text(federations.c.plan),
         federations.c.state.label("federation_state"),
-        participants.c.state.label("own_state"),
     )
     .join_from(rounds, federations, federations.c.federation == rounds.c.federation)
-    .join(participants, participants.c.federation == rounds.c.federation)
-    .where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT), participants.c.hospital == bindparam("hospital"))
+    .where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT))
 )
-"""A round with what of its federation, and of the hospital that answers, an answer needs."""
+_GAVE = select(answers.c.hospital).where(
+    *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
+)
+_PEOPLE = Prepared(select(participants.c.hospital, participants.c.state, _GAVE.exists().label("gave")).where(_THEIRS))
 _GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name != "counted"})
 _IS_LOST = answers.c.failed == LOST
 _SAME_BYTES = answers.c.update["sha256"].as_string() == _GIVEN.excluded.update["sha256"].as_string()
 _BETTER = (answers.c.failed != FLAGGED) & (~_IS_LOST | _SAME_BYTES | _GIVEN.excluded.failed.is_not(None))
 _SAID = [column for column in answers.c if column.name not in (*_KEY, "counted", "failed")]
-_GAVE = select(answers.c.hospital).where(
-    *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
-)
-_TO_COME = (participants.c.federation == bindparam("federation"), participants.c.state == "accepted", ~_GAVE.exists())
-# Who is told last mostly answers last: by the index, one of whom an answer is still to come is found soon.
-_SILENT = select(participants.c.hospital).where(*_TO_COME).order_by(participants.c.hospital.desc())
-_ALL_SILENT, _ONE_SILENT = Prepared(_SILENT), Prepared(_SILENT.limit(1))
 _ANSWER = Prepared(
     _GIVEN.on_conflict_do_update(
         index_elements=_KEY,
@@ -64,36 +62,67 @@ _ANSWER = Prepared(
 )
 
 
+@dataclass
+class Asked:
+    """An attempt at a round, and everybody's part in it."""
+
+    round: Any
+    """With what of its federation an answer needs; None: there is no such attempt."""
+    states: Mapping[str, str]
+    """Of every hospital that was invited."""
+    awaited: set[str]
+    """Who takes part, was asked, and has not answered in time."""
+
+    def late(self, hospital: str) -> bool:
+        """Whether an answer does not count in its round. Of one in quarantine it is taken, and counts nowhere."""
+        running = self.round.federation_state in (State.RUNNING, State.PAUSED)
+        return self.round.state != "open" or not running or self.states[hospital] == "quarantined"
+
+
+async def asked_of(look: Look, federation: str, number: int, attempt: int) -> Asked:
+    """As it is now."""
+    place = {"federation": federation, "round": number, "attempt": attempt}
+    (current, *_) = [*await look(_ROUND, **place), None]
+    people = await look(_PEOPLE, **place)
+    assigned = frozenset(current.assigned) if current is not None else frozenset()
+    awaited = {one.hospital for one in people if one.state == "accepted" and not one.gave and one.hospital in assigned}
+    return Asked(current, {one.hospital: one.state for one in people}, awaited)
+
+
 async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
     """The participant row of the hospital that speaks; the guard has let in nobody who was not invited."""
     (mine,) = await uow.rows(_PARTICIPANT, federation=federation, hospital=uow.actor.id)
     return mine
 
 
-async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Any, bool]:
-    """(the round, as `ASKED` reads it; whether the answer comes too late). Only who was assigned may answer. The federation is locked
-    first: what is read then is so until the end."""
-    if not await uow.rows(_LOCK, federation=federation):
-        raise Problem("request.not_found", kind="federation", id=federation)
-    asked = await uow.one(ASKED, federation=federation, round=number, attempt=attempt, hospital=uow.actor.id)
-    state = asked.own_state if asked is not None else (await own(uow, federation)).state
-    if state == "withdrawn":
-        raise Problem("federation.not_taking_part", federation=federation, state=state)
-    if asked is None or uow.actor.id not in asked.assigned:
+async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Asked, bool]:
+    """(the attempt; whether the answer comes too late). Only who was assigned may answer."""
+    asked, hospital = await uow.once(_Place(federation, number, attempt), partial(_locked, uow)), uow.actor.id
+    if asked.states[hospital] == "withdrawn":
+        raise Problem("federation.not_taking_part", federation=federation, state="withdrawn")
+    if asked.round is None or hospital not in asked.round.assigned:
         raise Problem("federation.not_assigned", federation=federation, round=number)
-    return asked, too_late(asked)
+    return asked, asked.late(hospital)
 
 
-def too_late(asked: Any) -> bool:
-    """Whether an answer does not count in its round. Of one in quarantine it is taken, and counts nowhere."""
-    return asked.state != "open" or asked.federation_state not in (State.RUNNING, State.PAUSED) or asked.own_state == "quarantined"
+class _Place(NamedTuple):
+    federation: str
+    round: int
+    attempt: int
 
 
-async def answer(uow: UnitOfWork[Ports], asked: Any, late: bool, **values: Any) -> bool | None:
+async def _locked(uow: UnitOfWork[Ports], place: _Place) -> Asked:
+    """Of all answers of one transaction. The federation is locked first: what is read then is so until the end, but for what they say."""
+    if not await uow.rows(_LOCK, federation=place.federation):
+        raise Problem("request.not_found", kind="federation", id=place.federation)
+    return await asked_of(uow.rows, *place)
+
+
+async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any) -> bool | None:
     """Keep an answer; whether it counts as late, None when this hospital gave one before. A failure reported earlier is replaced: it
     recovered in time. What was left out as flagged stays so, and what was lost counts again as it did."""
     row = {
-        **{name: getattr(asked, name) for name in _ATTEMPT},
+        **{name: getattr(asked.round, name) for name in _ATTEMPT},
         "hospital": uow.actor.id,
         "late": late,
         "at": uow.now,
@@ -107,14 +136,8 @@ async def answer(uow: UnitOfWork[Ports], asked: Any, late: bool, **values: Any) 
         **values,
     }
     kept = await uow.one(_ANSWER, **row)
-    await _wake_after_last(uow, asked)
-    return None if kept is None else bool(kept.late)
-
-
-async def _wake_after_last(uow: UnitOfWork[Ports], asked: Any) -> None:
-    """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
-    attempt = {name: getattr(asked, name) for name in _ATTEMPT}
-    if (silent := await uow.rows(_ONE_SILENT, **attempt)) and silent[0].hospital not in asked.assigned:
-        silent = await uow.rows(_ALL_SILENT, **attempt)
-    if not any(one.hospital in asked.assigned for one in silent):
+    if kept is not None and not kept.late:
+        asked.awaited.discard(uow.actor.id)
+    if not asked.awaited:  # nobody is waited for any more; deadlines and leases are looked at in any case
         uow.on_commit(uow.ports.wake.set)
+    return None if kept is None else bool(kept.late)

@@ -29,18 +29,18 @@ GLOBAL = "federated"
 async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
     """A hospital's counts for every model it was asked to evaluate."""
     given = command.data
-    current, late = await answering(uow, given.federation, given.round, given.attempt)
-    plan = plan_of(current)
-    asked = {model["weights"]["sha256"] for model in current.models}
+    asked, late = await answering(uow, given.federation, given.round, given.attempt)
+    current = asked.round
+    plan, models = plan_of(current), {model["weights"]["sha256"] for model in current.models}
     if plan.secure is not None:
         raise Problem("federation.evaluation", reason="the plan has only sums of counts opened")
-    if current.kind != "evaluate" or {result.model for result in given.results} != asked:
+    if current.kind != "evaluate" or {result.model for result in given.results} != models:
         raise Problem("federation.evaluation", reason="every model, and only those, must be evaluated")
     results = {result.model: checked(result.counts, plan) for result in given.results}
     if given.personal is not None:
         results["personal"] = checked(given.personal, plan)
     values = {"results": results, "samples": sum(map(sum, given.results[0].counts)), "milliseconds": sensible(given.milliseconds)}
-    if await answer(uow, current, late, **values) is not None:
+    if await answer(uow, asked, late, **values) is not None:
         uow.audit(AuditEntry("federation.evaluation", "C", entities=(entity(current),), detail={"late": late, "models": len(results)}))
     else:
         uow.unchanged()

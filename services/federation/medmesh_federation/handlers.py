@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,15 +37,13 @@ from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh.tasks import aside
+from medmesh.tasks import BRIEF, aside
 from medmesh_federation import rehearsed, transcript, updates
-from medmesh_federation.answering import ASKED, answer, answering, own, too_late
+from medmesh_federation.answering import Look, answer, answering, asked_of, own
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import federations, participants
 
-Look = Callable[..., Awaitable[Sequence[Any]]]
-"""Runs a prepared query."""
 WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])  # for `plan_of`
 _LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
 
@@ -230,22 +227,25 @@ class Examined:
 
 
 async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports: Ports) -> Examined | None:
-    """The bytes of an update against the plan, before the transaction that takes it: large models of several hospitals are read at once.
-    None for one that does not count, or is nobody's to hand in: why is said there. Raises `Problem` (`weights.*`, `objects.missing`)."""
+    """The bytes of a large update against the plan, before the transaction that takes it: those of several hospitals are read at once.
+    None for a small one, which is read there; for one that does not count, or is nobody's to hand in: why is said there. Raises `Problem`
+    (`weights.*`, `objects.missing`)."""
     given = command.data
-    place = {"federation": given.federation, "round": given.round, "attempt": given.attempt}
-    (asked, *_) = [*await look(ASKED, **place, hospital=actor.id), None]
-    if asked is None or asked.own_state == "withdrawn" or actor.id not in asked.assigned:
+    if given.update.bytes <= BRIEF:
         return None
-    plan = plan_of(asked)
-    if (too_late(asked) and plan.pace is None) or (asked.kind == "evaluate" and plan.secure is None):
+    asked = await asked_of(look, given.federation, given.round, given.attempt)
+    current = asked.round
+    if current is None or asked.states.get(actor.id) in (None, "withdrawn") or actor.id not in current.assigned:
         return None
-    return await _read(given, ports, plan, asked)
+    plan = plan_of(current)
+    if (asked.late(actor.id) and plan.pace is None) or (current.kind == "evaluate" and plan.secure is None):
+        return None
+    return await _read(given, ports, plan, current)
 
 
-async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, asked: Any) -> Examined:
+async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, current: Any) -> Examined:
     path = await local(ports, given.update)
-    return Examined(await aside(given.update.bytes, partial(updates.check, path, plan, asked)))
+    return Examined(await aside(given.update.bytes, partial(updates.check, path, plan, current)))
 
 
 @HANDLERS.on(SubmitUpdate, batch=16, before=examine)
@@ -253,18 +253,19 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     """A hospital's trained model: checked against the plan before it counts."""
     given = command.data
     asked, late = await answering(uow, given.federation, given.round, given.attempt)
-    plan, results = plan_of(asked), None
-    if asked.kind == "evaluate" and plan.secure is None:
+    current = asked.round
+    plan, results = plan_of(current), None
+    if current.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
-        if asked.kind != "train" or not evaluates(plan, given.round) or plan.secure is not None:
+        if current.kind != "train" or not evaluates(plan, given.round) or plan.secure is not None:
             raise Problem("federation.evaluation", reason="the plan has nothing evaluated in this round")
         results = {"base": updates.checked(given.counts, plan)}
     ahead = uow.ahead
-    if ahead is None and (not late or plan.pace is not None):  # a moment ago it would not have counted
-        ahead = await _read(given, uow.ports, plan, asked)
+    if ahead is None and (not late or plan.pace is not None):  # small; or a moment ago it would not have counted
+        ahead = await _read(given, uow.ports, plan, current)
     # A vector counts only where everybody put masks in for it.
-    late = late or (asked.phase is not None and (asked.phase != "vectors" or uow.actor.id not in asked.parties))
+    late = late or (current.phase is not None and (current.phase != "vectors" or uow.actor.id not in current.parties))
     values = {
         "update": given.update.model_dump(),
         "samples": given.samples,
@@ -274,9 +275,9 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         "fingerprint": ahead.mark if ahead else None,
     }
     if (kept := await answer(uow, asked, late, **values)) is not None:
-        await transcript.with_vector(uow, asked, given, None if late else asked.parties)
+        await transcript.with_vector(uow, current, given, None if late else current.parties)
         late = kept  # one that was lost counts as it did, also where its phase is over
-        about = (entity(asked), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
+        about = (entity(current), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
         uow.unchanged()
@@ -292,7 +293,8 @@ async def report_failure(command: Envelope[ReportFailure], uow: UnitOfWork[Ports
     asked, late = await answering(uow, given.federation, given.round, given.attempt)
     code = given.code if given.code.replace(".", "").replace("_", "").isalnum() and len(given.code) <= 80 else "unknown"
     if await answer(uow, asked, late, failed=code) is not None:
-        uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=(entity(asked),), detail={"round": given.round}))
+        about = (entity(asked.round),)
+        uow.audit(AuditEntry("federation.failure", "C", outcome=8, why=code, entities=about, detail={"round": given.round}))
     else:
         uow.unchanged()
     uow.on_commit(uow.ports.wake.set)

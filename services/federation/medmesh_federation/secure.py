@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import update
 
 from medmesh.contracts.federation import RoundKind, SecureAdvanced, SecurePhase, SubmitSecure
 from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import last_round, plan_of
-from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation.answering import answering
 from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
-from medmesh_federation.tables import participants, rounds
+from medmesh_federation.tables import rounds
 from medmesh_federation.transcript import Said, ahead, keep, said, session_of, who
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
-
-
-_ACCEPTED = Prepared(
-    select(participants.c.hospital).where(participants.c.federation == bindparam("federation"), participants.c.state == "accepted")
-)
 
 
 @HANDLERS.on(SubmitSecure, batch=16)
@@ -39,32 +35,45 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     """What a hospital says in a phase; checked before the others get it, so that one that lies does not spoil the round for all."""
     given, hospital = command.data, uow.actor.id
     asked, late = await answering(uow, given.federation, given.round, given.attempt)
-    late = late or asked.phase != given.phase or hospital not in (asked.parties or ())
+    current = asked.round
+    late = late or current.phase != given.phase or hospital not in (current.parties or ())
     if late or given.phase is SecurePhase.VECTORS:
         uow.unchanged()
         return {"late": True}
     place = (given.federation, given.round, given.attempt)
-    before = await who(uow, *place, given.phase)
-    _check(uow, asked, await who(uow, *place, SecurePhase.SHARES), given, asked.parties)
+    spoken = await uow.once(Spoken(*place, given.phase), partial(_spoken, uow))
+    _check(uow, current, await uow.once(Spoken(*place, SecurePhase.SHARES), partial(_spoken, uow)), given, current.parties)
     if not await keep(uow, *place, given.phase, hospital, given.messages):
         uow.unchanged()
     else:
         detail: dict[str, str | int | bool] = {"round": given.round, "phase": given.phase.value}
-        if given.phase is SecurePhase.REVEAL and given.ahead and given.round < last_round(plan_of(asked)):
-            if not set(asked.parties) <= set(given.ahead):
+        if given.phase is SecurePhase.REVEAL and given.ahead and given.round < last_round(plan_of(current)):
+            if not set(current.parties) <= set(given.ahead):
                 raise Problem("federation.update", reason="ahead: not for those it is asked for")
             await keep(uow, given.federation, given.round + 1, 1, SecurePhase.SHARES, hospital, given.ahead)
             detail["ahead"] = True
-        uow.audit(AuditEntry("federation.secure", "C", entities=(entity(asked),), detail=detail))
+        spoken.add(hospital)
+        uow.audit(AuditEntry("federation.secure", "C", entities=(entity(current),), detail=detail))
     # There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case.
-    accepted = {one.hospital for one in await uow.rows(_ACCEPTED, federation=given.federation)}
-    waited_for = accepted & set(asked.parties) - {hospital, *before}
-    if not waited_for:
+    if all(one in spoken for one in current.parties if asked.states[one] == "accepted"):
         uow.on_commit(uow.ports.wake.set)
     return {"late": False}
 
 
-def _check(uow: UnitOfWork[Ports], row: Any, sharers: frozenset[str], given: SubmitSecure, parties: Sequence[str]) -> None:
+class Spoken(NamedTuple):
+    """Who spoke in a phase of an attempt."""
+
+    federation: str
+    round: int
+    attempt: int
+    phase: SecurePhase
+
+
+async def _spoken(uow: UnitOfWork[Ports], phase: Spoken) -> set[str]:
+    return set(await who(uow, *phase))
+
+
+def _check(uow: UnitOfWork[Ports], row: Any, sharers: AbstractSet[str], given: SubmitSecure, parties: Sequence[str]) -> None:
     from medmesh.federated.secure.contributor import listed, statement_of
     from medmesh.security.statements import SecureKeys, SecureSurvivors
 
