@@ -49,7 +49,7 @@ class Consumer:
     retry: tuple[float, ...]
     concurrency: int
     batch: int
-    """How many messages may share one transaction; 1 gives each its own. What objects they name is looked up once, so none may label one."""
+    """How many messages may share one transaction; 1 gives each its own. What objects they name is looked up once: none may label one."""
     slow: bool
     before: Callable[..., Awaitable[Any]] | None = None
     """What is looked at before the transaction, of several messages at once: `(message, actor, look, ports)`, where `look` runs a prepared
