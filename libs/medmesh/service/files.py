@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Row, and_, select
+from sqlalchemy import Row, and_, bindparam, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.labels import FileView, FindFile, ObjectView
 from medmesh.contracts.message import Envelope
 from medmesh.security.access import Object
 from medmesh.security.labels import Label, level
+from medmesh.store.prepared import Prepared
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.unit import UnitOfWork
 
@@ -19,11 +20,15 @@ _TABLES = add_label_tables(service_metadata()).tables
 LABELS, FILES = _TABLES["object_labels"], _TABLES["object_files"]
 ROWS = 5_000
 """How many files one statement inserts."""
+_KEEP = Prepared(upsert(FILES).values({column.name: bindparam(column.name) for column in FILES.c}).on_conflict_do_nothing())
 
 
 async def keep(uow: UnitOfWork[Any], kind: str, id_: str, files: Iterable[str]) -> None:
     """Note that files (SHA-256) belong to an object of this service. A file may belong to several: whoever sees one of them reads it."""
     rows = [{"sha256": sha256, "kind": kind, "id": id_} for sha256 in sorted(set(files))]
+    if len(rows) == 1:
+        await uow.rows(_KEEP, **rows[0])
+        return
     for start in range(0, len(rows), ROWS):
         await uow.execute(upsert(FILES).on_conflict_do_nothing(), rows[start : start + ROWS])
 

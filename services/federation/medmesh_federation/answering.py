@@ -27,7 +27,7 @@ LOST = "lost"
 _ATTEMPT = ("federation", "round", "attempt")
 _KEY = (*_ATTEMPT, "hospital")
 _THEIRS = participants.c.federation == bindparam("federation")
-_LOCK = Prepared(select(federations.c.federation).where(federations.c.federation == bindparam("federation")).with_for_update())
+LOCK = Prepared(select(federations.c.federation).where(federations.c.federation == bindparam("federation")).with_for_update())
 _PARTICIPANT = Prepared(select(participants).where(_THEIRS, participants.c.hospital == bindparam("hospital")))
 _OF_ROUND = (*_ATTEMPT, "kind", "state", "phase")
 # The same in every answer to a round.
@@ -113,7 +113,7 @@ class _Place(NamedTuple):
 
 async def _locked(uow: UnitOfWork[Ports], place: _Place) -> Asked:
     """Of all answers of one transaction. The federation is locked first: what is read then is so until the end, but for what they say."""
-    if not await uow.rows(_LOCK, federation=place.federation):
+    if not await uow.rows(LOCK, federation=place.federation):
         raise Problem("request.not_found", kind="federation", id=place.federation)
     return await asked_of(uow.rows, *place)
 

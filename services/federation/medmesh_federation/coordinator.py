@@ -98,7 +98,7 @@ class Coordinator:
                 return False  # it is made again first: `_make_again`
             if not isinstance(step, Close):
                 await self._apply(uow, row, situation, step)
-                return not isinstance(step, Wait)
+                return not isinstance(step, Open | Wait)  # what follows, somebody says, or a deadline
             assert situation.round is not None
             kind, number, attempt = situation.round.kind, situation.round.number, situation.round.attempt
             given = await pace.counting(uow, federation, situation.plan, number, attempt, kind)
@@ -190,8 +190,8 @@ class Coordinator:
             # Who is in a round is given its whole lease, also right after our own restart; who answered one, for the next.
             there = newest.assigned if newest.state == "open" else answered
             online |= frozenset(h for h in there if not leases.lapsed(h, seconds))
-        unstored = await uow.rows(_UNSTORED, federation=row.federation)
         # Looked up only where a round is about to open.
+        unstored = await uow.rows(_UNSTORED, federation=row.federation) if current is None or current.state != "open" else [current]
         closed = plan.stop is not None and current is not None and current.state == "committed"
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
         busy = frozenset[str]()
@@ -253,8 +253,8 @@ class Coordinator:
     async def _store(self) -> None:
         for row in await self.runtime.database.look(_TO_STORE):
             try:
-                await results.store(self.runtime, self.ports, row)
-                self.ports.wake.set()
+                if await results.store(self.runtime, self.ports, row):
+                    self.ports.wake.set()
             except Problem as problem:
                 if row.gone_since is not None:  # said, and shown to people
                     continue

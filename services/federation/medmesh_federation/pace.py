@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 
 from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.answering import FLAGGED, LOST
 from medmesh_federation.handlers import local
@@ -20,6 +21,9 @@ from medmesh_federation.steps import answers_of
 from medmesh_federation.tables import answers, participants, rounds
 
 _SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
+
+STALE = Prepared(select(answers).where(answers.c.federation == bindparam("federation"), answers.c.counted == bindparam("round")))
+"""The late updates that are part of a round."""
 
 
 def _trained(federation: str, plan: Plan, number: int) -> Any:
@@ -68,11 +72,6 @@ async def settle(uow: UnitOfWork[Any], federation: str, given: Sequence[Any], nu
         if a.round != number:
             key = (answers.c.federation == federation) & (answers.c.round == a.round) & (answers.c.attempt == a.attempt)
             await uow.execute(update(answers).where(key, answers.c.hospital == a.hospital).values(counted=number))
-
-
-async def stale(uow: UnitOfWork[Any], federation: str, number: int) -> Sequence[Any]:
-    """The late updates that are part of round `number`."""
-    return await uow.all(select(answers).where(answers.c.federation == federation, answers.c.counted == number))
 
 
 async def counted(

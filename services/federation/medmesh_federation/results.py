@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Integer, bindparam, select, update
 
 from medmesh.contracts.federation import Commitment, RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
@@ -19,18 +19,42 @@ from medmesh.service import files
 from medmesh.service.runtime import Runtime
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
+from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, pace, privacy, screening, secure
+from medmesh_federation.answering import LOCK
 from medmesh_federation.domain import Situation
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
-from medmesh_federation.steps import answers_of, change, close_round
+from medmesh_federation.steps import ALL_ANSWERS, change, close_round
 from medmesh_federation.tables import answers, federations, rounds
 
 if TYPE_CHECKING:
     from medmesh.federated.screening import Finding
+
+
+_ROUNDS = rounds.c.federation == bindparam("federation")
+_STORED = Prepared(
+    update(rounds)
+    .where(_ROUNDS, *(rounds.c[name] == bindparam(f"its_{name}") for name in ("round", "attempt")), ~rounds.c.stored)
+    .values(stored=True)
+    .returning(rounds.c.round)
+)
+_GOES_ON = Prepared(select(rounds.c.round).where(_ROUNDS, rounds.c.state == "open").limit(1))
+# Rounds that an early stop left out are none.
+_EARLIER = Prepared(
+    select(rounds.c.state_object, rounds.c.personal)
+    .where(_ROUNDS, rounds.c.round < bindparam("round"), rounds.c.state == "committed")
+    .order_by(rounds.c.round.desc())
+    .limit(bindparam("kept", type_=Integer))
+)
+_PRESENT = Prepared(select(federations.c.state_object, federations.c.personal).where(federations.c.federation == bindparam("federation")))
+_OVER = (rounds.c.state == "void") | rounds.c.stored
+_SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
+# The updates of rounds that are not over.
+_AWAITED = Prepared(select(answers.c.update).join(rounds, _SAME).where(~_OVER, answers.c.failed.is_(None)))
 
 
 @dataclass(frozen=True)
@@ -167,63 +191,49 @@ async def belong(uow: UnitOfWork[Any], row: Any, *refs: ObjectRef | None) -> Non
     await files.keep(uow, "federation", row.federation, [ref.sha256 for ref in refs if ref])
 
 
-async def store(runtime: Runtime, ports: Ports, row: Any) -> None:
-    model = ObjectRef.model_validate(row.model)
+async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
+    """Copy a committed round's model to the kept store, tell its hospitals, and let go of what was needed until then. Whether the federation
+    may wait for that: no round of it is open."""
+    key = {name: getattr(row, name) for name in ("federation", "round", "attempt")}
+    model, given = ObjectRef.model_validate(row.model), await runtime.database.look(ALL_ANSWERS, **key)
     keep = [model]
-    async with runtime.unit() as uow:
-        given = await answers_of(uow, row.federation, row.round, row.attempt, all_of_them=True)
-        stale = await pace.stale(uow, row.federation, row.round)
-        if row.kind == RoundKind.BASELINE:
-            keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
-        await belong(uow, row, *keep)
-    updates = [ObjectRef.model_validate(a.update) for a in (*given, *stale) if a.update]
+    if row.kind == RoundKind.BASELINE:
+        keep += [ObjectRef.model_validate(a.update) for a in given if a.update and a.failed is None]
+        async with runtime.unit() as uow:
+            await belong(uow, row, *keep)
     # What the algorithm remembers is needed for the next round only; the chain holds its hash.
-    beside = [ObjectRef.model_validate(ref) for ref in (row.state_object, *(row.personal or {}).values()) if ref]
-    for ref in (*keep, *beside):
+    for ref in (*keep, *_remembered(row)):
         if await ports.stores.kept.size(ref.sha256) is None:
             await ports.stores.kept.put_file(await local(ports, ref), ref.sha256)
     async with runtime.unit() as uow:
-        where = (rounds.c.federation == row.federation) & (rounds.c.round == row.round) & (rounds.c.attempt == row.attempt)
-        done = await uow.execute(update(rounds).where(where, ~rounds.c.stored).values(stored=True))
-        if done.rowcount:
-            told = tuple(sorted({*row.assigned, *(a.hospital for a in stale)}))
-            earlier = {a.hospital: a.round for a in stale}
-            uow.emit(
-                RoundStored(federation=row.federation, round=row.round, attempt=row.attempt, model=model, hospitals=told, stale=earlier)
-            )
-    async with runtime.unit() as uow:
-        if await _outdated(uow, row, ports.settings.states_kept):
-            # Under the row's lock: a roll-back finds what it goes back to, or finds it gone; it is not taken away afterwards.
-            await uow.first(select(federations.c.federation).where(federations.c.federation == row.federation).with_for_update())
-        for ref in await _outdated(uow, row, ports.settings.states_kept):
+        if outdated := await _outdated(uow, row, ports.settings.states_kept):
+            # Under the federation's lock, taken before the round's: a roll-back finds what it goes back to, or finds it gone; it is not
+            # taken away afterwards.
+            await uow.rows(LOCK, federation=row.federation)
+            outdated = await _outdated(uow, row, ports.settings.states_kept)
+        for ref in outdated:
             await ports.stores.kept.delete(ref.sha256)
             await ports.models.delete(ref.sha256)
+        stale = await uow.rows(pace.STALE, federation=row.federation, round=row.round)
+        if await uow.rows(_STORED, federation=row.federation, its_round=row.round, its_attempt=row.attempt):
+            told = tuple(sorted({*row.assigned, *(a.hospital for a in stale)}))
+            earlier = {a.hospital: a.round for a in stale}
+            uow.emit(RoundStored(**key, model=model, hospitals=told, stale=earlier))
+        goes_on = await uow.rows(_GOES_ON, federation=row.federation)
     # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
-    wanted = await _awaited(runtime)
-    for ref in updates:
-        if ref not in keep and ref.sha256 not in wanted:
-            await ports.stores.scratch.delete(ref.sha256)
-
-
-async def _awaited(runtime: Runtime) -> frozenset[str]:
-    """The updates of rounds that are not over."""
-    same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
-    over = (rounds.c.state == "void") | rounds.c.stored
-    async with runtime.unit() as uow:
-        found = await uow.all(select(answers.c.update).join(rounds, same).where(~over, answers.c.failed.is_(None)))
-    return frozenset(row.update["sha256"] for row in found if row.update)
+    wanted = {a.update["sha256"] for a in await runtime.database.look(_AWAITED) if a.update} | {ref.sha256 for ref in keep}
+    for update_ in {a.update["sha256"] for a in (*given, *stale) if a.update} - wanted:
+        await ports.stores.scratch.delete(update_)
+    return not goes_on
 
 
 async def _outdated(uow: UnitOfWork[Any], row: Any, kept: int) -> list[ObjectRef]:
     """What the algorithm remembered after the round `kept` before this one: later ones may be gone back to."""
-    before = (rounds.c.federation == row.federation) & (rounds.c.round < row.round) & (rounds.c.state == "committed")
-    # Rounds that an early stop left out are none.
-    wanted = select(rounds.c.state_object, rounds.c.personal).where(before).order_by(rounds.c.round.desc()).limit(kept)
-    earlier = await uow.all(wanted)
-    present = await uow.first(select(federations.c.state_object, federations.c.personal).where(federations.c.federation == row.federation))
-    if len(earlier) < kept:
+    earlier = await uow.rows(_EARLIER, federation=row.federation, round=row.round, kept=kept)
+    if len(earlier) < kept or not _remembered(earlier[-1]):
         return []
-    needed = {ref.sha256 for one in (row, *earlier[:-1], present) for ref in _remembered(one)}
+    present = await uow.rows(_PRESENT, federation=row.federation)
+    needed = {ref.sha256 for one in (row, *earlier[:-1], *present) for ref in _remembered(one)}
     return [ref for ref in _remembered(earlier[-1]) if ref.sha256 not in needed]
 
 

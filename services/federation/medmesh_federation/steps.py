@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import Table, bindparam, func, insert, select, update
 
 from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import (
@@ -44,12 +45,14 @@ _IN_TIME = (
     .where(*(answers.c[name] == bindparam(name) for name in ("federation", "round", "attempt")), ~answers.c.late)
     .order_by(answers.c.hospital)
 )
-_ALL_ANSWERS, _ANSWERS = Prepared(_IN_TIME), Prepared(_IN_TIME.where(answers.c.failed.is_(None)))
+ALL_ANSWERS, _ANSWERS = Prepared(_IN_TIME), Prepared(_IN_TIME.where(answers.c.failed.is_(None)))
+_BEGUN = ("kind", "state", "base", "models", "assigned", "opened_at", "deadline", "digest", "links", "phase", "parties", "stored")
+_NEW = Prepared(insert(rounds).values({name: bindparam(name) for name in ("federation", "round", "attempt", *_BEGUN)}))
 _WHO = Prepared(_IN_TIME.with_only_columns(answers.c.hospital, answers.c.failed))
 
 
 async def answers_of(uow: UnitOfWork[Any], federation: str, number: int, attempt: int, *, all_of_them: bool = False) -> Sequence[Any]:
-    return await uow.rows(_ALL_ANSWERS if all_of_them else _ANSWERS, federation=federation, round=number, attempt=attempt)
+    return await uow.rows(ALL_ANSWERS if all_of_them else _ANSWERS, federation=federation, round=number, attempt=attempt)
 
 
 async def answered(uow: UnitOfWork[Any], federation: str, number: int, attempt: int) -> Sequence[Any]:
@@ -57,8 +60,15 @@ async def answered(uow: UnitOfWork[Any], federation: str, number: int, attempt: 
     return await uow.rows(_WHO, federation=federation, round=number, attempt=attempt)
 
 
+@cache
+def _set(table: Table, names: frozenset[str]) -> Prepared:
+    """Gives these columns of the row with a key values: those of the key are `its_...`."""
+    its = [column == bindparam(f"its_{column.name}") for column in table.primary_key]
+    return Prepared(update(table).where(*its).values({name: bindparam(name) for name in names}))
+
+
 async def change(uow: UnitOfWork[Any], row: Any, **values: Any) -> None:
-    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
+    await uow.rows(_set(federations, frozenset(values)), its_federation=row.federation, **values)
 
 
 async def move(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Move) -> None:
@@ -166,7 +176,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
         uow.emit(ParticipantRejoined(federation=row.federation, hospital=hospital, round=step.number))
         about = (entity(row), Entity("hospital", hospital))
         uow.audit(AuditEntry("federation.rejoin", "U", entities=about, detail={"round": step.number}))
-    values = {
+    values: dict[str, Any] = {
         "federation": row.federation,
         "round": step.number,
         "attempt": step.attempt,
@@ -205,7 +215,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     )
     digest, previous = round_digest(event), row.opened or row.plan_hash
     opened = extend(previous, [digest])
-    await uow.execute(insert(rounds).values({**values, "digest": digest, "links": row.links}))
+    await uow.rows(_NEW, **values, digest=digest, links=row.links)
     await privacy.charge(uow, row, plan, step)
     await change(uow, row, waiting_since=None, opened=opened, links=[])
     event = event.model_copy(update={"previous": previous, "chain": opened})
@@ -330,5 +340,5 @@ async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, skipped: st
 
 
 async def close_round(uow: UnitOfWork[Any], row: Any, current: Round, **values: Any) -> None:
-    where = (rounds.c.federation == row.federation) & (rounds.c.round == current.number) & (rounds.c.attempt == current.attempt)
-    await uow.execute(update(rounds).where(where).values(closed_at=uow.now, **values))
+    its = {"its_federation": row.federation, "its_round": current.number, "its_attempt": current.attempt}
+    await uow.rows(_set(rounds, frozenset(("closed_at", *values))), closed_at=uow.now, **values, **its)
