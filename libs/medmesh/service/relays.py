@@ -30,6 +30,8 @@ IDLE_SECONDS = 4.0
 """How long one waits that found nothing again and again: each time twice as long as before."""
 OVERDUE = timedelta(seconds=1)
 """How old a message is that whoever committed it should have published."""
+MARK_SECONDS = 0.4
+"""After which what was published is marked so, all of it at once: before it is overdue."""
 MOST_HANDED_BYTES = 8 * 2**20
 """Of messages in memory, while the bus is slow: more than that is read from the table when its turn comes."""
 GATHER_SECONDS = 0.1
@@ -44,6 +46,8 @@ class _Loop:
     name: str
     gather: float = 0.0
     """Seconds to let more come after being woken."""
+    due: float = IDLE_SECONDS
+    """In how many seconds there is something to do at the latest, also when nobody wakes it."""
     awake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -75,7 +79,8 @@ class _Loop:
                 await asyncio.sleep(min(0.1 * 2**failures, 5.0))
             if not more:
                 # Not `wait_for`, which in Python 3.11 loses a cancellation that comes in the moment of waking: `stop` would hang.
-                now, wait = wait, min(2 * wait, IDLE_SECONDS)
+                now = min(wait, self.due)
+                wait = wait if now < wait else min(2 * wait, IDLE_SECONDS)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(now):
                         await self.awake.wait()
@@ -99,7 +104,8 @@ class _Loop:
 class OutboxRelay(_Loop):
     """Publishes what committed transactions left in the outbox, pipelined, with the event's id as `Nats-Msg-Id`.
 
-    What this process committed is handed over and published from memory. The table is asked at the start, after a failure, and once a
+    What this process committed is handed over and published from memory, and marked as sent a moment later: whoever dies in between
+    publishes it again, under the same id. The table is asked at the start, after a failure, and once a
     second for what is older than `OVERDUE`: what another process left that is gone, and what memory had no room for.
     """
 
@@ -113,6 +119,9 @@ class OutboxRelay(_Loop):
     _behind: bool = True
     """Whether the table holds what memory does not: then it is asked for all of it, in its order."""
     _look_at: float = 0.0
+    _sent: list[str] = field(default_factory=list)
+    """Published from memory, and not marked yet."""
+    _mark_at: float = 0.0
 
     def hand(self, messages: Sequence[Outgoing]) -> None:
         """Messages of a transaction that was committed just now."""
@@ -132,23 +141,40 @@ class OutboxRelay(_Loop):
         try:
             if self._behind or monotonic() >= self._look_at:
                 return await self._from_table()
-            return await self._from_memory()
+            more = await self._from_memory()
+            if self._sent and monotonic() >= self._mark_at:
+                await self._mark()
+            return more
         except BaseException:
             self._go_by_table()  # also when cancelled: what was published and not marked is published again, under the same id
             raise
 
     async def stop(self) -> None:
-        """Publish what is left, then end."""
+        """Mark what was published, publish what is left, then end."""
         self._go_by_table()
         await super().stop()
 
     async def _from_memory(self) -> bool:
         rows = [self._handed.popleft() for _ in range(min(self.batch, len(self._handed)))]
         self._bytes -= sum(len(row.body) for row in rows)
-        _none_failed(await self._publish(rows, self.database.sent))
+        outcomes = await self._publish(rows, self._note)
+        if any(outcomes):
+            await self._mark()  # or the table is read with them
+        _none_failed(outcomes)
         return bool(self._handed)
 
+    async def _note(self, ids: Sequence[str]) -> None:
+        if not self._sent:
+            self.due, self._mark_at = MARK_SECONDS, monotonic() + MARK_SECONDS
+        self._sent += ids
+
+    async def _mark(self) -> None:
+        ids, self._sent, self.due = self._sent, [], IDLE_SECONDS
+        if ids:
+            await self.database.sent(ids)
+
     async def _from_table(self) -> bool:
+        await self._mark()
         before = None if self._behind else datetime.now(UTC) - OVERDUE
         # From here on what is committed is handed over again: it is either in what is read now, or in memory, or in both.
         self._behind, self._look_at = False, monotonic() + POLL_SECONDS

@@ -192,8 +192,8 @@ async def belong(uow: UnitOfWork[Any], row: Any, *refs: ObjectRef | None) -> Non
 
 
 async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
-    """Copy a committed round's model to the kept store, tell its hospitals, and let go of what was needed until then. Whether the federation
-    may wait for that: no round of it is open."""
+    """Copy a committed round's model to the kept store, tell its hospitals, and let go of what was only there until then. Whether the
+    federation may wait for it: no round of it is open."""
     key = {name: getattr(row, name) for name in ("federation", "round", "attempt")}
     model, given = ObjectRef.model_validate(row.model), await runtime.database.look(ALL_ANSWERS, **key)
     keep = [model]
