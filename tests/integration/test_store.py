@@ -39,6 +39,7 @@ async def test_an_event_with_a_lower_number_that_commits_later_is_still_sent(
 
     async with example_postgres(servers.postgres_url, unique, emits=frozenset((ApprovalRequested,))) as database:
         relay = OutboxRelay(service="example", database=database, bus=bus)
+        monkeypatch.setattr(relays, "MARK_SECONDS", 0.0)
         if handed:
             database.on_sent = relay.hand
         else:

@@ -56,7 +56,8 @@ class Database:
         """PostgreSQL at `url`; the role's search path decides the schema."""
         from medmesh.store import postgres
 
-        return cls(postgres.engine(url, password=password, pool_size=pool_size, application=application), **options)
+        made = postgres.engine(url, password=password, pool_size=pool_size, application=application)
+        return cls(cast("AsyncEngine", postgres.Engine(made, pool_size)), **options)
 
     @classmethod
     def sqlite(cls, path: Path, **options: Any) -> Database:
@@ -106,15 +107,12 @@ class Database:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    async def _journal(self, sql: AsyncConnection) -> Journal:
+    def _journal(self, sql: AsyncConnection) -> Journal:
         if self._sqlite is not None:
             return self._sqlite(sql)
-        from medmesh.store.postgres import PostgresJournal
+        from medmesh.store.postgres import PostgresJournal, driver
 
-        # What the server closed while it lay in the pool: nothing but a statement of SQLAlchemy's own would notice.
-        while (raw := (await sql.get_raw_connection()).driver_connection) is None or raw.is_closed():
-            await sql.invalidate()
-        return PostgresJournal(raw)
+        return PostgresJournal(driver(sql))
 
     def unit(self, context: Context, ports: Any = None, *, durable: bool = True) -> AbstractAsyncContextManager[UnitOfWork[Any]]:
         """A transaction that commits when the block ends and leaves nothing behind when it raises. For one that need not be `durable`
@@ -140,7 +138,7 @@ class Database:
             if found is not None:
                 return found
         async with self.engine.connect() as sql:
-            return await (await self._journal(sql)).rows(query, values)
+            return await self._journal(sql).rows(query, values)
 
     def _transaction(self, durable: bool = True) -> _Transaction:
         return _Transaction(self, durable)
@@ -168,7 +166,7 @@ class Database:
     async def sent(self, ids: Sequence[str]) -> None:
         """Note that these were sent, in a statement of its own."""
         async with self.engine.connect() as sql:
-            await (await self._journal(sql)).sent(ids, datetime.now(UTC))
+            await self._journal(sql).sent(ids, datetime.now(UTC))
 
     async def outbox_backlog(self) -> tuple[int, float]:
         """(unsent messages, age of the oldest in seconds)."""
@@ -181,7 +179,7 @@ class Database:
     async def unreceipted(self, limit: int = 256) -> list[tuple[int, str, bytes]]:
         """Audit rows (n, id, body) the log has not acknowledged, in order."""
         async with self.engine.connect() as sql:
-            return await (await self._journal(sql)).unreceipted(limit)
+            return await self._journal(sql).unreceipted(limit)
 
     async def audit_backlog(self) -> tuple[datetime | None, int]:
         """(when the oldest audit row without a receipt was written, bytes of all of them)."""
@@ -215,7 +213,7 @@ class _Transaction:
     async def __aenter__(self) -> tuple[AsyncConnection, Journal]:
         self._sql = await self._connection.__aenter__()
         try:
-            self._journal = await self._database._journal(self._sql)
+            self._journal = self._database._journal(self._sql)
             try:
                 await self._journal.begin(self._durable)
             except BaseException:
@@ -231,7 +229,8 @@ class _Transaction:
             if error is None:
                 try:
                     await self._journal.commit()
-                except BaseException:
+                except BaseException as failed:
+                    kind, error, trace = type(failed), failed, failed.__traceback__
                     await self._undo()
                     raise
             else:
