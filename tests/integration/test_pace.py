@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.federations import alive, opened, submit, view
+from tests.federations import alive, opened, put_weights, submit, view
 from tests.integration.test_federation import SETTINGS
 from tests.integration.test_federation import start as started
 from tests.platform import Platform, platform
 
-from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundOpened, RoundStored, WithdrawFromFederation
+from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundOpened, RoundStored, UpdateLost, WithdrawFromFederation
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import weights
@@ -71,7 +71,9 @@ async def test_the_fast_go_on_and_the_slow_count_later_with_less_weight(p: Platf
     # Its change of 4 is added to the present model, and its 20 samples weigh (1 + 1) ** -1.
     assert two == pytest.approx((12.0 * 10 + (10.5 + 4.0) * 10) / 20)
     stored = (await p.wait(RoundStored, lambda event: event.data.round == 2)).data
-    assert (stored.hospitals, stored.stale) == (HOSPITALS, {SLOW: 1}), "it may release the update of its own round"
+    assert (stored.hospitals, stored.stale) == ((FAST[1], SLOW), {SLOW: 1}), "it may release the update of its own round"
+    stored = (await p.wait(RoundStored, lambda event: event.data.round == 1)).data
+    assert stored.hospitals == FAST, "who still trained keeps its update until it counts"
     third = (await opened(p, 3)).data
     assert third.hospitals == (FAST[1], SLOW), "the other one is the slow one now"
     await alive(p, *HOSPITALS)
@@ -125,3 +127,30 @@ async def test_a_coordinator_that_begins_anew_makes_the_same_of_late_updates(p: 
         done = await committed(p, 2)
         assert done.participants == (FAST[0], SLOW)
         assert await bias(p, done.model) == pytest.approx((30.0 * 1 + 14.5 / 2) / 1.5)
+
+
+async def test_a_late_update_that_is_lost_holds_nobody_up_and_counts_when_it_is_there_again(p: Platform) -> None:
+    federation = await start(p, pace=PACE, rounds=3)
+    first = (await opened(p, 1)).data
+    for hospital in FAST:
+        await submit(p, first, hospital, 10.0)
+    second = (await opened(p, 2)).data
+    await alive(p, *HOSPITALS)
+    await submit(p, first, SLOW, 4.0)
+    await p.stores.scratch.delete((await put_weights(p, p.folder, 4.0)).sha256)
+    await submit(p, second, FAST[0], 20.0)
+    lost = (await p.wait(UpdateLost, timeout=30)).data
+    assert (lost.round, lost.hospitals) == (1, (SLOW,))
+    await submit(p, second, FAST[1], 20.0)
+    done = await committed(p, 2)
+    assert (done.participants, await bias(p, done.model)) == (FAST, 20.0)
+    third = (await opened(p, 3)).data
+    await alive(p, *HOSPITALS)
+    await submit(p, first, SLOW, 7.0, samples=1000)  # which are other bytes than it handed in first
+    assert (await submit(p, first, SLOW, 4.0, samples=1000)).result == {"late": True}
+    await submit(p, third, FAST[0], 30.0)
+    done = await committed(p, 3)
+    assert done.participants == (FAST[0], SLOW)
+    assert await bias(p, done.model) == pytest.approx((30.0 + 24.0 / 3) / (1 + 1 / 3), rel=1e-4), "as many samples as it said first"
+    answers = {(r.round, a.hospital): (a.late, a.counted) for r in (await view(p, federation)).rounds for a in r.answers}
+    assert answers[1, SLOW] == (True, 3)

@@ -12,14 +12,16 @@ from sqlalchemy import bindparam, select, update
 from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
-from medmesh.store.prepared import Prepared
+from medmesh.federated.plan import plan_of
+from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.answering import FLAGGED, LOST
 from medmesh_federation.handlers import local
 from medmesh_federation.ports import Ports
 from medmesh_federation.steps import answers_of
-from medmesh_federation.tables import answers, participants, rounds
+from medmesh_federation.tables import answers, federations, participants, rounds
 
+_PLAN = Prepared(select(federations.c.plan_hash, as_text(federations.c.plan)).where(federations.c.federation == bindparam("federation")))
 _SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
 
 STALE = Prepared(select(answers).where(answers.c.federation == bindparam("federation"), answers.c.counted == bindparam("round")))
@@ -31,6 +33,12 @@ def _trained(federation: str, plan: Plan, number: int) -> Any:
     least = number - (plan.pace.staleness if plan.pace else 0)
     done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~rounds.c.undone
     return (rounds.c.federation == federation) & done & (rounds.c.round >= least) & (rounds.c.round < number)
+
+
+async def goes_on(uow: UnitOfWork[Any], federation: str) -> bool:
+    """Whether its rounds go on without the slow."""
+    (row,) = await uow.rows(_PLAN, federation=federation)
+    return plan_of(row).pace is not None
 
 
 async def busy(uow: UnitOfWork[Any], federation: str, plan: Plan, number: int) -> frozenset[str]:

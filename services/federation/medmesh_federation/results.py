@@ -216,7 +216,11 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
             await ports.models.delete(ref.sha256)
         stale = await uow.rows(pace.STALE, federation=row.federation, round=row.round)
         if await uow.rows(_STORED, federation=row.federation, its_round=row.round, its_attempt=row.attempt):
-            told = tuple(sorted({*row.assigned, *(a.hospital for a in stale)}))
+            silent = set(row.assigned) - {a.hospital for a in given}
+            if not silent or row.kind != RoundKind.TRAIN or not await pace.goes_on(uow, row.federation):
+                silent = set()
+            # Who still trains keeps what becomes of it, until that counts in a later round.
+            told = tuple(sorted({*row.assigned, *(a.hospital for a in stale)} - silent))
             earlier = {a.hospital: a.round for a in stale}
             uow.emit(RoundStored(**key, model=model, hospitals=told, stale=earlier))
         goes_on = await uow.rows(_GOES_ON, federation=row.federation)
