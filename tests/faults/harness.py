@@ -34,6 +34,7 @@ from medmesh.client.approvals import decide
 from medmesh.client.audit import at_the_door, export_log
 from medmesh.client.credentials import Person
 from medmesh.client.doors import open_door
+from medmesh.client.gateway import ATTEMPTS
 from medmesh.embedded import probe
 from medmesh.embedded.run import Run, running
 from medmesh.errors import Problem
@@ -89,7 +90,7 @@ class Stage:
         assert found is not None, "the supervisor itself is gone"
         return found
 
-    def door(self, person: str = "", *, service: str = "gateway", token: str = "", attempts: int = 6) -> Gateway:
+    def door(self, person: str = "", *, service: str = "gateway", token: str = "", attempts: int = ATTEMPTS) -> Gateway:
         """A client for somebody."""
         credentials = Person(token) if token else self.sessions.get(person)
         return Gateway(self.run.urls[service], ca=self.run.paths["ca"], credentials=credentials, attempts=attempts)

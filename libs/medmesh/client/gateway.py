@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from medmesh.errors import Problem
 from medmesh.store.objects.port import ENCLOSED
 
 R = TypeVar("R", bound=Record)
-ATTEMPTS = 6
+ATTEMPTS = 9
+"""About six seconds in all."""
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 _WAIT = 30
 
@@ -178,10 +180,10 @@ class Gateway:
             except Broken as error:
                 if attempt + 1 == self._attempts:
                     raise unreachable(self.url, error) from None
-                await asyncio.sleep(min(0.2 * 2**attempt, 5))
+                await asyncio.sleep(pause(attempt, 2))
                 continue
             if answer.status_code in (502, 503, 504) and attempt + 1 < self._attempts:
-                await asyncio.sleep(min(0.2 * 2**attempt, 5))
+                await asyncio.sleep(pause(attempt, 2))
                 continue
             if answer.status_code >= 400:
                 raise problem_of(answer)
@@ -230,6 +232,12 @@ class Gateway:
             return [_fact(entry["cursor"], entry["event"]) for entry in answer["events"]]
         except (ValueError, KeyError, TypeError):
             raise Problem("client.answer", status=200) from None
+
+
+def pause(failures: int, most: float = 10.0) -> float:
+    """Seconds before the next try. They grow slowly, because a gateway that was started anew is back within seconds, and are drawn, so that
+    all who lost it at one moment do not come back at one."""
+    return min(0.2 * 1.5 ** min(failures, 20), most) * random.SystemRandom().uniform(0.5, 1.0)
 
 
 def _fact(cursor: object, document: object) -> tuple[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medmesh import telemetry
-from medmesh.client.gateway import Gateway
+from medmesh.client.gateway import Gateway, pause
 from medmesh.embedded import files
 from medmesh.embedded.memory import frugal
 from medmesh.embedded.run import Lock
@@ -26,6 +26,7 @@ from medmesh.telemetry import log
 from medmesh_edge import consent, forgetting, inbox, models, outgoing, preparing, renewal, samples, secure
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.dicom import Processes
+from medmesh_edge.listening import Listening
 from medmesh_edge.ports import Site, site
 from medmesh_edge.roster import Refresher
 from medmesh_edge.rounds import Rounds
@@ -126,7 +127,7 @@ class Node:
                 log(f"edge.{name}.failed", level=40, error=error, failures=failures)
             if failures:
                 # Tried again whether anybody wakes it or not: what it works on is still there.
-                await asyncio.sleep(min(0.5 * 2 ** min(failures, 5), 10))
+                await asyncio.sleep(pause(failures + 2))
             elif not more:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_SECONDS):
@@ -146,27 +147,27 @@ class Node:
 
     async def _inbox(self) -> None:
         """Server-sent events; long polling where they do not come through."""
-        failures, polling = 0, False
+        listening, clock = Listening(), asyncio.get_running_loop().time
         while True:
             after = await inbox.cursor(self.site)
+            began, polling = clock(), listening.polls(clock())
             try:
                 if polling:
-                    for place, document in await self.gateway.poll(after, 25):
+                    # The first one only asks whether anybody is there.
+                    for place, document in await self.gateway.poll(after, 0 if listening.failures else 25):
                         await inbox.take(self.site, place, document)
                     self._opened()
-                    failures = 0
+                    listening.polled()
                     continue
                 async for place, document in self.gateway.inbox(after, self._opened, self.rounds.enclosed):
-                    failures = 0
+                    listening.heard(clock())
                     await inbox.take(self.site, place, document)
             except Problem as problem:
                 self.connected, self.last_problem = False, problem
-                failures += 1
-                if failures in (1, 10, 100):
-                    log("edge.inbox.waiting", level=30, error=problem, failures=failures)
-                if problem.code == "client.unreachable" and failures % 4 == 3:
-                    polling = not polling  # something between us may swallow event streams
-                await asyncio.sleep(min(0.2 * 2 ** min(failures, 6), 10))
+                listening.failed(clock(), began, polling=polling, unreachable=problem.code == "client.unreachable")
+                if listening.failures in (1, 10, 100):
+                    log("edge.inbox.waiting", level=30, error=problem, failures=listening.failures)
+                await asyncio.sleep(pause(listening.failures))
 
     def _opened(self) -> None:
         self.connected, self.last_problem = True, None

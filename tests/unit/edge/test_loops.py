@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.edge.test_privacy import SETTINGS
@@ -49,5 +50,37 @@ async def test_what_failed_is_tried_again_soon_and_then_waits_to_be_woken(node: 
         bell.set()
         async with asyncio.timeout(10):
             await went_on.wait()
+    finally:
+        await end(going)
+
+
+class Starting:
+    """A gateway that is away for a few tries, and streams once it is back."""
+
+    def __init__(self) -> None:
+        self.asked, self.streamed = list[str](), asyncio.Event()
+
+    async def poll(self, after: int, wait: float) -> list[Any]:
+        self.asked.append("poll")
+        return []
+
+    async def inbox(self, after: int, opened: Any, enclosed: Any) -> AsyncIterator[Any]:
+        self.asked.append("stream")
+        if len(self.asked) <= 3:
+            raise Problem("client.unreachable", url="https://127.0.0.1", reason="ConnectError")
+        self.streamed.set()
+        await asyncio.Event().wait()
+        yield None
+
+
+async def test_a_node_streams_again_once_the_platform_is_back(node: Node) -> None:
+    gateway = Starting()
+    node.gateway = gateway  # type: ignore[assignment]
+    going = asyncio.create_task(node._inbox())
+    try:
+        async with asyncio.timeout(20):
+            await gateway.streamed.wait()
+        assert gateway.asked == ["stream"] * 3 + ["poll", "stream"]
+        assert node.last_problem is None
     finally:
         await end(going)
