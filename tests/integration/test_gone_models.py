@@ -16,7 +16,7 @@ from tests.world import World, small_world
 from medmesh.cli import session
 from medmesh.client.federation import Federation
 from medmesh.client.plot import figure
-from medmesh.contracts.federation import FederationCompleted, RoundCommitted
+from medmesh.contracts.federation import FederationCompleted, ModelGone, RoundCommitted
 from medmesh.contracts.plan import Privacy
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
@@ -53,6 +53,8 @@ async def test_what_is_shown_ends_it(world: World, monkeypatch: pytest.MonkeyPat
             while (view := await seen.view()).gone is None:
                 await asyncio.sleep(0.1)
         assert last.sha256 in lost
+        told = (await p.wait(ModelGone)).data
+        assert (told.federation, told.round, told.why, told.hospitals) == (one, 2, "noise", THREE), "their nodes show it, too"
         assert (view.state, view.gone.round, view.gone.why, view.gone.back) == ("running", 2, "noise", 1)
         assert now < view.gone.since < datetime.now(UTC)
         how, when = f"medmesh federation rollback {one} --round 1 --request", f"{view.gone.since:%Y-%m-%d %H:%M} UTC"

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from sqlalchemy import func, select
 
-from medmesh.errors import Problem
+from medmesh.errors import Problem, catalogue
 from medmesh.security.codes import same
 from medmesh.security.keys import read_secret
 from medmesh.security.tokens import Actor
@@ -110,6 +110,14 @@ def _warning(seen: dict[str, Any] | None, tongue: str) -> str:
     return f"<p><strong>{html.escape(problem.detail(tongue))}</strong> {html.escape(problem.hint(tongue))}</p>"
 
 
+def _reason(code: str, tongue: str) -> str:
+    """In words, where they need nothing but the code."""
+    text = catalogue().get(code)
+    if text is None or "{" in text.en:
+        return code
+    return text.zh if tongue == "zh" else text.en
+
+
 def _page(found: dict[str, Any], tongue: str) -> str:
     words = {
         "en": ("connected", "not connected", "Data sets", "Federations", "Rounds", "Models", "Data stay in this hospital.", "Pipelines"),
@@ -132,7 +140,7 @@ def _page(found: dict[str, Any], tongue: str) -> str:
         f"<title>medmesh – {html.escape(found['hospital'])}</title><h1>{html.escape(found['hospital'])} · {state}</h1><p>{words[6]}</p>"
         + _warning(found["log"], tongue)
         + table(words[2], sets)
-        + table(words[3], found["federations"])
+        + table(words[3], [{**one, "reason": _reason(one["reason"], tongue)} for one in found["federations"]])
         + table(words[7], [{**one, "hash": one["hash"][:16]} for one in found["pipelines"]])
         + table(words[4], found["rounds"])
         + table(words[5], found["models"])

@@ -72,6 +72,13 @@ _AGAIN = Prepared(
 )
 
 
+GONE = "federation.waits"
+"""The reason of a federation that runs and waits for people."""
+_WAITS_NO_MORE = Prepared(
+    update(federations).where(federations.c.federation == _FEDERATION, federations.c.reason == GONE).values(reason="")
+)
+
+
 async def cursor(site: Site) -> int:
     """Where to go on."""
     found = await site.database.look(_CURSOR)
@@ -164,11 +171,28 @@ async def _secured(event: Envelope[fed.SecureAdvanced], uow: UnitOfWork[Any]) ->
         await _phase(uow, event.data, secure.AHEAD, event.data.ahead, "kept")
 
 
+async def _gone(event: Envelope[fed.ModelGone], uow: UnitOfWork[Any]) -> None:
+    """People at the platform decide: those here see what it waits for."""
+    known = (federations.c.federation == event.data.federation) & federations.c.state.in_(["running", "paused"])
+    await uow.execute(update(federations).where(known).values(reason=GONE))
+    log("edge.model.gone", level=30, federation=event.data.federation, round=event.data.round, why=event.data.why)
+
+
+async def _back(federation: str, uow: UnitOfWork[Any]) -> None:
+    """It waits no more, if it did."""
+    await uow.rows(_WAITS_NO_MORE, federation=federation)
+
+
+async def _rolled_back(event: Envelope[fed.FederationRolledBack], uow: UnitOfWork[Any]) -> None:
+    await _back(event.data.federation, uow)
+
+
 async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> None:
     done = event.data
     # Of an earlier round where that is what counted in this one.
     mine = [done.round, *([done.stale[hospital]] if (hospital := uow.ports.settings.hospital) in done.stale else [])]
     await uow.rows(_STORED, federation=done.federation, rounds=mine)
+    await _back(done.federation, uow)
     await secure.forget(uow, done)
 
 
@@ -196,9 +220,7 @@ async def _resumed(event: Envelope[fed.FederationResumed], uow: UnitOfWork[Any])
     await _state(uow, event.data.federation, "running")
 
 
-async def _dropped(
-    event: Envelope[fed.ParticipantDropped | fed.ParticipantWithdrew | fed.FederationRolledBack], uow: UnitOfWork[Any]
-) -> None:
+async def _dropped(event: Envelope[fed.ParticipantDropped | fed.ParticipantWithdrew], uow: UnitOfWork[Any]) -> None:
     return None
 
 
@@ -282,9 +304,10 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.RoundExtended, _extended),
     (fed.UpdateFlagged, _flagged),
     (fed.UpdateLost, _lost),
+    (fed.ModelGone, _gone),
     (fed.FederationPaused, _paused),
     (fed.FederationResumed, _resumed),
-    (fed.FederationRolledBack, _dropped),
+    (fed.FederationRolledBack, _rolled_back),
     (fed.ParticipantWithdrew, _dropped),
     (fed.ParticipantDropped, _dropped),
     (fed.ParticipantQuarantined, _quarantined),

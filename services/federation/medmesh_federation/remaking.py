@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
 
-from medmesh.contracts.federation import GoneReason, RoundKind
+from medmesh.contracts.federation import GoneReason, ModelGone, RoundKind
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
@@ -90,6 +90,7 @@ async def give_up(runtime: Runtime, row: Any, why: GoneReason) -> None:
         if (await uow.execute(noted.values(gone_since=uow.now, gone_why=why))).rowcount:
             detail: dict[str, str | int | bool] = {"round": row.round, "model": row.model["sha256"], "reason": why}
             about, who = (entity(federation),), invited(federation)
+            uow.emit(ModelGone(federation=row.federation, round=row.round, why=why, hospitals=who))
             uow.audit(AuditEntry("federation.gone", "D", outcome=8, why="federation.remade", entities=about, hospitals=who, detail=detail))
 
 

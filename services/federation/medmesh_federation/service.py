@@ -63,6 +63,7 @@ SERVICE = ServiceSpec(
         federation.RoundCommitted,
         federation.UpdateFlagged,
         federation.UpdateLost,
+        federation.ModelGone,
         federation.RoundStored,
         federation.RoundVoided,
         federation.RoundExtended,

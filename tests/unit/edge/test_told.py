@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
-from medmesh.contracts.federation import FederationInvited, RoundOpened, UpdateFlagged
+from medmesh.contracts.federation import FederationInvited, FederationRolledBack, ModelGone, RoundOpened, RoundStored, UpdateFlagged
 from medmesh.contracts.message import Event, ObjectRef, encode, envelope
 from medmesh.contracts.plan import plan_hash
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
-from medmesh.errors import Problem
+from medmesh.errors import Problem, catalogue
 from medmesh.serving.repository import Repository
-from medmesh_edge import clients, consent, inbox, models
+from medmesh_edge import api, clients, consent, inbox, models
 from medmesh_edge.ports import Site, site
 from medmesh_edge.tables import federations
 
@@ -98,3 +99,33 @@ async def test_a_model_that_was_withdrawn_leaves_the_node_on_record(node: Site) 
         assert not await models.install_waiting(node, cast(Any, None), repository)
     removed = [record for record in await records(node) if record["sub"] == "model.remove"]
     assert [(record["out"], record["entities"][0]["id"], record["entities"][0]["ver"]) for record in removed] == [(0, "mri", "3")]
+
+
+@pytest.mark.parametrize("after", ["gone back", "there again"])
+async def test_that_a_federation_waits_for_people_is_on_the_page_until_it_does_not(node: Site, after: str) -> None:
+    values = {"federation": "f", "plan": PLAN.model_dump(mode="json"), "plan_hash": plan_hash(PLAN), "package": {}, "reviews": []}
+    async with node.unit() as uow:
+        await uow.execute(insert(federations).values(**values, state="running", reason="", at=uow.now))
+    page = _page_of(node)
+    assert [await page(tongue) for tongue in ("en", "zh")] == [False, False]
+    await told(node, ModelGone(hospitals=("a",), federation="f", round=2, why="noise"))
+    assert [await page(tongue) for tongue in ("en", "zh")] == [True, True]
+    model = ObjectRef(sha256="0" * 64, bytes=1)
+    about = {"hospitals": ("a",), "federation": "f"}
+    back = FederationRolledBack(**about, round=1, undone=(2,), model=model)
+    await told(node, back if after == "gone back" else RoundStored(**about, round=2, attempt=1, model=model))
+    assert [await page(tongue) for tongue in ("en", "zh")] == [False, False]
+
+
+def _page_of(at: Site) -> Callable[[str], Awaitable[bool]]:
+    """Whether the node's page says that it waits."""
+    words = catalogue()["federation.waits"]
+
+    async def says(tongue: str) -> bool:
+        async with at.unit() as uow:
+            (row,) = await uow.all(select(federations))
+        found = {"hospital": "a", "connected": True, "datasets": {}, "pipelines": [], "rounds": [], "models": [], "log": None}
+        shown = api._page(found | {"federations": [{"federation": "f", "state": row.state, "reason": row.reason}]}, tongue)
+        return html.escape(words.zh if tongue == "zh" else words.en) in shown
+
+    return says

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from medmesh.contracts.federation.common import CandidateModel, Commitment, Reviews, RoundKind, SecurePhase, Undoing
+from medmesh.contracts.federation.common import CandidateModel, Commitment, GoneReason, Reviews, RoundKind, SecurePhase, Undoing
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Event, HospitalEvent, Identifier, ObjectRef, Sha256
 from medmesh.contracts.plan import Plan
@@ -155,6 +155,16 @@ class UpdateLost(HospitalEvent):
     federation: str
     round: int
     attempt: int
+
+
+class ModelGone(HospitalEvent):
+    """The model of a committed round is in no store and never made again as it was: it waits until people went back before it."""
+
+    TYPE: ClassVar[str] = "federation.model.gone.v1"
+
+    federation: str
+    round: int
+    why: GoneReason
 
 
 class RoundStored(HospitalEvent):
