@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from medmesh.errors import Problem
@@ -14,6 +15,8 @@ PREAMBLE_BYTES = 64 * 1024
 PARTS = 10_000
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
+_BEHIND = re.compile(rb"(?:(--)|([ \t]{0,254}\r\n)|(?:-|[ \t]{0,255}\r?)\Z)")
+"""What follows a delimiter, or has begun to at the end of what is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,9 @@ class Headers:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """More of the part's body."""
+    """More of the part's body, where it lies in what the parser was fed."""
 
-    data: bytes
+    data: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,16 @@ class Parser:
         if not _BOUNDARY.fullmatch(boundary):
             raise _broken("boundary")
         self._delimiter = b"\r\n--" + boundary.encode("ascii")
-        # Of text that only begins like a delimiter there may be very much: it is passed over without a step of ours for each.
-        self._line = re.compile(re.escape(self._delimiter) + rb"(?:(--)|([ \t]{0,254}\r\n)|(?:-|[ \t]{0,255}\r?)\Z)")
         self._rest = b"\r\n"  # so that a delimiter at the very beginning has its line break
+        self._at = 0
+        """Up to where that was looked at."""
         self._state: _State = "preamble"
         self._skipped = 0
         self.parts = 0
+
+    @cached_property
+    def _line(self) -> re.Pattern[bytes]:
+        return re.compile(re.escape(self._delimiter) + _BEHIND.pattern)
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """What follows from more bytes."""
@@ -67,7 +74,8 @@ class Parser:
             elif self._state == "headers":
                 going = yield from self._headers()
             else:
-                self._rest, going = b"", False
+                self._at, going = len(self._rest), False
+        self._rest, self._at = self._rest[self._at :], 0
 
     def close(self) -> None:
         """At the end of the message."""
@@ -79,46 +87,51 @@ class Parser:
         at, behind, last = self._find()
         if at < 0:
             # What may be the beginning of a delimiter waits, with the white space that may follow it.
-            keep = len(self._delimiter) + 1 if behind < 0 else len(self._rest) - behind
-            out, self._rest = self._rest[: max(0, len(self._rest) - keep)], self._rest[max(0, len(self._rest) - keep) :]
-            yield from self._out(out)
+            yield from self._out(max(self._at, len(self._rest) - len(self._delimiter) - 1 if behind < 0 else behind))
             return False
-        yield from self._out(self._rest[:at])
+        yield from self._out(at)
         if self._state == "body":
             yield End()
-        self._rest = self._rest[behind:]
+        self._at = behind
         self._state = "epilogue" if last else "headers"
         return True
 
     def _find(self) -> tuple[int, int, bool]:
         """(where a delimiter begins, where what follows it begins, whether it is the last). Without one, -1 and where a delimiter may
         have begun that is not all here yet, or -1."""
-        if (found := self._line.search(self._rest)) is None:
+        if (at := self._rest.find(self._delimiter, self._at)) < 0:
             return -1, -1, False
+        found = _BEHIND.match(self._rest, at + len(self._delimiter))
+        if found is None:
+            # Of text that only begins like a delimiter there may be very much: it is passed over without a step of ours for each.
+            if (found := self._line.search(self._rest, at + 1)) is None:
+                return -1, -1, False
+            at = found.start()
         if found[1] is None and found[2] is None:
-            return -1, found.start(), False
-        return found.start(), found.end(), found[1] is not None
+            return -1, at, False
+        return at, found.end(), found[1] is not None
 
-    def _out(self, data: bytes) -> Iterator[Event]:
+    def _out(self, end: int) -> Iterator[Event]:
+        begin, self._at = self._at, end
         if self._state == "body":
-            if data:
-                yield Data(data)
+            if begin < end:
+                yield Data(memoryview(self._rest)[begin:end])
         else:
-            self._skipped += len(data)
+            self._skipped += end - begin
             if self._skipped > PREAMBLE_BYTES:
                 raise _broken("no boundary")
 
     def _headers(self) -> Generator[Event, None, bool]:
         """The fields of a part, once all of them are there."""
-        if self._rest.startswith(b"\r\n"):
-            block, self._rest = b"", self._rest[2:]
+        if self._rest.startswith(b"\r\n", self._at):
+            block, self._at = b"", self._at + 2
         else:
-            end = self._rest.find(b"\r\n\r\n", 0, HEADER_BYTES)
+            end = self._rest.find(b"\r\n\r\n", self._at, self._at + HEADER_BYTES)
             if end < 0:
-                if len(self._rest) >= HEADER_BYTES:
+                if len(self._rest) - self._at >= HEADER_BYTES:
                     raise _broken("headers")
                 return False
-            block, self._rest = self._rest[:end], self._rest[end + 4 :]
+            block, self._at = self._rest[self._at : end], end + 4
         self.parts += 1
         if self.parts > PARTS:
             raise _broken("too many parts")

@@ -37,7 +37,7 @@ class Stored:
 class Sink(Protocol[T_co]):
     """Takes one object as it arrives; see `medmesh.archive.receive.Arrival`."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """More of it."""
 
     def seal(self) -> T_co:

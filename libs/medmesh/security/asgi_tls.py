@@ -32,6 +32,12 @@ class TlsProtocol(HttpToolsProtocol):
         if self._chain:
             self.scope.setdefault("extensions", {})["tls"] = {"client_cert_chain": self._chain}
 
+    def on_body(self, body: bytes) -> None:
+        """A piece is handed on as it came: added to an array, as uvicorn does, it is copied into it and out again."""
+        if not self.cycle.body:
+            self.cycle.body = b""  # type: ignore[assignment]
+        super().on_body(body)
+
 
 def client_certificate(scope: Any) -> x509.Certificate | None:
     """The certificate a request came with."""

@@ -208,7 +208,7 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
     return endpoint
 
 
-async def _read(route: Route, request: Request) -> tuple[bytes, list[bytes] | None]:
+async def _read(route: Route, request: Request) -> tuple[bytes, list[memoryview] | None]:
     """A request's document, and the bytes it names where they come with it. Raises `Problem`."""
     kind = request.headers.get("content-type", "") if route.encloses else ""
     if not kind.lower().startswith(MULTIPART):

@@ -132,7 +132,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
         return Unchanged(bytes=CHUNK, pieces=await ports.comparing.same(_name(sha256), _name(since)))
 
 
-async def enclosed(runtime: Runtime, ports: Ports, actor: Actor, ref: ObjectRef, parts: Sequence[bytes]) -> Recording:
+async def enclosed(runtime: Runtime, ports: Ports, actor: Actor, ref: ObjectRef, parts: Sequence[bytes | memoryview]) -> Recording:
     """Store an object that came with the message that names it. What that message leads to is to record it: until then nobody but who sent
     it knows its name. Raises `Problem`."""
     await ports.door.permit(actor, "object.write")
@@ -162,9 +162,9 @@ def _recording(context: Context, record: Recording) -> Recording:
     return recording
 
 
-def apart(content_type: str, body: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
+def apart(content_type: str, body: Sequence[bytes]) -> tuple[bytes, list[memoryview]]:
     """(document, the bytes that it names) of a body in parts as they came (`multipart/related`). Raises `Problem`."""
-    found: list[list[bytes]] = []
+    found: list[list[memoryview]] = []
     try:
         parser = multipart.Parser(media.parse(content_type).parameters.get("boundary", ""))
         for part in body:

@@ -62,7 +62,7 @@ class DirectoryStore:
     async def put_file(self, path: Path, sha256: str) -> ObjectRef:
         return await asyncio.to_thread(self._take, path, sha256)
 
-    def keep(self, parts: Sequence[bytes], sha256: str) -> None:
+    def keep(self, parts: Sequence[bytes | memoryview], sha256: str) -> None:
         """Bytes that were digested a moment ago. Blocks."""
         target = self.path(sha256)
         if target.exists():

@@ -118,7 +118,7 @@ class Uploads:
         finally:
             os.close(descriptor)
 
-    async def whole(self, ref: ObjectRef, parts: Sequence[bytes], store: ObjectStore) -> None:
+    async def whole(self, ref: ObjectRef, parts: Sequence[bytes | memoryview], store: ObjectStore) -> None:
         """Take an object of at most one piece that came at once into `store`. Raises `Problem` as `append` does."""
         length = sum(map(len, parts))
         if length > self._limit:
@@ -170,7 +170,7 @@ class Uploads:
         return len(stale)
 
 
-def _digest(running: Any, piece: Sequence[bytes]) -> Any:
+def _digest(running: Any, piece: Sequence[bytes | memoryview]) -> Any:
     for part in piece:
         running.update(part)
     return running
