@@ -303,6 +303,7 @@ class _Batcher:
         if not self._running:
             self._running = True
             try:
+                await asyncio.sleep(0)  # those that came in the same moment wait to add themselves
                 while self._waiting:
                     size = self._dispatcher.consumer.batch
                     batch, self._waiting = self._waiting[:size], self._waiting[size:]

@@ -17,7 +17,7 @@ from medmesh.contracts.audit import AuditBatch, Receipts, Sighting, Sightings, r
 from medmesh.contracts.federation import HospitalAlive
 from medmesh.errors import Problem
 from medmesh.service.runtime import Runtime
-from medmesh.store.objects.port import ENCLOSED, PART
+from medmesh.store.objects.port import ENCLOSED
 from medmesh.telemetry import log
 from medmesh_gateway import inbox, sightings
 from medmesh_gateway.auth import body_digest, certificate_of, revoked
@@ -129,7 +129,7 @@ async def _poll(runtime: Runtime, ports: Ports, hospital: str, after: int, wait:
 
 async def _stream(
     runtime: Runtime, ports: Ports, listen: Callable[[], inbox.Ear], hospital: str, after: int, barred: Barred
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[bytes | memoryview]:
     ear, handed = listen(), list[inbox.Fact]()
     clock = asyncio.get_running_loop().time
     end, told = clock() + STREAM_SECONDS, float("-inf")
@@ -147,9 +147,8 @@ async def _stream(
             rows = handed or await inbox.read(runtime.database, hospital, after)
             for row in rows:
                 after = row.cursor
-                written = inbox.written(row)
-                for start in range(0, len(written), PART):  # TLS takes what is written at once as a whole
-                    yield written[start : start + PART]
+                for part in inbox.written(row):
+                    yield part
             if len(rows) < inbox.PAGE:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ports.settings.alive_seconds):

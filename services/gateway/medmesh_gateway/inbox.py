@@ -17,7 +17,7 @@ from medmesh.contracts.federation import RoundOpened, RoundStored
 from medmesh.contracts.message import Envelope, HospitalEvent, ObjectRef
 from medmesh.errors import Problem
 from medmesh.store.database import Database
-from medmesh.store.objects.port import ENCLOSED
+from medmesh.store.objects.port import ENCLOSED, PART
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.tables import cursors, inboxes
@@ -208,11 +208,16 @@ async def _enclosed(fact: HospitalEvent, uow: UnitOfWork[Any], hospitals: Sequen
     return pybase64.b64encode(found), ears
 
 
-def written(fact: Any) -> bytes:
-    """A fact, or its row, as a server-sent event; what it encloses is a field that those who do not know it pass over."""
-    enclosed = getattr(fact, "enclosed", b"")
-    along = (b"object: ", enclosed, b"\n") if enclosed else ()
-    return b"".join((b"id: %d\nevent: %s\n" % (fact.cursor, fact.type.encode()), *along, b"data: ", fact.body, b"\n\n"))
+def written(fact: Any) -> list[bytes | memoryview]:
+    """A fact, or its row, as a server-sent event; what it encloses is a field that those who do not know it pass over. In parts, because
+    TLS takes what is written at once as a whole; those of an object that goes to many are one copy."""
+    head, tail = b"id: %d\nevent: %s\n" % (fact.cursor, fact.type.encode()), b"".join((b"data: ", fact.body, b"\n\n"))
+    if not (enclosed := memoryview(getattr(fact, "enclosed", b""))):
+        return [head + tail]
+    parts: list[bytes | memoryview] = [enclosed[start : start + PART] for start in range(0, len(enclosed), PART)]
+    parts[0] = b"".join((head, b"object: ", parts[0]))
+    parts[-1] = b"".join((parts[-1], b"\n", tail))
+    return parts
 
 
 def ended(problem: Problem) -> bytes:

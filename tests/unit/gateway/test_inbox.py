@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from medmesh_gateway.inbox import PAGE, Ear, Fact
+from medmesh.store.objects.port import PART
+from medmesh_gateway.inbox import PAGE, Ear, Fact, written
 
 
 @pytest.mark.parametrize(
@@ -27,3 +30,12 @@ def test_what_follows_without_a_gap(handed: list[int], after: int, found: list[i
     assert ear.bell.is_set() == bool(handed)
     assert [fact.cursor for fact in ear.after(after)] == found
     assert [fact.cursor for fact in ear.after(found[-1] if found else after)] == [], "nothing twice"
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART + 5])
+def test_a_fact_is_one_event_in_parts_that_are_not_large(size: int) -> None:
+    enclosed = os.urandom(size).hex().encode()[:size]
+    parts = written(Fact(7, "x", b"{}", enclosed))
+    along = b"object: " + enclosed + b"\n" if enclosed else b""
+    assert b"".join(parts) == b"id: 7\nevent: x\n" + along + b"data: {}\n\n"
+    assert max(map(len, parts)) < PART + 100

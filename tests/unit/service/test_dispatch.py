@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -137,6 +138,25 @@ async def test_what_is_recorded_commits_with_its_answer(database: Database, trus
         uow.audit(AuditEntry("thing.make", "C"))
 
     assert await run(database, trust("researcher"), records) == (["ack"], {"a"}, ["thing.make"], 1)
+
+
+async def test_messages_that_come_in_the_same_moment_share_a_transaction(database: Database, trust: Any) -> None:
+    units = []
+
+    async def handler(command: Envelope[MakeThing], uow: UnitOfWork[Any]) -> None:
+        units.append(uow)
+        await uow.execute(insert(things).values(name=command.data.name, count=1))
+        uow.audit(AuditEntry("dataset.create", "C"))
+
+    handlers, (bundle, token) = Handlers("example"), trust("researcher")
+    handlers.on(MakeThing, batch=8)(handler)
+    dispatcher = Dispatcher(handlers.consumers[0], database, lambda: bundle, None, Guard(handlers, lambda: BUILT_IN, lambda: bundle, None))  # type: ignore[arg-type]
+    came = [Delivered(encode(envelope(MakeThing(name=name), source="test", actor=token))) for name in "abcde"]
+    await asyncio.gather(*(dispatcher.deliver(one) for one in came))
+    assert [one.said for one in came] == [["ack"]] * 5
+    assert len(units) == 5 and len({id(uow) for uow in units}) == 1
+    async with database.engine.connect() as sql:
+        assert {row.name for row in await sql.execute(select(things))} == set("abcde")
 
 
 async def test_what_was_so_already_needs_no_second_record(database: Database, trust: Any) -> None:
