@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.authority import node_request
+from medmesh.store.tables import node_metadata
+from medmesh.store.unit import Context, UnitOfWork
 from medmesh_audit.tables import facts
+from medmesh_gateway.tables import operations
+
+outbox = node_metadata().tables["outbox"]
 
 
 @pytest.fixture
@@ -252,6 +258,46 @@ async def test_a_file_is_read_by_whoever_may_see_something_it_is_part_of(world: 
     assert (await download(researcher, sent, private / "model")).read_bytes() == b"weights"
 
 
+@asynccontextmanager
+async def together(world: World, count: int) -> AsyncIterator[None]:
+    """So many commands that are asked for within share one transaction."""
+    gathering, taken = world.p.runtimes["gateway"].gathering, asyncio.Event()
+
+    async def hold(_uow: UnitOfWork[Any], wanted: Sequence[tuple[Context, None]]) -> list[None]:
+        taken.set()
+        async with asyncio.timeout(20):
+            while len(gathering._waiting) < count:
+                await asyncio.sleep(0.01)
+        return [None]
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(gathering.run(hold, Context("gateway"), None))
+        await taken.wait()
+        yield
+
+
+async def test_commands_that_share_a_transaction_are_one_operation_for_each_key(world: World) -> None:
+    async with world.node("renji") as renji:
+        key, body = "a-fixed-key-2", {"round": 1, "attempt": 1, "code": "worker.died"}
+        async with together(world, 5):
+            same = [renji._exchange("POST", "/v1/federations/f/failures", body, None, {"Idempotency-Key": key}) for _ in range(3)]
+            others = [renji._exchange("POST", "/v1/federations/f/failures", body, None, {}) for _ in range(2)]
+            answers = await asyncio.gather(*same, *others)
+        begun = {answer["operation"] for answer in answers}
+        assert {answer["state"] for answer in answers} == {"running"}
+        assert (len(begun), len({answer["operation"] for answer in answers[:3]})) == (3, 1)
+        async with world.p.runtimes["gateway"].unit() as uow:
+            assert begun == {row.operation for row in await uow.all(select(operations.c.operation)) if row.operation in begun}
+            sent = await uow.all(select(outbox.c.id).where(outbox.c.subject.contains("report-failure")))
+        assert {row.id for row in sent} == begun, "each is sent once"
+        async with together(world, 2):
+            other = renji._exchange("POST", "/v1/federations/f/withdrawal", {}, None, {"Idempotency-Key": key})
+            alone = renji._exchange("POST", "/v1/federations/f/failures", body, None, {})
+            refused, taken = await asyncio.gather(other, alone, return_exceptions=True)
+        assert isinstance(refused, Problem) and refused.code == "request.key_reused"
+        assert isinstance(taken, dict) and taken["state"] == "running", "nobody else's is refused with it"
+
+
 async def recorded(world: World, verb: str) -> int:
     """How many records of a verb the log holds."""
     async with world.p.runtimes["audit"].unit() as uow:
@@ -271,6 +317,11 @@ async def test_a_request_of_a_node_needs_its_certificate_its_signature_and_is_go
         async with asyncio.timeout(15):
             while not await recorded(world, "request.replayed"):
                 await asyncio.sleep(0.1)
+        async with together(world, 4):
+            headers = credentials.headers("POST", "/v1/federations/f/failures", body)
+            answers = [renji._http.post("/v1/federations/f/failures", content=body, headers=headers) for _ in range(4)]
+            codes = [answer.json().get("code") for answer in await asyncio.gather(*answers)]
+        assert sorted(codes, key=str) == [None, *["security.request_replayed"] * 3], "also when they come in the same moment"
         altered = await renji._http.post("/v1/federations/f/failures", content=body + b" ", headers=headers)
         assert altered.json()["code"] == "security.request_unsigned"
         world.p.hospital("huashan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
-from sqlalchemy import bindparam, select
+from sqlalchemy import ARRAY, String, bindparam, column, false, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from medmesh.canonical import parse
@@ -25,7 +26,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.objects.port import CHUNK
 from medmesh.store.postgres import is_transient
 from medmesh.store.prepared import Prepared
-from medmesh.store.unit import UnitOfWork
+from medmesh.store.unit import Context, UnitOfWork
 from medmesh_gateway import hospitals, objects
 from medmesh_gateway.auth import Door, body_digest, proven_key, shown_with
 from medmesh_gateway.bodies import MAX_BODY, Unread, hung_up, read_body, read_parts
@@ -37,9 +38,21 @@ from medmesh_gateway.tables import operations
 MAX_WAIT = 60.0
 SESSION, CERTIFICATE = "session", "certificate"
 """The fields of a message that are filled with the request's own bearer, and with what its connection showed; never from the body."""
+_ASKED = {"operation": String, "actor": String, "command": String, "idempotency_key": String}
+_GIVEN = (
+    func.unnest(*(bindparam(name, type_=ARRAY(kind)) for name, kind in _ASKED.items()))
+    .table_valued(*(column(name, kind) for name, kind in _ASKED.items()), name="given")
+    .render_derived()
+)
 _NOTE = Prepared(
     insert(operations)
-    .values({name: bindparam(name) for name in ("operation", "actor", "command", "idempotency_key", "created_at")} | {"finished": False})
+    .from_select(
+        [*_ASKED, "created_at", "finished"],
+        # In order, so that two that share keys wait for each other instead of dead-locking.
+        select(_GIVEN, bindparam("created_at", type_=operations.c.created_at.type), false()).order_by(
+            _GIVEN.c.actor, _GIVEN.c.idempotency_key
+        ),
+    )
     .on_conflict_do_nothing()
     .returning(operations.c.operation)
 )
@@ -202,7 +215,7 @@ def _endpoint(runtime: Runtime, ports: Ports, route: Route) -> Any:
         recording = None
         if bytes_with is not None:
             recording = await objects.enclosed(runtime, ports, actor, getattr(message, route.encloses), bytes_with)
-        return await _command(runtime, ports, _Asked(request, message, actor, token, recording))
+        return await _command(runtime, ports, _Asked(new_id(), request, message, actor, token, _key(request), recording))
 
     endpoint.__name__ = route.message.__name__
     return endpoint
@@ -223,27 +236,32 @@ async def _read(route: Route, request: Request) -> tuple[bytes, list[memoryview]
 class _Asked:
     """A command, and who asks for it how."""
 
+    operation: str
     request: Request
     command: Command
     actor: Actor
     token: str | None
+    key: str | None = None
+    """Under which a repetition is known."""
     recording: Recording | None = None
     """What is recorded in the transaction that begins the operation."""
 
-    @property
-    def key(self) -> str | None:
-        """Under which a repetition is known. Raises `Problem`."""
-        key = self.request.headers.get("idempotency-key")
-        if key is not None and not 8 <= len(key) <= 128:
-            raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
-        return key
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 8 <= len(key) <= 128:
+        raise Problem("request.invalid", reason="Idempotency-Key: 8 to 128 characters")
+    return key
 
 
 async def _command(runtime: Runtime, ports: Ports, asked: _Asked) -> Response:
-    operation, request, actor = new_id(), asked.request, asked.actor
+    operation, request, actor = asked.operation, asked.request, asked.actor
     waiting = ports.waiting.expect(operation)  # from before the commit on
     try:
-        if (known := await _begin(runtime, ports, asked, operation)) is None:
+        fresh, known = await runtime.gathering.run(_begin, runtime.context(actor=actor, token=asked.token), asked)
+        if not fresh:
+            raise Problem("security.request_replayed")
+        if known is None:
             found: Any = await waiting.within(wait) if (wait := _wait(request)) else None
             return _answer(operation, found or await _operation(runtime, operation, actor), request)
     finally:
@@ -263,35 +281,43 @@ async def _answered(runtime: Runtime, ports: Ports, request: Request, operation:
     return _answer(operation, found, request)
 
 
-async def _begin(runtime: Runtime, ports: Ports, asked: _Asked, operation: str) -> str | None:
-    """Write the operation and its command in one transaction; answers the operation that a repeated key began before."""
-    command, actor, key = asked.command, asked.actor, asked.key
-
-    async def begin(uow: UnitOfWork[Any]) -> tuple[bool, Any]:
-        if not await ports.door.unseen(uow, asked.request):
-            return False, None
+async def _begin(uow: UnitOfWork[Ports], wanted: Sequence[tuple[Context, _Asked]]) -> list[tuple[bool, str | None]]:
+    """Write operations and their commands in one transaction: of each, whether its request is no replay, and the operation that a repeated
+    key began before."""
+    unseen = await uow.ports.door.unseen(uow, [(context, asked.request) for context, asked in wanted])
+    fresh = [one for one, is_fresh in zip(wanted, unseen, strict=True) if is_fresh]
+    noted = await _note(uow, [asked for _, asked in fresh])
+    known: dict[str, str | None] = {}
+    for uow.context, asked in fresh:
         if asked.recording is not None:
-            await asked.recording(uow)
-        if (known := await _note(uow, operation, command, actor, key)) is None:
-            uow.emit(command, hospital=actor.id if actor.kind == "hospital" else None, id=operation)
-        return True, known
-
-    fresh, known = await runtime.gathering.run(runtime.context(actor=actor, token=asked.token), begin)
-    if not fresh:
-        raise Problem("security.request_replayed")
-    return None if known is None else str(known.operation)
+            asked.recording(uow)
+        if asked.operation in noted:
+            uow.emit(asked.command, hospital=asked.actor.id if asked.actor.kind == "hospital" else None, id=asked.operation)
+        else:
+            known[asked.operation] = await _known(uow, asked)
+    return [(is_fresh, known.get(asked.operation)) for is_fresh, (_, asked) in zip(unseen, wanted, strict=True)]
 
 
-async def _note(uow: UnitOfWork[Any], operation: str, command: Command, actor: Actor, key: str | None) -> Any:
-    """Write an operation down, or answer the one that began with this key before. Of two at once the second waits here for the first."""
-    values = {"operation": operation, "command": command.TYPE, "created_at": uow.now}
-    if await uow.rows(_NOTE, actor=actor.text, idempotency_key=key, **values):
-        return None
-    for known in await uow.rows(_KNOWN, actor=actor.text, key=key):
-        if known.command != command.TYPE:
-            raise Problem("request.key_reused", key=key)
-        return known
-    raise Problem("request.in_progress")
+async def _note(uow: UnitOfWork[Ports], begun: Sequence[_Asked]) -> set[str]:
+    """Write operations down; answers those that did not begin with their key before. Of two at once the second waits here for the first."""
+    if not begun:
+        return set()
+    values = {
+        "operation": [asked.operation for asked in begun],
+        "actor": [asked.actor.text for asked in begun],
+        "command": [asked.command.TYPE for asked in begun],
+        "idempotency_key": [asked.key for asked in begun],
+    }
+    return {row.operation for row in await uow.rows(_NOTE, **values, created_at=uow.now)}
+
+
+async def _known(uow: UnitOfWork[Ports], asked: _Asked) -> str:
+    """The operation that began with this key before."""
+    if (known := await uow.one(_KNOWN, actor=asked.actor.text, key=asked.key)) is None:
+        raise Problem("request.in_progress")
+    if known.command != asked.command.TYPE:
+        raise Problem("request.key_reused", key=asked.key)
+    return str(known.operation)
 
 
 def _wait(request: Request) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import jwt
 from cryptography import x509
 from fastapi import Request
-from sqlalchemy import bindparam, delete
+from sqlalchemy import ARRAY, String, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -28,16 +29,17 @@ from medmesh.security.tokens import Actor, TrustBundle, verify_actor
 from medmesh.service.bearer import proven
 from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
-from medmesh.store.unit import AuditEntry, UnitOfWork
+from medmesh.store.types import Timestamp
+from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 from medmesh_gateway.bodies import Unread, hung_up
 from medmesh_gateway.settings import Settings
 from medmesh_gateway.tables import nonces
 
 NODE = "medmesh-node"
 _MOST_SESSIONS = 10_000
-_SEE = Prepared(
-    insert(nonces).values(nonce=bindparam("nonce"), until=bindparam("until")).on_conflict_do_nothing().returning(nonces.c.nonce)
-)
+# In order, so that two that share requests wait for each other instead of dead-locking.
+_COME = select(func.unnest(bindparam("come", type_=ARRAY(String))).label("nonce"), bindparam("until", type_=Timestamp)).order_by("nonce")
+_SEE = Prepared(insert(nonces).from_select(["nonce", "until"], _COME).on_conflict_do_nothing().returning(nonces.c.nonce))
 
 
 class Door:
@@ -110,8 +112,8 @@ class Door:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         request.state.nonce = verify_request(named, request.method, target, body_sha256, request.headers.get(HEADER, ""), now=now)
         if request.method not in ("GET", "HEAD") and not again:
-            async with self._runtime.unit(self._runtime.context(actor=actor)) as uow:
-                fresh = await self.unseen(uow, request)
+            async with self._runtime.unit() as uow:
+                (fresh,) = await self.unseen(uow, [(self._runtime.context(actor=actor), request)])
             if not fresh:
                 raise Problem("security.request_replayed")
         return actor
@@ -141,14 +143,19 @@ class Door:
             self._nodes.popitem(last=False)
         return actor, named
 
-    async def unseen(self, uow: UnitOfWork[Any], request: Request) -> bool:
-        """Whether this request, signed by a node, comes for the first time; that it does not is recorded. Whoever came with a session is
+    async def unseen(self, uow: UnitOfWork[Any], requests: Sequence[tuple[Context, Request]]) -> list[bool]:
+        """Whether each of these, signed by nodes, comes for the first time; that it does not is recorded. Whoever came with a session is
         not asked."""
-        if (nonce := getattr(request.state, "nonce", None)) is None:
-            return True
-        fresh = bool(await uow.rows(_SEE, nonce=nonce, until=uow.now + 2 * WINDOW))
-        if not fresh:
-            uow.audit(AuditEntry("request.replayed", "E", outcome=8, why="security.request_replayed"))
+        come = [getattr(request.state, "nonce", None) for _, request in requests]
+        signed = [nonce for nonce in come if nonce is not None]
+        new = {row.nonce for row in await uow.rows(_SEE, come=signed, until=uow.now + 2 * WINDOW)} if signed else set()
+        fresh = []
+        for (context, _), nonce in zip(requests, come, strict=True):
+            fresh.append(nonce is None or nonce in new)
+            new.discard(nonce)  # it may be here twice
+            if not fresh[-1]:
+                uow.context = context
+                uow.audit(AuditEntry("request.replayed", "E", outcome=8, why="security.request_replayed"))
         return fresh
 
     async def permit(self, actor: Actor, action: str | None) -> None:

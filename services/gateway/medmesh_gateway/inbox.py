@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ PATIENCE = 10.0
 """Seconds in which a stream that has to end can say so to somebody who reads; after that it is cut off."""
 CAN_WAIT = frozenset((RoundStored.subject(),))
 """What only gives a hospital room back: it goes with the next fact, or with the next sign of life."""
-Recording = Callable[[UnitOfWork[Any]], Awaitable[None]]
+Recording = Callable[[UnitOfWork[Any]], None]
 """Leaves a record with a transaction."""
 _COUNTED = upsert(cursors).from_select(
     ["hospital", "last"], select(func.unnest(bindparam("hospitals", type_=ARRAY(String))), literal_column("1"))
@@ -202,7 +202,7 @@ async def _enclosed(fact: HospitalEvent, uow: UnitOfWork[Any], hospitals: Sequen
         found = b"".join([part async for part in store.read(fact.base.sha256)])
         for ear in ears:
             assert ear.sent is not None
-            await ear.sent(fact.base)(uow)
+            ear.sent(fact.base)(uow)
     except Problem:
         return b"", []
     return pybase64.b64encode(found), ears

@@ -70,7 +70,7 @@ def mount(app: FastAPI, runtime: Runtime, ports: Ports) -> None:
             raise
 
     async def transferred(actor: Actor, verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> None:
-        await runtime.gathering.run(_context(runtime, actor, verb), _transferred(verb, kind, sha256, problem, **detail))
+        await runtime.gathering.record(_context(runtime, actor, verb), _transferred(verb, kind, sha256, problem, **detail))
 
     @app.head("/v1/uploads/{sha256}", tags=["objects"], status_code=204, openapi_extra={ACTION: "object.write"})
     async def progress(sha256: str, request: Request) -> Response:
@@ -151,12 +151,12 @@ def sent(runtime: Runtime, actor: Actor) -> Callable[[ObjectRef], Recording]:
     return record
 
 
-def _recording(context: Context, record: Recording) -> Recording:
+def _recording(context: Context, entry: AuditEntry) -> Recording:
     """In a transaction that another asked for."""
 
-    async def recording(uow: UnitOfWork[Any]) -> None:
+    def recording(uow: UnitOfWork[Any]) -> None:
         before, uow.context = uow.context, context
-        await record(uow)
+        uow.audit(entry)
         uow.context = before
 
     return recording
@@ -204,15 +204,10 @@ def _context(runtime: Runtime, actor: Actor, verb: str) -> Context:
     return runtime.context(actor=actor, decision=decide(actor, verb, datetime.now(UTC), rules=runtime.policies.rules))
 
 
-def _transferred(verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> Recording:
+def _transferred(verb: str, kind: str, sha256: str, problem: Problem | None = None, **detail: int) -> AuditEntry:
     """That bytes come or go."""
-    about = (Entity("object", sha256, digest=sha256),)
     outcome, why = (4, problem.code) if problem else (0, "")
-
-    async def record(uow: UnitOfWork[Any]) -> None:
-        uow.audit(AuditEntry(verb, kind, outcome, why, about, detail=detail))
-
-    return record
+    return AuditEntry(verb, kind, outcome, why, (Entity("object", sha256, digest=sha256),), detail=detail)
 
 
 def _target(ports: Ports, actor: Actor) -> ObjectStore:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 from tests.store import example_memory
@@ -69,23 +68,31 @@ async def test_work_that_fails_leaves_nothing_and_takes_nobody_with_it() -> None
     async with example_memory() as database:
         gathering = Gathering(Counted(database).unit)
 
-        async def work(uow: UnitOfWork[Any], n: int) -> int:
-            uow.audit(AuditEntry(f"thing.{n}", "R"))
-            if n == 2:
-                raise ValueError("mine")
-            return 10 * n
+        async def work(uow: UnitOfWork[Any], wanted: Sequence[tuple[Context, int]]) -> list[int]:
+            for _, n in wanted:
+                uow.audit(AuditEntry(f"thing.{n}", "R"))
+                if n == 2:
+                    raise ValueError("mine")
+            return [10 * n for _, n in wanted]
 
-        told = await asyncio.gather(*(gathering.run(Context("example"), partial(work, n=n)) for n in range(5)), return_exceptions=True)
+        told = await asyncio.gather(*(gathering.run(work, Context("example"), n) for n in range(5)), return_exceptions=True)
         assert [repr(one) if isinstance(one, Exception) else one for one in told] == [0, 10, "ValueError('mine')", 30, 40]
         kept = [body.decode().split()[1] for _, _, body in await database.unreceipted()]
         assert kept == ["thing.0", "thing.1", "thing.3", "thing.4"]
 
 
-async def test_each_works_in_its_own_context() -> None:
+async def test_each_work_is_done_once_for_all_who_want_it_and_answers_each() -> None:
     async with example_memory() as database:
         gathering = Gathering(Counted(database).unit)
+        given = []
 
-        async def who(uow: UnitOfWork[Any]) -> str:
-            return uow.context.service
+        async def who(_uow: UnitOfWork[Any], wanted: Sequence[tuple[Context, str]]) -> list[str]:
+            given.append(wanted)
+            return [context.service + what for context, what in wanted]
 
-        assert await asyncio.gather(*(gathering.run(Context(name), who) for name in "abc")) == ["a", "b", "c"]
+        async def count(_uow: UnitOfWork[Any], wanted: Sequence[tuple[Context, str]]) -> list[int]:
+            return [len(wanted)] * len(wanted)
+
+        each = [gathering.run(work, Context(name), name.upper()) for name in "abc" for work in (who, count)]
+        assert await asyncio.gather(*each) == ["aA", 3, "bB", 3, "cC", 3]
+        assert [len(wanted) for wanted in given] == [3]
