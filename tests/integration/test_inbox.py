@@ -179,11 +179,11 @@ async def test_a_displaced_stream_that_nobody_reads_is_cut_off(world: World, mon
     monkeypatch.setattr(inbox, "PATIENCE", 0.3)
     written, large = inbox.written, list[int]()
 
-    def more_than_the_network_holds(fact: Any) -> bytes:
+    def more_than_the_network_holds(fact: Any) -> list[bytes | memoryview]:
         if large:
             return written(fact)
         large.append(fact.cursor)
-        return written(fact) + b": %s\n\n" % (b"x" * 64_000_000)
+        return [*written(fact), *[b": %s\n\n" % (b"x" * 250_000)] * 256]
 
     monkeypatch.setattr(inbox, "written", more_than_the_network_holds)
     async with world.node("renji") as renji, asyncio.timeout(60):

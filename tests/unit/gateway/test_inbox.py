@@ -23,7 +23,7 @@ from medmesh_gateway.inbox import PAGE, Ear, Fact, written
         (range(5, 6 + PAGE), 4, []),
     ],
 )
-def test_what_follows_without_a_gap(handed: list[int], after: int, found: list[int]) -> None:
+async def test_what_follows_without_a_gap(handed: list[int], after: int, found: list[int]) -> None:
     ear = Ear()
     for cursor in handed:
         ear.hand(Fact(cursor, "x", b""))
