@@ -57,6 +57,14 @@ def write(path: Path, text: str, mode: int = 0o600) -> None:
     new.replace(path)
 
 
+def write_over(path: Path, data: bytes) -> None:
+    """Have a file say `data`, in the place of what it said: the memory and the disk that it has need not be found anew. A kill may leave a
+    mixture of both."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        file.write(data)
+        file.truncate()
+
+
 def password(path: Path) -> str:
     """The password in `path`; the first call makes one of 256 random bits."""
     if not path.exists():

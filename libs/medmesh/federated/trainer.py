@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,12 +48,12 @@ class Trainer:
         """One training: its weights, checked against the plan's signature, and its loss. Raises `Problem`."""
         out = self.worker.folder / target.name
         extra: dict[str, Any] = {"pull": run.pull, "plain": run.plain, **protected(self.plan)}
-        extra |= {name: self.worker.give(path, name) for name, path in (("anchor", run.anchor), ("shift", run.shift)) if path}
+        extra |= {name: self.worker.give(path, name, over=True) for name, path in (("anchor", run.anchor), ("shift", run.shift)) if path}
         began = time.monotonic()
         result = await self.worker.call(
             "train",
             progress=self.progress,
-            weights=self.worker.give(run.start, "base"),
+            weights=self.worker.give(run.start, "base", over=True),  # of which it has read every number
             data=self.data,
             steps=run.steps,
             batch_size=self.plan.batch_size,
@@ -64,7 +65,7 @@ class Trainer:
         )
         self.step_seconds = (time.monotonic() - began) / run.steps
         # Out of the worker's reach first; a link in its place is refused by the check.
-        out.rename(target)
+        os.rename(out, target)
         weights.check(target, self.plan.signature)
         loss = result.get("loss")
         if not isinstance(loss, int | float) or not math.isfinite(loss):  # null: not a number

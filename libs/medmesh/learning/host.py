@@ -43,6 +43,29 @@ def _stamp(path: Path | str) -> _Stamp:
         return ()
 
 
+def _fresh(folder: int, name: str) -> int:
+    """A new file in a folder."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+    made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder)
+    os.fchmod(made, 0o644)
+    return made
+
+
+def _untouched(folder: int, name: str, stamp: _Stamp) -> int | None:
+    """The file of this stamp, open to be written over; None where it is another by now, or was written to, renamed or linked."""
+    if not stamp:
+        return None
+    try:  # not waiting: what was planted in its place may be a pipe
+        found = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        return None
+    if _stamped(os.fstat(found)) == stamp:
+        return found
+    os.close(found)
+    return None
+
+
 def _silent(step: int, steps: int, loss: float) -> None:
     return None
 
@@ -58,6 +81,7 @@ class Worker:
         self._memory = memory
         self._busy = asyncio.Lock()
         self._given: dict[str, tuple[_Stamp, _Stamp]] = {}
+        self._made: dict[str, _Stamp] = {}
 
     @property
     def pid(self) -> int:
@@ -73,11 +97,12 @@ class Worker:
             os.chown(other.folder, owner.st_uid, owner.st_gid)
         return other
 
-    def give(self, source: Path, name: str) -> str:
+    def give(self, source: Path, name: str, *, over: bool = False) -> str:
         """Copy a file into the worker's folder, readable for its account; answers the path to hand over.
 
         The package runs already and may have planted links there: the copy is a fresh file, and nothing is followed. One that neither it
-        nor we have touched since, of a file that is the same, is not made again.
+        nor we have touched since, of a file that is the same, is not made again. `over`: of another file it may be written over, as nobody
+        reads the one before any more; its pages need not be asked for anew.
         """
         place = f"{self.folder}/{name}"
         given = self._given.get(place)
@@ -85,16 +110,16 @@ class Worker:
             return place
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "wb") as target, source.open("rb") as file:
-                os.fchmod(target.fileno(), 0o644)
+            descriptor = _untouched(folder, name, self._made.get(place, ())) if over else None
+            with os.fdopen(_fresh(folder, name) if descriptor is None else descriptor, "wb") as target, source.open("rb") as file:
                 before = _stamped(os.fstat(file.fileno()))
-                while os.sendfile(target.fileno(), file.fileno(), None, 1 << 30):  # copied by the kernel
-                    pass
+                size = 0
+                while copied := os.sendfile(target.fileno(), file.fileno(), None, 1 << 30):  # by the kernel
+                    size += copied
+                os.ftruncate(target.fileno(), size)
+                made = self._made[place] = _stamped(os.fstat(target.fileno()))
                 if time.time_ns() - before[-1] > TICK_NS:
-                    self._given[place] = before, _stamped(os.fstat(target.fileno()))
+                    self._given[place] = before, made
                 else:  # within the same tick it may change again and look the same
                     self._given.pop(place, None)
         finally:

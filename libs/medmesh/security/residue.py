@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_DUMPABLE = 4
@@ -38,10 +39,13 @@ def empty(folder: Path) -> None:
     with os.scandir(folder) as found:
         entries = list(found)
     for entry in entries:
-        (wipe if entry.is_dir(follow_symlinks=False) else _wipe_file)(Path(entry.path))
+        if entry.is_dir(follow_symlinks=False):
+            wipe(Path(entry.path))
+        else:
+            _wipe_file(entry.path)
 
 
-def _wipe_file(path: Path) -> None:
+def _wipe_file(path: Path | str) -> None:
     try:
         found = os.lstat(path)
         # Another name of the same bytes is somebody else's business: then only this name goes.
@@ -54,4 +58,5 @@ def _wipe_file(path: Path) -> None:
                 os.close(file)
     except OSError:  # not ours to write, or already gone: what matters is that it goes
         pass
-    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)

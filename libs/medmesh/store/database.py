@@ -128,7 +128,7 @@ class Database:
         """Wait until the disk has all that was committed, or what was when `mark` was asked for: a later commit may have waited for it."""
         if not getattr(self.engine, "settled", True) and mark in (None, self.mark):
             async with self._transaction() as (sql, _):
-                await sql.execute(text("UPDATE audit_counter SET n = n"))
+                await sql.exec_driver_sql("UPDATE audit_counter SET n = n")
 
     async def look(self, query: Prepared, **values: Any) -> Sequence[Any]:
         """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back."""

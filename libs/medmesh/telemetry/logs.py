@@ -62,3 +62,6 @@ def configure(service: str, level: str) -> None:
     root.setLevel(logging.WARNING)
     _LOGGER.setLevel(level.upper())
     logging.captureWarnings(True)
+    # Not looked up for each line, as none says it: where in the code, in which thread, process and task.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

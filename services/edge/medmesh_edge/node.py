@@ -129,19 +129,23 @@ class Node:
                 # Tried again whether anybody wakes it or not: what it works on is still there.
                 await asyncio.sleep(pause(failures + 2))
             elif not more:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(IDLE_SECONDS):
-                        await bell.wait()
+                await bell.wait()
                 if name == "audit":
                     await asyncio.sleep(GATHER_SECONDS)
 
     async def _watch(self) -> None:
-        """Wake every loop when another process changed the store, which SQLite tells a connection, and else those that are clocked."""
-        before = -1
+        """Wake every loop when another process changed the store, which SQLite tells a connection, and from time to time; else those that
+        are clocked."""
+        before, all_again = -1, 0.0
         while True:
+            at = time.monotonic()
             async with self.site.database.engine.connect() as sql:
                 now = (await sql.exec_driver_sql("PRAGMA data_version")).scalar_one()
-            self.site.changed.set(*(() if now != before else CLOCKED))
+            if now != before or at >= all_again:
+                self.site.changed.set()
+                all_again = at + IDLE_SECONDS
+            else:
+                self.site.changed.set(*CLOCKED)
             before = now
             await asyncio.sleep(LOOK_SECONDS)
 

@@ -216,7 +216,7 @@ def _modalities(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
 
 def _tensors(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
     leaving = [tensor.name for tensor in plan.signature if tensor.name not in plan.local]
-    other = [name for name in leaving if not any(fnmatchcase(name, pattern) for pattern in policy.tensors)]
+    other = [] if "*" in policy.tensors else [name for name in leaving if not any(fnmatchcase(name, pattern) for pattern in policy.tensors)]
     return Problem("policy.tensor", tensor=other[0]) if other else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.embedded import files
 from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates
 from medmesh.federated.trainer import Trainer
@@ -213,7 +215,9 @@ class Rounds:
 
         (name, data), self._enclosed = self._enclosed, ("", b"")
         if name == event.base.sha256:  # one that is only half written, after a power cut, is fetched
-            await aside(len(data), partial(found.write_bytes, data))
+            if since is not None:
+                os.replace(since, found)
+            await aside(len(data), partial(files.write_over, found, data))
         else:
             await self._download(event.base, folder, since=since, progress=tell)
         for path in others:

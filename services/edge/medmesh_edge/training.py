@@ -88,10 +88,7 @@ async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None, by
 
 def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None, bytes | None]:
     if path.stat().st_size <= BRIEF or not isinstance(objects.blobs, DirectoryBlobs):
-        pieces: list[bytes] = []  # of a small one, what was looked at is what is stored: read once, hashed once
-        weights.check_finite(path, pieces.append)
-        data = b"".join(pieces)
-        pieces.clear()  # what is sealed comes beside it: twice its size, not three times
+        data = weights.read_finite(path)  # of a small one, what was looked at is what is stored: read once, hashed once
         return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None, data if len(data) <= BRIEF else None
     # Of a large one, too, without its being held: what is looked at, hashed and sealed are the same bytes, whoever writes to the file.
     incoming = Incoming(objects.blobs, objects.wrapping)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medmesh.embedded.files import Watched
+from medmesh.embedded.files import Watched, write_over
 
 
 def test_a_file_is_read_again_when_it_changes_and_only_then(private: Path) -> None:
@@ -43,3 +43,11 @@ def test_what_changed_a_moment_ago_is_not_kept(private: Path) -> None:
         file.write("other")
     os.utime(path, ns=(stamp, stamp))
     assert watched() == "other"
+
+
+def test_what_is_written_over_has_nothing_left_of_what_was_there_before(private: Path) -> None:
+    path = private / "model"
+    for data in (b"first", b"a longer one", b"short"):
+        write_over(path, data)
+        assert path.read_bytes() == data
+    assert path.stat().st_mode & 0o777 == 0o600

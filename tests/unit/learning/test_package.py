@@ -62,6 +62,7 @@ def test_weights_are_held_against_the_signature(private: Path) -> None:
     agreed = weights.signature_of(arrays)
     weights.check(path, agreed)
     weights.check_finite(path)
+    assert weights.read_finite(path) == path.read_bytes()
     cases = {
         "weights.foreign": agreed[:1],
         "weights.missing": (*agreed, TensorSignature(name="c", shape=(1,), dtype="F32")),
@@ -75,6 +76,11 @@ def test_weights_are_held_against_the_signature(private: Path) -> None:
     with pytest.raises(Problem) as caught:
         weights.check_finite(path)
     assert caught.value.code == "weights.not_finite"
+    arrays["b"][3] = np.inf
+    weights.save(arrays, path)
+    with pytest.raises(Problem) as caught:
+        weights.read_finite(path)
+    assert (caught.value.code, caught.value.params["tensor"]) == ("weights.not_finite", "b")
     for nonsense in (b"", b"\xff" * 100, (10).to_bytes(8, "little") + b"[]        ", path.read_bytes() + b"x"):
         path.write_bytes(nonsense)
         with pytest.raises(Problem) as caught:

@@ -126,6 +126,32 @@ async def test_what_was_given_and_nobody_touched_is_not_copied_again(private: Pa
         assert given.read_bytes() == b"changed"
 
 
+async def test_what_is_written_over_is_our_own_copy_alone(private: Path) -> None:
+    """Whatever the package puts in its place stays as it is, or goes: nothing is written through it."""
+    source, precious = private / "source", private / "precious"
+    precious.write_bytes(b"precious")
+    async with worker(tiny(private), private / "work") as w:
+
+        def over(data: bytes) -> int:
+            source.write_bytes(data)
+            given = Path(w.give(source, "base", over=True))
+            assert given.read_bytes() == data
+            return given.stat().st_ino
+
+        first = over(b"a long model")
+        given, beside = w.folder / "base", w.folder / "beside"
+        with given.open("rb") as held:  # so that no other file has its number
+            assert over(b"a model") == first == os.fstat(held.fileno()).st_ino, "no other file"
+        os.link(given, beside)
+        assert over(b"another") != first and beside.read_bytes() == b"a model"
+        for plant in (lambda: os.link(precious, given), lambda: given.symlink_to(precious), lambda: os.mkfifo(given)):
+            given.unlink()
+            plant()
+            over(b"after it")
+            assert given.is_file() and not given.is_symlink()
+        assert precious.read_bytes() == b"precious"
+
+
 async def test_a_file_that_changes_twice_within_a_tick_of_the_clock_is_copied_twice(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = 10**9
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -158,34 +159,36 @@ class DirectoryBlobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._place = str(folder)  # to put paths together takes as long as to open a file
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def get(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes] | None:
         try:
-            file = (self.folder / name).open("rb")
+            file = open(f"{self._place}/{name}", "rb")  # noqa: SIM115
         except FileNotFoundError:
             return None
         return _pieces(file, start, end)
 
     def put(self, name: str, source: Source, length: int) -> None:
-        target = self.folder / name
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        above, _, own = f"{self._place}/{name}".rpartition("/")
+        temporary = f"{above}/.{own}.{secrets.token_hex(4)}"
         try:
-            with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            with _new_file(temporary) as file:
                 while piece := source.read(_PIECE):
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            os.replace(temporary, f"{above}/{own}")
         except BaseException as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
             if isinstance(error, OSError):
                 raise _full(error) from None
             raise
 
     def delete(self, name: str) -> None:
-        (self.folder / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self._place}/{name}")
 
     def names(self, prefix: str = "") -> Iterator[Blob]:
         for folder in sorted(self.folder.iterdir()):
@@ -199,6 +202,19 @@ class DirectoryBlobs:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _new_file(path: str) -> BinaryIO:
+    """Of ours alone; its folder is made with the first."""
+    try:
+        return open(path, "wb", opener=_private)
+    except FileNotFoundError:
+        Path(path).parent.mkdir(mode=0o700, exist_ok=True)
+        return open(path, "wb", opener=_private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _pieces(file: BinaryIO, start: int, end: int | None) -> Iterator[bytes]:

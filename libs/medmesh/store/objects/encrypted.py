@@ -116,9 +116,9 @@ class EncryptedStore:
         header, cipher = envelope.begin(sha256, size, self.wrapping, inline=size <= INLINE)
         sealed = envelope.seal_pieces(header, cipher, source)
         if not header.body:
-            whole = b"".join((header.line(), *sealed))
+            parts = [header.line(), *sealed]
             source.check(sha256)
-            self.blobs.put(_key(sha256), io.BytesIO(whole), len(whole))
+            self.blobs.put(_key(sha256), _Parts(parts), sum(map(len, parts)))
             return
         try:
             self.blobs.put(body_name(header), Rejoined(sealed), header.sealed_bytes)
@@ -245,6 +245,22 @@ class _Hashed:
         self._hash.update(self._source.read(1))
         if (found := self._hash.hexdigest()) != sha256:
             raise Problem("objects.digest", expected=sha256, found=found)
+
+
+class _Parts:
+    """Reads the parts one after the other, and copies none that is asked for whole."""
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts[::-1]
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._parts or not size:
+            return b""
+        part = self._parts.pop()
+        if 0 < size < len(part):
+            self._parts.append(part[size:])
+            return part[:size]
+        return part if size > 0 else b"".join((part, *(self._parts.pop() for _ in self._parts[:])))
 
 
 def _between(pieces: Iterator[bytes], skip: int, length: int) -> Iterator[bytes]:
