@@ -131,6 +131,7 @@ class UnitOfWork(Generic[Ports]):
         self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
         self._once: dict[Hashable, Any] = {}
+        self._at_end: dict[Hashable, Callable[[], Awaitable[None]]] = {}
         self.access: Any = None
         """What the runtime found when it let the message in (`medmesh.service.guard.Access`); None for what no message caused."""
         self.ahead: Any = None
@@ -177,6 +178,10 @@ class UnitOfWork(Generic[Ports]):
             self._once[key] = await read(key)
         found: V = self._once[key]
         return found
+
+    def at_end(self, key: Hashable, call: Callable[[], Awaitable[None]]) -> None:
+        """Run `call` in this transaction when everything else is done: once, however many of its messages ask for it under `key`."""
+        self._at_end[key] = call
 
     async def first(self, statement: Executable) -> Row[Any] | None:
         """The first row, or None."""
@@ -231,7 +236,10 @@ class UnitOfWork(Generic[Ports]):
             await self.spend_approval(approval)
 
     async def flush(self) -> None:
-        """Write messages and audit records; the audit counter's row lock is therefore held for the shortest time."""
+        """Do what waits for the end, and write messages and audit records; the audit counter's row lock is therefore held for the shortest
+        time."""
+        while self._at_end:
+            await self._at_end.pop(next(iter(self._at_end)))()
         if self._messages:
             messages, self._messages = self._messages, []
             await self.journal.send(messages, self.now)

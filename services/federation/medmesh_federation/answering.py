@@ -22,6 +22,8 @@ Look = Callable[..., Awaitable[Sequence[Any]]]
 """Runs a prepared query."""
 FLAGGED = "flagged"
 """Why an answer that looks wrong is not in its round."""
+ACCEPTED = "accepted"
+"""The state of a participant that takes part."""
 LOST = "lost"
 """Why an answer does not count for now: its update is gone, and asked for again."""
 _ATTEMPT = ("federation", "round", "attempt")
@@ -43,10 +45,18 @@ _ROUND = Prepared(
     .join_from(rounds, federations, federations.c.federation == rounds.c.federation)
     .where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT))
 )
+# Mostly nobody: to read hundreds for each few answers costs more than the answers.
+_OTHERS = Prepared(select(participants.c.hospital, participants.c.state).where(_THEIRS, participants.c.state != ACCEPTED))
 _GAVE = select(answers.c.hospital).where(
     *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
 )
-_PEOPLE = Prepared(select(participants.c.hospital, participants.c.state, _GAVE.exists().label("gave")).where(_THEIRS))
+# Who is told last mostly answers last: by the index, one of whom an answer is still to come is found soon.
+_SILENT = (
+    select(participants.c.hospital)
+    .where(_THEIRS, participants.c.state == ACCEPTED, ~_GAVE.exists())
+    .order_by(participants.c.hospital.desc())
+)
+_ALL_SILENT, _ONE_SILENT = Prepared(_SILENT), Prepared(_SILENT.limit(1))
 _GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name != "counted"})
 _IS_LOST = answers.c.failed == LOST
 _SAME_BYTES = answers.c.update["sha256"].as_string() == _GIVEN.excluded.update["sha256"].as_string()
@@ -64,29 +74,28 @@ _ANSWER = Prepared(
 
 @dataclass
 class Asked:
-    """An attempt at a round, and everybody's part in it."""
+    """An attempt at a round."""
 
     round: Any
     """With what of its federation an answer needs; None: there is no such attempt."""
-    states: Mapping[str, str]
-    """Of every hospital that was invited."""
-    awaited: set[str]
-    """Who takes part, was asked, and has not answered in time."""
+    others: Mapping[str, str]
+    """The states of the invited hospitals that are not `accepted`."""
+
+    def state(self, hospital: str) -> str:
+        """Of one that was invited."""
+        return self.others.get(hospital, ACCEPTED)
 
     def late(self, hospital: str) -> bool:
         """Whether an answer does not count in its round. Of one in quarantine it is taken, and counts nowhere."""
         running = self.round.federation_state in (State.RUNNING, State.PAUSED)
-        return self.round.state != "open" or not running or self.states[hospital] == "quarantined"
+        return self.round.state != "open" or not running or self.state(hospital) == "quarantined"
 
 
 async def asked_of(look: Look, federation: str, number: int, attempt: int) -> Asked:
     """As it is now."""
     place = {"federation": federation, "round": number, "attempt": attempt}
     (current, *_) = [*await look(_ROUND, **place), None]
-    people = await look(_PEOPLE, **place)
-    assigned = frozenset(current.assigned) if current is not None else frozenset()
-    awaited = {one.hospital for one in people if one.state == "accepted" and not one.gave and one.hospital in assigned}
-    return Asked(current, {one.hospital: one.state for one in people}, awaited)
+    return Asked(current, {one.hospital: one.state for one in await look(_OTHERS, federation=federation)})
 
 
 async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
@@ -98,7 +107,7 @@ async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
 async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Asked, bool]:
     """(the attempt; whether the answer comes too late). Only who was assigned may answer."""
     asked, hospital = await uow.once(_Place(federation, number, attempt), partial(_locked, uow)), uow.actor.id
-    if asked.states[hospital] == "withdrawn":
+    if asked.state(hospital) == "withdrawn":
         raise Problem("federation.not_taking_part", federation=federation, state="withdrawn")
     if asked.round is None or hospital not in asked.round.assigned:
         raise Problem("federation.not_assigned", federation=federation, round=number)
@@ -136,8 +145,15 @@ async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any
         **values,
     }
     kept = await uow.one(_ANSWER, **row)
-    if kept is not None and not kept.late:
-        asked.awaited.discard(uow.actor.id)
-    if not asked.awaited:  # nobody is waited for any more; deadlines and leases are looked at in any case
-        uow.on_commit(uow.ports.wake.set)
+    uow.at_end(_Place(*(getattr(asked.round, name) for name in _ATTEMPT)), partial(_wake_after_last, uow, asked))
     return None if kept is None else bool(kept.late)
+
+
+async def _wake_after_last(uow: UnitOfWork[Ports], asked: Asked) -> None:
+    """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
+    attempt = {name: getattr(asked.round, name) for name in _ATTEMPT}
+    assigned = frozenset(asked.round.assigned)
+    if (silent := await uow.rows(_ONE_SILENT, **attempt)) and silent[0].hospital not in assigned:
+        silent = await uow.rows(_ALL_SILENT, **attempt)
+    if not any(one.hospital in assigned for one in silent):
+        uow.on_commit(uow.ports.wake.set)

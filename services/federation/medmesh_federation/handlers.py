@@ -235,7 +235,7 @@ async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports
         return None
     asked = await asked_of(look, given.federation, given.round, given.attempt)
     current = asked.round
-    if current is None or asked.states.get(actor.id) in (None, "withdrawn") or actor.id not in current.assigned:
+    if current is None or asked.state(actor.id) == "withdrawn" or actor.id not in current.assigned:
         return None
     plan = plan_of(current)
     if (asked.late(actor.id) and plan.pace is None) or (current.kind == "evaluate" and plan.secure is None):

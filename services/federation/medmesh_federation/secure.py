@@ -19,7 +19,7 @@ from medmesh.errors import Problem
 from medmesh.federated.plan import last_round, plan_of
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation.answering import answering
+from medmesh_federation.answering import ACCEPTED, answering
 from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
@@ -55,7 +55,7 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
         spoken.add(hospital)
         uow.audit(AuditEntry("federation.secure", "C", entities=(entity(current),), detail=detail))
     # There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case.
-    if all(one in spoken for one in current.parties if asked.states[one] == "accepted"):
+    if all(one in spoken for one in current.parties if asked.state(one) == ACCEPTED):
         uow.on_commit(uow.ports.wake.set)
     return {"late": False}
 
