@@ -190,8 +190,9 @@ class Coordinator:
             # Who is in a round is given its whole lease, also right after our own restart; who answered one, for the next.
             there = newest.assigned if newest.state == "open" else answered
             online |= frozenset(h for h in there if not leases.lapsed(h, seconds))
-        # Looked up only where a round is about to open.
-        unstored = await uow.rows(_UNSTORED, federation=row.federation) if current is None or current.state != "open" else [current]
+        # Looked up only where a round is about to open, or none will be.
+        between = current is None or current.state != "open"
+        unstored = await uow.rows(_UNSTORED, federation=row.federation) if between else [current]
         closed = plan.stop is not None and current is not None and current.state == "committed"
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
         busy = frozenset[str]()
@@ -210,9 +211,9 @@ class Coordinator:
             now=uow.now,
             blocked=row.state == State.QUEUED and await queue.blocked(uow, row, self.ports),
             scores=scores,
-            begun=await privacy.begun(uow, row.federation) if plan.privacy is not None else 0,
-            trained=0 if plan.privacy is None and plan.secure is None else await steps.trained(uow, row.federation),
-            skipped=0 if plan.secure is None else await steps.skipped(uow, row.federation),
+            begun=await privacy.begun(uow, row.federation) if plan.privacy is not None and between else 0,
+            trained=await steps.trained(uow, row.federation) if (plan.privacy is not None or plan.secure is not None) and between else 0,
+            skipped=await steps.skipped(uow, row.federation) if plan.secure is not None and between else 0,
             busy=busy,
         )
 
