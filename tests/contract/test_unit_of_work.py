@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 from sqlalchemy import bindparam, insert, null, select
+from sqlalchemy.exc import DBAPIError
 from tests.store import example_memory, example_metadata, example_postgres, example_sqlite
 
 from medmesh.contracts.message import Event
@@ -252,4 +253,21 @@ async def test_connections_that_the_server_closed_in_the_pool_are_not_used_again
             await sql.exec_driver_sql(f"{ended} AND datname = current_database()")
         await asyncio.sleep(0.2)
         await asyncio.gather(hold(), hold(), hold())
+        assert await _things(made) == set()
+
+
+async def test_transactions_that_fail_use_up_no_connection(servers: RunningServers, unique: str) -> None:
+    async with example_postgres(servers.postgres_url, unique, emits=frozenset((ThingMade,))) as made:
+        for statement in ("SELECT 1 / 0", "SELECT pg_terminate_backend(pg_backend_pid())") * 8:
+            with pytest.raises(DBAPIError):
+                async with made.unit(CONTEXT) as uow:
+                    await uow.sql.exec_driver_sql(statement)
+        both = asyncio.Barrier(8)  # as many as there are
+
+        async def hold() -> None:
+            async with made.unit(CONTEXT):
+                await both.wait()
+
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(hold() for _ in range(8)))
         assert await _things(made) == set()

@@ -140,13 +140,15 @@ class Engine:
         self.dialect = engine.dialect
         self.turns = asyncio.Semaphore(size)
         self.idle: list[AsyncConnection] = []
+        self.disposed = False
 
     def connect(self) -> _Lease:
         """`async with`: a connection; after an error it is closed."""
         return _Lease(self)
 
     async def dispose(self) -> None:
-        """Close every connection that nobody has."""
+        """Close every connection that nobody has, and the others when they are given back."""
+        self.disposed = True
         while self.idle:
             await self.idle.pop().close()
         await self.engine.dispose()
@@ -182,16 +184,20 @@ class _Lease:
             await sql.close()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        sql = self._sql
+        sql, whole = self._sql, False
         try:
-            if error is None and not sql.invalidated:
+            if error is None and not sql.invalidated and not self._engine.disposed:
                 if sql.in_transaction():  # one that SQLAlchemy believes in
                     await sql.rollback()
-                self._engine.idle.append(sql)
-            else:
-                await uninterrupted(sql.close())
+                whole = True
         finally:
-            self._engine.turns.release()
+            try:
+                if whole:
+                    self._engine.idle.append(sql)
+                else:
+                    await uninterrupted(sql.close())
+            finally:
+                self._engine.turns.release()
 
 
 def driver(sql: AsyncConnection) -> asyncpg.Connection:

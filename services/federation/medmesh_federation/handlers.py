@@ -44,6 +44,8 @@ from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import federations, participants
 
+SMALL = 2 * BRIEF
+"""Bytes of an update that is looked at while its federation is locked: two questions are dearer. A masked vector of 1 MB is one."""
 WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])  # for `plan_of`
 _LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
 
@@ -228,10 +230,10 @@ class Examined:
 
 async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports: Ports) -> Examined | None:
     """The bytes of a large update against the plan, before the transaction that takes it: those of several hospitals are read at once.
-    None for a small one, which is read there; for one that does not count, or is nobody's to hand in: why is said there. Raises `Problem`
-    (`weights.*`, `objects.missing`)."""
+    None for a small one, which is read there, and for one that does not count or is nobody's to hand in: why is said there. Raises
+    `Problem` (`weights.*`, `objects.missing`)."""
     given = command.data
-    if given.update.bytes <= BRIEF:
+    if given.update.bytes <= SMALL:
         return None
     asked = await asked_of(look, given.federation, given.round, given.attempt)
     current = asked.round
