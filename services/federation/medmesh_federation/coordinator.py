@@ -192,11 +192,11 @@ class Coordinator:
             online |= frozenset(h for h in there if not leases.lapsed(h, seconds))
         # Looked up only where a round is about to open, or none will be.
         between = current is None or current.state != "open"
-        unstored = await uow.rows(_UNSTORED, federation=row.federation) if between else [current]
+        stored = between and not await uow.rows(_UNSTORED, federation=row.federation)
         closed = plan.stop is not None and current is not None and current.state == "committed"
         scores = await evaluation.scores(uow, row.federation, plan) if closed else {}
         busy = frozenset[str]()
-        if current is not None and current.state != "open":
+        if current is not None and between:
             busy = await pace.busy(uow, row.federation, plan, current.number + (current.state in OVER))
         return Situation(
             State(row.state),
@@ -207,7 +207,7 @@ class Coordinator:
             current,
             row.voids,
             row.waiting_since,
-            stored=not unstored,
+            stored=stored,
             now=uow.now,
             blocked=row.state == State.QUEUED and await queue.blocked(uow, row, self.ports),
             scores=scores,

@@ -82,14 +82,14 @@ class Situation:
     voids: int
     waiting_since: datetime | None
     stored: bool
-    """Every committed model is in the kept store."""
+    """No round is open, and every committed model is in the kept store."""
     now: datetime
     blocked: bool = False
     """By a quota: too many others run."""
     scores: Mapping[int, Fraction] = field(default_factory=dict)
     """Training round to how its model did, as far as it was evaluated; 0 for the first weights. Only where the plan can stop early."""
     begun: int = 0
-    """Attempts at training rounds that the privacy ledger has."""
+    """Attempts at training rounds that the privacy ledger has; like the two below looked up where no round is open."""
     trained: int = 0
     """Training rounds that were committed; only where a plan's privacy or secure sums may end it early."""
     skipped: int = 0
