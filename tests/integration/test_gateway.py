@@ -200,6 +200,33 @@ async def test_who_repeats_a_command_and_waits_no_longer_silences_nobody(world: 
         assert (await patient)["result"] == {"state": "paused"}
 
 
+async def test_answers_that_come_together_are_each_their_owners(world: World) -> None:
+    admin = await world.admin()
+    li = await world.user(admin, "li", "researcher")
+
+    async def pause(federation: str, wait: int) -> dict[str, Any]:
+        headers = {"Prefer": f"wait={wait}", "Idempotency-Key": f"pause-{federation}"}
+        answer: dict[str, Any] = await li.request("POST", f"/v1/federations/{federation}/pause", {"reason": "lunch"}, headers=headers)
+        return answer
+
+    one, two = [(await pause(federation, 0))["operation"] for federation in ("fed-1", "fed-2")]
+    about = {"command": "federation.pause.v1"}
+    problem = Problem("request.not_found", kind="federation", id="fed-2").document()
+    answers = (
+        OperationFinished(service="training", operation=one, succeeded=True, result={"state": "forged"}, **about),
+        OperationFinished(service="federation", operation=one, succeeded=True, result={"state": "paused"}, **about),
+        OperationFinished(service="federation", operation=two, succeeded=False, problem=problem, **about),
+        OperationFinished(service="federation", operation="unknown", succeeded=True, **about),
+    )
+    await asyncio.gather(*(world.p.publish(answer, source=answer.service) for answer in answers))
+    async with asyncio.timeout(20):
+        assert (await pause("fed-1", 10))["result"] == {"state": "paused"}
+        with pytest.raises(Problem) as caught:
+            await pause("fed-2", 10)
+    assert caught.value.code == "request.not_found"
+    assert (await pause("fed-1", 0))["result"] == {"state": "paused"}, "it was kept"
+
+
 async def test_objects_go_up_and_down_in_pieces(world: World, private: Path) -> None:
     admin = await world.admin()
     researcher = await world.user(admin, "li", "researcher")

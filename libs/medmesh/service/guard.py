@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import Row, Select
@@ -132,7 +132,8 @@ def nobody() -> Roster:
     raise Problem("roster.none")
 
 
-class Named(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Named:
     """An object as a message names it, looked up once in a transaction."""
 
     kind: str
@@ -186,7 +187,7 @@ class Guard:
         return counts
 
     async def _named(self, uow: UnitOfWork[Any], named: Named) -> Object | None:
-        return await self.find(uow, *named)
+        return await self.find(uow, named.kind, named.id)
 
     async def files(self, uow: UnitOfWork[Any], sha256: str) -> list[Object]:
         """The labelled objects that a stored file is a part of, at every service that has such."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import bindparam, case, select, type_coerce
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -114,7 +114,8 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
     return asked, asked.late(hospital)
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Place:
     federation: str
     round: int
     attempt: int
@@ -124,7 +125,7 @@ async def _locked(uow: UnitOfWork[Ports], place: _Place) -> Asked:
     """Of all answers of one transaction. The federation is locked first: what is read then is so until the end, but for what they say."""
     if not await uow.rows(LOCK, federation=place.federation):
         raise Problem("request.not_found", kind="federation", id=place.federation)
-    return await asked_of(uow.rows, *place)
+    return await asked_of(uow.rows, place.federation, place.round, place.attempt)
 
 
 async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any) -> bool | None:

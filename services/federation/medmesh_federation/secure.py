@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import update
 
@@ -60,7 +60,8 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     return {"late": False}
 
 
-class Spoken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Spoken:
     """Who spoke in a phase of an attempt."""
 
     federation: str
@@ -70,7 +71,7 @@ class Spoken(NamedTuple):
 
 
 async def _spoken(uow: UnitOfWork[Ports], phase: Spoken) -> set[str]:
-    return set(await who(uow, *phase))
+    return set(await who(uow, phase.federation, phase.round, phase.attempt, phase.phase))
 
 
 def _check(uow: UnitOfWork[Ports], row: Any, sharers: AbstractSet[str], given: SubmitSecure, parties: Sequence[str]) -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, update
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic_core import to_json
+from sqlalchemy import ARRAY, Boolean, String, Text, bindparam, cast, column, func, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from medmesh.contracts.federation import (
     FederationCompleted,
@@ -64,32 +71,64 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
 """Every fact that hospitals get. A test holds this list against the contracts."""
 
 
-# Only the service that owns a command may answer it; the event's subject proves which service spoke.
+_TOLD = {"operation": String, "owner": String, "succeeded": Boolean, "result": Text, "problem": Text}
+_ANSWERS = (
+    func.unnest(*(bindparam(name, type_=ARRAY(kind)) for name, kind in _TOLD.items()))
+    .table_valued(*(column(name, kind) for name, kind in _TOLD.items()), name="answers")
+    .render_derived()
+)
 _FINISH = Prepared(
     update(operations)
     .where(
-        operations.c.operation == bindparam("which"),
+        operations.c.operation == _ANSWERS.c.operation,
         ~operations.c.finished,
-        operations.c.command.startswith(bindparam("owner")),
+        # Only the service that owns a command may answer it; the event's subject proves which service spoke.
+        operations.c.command.startswith(_ANSWERS.c.owner),
     )
     .values(
         finished=True,
-        succeeded=bindparam("succeeded"),
-        result=bindparam("result"),
-        problem=bindparam("problem"),
-        finished_at=bindparam("finished_at"),
+        succeeded=_ANSWERS.c.succeeded,
+        result=cast(_ANSWERS.c.result, JSONB),
+        problem=cast(_ANSWERS.c.problem, JSONB),
+        finished_at=bindparam("finished_at", type_=operations.c.finished_at.type),
     )
     .returning(operations.c.operation)
 )
 
 
+@dataclass(frozen=True)
+class _Told:
+    """The answers that came to a transaction."""
+
+
 @HANDLERS.on(OperationFinished, batch=32)
 async def operation_finished(event: Envelope[OperationFinished], uow: UnitOfWork[Ports]) -> None:
-    """Keep the owner's answer and wake who waits for it."""
-    answer = event.data
-    values = {"succeeded": answer.succeeded, "result": answer.result, "problem": answer.problem, "finished_at": uow.now}
-    if await uow.rows(_FINISH, which=answer.operation, owner=f"{answer.service}.", **values):
-        uow.on_commit(lambda: uow.ports.waiting.finished(answer))
+    """Keep the owner's answer and wake who waits for it; those that came together in one statement."""
+    answers = await uow.once(_Told(), _none)
+    answers.append(event.data)
+    uow.at_end(_Told(), partial(_finish, uow, answers))
+
+
+async def _none(_: _Told) -> list[OperationFinished]:
+    return []
+
+
+async def _finish(uow: UnitOfWork[Ports], answers: Sequence[OperationFinished]) -> None:
+    told = {
+        "operation": [one.operation for one in answers],
+        "owner": [f"{one.service}." for one in answers],
+        "succeeded": [one.succeeded for one in answers],
+        "result": [_document(one.result) for one in answers],
+        "problem": [_document(one.problem) for one in answers],
+    }
+    taken = {row.operation for row in await uow.rows(_FINISH, **told, finished_at=uow.now)}
+    for one in answers:
+        if one.operation in taken:
+            uow.on_commit(partial(uow.ports.waiting.finished, one))
+
+
+def _document(value: Any) -> str | None:
+    return None if value is None else to_json(value).decode()
 
 
 @HANDLERS.on(*FOR_HOSPITALS, durable="inbox", concurrency=1)
