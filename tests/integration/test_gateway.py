@@ -212,8 +212,11 @@ async def test_answers_that_come_together_are_each_their_owners(world: World) ->
     one, two = [(await pause(federation, 0))["operation"] for federation in ("fed-1", "fed-2")]
     about = {"command": "federation.pause.v1"}
     problem = Problem("request.not_found", kind="federation", id="fed-2").document()
+    await world.p.publish(
+        OperationFinished(service="training", operation=one, succeeded=True, result={"state": "forged"}, **about), source="training"
+    )
+    await asyncio.sleep(0.3)
     answers = (
-        OperationFinished(service="training", operation=one, succeeded=True, result={"state": "forged"}, **about),
         OperationFinished(service="federation", operation=one, succeeded=True, result={"state": "paused"}, **about),
         OperationFinished(service="federation", operation=two, succeeded=False, problem=problem, **about),
         OperationFinished(service="federation", operation="unknown", succeeded=True, **about),
