@@ -10,6 +10,7 @@ import signal
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +56,41 @@ async def test_any_kill_opens_one_sum_a_round_and_ends_in_the_same_model(tmp_pat
             "WHERE federation = $1 AND rounds.state = 'committed' AND answers.failed IS NULL GROUP BY 1",
             hurt.federation,
         )
+        stayed = set(field.hospitals) - {GONE}
+        wanted = {(f"edge:{name}", number) for name in stayed for number in range(1, rounds + 1)}
+        places = (tmp_path / f"log-{number}" for number in count())
+
+        async def revealed() -> Counter[tuple[str, int]] | None:
+            """What the log has, once all of it is there: hospitals hand their records in after the effect, and later where that failed."""
+            found = reveals(await field.stage.log(next(places)), hurt.federation)
+            return found if wanted <= set(found) else None
+
+        await until(revealed, 90, 3.0)
         await field.stage.settled()
-        log = await field.stage.log(tmp_path / "log")
+        opened = reveals(await field.stage.log(next(places)), hurt.federation)
     (left,) = [number for number, (who, *_) in enumerate(killed) if who == GONE]
     # The two runs end in the same model with and without the one who left, because all add the same: so who took part is looked at, too.
-    stayed = set(field.hospitals) - {GONE}
     assert {row["round"] for row in took_part} == set(range(1, rounds + 1))
     for row in took_part:
         assert stayed <= set(row["by"]), f"round {row['round']} went on without a hospital that was there"
     assert {len(row["by"]) for row in took_part} == {3, 4}
     assert killed[left][1] - 2 <= max(row["round"] for row in took_part if GONE in row["by"]) <= killed[left][1] + 3
-    opened = Counter(
-        (record["src"]["service"], record["detail"]["round"])
-        for record in log
-        if record["sub"] == "federation.secure" and record["detail"]["phase"] == "reveal" and hurt.federation in str(record)
-        if record["src"]["service"].startswith("edge:")
-    )
-    assert {(f"edge:{name}", number) for name in stayed for number in range(1, rounds + 1)} <= set(opened)
+    assert wanted <= set(opened)
     assert {place: times for place, times in opened.items() if times > 1} == {}
     for name in field.hospitals:
         again = {number for number, (_, times) in trained[name].items() if times > 1}
         before = {number for who, _, number, state in killed if who == name and state == "received"}
         assert again <= before, "a round was trained again whose update was durable, or whose node was not killed"
+
+
+def reveals(log: list[dict[str, Any]], federation: str) -> Counter[tuple[str, int]]:
+    """(node, round) to how often it says that it revealed."""
+    return Counter(
+        (record["src"]["service"], record["detail"]["round"])
+        for record in log
+        if record["sub"] == "federation.secure" and record["detail"]["phase"] == "reveal" and federation in str(record)
+        if record["src"]["service"].startswith("edge:")
+    )
 
 
 async def hurting(field: Field, calm: str, victims: list[str], dice: random.Random) -> list[tuple[str, float, int, str]]:
