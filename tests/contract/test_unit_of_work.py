@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import bindparam, insert, null, select
@@ -19,7 +20,7 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.store.database import Database
 from medmesh.store.prepared import Prepared
-from medmesh.store.unit import AuditEntry, Context
+from medmesh.store.unit import AuditEntry, Context, UnitOfWork
 
 
 class ThingMade(Event):
@@ -271,3 +272,43 @@ async def test_transactions_that_fail_use_up_no_connection(servers: RunningServe
         async with asyncio.timeout(10):
             await asyncio.gather(*(hold() for _ in range(8)))
         assert await _things(made) == set()
+
+
+async def test_what_messages_of_a_transaction_share_is_read_once_and_written_once_at_its_end(database: Database) -> None:
+    asked, done = list[str](), list[str]()
+
+    async def read(uow: UnitOfWork[Any], name: str) -> int:
+        asked.append(name)
+        return len(await uow.all(select(things).where(things.c.name == name)))
+
+    async def write(uow: UnitOfWork[Any], name: str) -> None:
+        done.append(name)
+        await uow.execute(insert(things).values(name=name, count=await uow.once(read, name)))
+
+    for failing in (True, False):
+        with suppress(ZeroDivisionError):
+            async with database.unit(CONTEXT) as uow:
+                for name in ("a", "b", "a"):
+                    assert await uow.once(read, name) == 0
+                    uow.at_end(write, name)
+                assert done == [], "at its end"
+                if failing:
+                    raise ZeroDivisionError
+        assert (asked, await _things(database)) == (["a", "b"] * (1 if failing else 2), set() if failing else {"a", "b"})
+    assert done == ["a", "b"]
+    async with database.unit(CONTEXT) as uow:
+        assert await uow.once(read, "a") == 1, "another transaction reads anew"
+
+
+async def test_what_fails_at_the_end_leaves_nothing(database: Database) -> None:
+    async def fail(_: UnitOfWork[Any]) -> None:
+        raise ZeroDivisionError
+
+    async def write() -> None:
+        async with database.unit(CONTEXT) as uow:
+            await uow.execute(insert(things).values(name="a", count=1))
+            uow.at_end(fail)
+
+    with pytest.raises(ZeroDivisionError):
+        await write()
+    assert await _things(database) == set()

@@ -13,7 +13,6 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -132,14 +131,6 @@ def nobody() -> Roster:
     raise Problem("roster.none")
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """An object as a message names it, looked up once in a transaction."""
-
-    kind: str
-    id: str
-
-
 class Guard:
     """See the module. `rules` are those in force now; `ask` asks another service on this service's behalf."""
 
@@ -172,7 +163,7 @@ class Guard:
                 access.sources += await access.read_file(uow, id_, names.action)
                 continue
             # Those that share a transaction are mostly about the same.
-            thing = await uow.once(Named(names.kind, id_), partial(self._named, uow))
+            thing = await uow.once(self.find, names.kind, id_)
             if thing is None:
                 if names.new:
                     continue
@@ -185,9 +176,6 @@ class Guard:
             if counts is None or (not names.action and thing.labelled):
                 counts = decision
         return counts
-
-    async def _named(self, uow: UnitOfWork[Any], named: Named) -> Object | None:
-        return await self.find(uow, named.kind, named.id)
 
     async def files(self, uow: UnitOfWork[Any], sha256: str) -> list[Object]:
         """The labelled objects that a stored file is a part of, at every service that has such."""

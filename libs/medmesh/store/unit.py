@@ -28,7 +28,6 @@ _DATA_EXCEPTION = "22"
 _SPENT = node_metadata().tables["approvals_spent"]
 
 Ports = TypeVar("Ports")
-K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
@@ -131,7 +130,7 @@ class UnitOfWork(Generic[Ports]):
         self._entries: list[tuple[AuditEntry, Context]] = []
         self._after: list[Callable[[], None]] = []
         self._once: dict[Hashable, Any] = {}
-        self._at_end: dict[Hashable, Callable[[], Awaitable[None]]] = {}
+        self._at_end: dict[tuple[Callable[..., Awaitable[None]], tuple[Hashable, ...]], None] = {}
         self.access: Any = None
         """What the runtime found when it let the message in (`medmesh.service.guard.Access`); None for what no message caused."""
         self.ahead: Any = None
@@ -171,17 +170,17 @@ class UnitOfWork(Generic[Ports]):
         found = await self.rows(prepared, **values)
         return found[0] if found else None
 
-    async def once(self, key: K, read: Callable[[K], Awaitable[V]]) -> V:
-        """What was read under `key` first in this transaction, for all messages that share it. Only for what stays so until its end, or is
-        kept up by whoever changes it. Keys are of a type of their own."""
-        if key not in self._once:
-            self._once[key] = await read(key)
-        found: V = self._once[key]
+    async def once(self, read: Callable[..., Awaitable[V]], *about: Hashable) -> V:
+        """What `read(self, *about)` found when it was asked first in this transaction, for all messages that share it. Only for what stays
+        so until its end, or is kept up by whoever changes it."""
+        if (read, about) not in self._once:
+            self._once[read, about] = await read(self, *about)
+        found: V = self._once[read, about]
         return found
 
-    def at_end(self, key: Hashable, call: Callable[[], Awaitable[None]]) -> None:
-        """Run `call` in this transaction when everything else is done: once, however many of its messages ask for it under `key`."""
-        self._at_end[key] = call
+    def at_end(self, call: Callable[..., Awaitable[None]], *about: Hashable) -> None:
+        """Run `call(self, *about)` in this transaction when everything else is done: once, however many of its messages ask for it."""
+        self._at_end[call, about] = None
 
     async def first(self, statement: Executable) -> Row[Any] | None:
         """The first row, or None."""
@@ -239,7 +238,9 @@ class UnitOfWork(Generic[Ports]):
         """Do what waits for the end, and write messages and audit records; the audit counter's row lock is therefore held for the shortest
         time."""
         while self._at_end:
-            await self._at_end.pop(next(iter(self._at_end)))()
+            call, about = next(iter(self._at_end))
+            del self._at_end[call, about]
+            await call(self, *about)
         if self._messages:
             messages, self._messages = self._messages, []
             await self.journal.send(messages, self.now)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, case, select, type_coerce
@@ -106,7 +105,7 @@ async def own(uow: UnitOfWork[Ports], federation: str) -> Any:
 
 async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> tuple[Asked, bool]:
     """(the attempt; whether the answer comes too late). Only who was assigned may answer."""
-    asked, hospital = await uow.once(_Place(federation, number, attempt), partial(_locked, uow)), uow.actor.id
+    asked, hospital = await uow.once(_locked, federation, number, attempt), uow.actor.id
     if asked.state(hospital) == "withdrawn":
         raise Problem("federation.not_taking_part", federation=federation, state="withdrawn")
     if asked.round is None or hospital not in asked.round.assigned:
@@ -114,18 +113,11 @@ async def answering(uow: UnitOfWork[Ports], federation: str, number: int, attemp
     return asked, asked.late(hospital)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    federation: str
-    round: int
-    attempt: int
-
-
-async def _locked(uow: UnitOfWork[Ports], place: _Place) -> Asked:
+async def _locked(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> Asked:
     """Of all answers of one transaction. The federation is locked first: what is read then is so until the end, but for what they say."""
-    if not await uow.rows(LOCK, federation=place.federation):
-        raise Problem("request.not_found", kind="federation", id=place.federation)
-    return await asked_of(uow.rows, place.federation, place.round, place.attempt)
+    if not await uow.rows(LOCK, federation=federation):
+        raise Problem("request.not_found", kind="federation", id=federation)
+    return await asked_of(uow.rows, federation, number, attempt)
 
 
 async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any) -> bool | None:
@@ -146,15 +138,15 @@ async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any
         **values,
     }
     kept = await uow.one(_ANSWER, **row)
-    uow.at_end(_Place(*(getattr(asked.round, name) for name in _ATTEMPT)), partial(_wake_after_last, uow, asked))
+    uow.at_end(_wake_after_last, *(getattr(asked.round, name) for name in _ATTEMPT))
     return None if kept is None else bool(kept.late)
 
 
-async def _wake_after_last(uow: UnitOfWork[Ports], asked: Asked) -> None:
+async def _wake_after_last(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> None:
     """There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case."""
-    attempt = {name: getattr(asked.round, name) for name in _ATTEMPT}
-    assigned = frozenset(asked.round.assigned)
-    if (silent := await uow.rows(_ONE_SILENT, **attempt)) and silent[0].hospital not in assigned:
-        silent = await uow.rows(_ALL_SILENT, **attempt)
+    place = {"federation": federation, "round": number, "attempt": attempt}
+    assigned = frozenset((await uow.once(_locked, federation, number, attempt)).round.assigned)
+    if (silent := await uow.rows(_ONE_SILENT, **place)) and silent[0].hospital not in assigned:
+        silent = await uow.rows(_ALL_SILENT, **place)
     if not any(one.hospital in assigned for one in silent):
         uow.on_commit(uow.ports.wake.set)

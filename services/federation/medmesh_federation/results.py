@@ -42,7 +42,7 @@ _STORED = Prepared(
     .values(stored=True)
     .returning(rounds.c.round)
 )
-_GOES_ON = Prepared(select(rounds.c.round).where(_ROUNDS, rounds.c.state == "open").limit(1))
+_OPEN_ROUND = Prepared(select(rounds.c.round).where(_ROUNDS, rounds.c.state == "open").limit(1))
 # Rounds that an early stop left out are none.
 _EARLIER = Prepared(
     select(rounds.c.state_object, rounds.c.personal)
@@ -223,12 +223,12 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
             told = tuple(sorted({*row.assigned, *(a.hospital for a in stale)} - silent))
             earlier = {a.hospital: a.round for a in stale}
             uow.emit(RoundStored(**key, model=model, hospitals=told, stale=earlier))
-        goes_on = await uow.rows(_GOES_ON, federation=row.federation)
+        open_round = await uow.rows(_OPEN_ROUND, federation=row.federation)
     # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
     wanted = {a.update["sha256"] for a in await runtime.database.look(_AWAITED) if a.update} | {ref.sha256 for ref in keep}
     for update_ in {a.update["sha256"] for a in (*given, *stale) if a.update} - wanted:
         await ports.stores.scratch.delete(update_)
-    return not goes_on
+    return not open_round
 
 
 async def _outdated(uow: UnitOfWork[Any], row: Any, kept: int) -> list[ObjectRef]:

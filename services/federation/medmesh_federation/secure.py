@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +40,8 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
         uow.unchanged()
         return {"late": True}
     place = (given.federation, given.round, given.attempt)
-    spoken = await uow.once(Spoken(*place, given.phase), partial(_spoken, uow))
-    _check(uow, current, await uow.once(Spoken(*place, SecurePhase.SHARES), partial(_spoken, uow)), given, current.parties)
+    spoken = await uow.once(_spoken, *place, given.phase)
+    _check(uow, current, await uow.once(_spoken, *place, SecurePhase.SHARES), given, current.parties)
     if not await keep(uow, *place, given.phase, hospital, given.messages):
         uow.unchanged()
     else:
@@ -60,18 +59,8 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     return {"late": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Spoken:
-    """Who spoke in a phase of an attempt."""
-
-    federation: str
-    round: int
-    attempt: int
-    phase: SecurePhase
-
-
-async def _spoken(uow: UnitOfWork[Ports], phase: Spoken) -> set[str]:
-    return set(await who(uow, phase.federation, phase.round, phase.attempt, phase.phase))
+async def _spoken(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int, phase: SecurePhase) -> set[str]:
+    return set(await who(uow, federation, number, attempt, phase))
 
 
 def _check(uow: UnitOfWork[Ports], row: Any, sharers: AbstractSet[str], given: SubmitSecure, parties: Sequence[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -96,24 +94,20 @@ _FINISH = Prepared(
 )
 
 
-@dataclass(frozen=True)
-class _Told:
-    """The answers that came to a transaction."""
-
-
 @HANDLERS.on(OperationFinished, batch=32)
 async def operation_finished(event: Envelope[OperationFinished], uow: UnitOfWork[Ports]) -> None:
     """Keep the owner's answer and wake who waits for it; those that came together in one statement."""
-    answers = await uow.once(_Told(), _none)
-    answers.append(event.data)
-    uow.at_end(_Told(), partial(_finish, uow, answers))
+    (await uow.once(_together)).append(event.data)
+    uow.at_end(_finish)
 
 
-async def _none(_: _Told) -> list[OperationFinished]:
+async def _together(uow: UnitOfWork[Ports]) -> list[OperationFinished]:
+    """The answers that came to a transaction."""
     return []
 
 
-async def _finish(uow: UnitOfWork[Ports], answers: Sequence[OperationFinished]) -> None:
+async def _finish(uow: UnitOfWork[Ports]) -> None:
+    answers = await uow.once(_together)
     told = {
         "operation": [one.operation for one in answers],
         "owner": [f"{one.service}." for one in answers],
