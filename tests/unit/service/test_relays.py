@@ -214,13 +214,16 @@ async def _waiting(database: Database) -> int:
 async def test_what_was_committed_goes_out_without_being_read_again(
     sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database, stream, relay = sending
-    marked, sent = list[int](), database.sent
+    database, stream, _ = sending
+    now, marked, sent = 0.0, list[int](), database.sent
 
     async def mark(ids: Sequence[str]) -> None:
         marked.append(len(ids))
         await sent(ids)
 
+    monkeypatch.setattr(relays, "monotonic", lambda: now)
+    relay = _between(database, stream)
+    await relay.step()
     monkeypatch.setattr(database, "claim_unsent", lambda *_: pytest.fail("the table was asked"))
     monkeypatch.setattr(database, "sent", mark)
     await _emit(database, "ab")
@@ -228,13 +231,31 @@ async def test_what_was_committed_goes_out_without_being_read_again(
     with pytest.raises(ZeroDivisionError):
         await _emit(database, "x", failing=True)
     assert not await relay.step()
+    now = relays.MARK_SECONDS / 2
     await _emit(database, "d")
     assert not await relay.step()
-    assert (stream.names, relay.due) == ("abcd", relays.MARK_SECONDS), "and the relay knows that it has something to do"
-    monkeypatch.setattr(relay, "_mark_at", 0.0)
+    assert (stream.names, marked, relay.due) == ("abcd", [], relays.MARK_SECONDS), "and the relay knows that it has something to do"
+    now = relays.MARK_SECONDS
     assert not await relay.step()
-    assert (stream.names, marked, await _waiting(database)) == ("abcd", [4], 0), "marked together"
+    assert (stream.names, marked, await _waiting(database)) == ("abcd", [4], 0), "marked together, so long after the first"
     assert relay.due == relays.IDLE_SECONDS
+
+
+async def test_what_was_published_is_marked_although_nobody_wakes_the_relay_again(
+    sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("POLL_SECONDS", 3600), ("IDLE_SECONDS", 3600), ("MARK_SECONDS", 0.01)):
+        monkeypatch.setattr(relays, name, seconds)
+    database, stream, _ = sending
+    relay = _between(database, stream)
+    await relay.step()
+    relay.start()
+    await _emit(database, "a")
+    async with asyncio.timeout(20):
+        while await _waiting(database):
+            await asyncio.sleep(0.01)
+    assert stream.names == "a"
+    await relay.stop()
 
 
 async def test_a_message_that_was_not_taken_comes_again_and_those_beside_it_do_not(private: Path) -> None:
@@ -324,6 +345,24 @@ async def test_it_publishes_what_is_left_when_it_is_stopped(sending: tuple[Datab
     stream.refused.clear()
     await relay.stop()
     assert (sorted(stream.names), await _waiting(database)) == (["a", "b"], 0)
+
+
+async def test_what_was_published_is_marked_when_it_is_stopped_and_not_published_again(
+    sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("POLL_SECONDS", "MARK_SECONDS"):
+        monkeypatch.setattr(relays, name, 3600)
+    database, stream, _ = sending
+    relay = _between(database, stream)
+    await relay.step()
+    relay.start()
+    await _emit(database, "a")
+    async with asyncio.timeout(20):
+        while not stream.names:
+            await asyncio.sleep(0.01)
+    assert await _waiting(database) == 1
+    await relay.stop()
+    assert (stream.names, await _waiting(database)) == ("a", 0)
 
 
 async def test_a_relay_that_finds_nothing_looks_ever_more_seldom_and_at_once_when_it_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
