@@ -6,6 +6,8 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,19 +38,15 @@ async def announced(world: World, path: str, headers: Mapping[str, str], length:
     at, context = urlsplit(world.url), ssl.create_default_context(cafile=str(world.ca))
     if shown:
         context.load_cert_chain(world.p.folder / f"{shown}.pem", world.p.folder / f"{shown}.key")
-    reader, writer = await asyncio.open_connection(at.hostname, at.port, ssl=context)
-    try:
-        said = {"Host": at.netloc, "Content-Length": str(length), **headers}
-        lines = [f"{METHODS[path]} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in said.items()), "", ""]
-        writer.write("\r\n".join(lines).encode() + body)
-        async with asyncio.timeout(3):
-            await writer.drain()  # some read nothing before they have sent everything
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            size = next(int(line.partition(":")[2]) for line in head.splitlines() if line.startswith("content-length:"))
-            document = json.loads(await reader.readexactly(size))
-        return int(head.split()[1]), document["code"], "connection: close" in head
-    finally:
-        writer.transport.abort()
+
+    def exchange() -> tuple[int, str, bool]:
+        # A client that reads nothing before it has sent everything: asyncio's streams read what comes meanwhile.
+        with closing(HTTPSConnection(at.hostname or "", at.port, context=context, timeout=3)) as connection:
+            connection.request(METHODS[path], path, body, {"Content-Length": str(length), **headers})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())["code"], answer.getheader("Connection") == "close"
+
+    return await asyncio.to_thread(exchange)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from sqlalchemy import ARRAY, String, bindparam, column, false, func, select
 from sqlalchemy.dialects.postgresql import insert
+from starlette.types import ASGIApp
 
 from medmesh.canonical import parse
 from medmesh.contracts.governance import ActorToken, CloseSession, Done, ResolveSession
@@ -70,7 +71,7 @@ def application(runtime: Runtime, ports: Ports) -> FastAPI:
     shared: dict[str, Any] = {"Operation": OPERATION_SCHEMA}
 
     @app.exception_handler(Unread)
-    async def _unread(request: Request, problem: Unread) -> Response:
+    async def _unread(request: Request, problem: Unread) -> ASGIApp:
         return hung_up(problem, request)
 
     # What nodes ask for all the time is found first.
