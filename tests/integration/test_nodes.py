@@ -24,6 +24,7 @@ from medmesh.security import renewal
 from medmesh.security.authority import Authority, load_key, new_key, node_request
 from medmesh.security.tokens import hospital_token, verify_actor
 from medmesh.service.trust import Trust
+from medmesh_edge import node as nodes
 from medmesh_edge.enrolment import enrol
 from medmesh_edge.node import running
 from medmesh_edge.ports import site
@@ -275,3 +276,19 @@ async def test_only_the_security_administrator_revokes_and_it_is_recorded(world:
     recorded = await world.records(await world.user(admin, "qian", "auditor"), verb="node.revoke")
     assert [(r["agents"][0]["who"], r["out"], r["why"]) for r in recorded] == [("person:sun", 0, ""), ("person:sun", 0, "")]
     assert recorded[0]["detail"] == {"certificates": 1, "reason": "stolen"}
+
+
+async def test_a_program_whose_node_comes_to_an_end_ends_and_says_why(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started it starts it again; else it would stand there, and do nothing for anybody."""
+    folder, *_ = await enrolled(world)
+
+    async def broken(_: nodes.Node) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(nodes.Node, "run", broken)
+    for name in ("lock_down", "frugal"):  # of the whole process
+        monkeypatch.setattr(nodes, name, lambda: None)
+    monkeypatch.setattr(nodes.telemetry, "start", lambda *_, **__: None)
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            await nodes.run(folder)

@@ -44,6 +44,9 @@ CLOCKED = ("roster", "certificate", "doorstep", "log", "programs", "progress")
 class Node:
     """The loops of a node; each goes on by itself when the platform is away."""
 
+    going: asyncio.Future[None]
+    """What runs them."""
+
     def __init__(self, site: Site, gateway: Gateway, programs: Verification | None = None) -> None:
         from medmesh.serving.repository import Repository
         from medmesh_edge.archiving import Archive
@@ -117,14 +120,9 @@ class Node:
             try:
                 more = await step()
                 failures = 0
-            except Problem as problem:
-                self.last_problem = problem
-                failures += 1
-                if failures in (1, 10, 100):
-                    log(f"edge.{name}.waiting", level=30, error=problem, failures=failures)
             except Exception as error:
                 failures += 1
-                log(f"edge.{name}.failed", level=40, error=error, failures=failures)
+                self._failed(name, error, failures)
             if failures:
                 # Tried again whether anybody wakes it or not: what it works on is still there.
                 await asyncio.sleep(pause(failures + 2))
@@ -133,14 +131,28 @@ class Node:
                 if name == "audit":
                     await asyncio.sleep(GATHER_SECONDS)
 
+    def _failed(self, name: str, error: Exception, failures: int) -> None:
+        """Say what one of them could not do so many times in a row. Whatever it was, the others go on, and it is tried again."""
+        if not isinstance(error, Problem):
+            log(f"edge.{name}.failed", level=40, error=error, failures=failures)
+            return
+        self.last_problem = error
+        if failures in (1, 10, 100):
+            log(f"edge.{name}.waiting", level=30, error=error, failures=failures)
+
     async def _watch(self) -> None:
         """Wake every loop when another process changed the store, which SQLite tells a connection, and from time to time; else those that
         are clocked."""
-        before, all_again = -1, 0.0
+        before, all_again, failures = -1, 0.0, 0
         while True:
             at = time.monotonic()
-            async with self.site.database.engine.connect() as sql:
-                now = (await sql.exec_driver_sql("PRAGMA data_version")).scalar_one()
+            try:
+                async with self.site.database.engine.connect() as sql:
+                    now = (await sql.exec_driver_sql("PRAGMA data_version")).scalar_one()
+                failures = 0
+            except Exception as error:
+                now, failures = before, failures + 1
+                self._failed("watch", error, failures)
             if now != before or at >= all_again:
                 self.site.changed.set()
                 all_again = at + IDLE_SECONDS
@@ -153,9 +165,9 @@ class Node:
         """Server-sent events; long polling where they do not come through."""
         listening, clock = Listening(), asyncio.get_running_loop().time
         while True:
-            after = await inbox.cursor(self.site)
             began, polling = clock(), listening.polls(clock())
             try:
+                after = await inbox.cursor(self.site)
                 if polling:
                     # The first one only asks whether anybody is there.
                     for place, document in await self.gateway.poll(after, 0 if listening.failures else 25):
@@ -164,13 +176,13 @@ class Node:
                     listening.polled()
                     continue
                 async for place, document in self.gateway.inbox(after, self._opened, self.rounds.enclosed):
-                    listening.heard(clock())
                     await inbox.take(self.site, place, document)
-            except Problem as problem:
-                self.connected, self.last_problem = False, problem
-                listening.failed(clock(), began, polling=polling, unreachable=problem.code == "client.unreachable")
-                if listening.failures in (1, 10, 100):
-                    log("edge.inbox.waiting", level=30, error=problem, failures=listening.failures)
+                    listening.heard(clock())
+            except Exception as error:
+                self.connected = False
+                unreachable = isinstance(error, Problem) and error.code == "client.unreachable"
+                listening.failed(clock(), began, polling=polling, unreachable=unreachable)
+                self._failed("inbox", error, listening.failures)
                 await asyncio.sleep(pause(listening.failures))
 
     def _opened(self) -> None:
@@ -204,7 +216,8 @@ def verification(site: Site) -> Verification:
 
 @asynccontextmanager
 async def running(folder: Path, host: str | None = None, port: int | None = None) -> Any:
-    """A node on its folder with its local page, until the block ends; `host` and `port` replace the settings'. Raises `Problem`."""
+    """A node at work (`going`) on its folder, with its local page, until the block ends; `host` and `port` replace the settings'. Raises
+    `Problem`."""
     lock = Lock(folder)
     async with AsyncExitStack() as stack:
         stack.callback(lock.close)
@@ -224,15 +237,15 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         settings = opened.settings
         door = serve(page(node), host=host or settings.host, port=settings.port if port is None else port)
         files.write(opened.layout.port, str(await stack.enter_async_context(door)))
-        task = asyncio.create_task(node.run())
+        node.going = asyncio.create_task(node.run())
         try:
             yield node
         finally:
-            await end(task)
+            await end(node.going)
 
 
 async def run(folder: Path, host: str | None = None, port: int | None = None) -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT. Raises what ended the node before."""
     import signal
 
     lock_down()
@@ -243,5 +256,8 @@ async def run(folder: Path, host: str | None = None, port: int | None = None) ->
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with running(folder, host, port) as node:
         log("edge.started", hospital=node.site.settings.hospital)
-        await stop.wait()
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((stopped, node.going), return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            node.going.result()
     telemetry.traces.shutdown()
