@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import ColumnElement, FromClause, and_, bindparam, delete, insert, not_, select
 
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.plan import Plan
@@ -18,9 +18,18 @@ from medmesh_edge.tables import among, federations, residuals, tasks
 
 _OVER = select(federations.c.federation).where(among(federations.c.state, "completed", "failed"))
 _ENDED = Prepared(select(residuals.c.federation).where(residuals.c.federation.in_(_OVER)).distinct())
-_BEFORE = Prepared(
-    select(residuals.c.object).where(residuals.c.federation == bindparam("federation"), residuals.c.round < bindparam("before"))
-)
+
+
+def _earlier(table: FromClause) -> ColumnElement[bool]:
+    """The table's rows of a federation's rounds before one."""
+    return and_(table.c.federation == bindparam("federation"), table.c.round < bindparam("before"))
+
+
+_OTHERS = residuals.alias()
+# Equal bytes are one object: where an update left nothing out, what is kept of two rounds is the same.
+_STILL = residuals.c.object.in_(select(_OTHERS.c.object).where(not_(_earlier(_OTHERS))))
+_EARLIER = Prepared(select(residuals.c.object, _STILL.label("needed")).where(_earlier(residuals)))
+_FORGET = Prepared(delete(residuals).where(_earlier(residuals)))
 EVER = 2**31
 """Later than any round."""
 
@@ -63,9 +72,10 @@ async def sweep(site: Site) -> None:
 
 async def forget(site: Site, federation: str, before: int = EVER) -> None:
     """Residuals of rounds before `before` are no longer needed."""
-    gone = await site.database.look(_BEFORE, federation=federation, before=before)
+    gone = await site.database.look(_EARLIER, federation=federation, before=before)
     for row in gone:
-        await site.objects.delete(row.object)
+        if not row.needed:
+            await site.objects.delete(row.object)
     if gone:
         async with site.unit() as uow:
-            await uow.execute(delete(residuals).where(residuals.c.federation == federation, residuals.c.round < before))
+            await uow.rows(_FORGET, federation=federation, before=before)
