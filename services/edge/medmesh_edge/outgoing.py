@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, null, select, update
+from sqlalchemy import bindparam, delete, func, insert, null, select, update
 
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipts
@@ -28,11 +28,9 @@ AUDIT_BATCH = 64
 _LAST = Prepared(select(func.coalesce(func.max(requests.c.seq), 0).label("seq")))
 _QUEUE = Prepared(insert(requests).values(given(requests)))
 _OLDEST = Prepared(select(requests).where(requests.c.state == "waiting").order_by(requests.c.seq).limit(1))
-_SETTLE = Prepared(
-    update(requests)
-    .where(requests.c.id == bindparam("request"))
-    .values({name: bindparam(name, type_=requests.c[name].type) for name in ("state", "answer")})
-)
+_OURS = requests.c.id == bindparam("request")
+_DONE = Prepared(delete(requests).where(_OURS))
+_REFUSED = Prepared(update(requests).where(_OURS).values(state="refused", answer=bindparam("why", type_=requests.c.answer.type)))
 
 
 def is_transient(problem: Problem) -> bool:
@@ -51,20 +49,24 @@ async def queue(uow: UnitOfWork[Any], path: str, body: dict[str, Any]) -> str:
 
 
 async def send_one(site: Site, gateway: Gateway) -> bool:
-    """Send the oldest waiting command; True when there may be more. A permanent refusal is kept with its reason."""
+    """Send the oldest waiting command; True when there may be more. One that was done is forgotten, a permanent refusal kept with its
+    reason."""
     if not (found := await site.database.look(_OLDEST)):
         return False
     (row,) = found
+    refused: Problem | None = None
     try:
-        answer: dict[str, Any] = await gateway.command("POST", row.path, row.body, key=row.id)
-        state = "done"
+        await gateway.command("POST", row.path, row.body, key=row.id)
     except Problem as problem:
         if is_transient(problem):
             raise
-        answer, state = problem.document(), "refused"
+        refused = problem
         log("edge.refused_by_platform", level=30, path=row.path.rsplit("/", 1)[-1], code=problem.code)
-    async with site.unit(durable=False) as uow:  # forgotten, it is sent once more: the platform answers a key as before
-        await uow.rows(_SETTLE, request=row.id, state=state, answer=answer)
+    async with site.unit(durable=False) as uow:  # should the disk forget that, it is sent once more: the platform answers a key as before
+        if refused is None:
+            await uow.rows(_DONE, request=row.id)
+        else:
+            await uow.rows(_REFUSED, request=row.id, why=refused.document())
     return True
 
 
