@@ -18,6 +18,7 @@ from medmesh.store.database import Database
 from medmesh.store.prepared import Prepared
 from medmesh.store.tables import service_metadata
 from medmesh.store.unit import Context
+from medmesh_edge.tables import METADATA
 
 OUTBOX = service_metadata().tables["outbox"]
 
@@ -44,6 +45,21 @@ def test_every_prepared_statement_of_a_node_compiles() -> None:
     names = [name for name, prepared in everyone(medmesh_edge) if prepared.sqlite]
     assert "medmesh_edge.rounds._OPEN" in names
     assert "medmesh_edge.inbox._STORED" in names
+
+
+async def test_no_statement_of_a_node_reads_every_round_that_there_was() -> None:
+    """They are run in each round, and a hospital keeps all its rounds."""
+    database = Database.memory()
+    await database.create(METADATA)
+    async with database.engine.connect() as sql:
+        read = {
+            name: [step for *_, step in sql.driver.execute(f"EXPLAIN QUERY PLAN {text}", [None] * text.count("?"))]  # type: ignore[attr-defined]
+            for name, prepared in everyone(medmesh_edge)
+            for text in (prepared.sqlite[0].text,)
+        }
+    await database.close()
+    assert read["medmesh_edge.inbox._SUPERSEDE"] == ["SEARCH tasks USING INDEX ix_tasks_state (state=?)"]
+    assert [name for name, steps in read.items() if any(step.startswith("SCAN tasks") for step in steps)] == []
 
 
 async def test_a_look_waits_while_a_transaction_has_the_connection() -> None:

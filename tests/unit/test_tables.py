@@ -26,6 +26,10 @@ def test_a_store_has_the_tables_and_indexes_of_its_metadata_also_where_some_were
             async with database.engine.connect() as sql:
                 await sql.run_sync(metadata.tables["outbox"].create)  # as an interrupted start might have left it
             await database.create(metadata)
+            async with database.engine.connect() as sql:
+                for kind, name, _, said in wanted:
+                    if kind == "index" and said is not None:
+                        await sql.exec_driver_sql(f"DROP INDEX {name}")  # which an earlier release did not have
             await database.create(metadata)
             async with database.engine.connect() as sql:
                 return [tuple(row) for row in await sql.exec_driver_sql(WHOLE)]

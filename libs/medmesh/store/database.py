@@ -74,12 +74,11 @@ class Database:
         return cls(cast("AsyncEngine", sqlite.Engine(None)), **options)
 
     async def create(self, metadata: MetaData) -> None:
-        """Make the tables of a store that has no migrations of its own (SQLite), and columns that those of an earlier release lack: each of
-        them has a default, or may be empty. Safe to run again."""
+        """Make the tables of a store that has no migrations of its own (SQLite), and what those of an earlier release lack: indexes, and
+        columns, each of which has a default, or may be empty. Safe to run again."""
         # A transaction like any other: a node is opened by every command on it, also while it writes.
         async with self._transaction() as (sql, _):
             await sql.run_sync(lambda connection: _create(connection, metadata))
-            await sql.run_sync(lambda connection: _complete(connection, metadata))
             await sql.execute(text("INSERT INTO audit_counter (one, n, last_id) VALUES (1, 0, '') ON CONFLICT DO NOTHING"))
 
     async def close(self) -> None:
@@ -275,32 +274,36 @@ class _Unit:
 
 
 def _create(connection: Connection, metadata: MetaData) -> None:
-    """Make the tables that are not there."""
-    if connection.dialect.name != "sqlite":
+    """Make the tables, columns and indexes that are not there."""
+    if connection.dialect.name != "sqlite":  # whose tables are migrated (`medmesh.store.migrate`)
         return metadata.create_all(connection)
-    there = {name for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for name, statements in _statements(metadata):
-        for statement in statements if name not in there else ():
+    there = {name for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master")}
+    tables, indexes = _statements(metadata)
+    for name, statement in tables:
+        if name not in there:
+            connection.exec_driver_sql(statement)
+    _complete(connection, metadata)
+    for name, statement in indexes:
+        if name not in there:
             connection.exec_driver_sql(statement)
     return None
 
 
 @cache
-def _statements(metadata: MetaData) -> list[tuple[str, list[str]]]:
-    """What makes each table of a SQLite store with its indexes: written once for the stores of many simulated hospitals."""
+def _statements(metadata: MetaData) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What makes each table of a SQLite store, and each index: written once for the stores of many simulated hospitals."""
     from sqlalchemy.dialects.sqlite.pysqlite import dialect
 
-    kind, made = dialect(), []
-    for table in metadata.sorted_tables:
-        parts: list[Any] = [CreateTable(table), *map(CreateIndex, sorted(table.indexes, key=lambda index: str(index.name)))]
-        made.append((table.name, [str(part.compile(dialect=kind)) for part in parts]))
-    return made
+    kind, tables = dialect(), metadata.sorted_tables
+    indexes = {str(index.name): CreateIndex(index) for table in tables for index in table.indexes}
+    return (
+        [(table.name, str(CreateTable(table).compile(dialect=kind))) for table in tables],
+        [(name, str(indexes[name].compile(dialect=kind))) for name in sorted(indexes)],
+    )
 
 
 def _complete(connection: Connection, metadata: MetaData) -> None:
-    """Add the columns that tables of SQLite lack; those of PostgreSQL are migrated (`medmesh.store.migrate`)."""
-    if connection.dialect.name != "sqlite":
-        return
+    """Add the columns that tables of SQLite lack."""
     rows = connection.exec_driver_sql("SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table'")
     there = {tuple(row) for row in rows}
     for table in metadata.tables.values():

@@ -33,9 +33,10 @@ from medmesh.telemetry import log
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import among, kept, tasks
 
-_HELD = Prepared(
-    select(kept.c.object).union_all(select(tasks.c.update).where(among(tasks.c.state, "trained", "sent"), tasks.c.update.is_not(None)))
-)
+_MAY_GO = select(tasks.c.update).where(among(tasks.c.state, "trained", "sent"), tasks.c.update.is_not(None))
+_UPDATES = Prepared(_MAY_GO)
+_HELD = Prepared(select(kept.c.object).union_all(_MAY_GO))
+_KEPT = Prepared(select(kept))
 
 Fetch = Callable[[ObjectRef], Awaitable[Path]]
 
@@ -116,10 +117,10 @@ async def held(site: Site) -> frozenset[str]:
 async def forget(site: Site, event: RoundOpened) -> None:
     """Delete what no later round can go on from: all but this round's and that in which an update counted last."""
     needed = {event.continues.get(site.settings.hospital), f"{event.round}.{event.attempt}"}
-    async with site.unit() as uow:
-        rows = [row for row in await uow.all(select(kept).where(_of(event))) if f"{row.round}.{row.attempt}" not in needed]
-        used = {row.object["sha256"] for row in await uow.all(select(kept)) if row not in rows}
-        used |= {row.update["sha256"] for row in await uow.all(select(tasks.c.update)) if row.update}  # goes with its round
+    everything = await site.database.look(_KEPT)
+    rows = [row for row in everything if row.federation == event.federation and f"{row.round}.{row.attempt}" not in needed]
+    used = {row.object["sha256"] for row in everything if row not in rows}
+    used |= {row.update["sha256"] for row in await site.database.look(_UPDATES)}  # goes with its round
     for row in rows:
         if row.object["sha256"] not in used:
             await site.objects.delete(row.object["sha256"])

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Index,
     Integer,
     LargeBinary,
     String,
@@ -190,6 +191,8 @@ tasks = Table(
     Column("at", Timestamp, nullable=False),
     comment="received -> trained -> sent -> released | failed | superseded; `trained` counts how often it was trained",
 )
+# What there is to do is asked several times a round, whatever was done before.
+Index("ix_tasks_state", tasks.c.state)
 
 cohorts = Table(
     "cohorts",
@@ -326,7 +329,7 @@ requests = Table(
     Column("answer", Json),
     Column("at", Timestamp, nullable=False),
     UniqueConstraint("seq"),
-    comment="commands for the platform, sent in order with their id as idempotency key",
+    comment="waiting -> gone | refused: commands for the platform, sent in order with their id as idempotency key",
 )
 
 inbox_cursor = Table("inbox_cursor", METADATA, Column("one", Integer, primary_key=True), Column("cursor", Counter, nullable=False))
