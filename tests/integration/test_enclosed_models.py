@@ -24,7 +24,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.store.objects.port import ENCLOSED
-from medmesh_edge import rounds
+from medmesh_edge import fetching
 from medmesh_gateway import inbox
 from medmesh_gateway.tables import inboxes
 
@@ -144,10 +144,10 @@ async def test_a_node_fetches_no_model_that_came_and_trusts_none_with_another_di
             fetched.append(ref.sha256)
         return await download(gateway, ref, target, **how)
 
-    monkeypatch.setattr(rounds, "download", counted)
+    monkeypatch.setattr(fetching, "download", counted)
     if spoilt:
-        take = rounds.Rounds.enclosed
-        monkeypatch.setattr(rounds.Rounds, "enclosed", lambda self, data: take(self, data[:-1] + bytes([data[-1] ^ 1])))
+        take = fetching.Fetched.enclosed
+        monkeypatch.setattr(fetching.Fetched, "enclosed", lambda self, data: take(self, data[:-1] + bytes([data[-1] ^ 1])))
     async with small_scene(servers, private, ports) as scene:
         made = await invited(scene, HOSPITALS, approved=True, rounds=2)
         for name in HOSPITALS:

@@ -142,7 +142,7 @@ class Hospital:
     async def _enclose(self, fact: dict[str, Any]) -> None:
         """A small model comes with its round, as from the gateway."""
         if fact["type"] == RoundOpened.subject() and (base := fact["data"]["base"])["bytes"] <= SHELVED:
-            self.rounds.enclosed(await self.link.whole(base["sha256"], base["bytes"]))
+            self.rounds.fetched.enclosed(await self.link.whole(base["sha256"], base["bytes"]))
 
     async def _work(self) -> None:
         more = True

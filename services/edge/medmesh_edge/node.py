@@ -92,7 +92,7 @@ class Node:
         finally:
             # Not a `TaskGroup`, which asks its tasks once: one that lost its cancellation in a library would keep the node for ever.
             await uninterrupted(end(*tasks))
-            await asyncio.shield(self.rounds.close())
+            await asyncio.shield(self.rounds.worker.close())
 
     async def _consent(self) -> bool:
         await consent.answer_invitations(self.site, self.gateway)
@@ -175,7 +175,7 @@ class Node:
                     self._opened()
                     listening.polled()
                     continue
-                async for place, document in self.gateway.inbox(after, self._opened, self.rounds.enclosed):
+                async for place, document in self.gateway.inbox(after, self._opened, self.rounds.fetched.enclosed):
                     await inbox.take(self.site, place, document)
                     listening.heard(clock())
             except Exception as error:

@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, case, null, select, update
+from sqlalchemy import bindparam, case, select, update
 
-from medmesh.client import download
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import RoundKind, RoundOpened
-from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
-from medmesh.embedded import files
 from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates
 from medmesh.federated.trainer import Trainer
@@ -32,11 +27,9 @@ from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity
-from medmesh.tasks import aside
 from medmesh.telemetry import log, span
 from medmesh_edge import (
     chain,
-    code,
     encoding,
     evaluation,
     handing,
@@ -48,23 +41,18 @@ from medmesh_edge import (
     secure,
     telling,
     training,
+    workers,
 )
+from medmesh_edge.fetching import Fetched
 from medmesh_edge.handing import Trained, has_left, is_over
 from medmesh_edge.outgoing import is_transient, queue
-from medmesh_edge.patients import HOSPITAL
-from medmesh_edge.policy import hours_begin, refusal, worker_limits
+from medmesh_edge.policy import hours_begin, refusal
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proofs, Proven
+from medmesh_edge.releasing import DISPENSABLE, Releases
 from medmesh_edge.tables import among, attempt, federations, of_attempt, tasks
 from medmesh_edge.timing import Clock
 
-SPARE_BYTES = 2**30
-"""By how much data may grow before their worker is another: it has addresses for so many."""
-WORKER_IDLE_SECONDS = 300.0
-LEAST_SECONDS = 0.01
-"""Less than this is left to wait when a timer rings, which counts in milliseconds."""
-DISPENSABLE = among(tasks.c.state, "releasable", "failed", "superseded") & tasks.c.update.is_not(None)
-"""An update that is still here and that the platform has no more need of."""
 _OURS = of_attempt(tasks)
 _OPEN = Prepared(
     select(*[column if column.name != "event" else as_text(column) for column in tasks.c], federations.c.state.label("taking_part"))
@@ -88,7 +76,6 @@ _FAIL = Prepared(
 )
 _GIVE_UP = Prepared(update(tasks).where(_OURS).values(state="superseded"))
 _EVALUATED = Prepared(update(tasks).where(_OURS).values(state="sent"))
-_RELEASE = Prepared(update(tasks).where(_OURS).values(state=bindparam("now"), update=null()))
 
 
 @dataclass
@@ -100,40 +87,35 @@ class Rounds:
     start: Callable[..., AbstractAsyncContextManager[Worker]] = worker
     linger: float = 0.0
     """For how many seconds what nobody has more need of may wait for the next round."""
-    _stack: AsyncExitStack | None = None
-    _worker: Worker | None = None
-    _package: str = ""
-    _mapped: int = 0
-    _generation: int = 0
-    _used: float = 0.0
-    _woken: asyncio.TimerHandle | None = None
-    """Who looks at what lingers."""
     _progress: dict[str, Any] = field(default_factory=dict)
     _at_work: tuple[Any, Any] = (None, None)
-    _enclosed: tuple[str, bytes] = ("", b"")
     _left: Trained | None = None
     """What was trained last and waits for its masks: a small one is not read again from the store."""
     proven: dict[str, Proven] = field(default_factory=dict)
     proofs: Proofs = field(init=False)
+    fetched: Fetched = field(init=False)
+    worker: workers.Kept = field(init=False)
+    releases: Releases = field(init=False)
 
     def __post_init__(self) -> None:
         self.proofs = Proofs(self.site, self.gateway, self.proven)
+        self.fetched = Fetched(self.site, self.gateway)
+        self.worker = workers.Kept(self.site, self.gateway, self.start)
+        self.releases = Releases(self.site, self.linger)
 
     async def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do. Raises transient problems."""
-        if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
-            await self.close()  # a patient was forgotten: the worker's arrays may still show the images
-            self._generation = generation
+        await self.worker.forget()
         found, mark = await self.site.database.look(_OPEN), self.site.database.mark
         trained = [one for one in found if one.state == "trained" and await secure.ready(self.site, one)]
         received = [one for one in found if one.state == "received"]
         over = [one for one in found if one.state not in ("trained", "received")]
         row = trained[0] if trained else received[-1] if received else None
         if row is None:
-            if not self._lingers(over):
-                await self._release(over, mark)
+            if not self.releases.wait(over):
+                await self.releases.release(over, mark)
             await encoding.sweep(self.site)
-            await self._rest()
+            await self.worker.rest()
             return False
         event = chain.opened(row.event)
         if row.taking_part == "withdrawn" and await is_over(self.site, event):
@@ -154,17 +136,8 @@ class Rounds:
             if is_transient(problem):
                 raise
             await self._fail(event, problem)
-        await self._release(over, mark)
+        await self.releases.release(over, mark)
         return True
-
-    def _lingers(self, over: Sequence[Any]) -> bool:
-        """Whether these wait for a round that comes soon: its own commit has the disk wait for theirs."""
-        if not over or not self.linger:
-            return False
-        loop = asyncio.get_running_loop()
-        if self._woken is None:
-            self._woken = loop.call_later(self.linger, self.site.changed.set, "rounds")
-        return loop.time() < self._woken.when() - LEAST_SECONDS
 
     def _kept(self, row: Any) -> Trained:
         """What a round left, with what of it is here still."""
@@ -185,7 +158,7 @@ class Rounds:
 
     async def _fail(self, event: RoundOpened, problem: Problem) -> None:
         """Tell the platform at once, so that nobody waits for us; the next round is a new chance."""
-        await self.close()
+        await self.worker.close()
         await self._say_failed(event, problem)
 
     async def _say_failed(self, event: RoundOpened, problem: Problem) -> None:
@@ -199,95 +172,19 @@ class Rounds:
             uow.audit(AuditEntry("federation.train", "E", outcome=8, why=problem.code, entities=about, detail={"round": event.round}))
         log("edge.round.failed", level=40, federation=event.federation, round=event.round, error=problem)
 
-    async def _fetch(self, ref: ObjectRef) -> Path:
-        """An object of the platform, kept while it is useful."""
-        return await self._download(ref, self.site.layout.cached("objects"))
-
-    async def _model(self, event: RoundOpened) -> Path:
-        """The round's model. The one before is kept until then: what did not change since is not fetched again."""
-        folder = self.site.layout.cached("models")
-        others = sorted((path for path in folder.iterdir() if path.stem != event.base.sha256), key=lambda path: path.stat().st_mtime)
-        since = next((path for path in reversed(others) if not path.suffix), None)
-        found = folder / event.base.sha256
-
-        def tell(done: int, total: int) -> None:
-            self._tell(event, "fetch", done, total)
-
-        (name, data), self._enclosed = self._enclosed, ("", b"")
-        if name == event.base.sha256:  # one that is only half written, after a power cut, is fetched
-            if since is not None:
-                os.replace(since, found)
-            await aside(len(data), partial(files.write_over, found, data))
-        else:
-            await self._download(event.base, folder, since=since, progress=tell)
-        for path in others:
-            path.unlink(missing_ok=True)
-        return found
-
-    def enclosed(self, data: bytes) -> None:
-        """The model that came with the newest round, until that is worked on: what has not its digest is no round's."""
-        self._enclosed = (hashlib.sha256(data).hexdigest(), data)
-
-    async def _download(self, ref: ObjectRef, folder: Path, **how: Any) -> Path:
-        try:
-            return await download(self.gateway, ref, folder / ref.sha256, **how)
-        except Problem as problem:
-            if problem.code != "objects.missing":
-                raise
-            # What the platform names and has lost it makes again (decision 0130): tried until the round is over, and nobody's failure.
-            raise Problem("request.failed") from problem
-
-    async def _open(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
-        needed = await samples.size(self.site, plan.data)
-        if self._worker is not None and self._package == package.sha256 and needed <= self._mapped:
-            return self._worker
-        await self.close()
-        read = await code.fetch(self.site, self.gateway, package)
-        async with self.site.unit() as uow:
-            row = (await uow.execute(select(federations.c.reviews).where(federations.c.federation == federation))).one()
-        await code.allowed(self.site, self.gateway, plan, read, row.reviews)
-        settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
-        framework = read.manifest.framework(settings.frameworks)
-        opened = await stack.enter_async_context(
-            self.start(
-                read,
-                self.site.layout.work / "worker",
-                framework=framework,
-                python=settings.python.get(framework),
-                silence=settings.worker_silence_seconds,
-                # Twice: what it was given before may still be mapped.
-                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes, 2 * mapped),
-                account=settings.worker_account,
-                ranks=settings.worker_processes,
-            )
-        )
-        self._stack, self._worker, self._package, self._mapped = stack, opened, package.sha256, mapped
-        return opened
-
-    async def close(self) -> None:
-        """End the worker."""
-        stack, self._stack, self._worker = self._stack, None, None
-        if stack is not None:
-            await stack.aclose()
-            await asyncio.to_thread(samples.forget_arrays, self.site)
-
-    async def _rest(self) -> None:
-        """A worker that nobody needed for a while gives its memory back."""
-        if self._worker is not None and asyncio.get_running_loop().time() - self._used > WORKER_IDLE_SECONDS:
-            await self.close()
-
     async def _work(self, event: RoundOpened) -> None:
         plan, package = await self.proofs.allowed(event)
         # The policy may be another by now than when the plan was signed.
         if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
         await self._prepare(plan, event)
-        opened = await self._open(package, plan, event.federation)
+        self.fetched.forget(event)
+        opened = await self.worker.of(package, plan, event.federation)
         if event.kind is RoundKind.EVALUATE:
             await self._evaluate(opened, plan, event)
         else:
             await self._train(opened, plan, event)
-        self._used = asyncio.get_running_loop().time()
+        self.worker.used()
 
     async def _prepare(self, plan: Plan, event: RoundOpened) -> None:
         """Apply the plan's pipeline to what is new, before a worker starts."""
@@ -302,8 +199,8 @@ class Rounds:
         await privacy.charge(self.site, plan, event)
         clock, counts = Clock(), None
         with clock.of("fetch"):
-            base = await self._model(event)
-        async with training.side(self.site, plan, event, count, base, self._fetch) as local:
+            base = await self.fetched.model(event, lambda done, total: self._tell(event, "fetch", done, total))
+        async with training.side(self.site, plan, event, count, base, self.fetched.beside) as local:
             if event.kind is RoundKind.TRAIN and evaluates(plan, event.round):
                 with clock.of("evaluate"):
                     counts = await evaluation.beginning(self.site, opened, plan, local)
@@ -363,7 +260,7 @@ class Rounds:
         clock = Clock()
         with clock.of("evaluate"):
             results, personal = await evaluation.everything(
-                self.site, plan, event, lambda data: self._trainer(opened, plan, event, data), self._fetch
+                self.site, plan, event, lambda data: self._trainer(opened, plan, event, data), self.fetched.beside
             )
         body = {"round": event.round, "attempt": event.attempt, "results": results, "milliseconds": clock.milliseconds}
         if personal is not None:
@@ -382,24 +279,6 @@ class Rounds:
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
             detail: dict[str, str | int | bool] = {"models": len(results) + (personal is not None)}
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
-
-    async def _release(self, rows: Sequence[Any], mark: int) -> None:
-        """Updates that nobody has more need of are deleted: they are this hospital's. What says so was committed by `mark`."""
-        if not rows:
-            return
-        if self._woken is not None:
-            self._woken.cancel()
-            self._woken = None
-        await self.site.database.settle(mark)  # that they are needed no more
-        kept = await training.held(self.site)
-        for row in rows:
-            if row.update["sha256"] not in kept:  # some algorithms keep just what they sent
-                await aside(row.update["bytes"], partial(self.site.objects.remove, row.update["sha256"]))
-        async with self.site.unit(durable=False) as uow:  # else they are deleted once more
-            for row in rows:
-                await uow.rows(_RELEASE, **attempt(row), now="released" if row.state == "releasable" else row.state)
-        for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
-            await encoding.forget(self.site, federation, before=round_)
 
     def _tell(self, event: RoundOpened, phase: str, done: int, total: int) -> None:
         self._progress = {"federation": event.federation, "round": event.round, "phase": phase, "done": done, "total": total}

@@ -17,8 +17,8 @@ from medmesh.learning import package as packages
 from medmesh_edge import code, samples
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.ports import site
-from medmesh_edge.rounds import Rounds
 from medmesh_edge.settings import Layout
+from medmesh_edge.workers import Kept
 
 GIB = 2**30
 
@@ -50,11 +50,11 @@ async def test_a_worker_has_addresses_for_its_data_and_goes_when_they_grew(priva
     Layout(private).policy.write_text(DEFAULT, "utf-8")
     async with site(private) as opened:
         await _knows(opened, "f", plan(), "running")
-        rounds = Rounds(opened, None, start)  # type: ignore[arg-type]
+        kept = Kept(opened, None, start)  # type: ignore[arg-type]
         found = []
         for needed in (8 * GIB, 8 * GIB + 1, 20 * GIB, 20 * GIB):
             sizes.append(needed)
-            found.append(await rounds._open(ObjectRef(sha256="0" * 64, bytes=1), plan(), "f"))
-        await rounds.close()
+            found.append(await kept.of(ObjectRef(sha256="0" * 64, bytes=1), plan(), "f"))
+        await kept.close()
     assert begun[0] > 16 * GIB and begun[1] > 40 * GIB and len(begun) == 2, "twice: what was given before may be mapped still"
     assert found[0] is found[1] and found[2] is found[3] and found[1] is not found[2]

@@ -1,0 +1,89 @@
+"""The worker that runs a package's code for this node: it stays for the next round while it is the right one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from medmesh.client.gateway import Gateway
+from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
+from medmesh.learning.host import Worker, worker
+from medmesh_edge import code, samples
+from medmesh_edge.patients import HOSPITAL
+from medmesh_edge.policy import worker_limits
+from medmesh_edge.ports import Site
+from medmesh_edge.tables import federations
+
+SPARE_BYTES = 2**30
+"""By how much data may grow before their worker is another: it has addresses for so many."""
+IDLE_SECONDS = 300.0
+
+
+@dataclass
+class Kept:
+    """One worker at most, which `start` starts."""
+
+    site: Site
+    gateway: Gateway
+    start: Callable[..., AbstractAsyncContextManager[Worker]] = worker
+    _stack: AsyncExitStack | None = None
+    _worker: Worker | None = None
+    _package: str = ""
+    _mapped: int = 0
+    _generation: int = 0
+    _used: float = 0.0
+
+    async def of(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
+        """The worker of a package, with room for a plan's data. Raises `Problem` where its code may not run here."""
+        needed = await samples.size(self.site, plan.data)
+        if self._worker is not None and self._package == package.sha256 and needed <= self._mapped:
+            return self._worker
+        await self.close()
+        read = await code.fetch(self.site, self.gateway, package)
+        async with self.site.unit() as uow:
+            row = (await uow.execute(select(federations.c.reviews).where(federations.c.federation == federation))).one()
+        await code.allowed(self.site, self.gateway, plan, read, row.reviews)
+        settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
+        framework = read.manifest.framework(settings.frameworks)
+        opened = await stack.enter_async_context(
+            self.start(
+                read,
+                self.site.layout.work / "worker",
+                framework=framework,
+                python=settings.python.get(framework),
+                silence=settings.worker_silence_seconds,
+                # Twice: what it was given before may still be mapped.
+                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes, 2 * mapped),
+                account=settings.worker_account,
+                ranks=settings.worker_processes,
+            )
+        )
+        self._stack, self._worker, self._package, self._mapped = stack, opened, package.sha256, mapped
+        return opened
+
+    def used(self) -> None:
+        """It has just done something."""
+        self._used = asyncio.get_running_loop().time()
+
+    async def close(self) -> None:
+        """End it."""
+        stack, self._stack, self._worker = self._stack, None, None
+        if stack is not None:
+            await stack.aclose()
+            await asyncio.to_thread(samples.forget_arrays, self.site)
+
+    async def forget(self) -> None:
+        """End it once a patient was forgotten: its arrays may still show the images."""
+        if (generation := self.site.keys.versions(HOSPITAL)[-1]) != self._generation:
+            await self.close()
+            self._generation = generation
+
+    async def rest(self) -> None:
+        """One that nobody needed for a while gives its memory back."""
+        if self._worker is not None and asyncio.get_running_loop().time() - self._used > IDLE_SECONDS:
+            await self.close()
