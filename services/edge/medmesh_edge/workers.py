@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 
@@ -15,7 +16,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.learning.host import Worker, worker
 from medmesh_edge import code, samples
 from medmesh_edge.patients import HOSPITAL
-from medmesh_edge.policy import worker_limits
+from medmesh_edge.policy import Policy, worker_limits
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations
 
@@ -33,21 +34,30 @@ class Kept:
     start: Callable[..., AbstractAsyncContextManager[Worker]] = worker
     _stack: AsyncExitStack | None = None
     _worker: Worker | None = None
-    _package: str = ""
+    _made: tuple[str, Policy] | None = None
+    """The package, and the rules under which it was started."""
+    _allowed: tuple[Any, ...] = ()
+    """What was looked at when the code was found to be allowed."""
     _mapped: int = 0
     _generation: int = 0
     _used: float = 0.0
 
     async def of(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
         """The worker of a package, with room for a plan's data. Raises `Problem` where its code may not run here."""
-        needed = await samples.size(self.site, plan.data)
-        if self._worker is not None and self._package == package.sha256 and needed <= self._mapped:
-            return self._worker
-        await self.close()
+        needed, made = await samples.size(self.site, plan.data), (package.sha256, self.site.policy())
+        looked_at = (*made, federation, self.site.roster())
+        there = self._worker if self._made == made and needed <= self._mapped else None
+        if there is not None and self._allowed == looked_at:
+            return there
+        if there is None:
+            await self.close()
         read = await code.fetch(self.site, self.gateway, package)
         async with self.site.unit() as uow:
             row = (await uow.execute(select(federations.c.reviews).where(federations.c.federation == federation))).one()
         await code.allowed(self.site, self.gateway, plan, read, row.reviews)
+        self._allowed = looked_at
+        if there is not None:
+            return there
         settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
         framework = read.manifest.framework(settings.frameworks)
         opened = await stack.enter_async_context(
@@ -58,12 +68,12 @@ class Kept:
                 python=settings.python.get(framework),
                 silence=settings.worker_silence_seconds,
                 # Twice: what it was given before may still be mapped.
-                limits=worker_limits(self.site.policy(), settings.worker_memory_bytes, 2 * mapped),
+                limits=worker_limits(made[1], settings.worker_memory_bytes, 2 * mapped),
                 account=settings.worker_account,
                 ranks=settings.worker_processes,
             )
         )
-        self._stack, self._worker, self._package, self._mapped = stack, opened, package.sha256, mapped
+        self._stack, self._worker, self._made, self._mapped = stack, opened, made, mapped
         return opened
 
     def used(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +24,79 @@ from medmesh_edge.workers import Kept
 GIB = 2**30
 
 
-async def test_a_worker_has_addresses_for_its_data_and_goes_when_they_grew(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
+@dataclass
+class Started:
+    """What was started with how many addresses, and how often the code was looked at."""
+
+    sizes: list[int] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    looked: int = 0
+
+
+@pytest.fixture
+async def kept(private: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Kept, Started]]:
     read: packages.Package = tiny(private)
+    said = Started()
 
     async def fetched(*_: Any) -> packages.Package:
         return read
 
-    async def fine(*_: Any) -> None:
-        return None
+    async def allowed(*_: Any) -> None:
+        said.looked += 1
 
     async def size(*_: Any) -> int:
-        return sizes.pop(0)
-
-    monkeypatch.setattr(code, "fetch", fetched)
-    monkeypatch.setattr(code, "allowed", fine)
-    monkeypatch.setattr(samples, "size", size)
-    begun: list[int] = []
+        return said.sizes.pop(0) if said.sizes else 1
 
     @asynccontextmanager
     async def start(_package: Any, _folder: Path, *, limits: Any, **_: Any) -> AsyncIterator[Any]:
-        begun.append(limits.mapped_bytes)
+        said.begun.append(limits.mapped_bytes)
         yield object()
 
+    monkeypatch.setattr(code, "fetch", fetched)
+    monkeypatch.setattr(code, "allowed", allowed)
+    monkeypatch.setattr(samples, "size", size)
     SETTINGS.save(private)
     Layout(private).policy.write_text(DEFAULT, "utf-8")
     async with site(private) as opened:
-        await _knows(opened, "f", plan(), "running")
-        kept = Kept(opened, None, start)  # type: ignore[arg-type]
-        found = []
-        for needed in (8 * GIB, 8 * GIB + 1, 20 * GIB, 20 * GIB):
-            sizes.append(needed)
-            found.append(await kept.of(ObjectRef(sha256="0" * 64, bytes=1), plan(), "f"))
-        await kept.close()
-    assert begun[0] > 16 * GIB and begun[1] > 40 * GIB and len(begun) == 2, "twice: what was given before may be mapped still"
+        roster = object()
+        opened.roster_file = lambda: roster  # type: ignore[assignment, return-value]
+        for name in ("f", "g"):
+            await _knows(opened, name, plan(), "running")
+        made = Kept(opened, None, start)  # type: ignore[arg-type]
+        yield made, said
+        await made.close()
+
+
+PACKAGE = ObjectRef(sha256="0" * 64, bytes=1)
+
+
+async def test_a_worker_has_addresses_for_its_data_and_goes_when_they_grew(kept: tuple[Kept, Started]) -> None:
+    one, said = kept
+    said.sizes += [8 * GIB, 8 * GIB + 1, 20 * GIB, 20 * GIB]
+    found = [await one.of(PACKAGE, plan(), "f") for _ in range(4)]
+    assert said.begun[0] > 16 * GIB and said.begun[1] > 40 * GIB and len(said.begun) == 2, (
+        "twice: what was given before may be mapped still"
+    )
     assert found[0] is found[1] and found[2] is found[3] and found[1] is not found[2]
+
+
+async def test_a_worker_goes_when_the_hospitals_rules_are_others(kept: tuple[Kept, Started]) -> None:
+    """They say which code may run, and how much it may take."""
+    one, said = kept
+    first = await one.of(PACKAGE, plan(), "f")
+    assert await one.of(PACKAGE, plan(), "f") is first
+    one.site.layout.policy.write_text(DEFAULT.replace("small_cell = 5 ", "small_cell = 6 "), "utf-8")
+    assert await one.of(PACKAGE, plan(), "f") is not first
+    assert (len(said.begun), said.looked) == (2, 2)
+
+
+async def test_another_federation_has_the_worker_once_the_code_is_allowed_for_it(kept: tuple[Kept, Started]) -> None:
+    """Who started it may not be who read it; and whose word counts is the roster's."""
+    one, said = kept
+    first = await one.of(PACKAGE, plan(), "f")
+    assert await one.of(PACKAGE, plan(), "g") is first
+    assert (len(said.begun), said.looked) == (1, 2)
+    roster = object()
+    one.site.roster_file = lambda: roster  # type: ignore[assignment, return-value]
+    assert await one.of(PACKAGE, plan(), "g") is first
+    assert (len(said.begun), said.looked) == (1, 3)
