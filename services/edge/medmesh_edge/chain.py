@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import bindparam, select
@@ -38,28 +39,16 @@ _WRITE_CHAIN, _WRITE_LEFT, _WRITE_BASE = (
 )
 
 
-_READ: dict[str, RoundOpened] = {}
-"""Rounds by what is kept of them: each is read several times while it is worked on, by the process that wrote it."""
-MOST_READ = 16
-
-
 @by_identity()
 def written(event: RoundOpened) -> str:
     """A round as it is kept: what it was told to answer at once is kept with its phase."""
-    kept = event.model_copy(update={"shares": {}}) if event.shares else event
-    return _remember(kept.model_dump_json(), kept)[0]
+    return (event.model_copy(update={"shares": {}}) if event.shares else event).model_dump_json()
 
 
+@lru_cache(16)
 def opened(text: str) -> RoundOpened:
-    """A round as it was kept."""
-    return _READ.get(text) or _remember(text, RoundOpened.model_validate_json(text))[1]
-
-
-def _remember(text: str, event: RoundOpened) -> tuple[str, RoundOpened]:
-    while len(_READ) >= MOST_READ:
-        del _READ[next(iter(_READ))]
-    _READ[text] = event
-    return text, event
+    """A round as it was kept. It is asked for several times while it is worked on."""
+    return RoundOpened.model_validate_json(text)
 
 
 async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
