@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import and_, bindparam, exists, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
@@ -25,15 +26,19 @@ from medmesh.memo import by_identity
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import attempt, bases, chain, committed, given, of_attempt
+from medmesh_edge.tables import KEY, attempt, bases, chain, committed, given
 
+_OURS = bases.c.federation == bindparam("federation")
+_BEGAN = select(bases.c.base).where(_OURS).order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1).scalar_subquery()
+_BEFORE = exists().where(_OURS, bases.c.base == bindparam("base"))
+_SAME = and_(*(committed.c[name] == chain.c[name] for name in KEY))
 _NEWEST = Prepared(
-    select(chain).where(chain.c.federation == bindparam("federation")).order_by(chain.c.round.desc(), chain.c.attempt.desc()).limit(1)
+    select(chain, committed.c.value.label("left"), committed.c.model, committed.c.state, _BEGAN.label("began"), _BEFORE.label("before"))
+    .outerjoin_from(chain, committed, _SAME)
+    .where(chain.c.federation == bindparam("federation"))
+    .order_by(chain.c.round.desc(), chain.c.attempt.desc())
+    .limit(1)
 )
-_COMMITTED = Prepared(select(committed).where(of_attempt(committed)))
-_BASES = select(bases.c.base).where(bases.c.federation == bindparam("federation"))
-_LAST_BASE = Prepared(_BASES.order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1))
-_AGAIN = Prepared(_BASES.where(bases.c.base == bindparam("base")).limit(1))
 _WRITE_CHAIN, _WRITE_LEFT, _WRITE_BASE = (
     Prepared(upsert(table).values(given(table)).on_conflict_do_nothing()) for table in (chain, committed, bases)
 )
@@ -51,15 +56,38 @@ def opened(text: str) -> RoundOpened:
     return RoundOpened.model_validate_json(text)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What this hospital saw of a federation before a round."""
+
+    round: int
+    attempt: int
+    value: str
+    """Of the chain, with the newest round."""
+    left: Left | None
+    """What was left before that; None of a round that was seen before this was looked at."""
+    again: bool
+    """Whether the model that this round begins with is one that an earlier round, but for the last, began with."""
+
+
+async def _seen(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> Seen:
+    base = event.base.sha256
+    row = await uow.one(_NEWEST, federation=event.federation, base=base)
+    if row is None:
+        return Seen(0, 0, event.plan_hash, first(plan, event.plan_hash), again=False)
+    again = row.began is not None and row.began != base and (base == plan.initial or bool(row.before))
+    return Seen(row.round, row.attempt, row.value, None if row.left is None else Left(row.left, row.model, row.state), again)
+
+
 async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
     """Write down a round that continues the newest here, and is as the plan says; with the fact itself, so that it costs no transaction
     of its own. What is not written down now is looked at, and refused with its reason, before it is worked on."""
-    newest = await _newest(uow, event)
-    if newest.value == event.previous and _whole(event) and _later(event, newest):
+    seen = await _seen(uow, plan, event)
+    if seen.value == event.previous and _whole(event) and _later(event, seen):
         with suppress(Problem):
             agreed(plan, event)
-            left = _begun(event, await _left(uow, plan, event, newest), [event.links])
-            await _progress(uow, plan, event)
+            left = _begun(event, seen.left, [event.links])
+            _progress(uow, event, seen)
             await _write(uow, event, left)
 
 
@@ -74,11 +102,10 @@ def known(seen: str | None, event: RoundOpened) -> bool:
 async def follow(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened) -> None:
     """Write down a round after some that this hospital was not told of, whose digests the platform shows. Raises `Problem`."""
     async with site.unit() as uow:
-        newest = await _newest(uow, event)
-        left = await _left(uow, plan, event, newest)
-    if not _whole(event) or not _later(event, newest):
+        seen = await _seen(uow, plan, event)
+    if not _whole(event) or not _later(event, seen):
         raise _broken(event)
-    value, place, more = newest.value, {"round": newest.round, "attempt": newest.attempt}, True
+    value, place, more = seen.value, {"round": seen.round, "attempt": seen.attempt}, True
     links: list[Iterable[Commitment]] = []
     while value != event.previous and more:
         shown = await gateway.ask(f"/v1/federations/{event.federation}/chain", RoundChain, **place)
@@ -90,18 +117,19 @@ async def follow(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened) -
         place, more = {"round": shown.round, "attempt": shown.attempt}, shown.more
     if value != event.previous:
         raise _broken(event)
-    left = _begun(event, left, [*links, event.links])
+    left = _begun(event, seen.left, [*links, event.links])
     async with site.unit() as uow:
-        await _progress(uow, plan, event)
+        if await _seen(uow, plan, event) != seen:
+            raise Problem("request.failed")  # another was written down meanwhile: it is looked at again, after that
+        _progress(uow, event, seen)
         await _write(uow, event, left)
 
 
-async def _progress(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
+def _progress(uow: UnitOfWork[Any], event: RoundOpened, seen: Seen) -> None:
     """Raise a `Problem` (`federation.rollback_unproven`) where a round, also one that evaluates, comes after a roll-back, or a training
     round begins with a model that came before, and no approval by keys of this hospital's roster says that it may."""
     back = [one for one in event.links if one.kind is None]
-    again = event.kind is RoundKind.TRAIN and await _again(uow, plan, event)
-    if again or back or event.undoing is not None:
+    if (seen.again and event.kind is RoundKind.TRAIN) or back or event.undoing is not None:
         # What hospitals train alone begins with the first weights, whatever the federation went back to.
         model = back[-1].model if back else event.base.sha256
         found = proven(event, model, uow.ports.trust().governance, uow.ports.roster())
@@ -109,22 +137,6 @@ async def _progress(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> Non
             raise Problem("federation.uncommitted", federation=event.federation, round=event.round)
         about = (Entity("federation", event.federation, digest=event.plan_hash),)
         uow.audit(AuditEntry("federation.rollback", "E", entities=about, approval=found.evidence(), detail={"round": event.round}))
-
-
-async def _again(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> bool:
-    """Whether a training round begins with a model that an earlier one, but for the last, began with."""
-    newest = await uow.one(_LAST_BASE, federation=event.federation)
-    if newest is None or newest.base == event.base.sha256:
-        return False
-    return event.base.sha256 == plan.initial or await uow.one(_AGAIN, federation=event.federation, base=event.base.sha256) is not None
-
-
-async def _left(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened, newest: Any) -> Left | None:
-    """What was left before the newest round that was seen; None of a round that was seen before this was looked at."""
-    if newest.round == 0:
-        return first(plan, event.plan_hash)
-    row = await uow.one(_COMMITTED, **attempt(newest))
-    return None if row is None else Left(row.value, row.model, row.state)
 
 
 def _begun(event: RoundOpened, left: Left | None, links: Iterable[Iterable[Commitment]]) -> Left:
@@ -147,21 +159,8 @@ def _whole(event: RoundOpened) -> bool:
     return event.previous is not None and event.chain == extend(event.previous, [round_digest(event)])
 
 
-def _later(event: RoundOpened, newest: Any) -> bool:
-    return (event.round, event.attempt) > (newest.round, newest.attempt)
-
-
-async def _newest(uow: UnitOfWork[Any], event: RoundOpened) -> Any:
-    return await uow.one(_NEWEST, federation=event.federation) or _Begin(event.plan_hash)
-
-
-class _Begin:
-    """Before the first round."""
-
-    round = attempt = 0
-
-    def __init__(self, plan_hash: str) -> None:
-        self.value = plan_hash
+def _later(event: RoundOpened, seen: Seen) -> bool:
+    return (event.round, event.attempt) > (seen.round, seen.attempt)
 
 
 async def _write(uow: UnitOfWork[Any], event: RoundOpened, left: Left) -> None:

@@ -36,10 +36,13 @@ from medmesh_edge.tables import (
 Handler = Callable[[Any, UnitOfWork[Any]], Awaitable[None]]
 Read = Callable[[dict[str, Any], type[Event]], Envelope[Any]]
 _CURSOR = Prepared(select(inbox_cursor.c.cursor))
+_PLACE: BindParameter[int] = bindparam("place")
+# Answers nothing where it stands there already, or further on.
 _MOVE = Prepared(
     upsert(inbox_cursor)
-    .values(one=1, cursor=bindparam("place"))
-    .on_conflict_do_update(index_elements=["one"], set_={"cursor": bindparam("place")})
+    .values(one=1, cursor=_PLACE)
+    .on_conflict_do_update(index_elements=["one"], set_={"cursor": _PLACE}, where=inbox_cursor.c.cursor < _PLACE)
+    .returning(inbox_cursor.c.cursor)
 )
 _FEDERATION: BindParameter[str] = bindparam("federation")
 _KNOWN = Prepared(
@@ -90,10 +93,8 @@ async def take(site: Site, place: int, document: dict[str, Any], read: Read = un
     handled = HANDLERS.get(kind := str(document.get("type")))
     destroys = kind == _STORED_FACT and await secure.keeps_secrets(site)  # which is not undone
     async with site.unit(durable=destroys or kind not in TOLD_AGAIN) as uow:
-        before = await uow.one(_CURSOR)
-        if before is not None and place <= before.cursor:
+        if not await uow.rows(_MOVE, place=place):
             return
-        await uow.rows(_MOVE, place=place)
         if handled is None:
             log("edge.unknown_fact", level=30, type=kind[:120])
         else:

@@ -10,9 +10,10 @@ from sqlalchemy import delete, select
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
-from medmesh.contracts.federation import Commitment, RoundKind, RoundOpened
+from medmesh.contracts.federation import Commitment, RoundChain, RoundKind, RoundOpened
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import plan_hash
+from medmesh.errors import Problem
 from medmesh.federated.chain import Left, after, extend, first, round_digest, round_seed
 from medmesh_edge import chain
 from medmesh_edge.ports import Site, site
@@ -69,3 +70,27 @@ async def test_a_store_of_an_earlier_version_believes_one_chain_once(private: Pa
         left = after(unknown, [of(2, "a")])
         three = told(3, two.chain or "", Left(left.value, model * 64), of(2, "a"))
         assert await noted(node, three) == (model == "a"), "from then on it folds"
+
+
+async def test_a_history_that_another_round_overtook_is_looked_at_again(private: Path) -> None:
+    """While the platform is asked what this hospital missed, it may tell it something else."""
+    SETTINGS.save(private)
+    async with site(private) as node:
+        begun = told(1, plan_hash(PLAN), BEGIN)
+        assert await noted(node, begun)
+        one, link, previous = after(BEGIN, [of(1, "a")]), of(1, "a"), begun.chain or ""
+        overtakes, shown = told(2, previous, one, link), told(2, previous, one, link, hospitals=("a", "b"))
+        three = told(3, shown.chain or "", after(one, [of(2, "b")]), of(2, "b"))
+
+        class Platform:
+            async def ask(self, _: str, reply: type[RoundChain], **place: int) -> RoundChain:
+                if place["round"] == 1:
+                    assert await noted(node, overtakes)
+                return reply(digests=(round_digest(shown),), links=((link,),), round=2, attempt=1, more=False)
+
+        for code in ("request.failed", "federation.chain"):  # not now, and then that it is another history
+            with pytest.raises(Problem) as caught:
+                await chain.follow(node, Platform(), PLAN, three)  # type: ignore[arg-type]
+            assert caught.value.code == code
+        async with node.unit() as uow:
+            assert [row.round for row in await uow.all(select(seen.c.round).order_by(seen.c.round))] == [1, 2]
