@@ -17,13 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fhir.resources.R4B.bundle import Bundle
 from fhir.resources.R4B.capabilitystatement import CapabilityStatement
 from tests.records import left
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.client import Gateway
 from medmesh.client.audit import at_the_door, export_log, of_a_hospital, withheld
 from medmesh.client.credentials import Anonymous, Bound
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger.copies import Folder
 from medmesh.ledger.policy import demanding
@@ -32,12 +30,6 @@ from medmesh.ledger.verify import Wanted, verify_log
 from medmesh.security import possession
 from medmesh.security.tokens import Actor, person_token
 from medmesh.store.unit import AuditEntry, Entity
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 @asynccontextmanager

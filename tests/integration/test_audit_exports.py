@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ from tests.aics import environment
 from tests.architecture.sources import ROOT
 from tests.integration.test_audit_door import about, door, log
 from tests.records import left
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.auditing.package import check, unpack
 from medmesh.cli.audit import audit
 from medmesh.client.audit import fetch_export
 from medmesh.contracts.audit import ExportFinished, RequestExport
 from medmesh.contracts.governance import ApprovalGranted, ApprovalRefused
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.ledger.copies import Folder
 from medmesh.ledger.policy import demanding
@@ -38,12 +35,6 @@ from medmesh.ledger.verify import Wanted, verify_log
 from medmesh.security import approvals
 from medmesh.security.tokens import Actor
 from medmesh.store.unit import AuditEntry, Entity
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 async def requested(world: World, format: str = "jsonl", **given: Any) -> dict[str, Any]:

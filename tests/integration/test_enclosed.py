@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 from tests.records import left
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.client import download
 from medmesh.client.credentials import Node
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.message import ObjectRef, new_id
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh_gateway import tables
 
 PATH = "/v1/federations/f/updates"
 DATA = os.urandom(1_000_000)
 REF = ObjectRef(sha256=hashlib.sha256(DATA).hexdigest(), bytes=len(DATA))
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 def message(ref: ObjectRef = REF, **other: Any) -> dict[str, Any]:

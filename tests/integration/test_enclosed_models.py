@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sqlalchemy import func, select
 from tests.forging import invited, small_scene
 from tests.hospitals import state_of, until
 from tests.records import arrived, left
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.client.gateway import Gateway
 from medmesh.client.transfer import download
@@ -29,12 +28,6 @@ from medmesh_gateway import inbox
 from medmesh_gateway.tables import inboxes
 
 HOSPITALS = ("huashan", "renji")
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 async def opened(world: World, number: int, base: ObjectRef) -> None:

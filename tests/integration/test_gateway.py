@@ -1,11 +1,8 @@
-"""The gateway over real HTTPS: sessions, commands, objects, a hospital's inbox, and what it refuses."""
+"""The gateway over real HTTPS: sessions, commands, a node's signed requests, and what it refuses."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,17 +11,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
-from tests.world import PASSWORD, World, small_world
+from tests.world import PASSWORD, World
 
-from medmesh.client import download, upload
 from medmesh.client.credentials import Anonymous, Node, Person
 from medmesh.client.doors import open_door
 from medmesh.client.http import Broken
 from medmesh.contracts.governance import Hospitals
-from medmesh.contracts.labels import ObjectView, SecurityLabel
 from medmesh.contracts.message import OperationFinished
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security.authority import node_request
 from medmesh.store.tables import node_metadata
@@ -33,12 +26,6 @@ from medmesh_audit.tables import facts
 from medmesh_gateway.tables import operations
 
 outbox = node_metadata().tables["outbox"]
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 async def test_people_sign_in_act_within_their_roles_and_sign_out(world: World) -> None:
@@ -230,64 +217,6 @@ async def test_answers_that_come_together_are_each_their_owners(world: World) ->
     assert (await pause("fed-1", 0))["result"] == {"state": "paused"}, "it was kept"
 
 
-async def test_objects_go_up_and_down_in_pieces(world: World, private: Path) -> None:
-    admin = await world.admin()
-    researcher = await world.user(admin, "li", "researcher")
-    data = os.urandom(20 * 2**20)
-    (private / "data").write_bytes(data)
-    steps: list[int] = []
-    ref = await upload(researcher, private / "data", progress=lambda done, total: steps.append(done))
-    assert steps == [8 * 2**20, 16 * 2**20, 20 * 2**20]
-    assert await upload(researcher, private / "data") == ref
-    (private / "copy.part").write_bytes(data[: 5 * 2**20])
-    await download(researcher, ref, private / "copy")
-    assert (private / "copy").read_bytes() == data
-    with pytest.raises(Problem) as caught:
-        await download(researcher, ref.model_copy(update={"sha256": "0" * 64}), private / "none")
-    assert caught.value.code == "objects.missing"
-    with pytest.raises(Problem) as caught:
-        await download(admin, ref, private / "forbidden")
-    assert caught.value.code == "access.denied"
-
-
-async def test_a_file_is_read_by_whoever_may_see_something_it_is_part_of(world: World, private: Path) -> None:
-    """Knowing its name is not enough, whichever route reads it; hidden and absent are told alike; a node is asked nothing."""
-    admin = await world.admin()
-    researcher = await world.user(admin, "li", "researcher")
-    (private / "data").write_bytes(b"image")
-    ref, absent = await upload(researcher, private / "data"), "0" * 64
-    other = await upload(researcher, Path(__file__))
-    own = ObjectView(known=True, kind="dataset", id="chest", label=SecurityLabel(), owner="platform", organisations=("platform",))
-    secret = own.model_copy(update={"id": "secret", "label": SecurityLabel(level="core", compartments=("renji",))})
-    world.p.files.append(("ingestion", ref.sha256, secret))
-
-    async def told(path: str, method: str = "GET", query: dict[str, str] | None = None) -> Any:
-        with pytest.raises(Problem) as caught:
-            await researcher.request(method, path, query=query)
-        return json.loads(json.dumps(caught.value.document()).replace(ref.sha256, absent))
-
-    assert await told(f"/v1/objects/{ref.sha256}") == await told(f"/v1/objects/{absent}")
-    for path in (f"/v1/objects/{ref.sha256}/unchanged?since={other.sha256}", f"/v1/objects/{other.sha256}/unchanged?since={ref.sha256}"):
-        assert (await told(path))["code"] == "objects.missing"
-    copy = {"offset": "0", "total": "5", "base": ref.sha256, "length": "5"}
-    assert (await told(f"/v1/uploads/{ref.sha256}", "PUT", copy))["code"] == "objects.missing"
-    auditor, refused = await world.user(admin, "shen", "auditor"), list[dict[str, Any]]()
-    async with asyncio.timeout(20):
-        while len(refused) < 4:
-            refused = await world.records(auditor, verb="access.denied", entity="dataset:secret")
-    assert [one["policy"]["rules"] for one in refused] == [["label"]] * 4
-    world.p.files.append(("annotation", ref.sha256, own))
-    assert (await download(researcher, ref, private / "copy")).read_bytes() == b"image"
-    # What a node sent is a single hospital's update: a person reads it only once it is a part of something they may see.
-    (private / "update").write_bytes(b"weights")
-    async with world.node("renji") as node:
-        sent = await upload(node, private / "update")
-        assert (await download(node, sent, private / "back")).read_bytes() == b"weights"
-    assert (await told(f"/v1/objects/{sent.sha256}"))["code"] == "objects.missing"
-    world.p.files.append(("federation", sent.sha256, own.model_copy(update={"kind": "federation", "id": "f"})))
-    assert (await download(researcher, sent, private / "model")).read_bytes() == b"weights"
-
-
 @asynccontextmanager
 async def together(world: World, count: int) -> AsyncIterator[None]:
     """So many commands that are asked for within share one transaction."""
@@ -363,30 +292,6 @@ async def test_a_request_of_a_node_needs_its_certificate_its_signature_and_is_go
     with pytest.raises(Problem) as caught:
         await bare.poll(0, 0)
     assert caught.value.code == "security.certificate_needed"
-
-
-async def test_a_disk_that_fills_up_refuses_the_piece_and_the_upload_goes_on_when_there_is_room(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    researcher = await world.user(await world.admin(), "li", "researcher")
-    path = tmp_path / "weights"
-    path.write_bytes(os.urandom(3_000_000))
-    room = 1_000_000
-
-    def limited(descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
-        data = b"".join(parts)
-        fits = max(0, min(len(data), room - offset))
-        if not fits:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return os.pwrite(descriptor, data[:fits], offset)
-
-    with monkeypatch.context() as full:
-        full.setattr(os, "pwritev", limited)
-        with pytest.raises(Problem) as caught:
-            await upload(researcher, path)
-    assert (caught.value.code, caught.value.status) == ("objects.full", 507)
-    ref = await upload(researcher, path)
-    assert (await download(researcher, ref, tmp_path / "back")).read_bytes() == path.read_bytes()
 
 
 async def test_an_expired_certificate_is_named_before_anything_is_sent_and_opens_nothing(world: World) -> None:

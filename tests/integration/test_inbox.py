@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,6 @@ from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh_gateway import inbox
 from medmesh_gateway.tables import inboxes
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 async def test_a_hospital_reads_its_own_inbox_in_order_and_goes_on_after_its_cursor(world: World) -> None:

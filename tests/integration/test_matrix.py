@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi.routing import APIRoute
 from sqlalchemy import update
 from tests.architecture.sources import ROOT
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.cli.schemas import application
 from medmesh.cli.schemas_matrix import OPEN, OWN_SESSION, ROLES, Cells, read
@@ -23,8 +22,6 @@ from medmesh.client import Gateway
 from medmesh.client.credentials import Bound, Node
 from medmesh.client.doors import open_door
 from medmesh.client.people import enrol, sign_in_system
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.security.roles import PERSON_ROLES, TABLE
 from medmesh.security.tokens import hospital_token
 from medmesh_governance.tables import sessions
@@ -32,12 +29,6 @@ from medmesh_governance.tables import sessions
 MATRIX = read((ROOT / "docs" / "security" / "matrix.md").read_text(encoding="utf-8"))
 ACTION_ONLY = {row.action for rows in MATRIX.values() for row in rows} - {OPEN, OWN_SESSION}
 REFUSED = {"access.denied", "security.step_up", "actor.missing"}
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 def test_every_route_is_on_the_page_and_every_action_of_it_in_the_table() -> None:

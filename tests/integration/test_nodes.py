@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import update
 from tests.records import Records
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.client import Gateway
 from medmesh.contracts.governance import Hospitals
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security import renewal
 from medmesh.security.authority import Authority, load_key, new_key, node_request
@@ -33,12 +31,6 @@ from medmesh_edge.settings import Layout, Settings
 from medmesh_governance.tables import enrolments
 
 NOW = datetime.now(UTC)
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 async def until(ready: Callable[[], Awaitable[Any]]) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -12,24 +10,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.client import Gateway
 from medmesh.client.people import sign_in_system
 from medmesh.contracts.message import new_id
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.security import roles
 from medmesh.security.assertions import AUDIENCE, sign
 from medmesh.security.authority import new_key
 from medmesh.security.tokens import verify_actor
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 def pem(key: Any) -> str:

@@ -11,24 +11,16 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.proxies import Network, network
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.client import Gateway, download, upload
 from medmesh.client.transfer import Plain, send
 from medmesh.contracts.message import ObjectRef
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.store.objects.port import CHUNK
 
 pytestmark = [pytest.mark.slow]
 SLACK = 400_000
 """Headers, handshakes, and what TLS adds."""
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 @pytest.fixture

@@ -8,28 +8,19 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
 from http.client import HTTPSConnection
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.world import World, small_world
+from tests.world import World
 
 from medmesh.client.credentials import Node
-from medmesh.embedded.ports import Ports
-from medmesh.embedded.testing import RunningServers
 from medmesh.store.objects.port import CHUNK
 from medmesh_gateway.bodies import MAX_BODY
 
 UPDATES, UPLOADS, RECORDS = "/v1/federations/f/updates", f"/v1/uploads/{'0' * 64}?offset=0&total=9", "/v1/audit/records"
 TOGETHER = {"Content-Type": "multipart/related; boundary=b"}
 METHODS = {UPDATES: "POST", UPLOADS: "PUT", RECORDS: "POST"}
-
-
-@pytest.fixture
-async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
-    async with small_world(servers, private, ports) as made:
-        yield made
 
 
 async def announced(world: World, path: str, headers: Mapping[str, str], length: int, *, shown: str = "", body: bytes = b"") -> Any:

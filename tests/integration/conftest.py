@@ -1,0 +1,19 @@
+"""What several files of the folder share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.world import World, small_world
+
+from medmesh.embedded.ports import Ports
+from medmesh.embedded.testing import RunningServers
+
+
+@pytest.fixture
+async def world(servers: RunningServers, private: Path, ports: Ports) -> AsyncIterator[World]:
+    """A small world (`tests.world`) without further services."""
+    async with small_world(servers, private, ports) as made:
+        yield made
