@@ -129,6 +129,8 @@ def listening(disk: Effects, node: Node) -> Node:
             made = "SELECT 1 FROM tasks WHERE federation = ? AND round = ? AND state IN ('trained', 'sent')"
             disk.rests_on(number, "vector of what was trained", made, *place)
             disk.rests_on(number, "vector with its masks", "SELECT 1 FROM secure_attempts WHERE federation = ? AND round = ?", *place)
+            shares = "SELECT 1 FROM secure_phases WHERE federation = ? AND round = ? AND phase = 'vectors'"
+            disk.rests_on(number, "vector under masks with others", shares, *place)
             if number < ROUNDS:
                 ahead = "SELECT 1 FROM secure_attempts WHERE federation = ? AND round = ?"
                 disk.rests_on(number, "keys of the next round", ahead, disk.federation, number + 1)

@@ -75,14 +75,15 @@ async def test_rounds_commit_and_only_masked_vectors_leave(world: World, monkeyp
             async with node.site.unit() as uow:
                 assert len(await uow.all(select(secure_opened))) == 3, "which list was signed is never forgotten"
         # Only the first round exchanges keys and shares by themselves; nobody's vector was missing, so that nobody was asked over whom.
-        phases = {1: ("keys", "shares", "vectors", "reveal"), 2: ("vectors", "reveal"), 3: ("vectors", "reveal")}
-        said = await left(world.p, "federation.secure", 3 * 8 + 3 * 5 + 5)
+        phases = {1: ("keys", "shares", "reveal"), 2: ("reveal",), 3: ("reveal",)}
+        said = await left(world.p, "federation.secure", 3 * 5 + 3 * 5 + 5)
         answered = Counter((r["src"]["service"], r["detail"]["round"], r["detail"]["phase"]) for r in said)
-        sent = Counter((r["agents"][0]["who"], r["detail"]["round"]) for r in await left(world.p, "federation.upload", 3 * 3))
-        assert sent == {(f"hospital:{name}", number): 1 for name in HOSPITALS for number in (1, 2, 3)}
+        uploads = await left(world.p, "federation.upload", 3 * 3)
+        sent = Counter((r["agents"][0]["who"], r["detail"]["round"], r["detail"]["masks"]) for r in uploads)
+        assert sent == {(f"hospital:{name}", number, len(HOSPITALS)): 1 for name in HOSPITALS for number in (1, 2, 3)}
         wanted_of = {(f"edge:{name}", number, phase): 1 for name in HOSPITALS for number in phases for phase in phases[number]}
         assert {key: n for key, n in answered.items() if key[0].startswith("edge:")} == wanted_of
-        collected = [(number, phase) for number in phases for phase in phases[number] if phase != "vectors"]
+        collected = [(number, phase) for number in phases for phase in phases[number]]
         assert {(r["detail"]["round"], r["detail"]["phase"]) for r in said if r["act"] == "C"} == set(collected)
         assert {r["src"]["service"] for r in await left(world.p, "federation.witnessed", 3)} >= {f"edge:{name}" for name in HOSPITALS}
     await asyncio.sleep(0)
@@ -121,7 +122,7 @@ async def test_phases_are_answered_beside_the_training(world: World) -> None:
         async def masked() -> Any:
             """A hospital has all it needs for its masks, and no model yet."""
             async with nodes[0].site.unit() as uow:
-                done = select(secure_phases).where(secure_phases.c.phase == "vectors", secure_phases.c.state == "done")
+                done = select(secure_phases).where(secure_phases.c.phase == "vectors")
                 task = await uow.first(select(tasks))
                 assert task is None or task.state == "received", "trained before its phases were answered"
                 return await uow.first(done)

@@ -36,7 +36,7 @@ from medmesh.contracts.message import ObjectRef, OperationFinished
 from medmesh.contracts.plan import EarlyStopping, SecureAggregation, plan_hash
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.secure import vectors
-from medmesh.federated.secure.contributor import Contributor
+from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh.federated.secure.session import Session
 from medmesh.learning import weights
 from medmesh.store.objects.port import file_digest, load
@@ -113,7 +113,8 @@ class Parties:
 
     async def shares(self) -> None:
         for name, one in self.all.items():
-            messages = one.share(self.roster, await told(self.p, SecurePhase.SHARES, name, self.round.round), datetime.now(UTC))
+            keys = await told(self.p, SecurePhase.SHARES, name, self.round.round)
+            messages = one.share(keys_of(one.session, self.roster, keys, datetime.now(UTC)))
             assert (await say(self.p, self.round, name, SecurePhase.SHARES, messages)).succeeded
 
     async def vector(self, name: str, *beside: int, ahead: Parties | None = None) -> OperationFinished:
@@ -128,8 +129,7 @@ class Parties:
         vectors.encode(model if trains else None, SAMPLES[name] if trains else 1, out, bits=24, parties=len(HOSPITALS), **beside)
         ref: ObjectRef = await p.stores.scratch.put_file(out, file_digest(out)[0])
         about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
-        said = {"whole": self.all[name].whole(self.signer(name), now)} if ahead else {}
-        said |= {"ahead": ahead.all[name].advertise(self.signer(name), now)} if ahead else {}
+        said = {"whole": self.all[name].whole(self.signer(name), now, following=ahead.all[name].public())} if ahead else {}
         return await p.send(SubmitUpdate(**about, update=ref, samples=1, **said), p.hospital(name))
 
     async def open(self, ahead: Parties, sealing: Sequence[str] = HOSPITALS) -> None:
@@ -137,12 +137,22 @@ class Parties:
         for name in HOSPITALS:
             event = (await self.p.wait(SecureAdvanced, lambda e: e.data.round == self.round.round and e.data.phase == "reveal")).data
             now = datetime.now(UTC)
-            shares = self.all[name].reveal(self.roster, None, event.messages, now, lambda *a: a[-1])
+            found = self.all[name].reveal(self.roster, None, event.messages, now, lambda *a: a[-1])
             about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
-            sealed = ahead.all[name].share(self.roster, event.ahead, now) if name in sealing else {}
-            command = SubmitSecure(**about, phase=SecurePhase.REVEAL, messages=shares, ahead=sealed)
+            sealed = ahead.all[name].share(found.following) if name in sealing else {}
+            command = SubmitSecure(**about, phase=SecurePhase.REVEAL, messages=found.shares, ahead=sealed)
             done = await self.p.send(command, self.p.hospital(name))
             assert done.succeeded and done.result == {"late": False}, (done.problem, done.result)
+
+    async def reveal_and_seal(self, survivors: Sequence[str], ahead: Parties) -> None:
+        """What a list of some asks for, and shares for a round whose keys nobody was told."""
+        keys = {name: party.public() for name, party in ahead.all.items()}
+        about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
+        for name in survivors:
+            signed = await told(self.p, SecurePhase.REVEAL, name, self.round.round)
+            found = self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC), lambda *a: a[-1])
+            command = SubmitSecure(**about, phase=SecurePhase.REVEAL, messages=found.shares, ahead=ahead.all[name].share(keys))
+            assert (await self.p.send(command, self.p.hospital(name))).succeeded
 
     async def survive(self, names: Sequence[str]) -> list[str]:
         survivors = sorted(await told(self.p, SecurePhase.SURVIVORS, names[0], self.round.round))
@@ -160,7 +170,7 @@ class Parties:
                     self.round,
                     name,
                     SecurePhase.REVEAL,
-                    self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC), lambda *a: a[-1]),
+                    self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC), lambda *a: a[-1]).shares,
                 )
             ).succeeded
 
@@ -184,10 +194,9 @@ async def test_a_round_after_one_that_nobody_missed_begins_with_its_vectors(p: P
         done = await second.vector(name, ahead=unsaid)
         assert done.succeeded, done.problem
     await p.wait(SecureAdvanced, lambda e: e.data.round == 2 and e.data.phase == "reveal", timeout=30)
-    assert not (await advanced(p, 2))[-1].ahead, "after the last round there is none"
     for name, party in second.all.items():
-        shares = party.reveal(second.roster, None, (await advanced(p, 2))[-1].messages, datetime.now(UTC), lambda *a: a[-1])
-        assert (await say(p, second.round, name, SecurePhase.REVEAL, shares)).succeeded
+        found = party.reveal(second.roster, None, (await advanced(p, 2))[-1].messages, datetime.now(UTC), lambda *a: a[-1])
+        assert (await say(p, second.round, name, SecurePhase.REVEAL, found.shares)).succeeded
     committed = (await p.wait(RoundCommitted, lambda e: e.data.round == 2, timeout=30)).data
     target = p.folder / "committed"
     target.write_bytes(await load(await p.stores.holding(committed.model.sha256), committed.model))
@@ -215,6 +224,30 @@ async def test_where_one_did_not_seal_ahead_the_next_round_begins_with_its_keys(
         assert (await again.vector(name)).succeeded
     await again.reveal(HOSPITALS, await again.survive(HOSPITALS))
     await p.wait(RoundCommitted, lambda e: e.data.round == 2, timeout=30)
+
+
+async def test_a_list_without_keys_for_the_round_that_follows_is_refused(p: Platform) -> None:
+    await start(p, rounds=2)
+    first = Parties(p, (await opened(p, 1)).data)
+    await first.keys()
+    await first.shares()
+    renji = first.all["renji"]
+    renji.whole = lambda signer, now, following=None: Contributor.whole(renji, signer, now)  # type: ignore[method-assign]
+    done = await first.vector("renji", ahead=first)
+    assert not done.succeeded and done.problem and done.problem["code"] == "secure.changed"
+
+
+async def test_shares_that_were_sealed_for_keys_that_nobody_was_told_prepare_nothing(p: Platform) -> None:
+    await start(p, rounds=2)
+    first = Parties(p, (await opened(p, 1)).data)
+    await first.keys()
+    await first.shares()
+    for name in HOSPITALS:
+        assert (await first.vector(name)).succeeded
+    survivors = await first.survive(HOSPITALS)
+    await first.reveal_and_seal(survivors, Parties(p, first.round.model_copy(update={"round": 2})))
+    assert not (await opened(p, 2)).data.sealed
+    await Parties(p, (await opened(p, 2)).data).keys()
 
 
 async def advanced(p: Platform, number: int) -> list[SecureAdvanced]:

@@ -99,15 +99,19 @@ class SecureStatement(Statement):
     hospital: Identifier
 
 
-class SecureKeys(SecureStatement):
-    """X25519 keys (hexadecimal) for this attempt, to seal shares and to agree on masks, and the SHA-256 of the own mask's seed: signed,
-    so that who passes them on cannot put others in their place."""
-
-    HEAD = "medmesh-secure-keys-v1"
+class Keys(Record):
+    """X25519 keys (hexadecimal) of a hospital for one attempt, to seal shares and to agree on masks, and the SHA-256 of its own mask's
+    seed: they stand in what it signs, so that who passes them on cannot put others in their place."""
 
     cipher: Sha256
     mask: Sha256
     seed: Sha256
+
+
+class SecureKeys(SecureStatement, Keys):
+    """Its keys for this attempt."""
+
+    HEAD = "medmesh-secure-keys-v1"
 
 
 class SecureSurvivors(SecureStatement):
@@ -119,9 +123,12 @@ class SecureSurvivors(SecureStatement):
 
 
 class SecureWhole(SecureSurvivors):
-    """That list, of everybody whose masks are in the vector it goes with: it needs no further word when all their vectors arrive."""
+    """That list, of everybody whose masks are in the vector it goes with: it needs no further word when all their vectors arrive. With
+    it the hospital's keys for the first attempt at the next round, where there is one."""
 
-    HEAD = "medmesh-secure-whole-v1"
+    HEAD = "medmesh-secure-whole-v2"
+
+    following: Keys | None
 
 
 S = TypeVar("S", bound=Statement)

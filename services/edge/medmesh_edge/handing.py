@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -83,13 +83,13 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
         source: Source = Stored(site.objects, done.update.sha256) if done.data is None else Held((done.data,))
         await _hand_in(site, gateway, event, done, source, tell, whole=True)
         return
-    party, said = await secure.accompanying(site, event, plan)
+    party, listed = await secure.accompanying(site, event, plan)
     with ExitStack() as stack:
         vector, source, marks = await secure.vector(site, event, plan, party, done, lambda: stack.enter_context(_room(site)))
         # Samples are in the sum, and nothing is said about this hospital alone.
         masked = replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks, data=None)
         await site.database.settle()  # the shares whose masks are in it, and the secrets of what is told with it
-        await _hand_in(site, gateway, event, masked, source, tell, said=said)
+        await _hand_in(site, gateway, event, masked, source, tell, listed=listed, masks=len(party.sealed))
         if isinstance(source, Plain):
             source.path.unlink()  # noise to everybody: no need to write over it
 
@@ -101,7 +101,8 @@ async def _hand_in(
     done: Trained,
     source: Source,
     tell: Tell,
-    said: Mapping[str, str] | None = None,
+    listed: str = "",
+    masks: int = 0,
     whole: bool = False,
 ) -> None:
     assert done.update is not None
@@ -117,7 +118,7 @@ async def _hand_in(
             done.milliseconds.update(clock.milliseconds)
             taken = clock.milliseconds["send"] / 1000
             log("edge.round.uploaded", federation=event.federation, round=event.round, bytes=done.update.bytes, seconds=taken)
-        body = {**done.body(event), **(said or {})}
+        body = done.body(event) | ({"whole": listed} if listed else {})
         try:
             await gateway.command("POST", f"/v1/federations/{event.federation}/updates", body, enclosed=enclosed)
             break
@@ -130,7 +131,10 @@ async def _hand_in(
             Entity("federation", event.federation, digest=event.plan_hash),
             Entity("update", str(event.round), digest=done.update.sha256),
         )
-        uow.audit(AuditEntry("federation.upload", "E", entities=about, detail={"round": event.round, "bytes": done.update.bytes}))
+        detail: dict[str, str | int | bool] = {"round": event.round, "bytes": done.update.bytes}
+        if masks:
+            detail["masks"] = masks
+        uow.audit(AuditEntry("federation.upload", "E", entities=about, detail=detail))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from medmesh.federated.plan import plan_of
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
-from medmesh_edge import chain, secure
+from medmesh_edge import attempts, chain, secure
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import (
     KEY,
@@ -91,7 +91,7 @@ async def cursor(site: Site) -> int:
 async def take(site: Site, place: int, document: dict[str, Any], read: Read = understood) -> None:
     """Take one fact; one of an unknown type (a newer platform) is passed over and said."""
     handled = HANDLERS.get(kind := str(document.get("type")))
-    destroys = kind == _STORED_FACT and await secure.keeps_secrets(site)  # which is not undone
+    destroys = kind == _STORED_FACT and await attempts.any_left(site)  # which is not undone
     async with site.unit(durable=destroys or kind not in TOLD_AGAIN) as uow:
         if not await uow.rows(_MOVE, place=place):
             return
@@ -160,16 +160,15 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
         await _phase(uow, wanted, fed.SecurePhase.VECTORS if wanted.shares else fed.SecurePhase.KEYS, wanted.shares)
 
 
-async def _phase(uow: UnitOfWork[Any], event: Any, phase: str, messages: dict[str, str], state: str = "received") -> None:
-    await uow.rows(_PHASE, **attempt(event), phase=str(phase), messages=messages, state=state, at=uow.now)
+async def _phase(uow: UnitOfWork[Any], event: Any, phase: fed.SecurePhase, messages: dict[str, str]) -> None:
+    state = "received" if phase in secure.ASKED else "kept"
+    await uow.rows(_PHASE, **attempt(event), phase=phase.value, messages=messages, state=state, at=uow.now)
     uow.on_commit(lambda: uow.ports.changed.set("secure"))
 
 
 async def _secured(event: Envelope[fed.SecureAdvanced], uow: UnitOfWork[Any]) -> None:
     # Kept as it came: what it may lead to is decided in `secure.step`.
     await _phase(uow, event.data, event.data.phase, event.data.messages)
-    if event.data.ahead:
-        await _phase(uow, event.data, secure.AHEAD, event.data.ahead, "kept")
 
 
 async def _gone(event: Envelope[fed.ModelGone], uow: UnitOfWork[Any]) -> None:
@@ -194,14 +193,14 @@ async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> Non
     mine = [done.round, *([done.stale[hospital]] if (hospital := uow.ports.settings.hospital) in done.stale else [])]
     await uow.rows(_STORED, federation=done.federation, rounds=mine)
     await _back(done.federation, uow)
-    await secure.forget(uow, done)
+    await attempts.forget(uow, done)
 
 
 async def _voided(event: Envelope[fed.RoundVoided], uow: UnitOfWork[Any]) -> None:
     done = event.data
     where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.attempt == done.attempt)
     # A model that waits for its masks gets none any more.
-    over = ["received", "sent", *(["trained"] if await secure.forget(uow, done) else [])]
+    over = ["received", "sent", *(["trained"] if await attempts.forget(uow, done) else [])]
     await uow.execute(update(tasks).where(where, tasks.c.state.in_(over)).values(state="superseded"))
 
 
@@ -253,14 +252,14 @@ async def _completed(event: Envelope[fed.FederationCompleted], uow: UnitOfWork[A
     # What came too late for any round is of no more use to anybody.
     left = (tasks.c.federation == event.data.federation) & tasks.c.state.in_(["trained", "sent"])
     await uow.execute(update(tasks).where(left).values(state="releasable"))
-    await secure.forget_all(uow, event.data.federation)
+    await attempts.forget_all(uow, event.data.federation)
 
 
 async def _failed(event: Envelope[fed.FederationFailed], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "failed", event.data.code)
     where = (tasks.c.federation == event.data.federation) & (tasks.c.state == "received")
     await uow.execute(update(tasks).where(where).values(state="superseded"))
-    await secure.forget_all(uow, event.data.federation)
+    await attempts.forget_all(uow, event.data.federation)
 
 
 async def _released(event: Envelope[ModelReleased], uow: UnitOfWork[Any]) -> None:

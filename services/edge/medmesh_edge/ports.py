@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -35,6 +35,9 @@ from medmesh_edge import policy
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.settings import Layout, Settings
 from medmesh_edge.tables import METADATA
+
+if TYPE_CHECKING:
+    from medmesh.federated.secure.contributor import Contributor
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Site:
     keys: KeyProvider
     actor: Actor
     changed: Bells = field(default_factory=Bells)
+    attempts: dict[Any, Contributor] = field(default_factory=dict, repr=False)
+    """Secrets of secure sums as they were kept (`medmesh_edge.attempts`)."""
     preparing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     """Held while a pipeline is applied."""
     roster_file: RosterFile = field(init=False, repr=False)

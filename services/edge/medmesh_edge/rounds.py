@@ -29,6 +29,7 @@ from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
 from medmesh_edge import (
+    attempts,
     chain,
     encoding,
     evaluation,
@@ -165,7 +166,7 @@ class Rounds:
         async with self.site.unit() as uow:
             if not await uow.rows(_FAIL, **attempt(event), why=problem.code):
                 return  # said already: a phase of the same round failed beside its training
-            await secure.forget(uow, event)
+            await attempts.forget(uow, event)
             body = {"round": event.round, "attempt": event.attempt, "code": problem.code}
             await queue(uow, f"/v1/federations/{event.federation}/failures", body)
             about = (Entity("federation", event.federation, digest=event.plan_hash),)
@@ -230,6 +231,8 @@ class Rounds:
                 await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
             await uow.rows(_TRAINED_MASKED if secure.is_secure(plan, event) else _TRAINED, **attempt(event), **done.values())
+            if secure.is_secure(plan, event):
+                await secure.prepare(self.site, uow, event, plan)
             # A hash is as good as the model to whoever can guess it: nothing is told of one that goes masked.
             digest = "" if secure.is_secure(plan, event) else ref.sha256
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
@@ -270,6 +273,7 @@ class Rounds:
             if masked:  # they wait for their masks, as an update does
                 done = Trained(None, 1, {}, evaluation.together(plan, results, personal), clock.milliseconds)
                 await uow.rows(_TRAINED_MASKED, **attempt(event), **done.values())
+                await secure.prepare(self.site, uow, event, plan)
             else:
                 await uow.rows(_EVALUATED, **attempt(event))
             if await has_left(uow.rows, event):

@@ -23,7 +23,7 @@ from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import rounds
-from medmesh_federation.transcript import Said, ahead, keep, said, session_of, who
+from medmesh_federation.transcript import Said, keep, keys_of, said, session_of, who
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
@@ -42,16 +42,16 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     place = (given.federation, given.round, given.attempt)
     spoken = await uow.once(_spoken, *place, given.phase)
     _check(uow, current, await uow.once(_spoken, *place, SecurePhase.SHARES), given, current.parties)
-    if not await keep(uow, *place, given.phase, hospital, given.messages):
+    ahead = given.ahead if given.phase is SecurePhase.REVEAL and given.round < last_round(plan_of(current)) else {}
+    if ahead and not set(current.parties) <= set(ahead):
+        raise Problem("federation.update", reason="ahead: not for those it is asked for")
+    if not await keep(uow, *place, given.phase, given.messages, ahead):
         uow.unchanged()
     else:
-        detail: dict[str, str | int | bool] = {"round": given.round, "phase": given.phase.value}
-        if given.phase is SecurePhase.REVEAL and given.ahead and given.round < last_round(plan_of(current)):
-            if not set(current.parties) <= set(given.ahead):
-                raise Problem("federation.update", reason="ahead: not for those it is asked for")
-            await keep(uow, given.federation, given.round + 1, 1, SecurePhase.SHARES, hospital, given.ahead)
-            detail["ahead"] = True
         spoken.add(hospital)
+        detail: dict[str, str | int | bool] = {"round": given.round, "phase": given.phase.value}
+        if ahead:
+            detail["ahead"] = True
         uow.audit(AuditEntry("federation.secure", "C", entities=(entity(current),), detail=detail))
     # There is something to do when nobody is waited for any more; deadlines and leases are looked at in any case.
     if all(one in spoken for one in current.parties if asked.state(one) == ACCEPTED):
@@ -94,7 +94,6 @@ async def advance(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Ad
     opening = step.to in (SecurePhase.SURVIVORS, SecurePhase.REVEAL)
     deadline = max(current.deadline, uow.now + timedelta(seconds=2 * situation.plan.lease_seconds)) if opening else current.deadline
     await uow.execute(update(rounds).where(where).values(phase=step.to.value, parties=list(parties), deadline=deadline))
-    following = await ahead(uow, row.federation, current.number + 1, parties) if step.to is SecurePhase.REVEAL else {}
     for told, messages in _needs(current, step.to, parties, found):
         uow.emit(
             SecureAdvanced(
@@ -104,7 +103,6 @@ async def advance(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Ad
                 plan_hash=row.plan_hash,
                 phase=step.to,
                 messages=messages,
-                ahead=following,
                 hospitals=told,
             )
         )
@@ -136,10 +134,8 @@ class Opening:
     def sum(self, vectors_of: Mapping[str, Path], folder: Path) -> Path:
         """The sum of the vectors that arrived. Raises `Problem` (`secure.*`)."""
         from medmesh.federated.secure import collector, vectors
-        from medmesh.ledger import note
-        from medmesh.security.statements import SecureKeys, read
 
-        keys = {name: read(note.split(one[name])[0], SecureKeys) for name, one in self.said[SecurePhase.KEYS].items()}
+        keys = keys_of(self.said[SecurePhase.KEYS])
         sharers, survivors = sorted(self.said[SecurePhase.SHARES]), sorted(vectors_of)
         masks = collector.corrections(self.session, keys, sharers, survivors, self.said[SecurePhase.REVEAL])
         total = folder / "sum"

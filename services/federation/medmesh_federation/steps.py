@@ -169,7 +169,7 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     deadline = uow.now + timedelta(seconds=plan.round_deadline_seconds)
     assigned = tuple(sorted(step.assigned))
     secure = plan.secure is not None
-    shares = await transcript.prepared(uow, row, step.number, step.attempt, assigned) if secure else {}
+    shares = await transcript.prepared(uow, row, step.number, step.attempt, assigned, situation.round) if secure else {}
     for hospital in sorted(step.rejoined):
         where = (participants.c.federation == row.federation) & (participants.c.hospital == hospital)
         await uow.execute(update(participants).where(where).values(state="accepted", reason=""))

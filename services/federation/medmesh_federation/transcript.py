@@ -1,7 +1,7 @@
 """What hospitals say in the phases of a secure sum, as it is stored: of the round that is open, and ahead of the next one.
 
 With a vector a hospital signs the list of all whose masks are in it, so that nobody need be asked when all arrive, and its keys for the
-next round; with the shares that it reveals it seals those of the next round. That then begins with its vectors (decision 0122).
+next round; with the shares that it reveals it seals those of the next round. That then begins with its vectors (decisions 0122, 0142).
 """
 
 from __future__ import annotations
@@ -9,28 +9,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.federation import SecurePhase, SubmitUpdate
 from medmesh.errors import Problem
 from medmesh.federated.plan import last_round, plan_of
+from medmesh.ledger import note
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
+from medmesh_federation.domain import Round
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import secure_messages
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
+    from medmesh.security.statements import Keys
 
 Said = Mapping[SecurePhase, Mapping[str, Mapping[str, str]]]
 """Phase to hospital to what it said."""
 _THEIRS = [secure_messages.c[name] == bindparam(name) for name in ("federation", "round", "attempt")]
 _ALL = Prepared(select(secure_messages).where(*_THEIRS).order_by(secure_messages.c.hospital))
 _WHO = Prepared(select(secure_messages.c.hospital).where(*_THEIRS, secure_messages.c.phase == bindparam("phase")))
-_KEEP = Prepared(
+_ONE = {column.name: bindparam(column.name, type_=column.type) for column in secure_messages.c}
+_SEALED = {"round": bindparam("next"), "attempt": literal(1), "phase": literal(SecurePhase.SHARES.value)}
+_AHEAD = _ONE | _SEALED | {"messages": bindparam("ahead", type_=secure_messages.c.messages.type)}
+_KEEP = Prepared(upsert(secure_messages).values(_ONE).on_conflict_do_nothing().returning(secure_messages.c.phase))
+_KEEP_BOTH = Prepared(upsert(secure_messages).values([_ONE, _AHEAD]).on_conflict_do_nothing().returning(secure_messages.c.phase))
+_LISTS = select(
+    secure_messages.c.federation,
+    secure_messages.c.round + 1,
+    literal(1),
+    literal(SecurePhase.KEYS.value),
+    secure_messages.c.hospital,
+    secure_messages.c.messages,
+).where(*_THEIRS, secure_messages.c.phase == literal(SecurePhase.VECTORS.value))
+_TAKE_OVER = Prepared(
     upsert(secure_messages)
-    .values({column.name: bindparam(column.name) for column in secure_messages.c})
+    .from_select(["federation", "round", "attempt", "phase", "hospital", "messages"], _LISTS)
     .on_conflict_do_nothing()
     .returning(secure_messages.c.hospital)
 )
@@ -61,45 +77,66 @@ async def who(uow: UnitOfWork[Any], federation: str, number: int, attempt: int, 
 
 
 async def keep(
-    uow: UnitOfWork[Any], federation: str, number: int, attempt: int, phase: SecurePhase, hospital: str, messages: Mapping[str, str]
+    uow: UnitOfWork[Any],
+    federation: str,
+    number: int,
+    attempt: int,
+    phase: SecurePhase,
+    messages: Mapping[str, str],
+    ahead: Mapping[str, str] | None = None,
 ) -> bool:
-    """False where it said something before."""
-    place = {"federation": federation, "round": number, "attempt": attempt}
-    return bool(await uow.rows(_KEEP, **place, phase=phase.value, hospital=hospital, messages=dict(messages)))
+    """What the hospital that speaks says in a phase, and what it seals `ahead`. False where it said something before."""
+    place = {"federation": federation, "round": number, "attempt": attempt, "phase": phase.value, "hospital": uow.actor.id}
+    if ahead:
+        kept = await uow.rows(_KEEP_BOTH, **place, messages=dict(messages), next=number + 1, ahead=dict(ahead))
+    else:
+        kept = await uow.rows(_KEEP, **place, messages=dict(messages))
+    return phase.value in {one.phase for one in kept}
 
 
 async def with_vector(uow: UnitOfWork[Ports], row: Any, given: SubmitUpdate, parties: Sequence[str] | None) -> None:
     """Keep what a hospital signed beside its vector; in a round without a secure sum it signs nothing.
     Raises `Problem` (`secure.changed`, `roster.*`, ...)."""
-    if parties is None:
+    if parties is None or not given.whole:
         return
     from medmesh.federated.secure.contributor import listed, statement_of
-    from medmesh.security.statements import SecureKeys, SecureWhole
+    from medmesh.security.statements import SecureWhole
 
-    hospital, place = uow.actor.id, (row.federation, given.round, given.attempt)
-    if given.whole:
-        signed = statement_of(session_of(row, given.round, given.attempt), uow.ports.roster(), given.whole, SecureWhole, hospital, uow.now)
-        if signed.survivors != listed(list(parties)):
-            raise Problem("secure.changed", what="survivors")
-        await keep(uow, *place, SecurePhase.VECTORS, hospital, {hospital: given.whole})
-    if given.ahead and given.round < last_round(plan_of(row)):
-        statement_of(session_of(row, given.round + 1, 1), uow.ports.roster(), given.ahead, SecureKeys, hospital, uow.now)
-        await keep(uow, row.federation, given.round + 1, 1, SecurePhase.KEYS, hospital, {hospital: given.ahead})
+    place, session = (row.federation, given.round, given.attempt), session_of(row, given.round, given.attempt)
+    signed = statement_of(session, uow.ports.roster(), given.whole, SecureWhole, uow.actor.id, uow.now)
+    if signed.survivors != listed(list(parties)):
+        raise Problem("secure.changed", what="survivors")
+    if signed.following is None and given.round < last_round(plan_of(row)):
+        raise Problem("secure.changed", what="keys")
+    await keep(uow, *place, SecurePhase.VECTORS, {uow.actor.id: given.whole})
 
 
-async def ahead(uow: UnitOfWork[Any], federation: str, number: int, parties: Sequence[str]) -> dict[str, str]:
-    """The keys that these hospitals signed for a round that is not open yet; none unless all of them did."""
-    keys = (await said(uow, federation, number, 1))[SecurePhase.KEYS]
-    return {name: keys[name][name] for name in parties} if set(parties) <= set(keys) else {}
+def keys_of(keys: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
+    """Hospital to its keys for a round, as they were said in it or ahead of it, with the list of the round before; they were verified when
+    they came."""
+    from medmesh.security.statements import SecureKeys, SecureWhole, read
+
+    def one(signed: str) -> Keys:
+        text = note.split(signed)[0]
+        found = read(text, SecureWhole).following if text.startswith(SecureWhole.HEAD) else read(text, SecureKeys)
+        assert found is not None, "as `with_vector` saw"
+        return found
+
+    return {name: one(said[name]) for name, said in keys.items()}
 
 
-async def prepared(uow: UnitOfWork[Any], row: Any, number: int, attempt: int, assigned: Sequence[str]) -> dict[str, dict[str, str]]:
+async def prepared(
+    uow: UnitOfWork[Any], row: Any, number: int, attempt: int, assigned: Sequence[str], before: Round | None
+) -> dict[str, dict[str, str]]:
     """Hospital to what is sealed for it, where exactly these hospitals, and enough of them, have sealed theirs for a round ahead; else
     what was said ahead is forgotten, and the round begins with its keys."""
+    if before is None or attempt != 1:
+        return {}
     federation, threshold = row.federation, session_of(row, number, attempt).threshold
-    place = {"federation": federation, "round": number, "attempt": attempt}
     shares = (await said(uow, federation, number, attempt))[SecurePhase.SHARES]
     if len(assigned) >= threshold and set(shares) == set(assigned) and all(set(assigned) <= set(given) for given in shares.values()):
-        return {name: {sender: shares[sender][name] for sender in assigned} for name in assigned}
-    await uow.rows(_FORGET, **place)
+        keys = await uow.rows(_TAKE_OVER, federation=federation, round=before.number, attempt=before.attempt)
+        if set(assigned) <= {one.hospital for one in keys}:
+            return {name: {sender: shares[sender][name] for sender in assigned} for name in assigned}
+    await uow.rows(_FORGET, federation=federation, round=number, attempt=attempt)
     return {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +22,7 @@ from medmesh.federated.secure.session import Session
 from medmesh.learning import weights
 from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
+from medmesh.security.statements import Keys
 
 BITS = 24
 HOSPITALS = ("h1", "h2", "h3", "h4", "h5")
@@ -89,7 +90,8 @@ class Run:
     def reveal(self, survivors: Sequence[str], speakers: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
         signed = {n: self.parties[n].survive(survivors, self.world.signers[n], now(), self.world.claim(n)) for n in survivors}
         return {
-            n: self.parties[n].reveal(self.world.roster, survivors, signed, now(), self.world.claim(n)) for n in (speakers or survivors)
+            n: self.parties[n].reveal(self.world.roster, survivors, signed, now(), self.world.claim(n)).shares
+            for n in (speakers or survivors)
         }
 
     def open(self, survivors: Sequence[str], revealed: dict[str, dict[str, str]]) -> list[int]:
@@ -100,10 +102,14 @@ class Run:
         return [int(number) for number in weights.load(self.world.folder / "sum")[vectors.TENSOR]]
 
 
+def shares(party: Contributor, roster: Roster, advertised: dict[str, str]) -> dict[str, str]:
+    return party.share(keys_of(party.session, roster, advertised, now()))
+
+
 def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1, **said: int) -> Run:
     parties = {name: Contributor(world.session(attempt), name) for name in names}
     advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
-    sealed = {name: party.share(world.roster, advertised, now()) for name, party in parties.items()}
+    sealed = {name: shares(party, world.roster, advertised) for name, party in parties.items()}
     made = {}
     for name, party in parties.items():
         masks = party.masks({sender: sealed[sender][name] for sender in names})
@@ -211,20 +217,52 @@ def test_two_lists_shown_to_two_groups_open_at_most_one(world: World) -> None:
                 assert code(few) == "secure.few"
 
 
-def whole(run: Run) -> dict[str, str]:
-    return {name: party.whole(run.world.signers[name], now()) for name, party in run.parties.items()}
+def whole(run: Run, following: Mapping[str, Contributor] | None = None) -> dict[str, str]:
+    """The lists that go with the vectors, with keys for the round after where there are any."""
+    keys = {name: party.public() for name, party in (following or {}).items()}
+    return {name: party.whole(run.world.signers[name], now(), keys.get(name)) for name, party in run.parties.items()}
 
 
 def test_a_sum_of_everybody_is_opened_by_the_lists_that_came_with_the_vectors(world: World) -> None:
     run = masked(world)
     signed = whole(run)
-    revealed = {n: party.reveal(world.roster, None, signed, now(), world.claim(n)) for n, party in run.parties.items()}
+    revealed = {n: party.reveal(world.roster, None, signed, now(), world.claim(n)).shares for n, party in run.parties.items()}
     assert run.open(HOSPITALS, revealed) == world.plain(HOSPITALS)
     with pytest.raises(Problem) as fewer:
         run.reveal(HOSPITALS[:4])
     with pytest.raises(Problem) as again:
         masked(world, attempt=2).reveal(HOSPITALS)
     assert code(fewer) == code(again) == "secure.opened", "and no other sum of the round, in no attempt"
+
+
+def test_the_next_round_is_prepared_with_keys_that_everybody_signed_with_its_list(world: World) -> None:
+    """Its sum is the plain one too; where one gave no keys, or not everybody's list came, there are none."""
+    run = masked(world)
+    following = {name: Contributor(replace(world.session(), round=2), name) for name in HOSPITALS}
+    signed = whole(run, following)
+
+    def keys(name: str, lists: Mapping[str, str]) -> dict[str, Keys]:
+        return run.parties[name].reveal(world.roster, None, lists, now(), world.claim(name)).following
+
+    sealed = {name: party.share(keys(name, signed)) for name, party in following.items()}
+    made = {}
+    for name, party in following.items():
+        made[name] = world.folder / f"{name}.second"
+        settings: dict[str, Any] = {"bits": BITS, "parties": len(HOSPITALS), "beside": world.counts(name)}
+        masks = party.masks({sender: sealed[sender][name] for sender in HOSPITALS})
+        vectors.encode(world.model(name), world.samples(name), made[name], masks=masks, **settings)
+    advertised = {name: party.advertise(world.signers[name], now()) for name, party in following.items()}
+    second = Run(world, following, advertised, made)
+    assert second.open(HOSPITALS[:4], second.reveal(HOSPITALS[:4])) == world.plain(HOSPITALS[:4])
+    assert not keys("h1", {**signed, "h5": whole(run)["h5"]})
+    assert not keys("h1", {name: signed[name] for name in HOSPITALS[:4]})
+    with pytest.raises(Problem) as others:
+        following["h1"].share(keys("h1", whole(run, {**following, "h5": Contributor(world.session(), "h5")})))
+    assert code(others) == "secure.changed", "a second list of keys is refused"
+    theirs = following["h5"].public().cipher
+    with pytest.raises(Problem) as forged:
+        keys("h1", {**signed, "h5": signed["h5"].replace(theirs, theirs[::-1])})
+    assert code(forged) == "ledger.signature"
 
 
 def test_until_it_is_opened_a_smaller_list_takes_its_place_and_then_it_stays_closed(world: World) -> None:
@@ -257,7 +295,7 @@ def test_hospitals_that_were_given_different_shares_open_nothing_of_everybody(wo
     """A platform that passes some hospitals' shares to some only: whose list is another's is noticed before anything is given away."""
     parties = {name: Contributor(world.session(), name) for name in HOSPITALS}
     advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
-    sealed = {name: party.share(world.roster, advertised, now()) for name, party in parties.items()}
+    sealed = {name: shares(party, world.roster, advertised) for name, party in parties.items()}
     for name, party in parties.items():
         party.take({sender: sealed[sender][name] for sender in (HOSPITALS if name in ("h1", "h2", "h5") else HOSPITALS[:4])})
     signed = {name: party.whole(world.signers[name], now()) for name, party in parties.items()}
@@ -276,12 +314,12 @@ def test_sybils_are_strangers_even_with_keys_in_the_roster(world: World) -> None
     wider = Session("f", "a" * 64, 1, 1, (*HOSPITALS, "sybil"), 5)
     advertised["sybil"] = Contributor(wider, "sybil").advertise(sybil, now())
     with pytest.raises(Problem) as refused:
-        parties["h1"].share(roster, advertised, now())
+        shares(parties["h1"], roster, advertised)
     assert code(refused) == "secure.stranger"
     # Nor does the platform speak for a hospital: keys signed by another do not count as its own.
     forged = Contributor(world.session(), "h2").advertise(sybil, now())
     with pytest.raises(Problem) as forgery:
-        parties["h1"].share(roster, {name: advertised[name] for name in HOSPITALS} | {"h2": forged}, now())
+        shares(parties["h1"], roster, {name: advertised[name] for name in HOSPITALS} | {"h2": forged})
     assert code(forgery) == "roster.unknown"
 
 
@@ -295,7 +333,7 @@ def test_dropping_all_but_two_opens_nothing(world: World) -> None:
     parties = {name: Contributor(world.session(), name) for name in HOSPITALS[:2]}
     advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
     with pytest.raises(Problem) as early:
-        parties["h1"].share(world.roster, advertised, now())
+        shares(parties["h1"], world.roster, advertised)
     assert code(early) == "secure.few"
 
 
@@ -313,17 +351,17 @@ def test_the_same_step_with_other_content_is_refused(world: World) -> None:
     party = run.parties["h1"]
     others = {name: Contributor(world.session(), name).advertise(world.signers[name], now()) for name in HOSPITALS[1:]}
     with pytest.raises(Problem) as keys:
-        party.share(world.roster, {**others, "h1": run.advertised["h1"]}, now())
-    with pytest.raises(Problem) as shares:
+        shares(party, world.roster, {**others, "h1": run.advertised["h1"]})
+    with pytest.raises(Problem) as fewer:
         party.masks({name: party.sealed[name] for name in HOSPITALS[:4]})
-    assert code(keys) == code(shares) == "secure.changed"
+    assert code(keys) == code(fewer) == "secure.changed"
 
 
 def test_keys_of_another_attempt_are_refused(world: World) -> None:
     party, old = Contributor(world.session(2), "h1"), masked(world)
     advertised = {**old.advertised, "h1": party.advertise(world.signers["h1"], now())}
     with pytest.raises(Problem) as replayed:
-        party.share(world.roster, advertised, now())
+        shares(party, world.roster, advertised)
     assert code(replayed) == "statement.other"
 
 

@@ -115,8 +115,6 @@ class SecureAdvanced(HospitalEvent):
     plan_hash: Sha256
     phase: SecurePhase
     messages: dict[str, str]
-    ahead: dict[str, str] = Field(default_factory=dict)
-    """With the last phase: the keys that these hospitals signed for the next round."""
 
 
 class RoundCommitted(Event):

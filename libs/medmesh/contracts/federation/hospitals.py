@@ -70,9 +70,7 @@ class SubmitUpdate(Command):
     milliseconds: dict[Work, int] = Field(default_factory=dict)
     """What this hospital's time went into."""
     whole: str = Field(default="", max_length=2000)
-    """Of a masked vector: the list of everybody whose masks are in it, signed."""
-    ahead: str = Field(default="", max_length=2000)
-    """And this hospital's signed keys for the next round."""
+    """Of a masked vector: the list of everybody whose masks are in it, and this hospital's keys for the next round, signed."""
 
 
 class SubmitEvaluation(Command):

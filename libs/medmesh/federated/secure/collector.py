@@ -12,12 +12,12 @@ from medmesh.errors import Problem
 from medmesh.federated.secure import shamir
 from medmesh.federated.secure.session import Session, agreed
 from medmesh.federated.secure.vectors import Mask
-from medmesh.security.statements import SecureKeys
+from medmesh.security.statements import Keys
 
 
 def corrections(
     session: Session,
-    keys: Mapping[str, SecureKeys],
+    keys: Mapping[str, Keys],
     sharers: Sequence[str],
     survivors: Sequence[str],
     revealed: Mapping[str, Mapping[str, str]],

@@ -30,7 +30,7 @@ from medmesh.federated.secure.session import Session, agreed
 from medmesh.federated.secure.vectors import Mask
 from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
-from medmesh.security.statements import SecureKeys, SecureStatement, SecureSurvivors, SecureWhole, sign
+from medmesh.security.statements import Keys, SecureKeys, SecureStatement, SecureSurvivors, SecureWhole, sign
 
 S = TypeVar("S", bound=SecureStatement)
 Claim = Callable[[str, int, str], str]
@@ -50,10 +50,18 @@ def statement_of(session: Session, roster: Roster, signed: str, kind: type[S], h
 
 
 def keys_of(session: Session, roster: Roster, signed: Mapping[str, str], seen: datetime) -> dict[str, SecureKeys]:
-    """Everybody's keys, of as many as the threshold at the least. Raises `Problem`."""
-    if len(signed) < session.threshold:
-        raise Problem("secure.few", got=len(signed), wanted=session.threshold)
+    """Everybody's keys. Raises `Problem`."""
     return {name: statement_of(session, roster, one, SecureKeys, name, seen) for name, one in sorted(signed.items())}
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """What a hospital gives for the one sum of a round."""
+
+    shares: dict[str, str]
+    """Hospital to one share (hexadecimal)."""
+    following: dict[str, Keys]
+    """Hospital to its keys for the next round, as it signed them with its list; empty where somebody did not."""
 
 
 def listed(survivors: Sequence[str]) -> str:
@@ -79,24 +87,30 @@ class Contributor:
 
     def advertise(self, signer: Signer, now: datetime) -> str:
         """Message 1: the public keys of this attempt, signed with the hospital's own key."""
-        public = [X25519PrivateKey.from_private_bytes(key).public_key().public_bytes_raw().hex() for key in (self.cipher, self.mask)]
-        seed = hashlib.sha256(self.seed).hexdigest()
-        return sign(SecureKeys(made=now, **self._about(), cipher=public[0], mask=public[1], seed=seed), signer)
+        return sign(SecureKeys(made=now, **self._about(), **self.public().model_dump()), signer)
 
-    def share(self, roster: Roster, advertised: Mapping[str, str], seen: datetime) -> dict[str, str]:
-        """Message 2: hospital to sealed shares of this hospital's two secrets. Raises `Problem`; a second list of keys is refused."""
-        keys = keys_of(self.session, roster, advertised, seen)
-        found = {name: (one.cipher, one.mask) for name, one in keys.items()}
-        own = self._public()
-        if found.get(self.hospital) != own:
+    def public(self) -> Keys:
+        """What others know of this attempt's secrets."""
+        cipher, mask = (X25519PrivateKey.from_private_bytes(k).public_key().public_bytes_raw().hex() for k in (self.cipher, self.mask))
+        return Keys(cipher=cipher, mask=mask, seed=hashlib.sha256(self.seed).hexdigest())
+
+    def share(self, keys: Mapping[str, Keys]) -> dict[str, str]:
+        """Message 2: hospital to sealed shares of this hospital's two secrets, under keys that their hospitals were found to have signed:
+        by `keys_of`, or by `reveal` in the round before. Raises `Problem`; a second list of keys is refused."""
+        if strangers := sorted(set(keys) - set(self.session.contributors)):
+            raise Problem("secure.stranger", hospital=strangers[0][:80])
+        if len(keys) < self.session.threshold:
+            raise Problem("secure.few", got=len(keys), wanted=self.session.threshold)
+        found = {name: (one.cipher, one.mask) for name, one in sorted(keys.items())}
+        own = self.public()
+        if found.get(self.hospital) != (own.cipher, own.mask):
             raise Problem("secure.key", hospital=self.hospital)
         if self.peers and self.peers != found:
             raise Problem("secure.changed", what="keys")
         flat = [key for pair in found.values() for key in pair]
         if len(set(flat)) != len(flat):
             raise Problem("secure.key", hospital="*")
-        self.peers = found
-        self._agree()
+        self.peers, self.channels = found, self._agreed(found)
         points = [self.session.point(name) for name in found]
         shares = [shamir.split(int.from_bytes(s, "big"), self.session.threshold, points) for s in (self.mask, self.seed)]
         return {
@@ -130,9 +144,10 @@ class Contributor:
                 made.append(Mask(key, 1 if self.hospital < name else -1))
         return made
 
-    def whole(self, signer: Signer, now: datetime) -> str:
-        """With message 3: the list of everybody whose masks are in it, signed. It is not claimed yet."""
-        return sign(SecureWhole(made=now, **self._about(), survivors=listed(list(self.sealed))), signer)
+    def whole(self, signer: Signer, now: datetime, following: Keys | None = None) -> str:
+        """With message 3: the list of everybody whose masks are in it, and this hospital's keys for the next round, signed. The list is
+        not claimed yet."""
+        return sign(SecureWhole(made=now, **self._about(), survivors=listed(list(self.sealed)), following=following), signer)
 
     def survive(self, survivors: Sequence[str], signer: Signer, now: datetime, claim: Claim) -> str:
         """Message 4, where somebody's is missing: the list of those whose vectors arrived, signed: once for a round.
@@ -141,24 +156,24 @@ class Contributor:
         self._claim(names, claim)
         return sign(SecureSurvivors(made=now, **self._about(), survivors=listed(names)), signer)
 
-    def reveal(
-        self, roster: Roster, survivors: Sequence[str] | None, signed: Mapping[str, str], seen: datetime, claim: Claim
-    ) -> dict[str, str]:
-        """Message 5: hospital to one share (hexadecimal): of its own mask's seed if it survived, of its pairwise key if it dropped out;
-        never of both. `survivors` is the list of message 4, None for that of everybody. Raises `Problem` unless as many as the threshold
-        signed exactly this list, and (`secure.opened`) when another was claimed for the round."""
+    def reveal(self, roster: Roster, survivors: Sequence[str] | None, signed: Mapping[str, str], seen: datetime, claim: Claim) -> Revealed:
+        """Message 5: of each hospital one share, of its own mask's seed if it survived, of its pairwise key if it dropped out; never of
+        both. `survivors` is the list of message 4, None for that of everybody. Raises `Problem` unless as many as the threshold signed
+        exactly this list, and (`secure.opened`) when another was claimed for the round."""
         names = self._survivors(self.sealed if survivors is None else survivors)
         kind = SecureWhole if survivors is None else SecureSurvivors
         if len(set(signed) & set(names)) != len(signed):
             raise Problem("secure.stranger", hospital=sorted(set(signed) - set(names))[0][:80])
-        for name, one in sorted(signed.items()):
-            if statement_of(self.session, roster, one, kind, name, seen).survivors != listed(names):
-                raise Problem("secure.changed", what="survivors")
+        said = {name: statement_of(self.session, roster, one, kind, name, seen) for name, one in sorted(signed.items())}
+        if any(one.survivors != listed(names) for one in said.values()):
+            raise Problem("secure.changed", what="survivors")
         if len(signed) < self.session.threshold or self.hospital not in signed:
             raise Problem("secure.few", got=len(signed), wanted=self.session.threshold)
         self._claim(names, claim)
         opened = {name: self._unseal(name, sealed) for name, sealed in sorted(self.sealed.items())}
-        return {name: shares["seed" if name in names else "mask"] for name, shares in opened.items()}
+        following = {name: one.following for name, one in said.items() if isinstance(one, SecureWhole) and one.following is not None}
+        shares = {name: shares["seed" if name in names else "mask"] for name, shares in opened.items()}
+        return Revealed(shares, following if set(following) == set(names) else {})
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -181,18 +196,13 @@ class Contributor:
         peers = {name: (keys[0], keys[1]) for name, keys in document["peers"].items()}
         return cls(session, document["hospital"], cipher, mask, seed, peers, dict(document.get("channels", {})), dict(document["sealed"]))
 
-    def _agree(self) -> None:
+    def _agreed(self, peers: Mapping[str, tuple[str, str]]) -> dict[str, str]:
         private = X25519PrivateKey.from_private_bytes(self.cipher)
-        for name, (key, _) in self.peers.items():
-            self.channels[name] = agreed(self.session, "seal", (self.hospital, private), (name, key)).hex()
+        return {name: agreed(self.session, "seal", (self.hospital, private), (name, key)).hex() for name, (key, _) in peers.items()}
 
     def _about(self) -> dict[str, Any]:
         s = self.session
         return {"federation": s.federation, "plan": s.plan, "round": s.round, "attempt": s.attempt, "hospital": self.hospital}
-
-    def _public(self) -> tuple[str, str]:
-        cipher, mask = (X25519PrivateKey.from_private_bytes(k).public_key().public_bytes_raw().hex() for k in (self.cipher, self.mask))
-        return cipher, mask
 
     def _claim(self, names: Sequence[str], claim: Claim) -> None:
         digest = f"{self.session.attempt}:{listed(names)}"
@@ -209,7 +219,7 @@ class Contributor:
 
     def _channel(self, other: str) -> AESGCM:
         if not self.channels:  # as an attempt was kept before there were any
-            self._agree()
+            self.channels = self._agreed(self.peers)
         return AESGCM(bytes.fromhex(self.channels[other]))
 
     def _seal(self, to: str, shares: dict[str, str]) -> str:
