@@ -98,7 +98,7 @@ class Coordinator:
                 return False  # it is made again first: `_make_again`
             if not isinstance(step, Close):
                 await self._apply(uow, row, situation, step)
-                return not isinstance(step, Open | Wait)  # what follows, somebody says, or a deadline
+                return not isinstance(step, Open | Advance | Wait)  # what follows, somebody says, or a deadline
             assert situation.round is not None
             kind, number, attempt = situation.round.kind, situation.round.number, situation.round.attempt
             given = await pace.counting(uow, federation, situation.plan, number, attempt, kind)
