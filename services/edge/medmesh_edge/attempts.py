@@ -84,6 +84,12 @@ async def keep(uow: UnitOfWork[Site], of: Any, party: Contributor) -> None:
     uow.on_commit(lambda: site.attempts.update({_place(of): kept}))
 
 
+def remember(site: Site, of: Any, party: Contributor) -> None:
+    """With what other rows, which are committed and never change, make of it."""
+    if _place(of) in site.attempts:
+        site.attempts[_place(of)] = copy.copy(party)
+
+
 async def any_left(site: Site) -> bool:
     """Whether this node takes part in any secure sum."""
     return bool(await site.database.look(_ANY))

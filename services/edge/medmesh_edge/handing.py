@@ -55,6 +55,8 @@ class Trained:
     """Of the update's bytes (`Digest`), in the process that stored it; None in a later one."""
     data: bytes | None = field(default=None, repr=False)
     """The update's bytes where they are few, likewise: they need not be read and opened again."""
+    since: int | None = None
+    """By when the shares its masks come from were committed (`Database.mark`), where that was before it was trained."""
 
     @classmethod
     def read(cls, row: Any) -> Trained:
@@ -88,7 +90,8 @@ async def send(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened, don
         vector, source, marks = await secure.vector(site, event, plan, party, done, lambda: stack.enter_context(_room(site)))
         # Samples are in the sum, and nothing is said about this hospital alone.
         masked = replace(done, update=vector, samples=1, metrics={}, counts=None, marks=marks, data=None)
-        await site.database.settle()  # the shares whose masks are in it, and the secrets of what is told with it
+        # The shares whose masks are in it: with them, mostly, and the secrets of what is told with it, the commit of what was trained.
+        await site.database.settle(done.since)
         await _hand_in(site, gateway, event, masked, source, tell, listed=listed, masks=len(party.sealed))
         if isinstance(source, Plain):
             source.path.unlink()  # noise to everybody: no need to write over it

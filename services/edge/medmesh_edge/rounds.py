@@ -145,7 +145,7 @@ class Rounds:
         found, (left, self._left) = Trained.read(row), (self._left, None)
         if left is None or left.update != found.update:
             return found
-        return replace(found, marks=left.marks, data=left.data)
+        return replace(found, marks=left.marks, data=left.data, since=left.since)
 
     async def phases(self) -> bool:
         """Answer a phase of a secure sum, beside a training of the same round; False when there is none. Raises transient problems."""
@@ -225,14 +225,14 @@ class Rounds:
         done = Trained(ref, count, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds, marks=marks, data=few)
         if plan.privacy is not None:
             done = Trained(ref, 1, {}, marks=marks, data=few)  # neither samples, a loss nor a time is noised: they stay
-        sources = samples.sources(self.site, found)
+        sources, mark, masks = samples.sources(self.site, found), self.site.database.mark, False
         async with self.site.unit() as uow:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
             await uow.rows(_TRAINED_MASKED if secure.is_secure(plan, event) else _TRAINED, **attempt(event), **done.values())
             if secure.is_secure(plan, event):
-                await secure.prepare(self.site, uow, event, plan)
+                masks = await secure.prepare(self.site, uow, event, plan)
             # A hash is as good as the model to whoever can guess it: nothing is told of one that goes masked.
             digest = "" if secure.is_secure(plan, event) else ref.sha256
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
@@ -246,7 +246,7 @@ class Rounds:
             await training.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
         if secure.is_secure(plan, event):
-            self._left = done  # until its masks are fixed
+            self._left = replace(done, since=mark if masks else None)  # until its masks are fixed
         else:
             await self._send(event, done)
 

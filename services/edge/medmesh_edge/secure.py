@@ -135,8 +135,9 @@ async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Pl
 async def _party(site: Site, rows: Rows, event: Any) -> Contributor | None:
     """This hospital's part in an attempt, with the shares that were passed on to it: others than those never take their place."""
     party = await attempts.find(site, rows, event)
-    if party is not None and (shares := await _passed_on(rows, event, SecurePhase.VECTORS)) is not None:
+    if party is not None and not party.sealed and (shares := await _passed_on(rows, event, SecurePhase.VECTORS)) is not None:
         party.take(shares)
+        attempts.remember(site, event, party)
     return party
 
 
@@ -159,12 +160,13 @@ async def _share_ahead(site: Site, uow: UnitOfWork[Any], event: RoundOpened, key
     return shares
 
 
-async def prepare(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan) -> None:
+async def prepare(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan) -> bool:
     """Make this hospital's secrets for the next round, where there are none yet and there is one: in the commit that keeps what this
-    round left, after which its vector waits for nothing more."""
+    round left. Whether the shares of its masks are here: then the vector waits for no other commit."""
     place = Place(event.federation, event.round + 1)
     if place.round <= last_round(plan) and await attempts.find(site, uow.rows, place) is None:
         await attempts.keep(uow, place, Contributor(session_of(place, event.plan_hash, plan), site.settings.hospital))
+    return bool(await uow.rows(_MESSAGES, **attempt(event), one=SecurePhase.VECTORS.value))
 
 
 async def accompanying(site: Site, event: RoundOpened, plan: Plan) -> tuple[Contributor, str]:
