@@ -39,7 +39,11 @@ POLICY = (
 
 CODE = '''"""The peers' drivers in this project's form: every round adds 0.01 to every element and hands the whole model back."""
 
+import time
+
 import numpy as np
+
+FAILS = ()
 
 
 def build(tensors, floats):
@@ -47,6 +51,9 @@ def build(tensors, floats):
 
 
 def train(model, samples, schedule, on_step):
+    if schedule.seed in FAILS:
+        time.sleep(1.0)
+        raise RuntimeError("a hospital that fails")
     for step in range(1, schedule.steps + 1):
         for array in model.values():
             array += np.float32(0.01)
@@ -55,13 +62,14 @@ def train(model, samples, schedule, on_step):
 '''
 
 
-def package(folder: Path, mb: float, *, differ: bool = False) -> Path:
+def package(folder: Path, mb: float, *, differ: bool = False, fails: Sequence[int] = ()) -> Path:
     """A training package whose model has `mb` * 10^6 bytes in eight float32 tensors. With `differ` every hospital adds a number of its own,
-    as hospitals do: what is the same bytes is known by its hash, and uploaded by the first of them only."""
+    as hospitals do: what is the same bytes is known by its hash, and uploaded by the first of them only. Trainings whose seed is in
+    `fails` fail after a second."""
     floats = int(mb * 1e6 / 4) // TENSORS
     folder.mkdir()
-    added = "np.float32(0.01)"
-    (folder / "model.py").write_text(CODE.replace(added, f"{added} + np.float32(1e-5 * (schedule.seed % 89))") if differ else CODE)
+    code, added = CODE.replace("FAILS = ()", f"FAILS = {tuple(fails)}"), "np.float32(0.01)"
+    (folder / "model.py").write_text(code.replace(added, f"{added} + np.float32(1e-5 * (schedule.seed % 89))") if differ else code)
     tensors = "".join(f'\n[[tensors]]\nname = "t{i}"\nshape = [{floats}]\ndtype = "F32"\n' for i in range(TENSORS))
     head = '[package]\nname = "adds"\nversion = "1.0.0"\nframework = "numpy"\nentry = "model"\n\n[data]\nmodality = "MR"\nimage_size = 8\n'
     (folder / "medmesh.toml").write_text(
@@ -195,6 +203,14 @@ class Field:
             )
             view = await li.request("GET", f"/v1/federations/{made['federation']}")
             return await self._run(li, wu, made | {"start_at": view["plan"]["start_at"]}, hospitals, rounds)
+
+    async def dropped_after_masking(self, federation: str, hospital: str) -> int:
+        """In how many rounds of secure sums masks were agreed upon with a hospital that failed then."""
+        ((schema,),) = await self.stage.sql("SELECT schemaname FROM pg_tables WHERE tablename = 'secure_messages'")
+        both = f"{schema}.secure_messages m JOIN {schema}.answers a USING (federation, round, attempt, hospital)"
+        theirs = "federation = $1 AND hospital = $2 AND m.phase = 'shares' AND a.failed IS NOT NULL"
+        ((count,),) = await self.stage.sql(f"SELECT count(DISTINCT round) FROM {both} WHERE {theirs}", federation, hospital)
+        return int(count)
 
     async def _approve_code(self, source: Path, hospitals: Sequence[str]) -> None:
         from medmesh.learning.package import pack
