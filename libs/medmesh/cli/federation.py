@@ -21,7 +21,24 @@ if TYPE_CHECKING:
     from medmesh.client.federation import Federation
 
 
-@click.group()
+AT_THE_NODE = {"accept": "approve", "decline": "decline", "withdraw": "withdraw"}
+"""What hospitals do, at their own node, and the command for it there."""
+
+
+class _Words(click.Group):
+    """Understands words that people look for here, and are called otherwise, or are elsewhere."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        word, *rest = args
+        if word == "status":
+            return super().resolve_command(ctx, ["show", *rest])
+        if (command := AT_THE_NODE.get(word)) is not None:
+            there = f"medmesh edge {command} FEDERATION"
+            raise click.UsageError(say(f"A hospital does that at its own node: {there}", f"由医院在本院节点上执行：{there}"), ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Words)
 def federation() -> None:
     """Training together.  联邦训练。"""
 

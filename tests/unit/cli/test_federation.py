@@ -342,3 +342,14 @@ def test_nothing_that_is_shown_claims_a_round_that_was_rolled_back(language: str
 
     output = CliRunner().invoke(told).output
     assert {"en": "rounds undone: 2; it went on from round 1", "zh": "已撤销轮次：2；其后自第 1 轮继续"}[language] in output
+
+
+def test_words_that_people_look_for_lead_to_what_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medmesh.cli.federation.say", lambda english, chinese: chinese)
+    runner = CliRunner()
+    shown = runner.invoke(federation, ["status", "--help"])
+    assert shown.exit_code == 0 and shown.output == runner.invoke(federation, ["show", "--help"]).output
+    assert "status" not in runner.invoke(federation, ["--help"]).output, "one name is taught"
+    for word, there in (("accept", "approve"), ("decline", "decline"), ("withdraw", "withdraw")):
+        told = runner.invoke(federation, [word, "x"])
+        assert told.exit_code == 2 and f"由医院在本院节点上执行：medmesh edge {there} FEDERATION" in told.output
