@@ -20,7 +20,7 @@ from medmesh.errors import Problem
 from medmesh.security.keyring.file import FileKeys
 from medmesh.store.objects.blobs import Blobs
 from medmesh.store.objects.directory import DirectoryBlobs, DirectoryStore
-from medmesh.store.objects.encrypted import INLINE, EncryptedStore
+from medmesh.store.objects.encrypted import INLINE, EncryptedStore, Window
 from medmesh.store.objects.envelope import PIECE, Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
 from medmesh.store.objects.port import CHUNK, Digest, ObjectStore, Scratch, fetch
@@ -393,3 +393,32 @@ async def test_two_that_put_the_same_object_at_once_leave_one_whole_object(encry
     assert encrypted.sweep(time.time() + 60) == left
     assert len(bodies(encrypted)) == 2
     assert await whole(encrypted, refs[0].sha256) == data
+
+
+async def test_a_window_gives_any_place_of_what_lies_sealed(encrypted: EncryptedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever order it is asked in, also over the edges of its pieces and beyond the end; on the way each piece is opened once."""
+    monkeypatch.setattr("medmesh.store.objects.encrypted.WINDOW", 2 * PIECE)
+    data = os.urandom(5 * PIECE + 17)
+    ref = await encrypted.put(data)
+    opened, before = list[tuple[int, int]](), encrypted.open
+
+    def counted(sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        opened.append((start, min(end or len(data), len(data))))
+        return before(sha256, start, end)
+
+    monkeypatch.setattr(encrypted, "open", counted)
+
+    def look() -> None:
+        window, step = Window(encrypted, ref), PIECE // 3
+        assert window.size == len(data)
+        assert b"".join(window.at(place, step) for place in range(0, len(data), step)) == data
+        assert sum(end - start for start, end in opened) == len(data) and len(opened) < 6
+        for start, size in ((len(data) - 5, 5), (0, 8), (PIECE - 1, 2), (PIECE + 1, 3 * PIECE), (len(data) - 3, 9), (0, len(data))):
+            assert window.at(start, size) == data[start : start + size]
+        window.close()
+        assert window.at(3, 4) == data[3:7]
+
+    await asyncio.to_thread(look)
+    with pytest.raises(Problem) as missing:
+        await asyncio.to_thread(Window(encrypted, ref.model_copy(update={"sha256": "0" * 64})).at, 0, 1)
+    assert missing.value.code == "objects.missing"

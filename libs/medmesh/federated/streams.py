@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 
@@ -52,18 +52,52 @@ def pieces(count: int) -> Iterator[tuple[int, int]]:
         yield start, min(CHUNK_ELEMENTS, count - start)
 
 
+class Bytes(Protocol):
+    """Bytes that are read where they lie."""
+
+    size: int
+
+    def at(self, start: int, size: int) -> bytes:
+        """`size` of them from the byte `start`."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class _File:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def at(self, start: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, start)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Held:
+    def __init__(self, data: bytes) -> None:
+        self._data, self.size = data, len(data)
+
+    def at(self, start: int, size: int) -> bytes:
+        return self._data[start : start + size]
+
+    def close(self) -> None:
+        return None
+
+
 class Reader:
     """A safetensors file that was checked, or the bytes of one."""
 
-    def __init__(self, source: Path | bytes) -> None:
-        self._held = source if isinstance(source, bytes) else None
-        if isinstance(source, bytes):
-            self.layout, length = header_of(source), source[:8]
+    def __init__(self, source: Path | bytes | Bytes) -> None:
+        if isinstance(source, Path):
+            self.layout, self._source = header(source), cast("Bytes", _File(source))
         else:
-            self.layout = header(source)
-            self._file = source.open("rb")
-            length = self._file.read(8)
-        self._start = 8 + int.from_bytes(length, "little")
+            self._source = _Held(source) if isinstance(source, bytes) else source
+            begins = self._source.at(0, 8)
+            self.layout = header_of(begins + self._source.at(8, int.from_bytes(begins, "little")), self._source.size)
+        self._start = 8 + int.from_bytes(self._source.at(0, 8), "little")
         self._at = Counter[str]()
 
     def __enter__(self) -> Self:
@@ -74,8 +108,7 @@ class Reader:
 
     def close(self) -> None:
         """Close the file."""
-        if self._held is None:
-            self._file.close()
+        self._source.close()
 
     def signature(self) -> dict[str, TensorSignature]:
         """Its tensors by name."""
@@ -88,8 +121,7 @@ class Reader:
 
     def raw(self, name: str, start: int, size: int) -> bytes:
         """`size` bytes of a tensor from its byte `start`."""
-        place = self._start + int(self.layout[name]["data_offsets"][0]) + start
-        return os.pread(self._file.fileno(), size, place) if self._held is None else self._held[place : place + size]
+        return self._source.at(self._start + int(self.layout[name]["data_offsets"][0]) + start, size)
 
     def next(self, name: str, size: int) -> bytes:
         """The `size` bytes after those that this said last of a tensor."""

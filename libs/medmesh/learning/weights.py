@@ -41,9 +41,9 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
         return _header(file, _size(file))
 
 
-def header_of(data: bytes) -> dict[str, dict[str, Any]]:
-    """The same of a file's bytes."""
-    return _header(BytesIO(data), len(data))
+def header_of(data: bytes, size: int | None = None) -> dict[str, dict[str, Any]]:
+    """The same of a file's bytes, or of its beginning where it has `size`."""
+    return _header(BytesIO(data), len(data) if size is None else size)
 
 
 def _opened(path: Path) -> BufferedReader:

@@ -23,7 +23,8 @@ from medmesh.federated.plan import last_round
 from medmesh.federated.secure import counts, vectors
 from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh.federated.secure.session import Session
-from medmesh.store.objects.port import CHUNK, Digest, fetch, load
+from medmesh.store.objects.encrypted import Window
+from medmesh.store.objects.port import CHUNK, Digest, load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -199,8 +200,8 @@ async def vector(
     site: Site, event: RoundOpened, plan: Plan, party: Contributor, done: Trained, room: Callable[[], Path]
 ) -> tuple[ObjectRef, Source, list[str]]:
     """What goes instead of what a round left: the same bytes however often it is asked for, so it is made again rather than kept; and it
-    may lie in the clear, which it is to nobody. With the marks of its bytes (`Digest`). A small one is made in memory, another in the
-    folder that `room` gives. Raises `Problem` (`secure.range`)."""
+    may lie in the clear, which it is to nobody. With the marks of its bytes (`Digest`). A small one is made in memory, another in a
+    file in the folder that `room` gives. Raises `Problem` (`secure.range`)."""
     assert plan.secure is not None
     settings: dict[str, Any] = {
         "bits": plan.secure.bits,
@@ -223,7 +224,6 @@ async def vector(
 
         held = Held(await asyncio.to_thread(lambda: tuple(pieces())))
         return ObjectRef(sha256=digest.hexdigest(), bytes=digest.size), held, digest.marks
-    folder = room()
-    source, out = await fetch(site.objects, model, folder / "model"), folder / "vector"
-    ref = await asyncio.to_thread(vectors.encode, source, done.samples, out, digest=digest, **settings)
+    out = room() / "vector"
+    ref = await asyncio.to_thread(vectors.encode, Window(site.objects, model), done.samples, out, digest=digest, **settings)
     return ref, Plain(out), digest.marks

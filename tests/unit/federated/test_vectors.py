@@ -17,6 +17,10 @@ from medmesh.errors import Problem
 from medmesh.federated.secure import counts, vectors
 from medmesh.federated.streams import Reader, Writer
 from medmesh.learning import weights
+from medmesh.security.keyring.file import FileKeys
+from medmesh.store.objects.directory import DirectoryBlobs
+from medmesh.store.objects.encrypted import EncryptedStore, Window
+from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.port import CHUNK, Digest
 
 
@@ -115,6 +119,10 @@ def test_a_large_vector_is_known_by_its_marks(private: Path) -> None:
     ref = vectors.encode(private / "m", 5, private / "v", bits=BITS, parties=3, digest=digest)
     pieces = list(vectors.masked((private / "m").read_bytes(), 5, bits=BITS, parties=3))
     assert b"".join(pieces) == (private / "v").read_bytes(), "the same of bytes that are here"
+    store = EncryptedStore(DirectoryBlobs(private / "objects"), Wrapping(FileKeys(private / "kek").ensure("objects"), "objects"))
+    sealed = store.put_file_now(private / "m", hashlib.sha256((private / "m").read_bytes()).hexdigest())
+    pieces = list(vectors.masked(Window(store, sealed), 5, bits=BITS, parties=3))
+    assert b"".join(pieces) == (private / "v").read_bytes(), "and of those that lie sealed"
     data = (private / "v").read_bytes()
     assert (ref.sha256, ref.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
     assert digest.marks == [hashlib.sha256(data[:CHUNK]).hexdigest()]

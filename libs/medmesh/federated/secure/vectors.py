@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.streams import FLOATS, Reader, Writer, elements, laid_out
+from medmesh.federated.streams import FLOATS, Bytes, Reader, Writer, elements, laid_out
 from medmesh.store.objects.port import Digest
 
 CHUNK = 1 << 14
@@ -62,7 +62,7 @@ def signature(tensors: Iterable[TensorSignature], beside: int = 0, ring: int = 6
 
 
 def masked(
-    model: Path | bytes | None,
+    model: Path | bytes | Bytes | None,
     samples: int,
     *,
     bits: int,
@@ -72,7 +72,7 @@ def masked(
     without: frozenset[str] = frozenset(),
     beside: Sequence[int] = (),
 ) -> Iterator[bytes]:
-    """The bytes, a piece at a time, of the vector of a model (a file, or its bytes) that was trained on `samples`, or of no model, with the
+    """The bytes, a piece at a time, of the vector of a model (a file, or bytes) that was trained on `samples`, or of no model, with the
     numbers `beside`, masked: the same however often they are made.
 
     Raises `Problem` (`secure.range`) naming the first tensor with a number that is not finite, or so large that the sum over `parties`
@@ -96,7 +96,7 @@ def masked(
             yield chunk.tobytes()
 
 
-def encode(model: Path | bytes | None, samples: int, target: Path, *, digest: Digest | None = None, **settings: Any) -> ObjectRef:
+def encode(model: Path | bytes | Bytes | None, samples: int, target: Path, *, digest: Digest | None = None, **settings: Any) -> ObjectRef:
     """Write what is `masked`; not durable, since it can be made again. A fresh `digest` has what its bytes are known by afterwards.
     Raises `Problem`; then nothing is left of `target`."""
     digest = digest or Digest()

@@ -24,6 +24,32 @@ from medmesh.store.objects.envelope import Header, Rejoined, Wrapping
 
 INLINE = envelope.PIECE
 """Up to this size a body lies behind its header: one file or request instead of two, and one wait for the disk."""
+WINDOW = 8 * envelope.PIECE
+"""Plain bytes of a `Window` that are here at once."""
+
+
+class Window:
+    """An object's plain bytes, read mostly one after the other, for code in threads: never in the clear but in memory, some pieces at a
+    time. Raises as `EncryptedStore.open`."""
+
+    def __init__(self, store: EncryptedStore, ref: ObjectRef) -> None:
+        self._store, self._sha256, self.size = store, ref.sha256, ref.bytes
+        self._begin, self._plain = 0, b""
+
+    def at(self, start: int, size: int) -> bytes:
+        """`size` bytes from the byte `start`."""
+        stop, end = min(start + size, self.size), self._begin + len(self._plain)
+        if not self._begin <= start or stop > end:
+            begin = start - start % envelope.PIECE
+            here = self._plain[begin - self._begin :] if self._begin <= begin < end else b""
+            last = -(-max(stop, begin + WINDOW) // envelope.PIECE) * envelope.PIECE  # whole pieces: none is opened twice on the way
+            self._plain = here + b"".join(self._store.open(self._sha256, begin + len(here), last))
+            self._begin = begin
+        return self._plain[start - self._begin : stop - self._begin]
+
+    def close(self) -> None:
+        """Forget what is here."""
+        self._plain = b""
 
 
 class EncryptedStore:
