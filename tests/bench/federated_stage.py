@@ -52,7 +52,7 @@ def build(tensors, floats):
 
 def train(model, samples, schedule, on_step):
     if schedule.seed in FAILS:
-        time.sleep(1.0)
+        time.sleep(1.0)  # until the others have put masks in for it: the bench looks that they had
         raise RuntimeError("a hospital that fails")
     for step in range(1, schedule.steps + 1):
         for array in model.values():

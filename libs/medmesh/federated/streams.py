@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.learning.weights import BYTES, head, header, header_of
+from medmesh.learning.weights import BYTES, MAX_HEADER, head, header, header_of
 
 CHUNK_ELEMENTS = 1 << 19
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -91,13 +91,11 @@ class Reader:
     """A safetensors file that was checked, or the bytes of one."""
 
     def __init__(self, source: Path | bytes | Bytes) -> None:
-        if isinstance(source, Path):
-            self.layout, self._source = header(source), cast("Bytes", _File(source))
-        else:
-            self._source = _Held(source) if isinstance(source, bytes) else source
-            begins = self._source.at(0, 8)
-            self.layout = header_of(begins + self._source.at(8, int.from_bytes(begins, "little")), self._source.size)
+        known = header(source) if isinstance(source, Path) else None
+        self._source: Bytes = _File(source) if isinstance(source, Path) else _Held(source) if isinstance(source, bytes) else source
         self._start = 8 + int.from_bytes(self._source.at(0, 8), "little")
+        # What says that it is longer than any is read so far, and refused.
+        self.layout = known or header_of(self._source.at(0, min(self._start, 8 + MAX_HEADER)), self._source.size)
         self._at = Counter[str]()
 
     def __enter__(self) -> Self:

@@ -23,6 +23,8 @@ from medmesh_edge.tables import KEY, attempt, given, of_attempt, secure_attempts
 if TYPE_CHECKING:
     from medmesh_edge.ports import Site
 
+Rows = Callable[..., Awaitable[Sequence[Any]]]
+"""Runs a statement, in a transaction or alone."""
 ATTEMPT = "attempt"
 _ANY = Prepared(select(secure_attempts.c.round).limit(1))
 _SECRETS = Prepared(select(secure_attempts.c.document).where(of_attempt(secure_attempts)))
@@ -43,6 +45,11 @@ class Place:
 
 def _place(of: Any) -> Place:
     return Place(of.federation, of.round, of.attempt)
+
+
+def following(of: Any) -> Place:
+    """The first attempt at the round after."""
+    return Place(of.federation, of.round + 1)
 
 
 def _keys(site: Site, of: Any) -> tuple[FileKeys, str]:
@@ -68,9 +75,8 @@ def restored(site: Site, of: Any, document: str) -> Contributor:
     return Contributor.restore(parse(keys.unwrap(label, document, _bound(of))))
 
 
-async def find(site: Site, rows: Callable[..., Awaitable[Sequence[Any]]], of: Any) -> Contributor | None:
-    """This hospital's part in an attempt as the last transaction kept it; what is done with it changes nothing of that. `rows` runs a
-    statement, in a transaction or alone."""
+async def find(site: Site, rows: Rows, of: Any) -> Contributor | None:
+    """This hospital's part in an attempt as the last transaction kept it; what is done with it changes nothing of that."""
     if (known := site.attempts.get(_place(of))) is not None:
         return copy.copy(known)
     found = await rows(_SECRETS, **attempt(of))

@@ -133,12 +133,10 @@ class Node:
 
     def _failed(self, name: str, error: Exception, failures: int) -> None:
         """Say what one of them could not do so many times in a row. Whatever it was, the others go on, and it is tried again."""
-        if not isinstance(error, Problem):
-            log(f"edge.{name}.failed", level=40, error=error, failures=failures)
-            return
-        self.last_problem = error
-        if failures in (1, 10, 100):
-            log(f"edge.{name}.waiting", level=30, error=error, failures=failures)
+        if known := isinstance(error, Problem):
+            self.last_problem = error
+        if failures in (1, 10, 100) or failures % 1000 == 0:
+            log(f"edge.{name}.{'waiting' if known else 'failed'}", level=30 if known else 40, error=error, failures=failures)
 
     async def _watch(self) -> None:
         """Wake every loop when another process changed the store, which SQLite tells a connection, and from time to time; else those that

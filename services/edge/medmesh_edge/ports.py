@@ -38,6 +38,7 @@ from medmesh_edge.tables import METADATA
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.contributor import Contributor
+    from medmesh_edge.attempts import Place
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Site:
     keys: KeyProvider
     actor: Actor
     changed: Bells = field(default_factory=Bells)
-    attempts: dict[Any, Contributor] = field(default_factory=dict, repr=False)
+    attempts: dict[Place, Contributor] = field(default_factory=dict, repr=False)
     """Secrets of secure sums as they were kept (`medmesh_edge.attempts`)."""
     preparing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     """Held while a pipeline is applied."""

@@ -7,7 +7,7 @@ A phase's answer, what is remembered of it and its record are one transaction. W
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge import attempts, chain
-from medmesh_edge.attempts import Place
+from medmesh_edge.attempts import Rows, following
 from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import attempt, given, of_attempt, secure_opened, secure_phases, tasks
@@ -45,8 +45,6 @@ ASKED = frozenset((SecurePhase.KEYS, SecurePhase.SHARES, SecurePhase.SURVIVORS, 
 Plans = Callable[[RoundOpened], Awaitable[Plan]]
 """The plan this hospital signed for a round, proven. Raises `Problem`."""
 Fails = Callable[[RoundOpened, Problem], Awaitable[None]]
-Rows = Callable[..., Awaitable[Sequence[Any]]]
-"""Runs a statement, in a transaction or alone."""
 _PASSED_ON = Prepared(select(secure_phases).where(secure_phases.c.state == "received").order_by(secure_phases.c.at).limit(1))
 _TASK = Prepared(select(tasks.c.state, as_text(tasks.c.event)).where(of_attempt(tasks)))
 _PHASES = Prepared(select(secure_phases.c.phase).where(of_attempt(secure_phases)))
@@ -149,7 +147,7 @@ async def _passed_on(rows: Rows, event: Any, phase: SecurePhase) -> dict[str, st
 
 async def _share_ahead(site: Site, uow: UnitOfWork[Any], event: RoundOpened, keys: dict[str, Keys]) -> dict[str, str]:
     """What is sealed for the others in the next round. Where their keys will not do, that round begins with its own."""
-    place = Place(event.federation, event.round + 1)
+    place = following(event)
     if not keys or (party := await attempts.find(site, uow.rows, place)) is None:
         return {}
     try:
@@ -164,7 +162,7 @@ async def _share_ahead(site: Site, uow: UnitOfWork[Any], event: RoundOpened, key
 async def prepare(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Plan) -> bool:
     """Make this hospital's secrets for the next round, where there are none yet and there is one: in the commit that keeps what this
     round left. Whether the shares of its masks are here: then the vector waits for no other commit."""
-    place = Place(event.federation, event.round + 1)
+    place = following(event)
     if place.round <= last_round(plan) and await attempts.find(site, uow.rows, place) is None:
         await attempts.keep(uow, place, Contributor(session_of(place, event.plan_hash, plan), site.settings.hospital))
     return bool(await uow.rows(_MESSAGES, **attempt(event), one=SecurePhase.VECTORS.value))
@@ -176,12 +174,12 @@ async def accompanying(site: Site, event: RoundOpened, plan: Plan) -> tuple[Cont
     look = site.database.look
     if (party := await _party(site, look, event)) is None:
         raise Problem("secure.changed", what="round")
-    following, place = None, Place(event.federation, event.round + 1)
+    keys, place = None, following(event)
     if place.round <= last_round(plan):
         if (then := await attempts.find(site, look, place)) is None:
             return party, ""  # the others are asked whose vectors are there, and begin the next round with its keys
-        following = then.public()
-    return party, party.whole(site.organisation(), datetime.now(UTC), following)
+        keys = then.public()
+    return party, party.whole(site.organisation(), datetime.now(UTC), keys)
 
 
 def session_of(place: Any, plan_hash: str, plan: Plan) -> Session:
