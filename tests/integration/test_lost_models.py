@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import insert, select
 from tests.federations import living, opened, submit, view
 from tests.integration.test_federation import p, start  # noqa: F401
-from tests.integration.test_secure_sums import HOSPITALS, Parties
-from tests.integration.test_secure_sums import start as start_secure
 from tests.platform import Platform
+from tests.secure_parties import HOSPITALS, Parties
+from tests.secure_parties import start as start_secure
 
 from medmesh.contracts.federation import (
     FederationCompleted,
@@ -84,10 +84,7 @@ async def test_a_secure_sum_that_was_opened_is_the_same_again(p: Platform, monke
     async with living(p, *HOSPITALS):
         await start_secure(p)
         parties = Parties(p, (await opened(p, 1)).data)
-        await parties.keys()
-        await parties.shares()
-        for name in HOSPITALS:
-            assert (await parties.vector(name)).succeeded
+        await parties.vectors()
         await parties.reveal(HOSPITALS, await parties.survive(HOSPITALS))
         assert (await p.wait(UpdateLost, timeout=30)).data.hospitals == HOSPITALS
         for name in HOSPITALS:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tests.federations import living, opened, put_weights, submit
 from tests.integration.test_federation import p, start  # noqa: F401
-from tests.integration.test_secure_sums import HOSPITALS, SAMPLES, VALUES, Parties
-from tests.integration.test_secure_sums import start as start_secure
 from tests.platform import Platform
+from tests.secure_parties import HOSPITALS, SAMPLES, VALUES, Parties
+from tests.secure_parties import start as start_secure
 
 from medmesh.contracts.federation import (
     ParticipantDropped,
@@ -144,10 +144,7 @@ async def test_a_lost_vector_of_a_secure_sum_opens_it_once_it_is_there_again(p: 
     async with living(p, *HOSPITALS):
         await start_secure(p, lease_seconds=3, round_deadline_seconds=60 if again else 15)
         parties = Parties(p, (await opened(p, 1)).data)
-        await parties.keys()
-        await parties.shares()
-        for name in HOSPITALS:
-            assert (await parties.vector(name)).succeeded
+        await parties.vectors()
         survivors = await parties.survive(HOSPITALS)
         sha256, size = file_digest(p.folder / "vector-renji")
         ref = ObjectRef(sha256=sha256, bytes=size)

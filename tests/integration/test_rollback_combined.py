@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests import secure_parties as secure
 from tests.federations import accept, alive, living, make_plan, opened, submit, view
 from tests.integration import test_evaluation as evaluating
 from tests.integration import test_pace as pace
-from tests.integration import test_secure_sums as secure
 from tests.integration.test_rollback import approve, value_of
 from tests.platform import Platform, platform
 
@@ -143,10 +143,7 @@ async def test_a_sum_that_is_being_opened_costs_its_number_and_one_that_is_not_i
     first, second = [await going.committed(number) for number in (1, 2)]
     three = await going.round(3)
     parties = secure.Parties(p, three)
-    await parties.keys()
-    await parties.shares()
-    for name in names:
-        assert (await parties.vector(name)).succeeded
+    await parties.vectors()
     await p.wait(SecureAdvanced, lambda e: (e.data.round, e.data.phase) == (3, SecurePhase.SURVIVORS), timeout=30)
     await going.back(1, first.model.sha256)
     assert [(e.data.round, e.data.skipped) for e in p.emitted(RoundVoided)] == [(3, True)], "hospitals may open but one sum of a round"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from tests.federations import accept, alive, make_plan, opened, view
+from tests.federations import alive, opened, view
 from tests.platform import Platform, platform
+from tests.secure_parties import HOSPITALS, SAMPLES, VALUES, Parties, advanced, fail, say, start, summed, told
 
 from medmesh.client.results import cross_site, curve, kept_round
 from medmesh.contracts.federation import (
@@ -19,33 +19,22 @@ from medmesh.contracts.federation import (
     FederationFailed,
     FederationView,
     GetFederation,
-    ReportFailure,
     RoundCommitted,
     RoundKind,
-    RoundOpened,
     RoundVoided,
     SecureAdvanced,
     SecurePhase,
     SubmitEvaluation,
-    SubmitSecure,
-    SubmitUpdate,
     WithdrawFromFederation,
 )
-from medmesh.contracts.governance import ApprovalGranted
-from medmesh.contracts.message import ObjectRef, OperationFinished
-from medmesh.contracts.plan import EarlyStopping, SecureAggregation, plan_hash
+from medmesh.contracts.plan import EarlyStopping
 from medmesh.embedded.testing import RunningServers
-from medmesh.federated.secure import vectors
-from medmesh.federated.secure.contributor import Contributor, keys_of
-from medmesh.federated.secure.session import Session
+from medmesh.federated.secure.contributor import Contributor
 from medmesh.learning import weights
-from medmesh.store.objects.port import file_digest, load
+from medmesh.store.objects.port import load
 from medmesh_federation.service import SERVICE
 
-HOSPITALS = ("huashan", "renji", "ruijin", "xiehe")
 SETTINGS = {"federation": {"tick_seconds": 0.1}}
-VALUES = {"huashan": 1.5, "renji": -2.25, "ruijin": 7.0, "xiehe": 0.125}
-SAMPLES = {"huashan": 10, "renji": 20, "ruijin": 35, "xiehe": 5}
 
 
 @pytest.fixture
@@ -54,135 +43,11 @@ async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
         yield made
 
 
-async def start(p: Platform, **changed: Any) -> str:
-    soon = datetime.now(UTC) + timedelta(seconds=4)
-    values: dict[str, Any] = {
-        "rounds": 1,
-        "min_participants": 3,
-        "secure": SecureAggregation(threshold=3),
-        "accept_by": soon + timedelta(seconds=60),
-        "start_at": soon,
-    }
-    wanted = await make_plan(p, HOSPITALS, **{**values, **changed})
-    done = await p.send(wanted, p.person("li", "researcher"))
-    assert done.succeeded and done.result, done.problem
-    federation = str(done.result["federation"])
-    await accept(p, federation, wanted.plan, *HOSPITALS)
-    token = p.approval("federation.start", federation, plan_hash(wanted.plan))
-    grant = ApprovalGranted(approval="approval-1", action="federation.start", target=federation, digest=plan_hash(wanted.plan), token=token)
-    await p.publish(grant, source="governance")
-    await alive(p, *HOSPITALS)
-    return federation
-
-
-async def say(p: Platform, round_: RoundOpened, hospital: str, phase: SecurePhase, messages: dict[str, str]) -> OperationFinished:
-    about = {"federation": round_.federation, "round": round_.round, "attempt": round_.attempt}
-    return await p.send(SubmitSecure(**about, phase=phase, messages=messages), p.hospital(hospital))
-
-
-async def told(p: Platform, phase: SecurePhase, hospital: str, number: int = 1) -> dict[str, str]:
-    def wanted(e: Any) -> bool:
-        return e.data.phase is phase and e.data.round == number and hospital in e.data.hospitals
-
-    event = await p.wait(SecureAdvanced, wanted, timeout=30)
-    return event.data.messages
-
-
-async def fail(p: Platform, round_: RoundOpened, hospital: str) -> None:
-    about = {"federation": round_.federation, "round": round_.round, "attempt": round_.attempt}
-    assert (await p.send(ReportFailure(**about, code="training.answer"), p.hospital(hospital))).succeeded
-
-
-class Parties:
-    """All hospitals of a round."""
-
-    def __init__(self, p: Platform, round_: RoundOpened) -> None:
-        self.p, self.round = p, round_
-        session = Session(round_.federation, round_.plan_hash, round_.round, round_.attempt, HOSPITALS, 3)
-        self.all = {name: Contributor(session, name) for name in HOSPITALS}
-        self.roster = p.rosters.present()
-        self.sealed: dict[str, dict[str, str]] = {}
-
-    def signer(self, name: str) -> Any:
-        return self.p.rosters.signer(f"hospital:{name}")
-
-    async def keys(self) -> None:
-        for name, one in self.all.items():
-            done = await say(self.p, self.round, name, SecurePhase.KEYS, {name: one.advertise(self.signer(name), datetime.now(UTC))})
-            assert done.succeeded and done.result == {"late": False}, (done.problem, done.result)
-
-    async def shares(self) -> None:
-        for name, one in self.all.items():
-            keys = await told(self.p, SecurePhase.SHARES, name, self.round.round)
-            messages = one.share(keys_of(one.session, self.roster, keys, datetime.now(UTC)))
-            assert (await say(self.p, self.round, name, SecurePhase.SHARES, messages)).succeeded
-
-    async def vector(self, name: str, *beside: int, ahead: Parties | None = None) -> OperationFinished:
-        """With a list of everybody and keys for the round `ahead`, where that is given."""
-        p, now = self.p, datetime.now(UTC)
-        model, out = p.folder / f"model-{name}", p.folder / f"vector-{name}"
-        value = VALUES[name] + self.round.round - 1
-        weights.save({"weight": np.full((64, 2), value, np.float32), "bias": np.full(2, value, np.float32)}, model)
-        masks = self.all[name].masks(self.sealed.get(name) or await told(p, SecurePhase.VECTORS, name, self.round.round))
-        beside = {"masks": masks, "beside": beside}
-        trains = self.round.kind is RoundKind.TRAIN
-        vectors.encode(model if trains else None, SAMPLES[name] if trains else 1, out, bits=24, parties=len(HOSPITALS), **beside)
-        ref: ObjectRef = await p.stores.scratch.put_file(out, file_digest(out)[0])
-        about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
-        said = {"whole": self.all[name].whole(self.signer(name), now, following=ahead.all[name].public())} if ahead else {}
-        return await p.send(SubmitUpdate(**about, update=ref, samples=1, **said), p.hospital(name))
-
-    async def open(self, ahead: Parties, sealing: Sequence[str] = HOSPITALS) -> None:
-        """Reveal what everybody's lists ask for, and seal for the round `ahead`."""
-        for name in HOSPITALS:
-            event = (await self.p.wait(SecureAdvanced, lambda e: e.data.round == self.round.round and e.data.phase == "reveal")).data
-            now = datetime.now(UTC)
-            found = self.all[name].reveal(self.roster, None, event.messages, now, lambda *a: a[-1])
-            about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
-            sealed = ahead.all[name].share(found.following) if name in sealing else {}
-            command = SubmitSecure(**about, phase=SecurePhase.REVEAL, messages=found.shares, ahead=sealed)
-            done = await self.p.send(command, self.p.hospital(name))
-            assert done.succeeded and done.result == {"late": False}, (done.problem, done.result)
-
-    async def reveal_and_seal(self, survivors: Sequence[str], ahead: Parties) -> None:
-        """What a list of some asks for, and shares for a round whose keys nobody was told."""
-        keys = {name: party.public() for name, party in ahead.all.items()}
-        about = {"federation": self.round.federation, "round": self.round.round, "attempt": self.round.attempt}
-        for name in survivors:
-            signed = await told(self.p, SecurePhase.REVEAL, name, self.round.round)
-            found = self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC), lambda *a: a[-1])
-            command = SubmitSecure(**about, phase=SecurePhase.REVEAL, messages=found.shares, ahead=ahead.all[name].share(keys))
-            assert (await self.p.send(command, self.p.hospital(name))).succeeded
-
-    async def survive(self, names: Sequence[str]) -> list[str]:
-        survivors = sorted(await told(self.p, SecurePhase.SURVIVORS, names[0], self.round.round))
-        for name in names:
-            signed = self.all[name].survive(survivors, self.signer(name), datetime.now(UTC), lambda *a: a[-1])
-            assert (await say(self.p, self.round, name, SecurePhase.SURVIVORS, {name: signed})).succeeded
-        return survivors
-
-    async def reveal(self, names: Sequence[str], survivors: Sequence[str]) -> None:
-        for name in names:
-            signed = await told(self.p, SecurePhase.REVEAL, name, self.round.round)
-            assert (
-                await say(
-                    self.p,
-                    self.round,
-                    name,
-                    SecurePhase.REVEAL,
-                    self.all[name].reveal(self.roster, survivors, signed, datetime.now(UTC), lambda *a: a[-1]).shares,
-                )
-            ).succeeded
-
-
 async def test_a_round_after_one_that_nobody_missed_begins_with_its_vectors(p: Platform) -> None:
     await start(p, rounds=2)
     first = Parties(p, (await opened(p, 1)).data)
     second = Parties(p, first.round.model_copy(update={"round": 2}))
-    await first.keys()
-    await first.shares()
-    for name in HOSPITALS:
-        assert (await first.vector(name, ahead=second)).succeeded
+    await first.vectors(second)
     await first.open(second)
     told = (await opened(p, 2)).data
     assert told.everybody == HOSPITALS and not told.shares
@@ -210,10 +75,7 @@ async def test_where_one_did_not_seal_ahead_the_next_round_begins_with_its_keys(
     await start(p, rounds=2)
     first = Parties(p, (await opened(p, 1)).data)
     second = Parties(p, first.round.model_copy(update={"round": 2}))
-    await first.keys()
-    await first.shares()
-    for name in HOSPITALS:
-        assert (await first.vector(name, ahead=second)).succeeded
+    await first.vectors(second)
     await first.open(second, HOSPITALS[1:])
     round_ = (await opened(p, 2)).data
     assert round_.hospitals == HOSPITALS and not round_.sealed
@@ -240,35 +102,11 @@ async def test_a_list_without_keys_for_the_round_that_follows_is_refused(p: Plat
 async def test_shares_that_were_sealed_for_keys_that_nobody_was_told_prepare_nothing(p: Platform) -> None:
     await start(p, rounds=2)
     first = Parties(p, (await opened(p, 1)).data)
-    await first.keys()
-    await first.shares()
-    for name in HOSPITALS:
-        assert (await first.vector(name)).succeeded
+    await first.vectors()
     survivors = await first.survive(HOSPITALS)
     await first.reveal_and_seal(survivors, Parties(p, first.round.model_copy(update={"round": 2})))
     assert not (await opened(p, 2)).data.sealed
     await Parties(p, (await opened(p, 2)).data).keys()
-
-
-async def advanced(p: Platform, number: int) -> list[SecureAdvanced]:
-    """How far hospitals were told that a round's sum is."""
-    return [e.data for e in p.emitted(SecureAdvanced) if e.data.round == number]
-
-
-async def summed(p: Platform, round_: RoundOpened, told: dict[str, list[int]], lost: Sequence[str] = ()) -> None:
-    """A round in which everybody tells this beside what it trained; those in `lost` fail after their masks were agreed upon."""
-    parties = Parties(p, round_)
-    await parties.keys()
-    await parties.shares()
-    for name in HOSPITALS:
-        await alive(p, *HOSPITALS)
-        if name in lost:
-            await fail(p, round_, name)
-        else:
-            done = await parties.vector(name, *told[name])
-            assert done.succeeded, done.problem
-    left = [name for name in HOSPITALS if name not in lost]
-    await parties.reveal(left, await parties.survive(left))
 
 
 async def test_models_are_evaluated_by_sums_of_counts_that_end_the_training(p: Platform) -> None:
@@ -383,20 +221,14 @@ async def test_a_sum_that_too_few_open_is_skipped_and_never_tried_again_and_the_
     heart = asyncio.create_task(living())
     first = (await opened(p, 1)).data
     parties = Parties(p, first)
-    await parties.keys()
-    await parties.shares()
-    for name in HOSPITALS:
-        assert (await parties.vector(name)).succeeded
+    await parties.vectors()
     await told(p, SecurePhase.SURVIVORS, "renji")
     voided = (await p.wait(RoundVoided, timeout=60)).data
     assert (voided.round, voided.skipped) == (1, True)
     second = (await opened(p, 2)).data
     assert second.attempt == 1 and second.base == first.base
     again = Parties(p, second)
-    await again.keys()
-    await again.shares()
-    for name in HOSPITALS:
-        assert (await again.vector(name)).succeeded
+    await again.vectors()
     survivors = await again.survive(HOSPITALS)
     await again.reveal(HOSPITALS, survivors)
     completed = (await p.wait(FederationCompleted, lambda e: e.data.federation == federation, timeout=30)).data

@@ -126,3 +126,23 @@ def test_a_large_vector_is_known_by_its_marks(private: Path) -> None:
     data = (private / "v").read_bytes()
     assert (ref.sha256, ref.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
     assert digest.marks == [hashlib.sha256(data[:CHUNK]).hexdigest()]
+
+
+def test_of_a_header_that_is_longer_than_any_no_more_is_read_than_may_be() -> None:
+    asked: list[int] = []
+
+    class Says:
+        """That its header is longer than it is itself."""
+
+        size = 1 << 50
+
+        def at(self, start: int, size: int) -> bytes:
+            asked.append(size)
+            return (1 << 49).to_bytes(8, "little") + bytes(64)
+
+        def close(self) -> None:
+            return None
+
+    with pytest.raises(Problem) as malformed:
+        Reader(Says())
+    assert code(malformed) == "weights.malformed" and max(asked) <= 8 + weights.MAX_HEADER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,13 @@ async def leave(database: Database, count: int = 1, size: int = 0) -> None:
             uow.audit(AuditEntry("x" * max(size, 1), "C"))
 
 
+async def while_(still: Callable[[Any], Awaitable[Any]], of: Any) -> None:
+    """Wait as long as something is still so."""
+    async with asyncio.timeout(20):
+        while await still(of):
+            await asyncio.sleep(0.01)
+
+
 async def left(database: Database) -> list[int]:
     return [n for n, _, _ in await database.unreceipted(1000)]
 
@@ -139,9 +146,7 @@ async def test_what_is_left_within_a_moment_rides_in_one_message(database: Datab
     for _ in range(10):
         await leave(database)
         relay.wake()
-    async with asyncio.timeout(20):
-        while await left(database):
-            await asyncio.sleep(0.02)
+    await while_(left, database)
     assert log.batches == [list(range(1, 11))]
     await relay.stop()
 
@@ -152,9 +157,7 @@ async def test_it_goes_on_by_itself_after_the_log_was_away_and_hands_in_the_rest
     log.failures = [TimeoutError(), TimeoutError()]
     await leave(database, 2)
     relay.start()
-    async with asyncio.timeout(20):
-        while await left(database):
-            await asyncio.sleep(0.02)
+    await while_(left, database)
     assert log.batches == [[1, 2]]
     relay.gather = 60
     await leave(database, 100)
@@ -211,6 +214,10 @@ async def _waiting(database: Database) -> int:
     return (await database.outbox_backlog())[0]
 
 
+async def silent(stream: Stream) -> bool:
+    return not stream.names
+
+
 async def test_what_was_committed_goes_out_without_being_read_again(
     sending: tuple[Database, Stream, OutboxRelay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,9 +258,7 @@ async def test_what_was_published_is_marked_although_nobody_wakes_the_relay_agai
     await relay.step()
     relay.start()
     await _emit(database, "a")
-    async with asyncio.timeout(20):
-        while await _waiting(database):
-            await asyncio.sleep(0.01)
+    await while_(_waiting, database)
     assert stream.names == "a"
     await relay.stop()
 
@@ -357,9 +362,7 @@ async def test_what_was_published_is_marked_when_it_is_stopped_and_not_published
     await relay.step()
     relay.start()
     await _emit(database, "a")
-    async with asyncio.timeout(20):
-        while not stream.names:
-            await asyncio.sleep(0.01)
+    await while_(silent, stream)
     assert await _waiting(database) == 1
     await relay.stop()
     assert (stream.names, await _waiting(database)) == ("a", 0)
