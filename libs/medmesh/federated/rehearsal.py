@@ -264,9 +264,9 @@ class _Rehearsal:
 
     def _aggregate(self, model: Path, before: Outcome | None, sent: list[tuple[str, Path, int]], number: int) -> Outcome:
         if (secure := self.plan.secure) is not None:
-            total, mean = self._place(str(number), "sum") / "total", self.folder / str(number) / "sum" / "mean"
-            vectors.add([path for _, path, _ in sent], total)
-            samples = vectors.decode(total, model, mean, bits=secure.bits, without=frozenset(self.plan.local))
+            mean = self._place(str(number), "sum") / "mean"
+            with vectors.Sum([path for _, path, _ in sent]) as total:
+                samples = vectors.decode(total, model, mean, bits=secure.bits, without=frozenset(self.plan.local))
             sent = [("sum", mean, samples)]
         state = before.state if before is not None else None
         start = Start(model, state=state, members=len(self.plan.participants), local=frozenset(self.plan.local))

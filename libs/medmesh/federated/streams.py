@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -17,6 +18,8 @@ from medmesh.errors import Problem
 from medmesh.learning.weights import BYTES, MAX_HEADER, head, header, header_of
 
 CHUNK_ELEMENTS = 1 << 19
+MOST_THREADS = 4
+"""That work on one file: more wait for memory."""
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """What is averaged, and its bytes; tensors of whole numbers (counters) are not."""
 _NUMPY: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
@@ -50,6 +53,18 @@ def pieces(count: int) -> Iterator[tuple[int, int]]:
     """(start, elements) of each piece of a tensor."""
     for start in range(0, count, CHUNK_ELEMENTS):
         yield start, min(CHUNK_ELEMENTS, count - start)
+
+
+def side_by_side(work: Callable[..., None], given: Iterable[tuple[Any, ...]]) -> None:
+    """Do `work` with each of `given`, several at once where there are processors: numpy, ciphers and files let the interpreter go. Raises
+    what the first that failed raised; nothing is begun after that."""
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        doing = [pool.submit(work, *one) for one in given]
+        try:
+            for one in doing:
+                one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Bytes(Protocol):

@@ -24,7 +24,7 @@ from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, pace, privacy, screening, secure
 from medmesh_federation.answering import LOCK
-from medmesh_federation.domain import Situation
+from medmesh_federation.domain import Round, Situation
 from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
@@ -110,9 +110,10 @@ async def result(
         summed = None
         if opening is not None:
             # A mean is all that algorithms need which may be combined with it: it counts as one party's update.
-            total = await asyncio.to_thread(opening.sum, {name: path for name, path, _ in updates}, Path(folder))
-            mean, samples = await asyncio.to_thread(secure.mean, plan, situation.round, total, origin, Path(folder))
-            updates, summed = [("sum", mean, samples)], secure.evaluated(plan, situation.round, total, samples)
+            mean, samples, summed = await asyncio.to_thread(
+                _opened, opening, plan, situation.round, {name: path for name, path, _ in updates}, origin, Path(folder)
+            )
+            updates = [("sum", mean, samples)]
         updates, found = await screening.screened(plan, origin, updates, given, seen)
         excluded = frozenset(a.hospital for a in given) - {party for party, _, _ in updates} if opening is None else frozenset()
         if excluded and len(updates) < plan.min_participants:
@@ -128,10 +129,18 @@ async def result(
 async def _evaluated(ports: Ports, situation: Situation, given: Sequence[Any], opening: Opening) -> dict[str, Any] | None:
     """What a sum of counts alone says: each hospital's vector begins with 1 where else its samples are. Raises `Problem` (`secure.*`)."""
     assert situation.round is not None
-    with tempfile.TemporaryDirectory(dir=ports.settings.state) as folder:
-        vectors = {a.hospital: await local(ports, ObjectRef.model_validate(a.update)) for a in given}
-        total = await asyncio.to_thread(opening.sum, vectors, Path(folder))
+    vectors = {a.hospital: await local(ports, ObjectRef.model_validate(a.update)) for a in given}
+    with opening.sum(vectors) as total:
         return secure.evaluated(situation.plan, situation.round, total, len(vectors))
+
+
+def _opened(
+    opening: Opening, plan: Plan, current: Round, vectors: Mapping[str, Path], base: Path, folder: Path
+) -> tuple[Path, int, dict[str, Any] | None]:
+    """(mean model, samples, what is said of evaluations) of a sum."""
+    with opening.sum(vectors) as total:
+        made, samples = secure.mean(plan, current, total, base, folder)
+        return made, samples, secure.evaluated(plan, current, total, samples)
 
 
 async def _put(ports: Ports, path: Path) -> ObjectRef:

@@ -27,6 +27,7 @@ from medmesh_federation.transcript import Said, keep, keys_of, said, session_of,
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
+    from medmesh.federated.secure.vectors import Sum
 
 
 @HANDLERS.on(SubmitSecure, batch=16)
@@ -131,19 +132,17 @@ class Opening:
     session: Session
     said: Said
 
-    def sum(self, vectors_of: Mapping[str, Path], folder: Path) -> Path:
+    def sum(self, vectors_of: Mapping[str, Path]) -> Sum:
         """The sum of the vectors that arrived. Raises `Problem` (`secure.*`)."""
         from medmesh.federated.secure import collector, vectors
 
         keys = keys_of(self.said[SecurePhase.KEYS])
         sharers, survivors = sorted(self.said[SecurePhase.SHARES]), sorted(vectors_of)
         masks = collector.corrections(self.session, keys, sharers, survivors, self.said[SecurePhase.REVEAL])
-        total = folder / "sum"
-        vectors.add([vectors_of[name] for name in survivors], total, masks=masks)
-        return total
+        return vectors.Sum([vectors_of[name] for name in survivors], masks)
 
 
-def mean(plan: Plan, current: Round, total: Path, base: Path, folder: Path) -> tuple[Path, int]:
+def mean(plan: Plan, current: Round, total: Sum, base: Path, folder: Path) -> tuple[Path, int]:
     """The mean model of a sum, without the tensors that stay in hospitals, and on how many samples. Raises `Problem` (`secure.*`)."""
     from medmesh.federated.secure import vectors
 
@@ -155,13 +154,13 @@ def mean(plan: Plan, current: Round, total: Path, base: Path, folder: Path) -> t
     return made, vectors.decode(total, base, made, **settings)
 
 
-def evaluated(plan: Plan, current: Round, total: Path, samples: int) -> dict[str, Any] | None:
+def evaluated(plan: Plan, current: Round, total: Sum, samples: int) -> dict[str, Any] | None:
     """What a sum says of evaluations, for its round's row; None where it carries none. Raises `Problem` (`secure.sum`, ...)."""
-    from medmesh.federated.secure import counts, vectors
+    from medmesh.federated.secure import counts
 
     if not (count := _width(plan, current)):
         return None
-    found = counts.summed(plan, current.kind, vectors.told(total, count), samples)
+    found = counts.summed(plan, current.kind, total.last(count), samples)
     names = ["base"] if current.kind is RoundKind.TRAIN else [*(model.weights.sha256 for model in current.models), "personal"]
     return {"results": dict(zip(names, found.tables, strict=False)), "samples": samples, "loss": found.loss}
 

@@ -15,6 +15,7 @@ from tests.rosters import roster_of
 from tests.unit.federated.test_plan import plan
 
 from medmesh.errors import Problem
+from medmesh.federated import streams
 from medmesh.federated.plan import canonical, explain, plan_hash
 from medmesh.federated.secure import collector, shamir, vectors
 from medmesh.federated.secure.contributor import Contributor, keys_of
@@ -95,11 +96,14 @@ class Run:
         }
 
     def open(self, survivors: Sequence[str], revealed: dict[str, dict[str, str]]) -> list[int]:
+        with self.sum(survivors, revealed) as total:
+            return [int(number) for piece in total.numbers(0, total.length) for number in piece]
+
+    def sum(self, survivors: Sequence[str], revealed: dict[str, dict[str, str]]) -> vectors.Sum:
         session = next(iter(self.parties.values())).session
         keys = keys_of(session, self.world.roster, self.advertised, now())
         masks = collector.corrections(session, keys, list(self.vectors), survivors, revealed)
-        vectors.add([self.vectors[name] for name in survivors], self.world.folder / "sum", masks=masks)
-        return [int(number) for number in weights.load(self.world.folder / "sum")[vectors.TENSOR]]
+        return vectors.Sum([self.vectors[name] for name in survivors], masks)
 
 
 def shares(party: Contributor, roster: Roster, advertised: dict[str, str]) -> dict[str, str]:
@@ -124,18 +128,20 @@ def code(excinfo: pytest.ExceptionInfo[Problem]) -> str:
     return excinfo.value.code
 
 
-@pytest.mark.parametrize("chunk", [64, 1 << 19])
+@pytest.mark.parametrize(("chunk", "piece"), [(64, 333), (1 << 19, 1 << 19)])
 @pytest.mark.parametrize("dropped", [(), ("h1",), ("h3",), ("h5",)])
 def test_the_opened_sum_is_the_plain_one_bit_by_bit(
-    world: World, dropped: tuple[str, ...], chunk: int, monkeypatch: pytest.MonkeyPatch
+    world: World, dropped: tuple[str, ...], chunk: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vectors, "CHUNK", chunk)
+    monkeypatch.setattr(streams, "CHUNK_ELEMENTS", piece)
     run = masked(world)
     survivors = [name for name in HOSPITALS if name not in dropped]
     assert run.open(survivors, run.reveal(survivors)) == world.plain(survivors)
     base, out = world.model("h1"), world.folder / "out"
-    assert vectors.decode(world.folder / "sum", base, out, bits=BITS, beside=5) == sum(map(world.samples, survivors))
-    assert vectors.told(world.folder / "sum", 5) == [sum(cells) for cells in zip(*map(world.counts, survivors), strict=True)]
+    with run.sum(survivors, run.reveal(survivors)) as total:
+        assert vectors.decode(total, base, out, bits=BITS, beside=5) == sum(map(world.samples, survivors))
+        assert total.last(5) == [sum(cells) for cells in zip(*map(world.counts, survivors), strict=True)]
     exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
     np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-BITS)
     np.testing.assert_array_equal(weights.load(out)["n"], np.arange(3))
@@ -150,12 +156,13 @@ def test_in_the_short_ring_the_opened_sum_is_the_plain_one_too_at_half_the_bytes
     assert run.vectors["h1"].stat().st_size < 0.6 * long
     assert run.open(survivors, run.reveal(survivors)) == world.plain(survivors)
     base, out = world.model("h1"), world.folder / "out"
-    assert vectors.decode(world.folder / "sum", base, out, bits=16, beside=5) == sum(map(world.samples, survivors))
-    assert vectors.told(world.folder / "sum", 5) == [sum(cells) for cells in zip(*map(world.counts, survivors), strict=True)]
+    with run.sum(survivors, run.reveal(survivors)) as total:
+        assert vectors.decode(total, base, out, bits=16, beside=5) == sum(map(world.samples, survivors))
+        assert total.last(5) == [sum(cells) for cells in zip(*map(world.counts, survivors), strict=True)]
     exact = sum(weights.load(world.model(n))["a"] * world.samples(n) for n in survivors) / sum(map(world.samples, survivors))
     np.testing.assert_allclose(weights.load(out)["a"], exact, rtol=0, atol=2**-16)
     with pytest.raises(Problem) as mixed:
-        vectors.add([run.vectors["h1"], masked(world, attempt=2).vectors["h2"]], world.folder / "sum")
+        vectors.Sum([run.vectors["h1"], masked(world, attempt=2).vectors["h2"]])
     assert code(mixed) == "weights.signature"
 
 

@@ -35,9 +35,9 @@ def test_a_number_that_might_wrap_in_the_sum_is_refused_in_each_ring(private: Pa
         assert code(refused) == "secure.range" and not (private / "v").exists()
     weights.save({"w": np.array([-most * (1 - 2**-20) / 2**8])}, private / "m")
     vectors.encode(private / "m", 1, private / "v", beside=[most, -most], **settings)
-    vectors.add([private / "v"] * 3, private / "sum")
-    assert vectors.told(private / "sum", 2) == [3 * most, -3 * most]
-    assert vectors.decode(private / "sum", private / "m", private / "mean", bits=8, beside=2) == 3
+    with vectors.Sum([private / "v"] * 3) as total:
+        assert total.last(2) == [3 * most, -3 * most]
+        assert vectors.decode(total, private / "m", private / "mean", bits=8, beside=2) == 3
     np.testing.assert_allclose(weights.load(private / "mean")["w"], weights.load(private / "m")["w"], rtol=1e-6)
 
 
@@ -55,8 +55,8 @@ def test_the_largest_that_is_let_through_never_wraps(private: Path) -> None:
     limit = (2**63 - 1) // 3 / 2**BITS
     weights.save({"w": np.array([np.nextafter(limit * (1 - 2**-51), 0), -limit * (1 - 2**-51)])}, private / "m")
     vectors.encode(private / "m", 1, private / "v", bits=BITS, parties=3)
-    vectors.add([private / "v"] * 3, private / "sum")
-    assert vectors.decode(private / "sum", private / "m", private / "mean", bits=BITS) == 3
+    with vectors.Sum([private / "v"] * 3) as total:
+        assert vectors.decode(total, private / "m", private / "mean", bits=BITS) == 3
     np.testing.assert_allclose(weights.load(private / "mean")["w"], weights.load(private / "m")["w"], rtol=1e-12)
 
 
@@ -67,11 +67,11 @@ def test_counts_alone_make_a_vector_and_are_read_as_they_were_told(private: Path
         told = counts.numbers([[[cell * place for cell in line] for line in table] for table in tables], bits=BITS)
         vectors.encode(None, 1, private / f"v{place}", bits=BITS, parties=3, beside=told)
         weights.check(private / f"v{place}", vectors.signature((), counts.width(wanted, RoundKind.EVALUATE, 9, 2)))
-    vectors.add([private / f"v{place}" for place in range(3)], private / "sum")
-    found = counts.summed(wanted, RoundKind.EVALUATE, vectors.told(private / "sum", 8), 3)
+    with vectors.Sum([private / f"v{place}" for place in range(3)]) as total:
+        found = counts.summed(wanted, RoundKind.EVALUATE, total.last(8), 3)
+        with pytest.raises(Problem) as longer:
+            total.last(9)
     assert found.tables == tuple([[3 * cell for cell in line] for line in table] for table in tables)
-    with pytest.raises(Problem) as longer:
-        vectors.told(private / "sum", 9)
     assert code(longer) == "weights.signature"
 
 
@@ -105,8 +105,8 @@ def test_every_float_that_a_model_may_have_is_in_the_sum(tmp_path: Path) -> None
     for path, vector, samples in zip(paths, sent, (10, 20, 30), strict=True):
         vectors.encode(path, samples, vector, bits=BITS, parties=3)
         weights.check(vector, vectors.signature(named.values()))
-    vectors.add(sent, tmp_path / "sum")
-    assert vectors.decode(tmp_path / "sum", paths[0], tmp_path / "mean", bits=BITS) == 60
+    with vectors.Sum(sent) as total:
+        assert vectors.decode(total, paths[0], tmp_path / "mean", bits=BITS) == 60
     with Reader(tmp_path / "mean") as mean:
         for dtype in kinds:
             exact = np.array([1.0, -2.0, 0.5]) * (1 * 10 + 2 * 20 + 3 * 30) / 60

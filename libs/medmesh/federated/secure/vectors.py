@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.federated.streams import FLOATS, Bytes, Reader, Writer, elements, laid_out
+from medmesh.federated.streams import FLOATS, Bytes, Reader, Writer, elements, laid_out, pieces, side_by_side
 from medmesh.store.objects.port import Digest
 
 CHUNK = 1 << 14
@@ -29,6 +29,8 @@ CHUNK = 1 << 14
 TENSOR = "secure.sum"
 RINGS = {64: "I64", 32: "I32"}
 """Bits of a ring, and how safetensors names its numbers."""
+_BLOCK = 16
+"""Bytes for which AES in counter mode counts one on."""
 _SIGNED, _UNSIGNED = {"I64": "<i8", "I32": "<i4"}, {"I64": "<u8", "I32": "<u4"}
 
 
@@ -41,11 +43,15 @@ class Mask:
 
 
 class _Streams:
-    """Masks from their beginnings, which are put on the pieces of a vector one after the other."""
+    """Masks from a vector's number `start` on, which are put on its pieces one after the other; `width` is the bytes of a number."""
 
-    def __init__(self, masks: Sequence[Mask]) -> None:
-        self._masks = [(Cipher(algorithms.AES(mask.key), modes.CTR(bytes(16))).encryptor(), mask.sign) for mask in masks]
+    def __init__(self, masks: Sequence[Mask], start: int = 0, width: int = 8) -> None:
+        block, inside = divmod(start * width, _BLOCK)
+        counter = modes.CTR(block.to_bytes(_BLOCK, "big"))
+        self._masks = [(Cipher(algorithms.AES(mask.key), counter).encryptor(), mask.sign) for mask in masks]
         self._zeros, self._room = memoryview(bytes(8 * CHUNK)), bytearray(8 * CHUNK)
+        for cipher, _ in self._masks:
+            cipher.update_into(self._zeros[:inside], self._room)
 
     def apply(self, vector: np.ndarray) -> None:
         """Add the next numbers of all of them to `vector` (uint64 or uint32, in place)."""
@@ -111,56 +117,78 @@ def encode(model: Path | bytes | Bytes | None, samples: int, target: Path, *, di
     return ObjectRef(sha256=digest.hexdigest(), bytes=digest.size)
 
 
-def add(vectors: Sequence[Path], target: Path, *, masks: Sequence[Mask] = ()) -> None:
-    """Write the sum of vectors in their ring, with `masks` on top; not durable, as they are there still.
+class Sum:
+    """The sum of vectors in their ring, with `masks` on top: worked out where it is read, by several threads at once if need be.
     Raises `Problem` (`weights.signature`) when one is of another length or ring."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(Reader(path)) for path in vectors]
-        shapes = {(_length(file), _dtype(file)) for file in files}
-        if len(shapes) != 1:
-            raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="the same for all")
-        streams, (count, dtype) = _Streams(masks), shapes.pop()
-        out, kind = stack.enter_context(Writer(target, _vector(count, dtype), durable=False)), np.dtype(_UNSIGNED[dtype])
-        for start in range(0, count, CHUNK):
-            size = min(CHUNK, count - start)
-            total = np.zeros(size, kind)
-            for file in files:
-                total += np.frombuffer(file.next(TENSOR, total.nbytes), kind)
+
+    def __init__(self, vectors: Sequence[Path], masks: Sequence[Mask] = ()) -> None:
+        self._masks = masks
+        with ExitStack() as opening:
+            self._files = [opening.enter_context(Reader(path)) for path in vectors]
+            shapes = {(_length(file), _dtype(file)) for file in self._files}
+            if len(shapes) != 1:
+                raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="the same for all")
+            self._stack = opening.pop_all()
+        self.length, dtype = shapes.pop()
+        self._signed, self._unsigned = np.dtype(_SIGNED[dtype]), np.dtype(_UNSIGNED[dtype])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def numbers(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Those from the place `start` up to `stop`, signed, `CHUNK` after `CHUNK`."""
+        width = self._unsigned.itemsize
+        streams = _Streams(self._masks, start, width)
+        for place in range(start, stop, CHUNK):
+            size = min(CHUNK, stop - place)
+            total = np.zeros(size, self._unsigned)
+            for file in self._files:
+                total += np.frombuffer(file.raw(TENSOR, place * width, size * width), self._unsigned)
             streams.apply(total)
-            out.append(TENSOR, total.data.cast("B"))
+            yield total.view(self._signed)
+
+    def last(self, count: int) -> list[int]:
+        """The last `count` numbers: those beside the model. Raises `Problem` (`weights.signature`) for a sum that has no such."""
+        if self.length < 1 + count:
+            raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the round")
+        return [int(number) for piece in self.numbers(self.length - count, self.length) for number in piece]
 
 
-def decode(total: Path, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset(), beside: int = 0) -> int:
+def decode(total: Sum, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset(), beside: int = 0) -> int:
     """Write the mean as a model like `base`, whose tensors that are not floats it keeps, `without` these tensors; returns all samples.
-    The last `beside` numbers are no model's. Not durable, as the sum is there still.
+    The last `beside` numbers are no model's. Not durable, as the vectors are there still.
     Raises `Problem` (`secure.sum`) for a sum that nobody's samples made, (`weights.not_finite`) where the mean does not fit its dtype."""
-    with Reader(total) as sums, Reader(base) as origin:
+    with Reader(base) as origin:
         signature = {name: tensor for name, tensor in origin.signature().items() if name not in without}
         summed = _summed(origin, without)
-        if _length(sums) != 1 + sum(map(elements, summed)) + beside:
+        if total.length != 1 + sum(map(elements, summed)) + beside:
             raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the model")
-        kind = np.dtype(_SIGNED[_dtype(sums)])
-        samples = int(np.frombuffer(sums.next(TENSOR, kind.itemsize), kind)[0])
+        samples = int(next(total.numbers(0, 1))[0])
         if samples <= 0:
             raise Problem("secure.sum")
         with Writer(target, signature, durable=False) as out:
-            for tensor in summed:
-                for start in range(0, count := elements(tensor), CHUNK):
-                    numbers = np.frombuffer(sums.next(TENSOR, kind.itemsize * min(CHUNK, count - start)), kind)
-                    out.put(tensor.name, start, numbers * 2.0**-bits / samples)
+
+            def write(name: str, place: int, start: int, count: int) -> None:
+                for numbers in total.numbers(place, place + count):
+                    out.put(name, start, numbers * 2.0**-bits / samples)
+                    start += len(numbers)
+
+            side_by_side(write, _places(summed))
             for name in signature.keys() - {tensor.name for tensor in summed}:
                 out.copy(origin, name)
     return samples
 
 
-def told(total: Path, count: int) -> list[int]:
-    """The last `count` numbers of a sum: those beside the model. Raises `Problem` (`weights.*`) for a sum that has no such."""
-    with Reader(total) as sums:
-        if (length := _length(sums)) < 1 + count:
-            raise Problem("weights.signature", tensor=TENSOR, found="another length", agreed="that of the round")
-        kind = np.dtype(_SIGNED[_dtype(sums)])
-        found: list[int] = np.frombuffer(sums.raw(TENSOR, kind.itemsize * (length - count), kind.itemsize * count), kind).tolist()
-    return found
+def _places(summed: Iterable[TensorSignature]) -> Iterator[tuple[str, int, int, int]]:
+    """(tensor, where it is in the vector, from which of its elements, how many) of each piece of a model."""
+    place = 1
+    for tensor in summed:
+        for start, count in pieces(elements(tensor)):
+            yield tensor.name, place + start, start, count
+        place += elements(tensor)
 
 
 def _summed(model: Reader, without: frozenset[str]) -> list[TensorSignature]:
