@@ -54,6 +54,24 @@ async def test_what_was_put_is_read_back_whole_and_in_parts(store: ObjectStore, 
     assert await store.put_file(source, sha256) == ref
 
 
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_file_that_is_taken_over_is_on_the_disk_before_it_has_its_name(
+    private: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    store, source, data, done = DirectoryStore(private / "objects", durable=durable), private / "made", os.urandom(CHUNK + 5), list[str]()
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), done.append(os.readlink(f"/proc/self/fd/{descriptor}"))))
+    monkeypatch.setattr(os, "replace", lambda before, after: (done.append("named"), replace(before, after)))
+    for _ in range(2):
+        source.write_bytes(data)
+        ref = await store.take_over(source)
+        assert (ref.sha256, ref.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert not source.exists()
+    assert b"".join([piece async for piece in store.read(ref.sha256)]) == data
+    named = done.index("named")
+    assert (str(source) in done[:named]) == durable
+
+
 async def test_what_the_kernel_does_not_have_in_memory_is_read_in_a_thread(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, data, asked = DirectoryStore(private / "objects", durable=False), os.urandom(600_000), []
     ref = await store.put(data)

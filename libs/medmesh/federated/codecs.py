@@ -218,8 +218,8 @@ def encode(
         Reader(base) as before,
         Reader(update) as after,
         Reader(residual or update) as rest,
-        Writer(target, _named(wire(tensors, codec, share, model)), durable=False) as out,
-        Writer(left, _named(coded), durable=False) as kept_back,
+        Writer(target, _named(wire(tensors, codec, share, model))) as out,
+        Writer(left, _named(coded)) as kept_back,
     ):
         for tensor in tensors:
             if tensor not in coded:
@@ -241,7 +241,7 @@ def decode(codec: str, signature: Iterable[TensorSignature], base: Path, encoded
     (`weights.malformed`)."""
     tensors = tuple(signature)
     _, back = _codec(codec, share)
-    with Reader(base) as before, Reader(encoded) as sent, Writer(target, _named(tensors), durable=False) as out:
+    with Reader(base) as before, Reader(encoded) as sent, Writer(target, _named(tensors)) as out:
         for tensor in tensors:
             coded = _coded(tensor, before.layout)
             for count in _steps(tensor):

@@ -22,7 +22,7 @@ def carried(update: Path, before: Path, now: Path, target: Path) -> Path:
     other numbers as they are in `update`. Raises `Problem` (`weights.not_finite`)."""
     with Reader(update) as trained, Reader(before) as old, Reader(now) as new:
         signature = trained.signature()
-        with Writer(target, signature, durable=False) as out:
+        with Writer(target, signature) as out:
             for name, tensor in signature.items():
                 if tensor.dtype not in FLOATS:
                     out.copy(trained, name)

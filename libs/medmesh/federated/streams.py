@@ -148,12 +148,12 @@ class Reader:
 
 
 class Writer:
-    """A safetensors file whose pieces are put in any order; durable when it is closed, unless nobody needs that. The same tensors are
-    the same bytes."""
+    """A safetensors file whose pieces are put in any order. The same tensors are the same bytes. Not durable: the store that takes it
+    sees to that."""
 
-    def __init__(self, path: Path, signature: Mapping[str, TensorSignature], *, durable: bool = True) -> None:
+    def __init__(self, path: Path, signature: Mapping[str, TensorSignature]) -> None:
         self.signature = dict(sorted(signature.items()))
-        self._durable, self._at = durable, Counter[str]()
+        self._at = Counter[str]()
         begins, self._places, size = laid_out(self.signature)
         self._file = path.open("wb")
         self._file.write(begins)
@@ -165,8 +165,6 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None and self._durable:
-            os.fsync(self._file.fileno())
         self._file.close()
 
     def put(self, name: str, start: int, values: np.ndarray) -> None:

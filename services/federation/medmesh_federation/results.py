@@ -144,9 +144,9 @@ def _opened(
 
 
 async def _put(ports: Ports, path: Path) -> ObjectRef:
-    sha256, size = await asyncio.to_thread(file_digest, path)
     if isinstance(ports.models, DirectoryStore):
-        return await asyncio.to_thread(ports.models.adopt, path, sha256, size)
+        return await ports.models.take_over(path)
+    sha256, _ = await asyncio.to_thread(file_digest, path)
     return await ports.models.put_file(path, sha256)
 
 

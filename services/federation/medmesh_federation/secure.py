@@ -177,6 +177,6 @@ def _with_count(base: Path, folder: Path) -> Path:
     from medmesh.federated.streams import Writer, merge
     from medmesh.learning.weights import header
 
-    with Writer(folder / "count", {WITHIN.name: WITHIN}, durable=False):
+    with Writer(folder / "count", {WITHIN.name: WITHIN}):
         pass
     return merge(folder / "like", {**dict.fromkeys(header(base), base), WITHIN.name: folder / "count"})

@@ -207,7 +207,7 @@ class Algorithm:
         self.updates.append(Update(party, self._stack.enter_context(Reader(update)), samples))
 
     def finish(self, folder: Path) -> Outcome:
-        """Write what the round leaves into `folder`, durably. Raises `Problem` (`weights.*`) naming nothing but tensors."""
+        """Write what the round leaves into `folder`. Raises `Problem` (`weights.*`) naming nothing but tensors."""
         if not self.updates:
             raise ValueError("nobody was added")
         self.prepare()

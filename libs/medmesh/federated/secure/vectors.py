@@ -159,7 +159,7 @@ class Sum:
 
 def decode(total: Sum, base: Path, target: Path, *, bits: int, without: frozenset[str] = frozenset(), beside: int = 0) -> int:
     """Write the mean as a model like `base`, whose tensors that are not floats it keeps, `without` these tensors; returns all samples.
-    The last `beside` numbers are no model's. Not durable, as the vectors are there still.
+    The last `beside` numbers are no model's.
     Raises `Problem` (`secure.sum`) for a sum that nobody's samples made, (`weights.not_finite`) where the mean does not fit its dtype."""
     with Reader(base) as origin:
         signature = {name: tensor for name, tensor in origin.signature().items() if name not in without}
@@ -169,7 +169,7 @@ def decode(total: Sum, base: Path, target: Path, *, bits: int, without: frozense
         samples = int(next(total.numbers(0, 1))[0])
         if samples <= 0:
             raise Problem("secure.sum")
-        with Writer(target, signature, durable=False) as out:
+        with Writer(target, signature) as out:
 
             def write(name: str, place: int, start: int, count: int) -> None:
                 for numbers in total.numbers(place, place + count):
