@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 from tests.e2e.test_node import two_hospitals
-from tests.hospitals import federation, state_of, until
+from tests.hospitals import consented, federation, until
 from tests.world import World, small_world
 
 from medmesh.contracts.federation import FederationView, RoundCommitted
@@ -20,7 +20,6 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.learning import isolation, metrics, weights
 from medmesh.store.objects.port import fetch
-from medmesh_edge import consent
 from medmesh_edge.node import Node, running
 from medmesh_edge.tables import kept
 from medmesh_federation.service import SERVICE as FEDERATION
@@ -67,12 +66,8 @@ async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(world: Wor
         for name, parameters, local in CASES:
             plan = {"algorithm": name, "parameters": parameters, "local": local, "local_steps": 20, "learning_rate": "0.3"}
             made[name] = await federation(world, researcher, approver, tuple(folders), accept_seconds=200, **plan)
-        for node in nodes:
-            for one in made.values():
-                await until(lambda node=node, one=one: state_of(node, one))
-            # The package is the same: approved once, it may run in all.
-            await consent.approve(node.site, made["fedprox"]["federation"], "doctor-zhao")
-            node.site.changed.set()
+        for one in made.values():  # the package is the same, the plans are not
+            await consented(nodes, one)
 
         async def committed(number: int, name: str) -> RoundCommitted | None:
             events = [e.data for e in world.p.emitted(RoundCommitted) if e.data.federation == made[name]["federation"]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from tests.hospitals import completed, enrolled, federation, pacs, state_of, until
+from tests.hospitals import completed, consented, enrolled, federation, pacs, state_of, until
 from tests.records import Records, left
 from tests.world import World, federating_world
 
@@ -160,6 +160,34 @@ async def test_a_node_that_is_killed_after_training_does_not_train_that_round_ag
         assert [(row.round, row.trained) for row in rows] == [(1, 1), (2, 1)]
         uploads = [(r["agents"][0]["who"], r["detail"]["round"]) for r in await left(world.p, "federation.upload", 4)]
         assert sorted(uploads) == [(f"hospital:{name}", number) for name in sorted(folders) for number in (1, 2)]
+
+
+async def test_an_approval_is_of_one_plan_and_the_next_with_the_same_code_is_asked_about_again(world: World) -> None:
+    async with two_hospitals(world) as (researcher, _, folders), AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        first = await federation(world, researcher, None, tuple(folders))
+        await consented(nodes, first)
+        for node in nodes:
+            await until(lambda node=node: is_state(node, first, "accepted"))
+        worse = await federation(world, researcher, None, tuple(folders), rounds=900, local_steps=1, batch_size=1, seed=4)
+        for node in nodes:
+            await until(lambda node=node: is_state(node, worse, "invited"))
+        await asyncio.sleep(1.5)
+        assert [await state_of(node, worse) for node in nodes] == ["invited", "invited"]
+        policy, (asked, named) = folders["renji"] / "policy.toml", nodes
+        code = (await researcher.ask(f"/v1/federations/{worse['federation']}", FederationView)).plan.package
+        policy.write_text(policy.read_text().replace("packages = []", f'packages = ["{code}"]'))
+        named.site.changed.set()
+        await until(lambda: is_state(named, worse, "accepted"))
+        assert await state_of(asked, worse) == "invited", "whose policy does not name the code"
+        await consent.decline(asked.site, worse["federation"], "not so")
+        with pytest.raises(Problem) as late:
+            await consent.approve(asked.site, worse["federation"], "doctor-zhao")
+        assert late.value.code == "edge.nothing_to_approve"
+
+
+async def is_state(node: Node, made: dict[str, Any], wanted: str) -> bool:
+    return await state_of(node, made) == wanted
 
 
 async def test_the_policy_refuses_with_the_rule_and_a_person_can_decline(world: World) -> None:

@@ -18,7 +18,7 @@ from medmesh.ledger.record import read_record
 from medmesh.ledger.report import Report
 from medmesh.security import approvals, reviews, statements
 from medmesh.security.roster import Roster
-from medmesh.security.statements import CodeApproval, enrolment_digest
+from medmesh.security.statements import CodeApproval, PlanApproval, enrolment_digest
 
 Record = dict[str, Any]
 
@@ -182,8 +182,15 @@ class Signatures:
 
     def _code(self, record: Record) -> int:
         signed = statements.unpack(record["detail"].get("statement", ""))
-        found = self._roster.hospital(signed, CodeApproval, _seen(record), record["src"]["org"])
-        if found.package != _entity(record, "package")["digest"]:
+        seen, hospital = _seen(record), record["src"]["org"]
+        if signed.startswith(f"{CodeApproval.HEAD}\n"):
+            package = self._roster.hospital(signed, CodeApproval, seen, hospital).package
+        else:
+            found = self._roster.hospital(signed, PlanApproval, seen, hospital)
+            package, federation = found.package, _entity(record, "federation")
+            if (found.federation, found.plan) != (federation["id"], federation["digest"]):
+                raise Problem("statement.other", what="plan")
+        if package != _entity(record, "package")["digest"]:
             raise Problem("statement.other", what="package")
         return 1
 

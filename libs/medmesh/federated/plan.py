@@ -287,12 +287,14 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
     if language == "zh":
         return [
             f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
-            f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准该哈希后方可运行。",
+            f"将运行的代码：训练包 {plan.package[:16]}…（{plan.framework}），须由贵院批准本方案、或策略列出该哈希后方可运行；"
+            f"初始权重 {plan.initial[:16]}…。",
             *_rehearsed(plan, language),
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
             *_prepared(plan, language),
             f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
-            f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
+            f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每步 {plan.batch_size} 个样本，学习率 {plan.learning_rate}，"
+            f"每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_ranges(plan, language),
             *_algorithm(plan, language),
             *_pace(plan, language),
@@ -307,13 +309,15 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
         ]
     return [
         f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
-        f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this hash.",
+        f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this plan or your policy "
+        f"names this hash; it begins with the weights {plan.initial[:16]}….",
         *_rehearsed(plan, language),
         f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
         *_prepared(plan, language),
         f"What leaves: {tensors} tensors a round ({size:.2f} MiB){'' if plan.privacy else ', the number of samples and the loss'}; "
         + _counts(plan, language),
-        f"{rounds} rounds of {plan.local_steps} local steps, each within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
+        f"{rounds} rounds of {plan.local_steps} local steps on {plan.batch_size} samples each, learning rate {plan.learning_rate}, each "
+        f"round within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
         *_ranges(plan, language),
         *_algorithm(plan, language),
         *_pace(plan, language),

@@ -70,8 +70,20 @@ class Acceptance(Statement):
     seen: str = ""
 
 
+class PlanApproval(Statement):
+    """A hospital lets a training package run in its house under exactly this plan; `by` is who decided there."""
+
+    HEAD = "medmesh-plan-approval-v1"
+
+    federation: str
+    plan: Sha256
+    package: Sha256
+    hospital: Identifier
+    by: str
+
+
 class CodeApproval(Statement):
-    """A hospital lets a training package run in its house; `by` is who decided there."""
+    """As hospitals approved before decision 0152: a training package, whatever the plan."""
 
     HEAD = "medmesh-code-approval-v1"
 

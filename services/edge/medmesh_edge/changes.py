@@ -24,16 +24,17 @@ _MOST_LINES = 400
 
 
 async def before(site: Site, row: Any) -> Any:
-    """The newest earlier federation of the same name and initiator that this hospital accepted; None when there is none."""
+    """The newest earlier federation of the same name and initiator that this hospital accepted, else of the same code; None when there is
+    neither."""
     wanted = select(federations).where(
         federations.c.federation != row.federation, federations.c.state.in_(ACCEPTED), federations.c.at <= row.at
     )
     async with site.unit() as uow:
         rows = await uow.all(wanted.order_by(federations.c.at.desc()))
-    same = ("name", "initiator")
     # A failed invitation was not accepted: only of those that began is there a start.
-    signed = (one for one in rows if one.state != "failed" or one.start is not None)
-    return next((one for one in signed if all(one.plan[name] == row.plan[name] for name in same)), None)
+    signed = [one for one in rows if one.state != "failed" or one.start is not None]
+    alike = [one for one in signed if all(one.plan[name] == row.plan[name] for name in ("name", "initiator"))]
+    return next(iter(alike or [one for one in signed if one.plan["package"] == row.plan["package"]]), None)
 
 
 def fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -1,49 +1,52 @@
-"""Invitations: what the policy refuses is declined with its rule; code that was approved here is consented to by signature."""
+"""Invitations: what the policy refuses is declined with its rule; a plan that a person approved, or whose code the policy names, is
+consented to by signature."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import select, update
 
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.security import statements
-from medmesh.security.statements import Acceptance, CodeApproval
+from medmesh.security.statements import Acceptance, PlanApproval
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge import code, continuity, pipelines, privacy
 from medmesh_edge.outgoing import is_transient, queue
-from medmesh_edge.policy import Policy, refusal
+from medmesh_edge.policy import refusal
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import approved, federations
+from medmesh_edge.tables import federations
 
 WAITING = frozenset(("roster.none", "roster.expired"))
 """What a hospital sets right by itself: an invitation waits for it."""
-_APPROVED = Prepared(select(approved.c.package).where(approved.c.package == bindparam("package")))
+ENDED = frozenset(("declined", "withdrawn", "completed", "failed"))
+"""States of a federation in which there is nothing to approve any more."""
 _INVITED = Prepared(select(federations).where(federations.c.state == "invited"))
 
 
 async def approve(site: Site, federation: str, by: str) -> str:
-    """A person of the hospital approves the code of a federation by its hash; answers the hash. Raises `Problem`."""
+    """A person of the hospital approves the plan of a federation and its code, by their hashes, and no other plan with the same code;
+    answers the plan's hash. Raises `Problem`."""
     async with site.unit() as uow:
         row = await uow.first(select(federations).where(federations.c.federation == federation))
         if row is None:
             raise Problem("request.not_found", kind="federation", id=federation)
+        if row.state in ENDED:
+            raise Problem("edge.nothing_to_approve", federation=federation, state=row.state)
         package = str(row.package["sha256"])
         # Before the roster has the hospital's key its signature counts nowhere: say so now, not when somebody verifies.
         if not site.roster().has_hospital((key := site.organisation()).vkey):
             raise Problem("edge.not_rostered")
-        said = CodeApproval(made=uow.now, package=package, hospital=site.settings.hospital, by=by[:80])
-        signed = statements.sign(said, key)
-        values = {"package": package, "by": by[:80], "statement": signed, "at": uow.now}
-        await uow.execute(upsert(approved).values(values).on_conflict_do_nothing())
+        which = {"federation": federation, "plan": row.plan_hash, "package": package}
+        signed = statements.sign(PlanApproval(made=uow.now, **which, hospital=site.settings.hospital, by=by[:80]), key)
+        await uow.execute(update(federations).where(federations.c.federation == federation).values(approved=signed))
         about = (Entity("package", package[:16], digest=package), Entity("federation", federation, digest=row.plan_hash))
         uow.audit(AuditEntry("package.approve", "E", entities=about, detail={"statement": statements.pack(signed)}))
-    return package
+    return str(row.plan_hash)
 
 
 async def decline(site: Site, federation: str, reason: str) -> None:
@@ -87,7 +90,7 @@ async def answer_invitations(site: Site, gateway: Gateway) -> None:
         async with site.unit() as uow:
             if refused is not None:
                 await _answer(uow, row, accept=False, reason=refused.code)
-            elif await permitted(uow, policy, str(row.package["sha256"])):
+            elif row.approved is not None or row.package["sha256"] in policy.packages:
                 await _accept(site, uow, row)
 
 
@@ -118,11 +121,6 @@ async def _accept(site: Site, uow: UnitOfWork[Any], row: Any) -> None:
     knows = seen.note if seen else ""
     said = Acceptance(made=uow.now, federation=row.federation, plan=row.plan_hash, hospital=site.settings.hospital, seen=knows)
     await _answer(uow, row, accept=True, signature=statements.sign(said, key), small_cell=min(site.policy().small_cell, 1_000_000))
-
-
-async def permitted(uow: UnitOfWork[Any], policy: Policy, package: str) -> bool:
-    """Whether this hospital lets a package run."""
-    return package in policy.packages or await uow.one(_APPROVED, package=package) is not None
 
 
 async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: str = "", reason: str = "", small_cell: int = 0) -> None:

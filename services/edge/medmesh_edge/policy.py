@@ -33,8 +33,8 @@ DEFAULT = """\
 # 本院策略：本文件由医院所有，平台无权更改。 The hospital's policy: this file is the hospital's; the platform cannot change it.
 [federation]
 initiators = ["*"]        # 允许的发起人 who may invite, such as ["person:li@platform"]
-packages = []             # 免确认的训练包哈希 code accepted without asking
-other_code = "ask"        # 其余代码：ask 待本院批准，refuse 一律拒绝 all other code waits for `medmesh edge approve`, or is refused
+packages = []             # 其方案免确认的训练包哈希 code whose plans, any that this policy allows, are accepted without asking
+other_code = "ask"        # 其余：ask 逐个方案待本院批准，refuse 一律拒绝 other plans wait for `medmesh edge approve`, or are refused
 reviewers = 2             # 自有代码须经几人审查且不超出声明，0 不要求 people who read code that does only what it declares; 0: not asked
 algorithms = ["*"]        # 允许的聚合算法 algorithms, such as ["fedavg", "fedprox"]
 modalities = ["*"]        # 允许的数据类型；自由文本须写明 kinds of data; notes must be named, such as ["*", "text:note"]

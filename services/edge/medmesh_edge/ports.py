@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from sqlalchemy import text
 
 from medmesh.client.credentials import Node as NodeCredentials
 from medmesh.client.gateway import Gateway
@@ -155,6 +156,21 @@ async def site(folder: Path) -> AsyncIterator[Site]:
         objects = EncryptedStore(DirectoryBlobs(layout.objects), Wrapping(keys, HOSPITAL))
         opened = Site(layout, settings, database, objects, keys, actor)
         database.on_audited = lambda: opened.changed.set("audit")
+        await _take_over(opened)
         yield opened
     finally:
         await database.close()
+
+
+_TAKEN_OVER = """
+UPDATE federations SET approved = (SELECT statement FROM approved_packages WHERE package = json_extract(federations.package, '$.sha256'))
+WHERE state NOT IN ('invited', 'declined')
+"""
+
+
+async def _take_over(site: Site) -> None:
+    """Code was approved whatever the plan, before decision 0152: it stands for what this hospital had signed by then."""
+    async with site.unit() as uow:
+        if await uow.first(text("SELECT 1 FROM sqlite_master WHERE name = 'approved_packages'")) is not None:
+            await uow.execute(text(_TAKEN_OVER))
+            await uow.execute(text("DROP TABLE approved_packages"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, select
 
 from medmesh.client import download
 from medmesh.client.gateway import Gateway
@@ -30,7 +30,7 @@ from medmesh_edge import roster as rosters
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.policy import Policy
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import approved, attempt, federations, log_views, of_attempt
+from medmesh_edge.tables import attempt, federations, log_views, of_attempt
 from medmesh_edge.tables import chain as rounds
 from medmesh_edge.tables import witnessed as on_record
 
@@ -42,15 +42,14 @@ _STANDS = Prepared(
         as_text(federations.c.plan),
         as_text(federations.c.package),
         as_text(federations.c.start),
-        approved.c.package.label("approved"),
+        federations.c.approved,
         on_record.c.plan_hash.label("on_record"),
         rounds.c.value.label("seen"),
         log_views.c.size,
         log_views.c.fault,
     )
     .select_from(
-        federations.outerjoin(approved, approved.c.package == func.json_extract(federations.c.package, "$.sha256"))
-        .outerjoin(on_record, on_record.c.federation == federations.c.federation)
+        federations.outerjoin(on_record, on_record.c.federation == federations.c.federation)
         .outerjoin(rounds, of_attempt(rounds))
         .outerjoin(log_views, log_views.c.origin == bindparam("origin"))
     )

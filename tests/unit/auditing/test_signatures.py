@@ -14,7 +14,7 @@ from medmesh.auditing.signatures import Signatures
 from medmesh.ledger.report import Report
 from medmesh.security.approvals import Approval
 from medmesh.security.signing import Signer
-from medmesh.security.statements import Asking, CodeApproval, enrolment_digest, pack, sign
+from medmesh.security.statements import Asking, CodeApproval, PlanApproval, enrolment_digest, pack, sign
 from medmesh.security.tokens import Actor
 from medmesh.service.recording import recorder
 from medmesh.store.unit import AuditEntry, Context, Entity
@@ -90,9 +90,11 @@ def updated(name: str = "renji") -> bytes:
     return body("federation", AuditEntry("federation.update", "C", entities=about), hospital(name))
 
 
-def code_approved(by: Signer = RENJI, package: str = CODE) -> bytes:
-    said = CodeApproval(made=datetime.now(UTC), package=CODE, hospital="renji", by="doctor-zhao")
-    about = (Entity("package", package[:16], digest=package),)
+def code_approved(by: Signer = RENJI, package: str = CODE, plan: str = PLAN, *, before: bool = False) -> bytes:
+    """With `before`, as it was approved when an approval was of code alone."""
+    about = (Entity("package", package[:16], digest=package), Entity("federation", "f", digest=plan))
+    who: dict[str, Any] = {"made": datetime.now(UTC), "package": CODE, "hospital": "renji", "by": "doctor-zhao"}
+    said = CodeApproval(**who) if before else PlanApproval(**who, federation="f", plan=PLAN)
     return body(
         "edge:renji", AuditEntry("package.approve", "E", entities=about, detail={"statement": pack(sign(said, by))}), hospital("renji")
     )
@@ -150,7 +152,7 @@ def look(*bodies: bytes, whole: bool = True) -> Report:
     return report
 
 
-HONEST = (decided(), released(), enrolled(), responded(), started(), moved(), updated(), code_approved())
+HONEST = (decided(), released(), enrolled(), responded(), started(), moved(), updated(), code_approved(), code_approved(before=True))
 
 
 def forgeries() -> Iterator[tuple[str, tuple[bytes, ...]]]:
@@ -176,12 +178,14 @@ def forgeries() -> Iterator[tuple[str, tuple[bytes, ...]]]:
     yield "an update of a hospital that did not accept", (responded(), started(), moved(), updated("xiehe"))
     yield "code approved by another key", (code_approved(XIEHE),)
     yield "other code than was approved", (code_approved(package="9" * 64),)
+    yield "other code than was approved before approvals were of plans", (code_approved(package="9" * 64, before=True),)
+    yield "another plan than was approved", (code_approved(plan="9" * 64),)
 
 
 def test_what_was_signed_by_keys_of_the_roster_passes_and_is_counted() -> None:
     report = look(*HONEST)
     assert report.faults == []
-    assert report.signatures == 6, "a move and an update are held against others and carry none"
+    assert report.signatures == 7, "a move and an update are held against others and carry none"
 
 
 @pytest.mark.parametrize(("what", "bodies"), list(forgeries()), ids=lambda given: given if isinstance(given, str) else "")

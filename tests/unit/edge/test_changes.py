@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select, text
 from tests.packages import tiny
 from tests.unit.federated.test_plan import plan
 
@@ -51,5 +51,25 @@ async def test_the_fields_and_the_lines_that_differ_are_shown(private: Path) -> 
         assert (await changes.since(here, "again"))[1:] == ["  nothing in the plan is different.", "  The code is the same package."]
         (here.layout.cache / "objects" / first.digest).unlink()
         assert "not both are at this node" in (await changes.since(here, "new"))[-1]
+        renamed = plan(name="another", package=first.digest, initiator="person:sun@platform", batch_size=1, learning_rate="9")
+        await know(here, "renamed", renamed, first, "invited", 4)
+        assert (await changes.since(here, "renamed"))[0].endswith("that you accepted (newer):"), "the newest of the same code"
         with pytest.raises(Problem):
             await changes.since(here, "nothing")
+
+
+async def test_code_that_was_approved_for_any_plan_stands_for_those_that_were_signed_by_then(private: Path) -> None:
+    """As a store of before has it; taken over once."""
+    package = tiny(private)
+    Settings(hospital="renji", node="n", gateway="https://x").save(private)
+    async with site(private) as here:
+        for number, state in enumerate(("accepted", "running", "invited", "declined")):
+            await know(here, state, plan(package=package.digest, rounds=number + 1), package, state, number)
+        await know(here, "by policy", plan(), tiny(private, "\nRATE = 2\n"), "running", 5)
+        async with here.unit() as uow:
+            await uow.execute(text("CREATE TABLE approved_packages (package TEXT, statement TEXT)"))
+            await uow.execute(text("INSERT INTO approved_packages VALUES (:package, 'signed')"), {"package": package.digest})
+    for _ in range(2):
+        async with site(private) as here, here.unit() as uow:
+            approved = {row.federation: row.approved for row in await uow.all(select(federations))}
+        assert approved == {"accepted": "signed", "running": "signed", "invited": None, "declined": None, "by policy": None}

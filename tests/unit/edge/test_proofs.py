@@ -33,7 +33,7 @@ from medmesh_edge import continuity, proofs
 from medmesh_edge.policy import Policy
 from medmesh_edge.ports import Site, site
 from medmesh_edge.proofs import Proofs
-from medmesh_edge.tables import approved, attempt, chain, federations, log_views, witnessed
+from medmesh_edge.tables import attempt, chain, federations, log_views, witnessed
 
 PLAN, NAMES = plan(participants=("a", "b", "c"), min_participants=2), ("a", "b", "c")
 SIGNERS = {name: Signer.create(f"hospital:{name}") for name in NAMES}
@@ -206,10 +206,10 @@ async def test_what_was_allowed_may_not_leave_once_it_is_no_longer(world: World,
     assert caught.value.code == code
 
 
-async def test_code_that_the_policy_does_not_name_runs_where_a_person_approved_it(world: World) -> None:
+async def test_code_that_the_policy_does_not_name_runs_where_a_person_approved_the_plan(world: World) -> None:
     event = await _store(world, Policy())
     with pytest.raises(Problem, match="edge approve"):
         await world.proofs.allowed(event)
     async with world.proofs.site.unit() as uow:
-        await uow.execute(insert(approved).values(package=PLAN.package, by="wu", statement="", at=uow.now))
+        await uow.execute(update(federations).values(approved="as signed"))
     assert (await world.proofs.allowed(event))[0] == PLAN

@@ -80,14 +80,19 @@ def open_invitation(context: click.Context, folder: Path, link: str) -> int:
 @FOLDER
 @click.argument("federation")
 def approve(folder: Path, federation: str) -> int:
-    """Approve the code of FEDERATION by its hash; the node then signs the plan, if the policy allows.  批准代码。"""
+    """Approve the plan of FEDERATION and its code; the node then signs it, if the policy allows.  批准方案及代码，节点随即签署。
+
+    It holds for this plan alone: another with the same code is asked about again, with what is different.
+
+    仅对该方案有效：使用同一代码的其他方案须另行批准，届时列出差异。
+    """
     from medmesh_edge import changes
     from medmesh_edge.consent import approve
 
     for line in on_site(folder, lambda site: changes.since(site, federation, language())):
         click.echo(line)
-    package = on_site(folder, lambda site: approve(site, federation, getpass.getuser()))
-    click.echo(say(f"approved {package}", f"已批准 {package}"))
+    plan = on_site(folder, lambda site: approve(site, federation, getpass.getuser()))
+    click.echo(say(f"approved the plan {plan}", f"已批准方案 {plan}"))
     return 0
 
 

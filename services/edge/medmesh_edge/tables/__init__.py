@@ -159,19 +159,10 @@ federations = Table(
     Column("reviews", Json, nullable=False, server_default=text("'[]'"), comment="of its code, signed by who read it"),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False),
+    Column("approved", Text, comment="by a person of the hospital: this plan and its code, signed with the hospital's own key"),
     Column("start", Json, comment="the start as the platform told it, with who approved and who accepted"),
     Column("at", Timestamp, nullable=False),
     comment="invited -> accepted | declined; running, completed, failed as the platform tells",
-)
-
-approved = Table(
-    "approved_packages",
-    METADATA,
-    Column("package", String(64), primary_key=True),
-    Column("by", String(80), nullable=False),
-    Column("statement", Text, nullable=False, comment="signed with the hospital's own key"),
-    Column("at", Timestamp, nullable=False),
-    comment="code that this hospital lets run here, by hash",
 )
 
 tasks = Table(
