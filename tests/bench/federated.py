@@ -32,7 +32,7 @@ from medmesh.simulation.data import Sample
 from medmesh.simulation.run import simulate
 from medmesh_edge.rounds import hospital_seed
 from tests.bench.common import Measure
-from tests.bench.federated_stage import Done, Field, field_of, last_row, package
+from tests.bench.federated_stage import SEED, Done, Field, field_of, last_row, package
 from tests.faults.harness import until
 from tests.packages import TINY
 
@@ -210,7 +210,7 @@ async def _secagg(clients: int, mb: float, rounds: int) -> list[Measure]:
 async def _dropped(field: Field, mb: float, rounds: int, threshold: int) -> float:
     """Seconds a round in which the last hospital fails a second after the others put masks in for it, which are opened then; so every
     round begins with keys, too."""
-    last, seeds = field.hospitals[-1], [7 * 1_000_003 + number for number in range(1, rounds + 1)]  # `round_seed` of the plan's seed
+    last, seeds = field.hospitals[-1], [SEED * 1_000_003 + number for number in range(1, rounds + 1)]  # `round_seed`
     source = package(field.folder / "fails", mb, differ=True, fails=[hospital_seed(seed, last) for seed in seeds])
     beside = {"secure": {"threshold": threshold}, "min_participants": threshold}
     done = await field.federate(source, field.hospitals, rounds, **beside)
@@ -223,7 +223,7 @@ async def _kills() -> list[Measure]:
     """The coordinator is killed at random moments of a federation; how often that ended with the model of an undisturbed one."""
     dice, resumed = random.Random(20_267), []
     async with field_of(2) as field:
-        source = package(field.folder / "package", 0.2)
+        source = package(field.folder / "package", 0.2, differ=True)
         calm = await field.federate(source, field.hospitals, KILLED_ROUNDS)
         running = asyncio.create_task(field.federate(source, field.hospitals, KILLED_ROUNDS))
         await until(lambda: _rounds(field, calm.federation), 120, 0.05)

@@ -6,31 +6,38 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
+from medmesh.client import download
 from medmesh.client.federation import Federation, create_federation
 from medmesh.embedded.memory import pss
 from medmesh.embedded.nursery import ENVIRONMENT
+from medmesh.learning import weights
 from medmesh_edge import intake
 from medmesh_edge.ports import site
+from medmesh_edge.rounds import hospital_seed
 from tests.faults.harness import MEDMESH, Stage, until
 from tests.faults.hospital import images
 
 TENSORS = 8
 ACCEPT_SECONDS = 20
+SEED = 7
+"""Of every plan."""
 SERVERS = ("gateway", "federation", "nats", "postgres", "seaweedfs")
 POLICY = (
     '[federation]\ninitiators = ["*"]\nalgorithms = ["fedavg"]\nmodalities = ["*"]\n'
@@ -134,13 +141,13 @@ class Field:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     async def enrol(self) -> None:
-        """Every hospital, with four images each."""
-        source = await asyncio.to_thread(images, self.folder / "pacs", 8, 1)
-        for name in self.hospitals:
+        """Every hospital; each other one has more images, so that a mean that forgot to weigh is none."""
+        sources = [await asyncio.to_thread(images, self.folder / f"pacs-{count}", count, 1) for count in (8, 12)]
+        for number, name in enumerate(self.hospitals):
             node = await self.stage.enrol(self.folder / name, name, holdout=0.01)  # by a secret: of few images all, else
             (node / "policy.toml").write_text(POLICY)
             async with site(node) as opened:
-                await intake.ingest(opened, source, "brain")
+                await intake.ingest(opened, sources[number % 2], "brain")
 
     def start(self, together: int = 1) -> None:
         """Run the nodes, `together` of them in a process."""
@@ -186,7 +193,7 @@ class Field:
 
     async def federate(self, source: Path, hospitals: Sequence[str], rounds: int, **changed: Any) -> Done:
         """Run one to its end."""
-        values = {"local_steps": 1, "batch_size": 1, "learning_rate": "0.1", "seed": 7, "min_participants": len(hospitals)}
+        values = {"local_steps": 1, "batch_size": 1, "learning_rate": "0.1", "seed": SEED, "min_participants": len(hospitals)}
         values |= {"round_deadline_seconds": 300, "lease_seconds": 60, "rounds": rounds, **changed}
         async with self.stage.door("li") as li, self.stage.door("wu") as wu:
             await self._approve_code(source, hospitals)
@@ -203,6 +210,37 @@ class Field:
             )
             view = await li.request("GET", f"/v1/federations/{made['federation']}")
             return await self._run(li, wu, made | {"start_at": view["plan"]["start_at"]}, hospitals, rounds)
+
+    async def model(self, federation: str) -> dict[str, np.ndarray]:
+        """The tensors it ended with."""
+        async with self.stage.door("li") as li:
+            made = (await Federation(li, federation).view()).model
+            assert made is not None
+            return weights.load(await download(li, made, self.folder / made.sha256))
+
+    async def took_part(self, federation: str) -> dict[int, list[str]]:
+        """Whose updates are in each committed training round."""
+        rows = await self.stage.sql(
+            "SELECT round, array_agg(hospital) AS by FROM federation.answers JOIN federation.rounds USING (federation, round, attempt) "
+            "WHERE federation = $1 AND rounds.state = 'committed' AND rounds.kind = 'train' AND answers.failed IS NULL GROUP BY 1",
+            federation,
+        )
+        return {row["round"]: row["by"] for row in rows}
+
+    async def wanted(self, federation: str) -> float:
+        """What every number of its model must be: hospitals' additions (`package(..., differ=True)`), weighed by their samples, round by
+        round; worked out from who took part and nothing else."""
+        total = 0.0
+        for number, by in (await self.took_part(federation)).items():
+            samples = [self._samples(name, federation, number) for name in by]
+            added = [0.01 + 1e-5 * (hospital_seed(SEED * 1_000_003 + number, name) % 89) for name in by]  # `round_seed`
+            total += float(np.average(added, weights=samples))
+        return total
+
+    def _samples(self, hospital: str, federation: str, number: int) -> int:
+        with closing(sqlite3.connect(f"file:{self.folder / hospital / 'store.db'}?mode=ro", uri=True, timeout=10)) as store:
+            found = store.execute("SELECT samples FROM tasks WHERE federation = ? AND round = ?", (federation, number))
+            return int(found.fetchone()[0])
 
     async def dropped_after_masking(self, federation: str, hospital: str) -> int:
         """In how many rounds of secure sums masks were agreed upon with a hospital that failed then."""
