@@ -68,6 +68,22 @@ async def test_a_download_goes_on_in_another_process(line: tuple[Gateway, Networ
     assert between.down - before < CHUNK + SLACK
 
 
+async def test_what_is_wrong_of_what_was_here_already_is_fetched_once_more(line: tuple[Gateway, Network], tmp_path: Path) -> None:
+    """A disk that altered the beginning of a download, or of the older object that it is taken from."""
+    far, between = line
+    path, ref = made(tmp_path, "altered", 2 * CHUNK)
+    older, _ = made(tmp_path, "older", 0, like=path.read_bytes(), changed=(1,))
+    await upload(far, path)
+    await upload(far, older)
+    (tmp_path / "back.part").write_bytes(bytes(CHUNK))
+    before = between.down
+    assert (await download(far, ref, tmp_path / "back")).read_bytes() == path.read_bytes()
+    assert ref.bytes < between.down - before < ref.bytes + CHUNK + SLACK
+    older.write_bytes(bytes(2 * CHUNK))
+    assert (await download(far, ref, tmp_path / "once more", since=older)).read_bytes() == path.read_bytes()
+    assert [one.name for one in tmp_path.glob("*.part")] == []
+
+
 async def test_those_who_want_the_same_at_once_all_have_it_and_it_travels_once(line: tuple[Gateway, Network], tmp_path: Path) -> None:
     far, between = line
     path, ref = made(tmp_path, "same", 2 * CHUNK)

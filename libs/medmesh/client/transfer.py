@@ -217,7 +217,20 @@ async def _download(gateway: Gateway, ref: ObjectRef, target: Path, since: Path 
     partial = _Partial(target.with_name(f"{target.name}.part"))
     if partial.path.exists():
         await asyncio.to_thread(partial.begin)
-    same = await _same(gateway, ref, since)
+    for whole in (False, True):  # what was here already, or did not change, may be what is wrong: then all of it is fetched once more
+        same = frozenset[int]() if whole else await _same(gateway, ref, since)
+        await _persistently(gateway, ref, partial, progress, same, since, attempts)
+        if (found := partial.whole.hexdigest()) == ref.sha256:
+            partial.path.replace(target)
+            return target
+        partial.path.unlink()
+        partial = _Partial(partial.path)
+    raise Problem("objects.digest", expected=ref.sha256, found=found)
+
+
+async def _persistently(
+    gateway: Gateway, ref: ObjectRef, partial: _Partial, progress: Progress, same: frozenset[int], since: Path | None, attempts: int
+) -> None:
     for attempt in range(attempts):
         try:
             await _fetch(gateway, ref, partial, progress, same, since)
@@ -226,12 +239,6 @@ async def _download(gateway: Gateway, ref: ObjectRef, target: Path, since: Path 
             if attempt + 1 == attempts:
                 raise unreachable(gateway.url, error) from None
             await asyncio.sleep(min(0.2 * 2**attempt, 5))
-    found = partial.whole.hexdigest()
-    if found != ref.sha256:
-        partial.path.unlink()
-        raise Problem("objects.digest", expected=ref.sha256, found=found)
-    partial.path.replace(target)
-    return target
 
 
 class _Partial:

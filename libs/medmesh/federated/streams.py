@@ -18,6 +18,8 @@ from medmesh.errors import Problem
 from medmesh.learning.weights import BYTES, MAX_HEADER, head, header, header_of
 
 CHUNK_ELEMENTS = 1 << 19
+LEAST_ELEMENTS = 1 << 12
+"""Of a piece: to read fewer at once takes longer than to work on them."""
 MOST_THREADS = 4
 """That work on one file: more wait for memory."""
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -49,10 +51,11 @@ def encode(values: np.ndarray, dtype: str) -> bytes:
     return data
 
 
-def pieces(count: int) -> Iterator[tuple[int, int]]:
-    """(start, elements) of each piece of a tensor."""
-    for start in range(0, count, CHUNK_ELEMENTS):
-        yield start, min(CHUNK_ELEMENTS, count - start)
+def pieces(count: int, together: int = 1) -> Iterator[tuple[int, int]]:
+    """(start, elements) of each piece of a tensor; so much smaller where so many are `together` in memory."""
+    size = max(min(CHUNK_ELEMENTS, LEAST_ELEMENTS), CHUNK_ELEMENTS // together)
+    for start in range(0, count, size):
+        yield start, min(size, count - start)
 
 
 def side_by_side(work: Callable[..., None], given: Iterable[tuple[Any, ...]]) -> None:

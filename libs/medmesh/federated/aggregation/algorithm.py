@@ -168,6 +168,8 @@ class Algorithm:
     NUMBERS: ClassVar[tuple[str, ...]] = ()
     SHOWN: ClassVar[bool] = False
     INDIVIDUAL: ClassVar[str] = ""
+    STACKS: ClassVar[bool] = False
+    """`combine` has the same piece of every update in memory at once: pieces are the smaller, the more updates there are."""
     KEEPS: ClassVar[bool] = False
     JOINT: ClassVar[bool] = False
     """The server's state is made of what hospitals keep: after a roll-back both begin anew, because one is wrong without the other."""
@@ -220,7 +222,7 @@ class Algorithm:
                 if name not in self.shared:
                     out.copy(self.base, name)
                     continue
-                for start, count in pieces(elements(signature[name])):
+                for start, count in pieces(elements(signature[name]), len(self.updates) if self.STACKS else 1):
                     piece = Piece(name, start, count, tuple(self.updates), self.base, self.state)
                     made = self.combine(piece)
                     if isinstance(made, tuple):

@@ -1,4 +1,4 @@
-"""How far updates lie apart, piece by piece: one Gram matrix of the whole model, with parties times one piece in memory."""
+"""How far updates lie apart, piece by piece: one Gram matrix of the whole model. Pieces are the smaller, the more parties there are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def gram(updates: Sequence[Update], shared: Mapping[str, TensorSignature], origi
     """[n, n] inner products of the updates, less `origin` where it is given: nearby models then keep their digits."""
     total = np.zeros((len(updates), len(updates)))
     for name in sorted(shared):
-        for start, count in pieces(elements(shared[name])):
+        for start, count in pieces(elements(shared[name]), len(updates)):
             stack = np.stack([update.file.read(name, start, count) for update in updates])
             if origin is not None:
                 stack -= origin.read(name, start, count)

@@ -82,7 +82,7 @@ class FedAMP(Algorithm):
                     for out in outs:
                         out.copy(self.base, name)
                     continue
-                for start, count in pieces(elements(tensor)):
+                for start, count in pieces(elements(tensor), len(parties)):
                     stack = np.stack([state.read(f"fedamp/{party}/{name}", start, count) for party in parties])
                     for out, values in zip(outs, np.einsum("ij,jc->ic", shares, stack), strict=True):
                         out.put(name, start, values)

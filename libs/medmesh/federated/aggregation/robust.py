@@ -1,5 +1,5 @@
-"""Rules that a few wrong or hostile updates cannot carry away. They need every single update of a coordinate at once, so memory is
-parties times one piece; samples do not weigh, because whoever lies about a model lies about its samples."""
+"""Rules that a few wrong or hostile updates cannot carry away. They need every single update of a coordinate at once, so pieces are
+the smaller, the more parties there are; samples do not weigh, because whoever lies about a model lies about its samples."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Median(Algorithm):
 
     NAME = "median"
     INDIVIDUAL = _SINGLE
+    STACKS = True
 
     def combine(self, piece: Piece) -> np.ndarray:
         made: np.ndarray = np.median(piece.stack(), axis=0)
@@ -35,6 +36,7 @@ class TrimmedMean(Algorithm):
     NAME = "trimmed-mean"
     PARAMETERS: ClassVar = {"trim": Parameter("share left out at each end", "0.2", "0", "0.49")}
     INDIVIDUAL = _SINGLE
+    STACKS = True
 
     def combine(self, piece: Piece) -> np.ndarray:
         ordered = np.sort(piece.stack(), axis=0)
@@ -76,6 +78,7 @@ class MultiKrum(Algorithm):
         "keep": Parameter("how many updates are averaged; 0: all but the tolerated", "0", "0", "1000", whole=True),
     }
     INDIVIDUAL = _SINGLE
+    STACKS = True
 
     def check(self, plan: Plan) -> None:
         needed = self.needed()
