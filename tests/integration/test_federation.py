@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import jwt
 import numpy as np
 import pytest
 from sqlalchemy import select, text, update
-from tests.federations import accept, alive, evaluate, make_plan, opened, put_weights, submit, view
+from tests.federations import accept, alive, evaluate, living, make_plan, opened, put_weights, submit, view
 from tests.platform import Platform, platform
 from tests.rosters import acceptance, decision
 
@@ -19,6 +20,8 @@ from medmesh.contracts.federation import (
     FederationCompleted,
     FederationFailed,
     FederationReady,
+    FederationStarted,
+    FederationView,
     ParticipantDropped,
     ParticipantRejoined,
     QuarantineHospital,
@@ -31,16 +34,18 @@ from medmesh.contracts.federation import (
     RoundVoided,
     SubmitUpdate,
 )
-from medmesh.contracts.governance import ApprovalGranted, ApprovalRevoked
+from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.labels import FileView, FindFile
-from medmesh.contracts.message import ObjectRef, OperationFinished
+from medmesh.contracts.message import Event, ObjectRef, OperationFinished
 from medmesh.contracts.plan import plan_hash
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.chain import link
+from medmesh.federated.proof import unpack
 from medmesh.learning import weights
 from medmesh.security.signing import Signer
 from medmesh.service.runtime import running
-from medmesh.store.objects.port import file_digest
+from medmesh.store.objects.port import file_digest, load
+from medmesh_federation import steps
 from medmesh_federation.domain import State
 from medmesh_federation.ports import Leases
 from medmesh_federation.service import SERVICE
@@ -289,40 +294,126 @@ async def test_a_plan_that_contradicts_its_package_is_refused(p: Platform) -> No
     assert "tensors" in done.problem["title"]
 
 
+def grant(p: Platform, federation: str, hash_: str, approval: str, minutes: float = 60) -> ApprovalGranted:
+    token = p.approval("federation.start", federation, hash_, approval=approval, minutes=minutes)
+    return ApprovalGranted(approval=approval, action="federation.start", target=federation, digest=hash_, token=token)
+
+
+async def recorded(p: Platform, count: int, *verbs: str) -> list[dict[str, Any]]:
+    async with asyncio.timeout(20):
+        while len(found := [r for r in await p.audited("federation") if r["sub"] in verbs]) < count:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def until(p: Platform, federation: str, state: str, *waiting: str) -> FederationView:
+    async with asyncio.timeout(20):
+        while ((found := await view(p, federation)).state, found.waiting) != (state, waiting):
+            await asyncio.sleep(0.05)
+    return found
+
+
 @pytest.mark.parametrize("granted_first", [True, False])
 async def test_a_revoked_approval_starts_nothing_whichever_is_heard_first(p: Platform, granted_first: bool) -> None:
     late = datetime.now(UTC) + timedelta(minutes=5)
     wanted = await make_plan(p, ("huashan", "renji", "xiehe"), accept_by=late, start_at=late)
     done = await p.send(wanted, p.person("li", "researcher"))
     federation, hash_ = str((done.result or {})["federation"]), plan_hash(wanted.plan)
-
-    def grant(approval: str) -> ApprovalGranted:
-        token = p.approval("federation.start", federation, hash_, approval=approval)
-        return ApprovalGranted(approval=approval, action="federation.start", target=federation, digest=hash_, token=token)
-
-    async def recorded(count: int, *verbs: str) -> list[str]:
-        async with asyncio.timeout(20):
-            while len(found := [r["sub"] for r in await p.audited("federation") if r["sub"] in verbs]) < count:
-                await asyncio.sleep(0.02)
-        return found
-
     revoked = ApprovalRevoked(approval="approval-1", action="federation.start", target=federation, digest=hash_)
     if granted_first:
-        await p.publish(grant("approval-1"), source="governance")
-        assert await recorded(1, "federation.approved") == ["federation.approved"]
+        await p.publish(grant(p, federation, hash_, "approval-1"), source="governance")
+        assert len(await recorded(p, 1, "federation.approved")) == 1
         await p.publish(revoked, source="governance")
-        assert await recorded(1, "federation.unapproved") == ["federation.unapproved"]
+        assert [r["why"] for r in await recorded(p, 1, "federation.unapproved")] == ["revoked"]
     else:
         handled = await p.publish(revoked, source="governance")
         async with asyncio.timeout(20):
             while not await _handled(p, handled):
                 await asyncio.sleep(0.02)
-    await p.publish(grant("approval-1"), source="governance")
-    await p.publish(grant("approval-2"), source="governance")
+    await p.publish(grant(p, federation, hash_, "approval-1"), source="governance")
+    await p.publish(grant(p, federation, hash_, "approval-2"), source="governance")
     expected = 2 if granted_first else 1
-    assert await recorded(expected, "federation.approved") == ["federation.approved"] * expected, "only another approval counts"
-    approvals = [r["approval"]["id"] for r in await p.audited("federation") if r["sub"] == "federation.approved"]
-    assert approvals[-1] == "approval-2"
+    approvals = [r["approval"]["id"] for r in await recorded(p, expected, "federation.approved")]
+    assert approvals == ["approval-1", "approval-2"][-expected:], "only another approval counts"
+
+
+HOSPITALS = ("huashan", "renji", "xiehe")
+
+
+async def queued(p: Platform, seconds: float, minutes: float = 60) -> tuple[str, str]:
+    """(federation, hash of its plan) of one that everybody accepted and that waits for its time, with its approval."""
+    now = datetime.now(UTC)
+    wanted = await make_plan(p, HOSPITALS, accept_by=now + timedelta(minutes=5), start_at=now + timedelta(seconds=seconds))
+    done = await p.send(wanted, p.person("li", "researcher"))
+    federation, hash_ = str((done.result or {})["federation"]), plan_hash(wanted.plan)
+    await accept(p, federation, wanted.plan, *HOSPITALS)
+    await p.publish(grant(p, federation, hash_, "approval-1", minutes), source="governance")
+    await alive(p, *HOSPITALS)
+    await until(p, federation, "queued", "time")
+    return federation, hash_
+
+
+@pytest.mark.parametrize(("said", "why"), [(ApprovalRevoked, "revoked"), (ApprovalExpired, "expired")])
+async def test_what_waits_for_its_time_leaves_the_queue_with_its_approval(p: Platform, said: type[Event], why: str) -> None:
+    federation, hash_ = await queued(p, 5)
+    assert (await view(p, federation)).approved_until is not None
+    about = {"action": "federation.start", "target": federation, "digest": hash_}
+    other = await p.publish(said(approval="approval-0", **about), source="governance")
+    async with asyncio.timeout(20):
+        while not await _handled(p, other):
+            await asyncio.sleep(0.02)
+    assert (await view(p, federation)).state == "queued", "that was another one"
+    await p.publish(said(approval="approval-1", **about), source="governance")
+    found = await until(p, federation, "ready", f"approval:{why}", "time")
+    assert found.approved_until is None
+    assert [e.data.unapproved for e in p.emitted(FederationReady)] == ["", why]
+    (record,) = await recorded(p, 1, "federation.unapproved")
+    assert (record["why"], record["approval"]["id"], record["detail"]) == (why, "approval-1", {"to": "ready"})
+    async with living(p, *HOSPITALS):
+        await asyncio.sleep(max(0.0, (found.plan.start_at - datetime.now(UTC)).total_seconds()) + 1)
+        await until(p, federation, "ready", f"approval:{why}")
+        assert not p.emitted(FederationStarted)
+        await p.publish(grant(p, federation, hash_, "approval-2"), source="governance")
+        assert (await opened(p, 1)).data.federation == federation, "another approval starts it"
+    proof = unpack(await load(p.stores.kept, p.emitted(FederationStarted)[0].data.proof))
+    assert jwt.decode(proof.approval, options={"verify_signature": False})["jti"] == "approval-2"
+
+
+async def test_an_approval_whose_time_is_over_starts_nothing_also_where_nobody_says_so(p: Platform) -> None:
+    federation, _ = await queued(p, 7, minutes=4 / 60)
+    async with living(p, *HOSPITALS):
+        found = await until(p, federation, "ready", "approval:expired", "time")
+        await asyncio.sleep(max(0.0, (found.plan.start_at - datetime.now(UTC)).total_seconds()) + 1)
+        await until(p, federation, "ready", "approval:expired")
+    assert not p.emitted(FederationStarted)
+
+
+async def test_a_start_and_its_revocation_are_one_after_the_other(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two coordinators; one is about to start it when the approval is revoked. Whoever is first, no start is made of what was revoked."""
+    starting, go = asyncio.Event(), asyncio.Event()
+    made = steps._started
+
+    async def slowly(*about: Any) -> Any:
+        starting.set()
+        await go.wait()
+        return await made(*about)
+
+    monkeypatch.setattr(steps, "_started", slowly)
+    runtime = p.runtimes["federation"]
+    async with running(SERVICE, runtime.settings), living(p, *HOSPITALS):
+        federation, hash_ = await queued(p, 3)
+        await asyncio.wait_for(starting.wait(), 20)
+        revoked = ApprovalRevoked(approval="approval-1", action="federation.start", target=federation, digest=hash_)
+        handled = await p.publish(revoked, source="governance")
+        await asyncio.sleep(0.5)
+        assert not await _handled(p, handled), "it waits for the start"
+        go.set()
+        await opened(p, 1)
+        async with asyncio.timeout(20):
+            while not await _handled(p, handled):
+                await asyncio.sleep(0.02)
+        assert ((await view(p, federation)).state, len(p.emitted(FederationStarted))) == ("running", 1)
+        assert not [r for r in await p.audited("federation") if r["sub"] == "federation.unapproved"], "it started: it stays started"
 
 
 async def test_who_answered_a_round_is_in_the_next_one_right_after_a_restart(p: Platform) -> None:
@@ -341,7 +432,7 @@ async def _handled(p: Platform, event: str) -> bool:
     from sqlalchemy import text
 
     async with p.runtimes["federation"].unit() as uow:
-        wanted = text("SELECT 1 FROM inbox WHERE event_id = :event AND consumer LIKE '%withdrawn'").bindparams(event=event)
+        wanted = text("SELECT 1 FROM inbox WHERE event_id = :event AND consumer = 'federation-approval-withdrawn'").bindparams(event=event)
         return await uow.first(wanted) is not None
 
 

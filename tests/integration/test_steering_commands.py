@@ -182,3 +182,34 @@ async def test_what_people_type_and_see(world: World, monkeypatch: pytest.Monkey
         assert (await at.type("result", one))[0] == 1
         code, _, err = await at.type("quarantine", one, "renji", "--reason", "late")
         assert code == 1 and err
+
+
+async def test_what_was_revoked_over_the_gateway_is_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admin = await world.admin()
+    li, wu = [await world.user(admin, name, role) for name, role in (("li", "researcher"), ("wu", "approver"))]
+    monkeypatch.setenv("MEDMESH_SESSION", str(world.p.folder / "li.json"))
+    session.save(world.url, world.ca, li.credentials.session, "li")  # type: ignore[union-attr]
+    at, now = Terminal(monkeypatch, capsys), datetime.now(UTC)
+    wanted = await make_plan(world.p, THREE, accept_by=now + timedelta(days=3), start_at=now + timedelta(days=2))
+    one = Federation(li, (await li.command("POST", "/v1/federations", wanted.model_dump(mode="json")))["federation"])
+    await accept(world.p, one.federation, wanted.plan, *THREE)
+    approval = await one.request_start()
+    await world.decide(wu, approval)
+
+    async def state(wanted: str) -> None:
+        async with asyncio.timeout(30):
+            while (await one.view()).state != wanted:
+                await asyncio.sleep(0.05)
+
+    async with living(world.p, *THREE):
+        await state("queued")
+        for language, text in (("en", "which is too early: it will need another"), ("zh", "早于可开始时间，届时须重新申请")):
+            assert text in (await at.type("show", one.federation, language=language))[1], "an approval holds a day"
+        await li.command("POST", f"/v1/approvals/{approval}/revocation", {"reason": "second thoughts"})
+        await state("ready")
+        for language, text in (("en", "was revoked: it needs another"), ("zh", "启动审批已被撤销")):
+            assert text in (await at.type("show", one.federation, language=language))[1]
+        await world.decide(wu, await one.request_start())
+        await state("queued")

@@ -161,6 +161,11 @@ class Signatures:
         self._approved.add((federation["id"], federation["digest"]))
         return count
 
+    def _federation_unapproved(self, record: Record) -> int:
+        federation = _entity(record, "federation")
+        self._approved.discard((federation["id"], federation["digest"]))
+        return 0
+
     def _accepting(self, record: Record, hospital: str) -> int:
         if not record["detail"].get("accepted"):
             return 0
@@ -239,6 +244,7 @@ _CHECKS: dict[str, Callable[[Signatures, Record], int]] = {
     "node.enrolled": Signatures._enrolled,
     "federation.create": Signatures._federation_created,
     "federation.approved": Signatures._federation_approved,
+    "federation.unapproved": Signatures._federation_unapproved,
     "federation.respond": Signatures._responded,
     "federation.consent": Signatures._consented,
     "package.approve": Signatures._code,

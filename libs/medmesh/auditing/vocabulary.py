@@ -188,7 +188,7 @@ VERBS: dict[str, Verb] = {
     "federation.secure": Verb("rest", "create", _RESEARCH, _CLINICAL, "安全聚合步骤"),
     "federation.submit": Verb("rest", "create", _RESEARCH, _CLINICAL, "提交轮次结果"),
     "federation.train": Verb("110100", "operation", _RESEARCH, _CLINICAL, "院内训练"),
-    "federation.unapproved": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦审批被撤销"),
+    "federation.unapproved": Verb("110113", "110135", _RESEARCH, _SECURITY, "联邦审批被撤销或过期"),
     "federation.update": Verb("110107", "create", _RESEARCH, _CLINICAL, "收到模型更新"),
     "federation.upload": Verb("110106", "create", _RESEARCH, _CLINICAL, "模型更新出院"),
     "federation.void": Verb("rest", "update", _RESEARCH, _SECURITY, "轮次作废"),

@@ -46,6 +46,8 @@ def spent(answer: AnswerView) -> str:
 WAITS = {
     "answer": ("{0} has not answered yet", "{0} 尚未答复"),
     "approval": ("its start is not approved yet", "启动尚未获批"),
+    "approval:revoked": ("the approval of its start was revoked: it needs another", "启动审批已被撤销，须重新申请"),
+    "approval:expired": ("the approval of its start has expired: it needs another", "启动审批已过期，须重新申请"),
     "time": ("it is not to start yet", "未到开始时间"),
     "online": ("too few hospitals are online", "在线医院不足"),
     "initiator": ("its initiator has as many running as one may", "发起人运行中的联邦已达上限"),
@@ -69,15 +71,23 @@ LINKS = {
 }
 
 
+def _wait(text: str) -> str:
+    kind, _, about = text.partition(":")
+    return say(*(WAITS.get(text) or WAITS.get(kind) or (kind, kind))).format(about)
+
+
 def waits(view: FederationView) -> list[str]:
     """What it waits for before it runs."""
-    given = [text.partition(":") for text in view.waiting]
-    lines = [say(*WAITS[kind]).format(about) if kind in WAITS else kind for kind, _, about in given]
+    lines = [_wait(text) for text in view.waiting]
     if view.ahead:
         lines.append(say(f"{view.ahead} before it in the queue", f"队列中前面还有 {view.ahead} 个"))
     if view.not_before is not None:
         when = f"{view.not_before:%Y-%m-%d %H:%M} UTC"
         lines.append(say(f"it begins not before {when}, as it looks", f"预计不早于 {when} 开始"))
+    if (until := view.approved_until) is not None:
+        when, early = f"{until:%Y-%m-%d %H:%M} UTC", until < (view.not_before or view.plan.start_at)
+        en = f"the approval of its start holds until {when}{', which is too early: it will need another' if early else ''}"
+        lines.append(say(en, f"启动审批有效期至 {when}{'，早于可开始时间，届时须重新申请' if early else ''}"))
     return lines
 
 

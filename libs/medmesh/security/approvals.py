@@ -43,6 +43,7 @@ class Approval:
     requester: str
     approvers: tuple[str, ...]
     statements: tuple[str, ...]
+    expires: datetime
     asking: str = ""
     """What who asked signed, where they did."""
 
@@ -147,7 +148,8 @@ def verify(token: str, governance_key: str, roster: Roster, *, action: str, dige
         raise Problem("security.approval_signature") from None
     if claims.get("act") != action or claims.get("dig") != digest:
         raise Problem("security.approval_other", action=action)
-    if at is not None and at > datetime.fromtimestamp(int(claims["exp"]), UTC) + LEEWAY:
+    expires = datetime.fromtimestamp(int(claims["exp"]), UTC)
+    if at is not None and at > expires + LEEWAY:
         raise Problem("security.approval_expired")
     approval, target, requester = str(claims["jti"]), str(claims.get("tgt", "")), str(claims.get("req", ""))
     given = claims.get("sts")
@@ -156,4 +158,4 @@ def verify(token: str, governance_key: str, roster: Roster, *, action: str, dige
     about = {"approval": approval, "action": action, "target": target, "digest": digest, "requester": requester}
     approvers, asking = approvers_of(signed, roster, **about, seen=seen), str(claims.get("ask", ""))
     asked(asking, roster, action=action, target=target, digest=digest, requester=requester, seen=seen)
-    return Approval(approval, action, target, digest, requester, approvers, signed, asking)
+    return Approval(approval, action, target, digest, requester, approvers, signed, expires, asking)

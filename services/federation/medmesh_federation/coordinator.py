@@ -22,7 +22,7 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, lost, pace, privacy, queue, remaking, results, screening, secure, steps, transcript
+from medmesh_federation import evaluation, lost, pace, privacy, queue, remaking, results, screening, secure, starting, steps, transcript
 from medmesh_federation.answering import FLAGGED, LOST
 from medmesh_federation.domain import (
     OPEN_STATES,
@@ -30,6 +30,7 @@ from medmesh_federation.domain import (
     Advance,
     Close,
     Drop,
+    Lapse,
     Move,
     Open,
     Round,
@@ -209,6 +210,7 @@ class Coordinator:
             row.waiting_since,
             stored=stored,
             now=uow.now,
+            lapsed=row.approved_until is not None and uow.now > row.approved_until,
             blocked=row.state == State.QUEUED and await queue.blocked(uow, row, self.ports),
             scores=scores,
             begun=await privacy.begun(uow, row.federation) if plan.privacy is not None and between else 0,
@@ -225,6 +227,8 @@ class Coordinator:
         match step:
             case Move():
                 await steps.move(uow, row, situation, step)
+            case Lapse():
+                await starting.forget(uow, row, "expired")
             case Open():
                 await steps.open_round(uow, row, situation, step)
             case Drop():

@@ -1,6 +1,7 @@
 """The rules of a federation as one pure function: from what is known to the one thing to do next.
 
-Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled.
+Federation: inviting -> ready -> queued -> running <-> paused, running -> completed | failed | cancelled; queued -> ready without its
+approval.
 Participant: invited -> accepted | declined; accepted <-> dropped; dropped -> excluded;
 accepted | dropped -> quarantined -> dropped; all of these -> withdrawn.
 Round: open -> committed | void | skipped (a secure sum that stayed closed: its number is spent).
@@ -35,7 +36,9 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-OPEN_STATES = (State.INVITING, State.READY, State.QUEUED, State.RUNNING, State.PAUSED)
+BEFORE = (State.INVITING, State.READY, State.QUEUED)
+"""It has not started."""
+OPEN_STATES = (*BEFORE, State.RUNNING, State.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class Situation:
     stored: bool
     """No round is open, and every committed model is in the kept store."""
     now: datetime
+    lapsed: bool = False
+    """It was approved, and the approval's time is over."""
     blocked: bool = False
     """By a quota: too many others run."""
     scores: Mapping[int, Fraction] = field(default_factory=dict)
@@ -156,7 +161,12 @@ class Wait:
     """Too few hospitals are online to open a round: wait, and fail when that takes too long."""
 
 
-Step = Move | Open | Drop | Advance | Close | Void | Skip | Wait
+@dataclass(frozen=True, slots=True)
+class Lapse:
+    """The approval's time is over before the start: another is needed."""
+
+
+Step = Move | Lapse | Open | Drop | Advance | Close | Void | Skip | Wait
 OVER = ("committed", "skipped")
 """Of a round: the next has another number."""
 PHASES = tuple(SecurePhase)
@@ -203,6 +213,8 @@ def stopped(plan: Plan, scores: Mapping[int, Fraction]) -> bool:
 def next_step(s: Situation, *, quorum_grace: float, max_voids: int) -> Step | None:
     """What to do now; None to wait for something to happen."""
     match s.state:
+        case State.INVITING | State.READY | State.QUEUED if s.lapsed:
+            return Lapse()
         case State.INVITING:
             return _inviting(s)
         case State.READY | State.QUEUED if len(s.those("accepted")) < s.plan.min_participants:

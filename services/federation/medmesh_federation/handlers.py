@@ -1,4 +1,4 @@
-"""Commands of people and hospitals, approvals, signs of life."""
+"""Commands of people and hospitals, signs of life."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from medmesh.contracts.federation import (
     RoundProgressed,
     SubmitUpdate,
 )
-from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.errors import Problem
 from medmesh.federated.plan import evaluates, plan_of
-from medmesh.federated.proof import ACTION, accepted
+from medmesh.federated.proof import accepted
 from medmesh.learning.package import read as read_package
 from medmesh.security import reviews, statements
 from medmesh.service import labels
-from medmesh.service.approved import spend
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared, as_text
@@ -174,35 +172,6 @@ async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) 
     uow.audit(AuditEntry("federation.respond", "U", entities=(entity(row),), detail=detail))
     uow.on_commit(uow.ports.wake.set)
     return {"state": wanted}
-
-
-@HANDLERS.on(ApprovalRevoked, ApprovalExpired, durable="approval-withdrawn")
-async def withdrawn(event: Envelope[ApprovalRevoked | ApprovalExpired], uow: UnitOfWork[Ports]) -> None:
-    """An approval counts no longer: a federation that has not started yet needs another."""
-    said = event.data
-    row = await uow.first(select(federations).where(federations.c.federation == said.target).with_for_update())
-    if said.action != ACTION or row is None or row.state not in (State.INVITING, State.READY):
-        return
-    if row.approval is None:
-        await uow.spend_approval(said.approval)  # the grant may still be on its way, and then comes too late
-    elif row.approval == said.approval:
-        await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=None, token=None))
-        uow.audit(AuditEntry("federation.unapproved", "U", entities=(entity(row),), hospitals=invited(row), approval={"id": said.approval}))
-
-
-@HANDLERS.on(ApprovalGranted)
-async def approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Ports]) -> None:
-    """A second person approved the start of exactly this plan."""
-    grant = event.data
-    if grant.action != ACTION:
-        return
-    row = await locked(uow, grant.target)
-    if row.approval is not None or row.state not in (State.INVITING, State.READY):
-        raise Problem("federation.closed", federation=row.federation, state=row.state)
-    found = await spend(uow, grant, uow.ports.trust(), uow.ports.roster(), target=row.federation, digest=row.plan_hash)
-    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(approval=found.id, token=grant.token))
-    uow.audit(AuditEntry("federation.approved", "E", entities=(entity(row),), hospitals=invited(row), approval=found.evidence()))
-    uow.on_commit(uow.ports.wake.set)
 
 
 @HANDLERS.on(CancelFederation)

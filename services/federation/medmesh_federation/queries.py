@@ -26,6 +26,7 @@ from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation import privacy, rollback
+from medmesh_federation.domain import BEFORE
 from medmesh_federation.pages import ROOM, page
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.queue import ahead, not_before, waits
@@ -58,6 +59,7 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         failure=row.failure,
         changed=row.changed,
         waiting=waiting,
+        approved_until=row.approved_until if row.state in BEFORE else None,
         ahead=await ahead(uow, row),
         not_before=await not_before(uow, row, plan, waiting),
         privacy=await privacy.view(uow, row.federation, plan),

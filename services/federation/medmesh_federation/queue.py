@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from medmesh.contracts.plan import Plan
 from medmesh.federated.plan import after_training, plan_of
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation.domain import State
+from medmesh_federation.domain import BEFORE, State
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -51,10 +51,10 @@ async def blocked(uow: UnitOfWork[Any], row: Any, ports: Ports) -> bool:
 
 async def waits(uow: UnitOfWork[Any], row: Any, plan: Plan, people: dict[str, str], ports: Ports) -> tuple[str, ...]:
     """See the module; nothing once it runs. `people` maps hospital to its state."""
-    if row.state not in (State.INVITING, State.READY, State.QUEUED):
+    if row.state not in BEFORE:
         return ()
     found = [f"answer:{hospital}" for hospital, state in sorted(people.items()) if state == "invited" and row.state == State.INVITING]
-    found += ["approval"] if row.approval is None else []
+    found += ["approval" + (f":{row.unapproved}" if row.unapproved else "")] if row.approval is None else []
     found += ["time"] if uow.now < plan.start_at else []
     online = sum(state == "accepted" and ports.leases.online(hospital, plan.lease_seconds) for hospital, state in people.items())
     found += ["online"] if online < plan.min_participants and row.state == State.QUEUED else []
@@ -77,7 +77,7 @@ async def _before(uow: UnitOfWork[Any], row: Any) -> list[Any]:
 
 async def not_before(uow: UnitOfWork[Any], row: Any, plan: Plan, waiting: Sequence[str]) -> datetime | None:
     """See `FederationView.not_before`; None once it runs, and where nothing can be said of what is in its way."""
-    if row.state not in (State.INVITING, State.READY, State.QUEUED):
+    if row.state not in BEFORE:
         return None
     found = [uow.now, plan.start_at]
     full = [wait for wait in waiting if wait == "initiator" or wait.startswith("busy:")]

@@ -13,14 +13,14 @@ from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.open import stores
-from medmesh_federation import evaluation, handlers, invitations, lifecycle, quarantine, queries, rollback, secure
+from medmesh_federation import evaluation, handlers, invitations, lifecycle, quarantine, queries, rollback, secure, starting
 from medmesh_federation.coordinator import Coordinator
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.settings import Settings
 from medmesh_federation.sweeping import sweep
 from medmesh_federation.tables import METADATA
 
-DECLARING = (quarantine, rollback, evaluation, handlers, invitations, lifecycle, queries, secure)
+DECLARING = (quarantine, rollback, evaluation, handlers, invitations, lifecycle, queries, secure, starting)
 
 
 @asynccontextmanager

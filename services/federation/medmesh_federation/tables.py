@@ -33,6 +33,8 @@ federations = Table(
     Column("state", String(16), nullable=False),
     Column("approval", String(64)),
     Column("token", Text, comment="the approval as governance signed it, with what the approvers signed"),
+    Column("approved_until", Timestamp, comment="when the approval's time is over, unless it has started by then"),
+    Column("unapproved", String(16), comment="revoked | expired: why it has no approval any more"),
     Column("chain", String(64), nullable=False),
     Column("model", Json, nullable=False),
     Column("state_object", Json, comment="what the algorithm remembers after the last committed round"),

@@ -58,7 +58,9 @@ async def evidence(uow: UnitOfWork[Ports], row: Any) -> dict[str, str]:
     """What the record of something governance executes itself says of its approval (a row of `approvals`)."""
     wanted = select(decisions.c.approver).where(decisions.c.approval == row.approval, decisions.c.approve).order_by(decisions.c.approver)
     approvers, signed = tuple(one.approver for one in await uow.all(wanted)), await signed_approvals(uow, row.approval)
-    return tokens.Approval(row.approval, row.action, row.target, row.digest, row.requester, approvers, signed, row.asking).evidence()
+    return tokens.Approval(
+        row.approval, row.action, row.target, row.digest, row.requester, approvers, signed, row.expires_at, row.asking
+    ).evidence()
 
 
 @HANDLERS.on(RegisterKey)

@@ -40,7 +40,7 @@ def approved(action: str, target: str, digest: str, by: Signer = WU) -> dict[str
     """What an executing service's record says of the approval."""
     about = {"approval": "a", "action": action, "target": target, "digest": digest, "requester": LI}
     signed = decision(by, **about, expires=datetime.now(UTC) + timedelta(hours=1))
-    return Approval("a", action, target, digest, LI, (WU.name,), (signed,)).evidence()
+    return Approval("a", action, target, digest, LI, (WU.name,), (signed,), datetime.now(UTC)).evidence()
 
 
 def released(by: Signer = WU, release: str = "r", digest: str = DIGEST) -> bytes:
@@ -79,6 +79,11 @@ def responded(by: Signer = RENJI, name: str = "renji", plan: str = PLAN) -> byte
 def started(by: Signer = WU) -> bytes:
     about = (Entity("federation", "f", digest=PLAN),)
     return body("federation", AuditEntry("federation.approved", "E", entities=about, approval=approved("federation.start", "f", PLAN, by)))
+
+
+def unapproved() -> bytes:
+    about = (Entity("federation", "f", digest=PLAN),)
+    return body("federation", AuditEntry("federation.unapproved", "U", why="revoked", entities=about, approval={"id": "a"}))
 
 
 def moved(to: str = "running") -> bytes:
@@ -152,7 +157,10 @@ def look(*bodies: bytes, whole: bool = True) -> Report:
     return report
 
 
-HONEST = (decided(), released(), enrolled(), responded(), started(), moved(), updated(), code_approved(), code_approved(before=True))
+HONEST = (
+    *(decided(), released(), enrolled(), responded(), started(), unapproved(), started(), moved(), updated()),
+    *(code_approved(), code_approved(before=True)),
+)
 
 
 def forgeries() -> Iterator[tuple[str, tuple[bytes, ...]]]:
@@ -175,6 +183,7 @@ def forgeries() -> Iterator[tuple[str, tuple[bytes, ...]]]:
     yield "another hospital's signature", (responded(XIEHE),)
     yield "a start signed by another key", (started(FORGER),)
     yield "a federation that runs and was not approved", (responded(), moved())
+    yield "a federation that runs though its approval was revoked", (responded(), started(), unapproved(), moved())
     yield "an update of a hospital that did not accept", (responded(), started(), moved(), updated("xiehe"))
     yield "code approved by another key", (code_approved(XIEHE),)
     yield "other code than was approved", (code_approved(package="9" * 64),)
@@ -185,7 +194,7 @@ def forgeries() -> Iterator[tuple[str, tuple[bytes, ...]]]:
 def test_what_was_signed_by_keys_of_the_roster_passes_and_is_counted() -> None:
     report = look(*HONEST)
     assert report.faults == []
-    assert report.signatures == 7, "a move and an update are held against others and carry none"
+    assert report.signatures == 8, "a move and an update are held against others and carry none"
 
 
 @pytest.mark.parametrize(("what", "bodies"), list(forgeries()), ids=lambda given: given if isinstance(given, str) else "")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.unit.federation.test_domain import HOSPITALS, NOW, PLAN
 
-from medmesh_federation.domain import Close, Drop, Move, Open, Round, Situation, State, Void, Wait, next_step
+from medmesh_federation.domain import BEFORE, Close, Drop, Lapse, Move, Open, Round, Situation, State, Void, Wait, next_step
 
 GRACE, VOIDS = 100.0, 3
 LEGAL = {
@@ -28,6 +28,7 @@ class Federation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state, self.now, self.approved, self.stored = State.INVITING, NOW - timedelta(seconds=50), False, True
+        self.lapsed = False
         self.people = dict.fromkeys(HOSPITALS, "invited")
         self.online: set[str] = set()
         self.round: Round | None = None
@@ -37,7 +38,8 @@ class Federation(RuleBasedStateMachine):
 
     def situation(self) -> Situation:
         people, online = dict(self.people), frozenset(self.online)
-        return Situation(self.state, PLAN, self.approved, people, online, self.round, self.voids, self.waiting, self.stored, self.now)
+        about = (self.state, PLAN, self.approved, people, online, self.round, self.voids, self.waiting, self.stored, self.now)
+        return Situation(*about, lapsed=self.lapsed)
 
     def settle(self) -> None:
         """As the coordinator: steps until nothing is due. More than a handful at one moment would be a loop without an end."""
@@ -56,6 +58,9 @@ class Federation(RuleBasedStateMachine):
             case Move(to=to):
                 assert to in LEGAL[self.state], (self.state, to)
                 self.state = to
+            case Lapse():
+                assert self.approved
+                self.unapprove()
             case Open(number, attempt, kind, assigned, back):
                 assert current is None or current.state != "open"
                 assert (number, attempt) > ((current.number, current.attempt) if current else (0, 0))
@@ -102,6 +107,20 @@ class Federation(RuleBasedStateMachine):
         self.approved = True
         self.settle()
 
+    def unapprove(self) -> None:
+        self.approved = self.lapsed = False
+        self.state = State.READY if self.state is State.QUEUED else self.state
+
+    @rule(said=st.booleans())
+    def approval_ends(self, said: bool) -> None:
+        if self.approved and self.state in BEFORE:
+            if said:
+                self.unapprove()
+            else:
+                self.lapsed = True
+        self.settle()
+        assert self.approved or self.state is not State.QUEUED, "it waits for its turn without an approval"
+
     @rule(who=hospital, here=st.booleans())
     def lease(self, who: str, here: bool) -> None:
         (self.online.add if here else self.online.discard)(who)
@@ -139,7 +158,7 @@ class Federation(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """From wherever chance left it: approved, stored, and with time, it ends; with whoever is left answering, or nobody."""
-        self.approved = self.stored = True
+        self.approved, self.lapsed, self.stored = True, False, True
         for _ in range(60):
             for who in HOSPITALS:
                 if who in self.online:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,12 +34,14 @@ class InvitationAnswered(Event):
 
 
 class FederationReady(Event):
-    """Enough hospitals accepted; it waits for the approval of `plan_hash` under the action `federation.start`."""
+    """Enough hospitals accepted; it waits for the approval of `plan_hash` under the action `federation.start`. One that was `unapproved`
+    had an approval and waited for its turn with it: it was revoked, or has expired, and another is needed."""
 
     TYPE: ClassVar[str] = "federation.federation.ready.v1"
 
     federation: str
     plan_hash: Sha256
+    unapproved: Literal["", "revoked", "expired"] = ""
 
 
 class FederationStarted(HospitalEvent):

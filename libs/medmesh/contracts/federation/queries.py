@@ -135,7 +135,10 @@ class FederationView(Record):
     """Why it ended as it did; of one that is completed, why before its last round."""
     privacy: PrivacyView | None = None
     waiting: tuple[str, ...] = ()
-    """Before it runs, what it waits for: `answer:HOSPITAL`, `approval`, `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
+    """Before it runs, what it waits for: `answer:HOSPITAL`, `approval` (where it had one, `approval:revoked` or `approval:expired`),
+    `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
+    approved_until: datetime | None = None
+    """Before it runs: when the approval of its start expires, and another is needed."""
     ahead: int = 0
     """Of one that is queued: how many were queued before it that need what it needs (its initiator's quota, or one of its hospitals)."""
     not_before: datetime | None = None
