@@ -24,7 +24,10 @@ def main() -> int:
     parser.add_argument("area", choices=AREAS)
     parser.add_argument("names", nargs="*", help="e.g. bus.consume_tx")
     arguments = parser.parse_args()
-    common.report(arguments.area, AREAS[arguments.area](tuple(arguments.names)))
+    if not (found := AREAS[arguments.area](tuple(arguments.names))):
+        asked = " ".join(arguments.names)
+        parser.error(f"nothing is measured under {asked}: what is measured beside another is asked for by the other's name")
+    common.report(arguments.area, found)
     return 0
 
 
