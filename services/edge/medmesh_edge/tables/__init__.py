@@ -164,6 +164,8 @@ federations = Table(
     Column("at", Timestamp, nullable=False),
     comment="invited -> accepted | declined; running, completed, failed as the platform tells",
 )
+# The same of those that are invited, take part, or are over: what was once signed stays, with its plan.
+Index("ix_federations_state", federations.c.state)
 
 tasks = Table(
     "tasks",
@@ -212,6 +214,8 @@ secure_phases = Table(
     Column("at", Timestamp, nullable=False),
     comment="received -> done, or kept: what the platform passed on",
 )
+# Whether there is one is asked several times a round, and `messages` are large and come before `state`.
+Index("ix_secure_phases_state", secure_phases.c.state, secure_phases.c.at)
 
 secure_opened = Table(
     "secure_opened",
