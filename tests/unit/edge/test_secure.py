@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
+from tests.rosters import roster_of
 
 from medmesh.contracts.federation import SecurePhase
 from medmesh.errors import Problem
@@ -18,7 +20,7 @@ from medmesh.security.signing import Signer
 from medmesh_edge import attempts, secure
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Settings
-from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases
+from medmesh_edge.tables import requests, secure_attempts, secure_opened, secure_phases
 
 PARTY = Contributor(Session("f", "0" * 64, 1, 1, ("a", "b", "c"), 3), "a")
 EVENT = SimpleNamespace(federation="f", round=1, attempt=1)
@@ -138,3 +140,49 @@ async def test_the_end_of_a_federation_and_a_kill_leave_no_key(node: Site) -> No
     async with node.unit() as uow:
         await attempts.forget_all(uow, "f")
     assert not list(node.layout.keys.glob("attempt-*"))
+
+
+async def test_a_platform_that_tries_a_round_twice_is_given_the_shares_of_one_attempt(
+    node: Site, private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whichever it opens first, also when the node was killed in between; nor does the hospital sign a list of some in another."""
+    names = ("a", "b", "c", "d")
+    signers = {name: Signer.create(f"hospital:{name}") for name in names}
+    monkeypatch.setattr(Site, "roster", lambda self: roster_of(*signers.values()))
+    monkeypatch.setattr(Site, "organisation", lambda self: signers["a"])
+
+    async def masked(at: Site, attempt: int, missing: str) -> tuple[Any, dict[str, str], dict[str, str]]:
+        """An attempt whose masks are fixed: (it, the lists of everybody, the lists without one)."""
+        place, now = attempts.Place("f", 1, attempt), datetime.now(UTC)
+        parties = {name: Contributor(Session("f", "0" * 64, 1, attempt, names, 3), name) for name in names}
+        sealed = {name: party.share({n: p.public() for n, p in parties.items()}) for name, party in parties.items()}
+        for name, party in parties.items():
+            party.take({sender: sealed[sender][name] for sender in names})
+        async with at.unit() as uow:
+            await attempts.keep(uow, place, parties["a"])
+        whole = {name: party.whole(signers[name], now) for name, party in parties.items()}
+        some = set(names) - {missing}
+        return place, whole, {name: parties[name].survive(sorted(some), signers[name], now, lambda *said: said[2]) for name in some}
+
+    async def answered(at: Site, place: Any, phase: SecurePhase, messages: dict[str, str]) -> str:
+        event = SimpleNamespace(**vars(place), plan_hash="0" * 64)
+        try:
+            async with at.unit() as uow:
+                values = {"phase": phase.value, "messages": messages, "state": "done", "at": uow.now}
+                await uow.execute(insert(secure_phases).values(**vars(place), **values))
+                await secure._answer(at, uow, event, None, phase, messages)
+        except Problem as problem:
+            return problem.code
+        return "given"
+
+    first, everybody, _ = await masked(node, 1, "d")
+    assert await answered(node, first, SecurePhase.REVEAL, everybody) == "given"
+    async with site(private) as again:
+        second, everybody, some = await masked(again, 2, "d")
+        assert await answered(again, second, SecurePhase.REVEAL, everybody) == "secure.opened"
+        assert await answered(again, second, SecurePhase.SURVIVORS, dict.fromkeys(some, "")) == "secure.opened"
+        async with again.unit() as uow:
+            (claim,) = await uow.all(select(secure_opened))
+            bodies = [row.body for row in await uow.all(select(requests).where(requests.c.path.endswith("/secure")))]
+    assert claim.list.startswith("1:")
+    assert [(body["attempt"], body["phase"]) for body in bodies] == [(1, "reveal")]
