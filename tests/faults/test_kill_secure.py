@@ -90,7 +90,7 @@ async def test_any_kill_opens_one_sum_a_round_and_ends_in_the_mean_of_who_took_p
     sums: dict[int, Counter[str]] = {}
     for row in revealed_in:
         claim = claims[row["hospital"]].get(row["round"], "none")
-        assert claim.startswith(f"{row['attempt']}:"), f"{row['hospital']} gave shares in round {row['round']} for a list it had not claimed"
+        assert claim.startswith(f"{row['attempt']}:"), f"{row['hospital']} gave shares for a list it had not claimed: {row}, {claim}"
         sums.setdefault(row["round"], Counter())[claim] += 1
     found = {number: [claim for claim, gave in lists.items() if gave >= THRESHOLD] for number, lists in sums.items()}
     assert {number: len(lists) for number, lists in found.items()} == dict.fromkeys(range(1, rounds + 1), 1), "one sum a round"

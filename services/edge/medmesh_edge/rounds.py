@@ -39,6 +39,7 @@ from medmesh_edge import (
     preparing,
     privacy,
     samples,
+    sealing,
     secure,
     telling,
     training,
@@ -116,6 +117,7 @@ class Rounds:
             if not self.releases.wait(over):
                 await self.releases.release(over, mark)
             await encoding.sweep(self.site)
+            await sealing.sweep(self.site)
             await self.worker.rest()
             return False
         event = chain.opened(row.event)
@@ -230,6 +232,7 @@ class Rounds:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
+            await sealing.named(uow, ref.sha256, *([kept.sha256] if kept else []), *([residual] if residual else []))
             await uow.rows(_TRAINED_MASKED if secure.is_secure(plan, event) else _TRAINED, **attempt(event), **done.values())
             if secure.is_secure(plan, event):
                 masks = await secure.prepare(self.site, uow, event, plan)

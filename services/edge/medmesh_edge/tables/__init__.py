@@ -313,6 +313,13 @@ residuals = Table(
     comment="what a codec left out of an update: it goes into the next round's, and never leaves the hospital",
 )
 
+unnamed = Table(
+    "unnamed",
+    METADATA,
+    Column("object", String(64), primary_key=True),
+    comment="what a round is about to seal, or has sealed, until rows name it: the row goes with the transaction that does",
+)
+
 requests = Table(
     "requests",
     METADATA,
