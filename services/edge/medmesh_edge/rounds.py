@@ -33,6 +33,7 @@ from medmesh_edge import (
     chain,
     encoding,
     evaluation,
+    fetching,
     handing,
     memorised,
     pipelines,
@@ -46,8 +47,8 @@ from medmesh_edge import (
     workers,
 )
 from medmesh_edge.fetching import Fetched
-from medmesh_edge.handing import Trained, has_left, is_over
-from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge.handing import Trained, is_over
+from medmesh_edge.outgoing import has_left, is_transient, queue
 from medmesh_edge.policy import hours_begin, refusal
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proofs, Proven
@@ -180,6 +181,7 @@ class Rounds:
         # The policy may be another by now than when the plan was signed.
         if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
+        fetching.check(plan, event)
         await self._prepare(plan, event)
         self.fetched.forget(event)
         opened = await self.worker.of(package, plan, event.federation)
