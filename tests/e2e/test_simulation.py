@@ -152,7 +152,11 @@ def test_whatever_a_plan_can_have_is_simulated(private: Path, further: tuple[str
 
 def test_what_contradicts_is_said(private: Path) -> None:
     data = pictures(private / "data", 8)
-    for further, code in ((("--hospitals", "30"), "simulation.partition"), (("--secure", "1"), "federation.plan")):
+    for further, code in (
+        (("--hospitals", "30"), "simulation.partition"),
+        (("--secure", "1"), "plan.bound"),
+        (("--workers", "-1"), "simulation.workers"),
+    ):
         done = simulated(data, private / "out", *further)
         assert done.exit_code == 1
         assert getattr(done.exception, "code", None) == code, done.output
@@ -170,9 +174,9 @@ def test_one_that_cannot_go_on_says_so_and_with_fewer_it_does(private: Path) -> 
         (place / "labels.csv").write_text("\n".join(["file,label,patient,split", *(f"{row},{split}" for row in part)]))
         for row in part:
             (data / row.split(",")[0]).rename(place / row.split(",")[0])
-    done = simulated(private / "places", private / "out", "--partition", "natural")
+    done = simulated(private / "places", private / "out", "--partition", "natural", "--min-participants", "3")
     assert "failed: federation.quorum" in done.output
-    done = simulated(private / "places", private / "out", "--partition", "natural", "--min-participants", "2")
+    done = simulated(private / "places", private / "out", "--partition", "natural")
     assert "round 2 train: 2 hospitals" in done.output
 
 

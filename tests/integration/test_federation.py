@@ -290,8 +290,12 @@ async def test_a_plan_that_contradicts_its_package_is_refused(p: Platform) -> No
     smaller = wanted.plan.model_copy(update={"signature": wanted.plan.signature[:1]})
     done = await p.send(wanted.model_copy(update={"plan": smaller}), p.person("li", "researcher"))
     assert done.problem
-    assert done.problem["code"] == "federation.plan"
+    assert done.problem["code"] == "plan.package"
     assert "tensors" in done.problem["title"]
+    over = wanted.plan.model_copy(update={"accept_by": wanted.plan.accept_by - timedelta(days=1)})
+    for changed, code in ((over, "plan.accepted_by"), (wanted.plan.model_copy(update={"initial": "0" * 64}), "plan.objects")):
+        done = await p.send(wanted.model_copy(update={"plan": changed}), p.person("li", "researcher"))
+        assert (done.problem or {})["code"] == code
 
 
 def grant(p: Platform, federation: str, hash_: str, approval: str, minutes: float = 60) -> ApprovalGranted:

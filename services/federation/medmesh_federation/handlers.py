@@ -77,13 +77,13 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     if plan.initiator != uow.actor.text:
         raise Problem("federation.initiator", plan=plan.initiator, actor=uow.actor.text)
     if plan.accept_by <= uow.now:
-        raise Problem("federation.plan", reason="accept_by has passed")
+        raise Problem("plan.accepted_by")
     if wanted.package.sha256 != plan.package or wanted.initial.sha256 != plan.initial:
-        raise Problem("federation.plan", reason="package or initial weights are not those of the plan")
+        raise Problem("plan.objects")
     package = read_package(await load(ports.stores.kept, wanted.package))
     manifest = package.manifest
     if manifest.package.framework != plan.framework or manifest.data != plan.data or set(manifest.tensors) != set(plan.signature):
-        raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
+        raise Problem("plan.package")
     compatible(plan)
     await rehearsed.check(ports, plan, manifest)
     names: tuple[str, ...] = ()
