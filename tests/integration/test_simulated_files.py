@@ -148,7 +148,7 @@ def run(package: Path, data: Path, out: Path, *further: str) -> Any:
 @pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
 def test_the_command_trains_on_signals_and_names_the_pipeline(private: Path) -> None:
     source = package(private / "package", SIGNALS, 360)
-    done = run(source, recordings(private / "data"), private / "out", "--baseline")
+    done = run(source, recordings(private / "data"), private / "out", "--baseline", "--small-cell", "0")
     assert done.exit_code == 0, (done.output, done.exception)
     view = FederationView.model_validate_json((private / "out.json").read_bytes())
     stated = of(source).manifest.items().pipeline
