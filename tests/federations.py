@@ -44,6 +44,7 @@ async def put_weights(p: Platform, folder: Path, values: float, *, scratch: bool
 
 async def make_plan(p: Platform, hospitals: tuple[str, ...], **changed: Any) -> CreateFederation:
     """A plan over the tiny package, its objects uploaded."""
+    p.rosters.known(*hospitals)
     package = tiny(p.folder)
     ref = await p.stores.kept.put(package.archive)
     initial = await put_weights(p, p.folder, 0.0, scratch=False)

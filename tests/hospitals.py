@@ -117,6 +117,7 @@ async def federation(
         "rehearsal": False,
         **changed,
     }
+    world.p.rosters.known(*hospitals)
     made = await create_federation(
         researcher,
         package,

@@ -54,12 +54,18 @@ class Rosters:
 
     def add_hospitals(self, *names: str) -> None:
         """Keys of their own for all of them, in one version."""
+        if not names:
+            return
         now = datetime.now(UTC)
         for name in names:
             made = self.signers[f"hospital:{name}"] = Signer.create(f"hospital:{name}")
             self.book = self.book.with_member(now, made.vkey)
         self.book = self.book.signed(self.keeper)
         self.lay_down()
+
+    def known(self, *hospitals: str) -> None:
+        """Those that have no key yet get one."""
+        self.add_hospitals(*self.present().lacks(hospitals))
 
     def end(self, name: str, until: datetime, *, compromised: bool = False) -> None:
         """End somebody's keys."""

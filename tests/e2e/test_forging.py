@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
@@ -52,6 +53,7 @@ from medmesh.security.tokens import hospital_token
 from medmesh_edge import continuity
 from medmesh_edge.node import Node
 from medmesh_edge.tables import log_views, releases
+from medmesh_federation import inviting
 
 pytestmark = [
     pytest.mark.slow,
@@ -125,7 +127,8 @@ async def _invented_hospital(scene: Scene) -> None:
     p, attacker = scene.world.p, scene.attacker
     key = new_key()
     token = hospital_token(key, p.authority.sign_node(node_request(key, "ghost", "node-1"), "ghost", "node-1"))
-    made = await invited(scene, ("ghost", "huashan"), approved=True)
+    with patch.object(inviting, "check"), patch.object(p.rosters, "known"):  # his platform asks whom he likes
+        made = await invited(scene, ("ghost", "huashan"), approved=True)
     signature = acceptance(attacker.ghost, made["federation"], made["plan_hash"])
     answer = RespondInvitation(federation=made["federation"], plan_hash=made["plan_hash"], accept=True, signature=signature)
     refused = await p.send(answer, token)

@@ -47,6 +47,7 @@ async def approvals_kept(stage: Stage, prefix: str) -> dict[str, int]:
 
 async def federations(load: Load, prefix: str, folder: Path, hospitals: tuple[str, ...] = ("huashan", "renji")) -> list[Work]:
     """Pairs of commands: create a federation, cancel it. Nothing natural makes two creations one."""
+    load.stage.rosters.known(*hospitals)
     package = pack(TINY)
     (folder / "package").write_bytes(package.archive)
     weights.save({"weight": np.zeros((64, 2), np.float32), "bias": np.zeros(2, np.float32)}, folder / "initial")

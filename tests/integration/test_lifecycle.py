@@ -6,17 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.federations import alive, opened, submit, view
+from tests.federations import accept, alive, living, make_plan, opened, submit, view
 from tests.integration.test_federation import SETTINGS, start
 from tests.platform import Platform, platform
+from tests.rosters import acceptance
 
 from medmesh.contracts.federation import (
+    CancelFederation,
     ExtendRound,
     FederationFailed,
+    FederationPaused,
+    FederationView,
+    FederationWaiting,
+    InvitationExpired,
     ParticipantWithdrew,
     PauseFederation,
+    RespondInvitation,
     ResumeFederation,
     RoundCommitted,
     RoundExtended,
@@ -25,6 +33,7 @@ from medmesh.contracts.federation import (
     WithdrawFromFederation,
 )
 from medmesh.contracts.message import Command
+from medmesh.contracts.plan import plan_hash
 from medmesh.embedded.testing import RunningServers
 from medmesh_federation.service import SERVICE
 
@@ -118,3 +127,90 @@ async def test_when_too_few_are_left_before_the_start_it_does_not_begin(p: Platf
     assert await said(p, PauseFederation(federation=federation)) == "federation.closed"
     assert await said(p, ExtendRound(federation=federation, seconds=5)) == "federation.no_round"
     assert await said(p, WithdrawFromFederation(federation=federation), "huashan") == "", "also after its end"
+
+
+async def recorded(p: Platform, verb: str) -> list[dict[str, Any]]:
+    return [record for record in await p.audited("federation") if record["sub"] == verb]
+
+
+async def test_what_who_pauses_or_cancels_says_is_told_recorded_and_shown(p: Platform) -> None:
+    federation = await start(p, THREE, rounds=2)
+    await opened(p, 1)
+    for reason in ("", "  ", "y" * 201):
+        assert await said(p, CancelFederation(federation=federation, reason=reason)) == "federation.reason", "nothing is cut off"
+    assert (await view(p, federation)).state == "running"
+    assert await said(p, PauseFederation(federation=federation, reason="the scanner is serviced")) == ""
+    seen = await view(p, federation)
+    assert (seen.state, seen.reason, seen.waiting_since is not None) == ("paused", "the scanner is serviced", True)
+    assert (await p.wait(FederationPaused)).data.reason == "the scanner is serviced"
+    assert await said(p, ResumeFederation(federation=federation)) == ""
+    assert (await view(p, federation)).reason == "", "it goes on"
+    assert await said(p, CancelFederation(federation=federation, reason="the ethics board said no")) == ""
+    seen = await view(p, federation)
+    assert (seen.state, seen.failure, seen.reason) == ("cancelled", "federation.cancelled", "the ethics board said no")
+    told = (await p.wait(FederationFailed)).data
+    assert (told.code, told.reason, told.hospitals) == ("federation.cancelled", "the ethics board said no", THREE)
+    assert [r["detail"] for r in await recorded(p, "federation.pause")] == [
+        {"to": "paused", "reason": "the scanner is serviced"},
+        {"to": "running"},
+    ]
+    assert [r["detail"] for r in await recorded(p, "federation.cancel") if r["out"] == 0] == [{"reason": "the ethics board said no"}]
+
+
+async def seen_as(p: Platform, federation: str, state: str, *waiting: str) -> FederationView:
+    """As people see it; a while may pass until it is so."""
+    found = await view(p, federation)
+    async with asyncio.timeout(30):
+        while (found.state, found.waiting) != (state, waiting):
+            await asyncio.sleep(0.1)
+            found = await view(p, federation)
+    return found
+
+
+async def test_people_are_told_for_whom_a_federation_waits_since_when_and_when_it_fails(p: Platform) -> None:
+    federation = await start(p, THREE, rounds=2, lease_seconds=2, baseline=False, round_deadline_seconds=20)
+    async with living(p, *THREE):
+        one = (await opened(p, 1)).data
+    async with living(p, "renji"):  # the others fall silent in the open round
+        found = await seen_as(p, federation, "running", "quorum", "quorum:huashan", "quorum:tongji")
+        told = (await p.wait(FederationWaiting)).data
+        assert found.waiting_since == told.since
+        assert found.fails_at == told.until == told.since + timedelta(seconds=3600), "after the grace"
+        assert (set(told.missing) >= {"huashan", "tongji"}, told.hospitals) == (True, THREE)
+        (record,) = await recorded(p, "federation.wait")
+        assert (record["out"], record["detail"]["until"]) == (4, told.until.isoformat())
+        assert (await submit(p, one, "renji", 1.0)).succeeded
+    async with living(p, *THREE):
+        await opened(p, 1, attempt=2)
+        await seen_as(p, federation, "running")
+        assert ((await view(p, federation)).waiting_since, len(p.emitted(FederationWaiting))) == (None, 1)
+
+
+async def test_who_waits_in_vain_fails_when_it_was_said(servers: RunningServers, private: Path) -> None:
+    settings = {"federation": {**SETTINGS["federation"], "quorum_grace_seconds": 3}}
+    async with platform(servers, private, SERVICE, settings=settings) as p:
+        federation = await start(p, THREE, rounds=2, lease_seconds=2, baseline=False, round_deadline_seconds=8)
+        one = (await opened(p, 1)).data
+        told = (await p.wait(FederationWaiting)).data
+        assert told.until == one.deadline, "not before the open round is over"
+        await seen_as(p, federation, "failed")
+        assert (await p.wait(FederationFailed)).data.code == "federation.quorum_lost"
+        assert datetime.now(UTC) >= told.until
+        assert len(p.emitted(FederationWaiting)) == 1
+
+
+async def test_who_did_not_answer_in_time_has_expired_and_is_told(p: Platform) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=3)
+    wanted = await make_plan(p, THREE, accept_by=soon, start_at=soon)
+    done = await p.send(wanted, p.person("li", "researcher"))
+    federation, hash_ = str((done.result or {})["federation"]), plan_hash(wanted.plan)
+    await accept(p, federation, wanted.plan, *THREE[:2])
+    told = (await p.wait(InvitationExpired)).data
+    assert told.hospitals == ("tongji",)
+    seen = await seen_as(p, federation, "ready", "approval")
+    assert {one.hospital: one.state for one in seen.participants} == {"huashan": "accepted", "renji": "accepted", "tongji": "expired"}
+    (record,) = await recorded(p, "federation.expire")
+    assert (record["orgs"], [one["id"] for one in record["entities"]]) == (["tongji"], [federation, "tongji"])
+    signature = acceptance(p.rosters.signer("hospital:tongji"), federation, hash_)
+    late = RespondInvitation(federation=federation, plan_hash=hash_, accept=True, signature=signature)
+    assert await said(p, late, "tongji") == "federation.closed"

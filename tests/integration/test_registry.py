@@ -14,7 +14,7 @@ import pytest
 from tests.platform import Platform, platform
 
 from medmesh.contracts.conversion import ConversionRefused, ModelConverted
-from medmesh.contracts.federation import FederationCompleted
+from medmesh.contracts.federation import FederationCompleted, ParticipantWithdrew
 from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRefused, ApprovalRevoked
 from medmesh.contracts.message import ObjectRef, OperationFinished
 from medmesh.contracts.registry import (
@@ -218,6 +218,23 @@ async def test_a_federation_makes_one_version_and_the_next_one_the_next(p: Platf
     first = await _get(p, 1)
     assert (first.lineage.undone, first.card["training"]) == ((2, 3), {"undone_rounds": [2, 3]}), "rounds that were rolled back"
     assert "training" not in (await _get(p, 2)).card
+
+
+async def test_a_hospital_that_left_its_federation_is_named_at_the_version_it_is_part_of(p: Platform) -> None:
+    """Before the model was registered or long after; told twice it is one; who has no part in it is not named."""
+    about: dict[str, Any] = {"hospitals": ALL, "rounds": 3}
+    early = ParticipantWithdrew(**about, federation="fed-1", hospital=ALL[0])
+    for event in (early, early, ParticipantWithdrew(**about, federation="fed-1", hospital="stranger")):
+        await p.publish(event, source="federation")
+    await _registered(p)
+    await _registered(p, "fed-2")
+    await p.publish(ParticipantWithdrew(**about, federation="fed-1", hospital=ALL[1]), source="federation")
+    async with asyncio.timeout(20):
+        while (await _get(p, 1)).withdrawn != ALL[:2]:
+            await asyncio.sleep(0.05)
+    listed = (await p.ask(ListModels(), ModelList, _researcher(p))).models
+    assert [one.withdrawn for one in listed] == [(), ALL[:2]]
+    assert listed[1].lineage.hospitals == ALL, "what it gave stays in the model, and in its lineage"
 
 
 async def test_by_hand_needs_the_objects_and_cannot_claim_a_federation(p: Platform) -> None:

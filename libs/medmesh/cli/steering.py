@@ -22,9 +22,15 @@ def _steer(identifier: str, how: Callable[[Federation], Awaitable[Any]]) -> int:
     return 0
 
 
+REASON = (
+    "Every hospital of the plan reads it, and it is in the audit log; at most 200 characters."
+    "  各参与医院可见，并记入审计日志；最多 200 字。"
+)
+
+
 @click.command()
 @click.argument("identifier")
-@click.option("--reason", default="")
+@click.option("--reason", default="", help=REASON)
 def pause(identifier: str, reason: str) -> int:
     """Open no further round; the clock of the open one stands still.  暂停：不再开新轮，当前轮停止计时。"""
     return _steer(identifier, lambda one: one.pause(reason))
@@ -65,7 +71,7 @@ def _approval(identifier: str, asks: bool, wanted: Callable[[Federation], Awaita
 @click.command()
 @click.argument("identifier")
 @click.argument("hospital")
-@click.option("--reason", required=True, help="Every hospital of the plan reads it.  各参与医院可见。")
+@click.option("--reason", required=True, help=REASON)
 def quarantine(identifier: str, hospital: str, reason: str) -> int:
     """Leave HOSPITAL out, at once, until others approve its release.  立即隔离某医院，直至获批解除。
 
@@ -142,7 +148,7 @@ def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_
 
 @click.command()
 @click.argument("identifier")
-@click.option("--reason", required=True)
+@click.option("--reason", required=True, help=REASON)
 def cancel(identifier: str, reason: str) -> int:
     """End it; its hospitals are told. There is no way back.  取消联邦并通知各院，不可恢复。"""
     return _steer(identifier, lambda one: one.cancel(reason))

@@ -50,6 +50,11 @@ WAITS = {
     "approval:expired": ("the approval of its start has expired: it needs another", "启动审批已过期，须重新申请"),
     "time": ("it is not to start yet", "未到开始时间"),
     "online": ("too few hospitals are online", "在线医院不足"),
+    "quorum": (
+        "too few hospitals are there for a round; it goes on by itself when they are back",
+        "在线医院不足以进行一轮；恢复后自动继续",
+    ),
+    "quorum:": ("{0} is not there", "{0} 未在线"),
     "initiator": ("its initiator has as many running as one may", "发起人运行中的联邦已达上限"),
     "busy": ("{0} takes part in as many as one may", "{0} 参加的联邦已达上限"),
 }
@@ -72,13 +77,21 @@ LINKS = {
 
 
 def _wait(text: str) -> str:
-    kind, _, about = text.partition(":")
-    return say(*(WAITS.get(text) or WAITS.get(kind) or (kind, kind))).format(about)
+    kind, colon, about = text.partition(":")
+    return say(*(WAITS.get(text) or WAITS.get(kind + colon) or WAITS.get(kind) or (kind, kind))).format(about)
 
 
 def waits(view: FederationView) -> list[str]:
-    """What it waits for before it runs."""
+    """What it waits for, since when and until when."""
     lines = [_wait(text) for text in view.waiting]
+    if view.state == "paused" or view.reason:
+        lines.insert(0, f"{state(view.state)}{say(': ', '：')}{view.reason}" if view.reason else state(view.state))
+    if (since := view.waiting_since) is not None and view.state in ("running", "paused"):
+        lines.append(say(f"since {since:%Y-%m-%d %H:%M:%S} UTC", f"自 {since:%Y-%m-%d %H:%M:%S} UTC 起"))
+    if (end := view.fails_at) is not None:
+        lines.append(
+            say(f"it fails at {end:%Y-%m-%d %H:%M:%S} UTC unless enough are back", f"届时仍不足则于 {end:%Y-%m-%d %H:%M:%S} UTC 失败")
+        )
     if view.ahead:
         lines.append(say(f"{view.ahead} before it in the queue", f"队列中前面还有 {view.ahead} 个"))
     if view.not_before is not None:
@@ -182,7 +195,7 @@ def _reason(code: str) -> str:
     return code if not sentence or "{" in sentence else f"{sentence} ({code})"
 
 
-def _ended(view: FederationView) -> None:
+def ended(view: FederationView) -> None:
     """Why it ended, and what its privacy ledger says."""
     if view.failure:
         click.secho(f"  {_reason(view.failure)}", fg="red" if view.state == "failed" else "yellow")
@@ -203,7 +216,7 @@ def now(view: FederationView, asked: Iterable[ApprovalView] = ()) -> None:
     most = say("at most", "最多") if view.plan.stop is not None else say("about", "约")
     eta = "" if left is None else say(f", {most} {seconds(left)} left", f"，{most}剩 {seconds(left)}")
     click.secho(f"{view.plan.name}  {state(view.state)}  {say('round', '轮')} {current}/{last_round(view.plan)}{eta}", bold=True)
-    _ended(view)
+    ended(view)
     for line in waits(view):
         click.echo(f"  {line}")
     for line in (*flagged(view, newest=3), *standing(view), *awaited(asked)):
@@ -255,7 +268,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
     from medmesh.client.results import cross_site, gains, kept_round, trained
 
     assert view.model is not None
-    _ended(view)
+    ended(view)
     click.echo(f"{say('model', '模型')} {view.model.sha256}  {view.model.bytes} B{f'  -> {saved}' if saved else ''}")
     kept, last = kept_round(view), max((one.round for one in trained(view)), default=0)
     if kept is not None and (kept, last) != (view.plan.rounds, view.plan.rounds):

@@ -12,7 +12,6 @@ from typing import Any
 from yarl import URL
 
 from medmesh.absent import no_authorities
-from medmesh.errors import Problem
 from medmesh.store.objects.port import PART
 
 with no_authorities():  # each pool has a context of its own
@@ -21,8 +20,6 @@ with no_authorities():  # each pool has a context of its own
 
 CONNECT_SECONDS = 15.0
 READ_SECONDS = 60.0
-LARGEST_ANSWER = 64 * 2**20
-"""Bytes of an answer that is taken whole: what is larger is read piece by piece. Whoever answers without end is no gateway of ours."""
 LONGEST_LINE = 4 * 2**20
 """Bytes of a line of events: an object that comes along, base64, has fewer."""
 
@@ -63,9 +60,9 @@ class Streaming:
         self.status_code = answer.status
 
     async def whole(self) -> Answer:
-        """Everything at once. Raises `Problem` (`client.answer`) where it is too much."""
+        """Everything at once."""
         with _told():
-            return await _whole(self._answer)
+            return Answer(self._answer.status, self._answer.headers, await self._answer.read())
 
     async def parts(self, size: int = 1 << 20) -> AsyncIterator[list[bytes]]:
         """The body as it comes, gathered until there are `size` bytes and not copied."""
@@ -139,12 +136,12 @@ class Pool:
         return self._opened().request(method, url, proxy=self._proxy, allow_redirects=False, **options)
 
     async def request(self, method: str, target: str, *, content: Body = b"", headers: Mapping[str, str] | None = None) -> Answer:
-        """Send and get everything. Raises `Broken`, and `Problem` (`client.answer`) where it is too much."""
+        """Send and get everything. Raises `Broken`."""
         parts = [content] if isinstance(content, bytes) else content
         data = _Parts(parts) if sum(map(len, parts)) > PART else b"".join(parts) or None
         with _told():
             async with self._ask(method, target, data=data, headers=headers) as answer:
-                return await _whole(answer)
+                return Answer(answer.status, answer.headers, await answer.read())
 
     async def get(self, target: str, *, headers: Mapping[str, str] | None = None) -> Answer:
         """See `request`."""
@@ -174,16 +171,6 @@ class Pool:
             answer.close()  # whoever reads it would wait on
         if session is not None:
             await session.close()
-
-
-async def _whole(answer: aiohttp.ClientResponse) -> Answer:
-    held: list[bytes] = []
-    size = 0
-    async for part in answer.content.iter_any():
-        held.append(part)
-        if (size := size + len(part)) > LARGEST_ANSWER:
-            raise Problem("client.answer", status=answer.status)
-    return Answer(answer.status, answer.headers, b"".join(held))
 
 
 @contextmanager

@@ -82,6 +82,7 @@ STATES = {
     "invited": ("invited", "已邀请"),
     "accepted": ("accepted", "已同意"),
     "declined": ("declined", "已谢绝"),
+    "expired": ("no answer in time", "逾期未答复"),
     "dropped": ("dropped", "已掉线"),
     "quarantined": ("quarantined", "已隔离"),
     "withdrawn": ("withdrawn", "已退出"),

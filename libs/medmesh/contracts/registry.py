@@ -172,6 +172,9 @@ class VersionView(Record):
     releases: tuple[ReleaseView, ...]
     card: dict[str, Any] = Field(default_factory=dict)
     label: SecurityLabel | None = None
+    withdrawn: tuple[Identifier, ...] = ()
+    """Those of the lineage's hospitals that left the federation for good, during it or since: their part cannot be taken out of this model;
+    whether it stays in use is decided by its owner."""
 
 
 class GetModel(Query):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -116,6 +116,11 @@ class Roster(Record):
     def has_hospital(self, vkey: str) -> bool:
         """Whether a hospital's key stands here and was not ended."""
         return any(member.key == vkey and member.until is None for member in self.hospitals)
+
+    def lacks(self, hospitals: Iterable[str]) -> list[str]:
+        """Those that have no key here that was not ended: nothing they sign would count."""
+        there = {member.name for member in self.hospitals if member.until is None}
+        return [name for name in hospitals if f"hospital:{name}" not in there]
 
 
 def _vouched(signed: str, kind: type[S], members: Sequence[Member], seen: datetime) -> tuple[Member, S]:

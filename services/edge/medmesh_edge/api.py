@@ -67,13 +67,18 @@ def application(node: Node) -> Any:
     return app
 
 
+_JOINED = ("federation", "state", "reason", "said", "part")
+
+
 async def status(node: Node) -> dict[str, Any]:
     """Counts and states; nothing of a patient."""
     async with node.site.unit() as uow:
         counted = await uow.all(select(items.c.dataset, func.count().label("items")).group_by(items.c.dataset))
         rounds = await uow.all(select(tasks.c.round, tasks.c.kind, tasks.c.state, tasks.c.trained).order_by(tasks.c.at.desc()).limit(8))
         waiting = (await uow.execute(select(func.count()).select_from(requests).where(requests.c.state == "waiting"))).scalar_one()
-        joined = await uow.all(select(federations.c.federation, federations.c.state, federations.c.reason))
+        joined = await uow.all(
+            select(federations.c.federation, federations.c.state, federations.c.reason, federations.c.said, federations.c.part)
+        )
         installed = await uow.all(select(releases.c.model, releases.c.version, releases.c.state, releases.c.code))
     seen = await continuity.present(node.site)
     return {
@@ -82,7 +87,7 @@ async def status(node: Node) -> dict[str, Any]:
         "connected": node.connected,
         "problem": None if node.connected or node.last_problem is None else node.last_problem.document(),
         "datasets": {row.dataset: row.items for row in counted},
-        "federations": [{"federation": f.federation, "state": f.state, "reason": f.reason} for f in joined],
+        "federations": [dict(f._mapping) for f in joined],
         "rounds": [{"round": r.round, "kind": r.kind, "state": r.state, "trained": r.trained} for r in rounds],
         "models": [{"model": m.model, "version": m.version, "state": m.state, "code": m.code} for m in installed],
         "pipelines": await preparing.progress(node.site),

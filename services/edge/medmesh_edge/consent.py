@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from medmesh.client.gateway import Gateway
+from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
@@ -15,15 +16,15 @@ from medmesh.security import statements
 from medmesh.security.statements import Acceptance, PlanApproval
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import attempts, code, continuity, pipelines, privacy
-from medmesh_edge.outgoing import is_transient, queue, unsay
+from medmesh_edge import code, continuity, pipelines, privacy
+from medmesh_edge.outgoing import is_transient, queue
 from medmesh_edge.policy import refusal
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import federations
+from medmesh_edge.tables import federations, tasks
 
 WAITING = frozenset(("roster.none", "roster.expired"))
 """What a hospital sets right by itself: an invitation waits for it."""
-ENDED = frozenset(("declined", "withdrawn", "completed", "failed"))
+ENDED = frozenset(("declined", "expired", "withdrawn", "completed", "failed"))
 """States of a federation in which there is nothing to approve any more."""
 _INVITED = Prepared(select(federations).where(federations.c.state == "invited"))
 
@@ -66,16 +67,25 @@ async def withdraw(site: Site, federation: str, reason: str) -> None:
             raise Problem("request.not_found", kind="federation", id=federation)
         if row.state == "withdrawn":
             return
-        if row.state in ("invited", "declined"):
+        if row.state in ("invited", "declined", "expired"):
             raise Problem("federation.not_taking_part", federation=federation, state=row.state)
         ours = federations.c.federation == federation
         await uow.execute(update(federations).where(ours).values(state="withdrawn", reason=reason))
-        await attempts.forget_all(uow, federation)
-        await unsay(uow, federation)
         await queue(uow, f"/v1/federations/{federation}/withdrawal", {"reason": reason[:200]})
         about = (Entity("federation", federation, digest=row.plan_hash),)
         uow.audit(AuditEntry("federation.withdraw", "E", entities=about))
     site.changed.set()
+
+
+async def part(site: Site, federation: str) -> int:
+    """In how many rounds this hospital trained whose model may have its part: what the platform stored, or was not heard of again. What is
+    in committed models for good, the platform says (`inbox._left`)."""
+    mine = (
+        (tasks.c.federation == federation) & (tasks.c.kind == RoundKind.TRAIN.value) & tasks.c.state.in_(["sent", "releasable", "released"])
+    )
+    wanted = select(func.count(func.distinct(tasks.c.round))).where(mine)
+    async with site.unit() as uow:
+        return int((await uow.execute(wanted)).scalar_one())
 
 
 async def answer_invitations(site: Site, gateway: Gateway) -> None:

@@ -46,7 +46,9 @@ _MOVE = Prepared(
 )
 _FEDERATION: BindParameter[str] = bindparam("federation")
 _KNOWN = Prepared(
-    select(federations.c.plan_hash, federations.c.state, as_text(federations.c.plan)).where(federations.c.federation == _FEDERATION)
+    select(federations.c.plan_hash, federations.c.state, federations.c.reason, as_text(federations.c.plan)).where(
+        federations.c.federation == _FEDERATION
+    )
 )
 _SUPERSEDE = Prepared(update(tasks).where(tasks.c.federation == _FEDERATION, tasks.c.state == "received").values(state="superseded"))
 _RECEIVE = Prepared(
@@ -77,6 +79,8 @@ _AGAIN = Prepared(
 
 GONE = "federation.waits"
 """The reason of a federation that runs and waits for people."""
+QUORUM = "federation.waiting"
+"""Of one that runs and waits for hospitals: until the next round."""
 _WAITS_NO_MORE = Prepared(
     update(federations).where(federations.c.federation == _FEDERATION, federations.c.reason == GONE).values(reason="")
 )
@@ -133,9 +137,16 @@ async def _invited(event: Envelope[fed.FederationInvited], uow: UnitOfWork[Any])
     uow.audit(AuditEntry("federation.invitation", "C", entities=(Entity("federation", wanted.federation, digest=wanted.plan_hash),)))
 
 
-async def _state(uow: UnitOfWork[Any], federation: str, state: str, reason: str = "") -> None:
-    known = (federations.c.federation == federation) & federations.c.state.not_in(["declined", "withdrawn"])
-    await uow.execute(update(federations).where(known).values(state=state, reason=reason))
+async def _state(uow: UnitOfWork[Any], federation: str, state: str, reason: str = "", said: str = "") -> None:
+    known = (federations.c.federation == federation) & federations.c.state.not_in(["declined", "expired", "withdrawn"])
+    await uow.execute(update(federations).where(known).values(state=state, reason=reason, said=said))
+
+
+async def _expired(event: Envelope[fed.InvitationExpired], uow: UnitOfWork[Any]) -> None:
+    """Nobody here answered in time; an answer that is still on its way comes too late."""
+    waits = (federations.c.federation == event.data.federation) & federations.c.state.in_(["invited", "accepted"])
+    await uow.execute(update(federations).where(waits).values(state="expired", reason=""))
+    log("edge.invitation.expired", level=30, federation=event.data.federation)
 
 
 async def _started(event: Envelope[fed.FederationStarted], uow: UnitOfWork[Any]) -> None:
@@ -153,6 +164,8 @@ async def _opened(event: Envelope[fed.RoundOpened], uow: UnitOfWork[Any]) -> Non
         uow.audit(AuditEntry("federation.round", "E", outcome=8, why="federation.not_assigned"))
         return
     plan = plan_of(known)
+    if known.reason == QUORUM:
+        await _state(uow, wanted.federation, known.state)
     await uow.rows(_SUPERSEDE, federation=wanted.federation)
     await uow.rows(_RECEIVE, **attempt(wanted), kind=wanted.kind.value, event=chain.written(wanted), at=uow.now)
     await chain.note(uow, plan, wanted)
@@ -181,6 +194,12 @@ async def _gone(event: Envelope[fed.ModelGone], uow: UnitOfWork[Any]) -> None:
 async def _back(federation: str, uow: UnitOfWork[Any]) -> None:
     """It waits no more, if it did."""
     await uow.rows(_WAITS_NO_MORE, federation=federation)
+
+
+async def _waiting(event: Envelope[fed.FederationWaiting], uow: UnitOfWork[Any]) -> None:
+    """Nothing comes until enough hospitals are there: those here see that it is not for them."""
+    known = (federations.c.federation == event.data.federation) & (federations.c.state == "running") & (federations.c.reason == "")
+    await uow.execute(update(federations).where(known).values(reason=QUORUM))
 
 
 async def _rolled_back(event: Envelope[fed.FederationRolledBack], uow: UnitOfWork[Any]) -> None:
@@ -213,15 +232,22 @@ async def _extended(event: Envelope[fed.RoundExtended], uow: UnitOfWork[Any]) ->
 
 
 async def _paused(event: Envelope[fed.FederationPaused], uow: UnitOfWork[Any]) -> None:
-    await _state(uow, event.data.federation, "paused")
+    await _state(uow, event.data.federation, "paused", said=event.data.reason)
 
 
 async def _resumed(event: Envelope[fed.FederationResumed], uow: UnitOfWork[Any]) -> None:
     await _state(uow, event.data.federation, "running")
 
 
-async def _dropped(event: Envelope[fed.ParticipantDropped | fed.ParticipantWithdrew], uow: UnitOfWork[Any]) -> None:
+async def _dropped(event: Envelope[fed.ParticipantDropped], uow: UnitOfWork[Any]) -> None:
     return None
+
+
+async def _left(event: Envelope[fed.ParticipantWithdrew], uow: UnitOfWork[Any]) -> None:
+    """This hospital left: those here see in how many rounds its part stays."""
+    said = event.data
+    if said.hospital == uow.ports.settings.hospital:
+        await uow.execute(update(federations).where(federations.c.federation == said.federation).values(part=said.rounds))
 
 
 async def _quarantined(event: Envelope[fed.ParticipantQuarantined | fed.ParticipantReleased], uow: UnitOfWork[Any]) -> None:
@@ -256,7 +282,7 @@ async def _completed(event: Envelope[fed.FederationCompleted], uow: UnitOfWork[A
 
 
 async def _failed(event: Envelope[fed.FederationFailed], uow: UnitOfWork[Any]) -> None:
-    await _state(uow, event.data.federation, "failed", event.data.code)
+    await _state(uow, event.data.federation, "failed", event.data.code, event.data.reason)
     where = (tasks.c.federation == event.data.federation) & (tasks.c.state == "received")
     await uow.execute(update(tasks).where(where).values(state="superseded"))
     await attempts.forget_all(uow, event.data.federation)
@@ -296,6 +322,7 @@ async def _emergency(event: Envelope[Any], uow: UnitOfWork[Any]) -> None:
 
 _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.FederationInvited, _invited),
+    (fed.InvitationExpired, _expired),
     (fed.FederationStarted, _started),
     (fed.RoundOpened, _opened),
     (fed.SecureAdvanced, _secured),
@@ -305,10 +332,11 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.UpdateFlagged, _flagged),
     (fed.UpdateLost, _lost),
     (fed.ModelGone, _gone),
+    (fed.FederationWaiting, _waiting),
     (fed.FederationPaused, _paused),
     (fed.FederationResumed, _resumed),
     (fed.FederationRolledBack, _rolled_back),
-    (fed.ParticipantWithdrew, _dropped),
+    (fed.ParticipantWithdrew, _left),
     (fed.ParticipantDropped, _dropped),
     (fed.ParticipantQuarantined, _quarantined),
     (fed.ParticipantReleased, _quarantined),

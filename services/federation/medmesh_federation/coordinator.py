@@ -51,7 +51,6 @@ STORE_SECONDS = 5.0
 _IS_OPEN = or_(*(federations.c.state == state.value for state in OPEN_STATES))
 _OPEN = Prepared(select(federations.c.federation).where(_IS_OPEN).order_by(federations.c.created_at))
 _LOCK = Prepared(WHOLE.where(federations.c.federation == bindparam("federation"), _IS_OPEN).with_for_update(skip_locked=True))
-_WAIT = Prepared(WHOLE.where(federations.c.federation == bindparam("federation"), _IS_OPEN).with_for_update())
 _PEOPLE = Prepared(select(participants.c.hospital, participants.c.state).where(participants.c.federation == bindparam("federation")))
 _THEIRS = rounds.c.federation == bindparam("federation")
 _NEWEST = Prepared(select(rounds).where(_THEIRS).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))
@@ -59,7 +58,7 @@ _LEFT = (rounds.c.state == "committed") & ~rounds.c.stored
 _UNSTORED = Prepared(select(rounds.c.round).where(_THEIRS, _LEFT, ~rounds.c.undone).limit(1))
 _GONE = rounds.c.gone_since.is_not(None)
 # Each is made from those before it; what is gone for good keeps nothing else waiting.
-_TO_STORE = Prepared(select(rounds).where(_LEFT).order_by(_GONE, rounds.c.round))
+_TO_STORE = Prepared(select(rounds).where(_LEFT).order_by(_GONE, rounds.c.round).limit(20))
 
 
 @dataclass
@@ -77,8 +76,8 @@ class Coordinator:
                 try:
                     while await self._step(federation):
                         pass
-                except Exception as error:  # its own: the others go on
-                    log("federation.step_failed", level=40, error=error, federation=federation)
+                except Problem as problem:  # its own: the others go on
+                    log("federation.step_failed", level=40, error=problem, federation=federation)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.ports.settings.tick_seconds):
                     await self.ports.wake.wait()
@@ -112,8 +111,7 @@ class Coordinator:
         made, failed, began = None, None, time.monotonic()
         with span(f"federation round {kind}"):
             try:
-                with self.ports.holding() as held:
-                    made = await results.result(held, row, situation, given, opening, seen)
+                made = await results.result(self.ports, row, situation, given, opening, seen)
             except Problem as problem:
                 if problem.code == "objects.missing" and await self._ask_again(federation, given):
                     return True
@@ -121,8 +119,7 @@ class Coordinator:
                     raise
                 failed = problem.code  # there is no second sum of this round
         async with self.runtime.unit() as uow:
-            # Answers may lock it again and again: what was made is not thrown away for that.
-            row = await self._lock(uow, federation, _WAIT)
+            row = await self._lock(uow, federation)
             if row is None:
                 return False
             situation = await self._situation(uow, row)
@@ -151,12 +148,12 @@ class Coordinator:
         """Whether any of these updates is gone; it is on its way again, then."""
         if gone := await lost.among(self.ports, given):
             async with self.runtime.unit() as uow:
-                if (row := await self._lock(uow, federation, _WAIT)) is not None:
+                if (row := await self._lock(uow, federation)) is not None:
                     await lost.ask_again(uow, row, gone)
         return bool(gone)
 
-    async def _lock(self, uow: UnitOfWork[Any], federation: str, how: Prepared = _LOCK) -> Any:
-        return next(iter(await uow.rows(how, federation=federation)), None)
+    async def _lock(self, uow: UnitOfWork[Any], federation: str) -> Any:
+        return next(iter(await uow.rows(_LOCK, federation=federation)), None)
 
     async def _situation(self, uow: UnitOfWork[Any], row: Any) -> Situation:
         plan = plan_of(row)
@@ -243,8 +240,7 @@ class Coordinator:
             case Skip():
                 await steps.void(uow, row, situation, skipped="secure.unopened")
             case Wait():
-                await steps.change(uow, row, waiting_since=uow.now)
-                log("federation.waiting", federation=row.federation)
+                await steps.wait(uow, row, situation, self.ports.settings.quorum_grace_seconds)
             case Close():
                 raise AssertionError("a round is closed in two transactions")
 
@@ -261,21 +257,14 @@ class Coordinator:
     async def _store(self) -> None:
         for row in await self.runtime.database.look(_TO_STORE):
             try:
-                await self._store_one(row)
-            except Exception as error:  # its own: the others go on
-                log("federation.store_failed", level=40, error=error, federation=row.federation, round=row.round)
-
-    async def _store_one(self, row: Any) -> None:
-        try:
-            if await results.store(self.runtime, self.ports, row):
-                self.ports.wake.set()
-        except Problem as problem:
-            if row.gone_since is not None:  # said, and shown to people
-                return
-            if problem.code != "objects.missing":
-                raise
-            log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
-            await self._make_again(row)
+                if await results.store(self.runtime, self.ports, row):
+                    self.ports.wake.set()
+            except Problem as problem:
+                if row.gone_since is not None:  # said, and shown to people
+                    continue
+                log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
+                if problem.code == "objects.missing":
+                    await self._make_again(row)
 
     async def _make_again(self, row: Any) -> None:
         """What could not be copied, because it is gone; asks for those updates that are gone, too."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from fractions import Fraction
 
@@ -158,7 +158,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Too few hospitals are online to open a round: wait, and fail when that takes too long."""
+    """Too few hospitals are there to open a round, or to close the open one: wait, and fail when that takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +238,22 @@ def _inviting(s: Situation) -> Step | None:
     return Move(State.FAILED, "federation.quorum")
 
 
+def absent(participants: Mapping[str, str], online: frozenset[str]) -> frozenset[str]:
+    """Who takes part, and is not there."""
+    return frozenset(one for one, state in participants.items() if state in ("accepted", "dropped") and one not in online)
+
+
+def fails_at(
+    since: datetime, deadline: datetime | None, quorum_grace: float, plan: Plan, participants: Mapping[str, str], online: frozenset[str]
+) -> datetime | None:
+    """When it fails if nobody comes back, waiting since then: not before the open round's deadline. None where those who are there are
+    enough with those in quarantine, about whom people decide."""
+    taking_part = frozenset(one for one, state in participants.items() if state in ("accepted", "dropped", "quarantined"))
+    if len(taking_part - absent(participants, online)) >= plan.min_participants:
+        return None
+    return max(since + timedelta(seconds=quorum_grace), deadline or since)
+
+
 def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
     current = s.round
     last = current is not None and current.state in OVER and kind_of(s.plan, current.number + 1) is None
@@ -245,8 +261,21 @@ def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
         return Move(State.FAILED, "federation.quorum_lost")  # too many left for good
     if current is None or current.state in (*OVER, "void"):
         return _open_next(s, quorum_grace, max_voids)
-    if current.phase is not None and s.plan.secure is not None:
-        return _secure(s, current, current.phase, s.plan.secure.threshold)
+    secure = s.plan.secure if current.phase is not None else None
+    step = _plain(s, current) if current.phase is None or secure is None else _secure(s, current, current.phase, secure.threshold)
+    return Wait() if step is None and s.waiting_since is None and _lost(s, current) else step
+
+
+def _lost(s: Situation, current: Round) -> bool:
+    """Whether the open round has lost its quorum: who gave an answer and who still may are too few. It stays open: an answer that comes all
+    the same counts, and who is back is in the next attempt."""
+    secure = current.phase is not None and s.plan.secure is not None
+    given, of = (current.spoken, current.parties) if secure else (current.here, current.assigned)
+    needed = s.plan.secure.threshold if secure and s.plan.secure is not None else s.plan.min_participants
+    return len(given | (of & s.those("accepted"))) < needed
+
+
+def _plain(s: Situation, current: Round) -> Step | None:
     missing = current.assigned - current.answered
     gone = {h: "lease" for h in missing - s.online if s.participants.get(h) == "accepted"}
     gone |= {h: "failed" for h in missing & current.failed if s.participants.get(h) == "accepted"}

@@ -32,11 +32,11 @@ from medmesh.learning.package import read as read_package
 from medmesh.security import reviews, statements
 from medmesh.service import labels
 from medmesh.store.objects.directory import DirectoryStore
-from medmesh.store.objects.port import load
+from medmesh.store.objects.port import fetch, load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.tasks import BRIEF, aside
-from medmesh_federation import rehearsed, transcript, updates
+from medmesh_federation import inviting, rehearsed, transcript, updates
 from medmesh_federation.answering import Look, answer, answering, asked_of, own
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
@@ -44,6 +44,8 @@ from medmesh_federation.tables import federations, participants
 
 SMALL = 2 * BRIEF
 """Bytes of an update that is looked at while its federation is locked: two questions are dearer. A masked vector of 1 MB is one."""
+MOST_REASON = 200
+"""Characters of what who cancels says."""
 WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])  # for `plan_of`
 _LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
 
@@ -59,11 +61,13 @@ def invited(row: Any) -> tuple[str, ...]:
 
 
 async def local(ports: Ports, ref: ObjectRef) -> Path:
-    """An object as a file on this machine: where it lies, or a copy, for as long as `ports` are held."""
+    """An object as a file on this machine: where it lies, or a copy."""
     store = await ports.stores.holding(ref.sha256)
     if isinstance(store, DirectoryStore):
         return store.path(ref.sha256)
-    return await ports.copies.take(store, ref)
+    folder = ports.settings.state / "objects"
+    folder.mkdir(parents=True, exist_ok=True)
+    return await fetch(store, ref, folder / ref.sha256)
 
 
 @HANDLERS.on(CreateFederation)
@@ -76,22 +80,19 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
     plan, ports = wanted.plan, uow.ports
     if plan.initiator != uow.actor.text:
         raise Problem("federation.initiator", plan=plan.initiator, actor=uow.actor.text)
-    if plan.accept_by <= uow.now:
-        raise Problem("plan.accepted_by")
+    inviting.check(plan, roster := ports.roster(), uow.now)
     if wanted.package.sha256 != plan.package or wanted.initial.sha256 != plan.initial:
-        raise Problem("plan.objects")
+        raise Problem("federation.plan", reason="package or initial weights are not those of the plan")
     package = read_package(await load(ports.stores.kept, wanted.package))
     manifest = package.manifest
     if manifest.package.framework != plan.framework or manifest.data != plan.data or set(manifest.tensors) != set(plan.signature):
-        raise Problem("plan.package")
+        raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
     compatible(plan)
     await rehearsed.check(ports, plan, manifest)
     names: tuple[str, ...] = ()
     if manifest.custom and (needed := ports.settings.code_reviewers):
-        roster = ports.roster()
         names = reviews.check(wanted.reviews, roster, needed, package=plan.package, initiator=plan.initiator, seen=uow.now)
-    with ports.holding() as held:
-        await asyncio.to_thread(weights.check, await local(held, wanted.initial), plan.signature)
+    await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
     federation, hash_ = command.id, plan_hash(plan)
     values = {
         "federation": federation,
@@ -175,7 +176,10 @@ async def respond(command: Envelope[RespondInvitation], uow: UnitOfWork[Ports]) 
 
 @HANDLERS.on(CancelFederation)
 async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) -> dict[str, Any]:
-    """End a federation; its hospitals are told."""
+    """End a federation; its hospitals are told why."""
+    code, reason = "federation.cancelled", command.data.reason.strip()
+    if not 0 < len(reason) <= MOST_REASON:
+        raise Problem("federation.reason", count=len(reason), most=MOST_REASON)
     row = await locked(uow, command.data.federation)
     if row.state == State.CANCELLED:
         uow.unchanged()
@@ -183,9 +187,9 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
     if row.state not in OPEN_STATES:
         raise Problem("federation.closed", federation=row.federation, state=row.state)
     where = federations.c.federation == row.federation
-    await uow.execute(update(federations).where(where).values(state=State.CANCELLED.value, failure="federation.cancelled"))
-    uow.emit(FederationFailed(federation=row.federation, code="federation.cancelled", hospitals=invited(row)))
-    uow.audit(AuditEntry("federation.cancel", "U", entities=(entity(row),), hospitals=invited(row)))
+    await uow.execute(update(federations).where(where).values(state=State.CANCELLED.value, failure=code, reason=reason))
+    uow.emit(FederationFailed(federation=row.federation, code=code, reason=reason, hospitals=invited(row)))
+    uow.audit(AuditEntry("federation.cancel", "U", entities=(entity(row),), hospitals=invited(row), detail={"reason": reason}))
     return {"state": State.CANCELLED.value}
 
 
@@ -214,14 +218,8 @@ async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports
 
 
 async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, current: Any) -> Examined:
-    size = await (await ports.stores.holding(given.update.sha256)).size(given.update.sha256)
-    if size != given.update.bytes or size > updates.most(plan, current):  # before anything of it is read, or copied
-        raise Problem("federation.update", reason=f"{size} bytes are not as many as were said, or more than the plan asks for")
-    with ports.holding() as held:
-        path = await local(held, given.update)
-        examined = Examined(await aside(given.update.bytes, partial(updates.check, path, plan, current)))
-        ports.copies.keep(given.update.sha256)  # until the round is over, which it is read for
-    return examined
+    path = await local(ports, given.update)
+    return Examined(await aside(given.update.bytes, partial(updates.check, path, plan, current)))
 
 
 @HANDLERS.on(SubmitUpdate, batch=16, before=examine)
@@ -231,8 +229,6 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     asked, late = await answering(uow, given.federation, given.round, given.attempt)
     current = asked.round
     plan, results = plan_of(current), None
-    if given.samples > updates.MOST_COUNTED:
-        raise Problem("request.invalid", reason=f"samples: more than {updates.MOST_COUNTED}")
     if current.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
@@ -259,8 +255,6 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
         uow.unchanged()
-    if kept is None or late:  # it is not what the round is made of, or not now
-        uow.ports.copies.forget(given.update.sha256)
     if plan.pace is not None:  # one is enough to close a round, also a later one than its own
         uow.on_commit(uow.ports.wake.set)
     return {"late": late}

@@ -43,9 +43,11 @@ async def pause(command: Envelope[PauseFederation], uow: UnitOfWork[Ports]) -> d
         return {"state": row.state}
     if row.state != State.RUNNING:
         raise Problem("federation.closed", federation=row.federation, state=row.state)
-    await _set(uow, row, state=State.PAUSED.value, waiting_since=uow.now)
-    uow.emit(FederationPaused(federation=row.federation, hospitals=invited(row)))
-    uow.audit(AuditEntry("federation.pause", "U", entities=(entity(row),), hospitals=invited(row), detail={"to": "paused"}))
+    reason = command.data.reason
+    await _set(uow, row, state=State.PAUSED.value, waiting_since=uow.now, reason=reason)
+    uow.emit(FederationPaused(federation=row.federation, reason=reason, hospitals=invited(row)))
+    detail: dict[str, str | int | bool] = {"to": "paused", **({"reason": reason} if reason else {})}
+    uow.audit(AuditEntry("federation.pause", "U", entities=(entity(row),), hospitals=invited(row), detail=detail))
     return {"state": State.PAUSED.value}
 
 
@@ -62,7 +64,7 @@ async def resume(command: Envelope[ResumeFederation], uow: UnitOfWork[Ports]) ->
     current = await _open_round(uow, row)
     if current is not None:
         await _extend(uow, current, uow.now - row.waiting_since)
-    await _set(uow, row, state=State.RUNNING.value, waiting_since=None)
+    await _set(uow, row, state=State.RUNNING.value, waiting_since=None, reason="")
     uow.audit(AuditEntry("federation.pause", "U", entities=(entity(row),), hospitals=invited(row), detail={"to": "running"}))
     uow.on_commit(uow.ports.wake.set)
     return {"state": State.RUNNING.value}
@@ -79,7 +81,7 @@ async def adjust(command: Envelope[AdjustFederation], uow: UnitOfWork[Ports]) ->
     try:
         changed(plan_of(row), wanted)
     except ValueError as error:
-        raise Problem("federation.outside", what=str(error)[:80]) from None
+        raise Problem("federation.outside", what=str(error).splitlines()[0][:80]) from None
     if row.changed == wanted:
         uow.unchanged()
         return {"changed": wanted}

@@ -29,7 +29,7 @@ from medmesh_federation import privacy, rollback
 from medmesh_federation.domain import BEFORE
 from medmesh_federation.pages import ROOM, page
 from medmesh_federation.ports import HANDLERS, Ports
-from medmesh_federation.queue import ahead, not_before, waits
+from medmesh_federation.queue import ahead, ends, not_before, waits
 from medmesh_federation.tables import federations, participants, rounds
 
 _MOST = 200
@@ -59,6 +59,9 @@ async def get(query: Envelope[GetFederation], uow: UnitOfWork[Ports]) -> Federat
         failure=row.failure,
         changed=row.changed,
         waiting=waiting,
+        waiting_since=row.waiting_since,
+        fails_at=await ends(uow, row, plan, people, uow.ports),
+        reason=row.reason,
         approved_until=row.approved_until if row.state in BEFORE else None,
         ahead=await ahead(uow, row),
         not_before=await not_before(uow, row, plan, waiting),

@@ -1,9 +1,9 @@
-"""What a federation waits for before it runs: answers, approval, its time, enough hospitals, and its turn."""
+"""What a federation waits for: before it runs answers, approval, its time, enough hospitals, and its turn; once it runs, its quorum."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from medmesh.contracts.plan import Plan
 from medmesh.federated.plan import after_training, plan_of
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation.domain import BEFORE, State
+from medmesh_federation.domain import BEFORE, State, absent, fails_at
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -50,15 +50,30 @@ async def blocked(uow: UnitOfWork[Any], row: Any, ports: Ports) -> bool:
 
 
 async def waits(uow: UnitOfWork[Any], row: Any, plan: Plan, people: dict[str, str], ports: Ports) -> tuple[str, ...]:
-    """See the module; nothing once it runs. `people` maps hospital to its state."""
+    """See the module. `people` maps hospital to its state."""
+    if row.state == State.RUNNING and row.waiting_since is not None:
+        return ("quorum", *(f"quorum:{hospital}" for hospital in sorted(absent(people, _online(ports, plan, people)))))
     if row.state not in BEFORE:
         return ()
     found = [f"answer:{hospital}" for hospital, state in sorted(people.items()) if state == "invited" and row.state == State.INVITING]
     found += ["approval" + (f":{row.unapproved}" if row.unapproved else "")] if row.approval is None else []
     found += ["time"] if uow.now < plan.start_at else []
-    online = sum(state == "accepted" and ports.leases.online(hospital, plan.lease_seconds) for hospital, state in people.items())
+    online = sum(people[hospital] == "accepted" for hospital in _online(ports, plan, people))
     found += ["online"] if online < plan.min_participants and row.state == State.QUEUED else []
     return (*found, *await quotas(uow, row, ports))
+
+
+def _online(ports: Ports, plan: Plan, people: Iterable[str]) -> frozenset[str]:
+    return frozenset(hospital for hospital in people if ports.leases.online(hospital, plan.lease_seconds))
+
+
+async def ends(uow: UnitOfWork[Any], row: Any, plan: Plan, people: dict[str, str], ports: Ports) -> datetime | None:
+    """See `FederationView.fails_at`."""
+    if row.state != State.RUNNING or row.waiting_since is None:
+        return None
+    current = await uow.first(select(rounds.c.deadline).where(rounds.c.federation == row.federation, rounds.c.state == "open"))
+    deadline, grace = current.deadline if current is not None else None, ports.settings.quorum_grace_seconds
+    return fails_at(row.waiting_since, deadline, grace, plan, people, _online(ports, plan, people))
 
 
 async def ahead(uow: UnitOfWork[Any], row: Any) -> int:

@@ -14,8 +14,11 @@ from medmesh.contracts.federation import (
     CandidateModel,
     FederationCompleted,
     FederationFailed,
+    FederationQueued,
     FederationReady,
     FederationStarted,
+    FederationWaiting,
+    InvitationExpired,
     ParticipantDropped,
     ParticipantRejoined,
     RoundKind,
@@ -24,7 +27,7 @@ from medmesh.contracts.federation import (
     SecurePhase,
     Undoing,
 )
-from medmesh.contracts.message import MAX_MESSAGE_BYTES, ObjectRef
+from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan, changed
 from medmesh.federated.chain import extend, round_digest, round_seed
 from medmesh.federated.plan import after_training, plan_of
@@ -34,12 +37,12 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, privacy, transcript
-from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State
+from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, absent, fails_at
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
 
-MOST_SEALED = MAX_MESSAGE_BYTES // 2
-"""Characters of what is sealed in one message to hospitals, which has all that a round is opened with beside them."""
+MOST_SEALED = 2**18
+"""Characters in one message to hospitals: the bus takes a mebibyte."""
 _IN_TIME = (
     select(answers)
     .where(*(answers.c[name] == bindparam(name) for name in ("federation", "round", "attempt")), ~answers.c.late)
@@ -73,10 +76,14 @@ async def change(uow: UnitOfWork[Any], row: Any, **values: Any) -> None:
 
 async def move(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Move) -> None:
     await change(uow, row, state=step.to.value, failure=step.failure)
+    if silent := sorted(situation.those("invited")):
+        await _expire(uow, row, silent)
     members = tuple(sorted(situation.those("accepted") | situation.those("dropped")))
     match step.to:
         case State.READY:
             uow.emit(FederationReady(federation=row.federation, plan_hash=row.plan_hash))
+        case State.QUEUED:
+            uow.emit(FederationQueued(federation=row.federation))
         case State.RUNNING:
             uow.emit(await _started(uow, row, members))
         case State.FAILED:
@@ -84,8 +91,8 @@ async def move(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Move)
             uow.emit(FederationFailed(federation=row.federation, code=failure, hospitals=tuple(situation.plan.participants)))
         case State.COMPLETED:
             await _complete(uow, row, situation, members)
-        case _:
-            pass
+        case other:
+            raise AssertionError(f"nobody is told of {other}")
     failed = step.to is State.FAILED
     detail = {"to": step.to.value}
     uow.audit(
@@ -100,6 +107,28 @@ async def move(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Move)
         )
     )
     log("federation.moved", federation=row.federation, to=step.to.value)
+
+
+async def _expire(uow: UnitOfWork[Any], row: Any, silent: Sequence[str]) -> None:
+    """The invitation of those who did not answer is over."""
+    theirs = (participants.c.federation == row.federation) & participants.c.hospital.in_(silent)
+    await uow.execute(update(participants).where(theirs).values(state="expired"))
+    uow.emit(InvitationExpired(federation=row.federation, hospitals=tuple(silent)))
+    about = (entity(row), *(Entity("hospital", one) for one in silent))
+    uow.audit(AuditEntry("federation.expire", "U", entities=about, hospitals=tuple(silent)))
+
+
+async def wait(uow: UnitOfWork[Any], row: Any, situation: Situation, grace: float) -> None:
+    """Too few hospitals are there for a round: people are told, and when it fails."""
+    people, online, current = situation.participants, situation.online, situation.round
+    deadline = current.deadline if current is not None and current.state == "open" else None
+    until = fails_at(uow.now, deadline, grace, situation.plan, people, online)
+    missing = tuple(sorted(absent(people, online)))
+    await change(uow, row, waiting_since=uow.now)
+    uow.emit(FederationWaiting(federation=row.federation, since=uow.now, until=until, missing=missing, hospitals=invited(row)))
+    detail: dict[str, str | int | bool] = {"missing": ", ".join(missing), **({"until": until.isoformat()} if until else {})}
+    uow.audit(AuditEntry("federation.wait", "U", outcome=4, entities=(entity(row),), hospitals=invited(row), detail=detail))
+    log("federation.waiting", level=30, federation=row.federation, missing=", ".join(missing))
 
 
 async def _started(uow: UnitOfWork[Any], row: Any, members: tuple[str, ...]) -> FederationStarted:
@@ -219,15 +248,15 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     await privacy.charge(uow, row, plan, step)
     await change(uow, row, waiting_since=None, opened=opened, links=[])
     event = event.model_copy(update={"previous": previous, "chain": opened})
-    for one in told(event, row.personal if step.kind is RoundKind.TRAIN else None, shares):
-        uow.emit(one)
+    for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None, shares):
+        uow.emit(told)
     log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))
 
 
 def _undoing(row: Any, step: Open) -> Undoing | None:
     """What proves a roll-back: told with the next round, whatever it does, and with those that train until one is committed."""
-    due = step.kind is RoundKind.TRAIN or any(one["kind"] is None for one in row.links)
-    return Undoing.model_validate(row.undoing) if row.undoing and due else None
+    told = step.kind is RoundKind.TRAIN or any(one["kind"] is None for one in row.links)
+    return Undoing.model_validate(row.undoing) if row.undoing and told else None
 
 
 async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dict[str, Any]:
@@ -245,7 +274,7 @@ async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dic
     return {"state": state, "continues": await _counted(uow, row.federation, since or 0)}
 
 
-def told(event: RoundOpened, personal: dict[str, Any] | None, shares: Mapping[str, dict[str, str]]) -> Iterable[RoundOpened]:
+def _told(event: RoundOpened, personal: dict[str, Any] | None, shares: Mapping[str, dict[str, str]]) -> Iterable[RoundOpened]:
     """One event for all, or one for each: a hospital does not learn the hash of another's model, and so cannot fetch it. Of what is sealed
     for hospitals as much goes with one as a message holds."""
     if not personal and not shares:
@@ -315,9 +344,9 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
         excluded = 0 < situation.plan.max_drops <= drops
         values = {"state": "excluded" if excluded else "dropped", "reason": reason, "drops": drops}
         await uow.execute(update(participants).where(where).values(values))
-        everybody = tuple(situation.plan.participants)
+        told = tuple(situation.plan.participants)
         about = {"federation": row.federation, "hospital": hospital, "round": situation.round.number}
-        uow.emit(ParticipantDropped(**about, reason=reason, excluded=excluded, hospitals=everybody))
+        uow.emit(ParticipantDropped(**about, reason=reason, excluded=excluded, hospitals=told))
         detail: dict[str, str | int | bool] = {"round": situation.round.number, "excluded": excluded}
         entities = (entity(row), Entity("hospital", hospital))
         uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=entities, detail=detail))

@@ -41,6 +41,7 @@ federations = Table(
     Column("personal", Json, comment="hospital to the model made for it, where the algorithm makes such"),
     Column("clip", String(40), comment="the next round's clipping norm, where it follows the updates"),
     Column("failure", String(80)),
+    Column("reason", Text, nullable=False, server_default=text("''"), comment="what who paused or cancelled it said"),
     Column("changed", Json, nullable=False, server_default=text("'{}'"), comment="of the plan, within its ranges, from the next round on"),
     Column("opened", String(64), comment="the chain of rounds as they were opened; none before the first"),
     Column("links", Json, nullable=False, server_default=text("'[]'"), comment="of `chain`, since the newest round was opened"),

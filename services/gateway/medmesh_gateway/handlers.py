@@ -17,6 +17,8 @@ from medmesh.contracts.federation import (
     FederationResumed,
     FederationRolledBack,
     FederationStarted,
+    FederationWaiting,
+    InvitationExpired,
     ModelGone,
     ParticipantDropped,
     ParticipantQuarantined,
@@ -41,6 +43,7 @@ from medmesh_gateway.tables import operations
 
 FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
     FederationInvited,
+    InvitationExpired,
     FederationStarted,
     RoundOpened,
     RoundStored,
@@ -49,6 +52,7 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
     UpdateFlagged,
     UpdateLost,
     ModelGone,
+    FederationWaiting,
     FederationPaused,
     FederationResumed,
     FederationRolledBack,

@@ -49,6 +49,15 @@ versions = Table(
 )
 Index("ix_versions_created", versions.c.created_at)
 
+withdrawals = Table(
+    "withdrawals",
+    METADATA,
+    Column("federation", String(64), primary_key=True),
+    Column("hospital", String(63), primary_key=True),
+    Column("at", Timestamp, nullable=False),
+    comment="hospitals that left a federation for good, also after its end: shown at the version in which they have a part",
+)
+
 artefacts = Table(
     "artefacts",
     METADATA,

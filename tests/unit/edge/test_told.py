@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock, patch
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import insert, select
 from tests.unit.edge.test_privacy import SETTINGS, opened
 from tests.unit.federated.test_plan import plan
 
-from medmesh.contracts.federation import FederationInvited, FederationRolledBack, ModelGone, RoundOpened, RoundStored, UpdateFlagged
+from medmesh.cli.edge import edge
+from medmesh.contracts.federation import (
+    FederationFailed,
+    FederationInvited,
+    FederationPaused,
+    FederationResumed,
+    FederationRolledBack,
+    FederationWaiting,
+    InvitationExpired,
+    ModelGone,
+    ParticipantWithdrew,
+    RoundOpened,
+    RoundStored,
+    UpdateFlagged,
+)
 from medmesh.contracts.message import Event, ObjectRef, encode, envelope
 from medmesh.contracts.plan import plan_hash
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
@@ -21,7 +40,7 @@ from medmesh.errors import Problem, catalogue
 from medmesh.serving.repository import Repository
 from medmesh_edge import api, clients, consent, inbox, models
 from medmesh_edge.ports import Site, site
-from medmesh_edge.tables import federations
+from medmesh_edge.tables import federations, tasks
 
 PLAN = plan()
 
@@ -74,6 +93,42 @@ async def test_who_withdraws_is_recorded_once_and_who_takes_no_part_cannot(node:
         await consent.withdraw(node, "f", "a patient's wish")
     assert await said(node) == [("federation.withdraw", 0, "")]
     assert "wish" not in repr(await records(node)), "the reason is the hospital's"
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "at most 2 rounds"), ("zh", "至多 2 轮")])
+async def test_what_leaving_cannot_undo_is_said_before_it_is_asked_for_and_the_platforms_number_after(
+    node: Site, private: Path, monkeypatch: pytest.MonkeyPatch, language: str, words: str
+) -> None:
+    values = {"federation": "f", "plan": PLAN.model_dump(mode="json"), "plan_hash": plan_hash(PLAN), "package": {}, "reason": ""}
+    task: dict[str, Any] = {"federation": "f", "event": {}, "samples": 1, "metrics": {}, "trained": 1, "code": ""}
+    async with node.unit() as uow:
+        await uow.execute(insert(federations).values(**values, state="completed", at=uow.now))
+        for number, kind, state in (
+            (1, "train", "released"),
+            (2, "train", "releasable"),
+            (3, "train", "superseded"),
+            (4, "evaluate", "released"),
+        ):
+            await uow.execute(insert(tasks).values(**task, round=number, attempt=1, kind=kind, state=state, at=uow.now))
+    monkeypatch.setenv("MEDMESH_LANG", language)
+    typed = ["withdraw", "--folder", str(private), "f"]
+    refused = await asyncio.to_thread(CliRunner().invoke, edge, typed, input="n\n")
+    assert refused.exit_code == 1
+    before, _, _ = refused.output.partition("f for good?" if language == "en" else "确定永久退出")
+    assert (words in before, await _state_of(node)) == (True, "completed"), refused.output
+    done = await asyncio.to_thread(CliRunner().invoke, edge, [*typed, "--yes"])
+    assert (done.exit_code, done.output.count("2"), await _state_of(node)) == (0, 2, "withdrawn"), done.output
+    said = [line for line in done.output.splitlines() if any("\u4e00" <= sign <= "\u9fff" for sign in line)]
+    assert len(said) == (0 if language == "en" else len(done.output.splitlines())), "one language"
+    about: dict[str, Any] = {"hospitals": ("a", "b"), "federation": "f"}
+    await told(node, ParticipantWithdrew(**about, hospital="b", rounds=7), ParticipantWithdrew(**about, hospital="a", rounds=1))
+    listed = await asyncio.to_thread(CliRunner().invoke, edge, ["federations", "--folder", str(private)])
+    assert [one["part"] for one in json.loads(listed.output)] == [1]
+
+
+async def _state_of(node: Site) -> str:
+    async with node.unit() as uow:
+        return str((await uow.execute(select(federations.c.state))).scalar_one())
 
 
 async def test_a_client_of_the_images_is_made_and_ended_on_record_and_its_token_is_in_none(node: Site) -> None:
@@ -129,3 +184,41 @@ def _page_of(at: Site) -> Callable[[str], Awaitable[bool]]:
         return html.escape(words.zh if tongue == "zh" else words.en) in shown
 
     return says
+
+
+async def _page(at: Site, tongue: str) -> str:
+    running = SimpleNamespace(site=at, connected=True, last_problem=None, programs=SimpleNamespace(state=None))
+    with patch.object(api.continuity, "present", AsyncMock(return_value=None)):
+        return api._page(await api.status(cast(Any, running)), tongue)
+
+
+async def test_what_a_federation_waits_for_and_why_it_was_stopped_is_shown_at_the_hospital(node: Site) -> None:
+    values = {"plan": PLAN.model_dump(mode="json"), "plan_hash": plan_hash(PLAN), "package": {}, "reason": ""}
+    async with node.unit() as uow:
+        for name, state in (("f", "running"), ("g", "invited"), ("h", "accepted"), ("i", "declined")):
+            await uow.execute(insert(federations).values(**values, federation=name, state=state, at=uow.now))
+
+    async def shown() -> dict[str, tuple[str, str, str]]:
+        async with node.unit() as uow:
+            return {row.federation: (row.state, row.reason, row.said) for row in await uow.all(select(federations))}
+
+    about: dict[str, Any] = {"hospitals": ("a",), "federation": "f"}
+    await told(node, FederationWaiting(**about, since=datetime.now(UTC), missing=("b",)))
+    assert (await shown())["f"] == ("running", inbox.QUORUM, "")
+    for language in ("en", "zh"):
+        page = await _page(node, language)
+        assert html.escape(getattr(catalogue()[inbox.QUORUM], language)) in page
+    await told(node, cast(RoundOpened, opened(PLAN, 1)).model_copy(update=about))
+    assert (await shown())["f"] == ("running", "", ""), "it goes on"
+    await told(node, FederationPaused(**about, reason="the scanner is serviced"))
+    assert (await shown())["f"] == ("paused", "", "the scanner is serviced")
+    assert "the scanner is serviced" in await _page(node, "zh")
+    await told(node, FederationResumed(**about))
+    assert (await shown())["f"] == ("running", "", "")
+    await told(node, FederationFailed(**about, code="federation.cancelled", reason="no money"))
+    assert (await shown())["f"] == ("failed", "federation.cancelled", "no money")
+    await told(node, *(InvitationExpired(hospitals=("a",), federation=name) for name in "ghi"))
+    assert [(await shown())[name][0] for name in "ghi"] == ["expired", "expired", "declined"]
+    with pytest.raises(Problem) as caught:
+        await consent.withdraw(node, "g", "")
+    assert caught.value.code == "federation.not_taking_part"

@@ -57,6 +57,8 @@ class Federation(RuleBasedStateMachine):
         match step:
             case Move(to=to):
                 assert to in LEGAL[self.state], (self.state, to)
+                if self.state is State.INVITING:
+                    self.people |= {who: "expired" for who, state in self.people.items() if state == "invited"}
                 self.state = to
             case Lapse():
                 assert self.approved

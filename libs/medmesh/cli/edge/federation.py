@@ -26,7 +26,8 @@ def list_federations(folder: Path) -> int:
         async with site.unit() as uow:
             return await uow.all(select(federations).order_by(federations.c.at))
 
-    show([{"federation": r.federation, "name": r.plan["name"], "state": r.state, "reason": r.reason} for r in on_site(folder, work)])
+    listed = ("federation", "state", "reason", "said", "part")
+    show([{"name": r.plan["name"], **{one: getattr(r, one) for one in listed}} for r in on_site(folder, work)])
     return 0
 
 
@@ -112,19 +113,48 @@ def decline(folder: Path, federation: str, reason: str) -> int:
 @click.command()
 @FOLDER
 @click.argument("federation")
-@click.option("--reason", default="", help="Told to the initiator.")
-@click.option("--yes", is_flag=True, help="Ask nothing.")
+@click.option("--reason", default="", help="Told to the initiator.  告知发起人。")
+@click.option("--yes", is_flag=True, help="Ask nothing.  不再询问。")
 def withdraw(folder: Path, federation: str, reason: str, yes: bool) -> int:
-    """Leave FEDERATION for good, also after its end.  退出联邦。
+    """Leave FEDERATION for good, also after its end.  永久退出联邦，结束后亦可。
 
-    From this moment nothing of this hospital leaves: no update, no count. What it gave to the open round is not used and is deleted.
-    What cannot be undone: committed models were averaged with its updates, and models that were released are in use elsewhere; those
-    only their owner can withdraw. 已提交的全局模型中已包含的贡献无法取出；已发布的模型须由其所有者撤回。
+    From this moment nothing of this hospital leaves: no update, no count. What it gave to the open round is not used and is deleted, unless
+    its secure sum is being opened already. What cannot be undone: models of committed rounds have its part in them for good, and those that
+    were released are in use elsewhere; only their owner can withdraw them. It is shown before it is done, with the number of rounds.
+
+    自此刻起，本院不再有任何更新或计数出院；已提交给当前轮的内容不被使用并予删除（其安全聚合正在开启的除外）。不可撤销的：已提交各轮的模型中已包含的
+    本院贡献无法取出；已发布的模型在他处使用，只有其所有者可以撤回。执行前会显示上述说明及所涉轮数。
     """
-    from medmesh_edge.consent import withdraw
+    from medmesh_edge.consent import part, withdraw
 
+    rounds = on_site(folder, lambda site: part(site, federation))
+    for line in _leaving(rounds):
+        click.echo(line)
     if not yes:
         click.confirm(say(f"leave {federation} for good?", f"确定永久退出 {federation}？"), abort=True)
     on_site(folder, lambda site: withdraw(site, federation, reason))
-    click.echo(say("withdrawn; nothing of this federation leaves any more", "已退出；不再有任何内容离开本院"))
+    there = "medmesh edge federations"
+    en = f"withdrawn; nothing of this federation leaves any more. At most {rounds} committed rounds keep this hospital's part"
+    zh = f"已退出；不再有任何内容离开本院。至多 {rounds} 轮已提交的模型仍含本院的贡献"
+    click.echo(say(f"{en}; the platform's number is in {there} (part) once the node heard it", f"{zh}；平台确认的轮数见 {there}（part）"))
     return 0
+
+
+def _leaving(rounds: int) -> list[str]:
+    """What leaving can and cannot undo."""
+    return [
+        say("from now on: no update and no count of this hospital leaves", "今后：本院不再有任何更新或计数出院"),
+        say(
+            "the open round: what this hospital gave to it is not used and is deleted, unless its secure sum is being opened already",
+            "当前轮：本院已提交的内容不被使用并予删除，除非其安全聚合正在开启",
+        ),
+        say(
+            f"not undone: models of committed rounds keep this hospital's part; by this node's own count at most {rounds} rounds",
+            f"不可撤销：已提交各轮的模型仍含本院的贡献；按本节点记录，至多 {rounds} 轮",
+        ),
+        say(
+            "not undone: models that were released are in use elsewhere, and only their owner can withdraw them; their page names this"
+            " hospital as withdrawn",
+            "不可撤销：已发布的模型在他处使用，只有其所有者可以撤回；模型页面会注明本院已退出",
+        ),
+    ]

@@ -33,6 +33,8 @@ class CreateFederation(Command):
 
 
 class CancelFederation(Command):
+    """End it for good. Its hospitals are told the `reason`, 1 to 200 characters, and it is recorded."""
+
     TYPE: ClassVar[str] = "federation.cancel.v1"
     ACTION: ClassVar[str] = "federation.cancel"
     OBJECTS: ClassVar[tuple[Names, ...]] = (Names("federation", "{federation}"),)
@@ -42,7 +44,8 @@ class CancelFederation(Command):
 
 
 class PauseFederation(Command):
-    """No further round opens; hospitals finish the one they work on, and its clock stands still until `ResumeFederation`."""
+    """No further round opens; hospitals finish the one they work on, and its clock stands still until `ResumeFederation`.
+    They are told the `reason`, and it is recorded."""
 
     TYPE: ClassVar[str] = "federation.pause.v1"
     ACTION: ClassVar[str] = "federation.pause"

@@ -33,6 +33,14 @@ class InvitationAnswered(Event):
     accepted: bool
 
 
+class InvitationExpired(HospitalEvent):
+    """These hospitals had not answered when the invitation ended: they take no part."""
+
+    TYPE: ClassVar[str] = "federation.invitation.expired.v1"
+
+    federation: str
+
+
 class FederationReady(Event):
     """Enough hospitals accepted; it waits for the approval of `plan_hash` under the action `federation.start`. One that was `unapproved`
     had an approval and waited for its turn with it: it was revoked, or has expired, and another is needed."""
@@ -42,6 +50,14 @@ class FederationReady(Event):
     federation: str
     plan_hash: Sha256
     unapproved: Literal["", "revoked", "expired"] = ""
+
+
+class FederationQueued(Event):
+    """It is approved, and waits for its time, for enough hospitals and for its turn."""
+
+    TYPE: ClassVar[str] = "federation.federation.queued.v1"
+
+    federation: str
 
 
 class FederationStarted(HospitalEvent):
@@ -203,10 +219,24 @@ class RoundExtended(HospitalEvent):
     deadline: datetime
 
 
+class FederationWaiting(HospitalEvent):
+    """It runs, and too few hospitals are there for a round, since `since`. It goes on by itself when enough are back, and fails at `until`
+    unless they are; where people decide about a hospital in quarantine it waits for them. `missing` are those that are not there."""
+
+    TYPE: ClassVar[str] = "federation.federation.waiting.v1"
+
+    federation: str
+    since: datetime
+    until: datetime | None = None
+    missing: tuple[Identifier, ...] = ()
+
+
 class FederationPaused(HospitalEvent):
     TYPE: ClassVar[str] = "federation.federation.paused.v1"
 
     federation: str
+    reason: str = ""
+    """What who paused it said."""
 
 
 class FederationResumed(HospitalEvent):
@@ -316,3 +346,5 @@ class FederationFailed(HospitalEvent):
 
     federation: str
     code: str
+    reason: str = ""
+    """What who cancelled it said."""

@@ -137,6 +137,13 @@ class FederationView(Record):
     waiting: tuple[str, ...] = ()
     """Before it runs, what it waits for: `answer:HOSPITAL`, `approval` (where it had one, `approval:revoked` or `approval:expired`),
     `time`, `online`, and of quotas `initiator` or `busy:HOSPITAL`."""
+    waiting_since: datetime | None = None
+    """Since when it is paused, or too few hospitals are there for a round: then `waiting` has `quorum`, and `quorum:HOSPITAL` for each that
+    is not there."""
+    fails_at: datetime | None = None
+    """When it fails unless enough hospitals are back; None also where people decide about one in quarantine."""
+    reason: str = ""
+    """What who paused or cancelled it said."""
     approved_until: datetime | None = None
     """Before it runs: when the approval of its start expires, and another is needed."""
     ahead: int = 0
