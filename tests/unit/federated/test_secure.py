@@ -372,13 +372,26 @@ def test_keys_of_another_attempt_are_refused(world: World) -> None:
     assert code(replayed) == "statement.other"
 
 
-def test_a_false_share_is_noticed(world: World) -> None:
+@pytest.mark.parametrize("share", ["1", "no number", f"{shamir.PRIME - 1:x}"])
+def test_a_false_share_is_noticed_and_holds_nothing_up_where_there_are_enough(world: World, share: str) -> None:
     run = masked(world)
-    revealed = run.reveal(HOSPITALS)
-    revealed["h2"]["h1"] = f"{int(revealed['h2']['h1'], 16) ^ 1:x}"
+    for liar in HOSPITALS:
+        revealed = run.reveal(HOSPITALS)
+        for name in revealed[liar]:
+            revealed[liar][name] = share
+        assert run.open(HOSPITALS, revealed) == world.plain(HOSPITALS)
+        with pytest.raises(Problem) as false:  # four are as many as it takes: none may lie
+            run.open(HOSPITALS, {name: given for name, given in revealed.items() if name != HOSPITALS[HOSPITALS.index(liar) - 1]})
+        assert code(false) == ("secure.few" if share == "no number" else "secure.share")
+
+
+def test_a_false_share_holds_nothing_up_where_a_hospital_dropped_out(world: World) -> None:
+    run, survivors = masked(world), HOSPITALS[:4]
+    revealed = run.reveal(survivors)
+    revealed["h2"]["h5"] = "1"
     with pytest.raises(Problem) as false:
-        run.open(HOSPITALS, revealed)
-    assert code(false) == "secure.share"
+        run.open(survivors, revealed)
+    assert code(false) == "secure.share", "and where it does, it is said"
 
 
 def test_shamir_against_published_shares() -> None:
