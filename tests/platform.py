@@ -193,9 +193,14 @@ class Platform:
 
 @asynccontextmanager
 async def platform(
-    servers: RunningServers, folder: Path, *specs: ServiceSpec, settings: dict[str, dict[str, Any]] | None = None
+    servers: RunningServers,
+    folder: Path,
+    *specs: ServiceSpec,
+    settings: dict[str, dict[str, Any]] | None = None,
+    s3: RunningServers | None = None,
 ) -> AsyncIterator[Platform]:
-    """Run these services with a NATS server and a database of their own; `settings` are further ones by service name."""
+    """Run these services with a NATS server and a database of their own; `settings` are further ones by service name. Objects lie in
+    folders, or all in `s3`."""
     folder.chmod(0o700)
     async with AsyncExitStack() as stack:
         own = await stack.enter_async_context(embedded_servers(folder / "nats", postgres=False))
@@ -220,6 +225,8 @@ async def platform(
         for consumer in consumers(specs):
             await bus.ensure_consumer(consumer)
         objects = ObjectSettings(folder=folder / "objects", spool=folder / "spool", keys=str(folder / "kek"))
+        if s3 is not None and s3.servers.seaweedfs is not None:
+            objects = ObjectSettings(s3_url=s3.s3_url, s3_credentials=s3.servers.seaweedfs.credentials, keys=str(folder / "kek"))
         FileKeys(folder / "kek").ensure("objects")
         opened = await stack.enter_async_context(stores(objects))
         p = Platform(folder, bus, identities, authority, trust, opened, rosters)

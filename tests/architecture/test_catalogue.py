@@ -27,11 +27,12 @@ def wanted(text: Text) -> set[str]:
 
 
 def raised() -> list[tuple[str, str, set[str] | None]]:
-    """Every `Problem("code", name=...)`: where, the code, and the names; None where they are not written out."""
+    """Every `Problem("code", name=...)`, and `refusal` of a message's own rules: where, the code, and the names; None where they are
+    not written out."""
     found = []
     for path in python_files("libs", "services"):
         for name, call in calls(path):
-            if name == "Problem" and call.args:
+            if (name == "Problem" or (name == "refusal" and "contracts" in path.parts)) and call.args:
                 where = f"{relative(path)}:{call.lineno}"
                 code = call.args[0]
                 if isinstance(code, ast.Attribute) and code.attr == "code":

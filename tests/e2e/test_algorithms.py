@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 from tests.e2e.test_node import two_hospitals
 from tests.hospitals import consented, federation, until
+from tests.store import swept_though_named
 from tests.world import World, small_world
 
 from medmesh.contracts.federation import FederationView, RoundCommitted
@@ -58,8 +59,9 @@ CASES: tuple[tuple[str, dict[str, str], tuple[str, ...]], ...] = (
 )
 
 
-async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(world: World) -> None:
-    """All algorithms at once, on the same two hospitals: each is restarted after the first rounds."""
+async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All algorithms at once, on the same two hospitals: each is restarted after the first rounds. Nothing that a row names is swept."""
+    named = swept_though_named(monkeypatch)
     async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         made: dict[str, dict[str, Any]] = {}
@@ -77,8 +79,12 @@ async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(world: Wor
             await until(lambda name=name: committed(1, name), 120)
         await stack.aclose()
         going = [name for name in made if await committed(3, name) is None]
+        for folder in folders.values():  # as a kill leaves it
+            (folder / "objects" / "growing").mkdir(exist_ok=True)
+            (folder / "objects" / "growing" / ".half").touch()
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
         assert {"scaffold", "ditto", "fedbn", "fedamp"} & set(going), "restarted while what they keep was needed"
+        assert not [path for folder in folders.values() for path in (folder / "objects" / "growing").iterdir()]
 
         async def finished(name: str) -> FederationView | None:
             found = await researcher.ask(f"/v1/federations/{made[name]['federation']}", FederationView)
@@ -109,3 +115,4 @@ async def test_hospitals_that_are_restarted_go_on_from_what_they_kept(world: Wor
                 for tensor in ("scaffold.c/weight", "scaffold.c/bias"):
                     mean = np.mean([state[0][tensor] for state in states], axis=0)
                     np.testing.assert_allclose(c[tensor], mean, atol=1e-5, err_msg="c is the mean of what hospitals keep")
+        assert named == []

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import func, select
 from tests.hospitals import completed, consented, enrolled, federation, pacs, until
 from tests.proxies import network
+from tests.store import swept_though_named
 from tests.world import World, small_world
 
 from medmesh.embedded.ports import Ports
@@ -57,7 +58,10 @@ async def through(world: World, stack: AsyncExitStack) -> list[Path]:
 
 
 @pytest.mark.parametrize("codec", ["none", "int8"])
-async def test_a_federation_over_a_bad_network_ends_as_over_a_good_one(world: World, codec: str, tmp_path: Path) -> None:
+async def test_a_federation_over_a_bad_network_ends_as_over_a_good_one(
+    world: World, codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = swept_though_named(monkeypatch)
     async with AsyncExitStack() as stack:
         folders = await through(world, stack)
         nodes = [await stack.enter_async_context(running(folder)) for folder in folders]
@@ -75,6 +79,7 @@ async def test_a_federation_over_a_bad_network_ends_as_over_a_good_one(world: Wo
             return left == 0 and {(row.state, row.trained) for row in done} == {("released", 1)}
 
         await until(swept)
+        assert named == []
         model = weights.load(await fetch(world.p.stores.kept, view.model, tmp_path / "model"))
         assert all(np.isfinite(array).all() for array in model.values())
         assert np.abs(model["weight"]).max() > 0.01, "it learned"

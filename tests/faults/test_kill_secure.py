@@ -29,6 +29,7 @@ pytestmark = [
 PLATFORM = ("federation", "gateway", "nats", "postgres")
 BACK, GONE = "h01", "h03"
 """A hospital whose node is back before anybody misses it, and one that leaves in a round and never comes back."""
+THRESHOLD = 3
 EVERY = 10
 """Rounds from a kill to the next."""
 
@@ -40,7 +41,7 @@ async def test_any_kill_opens_one_sum_a_round_and_ends_in_the_mean_of_who_took_p
     dice.shuffle(victims)
     async with field_of(4) as field:
         source = package(field.folder / "package", 0.1, differ=True)
-        how: dict[str, Any] = {"secure": {"threshold": 3}, "min_participants": 3, "lease_seconds": 15}
+        how: dict[str, Any] = {"secure": {"threshold": THRESHOLD}, "min_participants": 3, "lease_seconds": 15}
         rounds = EVERY * len(victims)
         calm = await field.federate(source, field.hospitals, rounds, **how)
         running = asyncio.create_task(field.federate(source, field.hospitals, rounds, **how))
@@ -56,6 +57,13 @@ async def test_any_kill_opens_one_sum_a_round_and_ends_in_the_mean_of_who_took_p
                 np.testing.assert_allclose(array, await field.wanted(one.federation), rtol=0, atol=1e-5)
         trained = {name: tasks(field, name, hurt.federation) for name in field.hospitals}
         took_part = await field.took_part(hurt.federation)
+        revealed_in = await field.stage.sql(
+            "SELECT round, attempt, hospital FROM federation.secure_messages WHERE federation = $1 AND phase = 'reveal'", hurt.federation
+        )
+        counted_in = await field.stage.sql(
+            "SELECT round, attempt FROM federation.rounds WHERE federation = $1 AND state = 'committed'", hurt.federation
+        )
+        claims = {name: claimed(field, name, hurt.federation) for name in field.hospitals}
         stayed = set(field.hospitals) - {GONE}
         wanted = {(f"edge:{name}", number) for name in stayed for number in range(1, rounds + 1)}
         places = (tmp_path / f"log-{number}" for number in count())
@@ -76,6 +84,17 @@ async def test_any_kill_opens_one_sum_a_round_and_ends_in_the_mean_of_who_took_p
     assert killed[left][1] - 2 <= max(number for number, by in took_part.items() if GONE in by) <= killed[left][1] + 3
     assert wanted <= set(opened)
     assert {place: times for place, times in opened.items() if times > 1} == {}
+    # Shares that the platform was given, of whatever attempt, are those of the one list that their hospital has claimed for the round.
+    gave = Counter((row["round"], row["hospital"]) for row in revealed_in)
+    assert {place: times for place, times in gave.items() if times > 1} == {}, "a hospital gave shares in two attempts at a round"
+    sums: dict[int, Counter[str]] = {}
+    for row in revealed_in:
+        claim = claims[row["hospital"]].get(row["round"], "none")
+        assert claim.startswith(f"{row['attempt']}:"), f"{row['hospital']} gave shares for a list it had not claimed: {row}, {claim}"
+        sums.setdefault(row["round"], Counter())[claim] += 1
+    found = {number: [claim for claim, gave in lists.items() if gave >= THRESHOLD] for number, lists in sums.items()}
+    assert {number: len(lists) for number, lists in found.items()} == dict.fromkeys(range(1, rounds + 1), 1), "one sum a round"
+    assert {row["round"]: row["attempt"] for row in counted_in} == {number: int(one.partition(":")[0]) for number, (one,) in found.items()}
     for name in field.hospitals:
         again = {number for number, (_, times) in trained[name].items() if times > 1}
         before = {number for who, _, number, state in killed if who == name and state == "received"}
@@ -128,3 +147,9 @@ def tasks(field: Field, name: str, federation: str, *, other: bool = False) -> d
     with closing(sqlite3.connect(f"file:{field.folder / name / 'store.db'}?mode=ro", uri=True, timeout=10)) as store:
         found = store.execute(f"SELECT round, state, trained FROM tasks WHERE federation {which} ?", (federation,)).fetchall()
     return {number: (state, trained) for number, state, trained in found}
+
+
+def claimed(field: Field, name: str, federation: str) -> dict[int, str]:
+    """Round to the attempt and the list that a hospital has claimed."""
+    with closing(sqlite3.connect(f"file:{field.folder / name / 'store.db'}?mode=ro", uri=True, timeout=10)) as store:
+        return dict(store.execute("SELECT round, list FROM secure_opened WHERE federation = ?", (federation,)).fetchall())

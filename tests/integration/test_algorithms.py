@@ -148,7 +148,7 @@ async def test_a_plan_whose_algorithm_does_not_fit_is_refused_with_the_reason(p:
     for changed, code in (
         ({"algorithm": "magic"}, "federation.algorithm"),
         ({"algorithm": "fedprox", "parameters": {"mu": "much"}}, "federation.parameter"),
-        ({"algorithm": "krum", "min_participants": 3}, "federation.plan"),
+        ({"algorithm": "krum", "min_participants": 3}, "plan.few_answers"),
     ):
         done = await p.send(await make_plan(p, HOSPITALS, **changed), p.person("li", "researcher"))
         assert done.problem

@@ -294,8 +294,11 @@ async def test_a_plan_that_contradicts_its_package_is_refused(p: Platform) -> No
     smaller = wanted.plan.model_copy(update={"signature": wanted.plan.signature[:1]})
     done = await p.send(wanted.model_copy(update={"plan": smaller}), p.person("li", "researcher"))
     assert done.problem
-    assert done.problem["code"] == "federation.plan"
+    assert done.problem["code"] == "plan.package"
     assert "tensors" in done.problem["title"]
+    other = wanted.plan.model_copy(update={"initial": "0" * 64})
+    done = await p.send(wanted.model_copy(update={"plan": other}), p.person("li", "researcher"))
+    assert (done.problem or {})["code"] == "plan.objects"
 
 
 def grant(p: Platform, federation: str, hash_: str, approval: str, minutes: float = 60) -> ApprovalGranted:

@@ -126,7 +126,21 @@ async def test_released_notes_are_features_that_go_with_their_patient(at: Site, 
 @pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
 def test_a_federation_learns_from_notes(private: Path) -> None:
     source, out = package(private / "package", TEXTS, 256), private / "out"
-    further = ["--rounds", "3", "--steps", "60", "--learning-rate", "0.5", "--hospitals", "3", "--workers", "1", "--baseline"]
+    further = [
+        "--rounds",
+        "3",
+        "--steps",
+        "60",
+        "--learning-rate",
+        "0.5",
+        "--hospitals",
+        "3",
+        "--workers",
+        "1",
+        "--baseline",
+        "--small-cell",
+        "0",
+    ]
     done: Any = CliRunner().invoke(federation, ["simulate", str(source), "--data", str(notes(private / "d")), "--out", str(out), *further])
     assert done.exit_code == 0, (done.output, done.exception)
     view = FederationView.model_validate_json((private / "out.json").read_bytes())

@@ -48,7 +48,7 @@ def test_every_prepared_statement_of_a_node_compiles() -> None:
 
 
 async def test_no_statement_of_a_node_reads_every_round_that_there_was() -> None:
-    """They are run in each round, and a hospital keeps all its rounds."""
+    """They are run in each round, or whenever a node looks for work, and a hospital keeps all its rounds and federations."""
     database = Database.memory()
     await database.create(METADATA)
     async with database.engine.connect() as sql:
@@ -59,7 +59,9 @@ async def test_no_statement_of_a_node_reads_every_round_that_there_was() -> None
         }
     await database.close()
     assert read["medmesh_edge.inbox._SUPERSEDE"] == ["SEARCH tasks USING INDEX ix_tasks_state (state=?)"]
-    assert [name for name, steps in read.items() if any(step.startswith("SCAN tasks") for step in steps)] == []
+    assert read["medmesh_edge.secure._PASSED_ON"] == ["SEARCH secure_phases USING INDEX ix_secure_phases_state (state=?)"]
+    for table in ("tasks", "secure_phases", "federations"):
+        assert [name for name, steps in read.items() if any(step.startswith(f"SCAN {table}") for step in steps)] == []
 
 
 async def test_a_look_waits_while_a_transaction_has_the_connection() -> None:

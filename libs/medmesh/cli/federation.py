@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.files import Written
 from medmesh.cli.plan_options import training, training_of
 from medmesh.cli.rehearse import rehearse, tell
 from medmesh.cli.session import show, with_gateway
@@ -15,7 +16,6 @@ from medmesh.cli.simulate import simulate
 from medmesh.cli.steering import STEERING
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import FederationState
-from medmesh.contracts.ingestion import SMALL_CELL
 
 if TYPE_CHECKING:
     pass
@@ -131,7 +131,6 @@ def _to_open(hospital: str, link: str) -> str:
 @click.option("--initiator", required=True, help="You, as person:NAME@ORGANISATION.  发起人本人，格式 person:姓名@机构。")
 @click.option("--hospital", "hospitals", multiple=True, required=True, help="Whom to invite; once for each.  邀请的医院；每家一次。")
 @training
-@click.option("--min-participants", default=2, show_default=True, help="How many must answer a round.  每轮至少多少家答复。")
 @click.option("--accept-minutes", default=60.0, show_default=True, help="How long hospitals may think.  医院可考虑多少分钟。")
 @click.option(
     "--start-minutes",
@@ -140,12 +139,6 @@ def _to_open(hospital: str, link: str) -> str:
 )
 @click.option("--round-deadline", default=600, show_default=True, help="Seconds.  单轮时限（秒）。")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.  失联医院保留席位的秒数。")
-@click.option(
-    "--max-drops",
-    default=0,
-    show_default=True,
-    help="A hospital that drops out so often is not asked again; 0: always.  掉线达此次数的医院不再参加；0 为不限。",
-)
 @click.option(
     "--review",
     "reviews",
@@ -158,12 +151,6 @@ def _to_open(hospital: str, link: str) -> str:
     "--rehearsal/--no-rehearsal",
     default=None,
     help="On invented data first; by default where the package has code of its own.  先以虚构数据演练；训练包含自有代码时默认进行。",
-)
-@click.option(
-    "--small-cell",
-    default=SMALL_CELL,
-    show_default=True,
-    help="Counts of evaluations leave as multiples of this; 0: exactly.  评估计数按此数取整后出院；0 为精确值。",
 )
 @click.option("--links", is_flag=True, help="Show a one-time link for each hospital, as `invite` does.  同时显示每家医院的一次性链接。")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
@@ -180,11 +167,8 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
             hospitals=hospitals,
             accept_seconds=accept_minutes * 60,
             start_seconds=start_minutes * 60,
-            min_participants=options["min_participants"],
             round_deadline_seconds=options["round_deadline"],
             lease_seconds=options["lease"],
-            max_drops=options["max_drops"],
-            small_cell=options["small_cell"],
             rehearsal=options["rehearsal"],
             reviews=[file.read_text(encoding="utf-8") for file in options["reviews"]],
             tell=tell,
@@ -228,7 +212,7 @@ def watch(identifier: str) -> int:
 
 @federation.command()
 @click.argument("identifier")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the final model (safetensors).  保存最终模型。")
+@click.option("--out", type=Written(), help="Also save the final model (safetensors).  保存最终模型。")
 @click.option("--json", "as_json", is_flag=True)
 def result(identifier: str, out: Path | None, as_json: bool) -> int:
     """The final model, how every model did at every hospital, and what personal models gain.  查看结果与跨院评估矩阵。
@@ -262,7 +246,7 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
 @click.argument("identifier")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Written(),
     required=True,
     help="Without an ending: OUT.png and OUT.csv are written.  不带扩展名，写入 OUT.png 与 OUT.csv。",
 )

@@ -7,23 +7,30 @@ from typing import Any, TypeVar
 
 import click
 
+from medmesh.cli import say
+from medmesh.cli.switches import under
+from medmesh.contracts.ingestion import SMALL_CELL
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _parameters(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     pairs = [part.partition("=") for part in given]
     if wrong := next((name for name, sign, value in pairs if not (name and sign and value)), None):
-        raise click.BadParameter(f"{wrong!r}: NAME=VALUE, for example mu=0.01")
+        raise click.BadParameter(say(f"{wrong!r}: NAME=VALUE, for example mu=0.01", f"{wrong!r}：应为 NAME=VALUE，例如 mu=0.01"))
     return {name: value for name, _, value in pairs}
 
 
 def _ranges(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, dict[str, str]]:
     found = {}
     for part in given:
-        name, _, (bounds) = part.partition("=")
+        name, _, bounds = part.partition("=")
         low, colon, high = bounds.partition(":")
         if not (name and low and colon and high):
-            raise click.BadParameter(f"{part!r}: NAME=LOW:HIGH, for example learning_rate=0.01:0.1")
+            form = "NAME=LOW:HIGH"
+            raise click.BadParameter(
+                say(f"{part!r}: {form}, for example learning_rate=0.01:0.1", f"{part!r}：应为 {form}，例如 learning_rate=0.01:0.1")
+            )
         found[{"steps": "local_steps"}.get(name, name)] = {"low": low, "high": high}
     return found
 
@@ -50,8 +57,10 @@ _TRAINING = (
         metavar="EVALUATIONS",
         help="End early when so many in a row were no better; keep the best.  连续若干次评估无改进即提前结束，保留最佳模型。",
     ),
-    click.option("--stop-metric", type=click.Choice(["balanced_accuracy", "accuracy"]), default="balanced_accuracy", show_default=True),
-    click.option("--stop-delta", default="0", show_default=True, help="Better means by more than this.  改进须超过此值。"),
+    under(
+        "stop_after", "--stop-metric", type=click.Choice(["balanced_accuracy", "accuracy"]), default="balanced_accuracy", show_default=True
+    ),
+    under("stop_after", "--stop-delta", default="0", show_default=True, help="Better means by more than this.  改进须超过此值。"),
     click.option(
         "--algorithm",
         default="fedavg",
@@ -77,24 +86,34 @@ _TRAINING = (
     ),
     click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.  不出院的张量；可重复。"),
     click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True),
+    under(
+        "codec",
+        "--codec-share",
+        of=("topk",),
+        default="0.01",
+        show_default=True,
+        help="The share of an update's numbers that is sent, the largest.  每次更新只传输其中最大的这一比例的数值。",
+    ),
     click.option(
         "--secure",
         type=int,
         metavar="THRESHOLD",
         help="Open sums over at least so many hospitals, and no single update.  安全聚合：只公开至少这么多家医院之和，不公开单院更新。",
     ),
-    click.option(
+    under(
+        "secure",
         "--secure-ring",
         type=click.Choice(["64", "32"]),
         default="64",
         show_default=True,
-        help="With --secure, bits of a masked number. 32 takes half the bytes; samples x value x 2^bits x hospitals stays below 2^31, or"
+        help="Bits of a masked number. 32 takes half the bytes; samples x value x 2^bits x hospitals stays below 2^31, or"
         " a node declines its round.  掩码数的位数；32 位字节减半，但样本数×数值×2^位数×医院数须小于 2^31，否则该节点拒绝本轮。",
     ),
-    click.option(
+    under(
+        "secure",
         "--secure-bits",
         type=click.IntRange(8, 40),
-        help="With --secure, bits after the point: 24, or 12 with 32-bit numbers.  安全聚合的小数位数；默认 24，32 位时为 12。",
+        help="Bits after the point: 24, or 12 with 32-bit numbers.  安全聚合的小数位数；默认 24，32 位时为 12。",
     ),
     click.option(
         "--pace",
@@ -114,40 +133,73 @@ _TRAINING = (
         type=click.Choice(["hospital", "patient"]),
         help="Differential privacy: whose contribution is hidden.  差分隐私：保护单位（医院或患者）。",
     ),
-    click.option(
+    under(
+        "privacy",
         "--epsilon",
         default="8",
         show_default=True,
         help="Its budget: the federation ends before it spends more.  隐私预算：用尽前联邦即结束。",
     ),
-    click.option("--delta", default="0.00001", show_default=True),
-    click.option(
+    under(
+        "privacy",
+        "--delta",
+        default="0.00001",
+        show_default=True,
+        help="Of its budget: the probability that more is told than epsilon says.  隐私预算：泄露超出 ε 的概率。",
+    ),
+    under(
+        "privacy",
         "--clip",
         default="1",
         show_default=True,
         help="L2 norm to which an update, or a patient's gradient, is clipped.  裁剪范数（L2），对更新或单个患者的梯度。",
     ),
-    click.option(
+    under(
+        "privacy",
         "--noise",
         default="1",
         show_default=True,
         help="Standard deviation of the noise over the clipping norm.  噪声标准差与裁剪范数之比。",
     ),
-    click.option(
-        "--rate", default="1", show_default=True, help="Of patients: the probability to be in a step.  患者级：每步被抽中的概率。"
+    under(
+        "privacy",
+        "--rate",
+        of=("patient",),
+        default="1",
+        show_default=True,
+        help="Of patients: the probability to be in a step.  患者级：每步被抽中的概率。",
     ),
-    click.option(
+    under(
+        "privacy",
         "--quantile",
+        of=("hospital",),
         default="0",
         show_default=True,
         help="Of hospitals: the clipping norm follows this quantile of updates; 0 not.  医院级：裁剪范数跟随更新的该分位数；0 为固定。",
+    ),
+    click.option(
+        "--min-participants",
+        type=int,
+        help="How many must answer a round; by default 2, or the threshold of --secure.  每轮至少多少家答复；默认 2，或 --secure 的阈值。",
+    ),
+    click.option(
+        "--max-drops",
+        default=0,
+        show_default=True,
+        help="A hospital that drops out so often is not asked again; 0: always.  掉线达此次数的医院不再参加；0 为不限。",
+    ),
+    click.option(
+        "--small-cell",
+        default=SMALL_CELL,
+        show_default=True,
+        help="Counts of evaluations leave as multiples of this; 0: exactly.  评估计数按此数取整后出院；0 为精确值。",
     ),
 )
 _PRIVACY = ("epsilon", "delta", "clip", "noise", "rate", "quantile")
 
 
 def training(command: F) -> F:
-    """How is trained, evaluated, protected and sent."""
+    """How is trained, evaluated, protected and sent, and who must answer."""
     for option in reversed(_TRAINING):
         command = option(command)
     return command
@@ -174,11 +226,15 @@ def training_of(options: dict[str, Any]) -> dict[str, Any]:
         "parameters",
         "local",
         "codec",
+        "codec_share",
         "ranges",
+        "max_drops",
+        "small_cell",
     )
     return {
         **{name: options[name] for name in same},
         "local_steps": options["steps"],
+        "min_participants": options["min_participants"] if options["min_participants"] is not None else options["secure"] or 2,
         "stop": None if options["stop_after"] is None else stop,
         "secure": None if options["secure"] is None else _secure(options),
         "pace": None if options["pace"] is None else {"quorum": options["pace"]},

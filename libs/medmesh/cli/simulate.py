@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import say
+from medmesh.cli.files import Written
 from medmesh.cli.plan_options import training, training_of
+from medmesh.cli.switches import under
 
 if TYPE_CHECKING:
     from medmesh.simulation.data import Shares
+
+DEALT = ("iid", "dirichlet", "pathological")
+"""Ways in which data are dealt out to as many hospitals as are asked for."""
 
 
 @click.command()
@@ -22,20 +27,35 @@ if TYPE_CHECKING:
     required=True,
     help="Images, volumes, signals or tables, as for a node.  影像、体数据、信号或表格，格式与节点相同。",
 )
-@click.option("--hospitals", default=4, show_default=True, help="How many, where the data are dealt out.  数据分给多少家医院。")
-@click.option("--partition", type=click.Choice(["natural", "iid", "dirichlet", "pathological"]), default="iid", show_default=True)
+@under("partition", "--hospitals", of=DEALT, default=4, show_default=True, help="How many the data are dealt out to.  数据分给多少家医院。")
 @click.option(
-    "--alpha", default=0.5, show_default=True, help="Of dirichlet: the smaller, the less alike.  dirichlet 分布参数：越小各院差异越大。"
+    "--partition",
+    type=click.Choice(["natural", *DEALT]),
+    default="iid",
+    show_default=True,
+    help="How the data are dealt out: docs/federation/simulation.md.  数据划分方式，见 docs/federation/simulation.md。",
 )
-@click.option(
-    "--shards", default=2, show_default=True, help="Of pathological: shards of one class a hospital.  pathological：每院的单类分片数。"
+@under(
+    "partition",
+    "--alpha",
+    of=("dirichlet",),
+    default=0.5,
+    show_default=True,
+    help="Of dirichlet: the smaller, the less alike.  dirichlet 分布参数：越小各院差异越大。",
+)
+@under(
+    "partition",
+    "--shards",
+    of=("pathological",),
+    default=2,
+    show_default=True,
+    help="Of pathological: shards of one class a hospital.  pathological：每院的单类分片数。",
 )
 @training
-@click.option("--min-participants", type=int, help="How many must answer a round; by default all.  每轮至少多少家答复；默认全部。")
 @click.option("--workers", default=0, help="Processes that train; one a processor by default.  训练进程数；默认每处理器一个。")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Written(),
     required=True,
     help="OUT.safetensors, OUT.json, OUT.csv and OUT.png are written.  写入 OUT.safetensors、OUT.json、OUT.csv 与 OUT.png。",
 )
@@ -57,11 +77,8 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     places = read(data, pack(package).manifest.data, options["seed"])
     shares = share(places, hospitals, partition, seed=options["seed"], alpha=alpha, classes=shards)
     _tell(shares)
-    plan = training_of(options)
-    if options["min_participants"] is not None:
-        plan["min_participants"] = options["min_participants"]
     model = out.with_name(f"{out.name}.safetensors")
-    done = asyncio.run(run(package, shares, model, news=_news, workers=options["workers"], **plan))
+    done = asyncio.run(run(package, shares, model, news=_news, workers=options["workers"], **training_of(options)))
     out.with_name(f"{out.name}.json").write_text(done.view.model_dump_json(indent=1), encoding="utf-8")
     if done.view.state != "completed":
         click.secho(f"{state(done.view.state)}: {done.view.failure}", fg="red", err=True)

@@ -20,6 +20,7 @@ from medmesh.contracts.governance import Approvals, ApprovalView
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan, SecureAggregation
+from medmesh.contracts.refusals import contradiction
 from medmesh.contracts.training import RehearsalReport, RehearsalView
 from medmesh.errors import Problem
 from medmesh.federated.invitation import link_digest, link_of, new_secret
@@ -27,6 +28,7 @@ from medmesh.federated.plan import explain
 from medmesh.federated.undoing import ACTION, rollback_digest, rollback_target
 from medmesh.learning.host import worker
 from medmesh.learning.package import Package, pack
+from medmesh.store.objects.port import file_digest
 from medmesh.tasks import end
 
 REHEARSAL_SECONDS = 660.0
@@ -74,10 +76,13 @@ async def rehearse(
 
 
 def rehearsing(plan: dict[str, Any]) -> dict[str, Any]:
-    """Of a plan's fields those that a rehearsal is about."""
+    """Of a plan's fields those that a rehearsal is about. Raises `Problem` (`plan.*`)."""
     names = ("algorithm", "parameters", "local", "privacy", "codec", "codec_share", "batch_size", "learning_rate")
     secure = plan.get("secure")
-    bits = {} if secure is None else {"secure_bits": SecureAggregation.model_validate(secure).bits}
+    try:
+        bits = {} if secure is None else {"secure_bits": SecureAggregation.model_validate(secure).bits}
+    except ValidationError as error:
+        raise contradiction(error) from None
     return {name: plan[name] for name in names if plan.get(name) is not None} | bits
 
 
@@ -100,38 +105,43 @@ async def create_federation(
     """Answers `{"federation", "plan_hash"}`. Times count from now: it starts when all have answered or
     `accept_seconds` are over, and not before `start_seconds`. `plan` has further fields of the plan. A package with code is rehearsed
     first, unless `rehearsal` says otherwise, and `reviews` are the signed notes of who read it; `tell` hears the rehearsal's stages. Raises
-    `Problem`; `federation.plan` names what contradicts."""
+    `Problem`; `plan.*` and others of that catalogue say what contradicts."""
     package = pack(folder)
+
+    def planned(**measured: Any) -> Plan:
+        now = datetime.now(UTC).replace(microsecond=0)
+        try:
+            return Plan(
+                name=name,
+                purpose=purpose,
+                initiator=initiator,
+                package=package.digest,
+                initial=first,
+                framework=package.manifest.package.framework,
+                data=package.manifest.data,
+                signature=package.manifest.tensors,
+                participants=hospitals,
+                accept_by=now + timedelta(seconds=accept_seconds),
+                start_at=now + timedelta(seconds=start_seconds),
+                small_cell=small_cell,
+                **measured,
+                **plan,
+            )
+        except ValidationError as error:
+            raise contradiction(error) from None
+
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "package.zip"
         archive.write_bytes(package.archive)
         initial = await initial_weights(package, plan["seed"], Path(scratch) / "initial.safetensors")
+        first = file_digest(initial)[0]
+        planned()  # what contradicts is said before anything is sent or rehearsed
         package_ref, initial_ref = await upload(gateway, archive), await upload(gateway, initial)
     measured = None
     if package.manifest.custom if rehearsal is None else rehearsal:
         found, report = await rehearse(gateway, package, package_ref, rehearsing(plan), tell=tell)
         measured = {"report": report.sha256, "memory_mib": found.memory_mib, "step_microseconds": found.step_microseconds}
-    now = datetime.now(UTC).replace(microsecond=0)
-    try:
-        made = Plan(
-            name=name,
-            purpose=purpose,
-            initiator=initiator,
-            package=package.digest,
-            initial=initial_ref.sha256,
-            framework=package.manifest.package.framework,
-            data=package.manifest.data,
-            signature=package.manifest.tensors,
-            participants=hospitals,
-            accept_by=now + timedelta(seconds=accept_seconds),
-            start_at=now + timedelta(seconds=start_seconds),
-            small_cell=small_cell,
-            rehearsal=measured,
-            **plan,
-        )
-    except ValidationError as error:
-        parts = [".".join(map(str, e["loc"])) + (": " if e["loc"] else "") + e["msg"] for e in error.errors(include_input=False)]
-        raise Problem("federation.plan", reason="; ".join(parts[:5])) from None
+    made = planned(rehearsal=measured)
     body: dict[str, Any] = {"plan": made.model_dump(mode="json"), "package": package_ref.model_dump(), "initial": initial_ref.model_dump()}
     if reviews:
         body["reviews"] = list(reviews)

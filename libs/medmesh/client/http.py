@@ -12,6 +12,7 @@ from typing import Any
 from yarl import URL
 
 from medmesh.absent import no_authorities
+from medmesh.errors import Problem
 from medmesh.store.objects.port import PART
 
 with no_authorities():  # each pool has a context of its own
@@ -20,6 +21,8 @@ with no_authorities():  # each pool has a context of its own
 
 CONNECT_SECONDS = 15.0
 READ_SECONDS = 60.0
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes of an answer that is taken whole: what is larger is read piece by piece. Whoever answers without end is no gateway of ours."""
 LONGEST_LINE = 4 * 2**20
 """Bytes of a line of events: an object that comes along, base64, has fewer."""
 
@@ -60,9 +63,9 @@ class Streaming:
         self.status_code = answer.status
 
     async def whole(self) -> Answer:
-        """Everything at once."""
+        """Everything at once. Raises `Problem` (`client.answer`) where it is too much."""
         with _told():
-            return Answer(self._answer.status, self._answer.headers, await self._answer.read())
+            return await _whole(self._answer)
 
     async def parts(self, size: int = 1 << 20) -> AsyncIterator[list[bytes]]:
         """The body as it comes, gathered until there are `size` bytes and not copied."""
@@ -136,12 +139,12 @@ class Pool:
         return self._opened().request(method, url, proxy=self._proxy, allow_redirects=False, **options)
 
     async def request(self, method: str, target: str, *, content: Body = b"", headers: Mapping[str, str] | None = None) -> Answer:
-        """Send and get everything. Raises `Broken`."""
+        """Send and get everything. Raises `Broken`, and `Problem` (`client.answer`) where it is too much."""
         parts = [content] if isinstance(content, bytes) else content
         data = _Parts(parts) if sum(map(len, parts)) > PART else b"".join(parts) or None
         with _told():
             async with self._ask(method, target, data=data, headers=headers) as answer:
-                return Answer(answer.status, answer.headers, await answer.read())
+                return await _whole(answer)
 
     async def get(self, target: str, *, headers: Mapping[str, str] | None = None) -> Answer:
         """See `request`."""
@@ -171,6 +174,16 @@ class Pool:
             answer.close()  # whoever reads it would wait on
         if session is not None:
             await session.close()
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> Answer:
+    held: list[bytes] = []
+    size = 0
+    async for part in answer.content.iter_any():
+        held.append(part)
+        if (size := size + len(part)) > LARGEST_ANSWER:
+            raise Problem("client.answer", status=answer.status)
+    return Answer(answer.status, answer.headers, b"".join(held))
 
 
 @contextmanager

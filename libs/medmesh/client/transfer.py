@@ -297,5 +297,8 @@ async def _range(gateway: Gateway, ref: ObjectRef, partial: _Partial, end: int, 
         if answer.status_code >= 400:
             raise problem_of(await answer.whole())
         async for parts in answer.parts():
+            if partial.size + sum(map(len, parts)) > end:  # more than was asked for: it may have no end
+                partial.path.unlink(missing_ok=True)
+                raise Problem("objects.digest", expected=ref.sha256, found="?")
             await aside(ref.bytes, functools.partial(partial.append, parts))
             progress(partial.size, ref.bytes)

@@ -11,12 +11,13 @@ import json
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import DataSchema
 from medmesh.contracts.message import Identifier, Instant, Record, Sha256
 from medmesh.contracts.privacy import Privacy
+from medmesh.contracts.refusals import decimal, refusal
 from medmesh.contracts.screening import Screening
 
 
@@ -53,13 +54,7 @@ class EarlyStopping(Record):
     @field_validator("min_delta")
     @classmethod
     def _delta(cls, value: str) -> str:
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            raise ValueError("min_delta is a decimal string such as '0.005'") from None
-        if not number.is_finite() or not 0 <= number < 1:
-            raise ValueError("min_delta is at least 0 and less than 1")
-        return value
+        return decimal("stop.min_delta", value, "0 <= x < 1")
 
 
 class SemiAsynchrony(Record):
@@ -76,13 +71,7 @@ class SemiAsynchrony(Record):
     @field_validator("decay")
     @classmethod
     def _decay(cls, value: str) -> str:
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            raise ValueError("decay is a decimal string such as '0.5'") from None
-        if not number.is_finite() or not 0 <= number <= 10:
-            raise ValueError("decay is at least 0 and at most 10")
-        return value
+        return decimal("pace.decay", value, "0 <= x <= 10")
 
 
 RangeName = Literal["learning_rate", "local_steps", "batch_size"]
@@ -96,12 +85,10 @@ class Range(Record):
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
-        try:
-            low, high = Decimal(self.low), Decimal(self.high)
-        except InvalidOperation:
-            raise ValueError("ranges: low and high are decimal strings") from None
-        if not (low.is_finite() and high.is_finite() and 0 < low <= high <= 1_000_000):
-            raise ValueError("ranges: low is more than 0, and high not below it")
+        for value in (self.low, self.high):
+            decimal("ranges", value, "0 < x <= 1000000")
+        if Decimal(self.low) > Decimal(self.high):
+            raise refusal("plan.range", low=self.low, high=self.high)
         return self
 
     def holds(self, value: str) -> bool:
@@ -180,45 +167,30 @@ class Plan(Record):
     @field_validator("learning_rate")
     @classmethod
     def _decimal(cls, value: str) -> str:
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            raise ValueError("learning_rate is a decimal string such as '0.01'") from None
-        if not number.is_finite() or not 0 < number < 1000:
-            raise ValueError("learning_rate lies between 0 and 1000")
-        return value
+        return decimal("learning_rate", value, "0 < x < 1000")
 
     @field_validator("codec_share")
     @classmethod
     def _share(cls, value: str) -> str:
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            raise ValueError("codec_share is a decimal string such as '0.01'") from None
-        if not number.is_finite() or not 0 < number <= 1:
-            raise ValueError("codec_share is more than 0 and at most 1")
-        return value
+        return decimal("codec_share", value, "0 < x <= 1")
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
-        if len(set(self.participants)) != len(self.participants):
-            raise ValueError("participants: a hospital is named twice")
-        if self.min_participants > len(self.participants):
-            raise ValueError(f"min_participants: {self.min_participants} is more than the {len(self.participants)} participants")
-        for name in ("accept_by", "start_at"):
-            if getattr(self, name).tzinfo is None:
-                raise ValueError(f"{name}: give the time zone")
-        names = [tensor.name for tensor in self.signature]
-        if len(set(names)) != len(names):
-            raise ValueError("signature: a tensor is named twice")
-        if len(set(self.local)) != len(self.local):
-            raise ValueError("local: a tensor is named twice")
+        count, names = len(self.participants), [tensor.name for tensor in self.signature]
+        for field, listed in (("participants", self.participants), ("signature", names), ("local", self.local)):
+            if len(set(listed)) != len(listed):
+                raise refusal("plan.twice", field=field, name=next(one for one in listed if listed.count(one) > 1))
+        if self.min_participants > count:
+            raise refusal("plan.min_participants", least=self.min_participants, count=count)
+        for field in ("accept_by", "start_at"):
+            if getattr(self, field).tzinfo is None:
+                raise refusal("plan.time_zone", field=field)
         if self.secure is not None:
             _check_secure(self, self.secure)
         if self.pace is not None:
             _check_pace(self, self.pace)
         if self.stop is not None and not self.evaluate_every:
-            raise ValueError("stop: nothing tells when to stop while evaluate_every is 0")
+            raise refusal("plan.stop_unevaluated")
         if self.privacy is not None:
             _check_privacy(self, self.privacy)
         if self.ranges:
@@ -226,9 +198,9 @@ class Plan(Record):
         if self.screening is not None:
             _check_screening(self)
         if unknown := sorted(set(self.local) - set(names)):
-            raise ValueError(f"local: {unknown[0]!r} is not a tensor of the signature")
+            raise refusal("plan.local_unknown", tensor=unknown[0])
         if not set(names) - set(self.local):
-            raise ValueError("local: when every tensor stays in the hospital there is nothing to train together")
+            raise refusal("plan.local_all")
         return self
 
 
@@ -240,70 +212,73 @@ LATER = (
 
 
 def _check_ranges(plan: Plan) -> None:
-    """Raise `ValueError` for a range that leaves the plan's own value out, or that an account was not made for."""
+    """Raise `refusal` for a range that leaves the plan's own value out, or that an account was not made for."""
     if plan.privacy is not None:
-        raise ValueError("ranges: the account of privacy is for the steps and batches that the plan says")
+        raise refusal("plan.range_privacy")
     for name, wanted in plan.ranges.items():
-        if not wanted.holds(str(getattr(plan, name))):
-            raise ValueError(f"ranges: {name} = {getattr(plan, name)} is outside its own range")
+        if not wanted.holds(given := str(getattr(plan, name))):
+            raise refusal("plan.range_outside", field=name, given=given, low=wanted.low, high=wanted.high)
 
 
 def _check_secure(plan: Plan, secure: SecureAggregation) -> None:
-    """Raise `ValueError` for what would show more than sums."""
+    """Raise `refusal` for what would show more than sums."""
     count = len(plan.participants)
     if not 3 <= count <= 64:
-        raise ValueError("secure: between 3 and 64 participants")
+        raise refusal("plan.secure_count", count=count)
     if not 2 * count < 3 * secure.threshold <= 3 * count:
-        raise ValueError("secure: the threshold is more than two thirds of the participants, and not more than all of them")
+        raise refusal("plan.secure_threshold", threshold=secure.threshold, least=2 * count // 3 + 1, count=count)
     if plan.min_participants < secure.threshold:
-        raise ValueError("secure: min_participants is not below the threshold")
+        raise refusal("plan.secure_answers", least=plan.min_participants, threshold=secure.threshold)
     if plan.codec != "none":
-        raise ValueError("secure: masked numbers do not get fewer by a codec")
+        raise refusal("plan.secure_codec", codec=plan.codec)
     if plan.baseline:
-        raise ValueError("secure: a baseline shows each hospital's own model to the platform")
+        raise refusal("plan.secure_baseline")
 
 
 def _check_pace(plan: Plan, pace: SemiAsynchrony) -> None:
-    """Raise `ValueError` for what cannot wait."""
+    """Raise `refusal` for what cannot go on without the slow."""
     if not plan.min_participants <= pace.quorum <= len(plan.participants):
-        raise ValueError("pace: the quorum is not below min_participants, and not above the number of participants")
+        raise refusal("plan.pace_quorum", quorum=pace.quorum, least=plan.min_participants, count=len(plan.participants))
     if plan.secure is not None:
-        raise ValueError("pace: a secure sum is opened once and over one round's model; who comes later has no masks for the next")
+        raise refusal("plan.pace_secure")
     if plan.local:
-        raise ValueError("pace: tensors that stay in a hospital go on from the round in which it counted last, which the slow do not know")
+        raise refusal("plan.pace_local")
     if plan.stop is not None:
-        raise ValueError("pace: the fast hospitals alone would decide when to stop")
+        raise refusal("plan.pace_stop")
     if plan.privacy is not None:
-        raise ValueError("pace: the noise and its account are for rounds in which every hospital counts once and alike")
+        raise refusal("plan.pace_privacy")
 
 
 def _check_privacy(plan: Plan, privacy: Privacy) -> None:
-    """Raise `ValueError` for what would leave beside what is noised."""
+    """Raise `refusal` for what would leave beside what is noised."""
     if plan.baseline:
-        raise ValueError("privacy: a baseline shows models without noise, and counts of single patients")
+        raise refusal("plan.privacy_baseline")
     if plan.evaluate_every:
-        raise ValueError("privacy: counts of an evaluation are of single patients, and no budget covers them")
+        raise refusal("plan.privacy_evaluated")
     if privacy.unit == "hospital" and plan.codec != "none":
-        raise ValueError("privacy: what a codec leaves out of an update goes into a later one, beyond the clipping of a hospital's part")
-
-
-def changed(plan: Plan, values: dict[str, str]) -> Plan:
-    """The plan as it is for a round that changes these fields. Raises `ValueError` for what it does not let be changed so far."""
-    for name, value in values.items():
-        wanted = next((wanted for allowed, wanted in plan.ranges.items() if allowed == name), None)
-        if wanted is None or not wanted.holds(value):
-            raise ValueError(name)
-    return Plan.model_validate_json(
-        json.dumps(plan.model_dump(mode="json") | {n: v if n == "learning_rate" else int(v) for n, v in values.items()})
-    )
+        raise refusal("plan.privacy_codec", codec=plan.codec)
 
 
 def _check_screening(plan: Plan) -> None:
-    """Raise `ValueError` where nobody may look at a single update."""
+    """Raise `refusal` where nobody may look at a single update."""
     if plan.secure is not None:
-        raise ValueError("screening: a secure sum shows no single update to anybody, so that none can be found wrong: choose one of both")
+        raise refusal("plan.screening_secure")
     if plan.privacy is not None and plan.privacy.unit == "hospital":
-        raise ValueError("screening: what is said of a single hospital's update is noised by nothing, and no budget covers it")
+        raise refusal("plan.screening_privacy")
+
+
+def changed(plan: Plan, values: dict[str, str]) -> Plan:
+    """The plan as it is for a round that changes these fields. Raises `ValueError` with the name of one that it does not let be changed
+    so far."""
+    for name, value in values.items():
+        wanted = next((wanted for allowed, wanted in plan.ranges.items() if allowed == name), None)
+        if wanted is None or not wanted.holds(value) or (name != "learning_rate" and Decimal(value) % 1):
+            raise ValueError(name)
+    numbers = {name: value if name == "learning_rate" else int(Decimal(value)) for name, value in values.items()}
+    try:
+        return Plan.model_validate_json(json.dumps(plan.model_dump(mode="json") | numbers))
+    except ValidationError as error:
+        raise ValueError(str(error.errors()[0]["loc"][0])) from None
 
 
 def canonical(plan: Plan) -> bytes:

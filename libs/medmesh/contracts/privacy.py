@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from medmesh.contracts.message import Record
+from medmesh.contracts.refusals import decimal, refusal
 
-_BOUNDS: dict[str, tuple[str, str]] = {
-    "epsilon": ("0", "1000"),
-    "delta": ("0", "0.1"),
-    "clip": ("0", "1000000"),
-    "noise": ("0", "1000"),
-    "rate": ("0", "1"),
+_BOUNDS = {
+    "epsilon": "0 < x <= 1000",
+    "delta": "0 < x <= 0.1",
+    "clip": "0 < x <= 1000000",
+    "noise": "0 < x <= 1000",
+    "rate": "0 < x <= 1",
+    "quantile": "0 <= x < 1",
 }
-"""More than the first and at most the second."""
 
 
 class Privacy(Record):
@@ -40,28 +41,18 @@ class Privacy(Record):
     """Of a hospital: the share of updates that the clipping norm shall leave whole; it then follows that quantile of their norms (Andrew
     et al., NeurIPS 2021). 0: the norm stays as it is."""
 
-    @field_validator("epsilon", "delta", "clip", "noise", "rate", "quantile")
+    @field_validator(*_BOUNDS)
     @classmethod
-    def _decimal(cls, value: str) -> str:
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            raise ValueError("a decimal string such as '0.5'") from None
-        if not number.is_finite():
-            raise ValueError("a finite number")
-        return value
+    def _decimal(cls, value: str, info: ValidationInfo) -> str:
+        name = str(info.field_name)
+        return decimal(f"privacy.{name}", value, _BOUNDS[name])
 
     @model_validator(mode="after")
     def _consistent(self) -> Privacy:
-        for name, (low, high) in _BOUNDS.items():
-            if not Decimal(low) < Decimal(getattr(self, name)) <= Decimal(high):
-                raise ValueError(f"{name} is more than {low} and at most {high}")
-        if not 0 <= Decimal(self.quantile) < 1:
-            raise ValueError("quantile is at least 0 and less than 1")
         if self.unit == "hospital" and Decimal(self.rate) != 1:
-            raise ValueError("rate: hospitals are not drawn, each one that is online takes part in every round; only patients are")
+            raise refusal("plan.privacy_rate", rate=self.rate)
         if self.unit == "patient" and self.adaptive:
-            raise ValueError("quantile: the clipping norm follows updates of hospitals, and gradients of patients are never shown")
+            raise refusal("plan.privacy_quantile", quantile=self.quantile)
         return self
 
     @property

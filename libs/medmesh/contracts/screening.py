@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
 from medmesh.contracts.message import Record
+from medmesh.contracts.refusals import decimal
 
 
 class Flag(StrEnum):
@@ -28,7 +28,13 @@ class Flag(StrEnum):
     """One that was given to an earlier round, or an earlier attempt by somebody else."""
 
 
-_BOUNDS = {"longer": (1, 1000), "shorter": (0, 1), "deviations": (0, 1000), "opposed": (-1, 1), "alike": (0, 1)}
+_BOUNDS = {
+    "longer": "1 <= x <= 1000",
+    "shorter": "0 <= x <= 1",
+    "deviations": "0 <= x <= 1000",
+    "opposed": "-1 <= x <= 1",
+    "alike": "0 <= x <= 1",
+}
 
 
 class Screening(Record):
@@ -55,13 +61,6 @@ class Screening(Record):
 
     @field_validator(*_BOUNDS)
     @classmethod
-    def _decimal(cls, value: str, info: object) -> str:
-        name = str(getattr(info, "field_name", ""))
-        low, high = _BOUNDS[name]
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            raise ValueError(f"{name} is a decimal string such as '0.5'") from None
-        if not number.is_finite() or not low <= number <= high:
-            raise ValueError(f"{name} lies between {low} and {high}")
-        return value
+    def _decimal(cls, value: str, info: ValidationInfo) -> str:
+        name = str(info.field_name)
+        return decimal(f"screening.{name}", value, _BOUNDS[name])

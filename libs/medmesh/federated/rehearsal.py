@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import psutil
+from pydantic import ValidationError
 
 from medmesh.canonical import canonical
 from medmesh.contracts.data import DataSchema, ImageSchema, TableSchema, decimal
 from medmesh.contracts.plan import Plan, SecureAggregation
+from medmesh.contracts.refusals import contradiction
 from medmesh.contracts.training import RehearsalReport, Rehearsing, Stage, StageName
 from medmesh.errors import Problem
 from medmesh.federated import codecs
@@ -107,8 +109,8 @@ def _plan(package: Package, how: Rehearsing, count: int) -> Plan:
             round_deadline_seconds=3600,
             **how.model_dump(exclude={"steps", "secure_bits"}),
         )
-    except ValueError as error:
-        raise Problem("federation.plan", reason=str(error).splitlines()[-1][:200]) from None
+    except ValidationError as error:
+        raise contradiction(error) from None
 
 
 async def rehearse(package: Package, how: Rehearsing, open_worker: Open, folder: Path, tell: Tell = lambda stage: None) -> RehearsalReport:

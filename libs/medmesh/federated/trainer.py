@@ -84,8 +84,7 @@ class Trainer:
             second, _ = await self.run(own, folder / "second")
         run = algorithm.train(local)
         if plan.privacy is not None and run.steps > plan.local_steps:
-            why = "it takes more steps than the plan says and the ledger counts"
-            raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason=why)
+            raise Problem("privacy.algorithm_steps", algorithm=plan.algorithm, steps=run.steps, planned=plan.local_steps)
         trained, loss = await self.run(run, folder / "trained")
         left = await aside(trained.stat().st_size, lambda: algorithm.leave(local, trained, second))
         # Nothing leaves but the tensors that were agreed upon; what privacy adds comes later, and is the node's.

@@ -18,7 +18,7 @@ import uvicorn
 from opentelemetry.trace import SpanKind
 
 from medmesh.errors import Problem
-from medmesh.security.asgi_tls import TlsProtocol
+from medmesh.service import crowd
 from medmesh.service.listener import Check, respond
 from medmesh.telemetry import log, metrics, span
 
@@ -81,9 +81,19 @@ class Observed:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, most: int) -> None:
         super().__init__(config)
         self._over = asyncio.Event()
+        self._crowd = crowd.Crowd(crowd.room(most))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let people in."""
+
+        def made() -> crowd.Connection:
+            return crowd.Connection(self.config, self.server_state, {})
+
+        self.servers = [crowd.Doorman(one, made, self._crowd, self.config.ssl) for one in sockets or ()]  # type: ignore[misc]
+        self.started = True
 
     def capture_signals(self) -> Any:
         """The service's own runtime listens to signals."""
@@ -111,16 +121,18 @@ async def serve(
     certificate: Path | None = None,
     key: Path | None = None,
     client_ca: Path | None = None,
+    most: int = crowd.MOST,
 ) -> AsyncIterator[int]:
-    """Serve `app` and yield the port. With `client_ca`, clients may show a certificate; one that does not verify is refused
-    at the handshake. The application decides where a certificate is needed."""
-    # With its protocol named: asyncio turns Nagle off for no other, and an answer of two pieces then waits 40 ms for the ACK of the first.
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    """Serve `app`, on at most so many connections, and yield the port. With `client_ca`, clients may show a certificate; one that does not
+    verify is refused at the handshake. The application decides where a certificate is needed."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind((host, port))
     config = uvicorn.Config(
         app,
-        http=TlsProtocol,
+        http=crowd.Connection,
+        ws="none",
+        proxy_headers=False,  # uvicorn believes whoever connects from this machine
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -130,12 +142,11 @@ async def serve(
         ssl_keyfile=key,
         ssl_ca_certs=str(client_ca) if client_ca else None,
         ssl_cert_reqs=ssl.CERT_OPTIONAL if client_ca else ssl.CERT_NONE,
-        h11_max_incomplete_event_size=64 * 1024,
     )
     config.load()
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    server = _Server(config)
+    server = _Server(config, most)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
         if task.done():

@@ -54,7 +54,7 @@ def read(folder: Path, schema: DataSchema, seed: int) -> Shares:
     Images: DICOM or pictures, `labels.csv` with the columns file and label, and where known split (train, test) and patient. Volumes,
     signals and notes: what `medmesh edge ingest --volumes` takes in, with the same `labels.csv`; each is decoded once, so that what does
     not fit is told by its file's name. Tables: what the columns mean stands in `columns.toml`, as for a node. Raises `Problem`
-    (`intake.*`, `imaging.*`, `simulation.data`, `simulation.items`).
+    (`intake.*`, `imaging.*`, `simulation.*`).
     """
     if isinstance(schema, TableSchema):
         found = {path.stem: list(_rows(path, folder / "columns.toml", schema, seed)) for path in sorted(folder.glob("*.csv"))}
@@ -64,7 +64,7 @@ def read(folder: Path, schema: DataSchema, seed: int) -> Shares:
         found = {place.name if place != folder else "all": list(of(place, seed=seed)) for place in places}
     found = {name: samples for name, samples in found.items() if samples}
     if not found:
-        raise Problem("simulation.data", reason="no labels.csv, no *.csv, or no sample of the package's classes")
+        raise Problem("simulation.data")
     return found
 
 
@@ -167,7 +167,7 @@ def _items(place: Path, schema: VolumeSchema | SignalSchema | TextSchema, seed: 
         raise Problem("simulation.items", count=len(unfit), total=len(unfit) + count, first=unfit[0][:300])
     if others and not count:
         found = ", ".join(f"{kind} {number}" for kind, number in sorted(others.items()))
-        raise Problem("simulation.data", reason=f"the package wants {schema.modality}, and {place.name} holds {found}")
+        raise Problem("simulation.modality", wanted=schema.modality, place=place.name, found=found)
 
 
 def _again(paths: Mapping[str, Path], kept: Callable[[Mapping[str, bytes]], Clean]) -> bytes:

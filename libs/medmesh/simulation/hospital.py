@@ -234,7 +234,8 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
 
 
 def policy(folder: Path, package: Package) -> None:
-    """One for all: it lets this package run, and refuses nothing that a simulation is for. So is the secret that rounds counts."""
+    """One for all: it lets this package run, refuses nothing that a simulation is for, and rounds counts as the plan says and no further.
+    So is the secret that rounds them."""
     write_secret(folder / SITE_KEY, token_hex(32).encode())
     (folder / "policy.toml").write_text(
         f'[federation]\ninitiators = ["*"]\npackages = ["{package.digest}"]\nalgorithms = ["*"]\n'

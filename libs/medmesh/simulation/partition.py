@@ -19,11 +19,11 @@ def deal(labels: Sequence[int], hospitals: int, way: str, *, seed: int, alpha: f
     arXiv:1909.06335): the smaller `alpha`, the more they differ. pathological: sorted by class, cut into `classes` shards a hospital, and
     each gets that many at random (McMahan et al. 2017, arXiv:1602.05629, §3).
 
-    Raises `Problem` (`simulation.partition`) for values that make no sense, and where a hospital would get nobody.
+    Raises `Problem` (`simulation.*`) for values that make no sense, and where a hospital would get nobody.
     """
     given, dice = np.asarray(labels, dtype=np.int64), np.random.default_rng(seed)
     if hospitals < 1 or hospitals > len(given):
-        raise Problem("simulation.partition", reason=f"{len(given)} patients for {hospitals} hospitals")
+        raise Problem("simulation.partition", patients=len(given), hospitals=hospitals)
     match way:
         case "iid":
             shares = [part.tolist() for part in np.array_split(dice.permutation(len(given)), hospitals)]
@@ -32,16 +32,16 @@ def deal(labels: Sequence[int], hospitals: int, way: str, *, seed: int, alpha: f
         case "pathological":
             shares = _pathological(given, hospitals, classes, dice)
         case _:
-            raise Problem("simulation.partition", reason=f"{way} is none of iid, dirichlet, pathological")
+            raise Problem("simulation.way", way=way, known=", ".join(WAYS))
     if not all(shares):
-        raise Problem("simulation.partition", reason="a hospital gets nobody")
+        raise Problem("simulation.empty", hospitals=hospitals)
     return [sorted(map(int, share)) for share in shares]
 
 
 def _dirichlet(labels: np.ndarray, hospitals: int, alpha: float, dice: np.random.Generator) -> list[list[int]]:
     """Drawn until everybody has somebody, as is usual."""
     if not 0 < alpha < float("inf"):
-        raise Problem("simulation.partition", reason="alpha is more than 0")
+        raise Problem("simulation.alpha", alpha=alpha)
     for attempt in count():
         shares: list[list[int]] = [[] for _ in range(hospitals)]
         for one in np.unique(labels):
@@ -56,7 +56,7 @@ def _dirichlet(labels: np.ndarray, hospitals: int, alpha: float, dice: np.random
 
 def _pathological(labels: np.ndarray, hospitals: int, classes: int, dice: np.random.Generator) -> list[list[int]]:
     if classes < 1:
-        raise Problem("simulation.partition", reason="at least one shard a hospital")
+        raise Problem("simulation.shards", shards=classes)
     by_class = dice.permutation(len(labels))
     shards = np.array_split(by_class[np.argsort(labels[by_class], kind="stable")], hospitals * classes)
     order = dice.permutation(len(shards))

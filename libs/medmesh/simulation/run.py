@@ -28,7 +28,9 @@ from medmesh.contracts.federation import (
     GetFederationPage,
     HospitalAlive,
 )
+from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.plan import Plan
+from medmesh.contracts.refusals import contradiction
 from medmesh.errors import Problem
 from medmesh.learning.package import Package, pack
 from medmesh.security.authority import new_key, node_request
@@ -71,6 +73,8 @@ async def simulate(
     processes train, as many as there are processors by default, each by `ranks` of its own. Raises `Problem`; a federation that failed
     is no problem: its view says so.
     """
+    if workers < 0:
+        raise Problem("simulation.workers", workers=workers)
     package = pack(source)
     with here(), tempfile.TemporaryDirectory(prefix="medmesh-simulation-") as name:
         folder = Path(name)
@@ -113,7 +117,8 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
     archive, weights = platform.folder / "package.zip", platform.folder / "initial.safetensors"
     archive.write_bytes(package.archive)
     least = plan["pace"]["quorum"] if plan.get("pace") else len(hospitals)
-    values = {"min_participants": least, "round_deadline_seconds": 86_400, "lease_seconds": LEASE_SECONDS, "seed": 1, **plan}
+    values = {"min_participants": least, "round_deadline_seconds": 86_400, "lease_seconds": LEASE_SECONDS}
+    values |= {"seed": 1, "small_cell": SMALL_CELL, **plan}
     await initial_weights(package, values["seed"], weights)
     first = await platform.stores.kept.put_file(weights, file_digest(weights)[0])
     packed = await platform.stores.kept.put_file(archive, package.digest)
@@ -134,8 +139,7 @@ async def _create(platform: Hub, package: Package, hospitals: tuple[str, ...], p
             }
         )
     except ValidationError as error:
-        parts = [".".join(map(str, e["loc"])) + (": " if e["loc"] else "") + e["msg"] for e in error.errors(include_input=False)]
-        raise Problem("federation.plan", reason="; ".join(parts[:5])) from None
+        raise contradiction(error) from None
     asked = CreateFederation(plan=made, package=packed, initial=first)
     done = await platform.command(asked, platform.person(RESEARCHER, "researcher"))
     await platform.approve(done["federation"], done["plan_hash"])
@@ -190,7 +194,9 @@ async def _until(ended: asyncio.Event, alive: asyncio.Task[None], grounds: Seque
         while not (await asyncio.wait(over, timeout=1, return_when=asyncio.FIRST_COMPLETED))[0]:
             quiet = quiet + 1 if all([await field.idle() for field in grounds]) else 0
             if quiet >= STUCK_SECONDS:
-                why = ", ".join(f"{name}: {code}" for name, code in sorted(platform.failures.items())) or "nobody said why"
+                if not platform.failures:
+                    raise Problem("simulation.silent", seconds=STUCK_SECONDS)
+                why = ", ".join(f"{name}: {code}" for name, code in sorted(platform.failures.items()))
                 raise Problem("simulation.stuck", reason=why)
     finally:
         await end(waiting)

@@ -42,6 +42,9 @@ EMERGENCIES = Gauge("medmesh_emergency_accesses", "Emergency accesses nobody has
 DEAD_LETTERS = Counter("medmesh_dead_letters", "Messages given up on", ["service", "consumer"], registry=REGISTRY)
 HTTP_REQUESTS = Counter("medmesh_http_requests", "Requests by route and status", ["service", "route", "status"], registry=REGISTRY)
 HTTP_SECONDS = Histogram("medmesh_http_seconds", "Request by route", ["service", "route"], buckets=_QUICK, registry=REGISTRY)
+HTTP_CUT = Counter(
+    "medmesh_http_cut", "Connections ended, or not begun, because of: late | head | room | full | descriptors", ["why"], registry=REGISTRY
+)
 
 
 def exposition() -> bytes:

@@ -28,6 +28,8 @@ from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import KEY, attempt, bases, chain, committed, given
 
+MOST_PAGES = 1000
+"""Of a history that was missed. The platform shows some hundred rounds on each, and no federation has so many."""
 _OURS = bases.c.federation == bindparam("federation")
 _BEGAN = select(bases.c.base).where(_OURS).order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1).scalar_subquery()
 _BEFORE = exists().where(_OURS, bases.c.base == bindparam("base"))
@@ -86,7 +88,7 @@ async def note(uow: UnitOfWork[Any], plan: Plan, event: RoundOpened) -> None:
     if seen.value == event.previous and _whole(event) and _later(event, seen):
         with suppress(Problem):
             agreed(plan, event)
-            left = _begun(event, seen.left, [event.links])
+            left = _begun(event, _after(event, seen.left, event.links))
             _progress(uow, event, seen)
             await _write(uow, event, left)
 
@@ -105,24 +107,30 @@ async def follow(site: Site, gateway: Gateway, plan: Plan, event: RoundOpened) -
         seen = await _seen(uow, plan, event)
     if not _whole(event) or not _later(event, seen):
         raise _broken(event)
-    value, place, more = seen.value, {"round": seen.round, "attempt": seen.attempt}, True
-    links: list[Iterable[Commitment]] = []
-    while value != event.previous and more:
-        shown = await gateway.ask(f"/v1/federations/{event.federation}/chain", RoundChain, **place)
-        for digest, named in zip(shown.digests, (*shown.links, *[()] * len(shown.digests)), strict=False):
-            value = extend(value, [digest])
-            links.append(named)
-            if value == event.previous:
-                break
-        place, more = {"round": shown.round, "attempt": shown.attempt}, shown.more
-    if value != event.previous:
-        raise _broken(event)
-    left = _begun(event, seen.left, [*links, event.links])
+    left = _begun(event, _after(event, await _missed(gateway, event, seen), event.links))
     async with site.unit() as uow:
         if await _seen(uow, plan, event) != seen:
             raise Problem("request.failed")  # another was written down meanwhile: it is looked at again, after that
         _progress(uow, event, seen)
         await _write(uow, event, left)
+
+
+async def _missed(gateway: Gateway, event: RoundOpened, seen: Seen) -> Left | None:
+    """What the rounds between left that this hospital was not told of, as far as it is known what was left before them: shown page by page,
+    and none is kept. Raises `Problem` where that does not lead to this round, each page coming nearer to it."""
+    value, left, place = seen.value, seen.left, (seen.round, seen.attempt)
+    for _ in range(MOST_PAGES):
+        if value == event.previous:
+            return left
+        shown = await gateway.ask(f"/v1/federations/{event.federation}/chain", RoundChain, round=place[0], attempt=place[1])
+        for digest, links in zip(shown.digests, (*shown.links, *[()] * len(shown.digests)), strict=False):
+            value, left = extend(value, [digest]), _after(event, left, links)
+            if value == event.previous:
+                return left
+        before, place = place, (shown.round, shown.attempt)
+        if not (shown.more and shown.digests and before < place < (event.round, event.attempt)):
+            break
+    raise _broken(event)
 
 
 def _progress(uow: UnitOfWork[Any], event: RoundOpened, seen: Seen) -> None:
@@ -134,24 +142,25 @@ def _progress(uow: UnitOfWork[Any], event: RoundOpened, seen: Seen) -> None:
         model = back[-1].model if back else event.base.sha256
         found = proven(event, model, uow.ports.trust().governance, uow.ports.roster())
         if back and back[-1].approval != found.id:
-            raise Problem("federation.uncommitted", federation=event.federation, round=event.round)
+            raise _uncommitted(event)
         about = (Entity("federation", event.federation, digest=event.plan_hash),)
         uow.audit(AuditEntry("federation.rollback", "E", entities=about, approval=found.evidence(), detail={"round": event.round}))
 
 
-def _begun(event: RoundOpened, left: Left | None, links: Iterable[Iterable[Commitment]]) -> Left:
-    """What the rounds before this one left, of which `links` tell round by round: it must begin with just that. Raises `Problem`
-    (`federation.uncommitted`)."""
+def _after(event: RoundOpened, left: Left | None, links: Iterable[Commitment]) -> Left | None:
+    """What is left after one round more, where it is known what was left before. Raises `Problem` (`federation.uncommitted`)."""
     try:
-        if left is None:  # believed once, where the store is of an earlier version
-            left = Left(event.committed or "", event.base.sha256, event.state.sha256 if event.state else None)
-        else:
-            for named in links:
-                left = after(left, named)
+        return None if left is None else after(left, links)
     except ValueError:
-        raise Problem("federation.uncommitted", federation=event.federation, round=event.round) from None
+        raise _uncommitted(event) from None
+
+
+def _begun(event: RoundOpened, left: Left | None) -> Left:
+    """What the rounds before this one left: it must begin with just that. Raises `Problem` (`federation.uncommitted`)."""
+    if left is None:  # believed once, where the store is of an earlier version
+        left = Left(event.committed or "", event.base.sha256, event.state.sha256 if event.state else None)
     if not begins_with(event, left):
-        raise Problem("federation.uncommitted", federation=event.federation, round=event.round)
+        raise _uncommitted(event)
     return left
 
 
@@ -173,3 +182,7 @@ async def _write(uow: UnitOfWork[Any], event: RoundOpened, left: Left) -> None:
 
 def _broken(event: RoundOpened) -> Problem:
     return Problem("federation.chain", federation=event.federation, round=event.round)
+
+
+def _uncommitted(event: RoundOpened) -> Problem:
+    return Problem("federation.uncommitted", federation=event.federation, round=event.round)

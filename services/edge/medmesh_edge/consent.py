@@ -16,8 +16,8 @@ from medmesh.security import statements
 from medmesh.security.statements import Acceptance, PlanApproval
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import code, continuity, pipelines, privacy
-from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge import attempts, code, continuity, pipelines, privacy
+from medmesh_edge.outgoing import is_transient, queue, unsay
 from medmesh_edge.policy import refusal
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import federations, tasks
@@ -71,6 +71,8 @@ async def withdraw(site: Site, federation: str, reason: str) -> None:
             raise Problem("federation.not_taking_part", federation=federation, state=row.state)
         ours = federations.c.federation == federation
         await uow.execute(update(federations).where(ours).values(state="withdrawn", reason=reason))
+        await attempts.forget_all(uow, federation)
+        await unsay(uow, federation)
         await queue(uow, f"/v1/federations/{federation}/withdrawal", {"reason": reason[:200]})
         about = (Entity("federation", federation, digest=row.plan_hash),)
         uow.audit(AuditEntry("federation.withdraw", "E", entities=about))

@@ -13,6 +13,7 @@ from medmesh.contracts.plan import Plan
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
+from medmesh_edge import sealing
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import among, federations, residuals, tasks
 
@@ -43,8 +44,10 @@ async def encode(site: Site, plan: Plan, event: RoundOpened, base: Path, update:
     before = await _before(site, event, folder)
     work = (plan.codec, upload_signature(plan), base, update, before, encoded, left)
     await asyncio.to_thread(codecs.encode, *work, share=plan.codec_share)
-    ref = await site.objects.put_file(left, (await asyncio.to_thread(file_digest, left))[0])
-    return encoded, ref.sha256
+    digest, _ = await asyncio.to_thread(file_digest, left)
+    if await sealing.begin(site, digest):
+        await site.objects.put_file(left, digest)
+    return encoded, digest
 
 
 async def _before(site: Site, event: RoundOpened, folder: Path) -> Path | None:

@@ -14,6 +14,7 @@ from medmesh.client import download
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.plan import Plan
 from medmesh.embedded import files
 from medmesh.errors import Problem
 from medmesh.tasks import aside
@@ -21,6 +22,22 @@ from medmesh_edge.ports import Site
 
 Tell = Callable[[int, int], None]
 """How many bytes of how many are here."""
+
+
+def check(plan: Plan, event: RoundOpened) -> None:
+    """Raise a `Problem` (`federation.round`) where a round shows more than its plan's models and states have: nothing of it is fetched."""
+    from medmesh.federated.aggregation import download_signature  # numpy: not before there is a plan
+    from medmesh.federated.codecs import wire_bytes
+    from medmesh.learning.weights import MAX_HEADER
+
+    most = MAX_HEADER + max(wire_bytes(plan.signature), wire_bytes(download_signature(plan)))
+    if any(ref.bytes > most for ref in _shown(event)):
+        raise Problem("federation.round", federation=event.federation, round=event.round, what="bytes")
+
+
+def _shown(event: RoundOpened) -> list[ObjectRef]:
+    shown = (event.base, event.state, event.personal, *(model.weights for model in event.models))
+    return [ref for ref in shown if ref is not None]
 
 
 @dataclass
@@ -58,8 +75,7 @@ class Fetched:
 
     def forget(self, event: RoundOpened) -> None:
         """What rounds before this one showed beside their models goes: each is as large as a model."""
-        shown = (event.base, event.state, event.personal, *(model.weights for model in event.models))
-        needed = {ref.sha256 for ref in shown if ref is not None}
+        needed = {ref.sha256 for ref in _shown(event)}
         for path in self.site.layout.cached("round").iterdir():
             if path.stem not in needed:
                 path.unlink(missing_ok=True)

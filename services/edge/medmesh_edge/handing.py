@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, null, select, update
+from sqlalchemy import bindparam, null, update
 
 from medmesh.client import transfer
 from medmesh.client.gateway import Gateway
@@ -25,17 +25,15 @@ from medmesh.store.unit import AuditEntry, Entity
 from medmesh.tasks import aside
 from medmesh.telemetry import log
 from medmesh_edge import secure
+from medmesh_edge.outgoing import has_left
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import attempt, federations, of_attempt, tasks
+from medmesh_edge.tables import attempt, of_attempt, tasks
 from medmesh_edge.timing import Clock
 
 _OURS = of_attempt(tasks)
 # Unless it was asked for again meanwhile, or its round was stored: then it goes again, or may be deleted already.
 _SENT = Prepared(update(tasks).where(_OURS, tasks.c.state == "trained", tasks.c.code == bindparam("asked")).values(state="sent"))
 _OVER = Prepared(update(tasks).where(_OURS).values(state="releasable"))
-_LEFT = Prepared(
-    select(federations.c.federation).where(federations.c.federation == bindparam("federation"), federations.c.state == "withdrawn")
-)
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,3 @@ async def is_over(site: Site, event: RoundOpened) -> bool:
         async with site.unit() as uow:
             await uow.rows(_OVER, **attempt(event))
     return gone
-
-
-async def has_left(look: Callable[..., Awaitable[Sequence[Any]]], event: RoundOpened) -> bool:
-    """Whether a person has taken this hospital out of the federation. `look` runs a statement, in a transaction or alone."""
-    return bool(await look(_LEFT, federation=event.federation))

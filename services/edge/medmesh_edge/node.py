@@ -23,7 +23,7 @@ from medmesh.service.doorstep import Doorstep
 from medmesh.service.programs import TICK_SECONDS, Verification
 from medmesh.tasks import end, uninterrupted
 from medmesh.telemetry import log
-from medmesh_edge import attempts, consent, forgetting, inbox, models, outgoing, preparing, renewal, samples
+from medmesh_edge import attempts, consent, forgetting, inbox, models, outgoing, preparing, renewal, samples, sealing
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.dicom import Processes
 from medmesh_edge.listening import Listening
@@ -227,6 +227,7 @@ async def running(folder: Path, host: str | None = None, port: int | None = None
         await asyncio.to_thread(samples.forget_arrays, opened)
         await forgetting.finish(opened)
         await attempts.sweep(opened)
+        await asyncio.to_thread(sealing.clear, opened)
         gateway = await stack.enter_async_context(opened.gateway())
         node = Node(opened, gateway, programs)
         stack.callback(node.archive.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, null, select, update
@@ -15,7 +16,7 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import given, requests
+from medmesh_edge.tables import federations, given, requests
 
 TRANSIENT = frozenset(
     (
@@ -28,6 +29,9 @@ AUDIT_BATCH = 64
 _LAST = Prepared(select(func.coalesce(func.max(requests.c.seq), 0).label("seq")))
 _QUEUE = Prepared(insert(requests).values(given(requests)))
 _OLDEST = Prepared(select(requests).where(requests.c.state == "waiting").order_by(requests.c.seq).limit(1))
+_LEFT = Prepared(
+    select(federations.c.federation).where(federations.c.federation == bindparam("federation"), federations.c.state == "withdrawn")
+)
 _OURS = requests.c.id == bindparam("request")
 _DONE = Prepared(delete(requests).where(_OURS))
 _REFUSED = Prepared(update(requests).where(_OURS).values(state="refused", answer=bindparam("why", type_=requests.c.answer.type)))
@@ -37,6 +41,18 @@ def is_transient(problem: Problem) -> bool:
     """Whether trying the same again later may help: the platform is away or full, or does not believe who we are, which a renewed
     certificate or a clock that was set right mends. What waits to be sent must outlive both."""
     return problem.code in TRANSIENT or problem.status in (502, 503, 504, 507) or problem.code.startswith(WHO_WE_ARE)
+
+
+async def has_left(look: Callable[..., Awaitable[Sequence[Any]]], event: Any) -> bool:
+    """Whether a person has taken this hospital out of an event's federation. `look` runs a statement, in a transaction or alone."""
+    return bool(await look(_LEFT, federation=event.federation))
+
+
+async def unsay(uow: UnitOfWork[Any], federation: str) -> None:
+    """What still waits to be said to a federation that this hospital leaves is not said, but that it once took part."""
+    path = f"/v1/federations/{federation}/"
+    waiting = (requests.c.state == "waiting") & requests.c.path.startswith(path, autoescape=True) & (requests.c.path != f"{path}answer")
+    await uow.execute(delete(requests).where(waiting))
 
 
 async def queue(uow: UnitOfWork[Any], path: str, body: dict[str, Any]) -> str:

@@ -33,20 +33,22 @@ from medmesh_edge import (
     chain,
     encoding,
     evaluation,
+    fetching,
     handing,
     memorised,
     pipelines,
     preparing,
     privacy,
     samples,
+    sealing,
     secure,
     telling,
     training,
     workers,
 )
 from medmesh_edge.fetching import Fetched
-from medmesh_edge.handing import Trained, has_left, is_over
-from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge.handing import Trained, is_over
+from medmesh_edge.outgoing import has_left, is_transient, queue
 from medmesh_edge.policy import hours_begin, refusal
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proofs, Proven
@@ -116,6 +118,7 @@ class Rounds:
             if not self.releases.wait(over):
                 await self.releases.release(over, mark)
             await encoding.sweep(self.site)
+            await sealing.sweep(self.site)
             await self.worker.rest()
             return False
         event = chain.opened(row.event)
@@ -178,6 +181,7 @@ class Rounds:
         # The policy may be another by now than when the plan was signed.
         if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
+        fetching.check(plan, event)
         await self._prepare(plan, event)
         self.fetched.forget(event)
         opened = await self.worker.of(package, plan, event.federation)
@@ -230,6 +234,7 @@ class Rounds:
             if residual is not None:
                 await encoding.keep(uow, event, residual)
             await training.remember(uow, event, kept)
+            await sealing.named(uow, ref.sha256, *([kept.sha256] if kept else []), *([residual] if residual else []))
             await uow.rows(_TRAINED_MASKED if secure.is_secure(plan, event) else _TRAINED, **attempt(event), **done.values())
             if secure.is_secure(plan, event):
                 masks = await secure.prepare(self.site, uow, event, plan)

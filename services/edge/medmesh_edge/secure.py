@@ -30,7 +30,7 @@ from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge import attempts, chain
 from medmesh_edge.attempts import Rows, following
-from medmesh_edge.outgoing import is_transient, queue
+from medmesh_edge.outgoing import has_left, is_transient, queue
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import attempt, given, of_attempt, secure_opened, secure_phases, tasks
 
@@ -76,14 +76,13 @@ async def step(site: Site, plan_of: Plans, fail: Fails) -> bool:
         if not is_secure(plan, event):
             raise Problem("federation.plan_changed", federation=event.federation)
         async with site.unit() as uow:
-            await _answer(site, uow, event, plan, SecurePhase(phase.phase), phase.messages)
+            if not await has_left(uow.rows, event):
+                await _answer(site, uow, event, plan, SecurePhase(phase.phase), phase.messages)
             await uow.rows(_ANSWERED, **attempt(phase), one=phase.phase)
     except Problem as problem:
         if is_transient(problem):
             raise
-        async with site.unit() as uow:
-            await uow.rows(_ANSWERED, **attempt(phase), one=phase.phase)
-        await fail(event, problem)
+        await fail(event, problem)  # with which its phases go: killed before, it is looked at again
     site.changed.set("rounds")
     return True
 

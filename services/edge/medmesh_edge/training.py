@@ -28,8 +28,9 @@ from medmesh.store.objects.incoming import Incoming
 from medmesh.store.objects.port import fetch
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
-from medmesh.tasks import BRIEF, aside
+from medmesh.tasks import BRIEF, aside, uninterrupted
 from medmesh.telemetry import log
+from medmesh_edge import sealing
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import among, kept, tasks
 
@@ -82,24 +83,35 @@ def _at(number: int, attempt: int) -> Any:
 
 
 async def store(site: Site, path: Path) -> tuple[ObjectRef, list[str] | None, bytes | None]:
-    """Put weights into the hospital's own store; with the marks of a large one's bytes (`Digest`), and a small one's bytes. Raises
-    `Problem` (`weights.not_finite`)."""
-    return await asyncio.to_thread(_store, site.objects, path)
-
-
-def _store(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, list[str] | None, bytes | None]:
-    if path.stat().st_size <= BRIEF or not isinstance(objects.blobs, DirectoryBlobs):
-        data = weights.read_finite(path)  # of a small one, what was looked at is what is stored: read once, hashed once
-        return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None, data if len(data) <= BRIEF else None
-    # Of a large one, too, without its being held: what is looked at, hashed and sealed are the same bytes, whoever writes to the file.
+    """Put weights into the hospital's own store, noted until a row names them (`sealing`); with the marks of a large one's bytes
+    (`Digest`), and a small one's bytes. Raises `Problem` (`weights.not_finite`)."""
+    objects = site.objects
+    if not isinstance(objects.blobs, DirectoryBlobs):
+        return await asyncio.to_thread(_put, objects, path)
     incoming = Incoming(objects.blobs, objects.wrapping)
     try:
-        weights.check_finite(path, incoming.write)
-        if objects.header(incoming.sha256) is None:
-            incoming.keep()
-        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks, None
+        few = await uninterrupted(asyncio.to_thread(_read, path, incoming))
+        if await sealing.begin(site, incoming.sha256):
+            await uninterrupted(asyncio.to_thread(incoming.keep))
+        return ObjectRef(sha256=incoming.sha256, bytes=incoming.size), incoming.marks if few is None else None, few
     finally:
         incoming.discard()
+
+
+def _put(objects: EncryptedStore, path: Path) -> tuple[ObjectRef, None, bytes | None]:
+    data = weights.read_finite(path)
+    return ObjectRef(sha256=objects.put_now(data), bytes=len(data)), None, data if len(data) <= BRIEF else None
+
+
+def _read(path: Path, incoming: Incoming) -> bytes | None:
+    """Have it arrive; answers its bytes where they are few. What is looked at, hashed and sealed are the same bytes, whoever writes to the
+    file, and of a large one they are not held."""
+    if path.stat().st_size > BRIEF:
+        weights.check_finite(path, incoming.write)
+        return None
+    data = weights.read_finite(path)
+    incoming.write(data)
+    return data
 
 
 async def remember(uow: UnitOfWork[Any], event: RoundOpened, ref: ObjectRef | None) -> None:

@@ -25,6 +25,8 @@ ACCEPTED = "accepted"
 """The state of a participant that takes part."""
 LOST = "lost"
 """Why an answer does not count for now: its update is gone, and asked for again."""
+MOST_NUMBER = 2**31 - 1
+"""Of a round, or an attempt: no more fits the database."""
 _ATTEMPT = ("federation", "round", "attempt")
 _KEY = (*_ATTEMPT, "hospital")
 _THEIRS = participants.c.federation == bindparam("federation")
@@ -93,7 +95,8 @@ class Asked:
 async def asked_of(look: Look, federation: str, number: int, attempt: int) -> Asked:
     """As it is now."""
     place = {"federation": federation, "round": number, "attempt": attempt}
-    (current, *_) = [*await look(_ROUND, **place), None]
+    there_may_be = 0 <= number <= MOST_NUMBER and 0 <= attempt <= MOST_NUMBER
+    (current, *_) = [*(await look(_ROUND, **place) if there_may_be else ()), None]
     return Asked(current, {one.hospital: one.state for one in await look(_OTHERS, federation=federation)})
 
 

@@ -51,6 +51,7 @@ STORE_SECONDS = 5.0
 _IS_OPEN = or_(*(federations.c.state == state.value for state in OPEN_STATES))
 _OPEN = Prepared(select(federations.c.federation).where(_IS_OPEN).order_by(federations.c.created_at))
 _LOCK = Prepared(WHOLE.where(federations.c.federation == bindparam("federation"), _IS_OPEN).with_for_update(skip_locked=True))
+_WAIT = Prepared(WHOLE.where(federations.c.federation == bindparam("federation"), _IS_OPEN).with_for_update())
 _PEOPLE = Prepared(select(participants.c.hospital, participants.c.state).where(participants.c.federation == bindparam("federation")))
 _THEIRS = rounds.c.federation == bindparam("federation")
 _NEWEST = Prepared(select(rounds).where(_THEIRS).order_by(rounds.c.round.desc(), rounds.c.attempt.desc()).limit(1))
@@ -58,7 +59,7 @@ _LEFT = (rounds.c.state == "committed") & ~rounds.c.stored
 _UNSTORED = Prepared(select(rounds.c.round).where(_THEIRS, _LEFT, ~rounds.c.undone).limit(1))
 _GONE = rounds.c.gone_since.is_not(None)
 # Each is made from those before it; what is gone for good keeps nothing else waiting.
-_TO_STORE = Prepared(select(rounds).where(_LEFT).order_by(_GONE, rounds.c.round).limit(20))
+_TO_STORE = Prepared(select(rounds).where(_LEFT).order_by(_GONE, rounds.c.round))
 
 
 @dataclass
@@ -76,8 +77,8 @@ class Coordinator:
                 try:
                     while await self._step(federation):
                         pass
-                except Problem as problem:  # its own: the others go on
-                    log("federation.step_failed", level=40, error=problem, federation=federation)
+                except Exception as error:  # its own: the others go on
+                    log("federation.step_failed", level=40, error=error, federation=federation)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.ports.settings.tick_seconds):
                     await self.ports.wake.wait()
@@ -111,7 +112,8 @@ class Coordinator:
         made, failed, began = None, None, time.monotonic()
         with span(f"federation round {kind}"):
             try:
-                made = await results.result(self.ports, row, situation, given, opening, seen)
+                with self.ports.holding() as held:
+                    made = await results.result(held, row, situation, given, opening, seen)
             except Problem as problem:
                 if problem.code == "objects.missing" and await self._ask_again(federation, given):
                     return True
@@ -119,7 +121,8 @@ class Coordinator:
                     raise
                 failed = problem.code  # there is no second sum of this round
         async with self.runtime.unit() as uow:
-            row = await self._lock(uow, federation)
+            # Answers may lock it again and again: what was made is not thrown away for that.
+            row = await self._lock(uow, federation, _WAIT)
             if row is None:
                 return False
             situation = await self._situation(uow, row)
@@ -148,12 +151,12 @@ class Coordinator:
         """Whether any of these updates is gone; it is on its way again, then."""
         if gone := await lost.among(self.ports, given):
             async with self.runtime.unit() as uow:
-                if (row := await self._lock(uow, federation)) is not None:
+                if (row := await self._lock(uow, federation, _WAIT)) is not None:
                     await lost.ask_again(uow, row, gone)
         return bool(gone)
 
-    async def _lock(self, uow: UnitOfWork[Any], federation: str) -> Any:
-        return next(iter(await uow.rows(_LOCK, federation=federation)), None)
+    async def _lock(self, uow: UnitOfWork[Any], federation: str, how: Prepared = _LOCK) -> Any:
+        return next(iter(await uow.rows(how, federation=federation)), None)
 
     async def _situation(self, uow: UnitOfWork[Any], row: Any) -> Situation:
         plan = plan_of(row)
@@ -257,14 +260,21 @@ class Coordinator:
     async def _store(self) -> None:
         for row in await self.runtime.database.look(_TO_STORE):
             try:
-                if await results.store(self.runtime, self.ports, row):
-                    self.ports.wake.set()
-            except Problem as problem:
-                if row.gone_since is not None:  # said, and shown to people
-                    continue
-                log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
-                if problem.code == "objects.missing":
-                    await self._make_again(row)
+                await self._store_one(row)
+            except Exception as error:  # its own: the others go on
+                log("federation.store_failed", level=40, error=error, federation=row.federation, round=row.round)
+
+    async def _store_one(self, row: Any) -> None:
+        try:
+            if await results.store(self.runtime, self.ports, row):
+                self.ports.wake.set()
+        except Problem as problem:
+            if row.gone_since is not None:  # said, and shown to people
+                return
+            if problem.code != "objects.missing":
+                raise
+            log("federation.store_failed", level=40, error=problem, federation=row.federation, round=row.round)
+            await self._make_again(row)
 
     async def _make_again(self, row: Any) -> None:
         """What could not be copied, because it is gone; asks for those updates that are gone, too."""

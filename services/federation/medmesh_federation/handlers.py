@@ -32,7 +32,7 @@ from medmesh.learning.package import read as read_package
 from medmesh.security import reviews, statements
 from medmesh.service import labels
 from medmesh.store.objects.directory import DirectoryStore
-from medmesh.store.objects.port import fetch, load
+from medmesh.store.objects.port import load
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.tasks import BRIEF, aside
@@ -61,13 +61,11 @@ def invited(row: Any) -> tuple[str, ...]:
 
 
 async def local(ports: Ports, ref: ObjectRef) -> Path:
-    """An object as a file on this machine: where it lies, or a copy."""
+    """An object as a file on this machine: where it lies, or a copy, for as long as `ports` are held."""
     store = await ports.stores.holding(ref.sha256)
     if isinstance(store, DirectoryStore):
         return store.path(ref.sha256)
-    folder = ports.settings.state / "objects"
-    folder.mkdir(parents=True, exist_ok=True)
-    return await fetch(store, ref, folder / ref.sha256)
+    return await ports.copies.take(store, ref)
 
 
 @HANDLERS.on(CreateFederation)
@@ -82,17 +80,18 @@ async def create(command: Envelope[CreateFederation], uow: UnitOfWork[Ports]) ->
         raise Problem("federation.initiator", plan=plan.initiator, actor=uow.actor.text)
     inviting.check(plan, roster := ports.roster(), uow.now)
     if wanted.package.sha256 != plan.package or wanted.initial.sha256 != plan.initial:
-        raise Problem("federation.plan", reason="package or initial weights are not those of the plan")
+        raise Problem("plan.objects")
     package = read_package(await load(ports.stores.kept, wanted.package))
     manifest = package.manifest
     if manifest.package.framework != plan.framework or manifest.data != plan.data or set(manifest.tensors) != set(plan.signature):
-        raise Problem("federation.plan", reason="framework, data schema or tensors differ from those of the package")
+        raise Problem("plan.package")
     compatible(plan)
     await rehearsed.check(ports, plan, manifest)
     names: tuple[str, ...] = ()
     if manifest.custom and (needed := ports.settings.code_reviewers):
         names = reviews.check(wanted.reviews, roster, needed, package=plan.package, initiator=plan.initiator, seen=uow.now)
-    await asyncio.to_thread(weights.check, await local(ports, wanted.initial), plan.signature)
+    with ports.holding() as held:
+        await asyncio.to_thread(weights.check, await local(held, wanted.initial), plan.signature)
     federation, hash_ = command.id, plan_hash(plan)
     values = {
         "federation": federation,
@@ -218,8 +217,14 @@ async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports
 
 
 async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, current: Any) -> Examined:
-    path = await local(ports, given.update)
-    return Examined(await aside(given.update.bytes, partial(updates.check, path, plan, current)))
+    size = await (await ports.stores.holding(given.update.sha256)).size(given.update.sha256)
+    if size != given.update.bytes or size > updates.most(plan, current):  # before anything of it is read, or copied
+        raise Problem("federation.update", reason=f"{size} bytes are not as many as were said, or more than the plan asks for")
+    with ports.holding() as held:
+        path = await local(held, given.update)
+        examined = Examined(await aside(given.update.bytes, partial(updates.check, path, plan, current)))
+        ports.copies.keep(given.update.sha256)  # until the round is over, which it is read for
+    return examined
 
 
 @HANDLERS.on(SubmitUpdate, batch=16, before=examine)
@@ -229,6 +234,8 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     asked, late = await answering(uow, given.federation, given.round, given.attempt)
     current = asked.round
     plan, results = plan_of(current), None
+    if given.samples > updates.MOST_COUNTED:
+        raise Problem("request.invalid", reason=f"samples: more than {updates.MOST_COUNTED}")
     if current.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
@@ -255,6 +262,8 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
     else:
         uow.unchanged()
+    if kept is None or late:  # it is not what the round is made of, or not now
+        uow.ports.copies.forget(given.update.sha256)
     if plan.pace is not None:  # one is enough to close a round, also a later one than its own
         uow.on_commit(uow.ports.wake.set)
     return {"late": late}

@@ -81,7 +81,7 @@ async def adjust(command: Envelope[AdjustFederation], uow: UnitOfWork[Ports]) ->
     try:
         changed(plan_of(row), wanted)
     except ValueError as error:
-        raise Problem("federation.outside", what=str(error).splitlines()[0][:80]) from None
+        raise Problem("federation.outside", what=str(error)[:80]) from None
     if row.changed == wanted:
         uow.unchanged()
         return {"changed": wanted}

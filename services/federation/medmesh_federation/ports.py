@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from medmesh.bus.declarations import Handlers
@@ -17,6 +18,7 @@ from medmesh.security.tokens import TrustBundle
 from medmesh.service.labels import labelled
 from medmesh.store.objects.open import Stores
 from medmesh.store.objects.port import ObjectStore
+from medmesh_federation.copies import Copies
 
 if TYPE_CHECKING:
     from medmesh_federation.settings import Settings
@@ -84,8 +86,15 @@ class Ports:
     trust: Callable[[], TrustBundle]
     roster: Callable[[], Roster]
     ask: Ask
+    copies: Copies
     leases: Leases = field(default_factory=Leases)
     progress: Newest = field(default_factory=Newest)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     committed: asyncio.Event = field(default_factory=asyncio.Event)
     """A round was: its model waits to be stored for good."""
+
+    @contextmanager
+    def holding(self) -> Iterator[Ports]:
+        """With these, copies of objects stay until the block ends."""
+        with self.copies.held() as copies:
+            yield replace(self, copies=copies)

@@ -21,7 +21,7 @@ async def check(ports: Ports, plan: Plan, manifest: Manifest) -> None:
         raise Problem("federation.not_rehearsed", package=plan.package[:16])
     if failed := next((stage for stage in found.stages if stage.problem), None):
         assert failed.problem is not None
-        raise Problem("federation.rehearsal_failed", stage=failed.name, reason=Problem.from_document(failed.problem).detail())
+        raise Problem("federation.rehearsal_failed", stage=failed.name, what=failed.problem["code"])
     if differs := _otherwise(plan, found):
         raise Problem("federation.rehearsed_otherwise", what=differs)
 

@@ -64,7 +64,8 @@ async def remake(runtime: Runtime, ports: Ports, row: Any) -> Sequence[Any] | No
     then = SimpleNamespace(**{**{column.name: getattr(federation, column.name) for column in federations.c}, "model": row.base})
     then.state_object = state
     try:
-        made = await results.result(ports, then, situation, given, opening)
+        with ports.holding() as held:
+            made = await results.result(held, then, situation, given, opening)
     except Problem as problem:
         if problem.code == "objects.missing" and (gone := [a for a in given if not await there(ports, a.update["sha256"])]):
             return gone  # of what else it is made every part is in the kept store

@@ -213,7 +213,8 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
     # What the algorithm remembers is needed for the next round only; the chain holds its hash.
     for ref in (*keep, *_remembered(row)):
         if await ports.stores.kept.size(ref.sha256) is None:
-            await ports.stores.kept.put_file(await local(ports, ref), ref.sha256)
+            with ports.holding() as held:
+                await ports.stores.kept.put_file(await local(held, ref), ref.sha256)
     async with runtime.unit() as uow:
         if outdated := await _outdated(uow, row, ports.settings.states_kept):
             # Under the federation's lock, taken before the round's: a roll-back finds what it goes back to, or finds it gone; it is not
@@ -235,8 +236,10 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
         open_round = await uow.rows(_OPEN_ROUND, federation=row.federation)
     # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
     wanted = {a.update["sha256"] for a in await runtime.database.look(_AWAITED) if a.update} | {ref.sha256 for ref in keep}
-    for update_ in {a.update["sha256"] for a in (*given, *stale) if a.update} - wanted:
-        await ports.stores.scratch.delete(update_)
+    for update_ in {a.update["sha256"] for a in (*given, *stale) if a.update}:
+        ports.copies.forget(update_)
+        if update_ not in wanted:
+            await ports.stores.scratch.delete(update_)
     return not open_round
 
 

@@ -23,11 +23,30 @@ from medmesh_federation.domain import Advance, Round, Situation
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import rounds
-from medmesh_federation.transcript import Said, keep, keys_of, said, session_of, who
+from medmesh_federation.transcript import (
+    MOST_REVEALED,
+    MOST_SEALED,
+    MOST_SIGNED,
+    Said,
+    distinct,
+    keep,
+    keys_of,
+    said,
+    session_of,
+    sizes,
+    who,
+)
 
 if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
     from medmesh.federated.secure.vectors import Sum
+
+_MOST = {
+    SecurePhase.KEYS: MOST_SIGNED,
+    SecurePhase.SHARES: MOST_SEALED,
+    SecurePhase.SURVIVORS: MOST_SIGNED,
+    SecurePhase.REVEAL: MOST_REVEALED,
+}
 
 
 @HANDLERS.on(SubmitSecure, batch=16)
@@ -43,9 +62,14 @@ async def submit_secure(command: Envelope[SubmitSecure], uow: UnitOfWork[Ports])
     place = (given.federation, given.round, given.attempt)
     spoken = await uow.once(_spoken, *place, given.phase)
     _check(uow, current, await uow.once(_spoken, *place, SecurePhase.SHARES), given, current.parties)
-    ahead = given.ahead if given.phase is SecurePhase.REVEAL and given.round < last_round(plan_of(current)) else {}
-    if ahead and not set(current.parties) <= set(ahead):
+    plan = plan_of(current)
+    if given.phase is SecurePhase.KEYS:
+        own = keys_of({hospital: given.messages})[hospital]
+        distinct(hospital, own, keys_of((await said(uow, *place))[SecurePhase.KEYS]))
+    ahead = given.ahead if given.phase is SecurePhase.REVEAL and given.round < last_round(plan) else {}
+    if ahead and not set(current.parties) <= set(ahead) <= set(plan.participants):
         raise Problem("federation.update", reason="ahead: not for those it is asked for")
+    sizes(ahead, MOST_SEALED)
     if not await keep(uow, *place, given.phase, given.messages, ahead):
         uow.unchanged()
     else:
@@ -75,6 +99,7 @@ def _check(uow: UnitOfWork[Ports], row: Any, sharers: AbstractSet[str], given: S
         wanted = set(parties) if given.phase is SecurePhase.SHARES else set(sharers)
     if set(given.messages) != wanted:
         raise Problem("federation.update", reason=f"{given.phase}: not for those it is asked for")
+    sizes(given.messages, _MOST[given.phase])
     session, roster = session_of(row, given.round, given.attempt), uow.ports.roster()
     if given.phase is SecurePhase.KEYS:
         statement_of(session, roster, given.messages[hospital], SecureKeys, hospital, uow.now)

@@ -27,7 +27,7 @@ from medmesh.contracts.federation import (
     SecurePhase,
     Undoing,
 )
-from medmesh.contracts.message import ObjectRef
+from medmesh.contracts.message import MAX_MESSAGE_BYTES, ObjectRef
 from medmesh.contracts.plan import Plan, changed
 from medmesh.federated.chain import extend, round_digest, round_seed
 from medmesh.federated.plan import after_training, plan_of
@@ -41,8 +41,8 @@ from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State,
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
 
-MOST_SEALED = 2**18
-"""Characters in one message to hospitals: the bus takes a mebibyte."""
+MOST_SEALED = MAX_MESSAGE_BYTES // 2
+"""Characters of what is sealed in one message to hospitals, which has all that a round is opened with beside them."""
 _IN_TIME = (
     select(answers)
     .where(*(answers.c[name] == bindparam(name) for name in ("federation", "round", "attempt")), ~answers.c.late)
@@ -248,15 +248,15 @@ async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step:
     await privacy.charge(uow, row, plan, step)
     await change(uow, row, waiting_since=None, opened=opened, links=[])
     event = event.model_copy(update={"previous": previous, "chain": opened})
-    for told in _told(event, row.personal if step.kind is RoundKind.TRAIN else None, shares):
-        uow.emit(told)
+    for one in told(event, row.personal if step.kind is RoundKind.TRAIN else None, shares):
+        uow.emit(one)
     log("federation.round.opened", federation=row.federation, round=step.number, attempt=step.attempt, parties=len(assigned))
 
 
 def _undoing(row: Any, step: Open) -> Undoing | None:
     """What proves a roll-back: told with the next round, whatever it does, and with those that train until one is committed."""
-    told = step.kind is RoundKind.TRAIN or any(one["kind"] is None for one in row.links)
-    return Undoing.model_validate(row.undoing) if row.undoing and told else None
+    due = step.kind is RoundKind.TRAIN or any(one["kind"] is None for one in row.links)
+    return Undoing.model_validate(row.undoing) if row.undoing and due else None
 
 
 async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dict[str, Any]:
@@ -274,7 +274,7 @@ async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dic
     return {"state": state, "continues": await _counted(uow, row.federation, since or 0)}
 
 
-def _told(event: RoundOpened, personal: dict[str, Any] | None, shares: Mapping[str, dict[str, str]]) -> Iterable[RoundOpened]:
+def told(event: RoundOpened, personal: dict[str, Any] | None, shares: Mapping[str, dict[str, str]]) -> Iterable[RoundOpened]:
     """One event for all, or one for each: a hospital does not learn the hash of another's model, and so cannot fetch it. Of what is sealed
     for hospitals as much goes with one as a message holds."""
     if not personal and not shares:
@@ -344,9 +344,9 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
         excluded = 0 < situation.plan.max_drops <= drops
         values = {"state": "excluded" if excluded else "dropped", "reason": reason, "drops": drops}
         await uow.execute(update(participants).where(where).values(values))
-        told = tuple(situation.plan.participants)
+        everybody = tuple(situation.plan.participants)
         about = {"federation": row.federation, "hospital": hospital, "round": situation.round.number}
-        uow.emit(ParticipantDropped(**about, reason=reason, excluded=excluded, hospitals=told))
+        uow.emit(ParticipantDropped(**about, reason=reason, excluded=excluded, hospitals=everybody))
         detail: dict[str, str | int | bool] = {"round": situation.round.number, "excluded": excluded}
         entities = (entity(row), Entity("hospital", hospital))
         uow.audit(AuditEntry("federation.drop", "U", outcome=4, why=reason, entities=entities, detail=detail))

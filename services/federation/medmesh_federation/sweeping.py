@@ -24,7 +24,8 @@ _SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answe
 async def sweep(runtime: Runtime, ports: Ports) -> int:
     """Forget it; answers how many objects that were."""
     async with runtime.unit() as uow:
-        named = await needed(uow)
+        named, of_rounds = await needed(uow), await awaited(uow)
+    ports.copies.keep_only(of_rounds)
     if swept := await ports.stores.scratch.sweep(time.time() - KEEP_SECONDS, named):
         log("federation.scratch.swept", objects=swept)
     return swept
@@ -41,6 +42,14 @@ async def needed(uow: UnitOfWork[Any]) -> frozenset[str]:
     updates = select(answers.c.update).join(rounds, _SAME).join(federations, of.federation == answers.c.federation)
     found = [*await uow.all(ours), *await uow.all(theirs), *await uow.all(updates.where(running | unsaved))]
     return frozenset(name for row in found for value in row for name in _names(value))
+
+
+async def awaited(uow: UnitOfWork[Any]) -> frozenset[str]:
+    """The updates of rounds that are not over."""
+    of, running = federations.c, federations.c.state.in_([state.value for state in OPEN_STATES])
+    open_or_unsaved = ((rounds.c.state == "open") & running) | ((rounds.c.state == "committed") & ~rounds.c.stored)
+    updates = select(answers.c.update).join(rounds, _SAME).join(federations, of.federation == answers.c.federation)
+    return frozenset(name for row in await uow.all(updates.where(open_or_unsaved)) for name in _names(row.update))
 
 
 def _names(value: Any) -> Iterator[str]:

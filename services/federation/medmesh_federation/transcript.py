@@ -6,6 +6,7 @@ next round; with the shares that it reveals it seals those of the next round. Th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from medmesh.federated.secure.session import Session
     from medmesh.security.statements import Keys
 
+MOST_SIGNED, MOST_SEALED, MOST_REVEALED = 840, 512, 160
+"""Bytes, in a message, of what a hospital says to one other, or to all: what 64 hospitals say is passed on in one."""
 Said = Mapping[SecurePhase, Mapping[str, Mapping[str, str]]]
 """Phase to hospital to what it said."""
 _THEIRS = [secure_messages.c[name] == bindparam(name) for name in ("federation", "round", "attempt")]
@@ -99,6 +102,7 @@ async def with_vector(uow: UnitOfWork[Ports], row: Any, given: SubmitUpdate, par
     Raises `Problem` (`secure.changed`, `roster.*`, ...)."""
     if parties is None or not given.whole:
         return
+    sizes({uow.actor.id: given.whole}, MOST_SIGNED)
     from medmesh.federated.secure.contributor import listed, statement_of
     from medmesh.security.statements import SecureWhole
 
@@ -108,6 +112,9 @@ async def with_vector(uow: UnitOfWork[Ports], row: Any, given: SubmitUpdate, par
         raise Problem("secure.changed", what="survivors")
     if signed.following is None and given.round < last_round(plan_of(row)):
         raise Problem("secure.changed", what="keys")
+    if signed.following is not None:
+        lists = (await said(uow, *place))[SecurePhase.VECTORS]
+        distinct(uow.actor.id, signed.following, keys_of(lists))
     await keep(uow, *place, SecurePhase.VECTORS, {uow.actor.id: given.whole})
 
 
@@ -123,6 +130,27 @@ def keys_of(keys: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
         return found
 
     return {name: one(said[name]) for name, said in keys.items()}
+
+
+def distinct(hospital: str, keys: Keys, others: Mapping[str, Keys]) -> None:
+    """Raise `Problem` (`secure.key`) for keys that no other hospital would use: nobody could take part, for one that lies."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+    own, taken = {keys.cipher, keys.mask}, {key for name, one in others.items() if name != hospital for key in (one.cipher, one.mask)}
+    try:
+        for key in own:
+            X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(key)))
+    except ValueError:  # a point of small order
+        own = set()
+    if len(own) != 2 or own & taken:
+        raise Problem("secure.key", hospital=hospital)
+
+
+def sizes(messages: Mapping[str, str], most: int) -> None:
+    """Raise `Problem` (`federation.update`) for what could not be passed on with what the others say, or not be stored."""
+    for name, text in messages.items():
+        if len(json.dumps(text, ensure_ascii=False).encode()) > most or "\0" in text:
+            raise Problem("federation.update", reason=f"what is said to {name[:63]} has more than {most} bytes, or one that is 0")
 
 
 async def prepared(

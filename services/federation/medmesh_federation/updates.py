@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medmesh.contracts.federation import RoundKind, Work
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
+
+BESIDE = 2**20
+"""Bytes for a file's header, at least."""
+MOST_COUNTED = 2**53
+"""Samples that a hospital may say it has: every number up to it is the same in JSON, and in the database."""
 
 
 def check(path: Path, plan: Plan, current: Any) -> str | None:
     """The update's fingerprint, where the plan has updates compared. Raises `Problem` (`weights.*`)."""
-    from medmesh.federated.codecs import sent
     from medmesh.federated.screening import fingerprint
     from medmesh.learning import weights
+
+    weights.check_finite(path, signature=_signature(plan, current))
+    return fingerprint(path) if plan.screening is not None and current.kind == RoundKind.TRAIN else None
+
+
+def most(plan: Plan, current: Any) -> int:
+    """Bytes of the largest file that is looked at: one that is somewhat too large is told which of its tensors is at fault."""
+    from medmesh.learning.weights import BYTES
+
+    return 2 * sum(math.prod(tensor.shape) * BYTES[tensor.dtype] for tensor in _signature(plan, current)) + BESIDE
+
+
+def _signature(plan: Plan, current: Any) -> tuple[TensorSignature, ...]:
+    from medmesh.federated.codecs import sent
 
     kind = RoundKind(current.kind)
     signature = plan.signature if kind is RoundKind.BASELINE else sent(plan)  # alone: a whole model
@@ -24,13 +43,14 @@ def check(path: Path, plan: Plan, current: Any) -> str | None:
 
         signature = () if kind is RoundKind.EVALUATE else signature
         signature = vectors.signature(signature, counts.width(plan, kind, current.round, len(current.models)), plan.secure.ring)
-    weights.check_finite(path, signature=signature)
-    return fingerprint(path) if plan.screening is not None and kind is RoundKind.TRAIN else None
+    return tuple(signature)
 
 
 def bounded(metrics: dict[str, float]) -> dict[str, float]:
     """At most eight finite numbers under short names."""
-    if len(metrics) > 8 or any(len(name) > 40 or value != value or abs(value) > 1e12 for name, value in metrics.items()):
+    if len(metrics) > 8 or any(
+        len(name) > 40 or not name.isprintable() or value != value or abs(value) > 1e12 for name, value in metrics.items()
+    ):
         raise Problem("request.invalid", reason="metrics: at most eight finite numbers")
     return metrics
 
@@ -45,6 +65,6 @@ def sensible(milliseconds: Mapping[Work, int]) -> dict[Work, int]:
 def checked(counts: tuple[tuple[int, ...], ...], plan: Plan) -> list[list[int]]:
     """`counts[true][predicted]`, of the plan's classes."""
     classes = len(plan.data.classes)
-    if len(counts) != classes or any(len(line) != classes or min(line) < 0 for line in counts):
+    if len(counts) != classes or any(len(line) != classes or min(line) < 0 or sum(line) > MOST_COUNTED for line in counts):
         raise Problem("federation.evaluation", reason=f"counts are a {classes} by {classes} table of whole numbers")
     return [list(line) for line in counts]

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from medmesh.canonical import parse
 from medmesh.contracts.governance import ActorToken, CloseSession, Done, ResolveSession
 from medmesh.contracts.message import Command, Exchange, Message, OperationFinished, Query, Signal, new_id
+from medmesh.contracts.refusals import stated
 from medmesh.dicomweb.media import MULTIPART
 from medmesh.errors import Problem
 from medmesh.security.tokens import Actor
@@ -177,6 +178,8 @@ def _message(route: Route, request: Request, body: bytes, actor: Actor | None) -
         # JSON mode, because a path or query parameter is text: "3" is a version, and dates are ISO 8601.
         return route.message.model_validate_json(json.dumps(values))
     except ValidationError as error:
+        if (problem := stated(error)) is not None:
+            raise problem from None
         found = error.errors(include_input=False, include_url=False, include_context=False)[:5]
         where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in found)
         raise Problem("request.invalid", reason=where) from None

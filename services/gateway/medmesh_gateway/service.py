@@ -54,6 +54,7 @@ async def open_ports(runtime: Runtime) -> AsyncIterator[Ports]:
             certificate=settings.tls_certificate,
             key=settings.tls_key,
             client_ca=settings.client_ca if settings.tls_certificate else None,
+            most=settings.most_connections,
         )
         await stack.enter_async_context(door)
         stack.callback(ports.stopping.set)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from medmesh.service.crowd import MOST
 from medmesh.service.settings import ServiceSettings
 
 
@@ -20,3 +21,5 @@ class Settings(ServiceSettings):
     session_cache_seconds: float = Field(default=20.0, ge=0)
     require_client_certificate: bool = True
     """Off only where an inspecting firewall breaks mutual TLS: hospitals' requests are then proven by their signature alone."""
+    most_connections: int = Field(default=MOST, ge=1)
+    """At once; fewer where there are not two file descriptors for each (`medmesh.service.crowd`)."""

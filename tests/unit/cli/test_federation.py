@@ -240,9 +240,9 @@ def test_a_parameter_without_a_value_is_named(tmp_path: Path) -> None:
     assert "'mu': NAME=VALUE" in said.output
 
 
-async def test_a_plan_that_contradicts_itself_is_refused_with_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plan_that_contradicts_itself_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     async def taken(*_: object, **__: object) -> ObjectRef:
-        return REF
+        raise AssertionError
 
     monkeypatch.setattr("medmesh.client.federation.upload", taken)
     rules = {"rounds": 0, "local_steps": 1, "batch_size": 1, "learning_rate": "much", "seed": 1, "min_participants": 1}
@@ -256,8 +256,7 @@ async def test_a_plan_that_contradicts_itself_is_refused_with_its_reasons(monkey
     }
     with pytest.raises(Problem) as caught:
         await create_federation(cast(Gateway, None), TINY, **about, **rules)  # type: ignore[arg-type]
-    assert caught.value.code == "federation.plan"
-    assert "rounds:" in str(caught.value) and "learning_rate:" in str(caught.value)
+    assert (caught.value.code, caught.value.params["field"]) == ("plan.number", "learning_rate")
 
 
 def within(group: click.Group) -> list[click.Command]:

@@ -11,9 +11,12 @@ from tests.unit.federated.test_plan import plan
 
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.message import ObjectRef
-from medmesh_edge import fetching
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
+from medmesh_edge import fetching, privacy, rounds
 from medmesh_edge.fetching import Fetched
 from medmesh_edge.ports import site
+from medmesh_edge.rounds import Rounds
 
 
 def shown(number: int, state: str, personal: str) -> RoundOpened:
@@ -44,3 +47,28 @@ async def test_what_earlier_rounds_showed_beside_their_models_goes(private: Path
                 await fetched.beside(ref)
         assert asked == ["a", "b", "c"], "what is of use still is not fetched again"
         assert sorted(path.name[0] for path in folder.iterdir()) == ["b", "c"]
+
+
+@pytest.mark.parametrize("which", ["base", "state", "personal"])
+async def test_of_a_round_that_shows_more_than_a_model_nothing_is_fetched(
+    private: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """It would fill the hospital's disk."""
+
+    async def allowed(_: RoundOpened) -> tuple[Plan, ObjectRef]:
+        return plan(), ObjectRef(sha256="0" * 64, bytes=1)
+
+    async def cohort(*_: Any) -> None:
+        return None
+
+    SETTINGS.save(private)
+    monkeypatch.setattr(privacy, "cohort", cohort)
+    monkeypatch.setattr(rounds, "refusal", lambda *_: None)
+    async with site(private) as node:
+        node.policy = lambda: None  # type: ignore[assignment]
+        working = Rounds(node, None)  # type: ignore[arg-type]
+        working.proofs.allowed = allowed  # type: ignore[method-assign]
+        event = opened(plan(), 1).model_copy(update={which: ObjectRef(sha256="1" * 64, bytes=2**40)})
+        with pytest.raises(Problem) as caught:
+            await working._work(event)
+    assert caught.value.code == "federation.round" and "bytes" in str(caught.value)

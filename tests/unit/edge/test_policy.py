@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from tests.unit.federated.test_plan import plan
 
+from medmesh.cli.edge.policy import _plan
 from medmesh.contracts.data import VolumeSchema
 from medmesh.contracts.privacy import Privacy
 from medmesh.errors import Problem
@@ -28,6 +30,7 @@ PLAN = plan(
     privacy=Privacy(unit="patient", epsilon="8", delta="0.00001", clip="1", noise="2", rate="0.1"),
 )
 COHORT = policy.Cohort(samples=100, patients=50)
+CONTRADICTING = json.dumps(PLAN.model_dump(mode="json") | {"min_participants": 2})
 VOLUMES = VolumeSchema(kind="volumes", volume="MR", size=(32, 32, 32), classes=("no", "yes"))
 
 
@@ -164,6 +167,16 @@ def test_a_mistake_in_the_file_is_named_and_allows_nothing(private: Path, text: 
     with pytest.raises(Problem) as caught:
         _policy(private, text)
     assert caught.value.code == "policy.invalid"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("no plan", "plan.json"), ('{"name": "m"}', "plan.missing"), (CONTRADICTING, "plan.secure_answers")]
+)
+async def test_a_file_that_is_no_plan_is_refused_with_what_is_wrong(tmp_path: Path, text: str, code: str) -> None:
+    (file := tmp_path / "plan.json").write_text(text)
+    with pytest.raises(Problem) as caught:
+        await _plan(None, str(file))
+    assert caught.value.code == code
 
 
 def test_hours_may_wrap_around_midnight(private: Path) -> None:

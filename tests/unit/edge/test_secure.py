@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
+from tests.rosters import roster_of
+from tests.unit.edge.test_privacy import opened
+from tests.unit.federated.test_plan import plan
 
 from medmesh.contracts.federation import SecurePhase
+from medmesh.contracts.plan import SecureAggregation
 from medmesh.errors import Problem
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.security.signing import Signer
-from medmesh_edge import attempts, secure
+from medmesh_edge import attempts, chain, consent, secure
+from medmesh_edge.outgoing import queue
 from medmesh_edge.ports import Site, site
+from medmesh_edge.rounds import Rounds
 from medmesh_edge.settings import Settings
-from medmesh_edge.tables import secure_attempts, secure_opened, secure_phases
+from medmesh_edge.tables import federations, requests, secure_attempts, secure_opened, secure_phases, tasks
 
 PARTY = Contributor(Session("f", "0" * 64, 1, 1, ("a", "b", "c"), 3), "a")
 EVENT = SimpleNamespace(federation="f", round=1, attempt=1)
+SECURE = plan(secure=SecureAggregation(threshold=3), participants=("a", "b", "c"), min_participants=3)
 
 
 async def _kept(node: Site, attempt: int = 1) -> Any:
@@ -138,3 +148,119 @@ async def test_the_end_of_a_federation_and_a_kill_leave_no_key(node: Site) -> No
     async with node.unit() as uow:
         await attempts.forget_all(uow, "f")
     assert not list(node.layout.keys.glob("attempt-*"))
+
+
+async def test_a_platform_that_tries_a_round_twice_is_given_the_shares_of_one_attempt(
+    node: Site, private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whichever it opens first, also when the node was killed in between; nor does the hospital sign a list of some in another."""
+    names = ("a", "b", "c", "d")
+    signers = {name: Signer.create(f"hospital:{name}") for name in names}
+    monkeypatch.setattr(Site, "roster", lambda self: roster_of(*signers.values()))
+    monkeypatch.setattr(Site, "organisation", lambda self: signers["a"])
+
+    async def masked(at: Site, attempt: int, missing: str) -> tuple[Any, dict[str, str], dict[str, str]]:
+        """An attempt whose masks are fixed: (it, the lists of everybody, the lists without one)."""
+        place, now = attempts.Place("f", 1, attempt), datetime.now(UTC)
+        parties = {name: Contributor(Session("f", "0" * 64, 1, attempt, names, 3), name) for name in names}
+        sealed = {name: party.share({n: p.public() for n, p in parties.items()}) for name, party in parties.items()}
+        for name, party in parties.items():
+            party.take({sender: sealed[sender][name] for sender in names})
+        async with at.unit() as uow:
+            await attempts.keep(uow, place, parties["a"])
+        whole = {name: party.whole(signers[name], now) for name, party in parties.items()}
+        some = set(names) - {missing}
+        return place, whole, {name: parties[name].survive(sorted(some), signers[name], now, lambda *said: said[2]) for name in some}
+
+    async def answered(at: Site, place: Any, phase: SecurePhase, messages: dict[str, str]) -> str:
+        event = SimpleNamespace(**vars(place), plan_hash="0" * 64)
+        try:
+            async with at.unit() as uow:
+                values = {"phase": phase.value, "messages": messages, "state": "done", "at": uow.now}
+                await uow.execute(insert(secure_phases).values(**vars(place), **values))
+                await secure._answer(at, uow, event, None, phase, messages)
+        except Problem as problem:
+            return problem.code
+        return "given"
+
+    first, everybody, _ = await masked(node, 1, "d")
+    assert await answered(node, first, SecurePhase.REVEAL, everybody) == "given"
+    async with site(private) as again:
+        second, everybody, some = await masked(again, 2, "d")
+        assert await answered(again, second, SecurePhase.REVEAL, everybody) == "secure.opened"
+        assert await answered(again, second, SecurePhase.SURVIVORS, dict.fromkeys(some, "")) == "secure.opened"
+        async with again.unit() as uow:
+            (claim,) = await uow.all(select(secure_opened))
+            bodies = [row.body for row in await uow.all(select(requests).where(requests.c.path.endswith("/secure")))]
+    assert claim.list.startswith("1:")
+    assert [(body["attempt"], body["phase"]) for body in bodies] == [(1, "reveal")]
+
+
+async def a_phase_waits(node: Site, state: str = "running") -> None:
+    """One that the platform passed on of a round that this hospital works on."""
+    event = opened(SECURE, 1)
+    values = {"kind": "train", "event": json.loads(chain.written(event)), "samples": 0, "metrics": {}, "trained": 0, "code": ""}
+    about = {"plan": SECURE.model_dump(mode="json"), "plan_hash": event.plan_hash, "package": {}, "reviews": [], "reason": ""}
+    async with node.unit() as uow:
+        await uow.execute(insert(federations).values(federation="f", state=state, at=uow.now, **about))
+        await uow.execute(insert(tasks).values(federation="f", round=1, attempt=1, state="received", at=uow.now, **values))
+        phase = {"phase": "keys", "messages": {}, "state": "received", "at": uow.now}
+        await uow.execute(insert(secure_phases).values(federation="f", round=1, attempt=1, **phase))
+
+
+async def test_that_a_phase_failed_is_said_also_by_a_node_that_was_killed_before_it_could(node: Site, private: Path) -> None:
+    """Else the other hospitals would wait for it until the deadline."""
+
+    async def refused(event: Any) -> Any:
+        raise Problem("federation.chain", federation="f", round=1)
+
+    async def killed(event: Any, problem: Problem) -> None:
+        raise asyncio.CancelledError
+
+    await a_phase_waits(node)
+    with pytest.raises(asyncio.CancelledError):
+        await secure.step(node, refused, killed)
+    async with site(private) as again:
+        rounds = Rounds(again, None)  # type: ignore[arg-type]
+        rounds.proofs.plan = refused  # type: ignore[method-assign]
+        assert await rounds.phases()
+        assert not await rounds.phases()
+        async with again.unit() as uow:
+            (said,) = await uow.all(select(requests))
+            (task,) = await uow.all(select(tasks))
+    assert (said.path, said.body["code"]) == ("/v1/federations/f/failures", "federation.chain")
+    assert (task.state, task.code) == ("failed", "federation.chain")
+
+
+@pytest.mark.parametrize("left", [False, True])
+async def test_no_phase_is_answered_once_the_hospital_has_left(node: Site, monkeypatch: pytest.MonkeyPatch, left: bool) -> None:
+    """Nor is what was answered before and still waits to be sent; what it held of secure sums is destroyed."""
+
+    async def proven(event: Any) -> Any:
+        if left:  # while that is looked at
+            await consent.withdraw(node, "f", "")
+            async with node.unit() as uow:  # and the platform passes it on once more
+                phase = {"phase": "keys", "messages": {}, "state": "received", "at": uow.now}
+                await uow.execute(insert(secure_phases).values(federation="f", round=1, attempt=1, **phase))
+        return SECURE
+
+    monkeypatch.setattr(Site, "roster", lambda self: None)
+    monkeypatch.setattr(Site, "organisation", lambda self: Signer.create("hospital:a"))
+    monkeypatch.setattr(secure, "session_of", lambda *about: PARTY.session)
+    await a_phase_waits(node)
+    async with node.unit() as uow:
+        await attempts.keep(uow, SimpleNamespace(federation="f", round=2, attempt=1), PARTY)
+        for path in ("answer", "evaluations"):
+            await queue(uow, f"/v1/federations/f/{path}", {})
+        await queue(uow, "/v1/federations/f2/evaluations", {})
+    assert await secure.step(node, proven, _never)
+    assert not await secure.step(node, proven, _never)
+    async with node.unit() as uow:
+        said = [row.path.removeprefix("/v1/federations/") for row in await uow.all(select(requests).order_by(requests.c.seq))]
+        kept = await uow.all(select(secure_attempts))
+    assert said == (["f/answer", "f2/evaluations", "f/withdrawal"] if left else ["f/answer", "f/evaluations", "f2/evaluations", "f/secure"])
+    assert len(kept) == len(list(node.layout.keys.glob("attempt-*"))) == (0 if left else 2)
+
+
+async def _never(event: Any, problem: Problem) -> None:
+    raise AssertionError(problem)

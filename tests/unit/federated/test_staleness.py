@@ -48,14 +48,14 @@ PRIVACY = {"unit": "hospital", "epsilon": "8", "delta": "0.00001", "clip": "1", 
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"pace": {"quorum": 1}}, "not below min_participants"),
-        ({"pace": {"quorum": 4}}, "not above the number"),
-        ({"pace": {"quorum": 2, "decay": "-1"}}, "at least 0"),
-        ({"pace": {"quorum": 2, "decay": "fast"}}, "decimal string"),
-        ({"pace": {"quorum": 3}, "min_participants": 3, "secure": {"threshold": 3}}, "opened once"),
-        ({"pace": PACE, "local": ("bn.mean",)}, "stay in a hospital"),
-        ({"pace": PACE, "evaluate_every": 1, "stop": {}}, "alone would decide"),
-        ({"pace": PACE, "privacy": PRIVACY}, "once and alike"),
+        ({"pace": {"quorum": 1}}, "plan.pace_quorum"),
+        ({"pace": {"quorum": 4}}, "plan.pace_quorum"),
+        ({"pace": {"quorum": 2, "decay": "-1"}}, "0 <= pace.decay <= 10"),
+        ({"pace": {"quorum": 2, "decay": "fast"}}, "pace.decay is fast"),
+        ({"pace": {"quorum": 3}, "min_participants": 3, "secure": {"threshold": 3}}, "plan.pace_secure"),
+        ({"pace": PACE, "local": ("bn.mean",)}, "plan.pace_local"),
+        ({"pace": PACE, "evaluate_every": 1, "stop": {}}, "plan.pace_stop"),
+        ({"pace": PACE, "privacy": PRIVACY}, "plan.pace_privacy"),
     ],
 )
 def test_what_cannot_go_on_without_the_slow_is_refused_with_its_reason(changed: dict[str, object], why: str) -> None:
@@ -68,7 +68,7 @@ def test_algorithms_whose_updates_belong_to_their_round_are_refused() -> None:
         *("fedavg", "fedprox", "finetune", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
     ]
     for name in ("ditto", "scaffold", "fednova", "fedamp", "median"):
-        assert refused(name) == "federation.pace"
+        assert refused(name).startswith("federation.pace")
 
 
 def refused(algorithm: str) -> str:

@@ -37,19 +37,20 @@ def test_pathological_leaves_a_hospital_few_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hospitals", "way", "further"),
+    ("hospitals", "way", "further", "code"),
     [
-        (0, "iid", {}),
-        (401, "iid", {}),
-        (8, "dirichlet", {"alpha": 0}),
-        (8, "pathological", {"classes": 0}),
-        (300, "dirichlet", {"alpha": 0.01}),
+        (0, "iid", {}, "partition"),
+        (401, "iid", {}, "partition"),
+        (8, "alike", {}, "way"),
+        (8, "dirichlet", {"alpha": 0}, "alpha"),
+        (8, "pathological", {"classes": 0}, "shards"),
+        (300, "dirichlet", {"alpha": 0.01}, "empty"),
     ],
 )
-def test_what_cannot_be_dealt_out_is_refused(hospitals: int, way: str, further: dict[str, float]) -> None:
+def test_what_cannot_be_dealt_out_is_refused(hospitals: int, way: str, further: dict[str, float], code: str) -> None:
     with pytest.raises(Problem) as caught:
         deal(LABELS, hospitals, way, seed=1, **further)  # type: ignore[arg-type]
-    assert caught.value.code == "simulation.partition"
+    assert caught.value.code == f"simulation.{code}"
 
 
 def test_samples_of_a_patient_stay_together() -> None:

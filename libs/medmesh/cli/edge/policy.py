@@ -64,21 +64,22 @@ def scans(folder: Path) -> int:
 
 
 async def _plan(site: Any, wanted: str) -> Any:
-    """Raises `Problem` (`request.not_found`, `federation.plan`)."""
+    """Raises `Problem` (`request.not_found`, `plan.*`)."""
     from pydantic import ValidationError
     from sqlalchemy import select
 
     from medmesh.canonical import parse
     from medmesh.contracts.plan import Plan
+    from medmesh.contracts.refusals import contradiction
     from medmesh_edge.tables import federations
 
     if Path(wanted).is_file():
         try:
             return Plan.model_validate(parse(Path(wanted).read_bytes()))
         except ValidationError as error:
-            raise Problem("federation.plan", reason=error.errors(include_input=False)[0]["msg"]) from None
+            raise contradiction(error) from None
         except ValueError:
-            raise Problem("federation.plan", reason="it is no JSON") from None
+            raise Problem("plan.json") from None
     async with site.unit() as uow:
         row = await uow.first(select(federations).where(federations.c.federation == wanted))
     if row is None:

@@ -70,43 +70,44 @@ def algorithm_of(plan: Plan) -> Algorithm:
 
 
 def compatible(plan: Plan) -> Algorithm:
-    """The plan's algorithm when everything in the plan fits it. Raises `Problem` (`federation.*`) with the reason otherwise."""
+    """The plan's algorithm when everything in the plan fits it. Raises `Problem` with the reason otherwise."""
     algorithm = algorithm_of(plan)
     if plan.secure is not None and (algorithm.UPLOADS or algorithm.NUMBERS):
-        raise Problem("federation.secure", algorithm=plan.algorithm, reason="it sends more than a model")
+        raise Problem("federation.secure_more", algorithm=plan.algorithm)
     if algorithm.INDIVIDUAL and plan.secure is not None:
-        raise Problem("federation.secure", algorithm=plan.algorithm, reason=algorithm.INDIVIDUAL)
+        raise Problem("federation.secure", algorithm=plan.algorithm)
     if plan.privacy is not None:
         _private(plan, plan.privacy, algorithm)
     algorithm.check(plan)
-    if plan.pace is not None and (reason := _hurried(algorithm)):
-        raise Problem("federation.pace", algorithm=plan.algorithm, reason=reason)
+    if plan.pace is not None:
+        _hurried(plan, algorithm)
     if plan.stop is not None and (algorithm.PERSONAL or plan.local):
-        reason = "`stop` brings back the best global model, and no hospital's own model of that round"
-        raise Problem("federation.plan", reason=reason)
+        raise Problem("plan.stop_personal")
+    if plan.codec != "topk" and plan.codec_share != Plan.model_fields["codec_share"].default:
+        raise Problem("plan.codec_share", codec=plan.codec)
     return algorithm
 
 
-def _hurried(algorithm: Algorithm) -> str:
-    """Why an update of an earlier round cannot count in a later one."""
+def _hurried(plan: Plan, algorithm: Algorithm) -> None:
+    """Raise `Problem` where an update of an earlier round cannot count in a later one."""
     if algorithm.INDIVIDUAL:
-        return algorithm.INDIVIDUAL
+        raise Problem("federation.pace", algorithm=plan.algorithm)
     if algorithm.UPLOADS or algorithm.NUMBERS:
-        return "what it sends beside a model belongs to the round it was trained in"
-    return "each hospital goes on from the round in which it counted last" if algorithm.KEEPS or algorithm.SHOWN else ""
+        raise Problem("federation.pace_more", algorithm=plan.algorithm)
+    if algorithm.KEEPS or algorithm.SHOWN:
+        raise Problem("federation.pace_kept", algorithm=plan.algorithm)
 
 
 def _private(plan: Plan, privacy: Privacy, algorithm: Algorithm) -> None:
     """Raise `Problem` where an algorithm needs more than the one noised mean, or the budget is too small for a single round."""
     if privacy.unit == "hospital" and (algorithm.UPLOADS or algorithm.NUMBERS):
-        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason="it sends more than a model, and only the model is noised")
+        raise Problem("privacy.algorithm_more", algorithm=plan.algorithm)
     if privacy.unit == "hospital" and algorithm.INDIVIDUAL:
-        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason=algorithm.INDIVIDUAL)
+        raise Problem("privacy.algorithm", algorithm=plan.algorithm)
     if privacy.unit == "patient" and algorithm.NUMBERS:
-        raise Problem("privacy.algorithm", algorithm=plan.algorithm, reason="the numbers it sends beside a model tell of the samples")
+        raise Problem("privacy.algorithm_numbers", algorithm=plan.algorithm)
     if not affordable(plan, 1):
-        reason = f"privacy: a single round spends epsilon {spent(plan, 1):.3f}, more than {privacy.epsilon}: more noise, or more to spend"
-        raise Problem("federation.plan", reason=reason)
+        raise Problem("plan.budget", spent=f"{spent(plan, 1):.3f}", epsilon=privacy.epsilon)
 
 
 def makes_own(plan: Plan) -> bool:

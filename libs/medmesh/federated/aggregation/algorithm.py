@@ -35,17 +35,18 @@ class Parameter:
     whole: bool = False
 
     def read(self, algorithm: str, name: str, given: str | None) -> float:
-        """The number. Raises `Problem` (`federation.parameter`) which says what is allowed."""
-        kind = "a whole number" if self.whole else "a decimal number"
+        """The number. Raises `Problem` (`federation.parameter*`) which says what is allowed."""
         text = self.default if given is None else given
+        if text is None:
+            raise Problem("federation.parameter_missing", algorithm=algorithm, parameter=name, low=self.low, high=self.high)
         try:
-            number = Decimal(text or "")
-            if not (number.is_finite() and Decimal(self.low) <= number <= Decimal(self.high) and (not self.whole or number % 1 == 0)):
-                raise InvalidOperation
+            number = Decimal(text)
         except InvalidOperation:
-            reason = f"{self.meaning}; {kind} from {self.low} to {self.high} as a string, not {given!r}"
-            raise Problem("federation.parameter", algorithm=algorithm, parameter=name, reason=reason) from None
-        return float(number)
+            number = Decimal("NaN")
+        if number.is_finite() and Decimal(self.low) <= number <= Decimal(self.high) and (not self.whole or number % 1 == 0):
+            return float(number)
+        about = {"algorithm": algorithm, "parameter": name, "given": text[:60], "low": self.low, "high": self.high}
+        raise Problem("federation.parameter_whole", **about) if self.whole else Problem("federation.parameter", **about)
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ class Algorithm:
 
     `STATE` and `UPLOADS` map a prefix to a dtype: one tensor `prefix/<name>` for each shared tensor of floats, remembered by the server,
     or sent by each hospital. `NUMBERS` are single float64 numbers each hospital sends. `SHOWN`: hospitals get the state. `KEEPS`: a
-    hospital keeps something between rounds. `INDIVIDUAL` says why the sum weighted by samples is not enough, which excludes secure
-    aggregation.
+    hospital keeps something between rounds. `INDIVIDUAL`: the sum weighted by samples is not enough, which excludes secure aggregation.
     """
 
     NAME: ClassVar[str]
@@ -167,7 +167,7 @@ class Algorithm:
     UPLOADS: ClassVar[Mapping[str, Dtype]] = {}
     NUMBERS: ClassVar[tuple[str, ...]] = ()
     SHOWN: ClassVar[bool] = False
-    INDIVIDUAL: ClassVar[str] = ""
+    INDIVIDUAL: ClassVar[bool] = False
     STACKS: ClassVar[bool] = False
     """`combine` has the same piece of every update in memory at once: pieces are the smaller, the more updates there are."""
     KEEPS: ClassVar[bool] = False
@@ -184,8 +184,9 @@ class Algorithm:
     def __init__(self, parameters: Mapping[str, str] | None = None) -> None:
         given = dict(parameters or {})
         if unknown := sorted(set(given) - set(self.PARAMETERS)):
-            known = ", ".join(self.PARAMETERS) or "none"
-            raise Problem("federation.parameter", algorithm=self.NAME, parameter=unknown[0], reason=f"unknown; it has: {known}")
+            if not self.PARAMETERS:
+                raise Problem("federation.parameter_none", algorithm=self.NAME, parameter=unknown[0])
+            raise Problem("federation.parameter_unknown", algorithm=self.NAME, parameter=unknown[0], known=", ".join(self.PARAMETERS))
         self.parameters = {name: parameter.read(self.NAME, name, given.get(name)) for name, parameter in self.PARAMETERS.items()}
         self._stack = ExitStack()
 

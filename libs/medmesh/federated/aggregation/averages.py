@@ -37,8 +37,7 @@ class FedBN(Algorithm):
 
     def check(self, plan: Plan) -> None:
         if not plan.local:
-            reason = "fedbn keeps the tensors of batch normalisation in each hospital: name them in `local`"
-            raise Problem("federation.plan", reason=reason)
+            raise Problem("plan.needs_local", algorithm=self.NAME)
 
 
 class Ditto(Algorithm):
@@ -52,7 +51,7 @@ class Ditto(Algorithm):
 
     def check(self, plan: Plan) -> None:
         if plan.local:
-            raise Problem("federation.plan", reason="with ditto the whole personal model stays in the hospital: leave `local` empty")
+            raise Problem("plan.whole_model", algorithm=self.NAME)
 
     def train_own(self, local: Local) -> Run | None:
         return Run(local.kept or local.base, self.steps(local), pull=self.parameters["lambda"], anchor=local.base)

@@ -32,11 +32,11 @@ class Scaffold(Algorithm):
     SHOWN = True
     KEEPS = True
     JOINT = True
-    INDIVIDUAL = "each hospital counts alike in its mean, and secure aggregation sums by samples"
+    INDIVIDUAL = True  # each hospital counts alike in its mean
 
     def check(self, plan: Plan) -> None:
         if plan.local:
-            raise Problem("federation.plan", reason="scaffold corrects every tensor: leave `local` empty, or choose fedbn")
+            raise Problem("plan.whole_model", algorithm=self.NAME)
 
     def combine(self, piece: Piece) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         base, equal = piece.base(), (1.0,) * len(piece.updates)
@@ -83,11 +83,11 @@ class FedNova(Algorithm):
     NAME = "fednova"
     PARAMETERS: ClassVar = {"epochs": Parameter("passes over a hospital's samples a round", "1", "0.01", "1000")}
     NUMBERS = ("fednova.steps",)
-    INDIVIDUAL = "it divides each hospital's change by that hospital's own steps, and secure aggregation hides single changes"
+    INDIVIDUAL = True  # each hospital's change is divided by that hospital's own steps
 
     def check(self, plan: Plan) -> None:
         if plan.local:
-            raise Problem("federation.plan", reason="fednova weighs the change of whole models: leave `local` empty")
+            raise Problem("plan.whole_model", algorithm=self.NAME)
 
     def prepare(self) -> None:
         total = sum(update.samples for update in self.updates)

@@ -31,13 +31,13 @@ class FedAMP(Algorithm):
         "self": Parameter("the least weight of a hospital's own model", "0.1", "0", "1"),
         "prox": _PROX,
     }
-    INDIVIDUAL = "it makes a model for each hospital of the single models of all, which secure aggregation hides"
+    INDIVIDUAL = True  # a model for each hospital is made of the single models of all
     KEEPS = True
     PERSONAL = True
 
     def check(self, plan: Plan) -> None:
         if plan.local:
-            raise Problem("federation.plan", reason=f"with {self.NAME} every tensor is part of the message passing: leave `local` empty")
+            raise Problem("plan.whole_model", algorithm=self.NAME)
 
     def finish(self, folder: Path) -> Outcome:
         answered = super().finish(folder)

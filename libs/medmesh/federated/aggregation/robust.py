@@ -14,7 +14,6 @@ from medmesh.errors import Problem
 from medmesh.federated.aggregation.algorithm import Algorithm, Parameter, Piece
 from medmesh.federated.aggregation.distances import gram, squared_distances
 
-_SINGLE = "it compares the updates of single hospitals, which secure aggregation hides"
 _TOLERATED = Parameter("how many hospitals may be wrong or hostile", "1", "0", "1000", whole=True)
 
 
@@ -22,7 +21,7 @@ class Median(Algorithm):
     """Yin et al. 2018, algorithm 1 option I (arXiv 1803.01498): the median of each coordinate."""
 
     NAME = "median"
-    INDIVIDUAL = _SINGLE
+    INDIVIDUAL = True
     STACKS = True
 
     def combine(self, piece: Piece) -> np.ndarray:
@@ -35,7 +34,7 @@ class TrimmedMean(Algorithm):
 
     NAME = "trimmed-mean"
     PARAMETERS: ClassVar = {"trim": Parameter("share left out at each end", "0.2", "0", "0.49")}
-    INDIVIDUAL = _SINGLE
+    INDIVIDUAL = True
     STACKS = True
 
     def combine(self, piece: Piece) -> np.ndarray:
@@ -50,7 +49,7 @@ class Clipping(Algorithm):
 
     NAME = "norm-clipping"
     PARAMETERS: ClassVar = {"factor": Parameter("how much longer than the median a change may be", "1", "0.01", "1000")}
-    INDIVIDUAL = _SINGLE
+    INDIVIDUAL = True
 
     def prepare(self) -> None:
         lengths = np.sqrt(np.diag(gram(self.updates, self.shared, self.base)))
@@ -77,14 +76,13 @@ class MultiKrum(Algorithm):
         "tolerate": _TOLERATED,
         "keep": Parameter("how many updates are averaged; 0: all but the tolerated", "0", "0", "1000", whole=True),
     }
-    INDIVIDUAL = _SINGLE
+    INDIVIDUAL = True
     STACKS = True
 
     def check(self, plan: Plan) -> None:
         needed = self.needed()
         if plan.min_participants < needed:
-            reason = f"{self.NAME} that tolerates {self.f} needs at least {needed} answers a round: raise min_participants"
-            raise Problem("federation.plan", reason=reason)
+            raise Problem("plan.few_answers", algorithm=self.NAME, tolerated=self.f, needed=needed, least=plan.min_participants)
 
     @property
     def f(self) -> int:
@@ -97,7 +95,7 @@ class MultiKrum(Algorithm):
 
     def prepare(self) -> None:
         if len(self.updates) < self.needed():
-            raise Problem("federation.plan", reason=f"{self.NAME} needs {self.needed()} answers, there were {len(self.updates)}")
+            raise Problem("federation.few_answers", algorithm=self.NAME, needed=self.needed(), got=len(self.updates))
         self.chosen = self.choose(squared_distances(gram(self.updates, self.shared, self.base)))
 
     def choose(self, distances: np.ndarray) -> list[int]:

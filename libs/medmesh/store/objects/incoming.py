@@ -1,7 +1,7 @@
 """An object that is stored while it arrives: hashed and sealed piece by piece into a file of its own, and kept only when it is whole.
 
 A piece of 1 MiB is in memory, never more. What fits in one is sealed once its SHA-256 is known, behind its header, in one file; a longer
-one is a body that grows and a header that is written last. A writer that is killed leaves files that no header names (`sweep`).
+one is a body that grows and a header that is written last. A writer that is killed leaves files that no header names (`erase`, `clear`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,9 @@ from medmesh.store.objects import envelope
 from medmesh.store.objects.directory import DirectoryBlobs
 from medmesh.store.objects.envelope import PIECE, Wrapping
 from medmesh.store.objects.port import Digest
+
+GROWING = "growing"
+"""The folder in which bodies grow: their objects have no name yet."""
 
 
 class Incoming:
@@ -121,7 +125,7 @@ class Incoming:
         try:
             if self._file is None:
                 self._body, self._dek, self._cipher = envelope.begin_unknown(self._wrapping)
-                folder = self._folder / "00"
+                folder = self._folder / GROWING
                 folder.mkdir(mode=0o700, exist_ok=True)
                 self._path = folder / f".{self._body}.{secrets.token_hex(4)}"
                 self._file = _new(self._path)
@@ -130,6 +134,22 @@ class Incoming:
             raise _full(error) from None
         self._place += 1
         self._piece = bytearray()
+
+
+def erase(blobs: DirectoryBlobs, sha256: str) -> None:
+    """Delete an object, or what a writer that was killed left of it. Nobody may be writing it."""
+    folder = blobs.folder / sha256[:2]
+    with suppress(FileNotFoundError):
+        found = [path for path in folder.iterdir() if path.name.lstrip(".").startswith(f"{sha256}.")]
+        for path in sorted(found, key=lambda path: path.name != f"{sha256}.key"):  # the header first: then nothing opens the body
+            path.unlink(missing_ok=True)
+
+
+def clear(blobs: DirectoryBlobs) -> None:
+    """Delete the bodies whose writers were killed while they grew. Nobody may be writing one."""
+    with suppress(FileNotFoundError):
+        for path in (blobs.folder / GROWING).iterdir():
+            path.unlink(missing_ok=True)
 
 
 def _write(target: Path, data: bytes) -> BinaryIO:

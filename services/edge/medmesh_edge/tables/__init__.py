@@ -166,6 +166,8 @@ federations = Table(
     Column("at", Timestamp, nullable=False),
     comment="invited -> accepted | declined | expired; running, completed, failed as the platform tells",
 )
+# The same of those that are invited, take part, or are over: what was once signed stays, with its plan.
+Index("ix_federations_state", federations.c.state)
 
 tasks = Table(
     "tasks",
@@ -214,6 +216,8 @@ secure_phases = Table(
     Column("at", Timestamp, nullable=False),
     comment="received -> done, or kept: what the platform passed on",
 )
+# Whether there is one is asked several times a round, and `messages` are large and come before `state`.
+Index("ix_secure_phases_state", secure_phases.c.state, secure_phases.c.at)
 
 secure_opened = Table(
     "secure_opened",
@@ -309,6 +313,13 @@ residuals = Table(
     *_attempt(),
     Column("object", String(64), nullable=False),
     comment="what a codec left out of an update: it goes into the next round's, and never leaves the hospital",
+)
+
+unnamed = Table(
+    "unnamed",
+    METADATA,
+    Column("object", String(64), primary_key=True),
+    comment="what a round is about to seal, or has sealed, until rows name it: the row goes with the transaction that does",
 )
 
 requests = Table(
