@@ -26,13 +26,10 @@ AT_THE_NODE = {"accept": "approve", "decline": "decline", "withdraw": "withdraw"
 
 
 class _Words(click.Group):
-    """Understands words that people look for here, and are called otherwise, or are elsewhere."""
+    """Says where to go for what people look for here, and is done elsewhere."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        word, *rest = args
-        if word == "status":
-            return super().resolve_command(ctx, ["show", *rest])
-        if (command := AT_THE_NODE.get(word)) is not None:
+        if (command := AT_THE_NODE.get(args[0])) is not None:
             there = f"medmesh edge {command} FEDERATION"
             raise click.UsageError(say(f"A hospital does that at its own node: {there}", f"由医院在本院节点上执行：{there}"), ctx)
         return super().resolve_command(ctx, args)
@@ -48,7 +45,10 @@ def federation() -> None:
 @click.option("--mine", is_flag=True, help="Only those you created.  只列本人创建的联邦。")
 @click.option("--hospital", help="Only those that this hospital was invited to.  只列邀请了该医院的联邦。")
 def list_federations(state: str | None, mine: bool, hospital: str | None) -> int:
-    """Every federation you may see, newest first.  列出可见的联邦，最新的在前。"""
+    """Every federation you may see, newest first.
+
+    列出您可见的全部联邦，最新的在前。
+    """
     from medmesh.client.federation import federations
 
     narrowed = {"state": state, "hospital": hospital, "mine": "true" if mine else None}
@@ -65,7 +65,10 @@ def list_federations(state: str | None, mine: bool, hospital: str | None) -> int
 @click.argument("identifier")
 @click.option("--json", "as_json", is_flag=True)
 def show_federation(identifier: str, as_json: bool) -> int:
-    """A federation in plain words: its plan, its rounds, its participants.  查看联邦。"""
+    """A federation in plain words: its plan, its rounds, its participants.
+
+    用通俗文字查看联邦：方案、各轮、各参与方。
+    """
     from medmesh.cli.views import LINKS, awaited, ended, flagged, standing, state, waits
     from medmesh.client.federation import Federation
     from medmesh.federated.plan import explain
@@ -102,7 +105,9 @@ def show_federation(identifier: str, as_json: bool) -> int:
 @click.option("--days", default=7.0, show_default=True, help="How long a link may wait.  链接有效天数。")
 @click.option("--revoke", is_flag=True, help="What was handed out opens nothing any more.  撤销已发出的链接。")
 def invite(identifier: str, hospitals: tuple[str, ...], days: float, revoke: bool) -> int:
-    """One-time links for the people of invited hospitals, to be handed to each.  一次性邀请链接。
+    """One-time links for the people of invited hospitals, to be handed to each.
+
+    给受邀医院人员的一次性链接，由您转交各院。
 
     A link is shown once, here. It opens at that hospital's node only, shows the plan, and consents to nothing.
 
@@ -154,7 +159,10 @@ def _to_open(hospital: str, link: str) -> str:
 )
 @click.option("--links", is_flag=True, help="Show a one-time link for each hospital, as `invite` does.  同时显示每家医院的一次性链接。")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
-    """Create a federation from the training package in FOLDER and invite the hospitals.  创建联邦并邀请医院。"""
+    """Create a federation from the training package in FOLDER and invite the hospitals.
+
+    用 FOLDER 中的训练包创建联邦并邀请医院。
+    """
     from medmesh.client.federation import Federation, create_federation
 
     async def run(gateway: Gateway) -> Any:
@@ -215,7 +223,9 @@ def watch(identifier: str) -> int:
 @click.option("--out", type=Written(), help="Also save the final model (safetensors).  保存最终模型。")
 @click.option("--json", "as_json", is_flag=True)
 def result(identifier: str, out: Path | None, as_json: bool) -> int:
-    """The final model, how every model did at every hospital, and what personal models gain.  查看结果与跨院评估矩阵。
+    """The final model, how every model did at every hospital, and what personal models gain.
+
+    查看最终模型、每个模型在每家医院的表现，以及专属模型的增益。
 
     Balanced accuracy with 95 % intervals, computed from the counts that hospitals sent: they take samples as independent, so that where
     patients gave several samples the true interval is wider. That counts were rounded (the small-cell rule) is in the intervals.
@@ -260,3 +270,4 @@ def plot(identifier: str, out: Path) -> int:
 
 for command in (simulate, rehearse, *STEERING):
     federation.add_command(command)
+federation.add_command(show_federation, "status")  # as people look for it

@@ -38,11 +38,16 @@ def tell(stage: str) -> None:
 @training
 @click.option("--json", "as_json", is_flag=True)
 def rehearse(folder: Path, as_json: bool, **options: Any) -> int:
-    """Run the training package in FOLDER at the platform on data that are invented from its data schema.  以虚构数据演练训练包。
+    """Run the training package in FOLDER at the platform on data that are invented from its data schema.
+
+    在平台上以虚构数据演练训练包，数据按其数据结构生成。
 
     As hospitals would run it: in the sandbox, two rounds, with their updates combined in between. Finds tensors of another name, shape or
     type than the package declares, numbers that are none, mistakes in code, too much memory, too much time. Give the options of the
     federation. `create` does the same by itself where a package has code. Exit code 1 when it failed.
+
+    与医院的运行方式相同：在沙箱中训练两轮，其间聚合各方更新。可发现张量的名称、形状或类型与训练包声明不符，数值无效，代码错误，内
+    存或时间过多。请给出联邦的相同选项。训练包含代码时 `create` 会自动演练。演练失败时退出码为 1。
     """
     from medmesh.client import federation as client
     from medmesh.client.transfer import upload

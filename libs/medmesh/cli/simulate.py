@@ -61,11 +61,17 @@ DEALT = ("iid", "dirichlet", "pathological")
 )
 def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: float, shards: int, out: Path, **options: Any) -> int:
     """Run a federation of the training package in PACKAGE on this machine: the real coordinator and the real code of hospitals' nodes, with
-    pretended hospitals among which the samples in --data are dealt out.  在本机仿真联邦。
+    pretended hospitals among which the samples in --data are dealt out.
+
+    在本机以训练包 PACKAGE 运行联邦：真实的协调器与真实的节点代码，将 --data 中的样本划分给虚拟医院。
 
     Images: DICOM or PNG beside labels.csv (file,label and, where known, split,patient). Volumes and signals: NIfTI, NumPy, series of DICOM
     files, WFDB, EDF or WAV beside the same labels.csv, through the package's pipeline as at a node. Tables: *.csv beside columns.toml.
     With --partition natural each sub-folder or table is a hospital of its own. Exit code 1 when the federation did not complete.
+
+    影像：DICOM 或 PNG，并附 labels.csv（file、label 列，已知时另有 split、patient 列）。体数据与信号：NIfTI、NumPy、DICOM 序列、
+    WFDB、EDF 或 WAV，附同样的 labels.csv，与节点一样经训练包的处理流程。表格：*.csv 并附 columns.toml。使用 --partition natural
+    时，每个子文件夹或每张表即为一家医院。联邦未完成时退出码为 1。
     """
     import asyncio
 

@@ -73,12 +73,19 @@ def _approval(identifier: str, asks: bool, wanted: Callable[[Federation], Awaita
 @click.argument("hospital")
 @click.option("--reason", required=True, help=REASON)
 def quarantine(identifier: str, hospital: str, reason: str) -> int:
-    """Leave HOSPITAL out, at once, until others approve its release.  立即隔离某医院，直至获批解除。
+    """Leave HOSPITAL out, at once, until others approve its release.
+
+    立即隔离某医院，直至他人批准解除。
 
     What it gave to the open round does not count; what is part of committed models stays there.
 
+    该院在当前轮所提交的不计入；已并入已提交模型的部分保留。
+
     \b
     medmesh federation quarantine FEDERATION renji --reason "its scanner is miscalibrated"
+
+    \b
+    medmesh federation quarantine FEDERATION renji --reason "扫描仪未校准"
     """
     _steer(identifier, lambda one: one.quarantine(hospital, reason))
     how = f"medmesh federation release {identifier} {hospital} --request"
@@ -97,9 +104,13 @@ def quarantine(identifier: str, hospital: str, reason: str) -> int:
 )
 @REQUEST
 def rollback(identifier: str, number: int, asks: bool) -> int:
-    """What to ask approval for so that the rounds after one are undone.  查看或提交回退所需的审批申请。
+    """What to ask approval for so that the rounds after one are undone.
+
+    查看或提交审批申请，以撤销某一轮之后的各轮。
 
     Nothing is undone before others approved it. Privacy that rounds spent stays spent.
+
+    未经他人批准不撤销任何内容。各轮已消耗的隐私预算不退还。
 
     \b
     medmesh federation rollback FEDERATION --round 3 --request
@@ -112,7 +123,9 @@ def rollback(identifier: str, number: int, asks: bool) -> int:
 @click.argument("hospital")
 @REQUEST
 def release(identifier: str, hospital: str, asks: bool) -> int:
-    """What to ask approval for so that HOSPITAL may take part again.  查看或提交解除隔离所需的审批申请。
+    """What to ask approval for so that HOSPITAL may take part again.
+
+    查看或提交审批申请，使 HOSPITAL 可再次参加。
 
     \b
     medmesh federation release FEDERATION renji --request
@@ -150,7 +163,10 @@ def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_
 @click.argument("identifier")
 @click.option("--reason", required=True, help=REASON)
 def cancel(identifier: str, reason: str) -> int:
-    """End it; its hospitals are told. There is no way back.  取消联邦并通知各院，不可恢复。"""
+    """End it; its hospitals are told. There is no way back.
+
+    取消联邦并通知各院。此操作不可恢复。
+    """
     return _steer(identifier, lambda one: one.cancel(reason))
 
 

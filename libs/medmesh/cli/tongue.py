@@ -24,12 +24,28 @@ def said(text: str, tongue: str) -> str:
 def helped(text: str | None, tongue: str) -> str | None:
     """A help text: each of its paragraphs in `tongue`, as far as it is there."""
     made: list[str] = []
+    before = ""
     for paragraph in re.split(r"\n[ \t]*\n", text or ""):
-        if made and _CHINESE.match(paragraph.strip()):  # what the one before it says
-            made[-1] = paragraph if tongue == "zh" else made[-1]
+        if made and _says_again(paragraph, before):
+            made[-1] = _joined(paragraph) if tongue == "zh" else made[-1]
         else:
             made.append(said(paragraph, tongue))
+        before = paragraph
     return "\n\n".join(made) if text is not None else None
+
+
+def _says_again(paragraph: str, before: str) -> bool:
+    """Whether it is in Chinese what the one before it says: a paragraph that begins so, or lines as they are after such lines."""
+    lines = "\b" in paragraph and "\b" in before and not _CHINESE.search(before)
+    return bool(_CHINESE.search(paragraph) if lines else _CHINESE.match(paragraph.strip()))
+
+
+def _joined(paragraph: str) -> str:
+    """Chinese has no spaces where a line ends."""
+    if "\b" in paragraph:
+        return paragraph
+    signs = r"(?<=[^\x00-\x7f])\s*\n\s*(?=[^\x00-\x7f])|(?<=[，。；：、）])\s*\n\s*"
+    return re.sub(r"\s*\n\s*", " ", re.sub(signs, "", paragraph.strip()))
 
 
 def spoken(command: click.Command, tongue: str) -> click.Command:

@@ -50,9 +50,17 @@ edge.add_command(timeline)
 
 @edge.command()
 @FOLDER
-@click.option("--wait", default=0.0, show_default=True, help="Seconds to wait for approval, which an expired certificate needs.")
+@click.option(
+    "--wait",
+    default=0.0,
+    show_default=True,
+    help="Seconds to wait for approval, which an expired certificate needs.  等待审批的秒数；证书过期时须审批。",
+)
 def renew(folder: Path, wait: float) -> int:
-    """Renew this node's certificate now; a running node does so by itself.  更新节点证书。"""
+    """Renew this node's certificate now; a running node does so by itself.
+
+    立即更新本节点的证书；运行中的节点会自动更新。
+    """
     from datetime import UTC, datetime
 
     from medmesh_edge.renewal import renew
@@ -78,15 +86,29 @@ def renew(folder: Path, wait: float) -> int:
 @edge.command()
 @FOLDER
 @click.option("--gateway", required=True, metavar="URL")
-@click.option("--ca", required=True, type=click.Path(exists=True, path_type=Path), help="Handed over with the code, not downloaded.")
+@click.option(
+    "--ca",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Handed over with the code, not downloaded.  与注册码一同交付的 CA 文件，不得下载。",
+)
 @click.option("--hospital", required=True)
 @click.option("--node", default="node-1", show_default=True)
-@click.option("--code", prompt=True, help="The one-time code from the platform.")
-@click.option("--proxy", metavar="URL", help="HTTP proxy for everything that goes out.")
-@click.option("--port", default=0, help="Port of the local page; 0 takes a free one.")
-@click.option("--wait", default=86_400.0, show_default=True, help="Seconds to wait for approval.")
-@click.option("--roster", metavar="DIGITS|FILE", help="The roster's fingerprint, as read to you, or its file. Later: edge roster.")
-@click.option("--organisation-key", type=click.Path(exists=True, path_type=Path), help="The hospital's, for a further node.")
+@click.option("--code", prompt=True, help="The one-time code from the platform.  平台发放的一次性注册码。")
+@click.option("--proxy", metavar="URL", help="HTTP proxy for everything that goes out.  所有外发连接使用的 HTTP 代理。")
+@click.option("--port", default=0, help="Port of the local page; 0 takes a free one.  本地页面端口；0 为任意空闲端口。")
+@click.option("--wait", default=86_400.0, show_default=True, help="Seconds to wait for approval.  等待审批的秒数。")
+@click.option(
+    "--roster",
+    metavar="DIGITS|FILE",
+    help="The roster's fingerprint, as read to you, or its file. Later: edge roster."
+    "  名册的指纹（经口头核对）或其文件。之后可用 edge roster。",
+)
+@click.option(
+    "--organisation-key",
+    type=click.Path(exists=True, path_type=Path),
+    help="The hospital's, for a further node.  医院自己的密钥，用于增设节点。",
+)
 def enrol(
     folder: Path,
     gateway: str,
@@ -100,10 +122,14 @@ def enrol(
     roster: str | None,
     organisation_key: Path | None,
 ) -> int:
-    """Enrol this node: keys and request are made here, a second person approves at the platform.  注册节点。
+    """Enrol this node: keys and request are made here, a second person approves at the platform.
+
+    注册本节点：密钥与证书申请在本机生成，由平台的第二人批准。
 
     Two keys are made: the node's, for its certificate, which renews; and the hospital's own, which signs what it accepts. Read the
     fingerprint of the second to the keepers of the roster.
+
+    将生成两把密钥：节点密钥用于证书，会自动更新；医院自己的密钥用于签署其接受的内容。请将后者的指纹读给名册保管人核对。
     """
     from medmesh.security import signing
     from medmesh_edge.enrolment import ca_fingerprint, enrol
@@ -140,10 +166,16 @@ def enrol(
 
 @edge.command()
 @FOLDER
-@click.option("--host", help="Where the local page listens; 127.0.0.1 unless the settings say otherwise.")
-@click.option("--port", type=int, help="Its port.")
+@click.option(
+    "--host",
+    help="Where the local page listens; 127.0.0.1 unless the settings say otherwise.  本地页面监听地址；默认 127.0.0.1，可由设置更改。",
+)
+@click.option("--port", type=int, help="Its port.  其端口。")
 def run(folder: Path, host: str | None, port: int | None) -> int:
-    """Run the node in the foreground.  运行节点。"""
+    """Run the node in the foreground.
+
+    在前台运行本节点。
+    """
     import uvloop
 
     from medmesh_edge.node import run as run_node
@@ -155,12 +187,25 @@ def run(folder: Path, host: str | None, port: int | None) -> int:
 @edge.command()
 @FOLDER
 @click.argument("dataset")
-@click.option("--within", is_flag=True, help="Only people of this hospital see it; everybody on the platform does otherwise.")
-@click.option("--timeline", "project", default="", help="Also how many are ill with what, from this project's timelines.  附疾病计数。")
+@click.option(
+    "--within",
+    is_flag=True,
+    help="Only people of this hospital see it; everybody on the platform does otherwise.  仅本院人员可见；默认平台上所有人可见。",
+)
+@click.option(
+    "--timeline",
+    "project",
+    default="",
+    help="Also how many are ill with what, from this project's timelines.  另附该项目时间轴中各病种的患者数。",
+)
 def publish(folder: Path, dataset: str, within: bool, project: str) -> int:
-    """Tell the platform how much of what is there: counts only, small ones hidden.  发布数据描述。
+    """Tell the platform how much of what is there: counts only, small ones hidden.
+
+    告知平台各类数据有多少：只含计数，小数目隐藏。
 
     Others find it with medmesh dataset catalogue. Published again, what the patients are ill with is told anew.
+
+    他人可用 medmesh dataset catalogue 查到。再次发布时，患者的病种会重新公布。
     """
     from medmesh_edge import described
 
@@ -171,9 +216,17 @@ def publish(folder: Path, dataset: str, within: bool, project: str) -> int:
 @edge.command()
 @FOLDER
 @click.argument("model")
-@click.option("--held-out/--everything", default=True, show_default=True, help="Only the samples that were never trained on.")
+@click.option(
+    "--held-out/--everything",
+    default=True,
+    show_default=True,
+    help="Only the samples that were never trained on.  仅限从未用于训练的样本。",
+)
 def classify(folder: Path, model: str, held_out: bool) -> int:
-    """Classify the hospital's own images with the installed MODEL; results stay here.  本地推理。"""
+    """Classify the hospital's own images with the installed MODEL; results stay here.
+
+    用已安装的模型 MODEL 对本院影像分类，结果不出院。
+    """
     from medmesh.serving.repository import Repository
     from medmesh_edge.models import classify
 
@@ -187,7 +240,10 @@ def classify(folder: Path, model: str, held_out: bool) -> int:
 @edge.command()
 @FOLDER
 def status(folder: Path) -> int:
-    """What the running node says of itself.  节点状态。"""
+    """What the running node says of itself.
+
+    运行中的节点对自身状态的报告。
+    """
     import httpx
 
     from medmesh_edge.settings import Layout
@@ -202,11 +258,14 @@ def status(folder: Path) -> int:
 
 @edge.command()
 @FOLDER
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen, when the witness is made.")
-@click.option("--port", default=8460, show_default=True, help="At which port, when it is made.")
-@click.option("--key-only", is_flag=True, help="Make it, print its key and end.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen, when the witness is made.  创建见证方时的监听地址。")
+@click.option("--port", default=8460, show_default=True, help="At which port, when it is made.  创建时监听的端口。")
+@click.option("--key-only", is_flag=True, help="Make it, print its key and end.  仅创建并打印其公钥。")
 def witness(folder: Path, host: str, port: int, key_only: bool) -> int:
-    """Be a witness of the platform's audit log, beside the node and in its folder.  担任审计日志见证方。"""
+    """Be a witness of the platform's audit log, beside the node and in its folder.
+
+    担任平台审计日志的见证方，与节点并行运行，使用其文件夹。
+    """
     from medmesh.cli.witness import serve, tell
     from medmesh.witness.site import create, load
     from medmesh_edge.settings import Layout, Settings
@@ -224,7 +283,10 @@ def witness(folder: Path, host: str, port: int, key_only: bool) -> int:
 @edge.command()
 @FOLDER
 def doctor(folder: Path) -> int:
-    """Look for what is amiss and say whom to ask.  诊断。"""
+    """Look for what is amiss and say whom to ask.
+
+    检查有何异常，并说明应联系谁。
+    """
     from medmesh_edge.doctor import examine
 
     worst = 0

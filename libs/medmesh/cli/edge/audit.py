@@ -22,13 +22,16 @@ def own_audit() -> None:
 
 @own_audit.command(name="list")
 @FOLDER
-@click.option("--entity", help="KIND:ID, for example model:mri-cnn")
-@click.option("--verb", help="A verb, or the beginning of one with *")
-@click.option("--actor", help="For example person:li")
-@click.option("--cursor", help="`next` of the page before.")
+@click.option("--entity", help="KIND:ID, for example model:mri-cnn  类型:标识，例如 model:mri-cnn。")
+@click.option("--verb", help="A verb, or the beginning of one with *  动词，或以 * 结尾的动词开头。")
+@click.option("--actor", help="For example person:li  例如 person:li。")
+@click.option("--cursor", help="`next` of the page before.  上一页的 `next`。")
 @click.option("--limit", default=100, show_default=True)
 def list_own(folder: Path, **filters: Any) -> int:
-    """Records about this hospital's data, whoever made them.  查询本院记录。"""
+    """Records about this hospital's data, whoever made them.
+
+    查询与本院数据有关的记录，不论由谁产生。
+    """
     query = {name: value for name, value in filters.items() if value is not None}
 
     async def work(site: Any) -> Any:
@@ -43,7 +46,10 @@ def list_own(folder: Path, **filters: Any) -> int:
 @FOLDER
 @click.argument("copy", type=click.Path(path_type=Path))
 def export_own(folder: Path, copy: Path) -> int:
-    """Copy the tree and this hospital's records into COPY.  导出本院记录。"""
+    """Copy the tree and this hospital's records into COPY.
+
+    将日志树与本院的记录复制到 COPY。
+    """
     from medmesh.client.audit import export_log, of_a_hospital
 
     async def work(site: Any) -> int:
@@ -59,10 +65,14 @@ def export_own(folder: Path, copy: Path) -> int:
 @FOLDER
 @click.argument("copy", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def verify_own(folder: Path, copy: Path) -> int:
-    """Verify COPY by the pinned roster: nothing altered, forked or forged, and nothing about this hospital withheld.  验证。
+    """Verify COPY by the pinned roster: nothing altered, forked or forged, and nothing about this hospital withheld.
+
+    按固定的名册验证 COPY：无篡改、分叉或伪造，且未隐瞒与本院有关的内容。
 
     The roster says which log and which witnesses; what is verified is kept, and the next copy must contain it. Ends with 0 when it is
     whole, 1 when something was altered or withheld, 2 when it cannot be read.
+
+    名册指明是哪一日志、哪些见证方；已验证的内容会保存，下一份副本必须包含它。完整时退出码为 0，有篡改或隐瞒为 1，无法读取为 2。
     """
     from medmesh.auditing.signatures import Signatures
     from medmesh.client.audit import withheld
@@ -95,7 +105,10 @@ def verify_own(folder: Path, copy: Path) -> int:
 @FOLDER
 @click.argument("file", type=click.File("w"), default="-")
 def proof(folder: Path, file: Any) -> int:
-    """The newest checkpoint this node saw, as the log signed it, and one that contradicts it: both are a proof.  所见检查点。"""
+    """The newest checkpoint this node saw, as the log signed it, and one that contradicts it: both are a proof.
+
+    本节点所见的最新检查点（由日志签名），以及与之矛盾的检查点：二者合为证据。
+    """
     from medmesh_edge import continuity
 
     row = on_site(folder, continuity.present)
@@ -108,7 +121,10 @@ def proof(folder: Path, file: Any) -> int:
 @own_audit.command()
 @FOLDER
 def forgive(folder: Path) -> int:
-    """Go on with the platform's log as it is shown from now on, after somebody explained why it changed. Recorded.  查明原因后继续。"""
+    """Go on with the platform's log as it is shown from now on, after somebody explained why it changed. Recorded.
+
+    有人说明日志为何变化之后，以现在所示的平台日志继续。此操作留有记录。
+    """
     from medmesh_edge import continuity
 
     async def work(site: Any) -> None:

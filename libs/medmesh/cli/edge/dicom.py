@@ -18,10 +18,15 @@ from medmesh.errors import Problem
 
 @click.group()
 def dicom() -> None:
-    """The node and the hospital's PACS, by DICOM.  与 PACS 直连（DICOM）。
+    """The node and the hospital's PACS, by DICOM.
+
+    节点与医院 PACS 之间的 DICOM 直连。
 
     The node receives once there is a dicom.toml in its folder: who may send, from where, for which data set, under which approval. What it
     does not name is turned away. docs/hospital/dicom.md goes through it step by step.
+
+    节点文件夹中有 dicom.toml 后即开始接收：谁可以发送、从何处、归入哪个数据集、依据哪个批件。未列出的一律拒绝。逐步说明见
+    docs/hospital/dicom.md。
 
     \b
     medmesh edge dicom echo pacs                          does it answer, does it know us?
@@ -31,6 +36,15 @@ def dicom() -> None:
     medmesh edge dicom quarantine list                    what was held back, and why
     medmesh edge dicom label labels.csv --dataset ct      what the images show, by the PACS's own numbers
     medmesh edge dicom tiers                              what lies here, what in the cold tier
+
+    \b
+    medmesh edge dicom echo pacs                          是否应答，是否认识本院
+    medmesh edge dicom find pacs -k StudyDate=20260101-   有哪些检查
+    medmesh edge dicom move pacs --study 1.2.3            取回一个检查
+    medmesh edge dicom status                             收到了什么，处理结果如何
+    medmesh edge dicom quarantine list                    隔离了什么，原因为何
+    medmesh edge dicom label labels.csv --dataset ct      按 PACS 的编号加标签
+    medmesh edge dicom tiers                              哪些在本机，哪些在冷存储
     """
 
 
@@ -56,17 +70,32 @@ def _keys(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-KEYS = click.option("-k", "--key", "keys", multiple=True, metavar="KEYWORD=VALUE", help="A DICOM keyword; * and ? match, dates as A-B.")
-PATIENT = click.option("--patient", is_flag=True, help="Ask for the patient ID: on a command line every account could read it.")
+KEYS = click.option(
+    "-k",
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="KEYWORD=VALUE",
+    help="A DICOM keyword; * and ? match, dates as A-B.  DICOM 关键字；可用 * 与 ? 通配，日期范围写作 A-B。",
+)
+PATIENT = click.option(
+    "--patient",
+    is_flag=True,
+    help="Ask for the patient ID: on a command line every account could read it.  交互输入患者编号：写在命令行上会被其他账户看到。",
+)
 
 
 @dicom.command()
 @FOLDER
 @click.argument("peer")
 def echo(folder: Path, peer: str) -> int:
-    """C-ECHO: whether PEER, a name of dicom.toml, answers and knows us, and how it is spoken to.  测试连通。
+    """C-ECHO: whether PEER, a name of dicom.toml, answers and knows us, and how it is spoken to.
+
+    发送 C-ECHO：测试 PEER（dicom.toml 中的名称）是否应答、是否认识本院，以及以何种方式通信。
 
     With [peer.tls] in dicom.toml that is over TLS and never in the clear: what is wrong with a certificate is said here.
+
+    若 dicom.toml 中有 [peer.tls]，则使用 TLS，绝不明文传输；证书的问题会在此说明。
     """
     from medmesh.dimse import scu
 
@@ -87,9 +116,11 @@ def echo(folder: Path, peer: str) -> int:
 @click.option("--level", type=click.Choice(("study", "series", "image")), default="study", show_default=True)
 @KEYS
 @PATIENT
-@click.option("--limit", default=200, show_default=True, help="Show no more than these.")
+@click.option("--limit", default=200, show_default=True, help="Show no more than these.  最多显示条数。")
 def find(folder: Path, peer: str, level: str, keys: tuple[str, ...], patient: bool, limit: int) -> int:
-    """C-FIND: what PEER has, for the hospital's own eyes; nothing is kept.  查询 PACS。
+    """C-FIND: what PEER has, for the hospital's own eyes; nothing is kept.
+
+    发送 C-FIND：查询 PEER 有哪些内容，仅供本院查看，不保存。
 
     \b
     medmesh edge dicom find pacs -k ModalitiesInStudy=MR -k StudyDate=20260101-20260131
@@ -107,12 +138,27 @@ def find(folder: Path, peer: str, level: str, keys: tuple[str, ...], patient: bo
 @dicom.command()
 @FOLDER
 @click.argument("peer")
-@click.option("--study", "studies", multiple=True, metavar="UID", help="A study instance UID; may be given again.")
+@click.option("--study", "studies", multiple=True, metavar="UID", help="A study instance UID; may be given again.  检查实例 UID；可重复。")
 @KEYS
 @PATIENT
-@click.option("--to", "destination", help="The AE title to send to, as PEER knows it; `title` of dicom.toml by default.")
-@click.option("--pause", default=1.0, show_default=True, help="Seconds between series: a PACS works for the wards first.")
-@click.option("--waiting", default=2000, show_default=True, help="Ask for no more while so many objects wait for the pipeline.")
+@click.option(
+    "--to",
+    "destination",
+    help="The AE title to send to, as PEER knows it; `title` of dicom.toml by default."
+    "  PEER 所知的接收端 AE 标题；默认为 dicom.toml 中的 `title`。",
+)
+@click.option(
+    "--pause",
+    default=1.0,
+    show_default=True,
+    help="Seconds between series: a PACS works for the wards first.  序列之间的间隔秒数：PACS 应优先服务临床。",
+)
+@click.option(
+    "--waiting",
+    default=2000,
+    show_default=True,
+    help="Ask for no more while so many objects wait for the pipeline.  待处理对象达到此数时暂停请求。",
+)
 def move(
     folder: Path,
     peer: str,
@@ -123,10 +169,15 @@ def move(
     pause: float,
     waiting: int,
 ) -> int:
-    """C-MOVE: have PEER send studies to this node, a series at a time.  从 PACS 取回影像。
+    """C-MOVE: have PEER send studies to this node, a series at a time.
+
+    发送 C-MOVE：让 PEER 将检查发送到本节点，每次一个序列。
 
     Those named by --study, or all that --key and --patient find. What is here already is known and costs the transfer alone. PEER must
     know the destination's address and port (0xA801 else), and dicom.toml must accept it from there.
+
+    发送 --study 指定的检查，或 --key 与 --patient 查到的全部检查。本院已有的只耗费传输。PEER 必须知道目的地的地址与端口（否则报
+    0xA801），且 dicom.toml 必须允许其发送。
     """
     from medmesh.archive import states
     from medmesh.archive.tables import open_archive
@@ -160,7 +211,10 @@ def move(
 @click.argument("peer")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 def send(folder: Path, peer: str, source: Path) -> int:
-    """C-STORE: send SOURCE, a DICOM file or a folder of them, to PEER.  发送 DICOM 文件。"""
+    """C-STORE: send SOURCE, a DICOM file or a folder of them, to PEER.
+
+    发送 C-STORE：将 SOURCE（DICOM 文件或文件夹）发送到 PEER。
+    """
     from medmesh.dimse import scu
 
     asked = _peer(folder, peer)
@@ -173,10 +227,13 @@ def send(folder: Path, peer: str, source: Path) -> int:
 
 @dicom.command()
 @FOLDER
-@click.option("--watch", is_flag=True, help="Again every two seconds, with the rate.")
+@click.option("--watch", is_flag=True, help="Again every two seconds, with the rate.  每两秒刷新一次，并显示速率。")
 def status(folder: Path, watch: bool) -> int:
     """Where the node receives, how many objects of each data set are in each state, and how many of its studies more may come for:
-    what is new of those is used once they are settled.  接收状态；未完整的检查暂不使用。"""
+    what is new of those is used once they are settled.
+
+    节点在何处接收，各数据集各状态的对象数，以及有多少检查可能还有后续影像：检查稳定之后，新到的内容才会使用。
+    """
     from medmesh.archive import states
     from medmesh.archive.tables import open_archive
     from medmesh_edge.dicom import port_of
@@ -215,11 +272,16 @@ def status(folder: Path, watch: bool) -> int:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--dataset", required=True)
 def label(folder: Path, file: Path, dataset: str) -> int:
-    """Say by FILE (CSV) what images and volumes of a data set show that a PACS sent.  为 PACS 发来的影像加标签。
+    """Say by FILE (CSV) what images and volumes of a data set show that a PACS sent.
+
+    用 FILE（CSV）说明 PACS 发来的某数据集中影像与体数据的标签。
 
     Columns: label; one of patient, accession, study, series, object, as the PACS has them; and split (train, test), where it is wanted.
     A row is about everything of that patient, study or series in the data set. The numbers stay in the hospital. What came after the file
     was read needs it again; ends with 1 when a row is about nothing that is there.
+
+    列：label；patient、accession、study、series、object 之一，编号与 PACS 一致；需要时另有 split（train、test）。每一行适用于数据
+    集中该患者、检查或序列的全部内容。编号不出院。文件读取之后到达的影像需再次提供；某一行无对应内容时退出码为 1。
 
     \b
     accession,label
@@ -236,10 +298,14 @@ def label(folder: Path, file: Path, dataset: str) -> int:
 @dicom.command()
 @FOLDER
 def tiers(folder: Path) -> int:
-    """How many originals lie here and in the cold tier, and how many are on their way.  冷热分层。
+    """How many originals lie here and in the cold tier, and how many are on their way.
+
+    有多少原始影像在本机、在冷存储、在传输途中。
 
     Where the cold tier is, and when an object goes there, is said in the node's edge.json; a running node moves them. What is cold is read
     as before, a little slower, and comes back for having been read.
+
+    冷存储的位置与转移时间由节点的 edge.json 指定，由运行中的节点转移。冷存储影像照常读取，只是稍慢，读取后会回到本机。
 
     \b
     "cold": {"folder": "/mnt/nas/medmesh-cold", "after_days": 180}
@@ -277,10 +343,18 @@ def tiers(folder: Path) -> int:
 
 @dicom.command()
 @FOLDER
-@click.option("--study", metavar="UID", help="Those of one study instance UID.")
-@click.option("--all", "everything", is_flag=True, help="All that is cold: before the cold tier is changed, or given up.")
+@click.option("--study", metavar="UID", help="Those of one study instance UID.  属于某一检查实例 UID 的影像。")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="All that is cold: before the cold tier is changed, or given up.  全部冷存储影像：用于更换或停用冷存储之前。",
+)
 def recall(folder: Path, study: str | None, everything: bool) -> int:
-    """Have cold originals come back; a running node fetches them. They can be read meanwhile.  取回冷存储中的影像。"""
+    """Have cold originals come back; a running node fetches them. They can be read meanwhile.
+
+    将冷存储中的原始影像取回，由运行中的节点执行。其间仍可读取。
+    """
     from medmesh.archive import tiers as states
     from medmesh.archive.tables import open_archive, transaction
     from medmesh_edge.settings import Layout
@@ -299,20 +373,29 @@ def recall(folder: Path, study: str | None, everything: bool) -> int:
 
 @dicom.group()
 def quarantine() -> None:
-    """What was held back: looked at, released or dropped by a person.  隔离区。
+    """What was held back: looked at, released or dropped by a person.
+
+    被隔离的内容：由人员查看、放行或删除。
 
     Stages: receive (the data set does not parse), read, index (a UID or a patient contradicts what is here), deidentify (burned-in text),
     verify (something identifying was left), quality (rules of policy.toml that block), consent, clean, series (its series breaks such a
     rule). Nothing is ever overwritten, and nothing leaves the quarantine by itself but a series that becomes whole.
+
+    阶段：receive（数据集无法解析）、read、index（UID 或患者与已有内容矛盾）、deidentify（像素中有文字）、verify（仍有可识别信息）、
+    quality（policy.toml 中的拦截规则）、consent、clean、series（其序列违反此类规则）。已有内容不会被覆盖；除变完整的序列外，任何
+    内容都不会自行离开隔离区。
     """
 
 
 @quarantine.command(name="list")
 @FOLDER
-@click.option("--stage", default="", help="Of one stage only.")
+@click.option("--stage", default="", help="Of one stage only.  仅此阶段。")
 @click.option("--limit", default=100, show_default=True)
 def list_held(folder: Path, stage: str, limit: int) -> int:
-    """The newest first, with stage and reason.  列出。"""
+    """The newest first, with stage and reason.
+
+    列出隔离的对象，最新的在前，附阶段与原因。
+    """
     from medmesh.archive import states
     from medmesh.archive.tables import open_archive
     from medmesh_edge.settings import Layout
@@ -330,9 +413,16 @@ def list_held(folder: Path, stage: str, limit: int) -> int:
 @quarantine.command(name="show")
 @FOLDER
 @click.argument("number", type=int)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the object there, as it came: it names the patient.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the object there, as it came: it names the patient.  将对象原样写出：其中含患者身份。",
+)
 def show_held(folder: Path, number: int, out: Path | None) -> int:
-    """All that is known of object NUMBER.  查看。"""
+    """All that is known of object NUMBER.
+
+    显示编号为 NUMBER 的对象的全部已知信息。
+    """
     from dataclasses import asdict
 
     from medmesh.archive import states
@@ -362,13 +452,19 @@ def show_held(folder: Path, number: int, out: Path | None) -> int:
 @quarantine.command()
 @FOLDER
 @click.argument("numbers", type=int, nargs=-1)
-@click.option("--stage", help="Instead of numbers: all that is held back at this stage.")
+@click.option("--stage", help="Instead of numbers: all that is held back at this stage.  不给编号时：该阶段隔离的全部对象。")
 def release(folder: Path, numbers: tuple[int, ...], stage: str | None) -> int:
-    """Have objects NUMBERS go through the pipeline once more; they are held back again where nothing changed.  重新处理。
+    """Have objects NUMBERS go through the pipeline once more; they are held back again where nothing changed.
+
+    让编号为 NUMBERS 的对象重新经过处理流程；若情况未变，会再次被隔离。
 
     \b
     medmesh edge dicom quarantine release 17
     medmesh edge dicom quarantine release --stage series     after a rule of policy.toml was changed
+
+    \b
+    medmesh edge dicom quarantine release 17
+    medmesh edge dicom quarantine release --stage series     policy.toml 的规则更改之后
     """
     from medmesh_edge import review
 
@@ -391,7 +487,10 @@ def release(folder: Path, numbers: tuple[int, ...], stage: str | None) -> int:
 @click.argument("number", type=int)
 @click.confirmation_option(prompt=say("It is destroyed. Go on?", "将永久删除，是否继续？"))
 def drop(folder: Path, number: int) -> int:
-    """Destroy object NUMBER. The PACS still has it.  删除。"""
+    """Destroy object NUMBER. The PACS still has it.
+
+    销毁编号为 NUMBER 的对象。PACS 中仍保留。
+    """
     from medmesh_edge import review
 
     on_site(folder, lambda site: review.drop(site, number))

@@ -37,7 +37,9 @@ def ethics() -> None:
 @click.option("--until", type=DAY, required=True, help="Last day.  截止日。")
 @click.option("--consent", type=click.Choice(["waived", "individual"]), required=True, help="Of each patient, or waived.  知情同意方式。")
 def add(folder: Path, number: str, title: str, kinds: tuple[str, ...], since: datetime, until: datetime, consent: str) -> int:
-    """Write approval NUMBER down; it cannot be changed afterwards, only ended.  登记伦理批件。
+    """Write approval NUMBER down; it cannot be changed afterwards, only ended.
+
+    登记编号为 NUMBER 的伦理批件；登记后不可更改，只能终止。
 
     \b
     medmesh edge ethics add 2026-LL-017 --title "脑肿瘤MRI多中心研究" --kind image --from 2026-01-01 --until 2027-12-31 --consent waived
@@ -79,9 +81,13 @@ def end(folder: Path, number: str, reason: str) -> int:
 @click.option("--withdraw", is_flag=True, help="They took it back.  撤回同意。")
 @click.option("--list", "listed", type=click.File(encoding="utf-8"), help="Patient IDs, one a line; - reads a pipe.  每行一个患者编号。")
 def consent(folder: Path, number: str, withdraw: bool, listed: Any) -> int:
-    """Patients who agreed to approval NUMBER, or with --withdraw took that back.  登记或撤回患者知情同意。
+    """Patients who agreed to approval NUMBER, or with --withdraw took that back.
+
+    登记同意批件 NUMBER 的患者；加 --withdraw 则登记撤回。
 
     Asks for one patient ID, or reads many from --list. Only pseudonyms are kept. To erase what is there: medmesh edge forget.
+
+    交互输入一个患者编号，或用 --list 读取多个。只保存假名。要清除已有数据：medmesh edge forget。
     """
     from medmesh_edge import ethics as approvals
     from medmesh_edge.forgetting import who

@@ -17,7 +17,10 @@ from medmesh.errors import Problem
 @click.command(name="federations")
 @FOLDER
 def list_federations(folder: Path) -> int:
-    """Invitations and what became of them.  联邦邀请。"""
+    """Invitations and what became of them.
+
+    收到的联邦邀请及其结果。
+    """
     from sqlalchemy import select
 
     from medmesh_edge.tables import federations
@@ -35,7 +38,10 @@ def list_federations(folder: Path) -> int:
 @FOLDER
 @click.argument("federation")
 def show_plan(folder: Path, federation: str) -> int:
-    """The plan in plain words: what code runs, what leaves, how often.  查看方案。"""
+    """The plan in plain words: what code runs, what leaves, how often.
+
+    用通俗文字查看方案：运行什么代码、什么数据出院、多频繁。
+    """
     from sqlalchemy import select
 
     from medmesh.contracts.plan import Plan
@@ -62,7 +68,9 @@ def show_plan(folder: Path, federation: str) -> int:
 @click.argument("link")
 @click.pass_context
 def open_invitation(context: click.Context, folder: Path, link: str) -> int:
-    """Open a one-time LINK from who invited this hospital: the plan in plain words.  打开一次性邀请链接。
+    """Open a one-time LINK from who invited this hospital: the plan in plain words.
+
+    打开邀请方给出的一次性链接 LINK：用通俗文字查看方案。
 
     It opens once and consents to nothing: that is `medmesh edge approve` or `decline`.
 
@@ -81,7 +89,9 @@ def open_invitation(context: click.Context, folder: Path, link: str) -> int:
 @FOLDER
 @click.argument("federation")
 def approve(folder: Path, federation: str) -> int:
-    """Approve the plan of FEDERATION and its code; the node then signs it, if the policy allows.  批准方案及代码，节点随即签署。
+    """Approve the plan of FEDERATION and its code; the node then signs it, if the policy allows.
+
+    批准 FEDERATION 的方案及其代码；策略允许时，节点随即签署。
 
     It holds for this plan alone: another with the same code is asked about again, with what is different.
 

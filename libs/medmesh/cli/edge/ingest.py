@@ -24,18 +24,32 @@ EXPLAINED = 20
 @FOLDER
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--dataset", required=True)
-@click.option("--ethics", default="", help="Number of the ethics committee's approval (medmesh edge ethics).  伦理批件编号。")
-@click.option("--modality", default="", help="Of files that do not say it: MR, CT, ECG, EEG, AU ...  检查类型。")
-@click.option("--table", type=click.Path(exists=True, path_type=Path), help="CSV files are the table of this training package.")
-@click.option("--columns", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What the columns of the CSV files mean.")
+@click.option(
+    "--ethics",
+    default="",
+    help="Number of the ethics committee's approval (medmesh edge ethics).  伦理委员会批件编号（medmesh edge ethics）。",
+)
+@click.option(
+    "--modality", default="", help="Of files that do not say it: MR, CT, ECG, EEG, AU ...  未自带检查类型的文件：MR、CT、ECG、EEG、AU 等。"
+)
+@click.option(
+    "--table",
+    type=click.Path(exists=True, path_type=Path),
+    help="CSV files are the table of this training package.  CSV 文件是该训练包所用的表格。",
+)
+@click.option(
+    "--columns",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the columns of the CSV files mean.  CSV 各列的含义。",
+)
 @click.option("--volumes", is_flag=True, help="DICOM files of one series are one volume.  同一序列合为一个三维体数据。")
-@click.option("--dry-run", is_flag=True, help="Say what would become of each file; write nothing.  仅预览，不写入。")
+@click.option("--dry-run", is_flag=True, help="Say what would become of each file; write nothing.  仅预览各文件的处理结果，不写入。")
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the files left out, and why, there (CSV).  未导入的文件及原因。",
 )
-@click.option("--json", "as_json", is_flag=True, help="No progress, JSON alone.")
+@click.option("--json", "as_json", is_flag=True, help="No progress, JSON alone.  不显示进度，仅输出 JSON。")
 def ingest(
     folder: Path,
     source: Path,
@@ -49,7 +63,9 @@ def ingest(
     report: Path | None,
     as_json: bool,
 ) -> int:
-    """Take in SOURCE, a folder, an archive or a file, de-identified.  导入数据（去标识化）。
+    """Take in SOURCE, a folder, an archive or a file, de-identified.
+
+    导入 SOURCE（文件夹、归档或文件），并去标识化。
 
     Files are known by their content: DICOM, PNG, JPEG, NIfTI, NumPy, WFDB, EDF, BDF, WAV, plain text; CSV with --table and --columns.
     labels.csv in SOURCE says of each file (by name or path): file,label[,split][,patient][,modality][,name]. A DICOM object says itself
@@ -58,6 +74,13 @@ def ingest(
     hospital's own file names are read (docs/tutorial/heart-disease.md). With --volumes a DICOM series is one item, labelled by the name of
     any of its files, and an object of several frames is one by itself; plans call it volume:CT, where images of it are CT. Either way a
     series that breaks a rule of the data set, such as missing slices, is left out as a whole (medmesh edge quality --help).
+
+    按内容识别文件：DICOM、PNG、JPEG、NIfTI、NumPy、WFDB、EDF、BDF、WAV、纯文本；CSV 须给出 --table 与 --columns。SOURCE 中的
+    labels.csv 按名称或路径说明各文件：file,label[,split][,patient][,modality][,name]。DICOM 对象自带患者信息；其他文件须填
+    `patient`，或放在 sub-<patient> 文件夹中。规则无法确定是否指名某人的文本等待人工复核（medmesh edge text）；`name` 列为需要查找
+    的患者姓名。表格只读取医院文件所列的列（docs/tutorial/heart-disease.md）。使用 --volumes 时，一个 DICOM 序列为一项，以其任一文
+    件名加标签，多帧对象自成一项；方案中称 volume:CT，单幅影像则为 CT。无论哪种方式，违反数据集规则（如缺层）的序列整体不导入（
+    medmesh edge quality --help）。
 
     \b
     medmesh edge ingest /data/ecg --dataset ecg --ethics 2026-17 --dry-run

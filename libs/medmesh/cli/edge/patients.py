@@ -23,13 +23,27 @@ def asked_patient() -> str:
 
 @click.command()
 @FOLDER
-@click.option("--reason", required=True, help="withdrawn, requested, expired, mistake or ordered.")
-@click.option("--pseudonym", help="The patient's pseudonym at this hospital, instead of the patient ID that is asked for.")
+@click.option(
+    "--reason",
+    required=True,
+    help="withdrawn, requested, expired, mistake or ordered."
+    "  withdrawn（撤回）、requested（申请）、expired（到期）、mistake（误收）或 ordered（奉令）。",
+)
+@click.option(
+    "--pseudonym",
+    help="The patient's pseudonym at this hospital, instead of the patient ID that is asked for."
+    "  患者在本院的假名，代替交互输入的患者编号。",
+)
 def forget(folder: Path, reason: str, pseudonym: str | None) -> int:
-    """Forget one patient: images, results and every link in records become unreadable for ever.  遗忘一名患者。
+    """Forget one patient: images, results and every link in records become unreadable for ever.
+
+    遗忘一名患者：影像、结果及记录中的一切关联将永远无法读取。
 
     Asks for the patient ID, or reads it from a pipe. Unless policy.toml says otherwise a second person must agree, from another account:
     medmesh edge forget-approve. The audit log stays whole; that a patient was forgotten is recorded in it, and not who.
+
+    交互输入患者编号，或从管道读取。除非 policy.toml 另有规定，须由另一账户的第二人同意：medmesh edge forget-approve。审计日志保持
+    完整；其中记录有患者被遗忘，但不记录是谁。
     """
     from medmesh_edge import forgetting
 
@@ -45,7 +59,10 @@ def forget(folder: Path, reason: str, pseudonym: str | None) -> int:
 @FOLDER
 @click.argument("request")
 def forget_approve(folder: Path, request: str) -> int:
-    """Agree, as a second person, that the patient of REQUEST is forgotten; it is done at once.  批准遗忘。"""
+    """Agree, as a second person, that the patient of REQUEST is forgotten; it is done at once.
+
+    作为第二人同意遗忘 REQUEST 中的患者，随即执行。
+    """
     from medmesh_edge import forgetting
 
     on_site(folder, lambda site: forgetting.approve(site, request, getpass.getuser()))
@@ -56,9 +73,13 @@ def forget_approve(folder: Path, request: str) -> int:
 @click.command()
 @FOLDER
 def readmit(folder: Path) -> int:
-    """Let a patient who was forgotten be taken in again, who agrees to that.  允许再次导入曾被遗忘的患者。
+    """Let a patient who was forgotten be taken in again, who agrees to that.
+
+    经患者本人同意后，允许再次导入曾被遗忘的患者。
 
     Asks for the patient ID, or reads it from a pipe. Until then whatever is sent of the patient is refused and counted.
+
+    交互输入患者编号，或从管道读取。在此之前，该患者的一切来件均被拒绝并计数。
     """
     from medmesh_edge import forgetting
 
@@ -70,7 +91,10 @@ def readmit(folder: Path) -> int:
 @click.command()
 @FOLDER
 def forgettings(folder: Path) -> int:
-    """Requests to forget a patient and what became of them; nobody's name is kept.  遗忘申请。"""
+    """Requests to forget a patient and what became of them; nobody's name is kept.
+
+    遗忘患者的申请及其结果；不保留任何人的姓名。
+    """
     from medmesh_edge import forgetting
 
     show(on_site(folder, forgetting.waiting))
@@ -81,9 +105,13 @@ def forgettings(folder: Path) -> int:
 @FOLDER
 @click.argument("copy", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def trace(folder: Path, copy: Path) -> int:
-    """What the log says of one patient, from a copy made by `medmesh edge audit export`.  查询患者记录。
+    """What the log says of one patient, from a copy made by `medmesh edge audit export`.
+
+    从 `medmesh edge audit export` 所得的副本中，查询日志对某患者的记录。
 
     Asks for the patient ID. Only this hospital can tell which records are about the patient, and only until the patient is forgotten.
+
+    交互输入患者编号。只有本院能判断哪些记录与该患者有关，且仅限该患者被遗忘之前。
     """
     from medmesh_edge import forgetting
 

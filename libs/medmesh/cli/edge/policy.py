@@ -15,13 +15,19 @@ from medmesh.errors import Problem
 
 @click.group(name="policy")
 def site_policy() -> None:
-    """The rules of this hospital: the file `policy.toml` in the node's folder, which it edits itself.  本院策略（policy.toml）。"""
+    """The rules of this hospital: the file `policy.toml` in the node's folder, which it edits itself.
+
+    本院的规则：节点文件夹中的 `policy.toml`，由医院自行编辑。
+    """
 
 
 @site_policy.command(name="show")
 @FOLDER
 def show_policy(folder: Path) -> int:
-    """The policy as the node reads it, with what is not written out.  查看策略。"""
+    """The policy as the node reads it, with what is not written out.
+
+    节点所读取的策略，包括未写明的默认值。
+    """
     from dataclasses import asdict
 
     from medmesh_edge.policy import read
@@ -35,9 +41,14 @@ def show_policy(folder: Path) -> int:
 @FOLDER
 @click.argument("plan")
 def check(folder: Path, plan: str) -> int:
-    """What every rule says to PLAN: a federation this hospital is invited to, or a file with a plan as JSON.  用策略检查方案。
+    """What every rule says to PLAN: a federation this hospital is invited to, or a file with a plan as JSON.
 
-    Exit code 1 where a rule refuses.  有规则拒绝时退出码为 1。
+    各条规则对 PLAN 的结论：PLAN 为本院受邀的联邦，或含 JSON 方案的文件。
+
+    Exit code 1 where a rule refuses.
+
+
+    有规则拒绝时退出码为 1。
     """
     from medmesh_edge import policy
     from medmesh_edge.privacy import cohort
@@ -56,7 +67,10 @@ def check(folder: Path, plan: str) -> int:
 @site_policy.command()
 @FOLDER
 def scans(folder: Path) -> int:
-    """How much the models trained here had memorised of this hospital's patients, where `memorised` is not off.  模型记忆检查结果。"""
+    """How much the models trained here had memorised of this hospital's patients, where `memorised` is not off.
+
+    在本院训练的模型记住了多少本院患者的信息；`memorised` 未关闭时才检查。
+    """
     from medmesh_edge.memorised import listed
 
     show(on_site(folder, listed))

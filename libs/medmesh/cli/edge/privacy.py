@@ -16,10 +16,13 @@ from medmesh.cli.session import show
 @FOLDER
 @click.option("--json", "as_json", is_flag=True)
 def ledger(folder: Path, as_json: bool) -> int:
-    """What each federation has spent of this hospital's privacy, and of what budget.  查看隐私账本。
+    """What each federation has spent of this hospital's privacy, and of what budget.
+
+    各联邦消耗了本院多少隐私预算，预算又是多少。
 
     Written before an attempt at a round trains, and never taken back. Then what all of them spent together on the same patients, which is
     less than the sum of the lines, and with what they may still spend; the policy's `total_epsilon` bounds it.
+
     每次尝试训练前记账，永不撤销。其后为同一患者在全部联邦中合计的支出（小于各行之和）及尚可支出的上限，由策略 total_epsilon 限定。
     """
     from medmesh_edge.privacy import ledger, totals

@@ -24,7 +24,10 @@ def tell_key(file: Path) -> None:
 @click.command(name="key")
 @FOLDER
 def own_key(folder: Path) -> int:
-    """The hospital's own key and its fingerprint, to be read to the keepers of the roster.  本院密钥与指纹。"""
+    """The hospital's own key and its fingerprint, to be read to the keepers of the roster.
+
+    本院自己的密钥及其指纹，用于读给名册保管人核对。
+    """
     from medmesh_edge.settings import Layout
 
     file = Layout(folder.absolute()).organisation_key
@@ -36,12 +39,24 @@ def own_key(folder: Path) -> int:
 
 @click.command(name="roster")
 @FOLDER
-@click.option("--pin", metavar="DIGITS", help="Pin the version with this fingerprint, as it was read to you.")
-@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Take it, or newer versions, from a file.")
+@click.option(
+    "--pin",
+    metavar="DIGITS",
+    help="Pin the version with this fingerprint, as it was read to you.  固定具有此指纹的版本；指纹须经口头核对。",
+)
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take it, or newer versions, from a file.  从文件读取名册或其新版本。",
+)
 def own_roster(folder: Path, pin: str | None, file: Path | None) -> int:
-    """Whose signatures count at this hospital: pin the roster once; later versions are believed by their signatures alone.  签名名册。
+    """Whose signatures count at this hospital: pin the roster once; later versions are believed by their signatures alone.
+
+    本院认可谁的签名：名册只需固定一次，之后的版本凭其签名即可信任。
 
     With neither option it says what is pinned and fetches what is newer.
+
+    不带选项时，显示已固定的版本并获取更新的版本。
     """
     from medmesh.security.roster import notes_of
     from medmesh.security.roster_file import RosterFile

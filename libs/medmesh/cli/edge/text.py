@@ -17,9 +17,13 @@ _PLACE = re.compile(r"(\d+)-(\d+)")
 
 @click.group()
 def text() -> None:
-    """Notes that a person must look at before they come into a data set.  待人工复核的文本。
+    """Notes that a person must look at before they come into a data set.
+
+    进入数据集之前须由人工查看的文本。
 
     What rules are sure of is replaced by itself. Where they doubt, the note waits here; it is in no data set until somebody releases it.
+
+    规则能确定的会自动替换。规则存疑时，文本在此等待；放行之前不属于任何数据集。
 
     \b
     medmesh edge text list                     what waits
@@ -27,13 +31,23 @@ def text() -> None:
     medmesh edge text release 3 --keep 2       place 2 names nobody and stays, everything else found goes
     medmesh edge text release 3 --also 40-46   characters 40 to 46 name somebody, too
     medmesh edge text reject 3                 out, for good
+
+    \b
+    medmesh edge text list                     等待中的文本
+    medmesh edge text show 3                   文本内容，各位置带编号
+    medmesh edge text release 3 --keep 2       位置 2 未指名任何人，予以保留，其余替换
+    medmesh edge text release 3 --also 40-46   第 40 至 46 个字符也指名了某人
+    medmesh edge text reject 3                 永久剔除
     """
 
 
 @text.command(name="list")
 @FOLDER
 def list_held(folder: Path) -> int:
-    """What waits, oldest first; no word of it is shown.  列出。"""
+    """What waits, oldest first; no word of it is shown.
+
+    等待复核的文本，最早的在前；不显示任何内容。
+    """
     from medmesh_edge import texts
 
     for one in on_site(folder, texts.waiting):
@@ -47,7 +61,10 @@ def list_held(folder: Path) -> int:
 @FOLDER
 @click.argument("number", type=int, required=False)
 def show(folder: Path, number: int | None) -> int:
-    """Note NUMBER, or the oldest: ⟦place KIND words⟧, with ? where rules doubt. That it was read is recorded.  查看。"""
+    """Note NUMBER, or the oldest: ⟦place KIND words⟧, with ? where rules doubt. That it was read is recorded.
+
+    显示编号为 NUMBER 的文本，默认最早的一份：⟦位置 类型 文字⟧，规则存疑处标 ?。查看会留有记录。
+    """
     from medmesh_edge import texts
 
     async def work(site: Any) -> Any:
@@ -70,10 +87,18 @@ def show(folder: Path, number: int | None) -> int:
 @text.command()
 @FOLDER
 @click.argument("number", type=int)
-@click.option("--keep", type=int, multiple=True, help="A place that names nobody; may be given again.")
-@click.option("--also", multiple=True, metavar="FROM-TO", help="Characters (from 0, TO not included) that the rules missed.")
+@click.option("--keep", type=int, multiple=True, help="A place that names nobody; may be given again.  未指名任何人的位置；可重复。")
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="FROM-TO",
+    help="Characters (from 0, TO not included) that the rules missed.  规则遗漏的字符（从 0 起，不含 TO）。",
+)
 def release(folder: Path, number: int, keep: tuple[int, ...], also: tuple[str, ...]) -> int:
-    """Into the data set, everything found replaced but what is to be kept.  放行。"""
+    """Into the data set, everything found replaced but what is to be kept.
+
+    放行到数据集中：除要保留的以外，查到的全部替换。
+    """
     from medmesh_edge import texts
 
     places = []
@@ -95,7 +120,10 @@ def release(folder: Path, number: int, keep: tuple[int, ...], also: tuple[str, .
 @FOLDER
 @click.argument("number", type=int)
 def reject(folder: Path, number: int) -> int:
-    """Out, for good: the same note is not taken in again.  拒绝。"""
+    """Out, for good: the same note is not taken in again.
+
+    永久剔除：同一文本不会再次导入。
+    """
     from medmesh_edge import texts
 
     async def work(site: Any) -> None:
