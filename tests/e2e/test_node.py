@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,7 +23,9 @@ from medmesh.embedded.ports import Ports
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
 from medmesh.learning import isolation, metrics
+from medmesh.learning.environment import Environment
 from medmesh_edge import consent, described, intake
+from medmesh_edge.api import status
 from medmesh_edge.node import Node, running
 from medmesh_edge.outgoing import queue
 from medmesh_edge.ports import site
@@ -245,3 +248,56 @@ async def test_wrong_label_files_take_in_nothing(world: World) -> None:
             assert caught.value.code == code
         async with opened.unit() as uow:
             assert await uow.all(select(items)) == []
+
+
+async def test_what_runs_in_something_else_than_was_approved_trains_once_it_is_approved_anew(world: World) -> None:
+    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+        nodes = {name: await stack.enter_async_context(running(folder)) for name, folder in folders.items()}
+        rules = {"rounds": 8, "local_steps": 100, "baseline": False, "min_participants": 1}
+        made = await federation(world, researcher, None, tuple(folders), **rules)
+        await consented(nodes.values(), made)
+        for node in nodes.values():
+            await until(lambda node=node: _is(node, made, "accepted"))
+        renji = nodes["renji"]
+        there = await renji.site.interpreters.of("numpy")
+        other = json.loads(json.dumps(there.inventory))
+        other["distributions"]["numpy"][0] = "0.1"
+
+        async def updated(*_: Any) -> Environment:
+            return Environment(other, there.places)
+
+        renji.site.interpreters.ask, renji.site.interpreters._known = updated, {}
+        await _started(world, researcher, approver, made)
+
+        async def refused() -> bool:
+            async with renji.site.unit() as uow:
+                return await uow.first(select(tasks).where(tasks.c.code == "edge.environment_changed")) is not None
+
+        await until(refused)
+        assert "numpy" in (await status(renji))["environments"][0]["title"]
+        await consent.approve(renji.site, made["federation"], "doctor-zhao")
+        view = await completed(researcher, made)
+        assert (await status(renji))["environments"] == []
+
+        async def shipped() -> bool:
+            return all([not await node.site.database.unreceipted() for node in nodes.values()])
+
+        await until(shipped)
+        records = [record for record in await Records(world.p).new() if record["sub"] == "federation.train"]
+    answered = [len(round_.answers) for round_ in view.rounds]
+    assert answered[-1] == 2, answered
+    ran = {(one["src"]["org"], one["why"], one["detail"].get("environment", "")) for one in records}
+    assert ran == {
+        ("huashan", "", there.digest),
+        ("renji", "edge.environment_changed", ""),
+        ("renji", "", Environment(other).digest),
+    }
+
+
+async def _is(node: Node, made: dict[str, Any], state: str) -> bool:
+    return await state_of(node, made) == state
+
+
+async def _started(world: World, researcher: Gateway, approver: Gateway, made: dict[str, Any]) -> None:
+    body = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
+    await world.decide(approver, (await researcher.command("POST", "/v1/approvals", body))["approval"])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from medmesh.learning.layers import Layer
 from medmesh.learning.package import Package, pack
+from tests.tutorials import blocks
 
 TINY = Path(__file__).parent / "tiny"
 TWINS = Path(__file__).parent / "twins"
@@ -35,6 +40,38 @@ def calm_twins(folder: Path) -> Package:
     kept = [one for one in tensors if 'name = "1.' not in one]
     (target / "medmesh.toml").write_text("[[tensors]]".join([head, *kept]), encoding="utf-8")
     return pack(target)
+
+
+def of_layers(folder: Path, layers: Sequence[Layer], data: str, shape: Sequence[int]) -> Package:
+    """A package without code, of these layers, for two classes of samples of this shape, which `data` says in TOML."""
+    from medmesh.learning.torch_layers import build
+
+    lines = [f"[package]\nname = 'net'\nversion = '1.0.0'\nframework = 'torch'\n[data]\nclasses = ['none', 'tumour']\n{data}"]
+    lines += ["[[layers]]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in one.model_dump(exclude_none=True).items()) for one in layers]
+    lines += listed(build(layers, shape, 2).state_dict())
+    folder.mkdir()
+    (folder / "medmesh.toml").write_text("\n".join(lines), encoding="utf-8")
+    return pack(folder)
+
+
+def listed(tensors: Mapping[str, Any]) -> list[str]:
+    """A PyTorch model's tensors as a manifest lists them."""
+    kinds = {"torch.float32": "F32", "torch.int64": "I64"}
+    about = sorted(tensors.items())
+    return [f"[[tensors]]\nname = '{name}'\nshape = {list(one.shape)}\ndtype = '{kinds[str(one.dtype)]}'\n" for name, one in about]
+
+
+def of_tutorial(document: Path, folder: Path) -> Package:
+    """The package that the tutorial of the MRI set writes, by its own listing of tensors."""
+    folder.mkdir()
+    for _, name, text in blocks(document):
+        if name and name.startswith("mri/"):
+            (folder / name.removeprefix("mri/")).write_text(text, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec((folder / "model.py").read_text(encoding="utf-8"), scope)
+    with (folder / "medmesh.toml").open("a", encoding="utf-8") as file:
+        file.write("\n" + "\n".join(listed(scope["build"](8, 2).state_dict())))
+    return pack(folder)
 
 
 PIPELINE = """

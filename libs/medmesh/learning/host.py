@@ -26,6 +26,8 @@ _ELSEWHERE = frozenset(("client", "request", "bus", "query", "security", "federa
 """Families of problems that nobody meets inside a sandbox."""
 
 
+LIBRARY = Path(medmesh.__path__[0]).parent
+"""Where medmesh itself lies: an editable install is outside the interpreter's own folders."""
 _Stamp = tuple[int, ...]
 TICK_NS = 20_000_000
 """More than a tick of the clock by which file systems stamp: 10 ms at most, before Linux 6.13 also between two changes of one file."""
@@ -190,10 +192,15 @@ class Worker:
 
     async def kill(self) -> None:
         """End it and everything it started."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
+        await kill(self._process)
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    """End what `start` began and everything that began, if it is not over."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 def _reported(document: Any) -> Problem:
@@ -202,6 +209,19 @@ def _reported(document: Any) -> Problem:
     if problem.code.partition(".")[0] in _ELSEWHERE or problem.status in (502, 503, 504, 507):
         return Problem("worker.failed", error=problem.code, at="")
     return problem
+
+
+async def start(module: str, python: Path | None, sandbox: isolation.Sandbox) -> asyncio.subprocess.Process:
+    """Run one of our modules by an interpreter, ours by default, in a sandbox that reads `LIBRARY`. Raises `Problem` (`isolation.*`)."""
+    return await asyncio.create_subprocess_exec(
+        *isolation.wrap([str(python or sys.executable), "-P", "-m", module], sandbox),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**isolation.environment(sandbox), "PYTHONPATH": str(LIBRARY)},
+        start_new_session=True,
+        cwd="/",
+    )
 
 
 @asynccontextmanager
@@ -221,20 +241,9 @@ async def worker(
     await asyncio.to_thread(wipe, folder)
     folder.mkdir(parents=True, mode=0o700)
     code = package.unpack(folder / "package")
-    # Where medmesh itself lies: an editable install is outside the interpreter's own folders.
-    library = Path(medmesh.__path__[0]).parent
     limits = limits or isolation.Limits()
-    sandbox = isolation.Sandbox(read=(library,), write=folder, limits=limits, account=account, loopback=ranks > 1)
-    argv = [str(python or sys.executable), "-P", "-m", "medmesh.learning.worker"]
-    process = await asyncio.create_subprocess_exec(
-        *isolation.wrap(argv, sandbox),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**isolation.environment(sandbox), "PYTHONPATH": str(library)},
-        start_new_session=True,
-        cwd="/",
-    )
+    sandbox = isolation.Sandbox(read=(LIBRARY,), write=folder, limits=limits, account=account, loopback=ranks > 1)
+    process = await start("medmesh.learning.worker", python, sandbox)
     made = Worker(process, folder, silence, framework or package.manifest.package.framework, limits.memory_bytes)
     try:
         await made.call("open", package=str(code), framework=made.framework, told=package.manifest.told(made.framework), ranks=ranks)

@@ -17,8 +17,9 @@
     [[layers]]
     kind = "linear"                # out; the last one has as many as there are classes
 
-Tensors are named as in PyTorch's `nn.Sequential` of these layers ("0.weight", "0.bias", "1.weight", ...). The framework `numpy` knows one
-model: a single linear layer, whose tensors are "weight" [inputs, classes] and "bias" [classes].
+Tensors are named as in PyTorch's `nn.Sequential` of these layers ("0.weight", "0.bias", "1.weight", ...), which a hospital may train with
+MindSpore, too. The framework `numpy` knows one model: a single linear layer, whose tensors are "weight" [inputs, classes] and "bias"
+[classes].
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ from pydantic import Field, model_validator
 
 from medmesh.contracts.message import Record
 
-DECLARED = {"torch": "medmesh.learning.torch_layers", "numpy": "medmesh.learning.numpy_layers"}
+DECLARED = {
+    "torch": "medmesh.learning.torch_layers",
+    "mindspore": "medmesh.learning.mindspore_layers",
+    "numpy": "medmesh.learning.numpy_layers",
+}
 """Framework to the module that builds a model of layers: `build(layers, shape, classes)`."""
+TWINS = {"torch": "mindspore", "mindspore": "torch"}
+"""Of declared layers these make the same tensors: a hospital runs the one that it has."""
 _NEEDS: dict[str, frozenset[str]] = {
     "convolution": frozenset({"out", "kernel"}),
     "group_norm": frozenset({"groups"}),

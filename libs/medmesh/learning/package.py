@@ -3,7 +3,7 @@
     [package]
     name = "mri-cnn"
     version = "1.0.0"
-    framework = "torch"            # an adapter: torch, numpy, or one of your own
+    framework = "torch"            # an adapter: torch, mindspore, numpy, or one of your own
 
     [[layers]]                     # the model, layer by layer (`medmesh.learning.layers`): a package without code
     kind = "convolution"
@@ -65,7 +65,7 @@ from medmesh.contracts.data import DataSchema, ImageSchema, ItemSchema
 from medmesh.contracts.message import Identifier, Record
 from medmesh.contracts.plan import TensorSignature
 from medmesh.errors import Problem
-from medmesh.learning.layers import DECLARED, Layer
+from medmesh.learning.layers import DECLARED, TWINS, Layer
 
 MANIFEST = "medmesh.toml"
 MAX_FILES, MAX_BYTES = 500, 32 * 2**20
@@ -126,6 +126,9 @@ class Manifest(Record):
     @property
     def entries(self) -> dict[str, str | None]:
         """Framework to its entry module, the package's own first; None where its layers are declared."""
+        if self.layers:
+            twin = TWINS.get(self.package.framework)
+            return dict.fromkeys((self.package.framework, twin) if twin else (self.package.framework,))
         return {self.package.framework: self.package.entry} | {v.framework: v.entry for v in self.variants}
 
     @property
@@ -154,7 +157,7 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _one_each(self) -> Manifest:
-        if len(self.entries) != 1 + len(self.variants):
+        if not self.layers and len(self.entries) != 1 + len(self.variants):
             raise ValueError("variants: a framework is named twice")
         if (self.package.entry is None) != bool(self.layers):
             raise ValueError("give the entry module of the package's code, or its layers, and not both")

@@ -71,13 +71,15 @@ class Acceptance(Statement):
 
 
 class PlanApproval(Statement):
-    """A hospital lets a training package run in its house under exactly this plan; `by` is who decided there."""
+    """A hospital lets a training package run in its house under exactly this plan, in an environment with exactly this digest
+    (`medmesh.learning.environment`); `by` is who decided there, a person or the file with the hospital's rules."""
 
     HEAD = "medmesh-plan-approval-v1"
 
     federation: str
     plan: Sha256
     package: Sha256
+    environment: Sha256
     hospital: Identifier
     by: str
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from medmesh.contracts.federation import FederationCompleted, FederationFailed, RoundOpened, RoundStored
 from medmesh.contracts.message import Envelope, Event, understood
+from medmesh.learning.environment import Environment
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.package import Package
 from medmesh.memo import by_identity
@@ -35,6 +36,7 @@ from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
 from medmesh.tasks import end
 from medmesh_edge import consent, inbox, intake, outgoing, storing
+from medmesh_edge.interpreters import Interpreters
 from medmesh_edge.labels import Label
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.ports import Site
@@ -210,11 +212,17 @@ async def _site(shared: Path, own: Signer, samples: list[Sample], roster: Roster
     objects = EncryptedStore(DirectoryBlobs(folder / "objects") if large else MemoryBlobs(), Wrapping(keys, HOSPITAL))
     site = Site(layout, settings, database, objects, keys, Actor("hospital", name, name, frozenset(("hospital",))))
     site.roster_file = roster  # one file, verified once for all
+    site.interpreters = Interpreters(layout, settings, _anything)
     try:
         await take_in(site, samples)
         yield site
     finally:
         await database.close()
+
+
+async def _anything(*_: Any) -> Environment:
+    """What all of them run in is the researcher's own, and approved by nobody: it is not looked at."""
+    return Environment({"python": "simulated", "distributions": {}})
 
 
 async def take_in(site: Site, samples: list[Sample]) -> None:
@@ -240,5 +248,5 @@ def policy(folder: Path, package: Package) -> None:
     (folder / "policy.toml").write_text(
         f'[federation]\ninitiators = ["*"]\npackages = ["{package.digest}"]\nalgorithms = ["*"]\n'
         f'modalities = ["{package.manifest.data.modality}"]\n'
-        f"min_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\nsmall_cell = 0\n"
+        f'environment = "any"\nmin_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\nsmall_cell = 0\n'
     )

@@ -17,7 +17,7 @@ from medmesh.service.http import language, new_application
 from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
-from medmesh_edge import changes, continuity, dicomweb, preparing
+from medmesh_edge import changes, continuity, dicomweb, environments, preparing
 from medmesh_edge.tables import federations, items, releases, requests, tasks
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ async def status(node: Node) -> dict[str, Any]:
         "requests_waiting": waiting,
         "log": None if seen is None else _log(seen),
         "programs": _programs(node.programs.state),
+        "environments": [problem.document() for problem in await environments.problems(node.site)],
     }
 
 
@@ -108,10 +109,10 @@ def _programs(found: AuditEntry | None) -> dict[str, Any] | None:
     return None if found is None else {"code": found.why, "by": found.detail.get("signer", ""), "changed": found.detail.get("changed", 0)}
 
 
-def _warning(seen: dict[str, Any] | None, tongue: str) -> str:
-    if seen is None or seen["problem"] is None:
+def _warning(document: dict[str, Any] | None, tongue: str) -> str:
+    if document is None:
         return ""
-    problem = Problem.from_document(seen["problem"])
+    problem = Problem.from_document(document)
     return f"<p><strong>{html.escape(problem.detail(tongue))}</strong> {html.escape(problem.hint(tongue))}</p>"
 
 
@@ -143,7 +144,7 @@ def _page(found: dict[str, Any], tongue: str) -> str:
         "<style>body{font:15px system-ui;margin:2em auto;max-width:52em}table{border-collapse:collapse}"
         "td,th{border:1px solid #ccc;padding:.3em .7em;text-align:left}</style>"
         f"<title>medmesh – {html.escape(found['hospital'])}</title><h1>{html.escape(found['hospital'])} · {state}</h1><p>{words[6]}</p>"
-        + _warning(found["log"], tongue)
+        + "".join(_warning(document, tongue) for document in [found["log"] and found["log"]["problem"], *found["environments"]])
         + table(words[2], sets)
         + table(words[3], [{**one, "reason": _reason(one["reason"], tongue)} for one in found["federations"]])
         + table(words[7], [{**one, "hash": one["hash"][:16]} for one in found["pipelines"]])

@@ -12,11 +12,12 @@ from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.learning.environment import Environment
 from medmesh.security import statements
 from medmesh.security.statements import Acceptance, PlanApproval
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_edge import attempts, code, continuity, pipelines, privacy
+from medmesh_edge import attempts, code, continuity, environments, pipelines, privacy
 from medmesh_edge.outgoing import is_transient, queue, unsay
 from medmesh_edge.policy import refusal
 from medmesh_edge.ports import Site
@@ -30,24 +31,39 @@ _INVITED = Prepared(select(federations).where(federations.c.state == "invited"))
 
 
 async def approve(site: Site, federation: str, by: str) -> str:
-    """A person of the hospital approves the plan of a federation and its code, by their hashes, and no other plan with the same code;
-    answers the plan's hash. Raises `Problem`."""
+    """A person of the hospital approves the plan of a federation, its code and what that runs in, by their hashes, and no other plan with
+    the same code; answers the plan's hash. Raises `Problem`."""
     async with site.unit() as uow:
-        row = await uow.first(select(federations).where(federations.c.federation == federation))
-        if row is None:
-            raise Problem("request.not_found", kind="federation", id=federation)
+        row = await _known(uow, federation)
+    found = await site.interpreters.of(environments.framework(site, row))
+    async with site.unit() as uow:
+        row = await _known(uow, federation)
         if row.state in ENDED:
             raise Problem("edge.nothing_to_approve", federation=federation, state=row.state)
-        package = str(row.package["sha256"])
         # Before the roster has the hospital's key its signature counts nowhere: say so now, not when somebody verifies.
-        if not site.roster().has_hospital((key := site.organisation()).vkey):
+        if not site.roster().has_hospital(site.organisation().vkey):
             raise Problem("edge.not_rostered")
-        which = {"federation": federation, "plan": row.plan_hash, "package": package}
-        signed = statements.sign(PlanApproval(made=uow.now, **which, hospital=site.settings.hospital, by=by[:80]), key)
+        signed = await _approved(site, uow, row, found, by[:80])
         await uow.execute(update(federations).where(federations.c.federation == federation).values(approved=signed))
-        about = (Entity("package", package[:16], digest=package), Entity("federation", federation, digest=row.plan_hash))
-        uow.audit(AuditEntry("package.approve", "E", entities=about, detail={"statement": statements.pack(signed)}))
     return str(row.plan_hash)
+
+
+async def _known(uow: UnitOfWork[Any], federation: str) -> Any:
+    row = await uow.first(select(federations).where(federations.c.federation == federation))
+    if row is None:
+        raise Problem("request.not_found", kind="federation", id=federation)
+    return row
+
+
+async def _approved(site: Site, uow: UnitOfWork[Any], row: Any, found: Environment, by: str) -> str:
+    """Sign that a plan's code may run here in this environment, and put it on record; answers the statement."""
+    package = str(row.package["sha256"])
+    which = {"federation": row.federation, "plan": row.plan_hash, "package": package, "environment": found.digest}
+    signed = statements.sign(PlanApproval(made=uow.now, **which, hospital=site.settings.hospital, by=by), site.organisation())
+    await environments.approve(uow, row.federation, found, by)
+    about = (Entity("package", package[:16], digest=package), Entity("federation", row.federation, digest=row.plan_hash))
+    uow.audit(AuditEntry("package.approve", "E", entities=about, detail={"statement": statements.pack(signed)}))
+    return signed
 
 
 async def decline(site: Site, federation: str, reason: str) -> None:
@@ -62,9 +78,7 @@ async def decline(site: Site, federation: str, reason: str) -> None:
 async def withdraw(site: Site, federation: str, reason: str) -> None:
     """A person takes this hospital out, for good, also after the end: from this moment nothing of it leaves. Raises `Problem`."""
     async with site.unit() as uow:
-        row = await uow.first(select(federations).where(federations.c.federation == federation))
-        if row is None:
-            raise Problem("request.not_found", kind="federation", id=federation)
+        row = await _known(uow, federation)
         if row.state == "withdrawn":
             return
         if row.state in ("invited", "declined", "expired"):
@@ -101,11 +115,11 @@ async def answer_invitations(site: Site, gateway: Gateway) -> None:
         plan = Plan.model_validate(row.plan)
         refused = refusal(policy, plan, await privacy.cohort(site, plan, row.federation))
         refused = refused or await _unfit(site, gateway, plan, row)
-        async with site.unit() as uow:
-            if refused is not None:
+        if refused is not None:
+            async with site.unit() as uow:
                 await _answer(uow, row, accept=False, reason=refused.code)
-            elif row.approved is not None or row.package["sha256"] in policy.packages:
-                await _accept(site, uow, row)
+        elif row.approved is not None or row.package["sha256"] in policy.packages:
+            await _accept(site, row)
 
 
 async def _unfit(site: Site, gateway: Gateway, plan: Plan, row: Any) -> Problem | None:
@@ -121,20 +135,46 @@ async def _unfit(site: Site, gateway: Gateway, plan: Plan, row: Any) -> Problem 
     return None
 
 
-async def _accept(site: Site, uow: UnitOfWork[Any], row: Any) -> None:
-    """Sign the plan with the hospital's own key; one that the roster does not have would be believed by nobody, so the answer waits."""
-    key, seen = site.organisation(), await continuity.view(uow, continuity.keys(site)[0].name)
+async def _accept(site: Site, row: Any) -> None:
+    """Sign the plan with the hospital's own key; one that the roster does not have would be believed by nobody, so the answer waits. So it
+    does where the plan's code would run in something else than what a person approved."""
     try:
-        missing = None if site.roster().has_hospital(key.vkey) else "edge.not_rostered"
-        missing = missing or (seen.fault if seen else "") or None
+        found = None if environments.asks_nothing(site) else await site.interpreters.of(environments.framework(site, row))
     except Problem as problem:
-        missing = problem.code
-    if missing is not None:
-        await uow.execute(update(federations).where(federations.c.federation == row.federation).values(reason=missing))
+        async with site.unit() as uow:
+            await _waits(uow, row, problem.code)
         return
-    knows = seen.note if seen else ""
-    said = Acceptance(made=uow.now, federation=row.federation, plan=row.plan_hash, hospital=site.settings.hospital, seen=knows)
-    await _answer(uow, row, accept=True, signature=statements.sign(said, key), small_cell=min(site.policy().small_cell, 1_000_000))
+    async with site.unit() as uow:
+        key, seen = site.organisation(), await continuity.view(uow, continuity.keys(site)[0].name)
+        if (missing := _missing(site, key.vkey, seen)) is not None:
+            await _waits(uow, row, missing)
+            return
+        if not await _suits(site, uow, row, found):
+            await _waits(uow, row, "edge.environment_changed")
+            return
+        knows = seen.note if seen else ""
+        said = Acceptance(made=uow.now, federation=row.federation, plan=row.plan_hash, hospital=site.settings.hospital, seen=knows)
+        await _answer(uow, row, accept=True, signature=statements.sign(said, key), small_cell=min(site.policy().small_cell, 1_000_000))
+
+
+async def _suits(site: Site, uow: UnitOfWork[Any], row: Any, found: Environment | None) -> bool:
+    """Whether a plan's code may run in what was found, which is approved here by nobody but the rules where no person has."""
+    if found is not None and await environments.approved(uow, row.federation) is None:
+        await _approved(site, uow, row, found, "policy.toml")
+    return found is None or await environments.suits(uow, row.federation, found)
+
+
+def _missing(site: Site, vkey: str, seen: Any) -> str | None:
+    """The code of what is amiss with this hospital's word, if anything."""
+    try:
+        missing = None if site.roster().has_hospital(vkey) else "edge.not_rostered"
+    except Problem as problem:
+        return problem.code
+    return missing or (seen.fault if seen else "") or None
+
+
+async def _waits(uow: UnitOfWork[Any], row: Any, reason: str) -> None:
+    await uow.execute(update(federations).where(federations.c.federation == row.federation).values(reason=reason))
 
 
 async def _answer(uow: UnitOfWork[Any], row: Any, *, accept: bool, signature: str = "", reason: str = "", small_cell: int = 0) -> None:

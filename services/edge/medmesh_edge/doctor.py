@@ -17,8 +17,9 @@ import httpx
 
 from medmesh.errors import Problem
 from medmesh.learning import isolation
+from medmesh.learning.environment import explain
 from medmesh.security import programs
-from medmesh_edge import continuity
+from medmesh_edge import continuity, environments
 from medmesh_edge.ports import Site, site
 
 QUIET_HOURS = 24
@@ -40,6 +41,7 @@ async def examine(folder: Path) -> list[Finding]:
     try:
         async with site(folder) as opened:
             findings += [_policy(opened.layout.policy), await _programs(opened), *_faces(opened.settings.deidentification)]
+            findings += await _environments(opened)
             findings += [_certificate(opened), _roster(opened), await _log(opened)]
             findings += _network(opened.settings.gateway, opened.layout.ca, opened.settings.proxy)
     except Problem as problem:
@@ -139,6 +141,19 @@ async def _programs(opened: Site) -> Finding:
         en = f"{count} files of programs are not those that {found.signer} signed for, the first: {first}"
         return Finding(2, en, f"{count} 个程序文件与 {found.signer} 签署的清单不符，首个为 {first}")
     return Finding(0, f"every file of programs is one that {found.signer} signed for", f"全部程序文件与 {found.signer} 签署的清单一致")
+
+
+async def _environments(opened: Site) -> list[Finding]:
+    """What training code would run in, and which federations wait for somebody to approve that it is another."""
+    findings = []
+    for framework in opened.interpreters.frameworks():
+        try:
+            found = await opened.interpreters.of(framework)
+            findings.append(Finding(0, explain(found, "en", framework), explain(found, "zh", framework)))
+        except Problem as problem:
+            findings.append(Finding(2, str(problem), f"{problem.detail('zh')} {problem.hint('zh')}"))
+    waiting = await environments.problems(opened)
+    return [*findings, *(Finding(2, str(one), f"{one.detail('zh')} {one.hint('zh')}") for one in waiting)]
 
 
 def _network(gateway: str, ca: Path, proxy: str | None) -> list[Finding]:

@@ -37,7 +37,7 @@ IDLE_SECONDS = 30.0
 """How long a loop that works on the store and that nobody wakes waits before it looks by itself."""
 GATHER_SECONDS = 0.5
 """How long records gather before they are handed in together: a round leaves several within a moment."""
-CLOCKED = ("roster", "certificate", "doorstep", "log", "programs", "progress")
+CLOCKED = ("roster", "certificate", "doorstep", "log", "programs", "environment", "progress")
 """What looks at a clock or a file. All of them in one moment: each time that a process wakes costs as much as what it does then."""
 
 
@@ -77,6 +77,7 @@ class Node:
             ("roster", Refresher(self.site, self.gateway).step),
             ("certificate", self._certificate),
             ("programs", self._programs),
+            ("environment", self._environment),
             ("log", Continuity(self.site, self.gateway).step),
             ("doorstep", self._doorstep),
             ("tiers", self.tiering.step),
@@ -107,6 +108,10 @@ class Node:
         if now >= self._look_at_programs:
             await self.programs.tick()
             self._look_at_programs = now + TICK_SECONDS
+        return False
+
+    async def _environment(self) -> bool:
+        await self.site.interpreters.look()
         return False
 
     async def _doorstep(self) -> bool:

@@ -35,6 +35,7 @@ DEFAULT = """\
 initiators = ["*"]        # 允许的发起人 who may invite, such as ["person:li@platform"]
 packages = []             # 其方案免确认的训练包哈希 code whose plans, any that this policy allows, are accepted without asking
 other_code = "ask"        # 其余：ask 逐个方案待本院批准，refuse 一律拒绝 other plans wait for `medmesh edge approve`, or are refused
+environment = "ask"       # 解释器或软件包变化后：ask 须重新批准，any 不问 other interpreter or packages than approved: ask anew, or any
 reviewers = 2             # 自有代码须经几人审查且不超出声明，0 不要求 people who read code that does only what it declares; 0: not asked
 algorithms = ["*"]        # 允许的聚合算法 algorithms, such as ["fedavg", "fedprox"]
 modalities = ["*"]        # 允许的数据类型；自由文本须写明 kinds of data; notes must be named, such as ["*", "text:note"]
@@ -81,6 +82,7 @@ class Policy:
     initiators: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     other_code: str = "ask"
+    environment: str = "ask"
     reviewers: int = 2
     algorithms: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
@@ -133,6 +135,7 @@ _TABLES["patients"] = ("ethics", "forget_second_person")
 _TABLES["quality"] = ("quality",)
 _TABLES["federation"] = tuple(f.name for f in fields(Policy) if f.name not in {name for table in _TABLES.values() for name in table})
 _CHOICES = {"other_code": ("ask", "refuse"), "privacy": ("none", "any", "hospital", "patient"), "memorised": ("off", "note", "refuse")}
+_CHOICES["environment"] = ("ask", "any")
 
 
 def read(path: Path) -> Policy:

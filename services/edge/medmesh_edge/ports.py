@@ -33,6 +33,7 @@ from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.unit import Context, UnitOfWork
 from medmesh_edge import policy
+from medmesh_edge.interpreters import Interpreters
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.settings import Layout, Settings
 from medmesh_edge.tables import METADATA
@@ -73,6 +74,7 @@ class Site:
     """Secrets of secure sums as they were kept (`medmesh_edge.attempts`)."""
     preparing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     """Held while a pipeline is applied."""
+    interpreters: Interpreters = field(init=False, repr=False)
     roster_file: RosterFile = field(init=False, repr=False)
     policy: Watched[policy.Policy] = field(init=False, repr=False)
     """The hospital's rules as they stand now. Raises `Problem`."""
@@ -82,6 +84,7 @@ class Site:
     """The node's. Raises `Problem` (`edge.not_enrolled`)."""
 
     def __post_init__(self) -> None:
+        self.interpreters = Interpreters(self.layout, self.settings)
         # Read when the file changes, not at every look.
         self.roster_file = RosterFile(self.layout.roster)
         self.policy = Watched(self.layout.policy, policy.read)

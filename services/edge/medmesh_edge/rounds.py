@@ -245,6 +245,7 @@ class Rounds:
             if (said := pipeline_of(plan.data)) is not None:
                 used.append(Entity("pipeline", said.name, digest=said.hash))
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
+            detail["environment"] = self.worker.environment
             detail |= {"chain": event.chain or "", "kind": event.kind.value, "base": event.base.sha256, "committed": event.committed or ""}
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
         if event.kind is RoundKind.TRAIN and kept is not None:

@@ -14,7 +14,7 @@ from medmesh.client.gateway import Gateway
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.learning.host import Worker, worker
-from medmesh_edge import code, samples
+from medmesh_edge import code, environments, samples
 from medmesh_edge.patients import HOSPITAL
 from medmesh_edge.policy import Policy, worker_limits
 from medmesh_edge.ports import Site
@@ -34,8 +34,10 @@ class Kept:
     start: Callable[..., AbstractAsyncContextManager[Worker]] = worker
     _stack: AsyncExitStack | None = None
     _worker: Worker | None = None
-    _made: tuple[str, Policy] | None = None
-    """The package, and the rules under which it was started."""
+    environment: str = ""
+    """What it runs in, by its digest."""
+    _made: tuple[str, Policy, int] | None = None
+    """The package, the rules under which it was started, and the mark of what is installed."""
     _allowed: tuple[Any, ...] = ()
     """What was looked at when the code was found to be allowed."""
     _mapped: int = 0
@@ -44,7 +46,7 @@ class Kept:
 
     async def of(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
         """The worker of a package, with room for a plan's data. Raises `Problem` where its code may not run here."""
-        needed, made = await samples.size(self.site, plan.data), (package.sha256, self.site.policy())
+        needed, made = await samples.size(self.site, plan.data), (package.sha256, self.site.policy(), self.site.interpreters.mark)
         looked_at = (*made, federation, self.site.roster())
         there = self._worker if self._made == made and needed <= self._mapped else None
         if there is not None and self._allowed == looked_at:
@@ -55,11 +57,14 @@ class Kept:
         async with self.site.unit() as uow:
             row = (await uow.execute(select(federations.c.reviews).where(federations.c.federation == federation))).one()
         await code.allowed(self.site, self.gateway, plan, read, row.reviews)
+        settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
+        framework = read.manifest.framework(settings.frameworks)
+        environment = await environments.allowed(self.site, federation, framework)
+        if self.site.interpreters.mark != made[2]:
+            return await self.of(package, plan, federation)  # another than when we looked: so is the worker
         self._allowed = looked_at
         if there is not None:
             return there
-        settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
-        framework = read.manifest.framework(settings.frameworks)
         opened = await stack.enter_async_context(
             self.start(
                 read,
@@ -74,6 +79,7 @@ class Kept:
             )
         )
         self._stack, self._worker, self._made, self._mapped = stack, opened, made, mapped
+        self.environment = environment
         return opened
 
     def used(self) -> None:

@@ -99,7 +99,7 @@ def code_approved(by: Signer = RENJI, package: str = CODE, plan: str = PLAN, *, 
     """With `before`, as it was approved when an approval was of code alone."""
     about = (Entity("package", package[:16], digest=package), Entity("federation", "f", digest=plan))
     who: dict[str, Any] = {"made": datetime.now(UTC), "package": CODE, "hospital": "renji", "by": "doctor-zhao"}
-    said = CodeApproval(**who) if before else PlanApproval(**who, federation="f", plan=PLAN)
+    said = CodeApproval(**who) if before else PlanApproval(**who, federation="f", plan=PLAN, environment=CODE)
     return body(
         "edge:renji", AuditEntry("package.approve", "E", entities=about, detail={"statement": pack(sign(said, by))}), hospital("renji")
     )

@@ -180,6 +180,7 @@ def _page_of(at: Site) -> Callable[[str], Awaitable[bool]]:
         async with at.unit() as uow:
             (row,) = await uow.all(select(federations))
         found = {"hospital": "a", "connected": True, "datasets": {}, "pipelines": [], "rounds": [], "models": [], "log": None}
+        found |= {"environments": []}
         shown = api._page(found | {"federations": [{"federation": "f", "state": row.state, "reason": row.reason}]}, tongue)
         return html.escape(words.zh if tongue == "zh" else words.en) in shown
 

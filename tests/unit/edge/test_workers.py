@@ -15,7 +15,7 @@ from tests.unit.federated.test_plan import plan
 
 from medmesh.contracts.message import ObjectRef
 from medmesh.learning import package as packages
-from medmesh_edge import code, samples
+from medmesh_edge import code, environments, samples
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.ports import site
 from medmesh_edge.settings import Layout
@@ -44,6 +44,9 @@ async def kept(private: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     async def allowed(*_: Any) -> None:
         said.looked += 1
 
+    async def approved(*_: Any) -> str:
+        return ""
+
     async def size(*_: Any) -> int:
         return said.sizes.pop(0) if said.sizes else 1
 
@@ -55,6 +58,7 @@ async def kept(private: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     monkeypatch.setattr(code, "fetch", fetched)
     monkeypatch.setattr(code, "allowed", allowed)
     monkeypatch.setattr(samples, "size", size)
+    monkeypatch.setattr(environments, "allowed", approved)
     SETTINGS.save(private)
     Layout(private).policy.write_text(DEFAULT, "utf-8")
     async with site(private) as opened:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.packages import TINY
+from tests.packages import TINY, of_layers
 
 from medmesh.contracts.training import Rehearsing
 from medmesh.demo.practice import HEART
@@ -105,23 +104,10 @@ def test_a_package_of_layers_brings_no_other_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
 async def test_packages_of_layers_run_in_the_sandbox(private: Path) -> None:
-    from medmesh.learning.torch_layers import build
-
-    model = build(NET, (1, 8, 8), 2)
-    tensors = "".join(
-        f'[[tensors]]\nname = "{name}"\nshape = {json.dumps(list(t.shape))}\ndtype = "F32"\n'
-        for name, t in sorted(model.state_dict().items())
-    )
-    layers = "".join(
-        "[[layers]]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in layer.model_dump(exclude_none=True).items()) for layer in NET
-    )
-    folder = private / "declared"
-    folder.mkdir()
-    data = '[data]\nmodality = "MR"\nimage_size = 8\nclasses = ["none", "tumour"]\n'
-    (folder / "medmesh.toml").write_text(f'[package]\nname = "net"\nversion = "1.0.0"\nframework = "torch"\n{data}{layers}{tensors}')
-    for number, source in enumerate((folder, HEART)):
+    declared = of_layers(private / "declared", NET, "modality = 'MR'\nimage_size = 8\n", (1, 8, 8))
+    for number, package in enumerate((declared, pack(HEART))):
         room = private / f"room-{number}"
         room.mkdir(mode=0o711)
-        report = await rehearse(pack(source), Rehearsing(batch_size=8), worker, room)
+        report = await rehearse(package, Rehearsing(batch_size=8), worker, room)
         assert report.passed, report.stages[-1]
     assert np.isfinite(report.memory_mib)

@@ -46,7 +46,7 @@ def show_plan(folder: Path, federation: str) -> int:
 
     from medmesh.contracts.plan import Plan
     from medmesh.federated.plan import explain
-    from medmesh_edge import changes, code
+    from medmesh_edge import changes, code, environments
     from medmesh_edge.tables import federations
 
     async def work(site: Any) -> Any:
@@ -54,7 +54,8 @@ def show_plan(folder: Path, federation: str) -> int:
             row = await uow.first(select(federations).where(federations.c.federation == federation))
         if row is None:
             raise Problem("request.not_found", kind="federation", id=federation)
-        return row, [*code.described(site, row, language()), *await changes.since(site, federation, language())]
+        runs = await environments.described(site, row, language())
+        return row, [*code.described(site, row, language()), *runs, *await changes.since(site, federation, language())]
 
     row, described = on_site(folder, work)
     for line in (*explain(Plan.model_validate(row.plan), language()), *described):
@@ -93,14 +94,18 @@ def approve(folder: Path, federation: str) -> int:
 
     批准 FEDERATION 的方案及其代码；策略允许时，节点随即签署。
 
-    It holds for this plan alone: another with the same code is asked about again, with what is different.
+    It holds for this plan alone, and for the interpreter and packages that are installed now: another plan with the same code is asked
+    about again, and so is this one once they are others, with what is different.
 
-    仅对该方案有效：使用同一代码的其他方案须另行批准，届时列出差异。
+    仅对该方案及现有的解释器与软件包有效：使用同一代码的其他方案须另行批准；软件变化后本方案也须重新批准，届时列出差异。
     """
-    from medmesh_edge import changes
+    from medmesh_edge import changes, environments
     from medmesh_edge.consent import approve
 
-    for line in on_site(folder, lambda site: changes.since(site, federation, language())):
+    async def told(site: Any) -> list[str]:
+        return [*await environments.since(site, federation, language()), *await changes.since(site, federation, language())]
+
+    for line in on_site(folder, told):
         click.echo(line)
     plan = on_site(folder, lambda site: approve(site, federation, getpass.getuser()))
     click.echo(say(f"approved the plan {plan}", f"已批准方案 {plan}"))

@@ -169,6 +169,18 @@ federations = Table(
 # The same of those that are invited, take part, or are over: what was once signed stays, with its plan.
 Index("ix_federations_state", federations.c.state)
 
+environments = Table(
+    "approved_environments",
+    METADATA,
+    Column("federation", String(36), primary_key=True),
+    Column("digest", String(64), nullable=False, comment="empty: nothing was approved yet"),
+    Column("inventory", Json, nullable=False, comment="interpreter and installations, to say later what is other"),
+    Column("found", Json, comment="the inventory of another one that was refused; null once there is none"),
+    Column("by", String(80), nullable=False),
+    Column("at", Timestamp, nullable=False),
+    comment="what a federation's code may run in, as the hospital approved it with the code",
+)
+
 tasks = Table(
     "tasks",
     METADATA,
