@@ -174,7 +174,7 @@ async def test_people_are_told_for_whom_a_federation_waits_since_when_and_when_i
     async with living(p, "renji"):  # the others fall silent in the open round
         found = await seen_as(p, federation, "running", "quorum", "quorum:huashan", "quorum:tongji")
         told = (await p.wait(FederationWaiting)).data
-        assert found.waiting_since == told.since
+        assert found.waiting_since == told.since < one.deadline, "at once, and not only when the round is over"
         assert found.fails_at == told.until == told.since + timedelta(seconds=3600), "after the grace"
         assert (set(told.missing) >= {"huashan", "tongji"}, told.hospitals) == (True, THREE)
         (record,) = await recorded(p, "federation.wait")

@@ -51,8 +51,8 @@ WAITS = {
     "time": ("it is not to start yet", "未到开始时间"),
     "online": ("too few hospitals are online", "在线医院不足"),
     "quorum": (
-        "too few hospitals are there for a round; it goes on by itself when they are back",
-        "在线医院不足以进行一轮；恢复后自动继续",
+        "too few hospitals are there for a round; it goes on by itself when enough are",
+        "在线医院不足一轮所需；足够后自动继续",
     ),
     "quorum:": ("{0} is not there", "{0} 未在线"),
     "initiator": ("its initiator has as many running as one may", "发起人运行中的联邦已达上限"),
@@ -90,7 +90,7 @@ def waits(view: FederationView) -> list[str]:
         lines.append(say(f"since {since:%Y-%m-%d %H:%M:%S} UTC", f"自 {since:%Y-%m-%d %H:%M:%S} UTC 起"))
     if (end := view.fails_at) is not None:
         lines.append(
-            say(f"it fails at {end:%Y-%m-%d %H:%M:%S} UTC unless enough are back", f"届时仍不足则于 {end:%Y-%m-%d %H:%M:%S} UTC 失败")
+            say(f"it fails at {end:%Y-%m-%d %H:%M:%S} UTC unless enough are back", f"若届时仍不足，将于 {end:%Y-%m-%d %H:%M:%S} UTC 失败")
         )
     if view.ahead:
         lines.append(say(f"{view.ahead} before it in the queue", f"队列中前面还有 {view.ahead} 个"))

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import warnings
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -20,7 +20,7 @@ from tests.unit.federation.test_domain import PLAN as SMALL
 from medmesh.cli import _root
 from medmesh.cli.federation import federation
 from medmesh.cli.tongue import spoken
-from medmesh.cli.views import document, draw, now, show_result, state
+from medmesh.cli.views import document, draw, now, show_result, state, waits
 from medmesh.client import plot
 from medmesh.client.federation import Federation, create_federation
 from medmesh.client.gateway import Gateway
@@ -351,3 +351,29 @@ def test_words_that_people_look_for_lead_to_what_is_meant(monkeypatch: pytest.Mo
     for word, there in (("accept", "approve"), ("decline", "decline"), ("withdraw", "withdraw")):
         told = runner.invoke(federation, [word, "x"])
         assert told.exit_code == 2 and f"由医院在本院节点上执行：medmesh edge {there} FEDERATION" in told.output
+
+
+WHAT_IT_WAITS_FOR = {
+    "en": [
+        "running: maintenance",
+        "too few hospitals are there for a round; it goes on by itself when enough are",
+        "renji is not there",
+        "since 2026-11-26 08:00:00 UTC",
+        "it fails at 2026-11-26 09:00:00 UTC unless enough are back",
+    ],
+    "zh": [
+        "进行中：maintenance",
+        "在线医院不足一轮所需；足够后自动继续",
+        "renji 未在线",
+        "自 2026-11-26 08:00:00 UTC 起",
+        "若届时仍不足，将于 2026-11-26 09:00:00 UTC 失败",
+    ],
+}
+
+
+@pytest.mark.parametrize("tongue", WHAT_IT_WAITS_FOR)
+def test_a_lost_quorum_is_shown_with_who_is_missing_since_when_and_until_when(monkeypatch: pytest.MonkeyPatch, tongue: str) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", tongue)
+    since = datetime(2026, 11, 26, 8, tzinfo=UTC)
+    about = {"waiting": ("quorum", "quorum:renji"), "waiting_since": since, "fails_at": since + timedelta(hours=1), "reason": "maintenance"}
+    assert waits(view("running").model_copy(update=about)) == WHAT_IT_WAITS_FOR[tongue]
