@@ -117,11 +117,15 @@ async def opened(p: Platform, number: int, attempt: int = 1, kind: RoundKind | N
 
 
 async def submit(p: Platform, round_: RoundOpened, hospital: str, value: float, samples: int = 10, **beside: Any) -> OperationFinished:
-    """A trained model that is all `value`; `beside` are further fields of the answer."""
-    ref = await put_weights(p, p.folder, value)
+    """A trained model that is all `value`; `beside` are further fields of the answer. What was deleted in between goes again, as a node
+    sends it: the same bytes of an attempt that is over may be on their way out."""
     about = {"federation": round_.federation, "round": round_.round, "attempt": round_.attempt}
-    command = SubmitUpdate(**about, update=ref, samples=samples, **beside)
-    return await p.send(command, p.hospital(hospital))
+    for once_more in (True, False):
+        command = SubmitUpdate(**about, update=await put_weights(p, p.folder, value), samples=samples, **beside)
+        done = await p.send(command, p.hospital(hospital))
+        if done.succeeded or not once_more or (done.problem or {}).get("code") != "objects.missing":
+            break
+    return done
 
 
 async def evaluate(p: Platform, round_: RoundOpened, hospital: str) -> OperationFinished:

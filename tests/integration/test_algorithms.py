@@ -164,4 +164,4 @@ async def test_a_robust_rule_sets_a_poisoned_update_aside_and_the_record_names_i
     model = await read(p, (await p.wait(FederationCompleted)).data.model)
     assert 1 <= model["bias"][0] <= 1.3
     flagged = [r["detail"].get("flagged", "") for r in await p.audited("federation") if r["sub"] == "federation.round"]
-    assert "c: set aside" in flagged[0]
+    assert "c: aside" in flagged[0]

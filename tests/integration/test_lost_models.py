@@ -26,7 +26,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Privacy
 from medmesh.store.objects.port import file_digest
 from medmesh_federation import remaking, results
-from medmesh_federation.tables import rounds
+from medmesh_federation.tables import answers, rounds
 
 THREE = ("huashan", "renji", "xiehe")
 
@@ -39,7 +39,7 @@ def losing(monkeypatch: pytest.MonkeyPatch, number: int, *, updates: bool = Fals
     async def after_a_loss(runtime: Any, ports: Any, row: Any) -> None:
         if row.round == number and not lost:
             async with runtime.unit() as uow:
-                given = await uow.all(select(results.answers).where(results.answers.c.federation == row.federation))
+                given = await uow.all(select(answers).where(answers.c.federation == row.federation))
             lost.extend(ref["sha256"] for ref in (row.model, row.state_object, *(row.personal or {}).values()) if ref)
             for sha256 in lost + [a.update["sha256"] for a in given if updates and a.round == number]:
                 await ports.models.delete(sha256)

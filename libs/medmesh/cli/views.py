@@ -114,10 +114,21 @@ FLAGS = {
 }
 
 
+VERDICTS = {
+    "aside": ("set aside by {0}: it is not in the model", "被 {0} 算法舍弃，未进入模型"),
+    "clipped": ("shortened by {0} before it was averaged", "经 {0} 算法裁剪后计入"),
+}
+
+
 def flagged(view: FederationView, newest: int = 10) -> list[str]:
-    """The last updates that look wrong, and why."""
+    """The last updates that look wrong, and why; and those that the plan's algorithm left out or shortened."""
     found = []
     for one in view.rounds:
+        for verdict in VERDICTS:
+            if those := ", ".join(answer.hospital for answer in one.answers if answer.verdict == verdict):
+                what = say(*VERDICTS[verdict]).format(view.plan.algorithm)
+                text = f"round {one.round}: the update of {those} was {what}"
+                found.append(say(text, f"第 {one.round} 轮：{those} 的更新{what}"))
         for answer in (a for a in one.answers if a.flags):
             figures = [f"x {answer.ratio:g}"] if answer.ratio is not None else []
             figures += [f"cos {answer.cosine:g}"] if answer.cosine is not None else []
@@ -126,6 +137,23 @@ def flagged(view: FederationView, newest: int = 10) -> list[str]:
             number = one.round
             text = f"round {number}: the update of {answer.hospital} looks wrong: {why}; {then}"
             found.append(say(text, f"第 {number} 轮：{answer.hospital} 的更新异常：{why}；{then}"))
+    return found[-newest:]
+
+
+VOIDED = {
+    "flagged": ("too many updates looked wrong", "异常更新过多"),
+    "weights.not_finite": ("the updates together make numbers that are too large", "各院更新合并后数值溢出"),
+    "federation.aggregation": ("the plan's algorithm makes no model of the updates", "方案的算法无法由这些更新生成模型"),
+}
+
+
+def voided(view: FederationView, newest: int = 3) -> list[str]:
+    """The last attempts of whose answers no model could be made, and why."""
+    found = []
+    for one in (one for one in view.rounds if one.why):
+        why = f"{say(*VOIDED[one.why])} ({one.why})" if one.why in VOIDED else _reason(one.why)
+        en = f"round {one.round}, attempt {one.attempt}, came to nothing: {why}"
+        found.append(say(en, f"第 {one.round} 轮第 {one.attempt} 次尝试作废：{why}"))
     return found[-newest:]
 
 
@@ -152,10 +180,11 @@ def gone(view: FederationView) -> list[str]:
 
 
 def standing(view: FederationView) -> list[str]:
-    """That a model is lost for good, who is in quarantine and how that ends, and which rounds were rolled back."""
+    """That a model is lost for good, which attempts came to nothing, who is in quarantine and how that ends, and which rounds were rolled
+    back."""
     from medmesh.client.results import began_with, undone
 
-    found = gone(view)
+    found = [*gone(view), *voided(view)]
     for one in view.participants:
         if one.state == "quarantined" and view.state not in ("completed", "failed", "cancelled"):
             how = f"medmesh federation release {view.federation} {one.hospital} --request"
@@ -273,7 +302,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
     kept, last = kept_round(view), max((one.round for one in trained(view)), default=0)
     if kept is not None and (kept, last) != (view.plan.rounds, view.plan.rounds):
         click.echo(say(f"the model of round {kept}; training ended after {last}", f"取第 {kept} 轮的模型；训练在第 {last} 轮后结束"))
-    for told in standing(view):
+    for told in (*flagged(view), *standing(view)):
         click.secho(told, fg="yellow")
     cells = cross_site(view)
     hospitals = sorted({cell.hospital for cell in cells if cell.hospital})

@@ -28,6 +28,15 @@ class Flag(StrEnum):
     """One that was given to an earlier round, or an earlier attempt by somebody else."""
 
 
+class Verdict(StrEnum):
+    """What a round's algorithm made of an update that is not wholly in the round's model."""
+
+    ASIDE = "aside"
+    """It was compared with the others and set aside: nothing of it is in the model. What its hospital evaluated counts."""
+    CLIPPED = "clipped"
+    """It was shortened before it was averaged."""
+
+
 _BOUNDS = {
     "longer": "1 <= x <= 1000",
     "shorter": "0 <= x <= 1",

@@ -24,7 +24,7 @@ import numpy as np
 from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.streams import Reader, Writer
-from medmesh.learning.weights import BYTES, header
+from medmesh.learning.weights import BYTES, finite, header
 from medmesh.memo import by_identity
 
 PREFIX = "codec/"
@@ -240,16 +240,33 @@ def decode(codec: str, signature: Iterable[TensorSignature], base: Path, encoded
     """Write the model that an encoded update stands for: what the hospital trained, as far as the codec says. Raises `Problem`
     (`weights.malformed`)."""
     tensors = tuple(signature)
+    with Writer(target, _named(tensors)) as out:
+        for tensor, data in _decoded(codec, tensors, base, encoded, share):
+            out.append(tensor.name, data)
+
+
+def check_decoded(codec: str, signature: Iterable[TensorSignature], base: Path, encoded: Path, *, share: str) -> None:
+    """Raise the `Problem` (`weights.malformed`, `weights.not_finite`) of an encoded update that `decode` makes no model of, or one with NaN
+    or infinity. Nothing is written."""
+    for tensor, data in _decoded(codec, signature, base, encoded, share):
+        if not finite(data, tensor.dtype):
+            raise Problem("weights.not_finite", tensor=tensor.name)
+
+
+def _decoded(
+    codec: str, signature: Iterable[TensorSignature], base: Path, encoded: Path, share: str
+) -> Iterator[tuple[TensorSignature, bytes]]:
+    """The tensors of the model, each in the pieces that follow each other in it."""
     _, back = _codec(codec, share)
-    with Reader(base) as before, Reader(encoded) as sent, Writer(target, _named(tensors)) as out:
-        for tensor in tensors:
+    with Reader(base) as before, Reader(encoded) as sent, np.errstate(over="ignore", invalid="ignore"):
+        for tensor in signature:
             coded = _coded(tensor, before.layout)
             for count in _steps(tensor):
                 if not coded:
-                    out.append(tensor.name, sent.next(tensor.name, count * BYTES[tensor.dtype]))
+                    yield tensor, sent.next(tensor.name, count * BYTES[tensor.dtype])
                     continue
                 parts: Parts = {
                     part: np.frombuffer(sent.next(f"{PREFIX}{part}/{tensor.name}", number * np.dtype(kind).itemsize), kind)
                     for part, (number, kind) in _part_lengths(codec, count, share).items()
                 }
-                out.append(tensor.name, (_floats(before, tensor.name, count) + back(parts, count)).astype(np.float32).tobytes())
+                yield tensor, (_floats(before, tensor.name, count) + back(parts, count)).astype(np.float32).tobytes()

@@ -126,7 +126,7 @@ def check_finite(
             for start in range(begin, end, _PIECE):
                 piece = file.read(min(_PIECE, end - start))
                 seen(piece)
-                if not _finite(piece, entry["dtype"]):
+                if not finite(piece, entry["dtype"]):
                     raise Problem("weights.not_finite", tensor=name)
 
 
@@ -137,12 +137,13 @@ def read_finite(path: Path) -> bytes:
     layout, begins = header_of(data), 8 + int.from_bytes(data[:8], "little")
     for name, entry in layout.items():
         begin, end = entry["data_offsets"]
-        if not _finite(memoryview(data)[begins + begin : begins + end], entry["dtype"]):
+        if not finite(memoryview(data)[begins + begin : begins + end], entry["dtype"]):
             raise Problem("weights.not_finite", tensor=name)
     return data
 
 
-def _finite(piece: bytes | memoryview, dtype: str) -> bool:
+def finite(piece: bytes | memoryview, dtype: str) -> bool:
+    """Whether numbers of a tensor of this dtype hold neither NaN nor infinity."""
     if dtype == "BF16":  # numpy has none: the upper half of a float32
         return bool((np.frombuffer(piece, np.uint16) & 0x7F80 != 0x7F80).all())
     kind = np.dtype(_NUMPY[dtype])

@@ -6,33 +6,24 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, and_, bindparam, delete, insert, not_, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
+from medmesh.telemetry import log
 from medmesh_edge import sealing
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import among, federations, residuals, tasks
+from medmesh_edge.tables import among, attempt, federations, of_attempt, residuals
 
 _OVER = select(federations.c.federation).where(among(federations.c.state, "completed", "failed"))
 _ENDED = Prepared(select(residuals.c.federation).where(residuals.c.federation.in_(_OVER)).distinct())
 
 
-def _earlier(table: FromClause) -> ColumnElement[bool]:
-    """The table's rows of a federation's rounds before one."""
-    return and_(table.c.federation == bindparam("federation"), table.c.round < bindparam("before"))
-
-
-_OTHERS = residuals.alias()
-# Equal bytes are one object: where an update left nothing out, what is kept of two rounds is the same.
-_STILL = residuals.c.object.in_(select(_OTHERS.c.object).where(not_(_earlier(_OTHERS))))
-_EARLIER = Prepared(select(residuals.c.object, _STILL.label("needed")).where(_earlier(residuals)))
-_FORGET = Prepared(delete(residuals).where(_earlier(residuals)))
-EVER = 2**31
-"""Later than any round."""
+_OF = Prepared(select(residuals).where(residuals.c.federation == bindparam("federation")))
+_FORGET = Prepared(delete(residuals).where(of_attempt(residuals)))
 
 
 async def encode(site: Site, plan: Plan, event: RoundOpened, base: Path, update: Path, folder: Path) -> tuple[Path, str]:
@@ -51,14 +42,15 @@ async def encode(site: Site, plan: Plan, event: RoundOpened, base: Path, update:
 
 
 async def _before(site: Site, event: RoundOpened, folder: Path) -> Path | None:
-    """The residual of the newest round before this one that was not void; none in the first."""
-    r, t = residuals.c, tasks.c
-    same = (r.federation == t.federation) & (r.round == t.round) & (r.attempt == t.attempt)
-    earlier = (r.federation == event.federation) & (r.round < event.round) & t.state.in_(["trained", "sent", "releasable", "released"])
-    wanted = select(r.object).join(tasks, same).where(earlier).order_by(r.round.desc(), r.attempt.desc()).limit(1)
-    async with site.unit() as uow:
-        found = await uow.first(wanted)
-    return None if found is None else await fetch(site.objects, found.object, folder / "residual")
+    """What the last update left out that is in a model, as the platform says: what a later one said came to nothing, and with it what it
+    left out. None before there was one."""
+    place = event.continues.get(site.settings.hospital)
+    for row in await site.database.look(_OF, federation=event.federation):
+        if f"{row.round}.{row.attempt}" == place:
+            return await fetch(site.objects, str(row.object), folder / "residual")
+    if place is not None:
+        log("edge.round.nothing_left", level=30, federation=event.federation, round=event.round)
+    return None
 
 
 async def keep(uow: UnitOfWork[Any], event: RoundOpened, residual: str) -> None:
@@ -70,15 +62,21 @@ async def keep(uow: UnitOfWork[Any], event: RoundOpened, residual: str) -> None:
 async def sweep(site: Site) -> None:
     """Forget the residuals of federations that are over."""
     for row in await site.database.look(_ENDED):
-        await forget(site, row.federation)
+        await _forget(site, row.federation, frozenset())
 
 
-async def forget(site: Site, federation: str, before: int = EVER) -> None:
-    """Residuals of rounds before `before` are no longer needed."""
-    gone = await site.database.look(_EARLIER, federation=federation, before=before)
-    for row in gone:
-        if not row.needed:
-            await site.objects.delete(row.object)
+async def forget(site: Site, event: RoundOpened) -> None:
+    """What no later round can go on from: all but this round's and what it went on from itself."""
+    await _forget(site, event.federation, frozenset({event.continues.get(site.settings.hospital), f"{event.round}.{event.attempt}"}))
+
+
+async def _forget(site: Site, federation: str, needed: frozenset[str | None]) -> None:
+    every = await site.database.look(_OF, federation=federation)
+    gone = [row for row in every if f"{row.round}.{row.attempt}" not in needed]
+    # Equal bytes are one object: where an update left nothing out, what is kept of two rounds is the same.
+    for name in {row.object for row in gone} - {row.object for row in every if row not in gone}:
+        await site.objects.delete(name)
     if gone:
         async with site.unit() as uow:
-            await uow.rows(_FORGET, federation=federation, before=before)
+            for row in gone:
+                await uow.rows(_FORGET, **attempt(row))

@@ -217,6 +217,7 @@ async def _stored(event: Envelope[fed.RoundStored], uow: UnitOfWork[Any]) -> Non
 
 async def _voided(event: Envelope[fed.RoundVoided], uow: UnitOfWork[Any]) -> None:
     done = event.data
+    log("edge.round.void", level=30, federation=done.federation, round=done.round, attempt=done.attempt, why=done.why)
     where = (tasks.c.federation == done.federation) & (tasks.c.round == done.round) & (tasks.c.attempt == done.attempt)
     # A model that waits for its masks gets none any more.
     over = ["received", "sent", *(["trained"] if await attempts.forget(uow, done) else [])]

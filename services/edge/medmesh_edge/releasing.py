@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, null, update
 
 from medmesh.store.prepared import Prepared
 from medmesh.tasks import aside
-from medmesh_edge import encoding, training
+from medmesh_edge import training
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import among, attempt, of_attempt, tasks
 
@@ -57,5 +57,3 @@ class Releases:
         async with self.site.unit(durable=False) as uow:  # else they are deleted once more
             for row in rows:
                 await uow.rows(_RELEASE, **attempt(row), now="released" if row.state == "releasable" else row.state)
-        for federation, round_ in {row.federation: row.round for row in rows if row.state == "releasable"}.items():
-            await encoding.forget(self.site, federation, before=round_)

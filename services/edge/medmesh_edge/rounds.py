@@ -250,6 +250,8 @@ class Rounds:
             uow.audit(AuditEntry("federation.train", "E", entities=(*about, *used), detail=detail))
         if event.kind is RoundKind.TRAIN and kept is not None:
             await training.forget(self.site, event)
+        if residual is not None:
+            await encoding.forget(self.site, event)
         log("edge.round.trained", federation=event.federation, round=event.round, steps=event.steps)
         if secure.is_secure(plan, event):
             self._left = replace(done, since=mark if masks else None)  # until its masks are fixed

@@ -9,11 +9,13 @@ from typing import Any
 from sqlalchemy import bindparam, case, select, type_coerce
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from medmesh.contracts.plan import Plan
+from medmesh.contracts.screening import Verdict
 from medmesh.errors import Problem
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.types import ReadOnce
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation.domain import State
+from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
@@ -29,12 +31,16 @@ MOST_NUMBER = 2**31 - 1
 """Of a round, or an attempt: no more fits the database."""
 _ATTEMPT = ("federation", "round", "attempt")
 _KEY = (*_ATTEMPT, "hospital")
+IN_MODEL = answers.c.failed.is_(None) & answers.c.verdict.is_distinct_from(Verdict.ASIDE.value)
+"""Of an answer to a committed training round: its update is part of what the round, or a later one, left."""
+_LATER = ("counted", "verdict")
+"""Of an answer what is known once its round is closed."""
 _THEIRS = participants.c.federation == bindparam("federation")
 LOCK = Prepared(select(federations.c.federation).where(federations.c.federation == bindparam("federation")).with_for_update())
 _PARTICIPANT = Prepared(select(participants).where(_THEIRS, participants.c.hospital == bindparam("hospital")))
 _OF_ROUND = (*_ATTEMPT, "kind", "state", "phase")
 # The same in every answer to a round.
-_LISTS = [type_coerce(rounds.c[name], ReadOnce()).label(name) for name in ("assigned", "models", "parties")]
+_LISTS = [type_coerce(rounds.c[name], ReadOnce()).label(name) for name in ("assigned", "models", "parties", "base")]
 _ROUND = Prepared(
     select(
         *(rounds.c[name] for name in _OF_ROUND),
@@ -58,11 +64,11 @@ _SILENT = (
     .order_by(participants.c.hospital.desc())
 )
 _ALL_SILENT, _ONE_SILENT = Prepared(_SILENT), Prepared(_SILENT.limit(1))
-_GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name != "counted"})
+_GIVEN = upsert(answers).values({column.name: bindparam(column.name) for column in answers.c if column.name not in _LATER})
 _IS_LOST = answers.c.failed == LOST
 _SAME_BYTES = answers.c.update["sha256"].as_string() == _GIVEN.excluded.update["sha256"].as_string()
 _BETTER = (answers.c.failed != FLAGGED) & (~_IS_LOST | _SAME_BYTES | _GIVEN.excluded.failed.is_not(None))
-_SAID = [column for column in answers.c if column.name not in (*_KEY, "counted", "failed")]
+_SAID = [column for column in answers.c if column.name not in (*_KEY, *_LATER, "failed")]
 _ANSWER = Prepared(
     _GIVEN.on_conflict_do_update(
         index_elements=_KEY,
@@ -71,6 +77,8 @@ _ANSWER = Prepared(
         where=answers.c.failed.is_not(None) & _BETTER,
     ).returning(answers.c.late)
 )
+
+_GAVE_BEFORE = Prepared(select(answers.c.update).where(*(answers.c[name] == bindparam(name) for name in _KEY)))
 
 
 @dataclass
@@ -90,6 +98,11 @@ class Asked:
         """Whether an answer does not count in its round. Of one in quarantine it is taken, and counts nowhere."""
         running = self.round.federation_state in (State.RUNNING, State.PAUSED)
         return self.round.state != "open" or not running or self.state(hospital) == "quarantined"
+
+    def may_count_later(self, plan: Plan) -> bool:
+        """Whether a round that is to come may take what came late to this one."""
+        goes_on = State(self.round.federation_state) in OPEN_STATES
+        return plan.pace is not None and goes_on and self.round.kind == "train" and self.round.state in ("open", "committed")
 
 
 async def asked_of(look: Look, federation: str, number: int, attempt: int) -> Asked:
@@ -143,6 +156,13 @@ async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any
     kept = await uow.one(_ANSWER, **row)
     uow.at_end(_wake_after_last, *(getattr(asked.round, name) for name in _ATTEMPT))
     return None if kept is None else bool(kept.late)
+
+
+async def repeated(uow: UnitOfWork[Ports], asked: Asked, sha256: str) -> bool:
+    """Whether an update that `answer` did not keep is the very one that is kept, sent again."""
+    place = {name: getattr(asked.round, name) for name in _ATTEMPT}
+    found = await uow.rows(_GAVE_BEFORE, **place, hospital=uow.actor.id)
+    return any(one.update is not None and one.update["sha256"] == sha256 for one in found)
 
 
 async def _wake_after_last(uow: UnitOfWork[Ports], federation: str, number: int, attempt: int) -> None:

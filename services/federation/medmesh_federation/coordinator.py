@@ -22,7 +22,22 @@ from medmesh.service.runtime import Runtime
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log, span
-from medmesh_federation import evaluation, lost, pace, privacy, queue, remaking, results, screening, secure, starting, steps, transcript
+from medmesh_federation import (
+    clearing,
+    evaluation,
+    lost,
+    pace,
+    privacy,
+    queue,
+    remaking,
+    results,
+    screening,
+    secure,
+    starting,
+    steps,
+    transcript,
+    unfit,
+)
 from medmesh_federation.answering import FLAGGED, LOST
 from medmesh_federation.domain import (
     OPEN_STATES,
@@ -42,7 +57,7 @@ from medmesh_federation.domain import (
     Wait,
     next_step,
 )
-from medmesh_federation.handlers import WHOLE
+from medmesh_federation.handlers import WHOLE, there
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 
@@ -96,7 +111,7 @@ class Coordinator:
             step = self._decide(situation)
             if step is None:
                 return False
-            if isinstance(step, Open) and not await lost.there(self.ports, row.model["sha256"]):
+            if isinstance(step, Open) and not await there(self.ports, row.model["sha256"]):
                 return False  # it is made again first: `_make_again`
             if not isinstance(step, Close):
                 await self._apply(uow, row, situation, step)
@@ -109,17 +124,20 @@ class Coordinator:
             if situation.round.phase is not None:
                 session = transcript.session_of(row, number, attempt)
                 opening = secure.Opening(session, await transcript.said(uow, federation, number, attempt))
-        made, failed, began = None, None, time.monotonic()
+        made, failed, those, began = None, None, list[Any](), time.monotonic()
         with span(f"federation round {kind}"):
             try:
                 with self.ports.holding() as held:
                     made = await results.result(held, row, situation, given, opening, seen)
             except Problem as problem:
-                if problem.code == "objects.missing" and await self._ask_again(federation, given):
+                if await self._ask_again(federation, given):
                     return True
-                if opening is None or not await lost.there(self.ports, row.model["sha256"]):  # which is made again, see there
+                # A base that is gone is made again, see `_make_again`.
+                if unfit.is_transient(problem) or not await there(self.ports, row.model["sha256"]):
                     raise
-                failed = problem.code  # there is no second sum of this round
+                log("federation.round.failed", level=40, error=problem, federation=federation, round=number)
+                failed = problem.code
+                those = await unfit.among(self.ports, row, situation, given, failed) if opening is None else []
         async with self.runtime.unit() as uow:
             # Answers may lock it again and again: what was made is not thrown away for that.
             row = await self._lock(uow, federation, _WAIT)
@@ -135,10 +153,14 @@ class Coordinator:
             if await screening.replayed(uow, situation.plan, again) != seen:
                 return True
             if failed is not None:
-                await steps.void(uow, row, situation, skipped=failed)
+                if those:
+                    await unfit.leave_out(uow, row, number, those, failed)
+                else:  # of a round whose sum was opened there is no second
+                    await steps.void(uow, row, situation, **({"why": failed} if opening is None else {"skipped": failed}))
                 return True
             assert made is not None
             await screening.record(uow, row, number, attempt, given, made.found)
+            await screening.weigh(uow, given, made.flagged)
             if not made.enough:
                 await steps.void(uow, row, situation, why=FLAGGED)
                 return True
@@ -249,10 +271,11 @@ class Coordinator:
 
     async def store_behind(self) -> None:
         """Forever: copy committed models to the kept store, beside the rounds that go on; only then do hospitals release their updates,
-        and we ours."""
+        and we ours, as we do those of rounds that came to nothing."""
         while True:
             self.ports.committed.clear()
             await self._store()
+            await clearing.clear(self.runtime, self.ports)
             with suppress(TimeoutError):
                 async with asyncio.timeout(STORE_SECONDS):
                     await self.ports.committed.wait()

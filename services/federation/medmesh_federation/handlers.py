@@ -37,7 +37,7 @@ from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.tasks import BRIEF, aside
 from medmesh_federation import inviting, rehearsed, transcript, updates
-from medmesh_federation.answering import Look, answer, answering, asked_of, own
+from medmesh_federation.answering import Look, answer, answering, asked_of, own, repeated
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import federations, participants
@@ -46,7 +46,15 @@ SMALL = 2 * BRIEF
 """Bytes of an update that is looked at while its federation is locked: two questions are dearer. A masked vector of 1 MB is one."""
 MOST_REASON = 200
 """Characters of what who cancels says."""
+_MOST_REMEMBERED = 10_000
+REFUSED_SECONDS = 30.0
+"""A command that is refused together with others is looked at once more alone, and its reason then is the one that is told."""
 WHOLE = select(*[as_text(column) if column.name == "plan" else column for column in federations.c])  # for `plan_of`
+_MODEL = Prepared(
+    select(federations.c.initial, federations.c.plan_hash, as_text(federations.c.plan)).where(
+        federations.c.federation == bindparam("federation")
+    )
+)
 _LOCKED = Prepared(WHOLE.where(federations.c.federation == bindparam("federation")).with_for_update())
 
 
@@ -66,6 +74,17 @@ async def local(ports: Ports, ref: ObjectRef) -> Path:
     if isinstance(store, DirectoryStore):
         return store.path(ref.sha256)
     return await ports.copies.take(store, ref)
+
+
+async def there(ports: Ports, sha256: str) -> bool:
+    """Whether any store has an object."""
+    try:
+        await ports.stores.holding(sha256)
+    except Problem as problem:
+        if problem.code != "objects.missing":
+            raise
+        return False
+    return True
 
 
 @HANDLERS.on(CreateFederation)
@@ -189,6 +208,7 @@ async def cancel(command: Envelope[CancelFederation], uow: UnitOfWork[Ports]) ->
     await uow.execute(update(federations).where(where).values(state=State.CANCELLED.value, failure=code, reason=reason))
     uow.emit(FederationFailed(federation=row.federation, code=code, reason=reason, hospitals=invited(row)))
     uow.audit(AuditEntry("federation.cancel", "U", entities=(entity(row),), hospitals=invited(row), detail={"reason": reason}))
+    uow.on_commit(uow.ports.committed.set)
     return {"state": State.CANCELLED.value}
 
 
@@ -204,7 +224,7 @@ async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports
     None for a small one, which is read there, and for one that does not count or is nobody's to hand in: why is said there. Raises
     `Problem` (`weights.*`, `objects.missing`)."""
     given = command.data
-    if given.update.bytes <= SMALL:
+    if given.update.bytes + await _beside(given.federation, look, ports) <= SMALL:
         return None
     asked = await asked_of(look, given.federation, given.round, given.attempt)
     current = asked.round
@@ -213,7 +233,24 @@ async def examine(command: Envelope[SubmitUpdate], actor: Any, look: Look, ports
     plan = plan_of(current)
     if (asked.late(actor.id) and plan.pace is None) or (current.kind == "evaluate" and plan.secure is None):
         return None
-    return await _read(given, ports, plan, current)
+    try:
+        return await _read(given, ports, plan, current)
+    except Problem as problem:
+        _refused(ports, given, problem)
+        raise
+
+
+async def _beside(federation: str, look: Look, ports: Ports) -> int:
+    """Bytes of the model that an update of a federation is looked at with: of a plan that encodes them, which may be few of a large one."""
+    if federation not in ports.beside:
+        found = await look(_MODEL, federation=federation)
+        if not found:
+            return 0
+        (row,) = found
+        if len(ports.beside) >= _MOST_REMEMBERED:
+            ports.beside.clear()
+        ports.beside[federation] = row.initial["bytes"] if plan_of(row).codec != "none" else 0
+    return ports.beside[federation]
 
 
 async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, current: Any) -> Examined:
@@ -221,16 +258,32 @@ async def _read(given: SubmitUpdate, ports: Ports, plan: Plan, current: Any) -> 
     if size != given.update.bytes or size > updates.most(plan, current):  # before anything of it is read, or copied
         raise Problem("federation.update", reason=f"{size} bytes are not as many as were said, or more than the plan asks for")
     with ports.holding() as held:
-        path = await local(held, given.update)
-        examined = Examined(await aside(given.update.bytes, partial(updates.check, path, plan, current)))
+        path, base = await local(held, given.update), None
+        if updates.encoded(plan, current.kind):
+            model = ObjectRef.model_validate(current.base)
+            if await there(held, model.sha256):
+                base, size = await local(held, model), size + model.bytes
+        examined = Examined(await aside(size, partial(updates.check, path, plan, current, base)))
         ports.copies.keep(given.update.sha256)  # until the round is over, which it is read for
     return examined
 
 
 @HANDLERS.on(SubmitUpdate, batch=16, before=examine)
 async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports]) -> dict[str, Any]:
-    """A hospital's trained model: checked against the plan before it counts."""
-    given = command.data
+    """A hospital's trained model: checked against the plan before it counts. What counts nowhere is deleted."""
+    try:
+        return await _submitted(command.data, uow)
+    except Problem as problem:
+        _refused(uow.ports, command.data, problem)
+        raise
+
+
+def _refused(ports: Ports, given: SubmitUpdate, problem: Problem) -> None:
+    if not problem.code.startswith("objects."):  # else it is not here, and may be on its way again
+        ports.discard(given.update.sha256, after=REFUSED_SECONDS)
+
+
+async def _submitted(given: SubmitUpdate, uow: UnitOfWork[Ports]) -> dict[str, Any]:
     asked, late = await answering(uow, given.federation, given.round, given.attempt)
     current = asked.round
     plan, results = plan_of(current), None
@@ -258,15 +311,22 @@ async def submit_update(command: Envelope[SubmitUpdate], uow: UnitOfWork[Ports])
     if (kept := await answer(uow, asked, late, **values)) is not None:
         await transcript.with_vector(uow, current, given, None if late else current.parties)
         late = kept  # one that was lost counts as it did, also where its phase is over
-        about = (entity(current), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
-        uow.audit(AuditEntry("federation.update", "C", entities=about, detail={"late": late, "bytes": given.update.bytes}))
-    else:
+    duplicate = kept is None and not await repeated(uow, asked, given.update.sha256)
+    if kept is None and not duplicate:
         uow.unchanged()
+    else:
+        about = (entity(current), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
+        detail: dict[str, str | int | bool] = {"late": late, "bytes": given.update.bytes}
+        if duplicate:
+            detail["duplicate"] = True
+        uow.audit(AuditEntry("federation.update", "C", entities=about, detail=detail))
     if kept is None or late:  # it is not what the round is made of, or not now
         uow.ports.copies.forget(given.update.sha256)
+    if duplicate or (kept is not None and late and not asked.may_count_later(plan)):
+        uow.on_commit(partial(uow.ports.discard, given.update.sha256))
     if plan.pace is not None:  # one is enough to close a round, also a later one than its own
         uow.on_commit(uow.ports.wake.set)
-    return {"late": late}
+    return {"late": late} | ({"duplicate": True} if duplicate else {})
 
 
 @HANDLERS.on(ReportFailure)

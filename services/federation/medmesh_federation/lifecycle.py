@@ -24,7 +24,7 @@ from medmesh.contracts.plan import changed
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_federation.answering import own
+from medmesh_federation.answering import IN_MODEL, own
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.handlers import entity, invited, locked
 from medmesh_federation.ports import HANDLERS, Ports
@@ -111,7 +111,7 @@ async def withdraw(command: Envelope[WithdrawFromFederation], uow: UnitOfWork[Po
     row = await locked(uow, command.data.federation)
     mine = await own(uow, row.federation)
     part = await uow.all(
-        select(rounds.c.round).join(answers, _same_round()).where(_given(row, uow.actor.id), rounds.c.state == "committed")
+        select(rounds.c.round).join(answers, _same_round()).where(_given(row, uow.actor.id), IN_MODEL, rounds.c.state == "committed")
     )
     if mine.state == "withdrawn":
         uow.unchanged()

@@ -10,13 +10,12 @@ from typing import Any
 from sqlalchemy import bindparam, update
 
 from medmesh.contracts.federation import UpdateLost
-from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation.answering import LOST
-from medmesh_federation.handlers import entity, invited
+from medmesh_federation.handlers import entity, invited, there
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, rounds
 
@@ -32,17 +31,6 @@ _LOSE = Prepared(
 async def among(ports: Ports, given: Sequence[Any]) -> list[Any]:
     """Those of these answers whose update is in no store."""
     return [one for one in given if one.update and not await there(ports, one.update["sha256"])]
-
-
-async def there(ports: Ports, sha256: str) -> bool:
-    """Whether any store has an object."""
-    try:
-        await ports.stores.holding(sha256)
-    except Problem as problem:
-        if problem.code != "objects.missing":
-            raise
-        return False
-    return True
 
 
 async def ask_again(uow: UnitOfWork[Any], row: Any, gone: Sequence[Any]) -> None:

@@ -175,6 +175,7 @@ def _answer_view(a: Any, wrong: Any, mine: bool) -> tuple[AnswerView, dict[str, 
         metrics=a.metrics if mine else {},
         counts=results.pop("base", None),
         milliseconds=a.milliseconds if mine else {},
+        verdict=a.verdict,
         **_flagged(wrong, mine) if wrong is not None else {},
     )
     return view, results
@@ -199,6 +200,7 @@ def _round_view(row: Any, summed: dict[str, Any] | None) -> RoundView:
         model=row.model,
         chain=row.chain,
         answers=(),
+        why=row.why,
         aggregate_milliseconds=row.aggregate_milliseconds,
         undone=row.undone,
         sum=SumView(samples=summed["samples"], loss=summed["loss"], counts=summed["results"].get("base")) if summed else None,

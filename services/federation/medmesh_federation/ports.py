@@ -89,9 +89,18 @@ class Ports:
     copies: Copies
     leases: Leases = field(default_factory=Leases)
     progress: Newest = field(default_factory=Newest)
+    beside: dict[str, int] = field(default_factory=dict)
+    """Federation to how many bytes of a model its updates are looked at with: see `handlers.examine`."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     committed: asyncio.Event = field(default_factory=asyncio.Event)
-    """A round was: its model waits to be stored for good."""
+    """A round was: its model waits to be stored for good; or it came to nothing, and its updates to be deleted."""
+    discarded: dict[str, float] = field(default_factory=dict)
+    """Waits to be deleted, and until when."""
+
+    def discard(self, sha256: str, after: float = 0.0) -> None:
+        """What a hospital sent counts nowhere, and is of no use `after` so many seconds."""
+        self.discarded[sha256] = time.monotonic() + after
+        self.committed.set()
 
     @contextmanager
     def holding(self) -> Iterator[Ports]:

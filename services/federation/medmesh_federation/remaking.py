@@ -18,8 +18,7 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh_federation import pace, results, secure, transcript
 from medmesh_federation.domain import Round, Situation, State
-from medmesh_federation.handlers import WHOLE, entity, invited
-from medmesh_federation.lost import there
+from medmesh_federation.handlers import WHOLE, entity, invited, there
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import federations, participants, rounds
 

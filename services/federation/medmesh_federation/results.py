@@ -14,6 +14,8 @@ from sqlalchemy import Integer, bindparam, select, update
 from medmesh.contracts.federation import Commitment, RoundCommitted, RoundKind, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
+from medmesh.contracts.screening import Verdict
+from medmesh.errors import Problem
 from medmesh.federated.chain import link
 from medmesh.service import files
 from medmesh.service.runtime import Runtime
@@ -29,10 +31,12 @@ from medmesh_federation.handlers import entity, invited, local
 from medmesh_federation.ports import Ports
 from medmesh_federation.secure import Opening
 from medmesh_federation.steps import ALL_ANSWERS, change, close_round
-from medmesh_federation.tables import answers, federations, rounds
+from medmesh_federation.tables import federations, rounds
 
 if TYPE_CHECKING:
+    from medmesh.federated.aggregation import Outcome, Start
     from medmesh.federated.screening import Finding
+    from medmesh_federation.screening import Updates
 
 
 _ROUNDS = rounds.c.federation == bindparam("federation")
@@ -51,10 +55,6 @@ _EARLIER = Prepared(
     .limit(bindparam("kept", type_=Integer))
 )
 _PRESENT = Prepared(select(federations.c.state_object, federations.c.personal).where(federations.c.federation == bindparam("federation")))
-_OVER = (rounds.c.state == "void") | rounds.c.stored
-_SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
-# The updates of rounds that are not over.
-_AWAITED = Prepared(select(answers.c.update).join(rounds, _SAME).where(~_OVER, answers.c.failed.is_(None)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Result:
     model: ObjectRef
     state: ObjectRef | None = None
     personal: Mapping[str, ObjectRef] = field(default_factory=dict)
-    flagged: Mapping[str, str] = field(default_factory=dict)
+    flagged: Mapping[str, Verdict] = field(default_factory=dict)
     summed: dict[str, Any] | None = None
     """What a secure sum says of evaluations."""
     clip: str | None = None
@@ -74,6 +74,11 @@ class Result:
     excluded: frozenset[str] = frozenset()
     """Whose do not count; `enough` of the others are left to make a model."""
     enough: bool = True
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Whose update is not in the model."""
+        return self.excluded | {hospital for hospital, verdict in self.flagged.items() if verdict is Verdict.ASIDE}
 
 
 async def result(
@@ -85,7 +90,7 @@ async def result(
     seen: frozenset[str] = frozenset(),
 ) -> Result:
     """Aggregated where a round trained; unchanged otherwise. The same answers give the same bytes."""
-    from medmesh.federated.aggregation import Start, aggregate, algorithm_of  # numpy: not before the first round
+    from medmesh.federated.aggregation import Start  # numpy: not before the first round
 
     assert situation.round is not None
     plan, base = situation.plan, ObjectRef.model_validate(row.model)
@@ -120,10 +125,22 @@ async def result(
             return Result(base, before, found=found, excluded=excluded, enough=False)
         updates, clip = await privacy.noised(row, plan, origin, updates, Path(folder))
         start = Start(origin, state=state, members=members, local=frozenset(plan.local))
-        outcome = await asyncio.to_thread(aggregate, algorithm_of(plan), start, updates, Path(folder))
+        outcome = await asyncio.to_thread(_aggregated, plan, start, updates, Path(folder))
         personal = {hospital: await _put(ports, path) for hospital, path in sorted(outcome.personal.items())}
         remembered = await _put(ports, outcome.state) if outcome.state else None
         return Result(await _put(ports, outcome.model), remembered, personal, outcome.flagged, summed, clip, found, excluded)
+
+
+def _aggregated(plan: Plan, start: Start, updates: Updates, folder: Path) -> Outcome:
+    """Raises `Problem`: also where an algorithm, which may be somebody's own, fails on the updates in a way of its own."""
+    from medmesh.federated.aggregation import aggregate, algorithm_of
+
+    try:
+        return aggregate(algorithm_of(plan), start, updates, folder)
+    except (Problem, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise Problem("federation.aggregation", algorithm=plan.algorithm, error=type(error).__name__) from error
 
 
 async def _evaluated(ports: Ports, situation: Situation, given: Sequence[Any], opening: Opening) -> dict[str, Any] | None:
@@ -175,7 +192,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     beside = {"aggregate_milliseconds": milliseconds, "summed": made.summed}
     await close_round(uow, row, current, state="committed", chain=chain, **beside, **left)
     await change(uow, row, chain=chain, links=links, voids=0, clip=made.clip, undoing=undoing, waiting_since=None, **left)
-    parties = tuple(sorted(current.here - made.excluded))
+    parties = tuple(sorted(current.here - made.absent))
     uow.emit(
         RoundCommitted(
             federation=row.federation,
@@ -190,7 +207,7 @@ async def commit(uow: UnitOfWork[Any], row: Any, situation: Situation, made: Res
     )
     detail: dict[str, str | int | bool] = {"round": current.number, "parties": len(parties), "model": model.sha256, "chain": chain}
     if made.flagged:
-        detail["flagged"] = "; ".join(f"{hospital}: {why}" for hospital, why in sorted(made.flagged.items()))
+        detail["flagged"] = "; ".join(f"{hospital}: {verdict}" for hospital, verdict in sorted(made.flagged.items()))
     uow.audit(AuditEntry("federation.round", "E", entities=(entity(row),), hospitals=invited(row), detail=detail))
     log("federation.round.committed", federation=row.federation, round=current.number, parties=len(parties))
 
@@ -201,8 +218,8 @@ async def belong(uow: UnitOfWork[Any], row: Any, *refs: ObjectRef | None) -> Non
 
 
 async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
-    """Copy a committed round's model to the kept store, tell its hospitals, and let go of what was only there until then. Whether the
-    federation may wait for it: no round of it is open."""
+    """Copy a committed round's model to the kept store, and tell its hospitals. Whether the federation may wait for it: no round of
+    it is open."""
     key = {name: getattr(row, name) for name in ("federation", "round", "attempt")}
     model, given = ObjectRef.model_validate(row.model), await runtime.database.look(ALL_ANSWERS, **key)
     keep = [model]
@@ -234,12 +251,6 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
             earlier = {a.hospital: a.round for a in stale}
             uow.emit(RoundStored(**key, model=model, hospitals=told, stale=earlier))
         open_round = await uow.rows(_OPEN_ROUND, federation=row.federation)
-    # A single hospital's update is worth nothing now, and is not kept; but whoever sends the same again has it counted again.
-    wanted = {a.update["sha256"] for a in await runtime.database.look(_AWAITED) if a.update} | {ref.sha256 for ref in keep}
-    for update_ in {a.update["sha256"] for a in (*given, *stale) if a.update}:
-        ports.copies.forget(update_)
-        if update_ not in wanted:
-            await ports.stores.scratch.delete(update_)
     return not open_round
 
 

@@ -147,3 +147,4 @@ async def _close_open(uow: UnitOfWork[Ports], row: Any) -> None:
     await uow.execute(update(rounds).where(where).values(state="skipped" if skipped else "void", closed_at=uow.now))
     about = {"federation": row.federation, "round": current.round, "attempt": current.attempt, "skipped": skipped}
     uow.emit(RoundVoided(**about, hospitals=tuple(current.assigned)))
+    uow.on_commit(uow.ports.committed.set)

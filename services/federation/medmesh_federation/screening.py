@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 
 from medmesh.contracts.federation import UpdateFlagged
 from medmesh.contracts.plan import Plan
-from medmesh.contracts.screening import Screening
+from medmesh.contracts.screening import Screening, Verdict
 from medmesh.federated.plan import plan_of
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -92,6 +92,16 @@ async def record(uow: UnitOfWork[Any], row: Any, number: int, attempt: int, give
             await quarantine.put(uow, row, a.hospital, why)
         log("federation.update.flagged", level=30, federation=row.federation, hospital=a.hospital, round=number, why=why)
     return excluded
+
+
+async def weigh(uow: UnitOfWork[Any], given: Sequence[Any], verdicts: Mapping[str, Verdict]) -> None:
+    """Write down what the round's algorithm made of these answers."""
+    of: dict[tuple[int, int, Verdict], list[str]] = {}
+    for a in (a for a in given if a.hospital in verdicts):
+        of.setdefault((a.round, a.attempt, verdicts[a.hospital]), []).append(a.hospital)
+    for (number, attempt, verdict), hospitals in of.items():
+        theirs = (answers.c.federation == given[0].federation) & (answers.c.round == number) & (answers.c.attempt == attempt)
+        await uow.execute(update(answers).where(theirs, answers.c.hospital.in_(hospitals)).values(verdict=verdict.value))
 
 
 def _two(number: float) -> str:

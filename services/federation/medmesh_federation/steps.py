@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Table, bindparam, func, insert, select, update
+from sqlalchemy import Table, bindparam, func, insert, select, tuple_, update
 
 from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import (
@@ -37,6 +37,7 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, privacy, transcript
+from medmesh_federation.answering import IN_MODEL
 from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, absent, fails_at
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -185,10 +186,11 @@ async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]
     where &= ~rounds.c.undone
     made = await uow.all(select(rounds.c.round, rounds.c.attempt, rounds.c.model).where(where).order_by(rounds.c.round))
     number = max((one.round for one in made if one.model == row.model), default=0)
-    given = [await answers_of(uow, row.federation, one.round, one.attempt) for one in made if one.round <= number]
-    counted = answers.c.counted.in_([one.round for one in made if one.round <= number])  # late ones, where the plan lets them count
-    late = await uow.all(select(answers.c.hospital).where(answers.c.federation == row.federation, counted))
-    return number, tuple(sorted({a.hospital for one in (*given, late) for a in one}))
+    upto = [one for one in made if one.round <= number]
+    counted = answers.c.counted.in_([one.round for one in upto])  # late ones, where the plan lets them count
+    in_time = ~answers.c.late & tuple_(answers.c.round, answers.c.attempt).in_([(one.round, one.attempt) for one in upto])
+    given = select(answers.c.hospital).where(answers.c.federation == row.federation, in_time | counted, IN_MODEL)
+    return number, tuple(sorted({a.hospital for a in await uow.all(given.distinct())}))
 
 
 async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Open) -> None:
@@ -267,7 +269,7 @@ async def _beside(uow: UnitOfWork[Any], row: Any, step: Open, plan: Plan) -> dic
     if step.kind is RoundKind.BASELINE:
         return {}
     state = row.state_object if algorithm.SHOWN and step.kind is RoundKind.TRAIN else None
-    if not (algorithm.KEEPS or plan.local):
+    if not (algorithm.KEEPS or plan.local or plan.codec != "none"):
         return {"state": state, "continues": {}}
     gone = select(func.max(rounds.c.round)).where(rounds.c.federation == row.federation, rounds.c.undone)
     since = (await uow.execute(gone)).scalar_one() if algorithm.JOINT else None
@@ -313,12 +315,14 @@ def _of(continues: dict[str, str], hospitals: Any) -> dict[str, str]:
 
 
 async def _counted(uow: UnitOfWork[Any], federation: str, since: int = 0) -> dict[str, str]:
-    """Hospital to the last training round after `since`, with its attempt, that its update is part of."""
+    """Hospital to the last training round after `since`, with its attempt, that its update was given to and is part of, or of one after it
+    where it came late."""
     same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
     wanted = select(answers.c.hospital, answers.c.round, answers.c.attempt).join(rounds, same)
-    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
-    done &= rounds.c.round > since
-    found = await uow.all(wanted.where(rounds.c.federation == federation, done, ~rounds.c.undone).order_by(answers.c.round))
+    undone = select(rounds.c.round).where(rounds.c.federation == federation, rounds.c.undone)
+    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.round > since) & ~rounds.c.undone
+    done &= ~answers.c.late | (answers.c.counted.is_not(None) & answers.c.counted.not_in(undone))
+    found = await uow.all(wanted.where(rounds.c.federation == federation, done, IN_MODEL).order_by(answers.c.round))
     return {a.hospital: f"{a.round}.{a.attempt}" for a in found}
 
 
@@ -354,18 +358,18 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
 
 
 async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, skipped: str = "", why: str = "") -> None:
-    """The attempt came to nothing, for the reason `why`; `skipped` says why there is no other at this round."""
-    current = situation.round
+    """The attempt came to nothing, for the reason `why`: a code, or empty where too few answered. `skipped` says why there is no other at
+    this round."""
+    current, why = situation.round, skipped or why
     assert current is not None
-    await close_round(uow, row, current, state="skipped" if skipped else "void")
+    await close_round(uow, row, current, state="skipped" if skipped else "void", why=why)
     await change(uow, row, voids=row.voids + 1)
     about = {"federation": row.federation, "round": current.number, "attempt": current.attempt, "skipped": bool(skipped)}
-    uow.emit(RoundVoided(**about, hospitals=tuple(sorted(current.assigned))))
+    uow.emit(RoundVoided(**about, why=why, hospitals=tuple(sorted(current.assigned))))
     detail: dict[str, str | int | bool] = {"round": current.number}
-    uow.audit(
-        AuditEntry("federation.void", "U", outcome=4, why=skipped or why, entities=(entity(row),), hospitals=invited(row), detail=detail)
-    )
-    log("federation.round.void", level=30, federation=row.federation, round=current.number, why=skipped or why)
+    uow.audit(AuditEntry("federation.void", "U", outcome=4, why=why, entities=(entity(row),), hospitals=invited(row), detail=detail))
+    log("federation.round.void", level=30, federation=row.federation, round=current.number, why=why)
+    uow.on_commit(uow.ports.committed.set)
 
 
 async def close_round(uow: UnitOfWork[Any], row: Any, current: Round, **values: Any) -> None:

@@ -1,24 +1,23 @@
 """What lies in scratch and nobody will ask for any more: bytes that came with a message of which no command became, because the gateway was
-killed in between, and updates of rounds that came to nothing. A single hospital's update is not kept."""
+killed in between, and updates that a kill kept from being deleted (`clearing.py`). A single hospital's update is not kept."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import select
 
+from medmesh.federated.plan import plan_of
 from medmesh.service.runtime import Runtime
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
-from medmesh_federation.domain import OPEN_STATES
+from medmesh_federation import clearing
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, federations, rounds
 
 KEEP_SECONDS = 7 * 86_400.0
 """As long as an upload that nobody goes on with (`medmesh_gateway.service`). A hospital that names older bytes is asked for them again."""
-_SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
 
 
 async def sweep(runtime: Runtime, ports: Ports) -> int:
@@ -32,32 +31,17 @@ async def sweep(runtime: Runtime, ports: Ports) -> int:
 
 
 async def needed(uow: UnitOfWork[Any]) -> frozenset[str]:
-    """All that is named here, but updates of federations that are over: of those only what the copy of a committed model may be made from
-    again."""
+    """All that is named here, but of updates only those of rounds that are not over, and late ones that a later round may take."""
     of = federations.c
     ours = select(of.initial, of.package, of.model, of.state_object, of.personal)
     theirs = select(rounds.c.base, rounds.c.models, rounds.c.model, rounds.c.state_object, rounds.c.personal)
-    unsaved = (rounds.c.state == "committed") & ~rounds.c.stored
-    running = of.state.in_([state.value for state in OPEN_STATES])
-    updates = select(answers.c.update).join(rounds, _SAME).join(federations, of.federation == answers.c.federation)
-    found = [*await uow.all(ours), *await uow.all(theirs), *await uow.all(updates.where(running | unsaved))]
-    return frozenset(name for row in found for value in row for name in _names(value))
+    usable = answers.c.late & answers.c.counted.is_(None) & answers.c.failed.is_(None) & answers.c.update.is_not(None)
+    late = select(answers.c.update, of.plan_hash, of.plan).join(federations, of.federation == answers.c.federation)
+    waiting = [[one.update] for one in await uow.all(late.where(usable, clearing.GOES_ON)) if plan_of(one).pace is not None]
+    found = [*await uow.all(ours), *await uow.all(theirs), *await uow.all(clearing.AWAITED), *waiting]
+    return frozenset(clearing.names([list(row) for row in found]))
 
 
 async def awaited(uow: UnitOfWork[Any]) -> frozenset[str]:
     """The updates of rounds that are not over."""
-    of, running = federations.c, federations.c.state.in_([state.value for state in OPEN_STATES])
-    open_or_unsaved = ((rounds.c.state == "open") & running) | ((rounds.c.state == "committed") & ~rounds.c.stored)
-    updates = select(answers.c.update).join(rounds, _SAME).join(federations, of.federation == answers.c.federation)
-    return frozenset(name for row in await uow.all(updates.where(open_or_unsaved)) for name in _names(row.update))
-
-
-def _names(value: Any) -> Iterator[str]:
-    """Of the objects in a document."""
-    match value:
-        case {"sha256": str(name)}:
-            yield name
-        case dict():
-            yield from (name for one in value.values() for name in _names(one))
-        case list():
-            yield from (name for one in value for name in _names(one))
+    return frozenset(clearing.names([list(row) for row in await uow.all(clearing.AWAITED)]))

@@ -98,6 +98,8 @@ rounds = Table(
         "summed", Json, comment="what a secure sum says of evaluations: model, or `base`, to counts of all hospitals, and the mean loss"
     ),
     Column("closed_at", Timestamp),
+    Column("why", String(80), nullable=False, server_default=text("''"), comment="it came to nothing: a code; empty: too few answered"),
+    Column("cleared", Boolean, nullable=False, server_default=text("false"), comment="it is over, and its updates are deleted here"),
     Column("model", Json),
     Column("chain", String(64)),
     Column("state_object", Json),
@@ -132,10 +134,12 @@ answers = Table(
     Column("late", Boolean, nullable=False),
     Column("counted", Integer, comment="the later round that a late update is part of, where the plan lets it be"),
     Column("failed", String(80)),
+    Column("verdict", String(16), comment="what the round's algorithm made of it, where not all of it is in the model: aside | clipped"),
     Column("fingerprint", String(64), comment="of the update's tensors, as it travelled"),
     Column("at", Timestamp, nullable=False),
     comment="keyed (federation, round, attempt, hospital): a duplicate is a no-op",
 )
+Index("ix_rounds_uncleared", rounds.c.federation, postgresql_where=~rounds.c.cleared)
 Index("ix_answers_fingerprint", answers.c.federation, answers.c.fingerprint)
 
 flags = Table(

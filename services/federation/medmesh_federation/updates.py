@@ -17,13 +17,32 @@ MOST_COUNTED = 2**53
 """Samples that a hospital may say it has: every number up to it is the same in JSON, and in the database."""
 
 
-def check(path: Path, plan: Plan, current: Any) -> str | None:
-    """The update's fingerprint, where the plan has updates compared. Raises `Problem` (`weights.*`)."""
+def encoded(plan: Plan, kind: RoundKind | str) -> bool:
+    """Whether updates of a round travel as differences from its model, in a plan's codec."""
+    return plan.codec != "none" and RoundKind(kind) is RoundKind.TRAIN
+
+
+def check(path: Path, plan: Plan, current: Any, base: Path | None) -> str | None:
+    """The update's fingerprint, where the plan has updates compared. What could not be aggregated is refused here, where its hospital hears
+    of it: of an encoded one what it stands for is looked at, beside the round's model `base` (None: that is lost, and made again). Raises
+    `Problem` (`weights.*`, `federation.update`)."""
+    from medmesh.federated.aggregation import algorithm_of, upload_signature
+    from medmesh.federated.codecs import check_decoded
     from medmesh.federated.screening import fingerprint
+    from medmesh.federated.streams import Reader
     from medmesh.learning import weights
 
-    weights.check_finite(path, signature=_signature(plan, current))
-    return fingerprint(path) if plan.screening is not None and current.kind == RoundKind.TRAIN else None
+    training, signature = current.kind == RoundKind.TRAIN, _signature(plan, current)
+    if encoded(plan, current.kind) and base is not None:
+        weights.check(path, signature)
+        check_decoded(plan.codec, upload_signature(plan), base, path, share=plan.codec_share)
+    else:
+        weights.check_finite(path, signature=signature)
+    algorithm = algorithm_of(plan)
+    if algorithm.NUMBERS and training:
+        with Reader(path) as file:
+            algorithm.check_update(algorithm.numbers(file))
+    return fingerprint(path) if plan.screening is not None and training else None
 
 
 def most(plan: Plan, current: Any) -> int:

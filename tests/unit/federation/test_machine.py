@@ -35,6 +35,10 @@ class Federation(RuleBasedStateMachine):
         self.voids = 0
         self.waiting: datetime | None = None
         self.committed: list[int] = []
+        self.hopeless = False
+        """Of what hospitals give now no model can be made."""
+        self.unfit = ""
+        """Of what this one gives none can, even alone."""
 
     def situation(self) -> Situation:
         people, online = dict(self.people), frozenset(self.online)
@@ -77,6 +81,13 @@ class Federation(RuleBasedStateMachine):
             case Close():
                 assert current is not None
                 assert len(current.answered) >= PLAN.min_participants
+                if self.unfit in current.answered:
+                    self.taken_out(self.unfit)
+                    return
+                if self.hopeless:
+                    self.voids += 1
+                    self.close("void")
+                    return
                 self.committed.append(current.number)
                 self.voids = 0
                 self.close("committed")
@@ -97,6 +108,15 @@ class Federation(RuleBasedStateMachine):
         if self.state is State.RUNNING and r is not None and r.state == "open" and who in r.assigned - r.answered:
             done, bad = (r.answered, r.failed | {who}) if failed else (r.answered | {who}, r.failed - {who})
             self.round = Round(r.number, r.attempt, r.kind, r.state, r.assigned, done, bad, r.deadline)
+
+    def taken_out(self, who: str) -> None:
+        r = self.round
+        assert r is not None
+        self.round = Round(r.number, r.attempt, r.kind, r.state, r.assigned, r.answered - {who}, r.failed | {who}, r.deadline)
+
+    @rule(hopeless=st.booleans(), unfit=st.sampled_from(("", *HOSPITALS)))
+    def makes_no_model(self, hopeless: bool, unfit: str) -> None:
+        self.hopeless, self.unfit = hopeless, unfit
 
     @rule(who=hospital, accept=st.booleans())
     def responds(self, who: str, accept: bool) -> None:

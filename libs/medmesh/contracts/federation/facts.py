@@ -94,8 +94,8 @@ class RoundOpened(HospitalEvent):
     assigned: tuple[Identifier, ...] = ()
     """Everybody in the round, where each hospital is told by itself."""
     continues: dict[str, str] = Field(default_factory=dict)
-    """Hospital to "round.attempt" of the last round in which its update counted, where the algorithm has hospitals keep something: that
-    is what each goes on from, whatever it trained in vain since."""
+    """Hospital to "round.attempt" of its last update that is in a model, where hospitals keep something of it, for the algorithm or
+    because a codec left it out: that is what each goes on from, whatever it trained in vain since."""
     clip: str = ""
     """The clipping norm of this round, a decimal string, where the plan's privacy lets it follow the updates."""
     changed: dict[str, str] = Field(default_factory=dict)
@@ -144,6 +144,7 @@ class RoundCommitted(Event):
     kind: RoundKind
     model: ObjectRef
     participants: tuple[Identifier, ...]
+    """Whose update is in the model: not those that its algorithm set aside."""
     chain: Sha256
     """SHA-256 over the previous round's chain (the plan hash at first), this round's number, kind, model and state."""
     state: Sha256 | None = None
@@ -197,8 +198,8 @@ class RoundStored(HospitalEvent):
 
 
 class RoundVoided(HospitalEvent):
-    """Too few answered before the deadline; the round is tried again under a new attempt. A round that is `skipped` is not: its secure
-    sum stayed closed, and no hospital opens a second one of it."""
+    """Too few answered before the deadline, or of what they gave no model could be made; the round is tried again under a new attempt. A
+    round that is `skipped` is not: its secure sum stayed closed, and no hospital opens a second one of it."""
 
     TYPE: ClassVar[str] = "federation.round.voided.v1"
 
@@ -206,6 +207,8 @@ class RoundVoided(HospitalEvent):
     round: int
     attempt: int
     skipped: bool = False
+    why: str = ""
+    """The code of the problem that no model could be made for; empty where too few answered."""
 
 
 class RoundExtended(HospitalEvent):

@@ -11,7 +11,7 @@ from medmesh.contracts.federation.common import Commitment, FederationState, Gon
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Names, ObjectRef, Query, Record, Sha256
 from medmesh.contracts.plan import Plan
-from medmesh.contracts.screening import Flag
+from medmesh.contracts.screening import Flag, Verdict
 
 
 class ProgressView(Record):
@@ -57,6 +57,8 @@ class AnswerView(Record):
     """Of one that was flagged: its length over the round's median; shown to people and to its own hospital."""
     cosine: float | None = None
     """Likewise, to the mean direction of the others."""
+    verdict: Verdict | None = None
+    """What the plan's algorithm made of it, where not all of it is in the round's model; its counts are all the same."""
 
 
 class SumView(Record):
@@ -80,6 +82,8 @@ class RoundView(Record):
     model: ObjectRef | None
     chain: str | None
     answers: tuple[AnswerView, ...]
+    why: str = ""
+    """Why it came to nothing, where it did: the code of a problem; empty where too few answered."""
     undone: bool = False
     """It was committed, and rolled back."""
     aggregate_milliseconds: int | None = None

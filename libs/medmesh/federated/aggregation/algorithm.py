@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from medmesh.contracts.plan import Plan, TensorSignature
+from medmesh.contracts.screening import Verdict
 from medmesh.errors import Problem
 from medmesh.federated.streams import FLOATS, Reader, Writer, elements, merge, pieces
 
@@ -64,12 +65,12 @@ class Start:
 @dataclass(frozen=True)
 class Outcome:
     """What a round leaves, as files: the global model; what the server remembers; and a model of its own for each hospital where the
-    algorithm makes one. `flagged` names hospitals whose update did not count, or counted less, and why."""
+    algorithm makes one. `flagged` names hospitals whose update is not in the model (`Verdict.ASIDE`), or less of it."""
 
     model: Path
     state: Path | None = None
     personal: Mapping[str, Path] = field(default_factory=dict)
-    flagged: Mapping[str, str] = field(default_factory=dict)
+    flagged: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,10 @@ class Algorithm:
     def check(self, plan: Plan) -> None:
         """Raise `Problem` when a plan cannot be run with this algorithm."""
 
+    def check_update(self, numbers: Mapping[str, float]) -> None:
+        """Raise `Problem` for an update with whose `NUMBERS`, all finite, nothing can be made: asked when it arrives, so that its hospital
+        hears of it, and again when it is added."""
+
     # --- the server's part ------------------------------------------------------------------------------------------
 
     def begin(self, start: Start) -> None:
@@ -207,7 +212,9 @@ class Algorithm:
             raise ValueError("parties are added once and in the order of their names")
         if samples <= 0:
             raise ValueError("an update was trained on at least one sample")
-        self.updates.append(Update(party, self._stack.enter_context(Reader(update)), samples))
+        file = self._stack.enter_context(Reader(update))
+        self.check_update(self.numbers(file))
+        self.updates.append(Update(party, file, samples))
 
     def finish(self, folder: Path) -> Outcome:
         """Write what the round leaves into `folder`. Raises `Problem` (`weights.*`) naming nothing but tensors."""
@@ -234,6 +241,10 @@ class Algorithm:
                     out.put(name, start, made)
         return Outcome(model, state, flagged=self.flagged())
 
+    def numbers(self, update: Reader) -> dict[str, float]:
+        """What an update says beside its tensors, also as it travels."""
+        return {name: float(update.read(name, 0, 1)[0]) for name in self.NUMBERS}
+
     def close(self) -> None:
         """Close every file."""
         self._stack.close()
@@ -250,7 +261,7 @@ class Algorithm:
         """The new model's numbers, and those of the state by prefix where there is one: float64 [count]."""
         return piece.mean()
 
-    def flagged(self) -> Mapping[str, str]:
+    def flagged(self) -> Mapping[str, Verdict]:
         """See `Outcome.flagged`."""
         return {}
 

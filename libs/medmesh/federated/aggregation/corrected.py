@@ -89,12 +89,14 @@ class FedNova(Algorithm):
         if plan.local:
             raise Problem("plan.whole_model", algorithm=self.NAME)
 
+    def check_update(self, numbers: Mapping[str, float]) -> None:
+        if not (1 <= (taken := numbers["fednova.steps"]) <= 1e9 and taken == math.floor(taken)):
+            raise Problem("federation.update", reason="fednova.steps is a whole number of steps, at least one")
+
     def prepare(self) -> None:
         total = sum(update.samples for update in self.updates)
         self.shares = [update.samples / total for update in self.updates]
-        self.taken = [float(update.file.read("fednova.steps", 0, 1)[0]) for update in self.updates]
-        if not all(1 <= taken <= 1e9 and taken == math.floor(taken) for taken in self.taken):
-            raise Problem("federation.update", reason="fednova.steps is a whole number of steps, at least one")
+        self.taken = [self.numbers(update.file)["fednova.steps"] for update in self.updates]
         self.effective = sum(share * taken for share, taken in zip(self.shares, self.taken, strict=True))
 
     def combine(self, piece: Piece) -> np.ndarray:

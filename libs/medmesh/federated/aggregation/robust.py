@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from medmesh.contracts.plan import Plan
+from medmesh.contracts.screening import Verdict
 from medmesh.errors import Problem
 from medmesh.federated.aggregation.algorithm import Algorithm, Parameter, Piece
 from medmesh.federated.aggregation.distances import gram, squared_distances
@@ -63,8 +64,8 @@ class Clipping(Algorithm):
             change += update.samples / total * scale * (values - base)
         return base + change
 
-    def flagged(self) -> Mapping[str, str]:
-        return {update.party: "clipped" for update, scale in zip(self.updates, self.scales, strict=True) if scale < 1}
+    def flagged(self) -> Mapping[str, Verdict]:
+        return {update.party: Verdict.CLIPPED for update, scale in zip(self.updates, self.scales, strict=True) if scale < 1}
 
 
 class MultiKrum(Algorithm):
@@ -107,8 +108,8 @@ class MultiKrum(Algorithm):
         made: np.ndarray = piece.stack()[self.chosen].mean(axis=0)
         return made
 
-    def flagged(self) -> Mapping[str, str]:
-        return {update.party: "set aside" for place, update in enumerate(self.updates) if place not in self.chosen}
+    def flagged(self) -> Mapping[str, Verdict]:
+        return {update.party: Verdict.ASIDE for place, update in enumerate(self.updates) if place not in self.chosen}
 
 
 class Krum(MultiKrum):
