@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,34 @@ def _silent(step: int, steps: int, loss: float) -> None:
     return None
 
 
+@dataclass
+class _Processor:
+    """Seconds of CPU: what an operation may use, at which the kernel ends the process, what it says that it used, and until where the
+    operation that is under way may go on. It may lie: then the kernel ends it, or the host does, sooner."""
+
+    limit: int
+    most: int
+    spent: int = 0
+    until: int = 0
+
+    def told(self, spent: Any) -> None:
+        if type(spent) is int:  # from code we do not trust
+            self.spent = max(self.spent, min(spent, self.most))
+
+    def left(self) -> int:
+        return max(1, self.until - self.spent)
+
+
 class Worker:
     """A running worker for `framework`; `folder` is the one place it may write, and where inputs are handed in."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, silence: float, framework: str, memory: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, silence: float, framework: str, limits: isolation.Limits) -> None:
         self._process = process
         self.folder = folder
         self.framework = framework
         self._silence = silence
-        self._memory = memory
+        self._memory = limits.memory_bytes
+        self._processor = _Processor(limits.cpu_seconds, limits.cpu_seconds * limits.operations, until=limits.cpu_seconds)
         self._busy = asyncio.Lock()
         self._given: dict[str, tuple[_Stamp, _Stamp]] = {}
         self._made: dict[str, _Stamp] = {}
@@ -89,6 +109,15 @@ class Worker:
     def pid(self) -> int:
         """Of its outermost process."""
         return self._process.pid
+
+    def begin(self) -> bool:
+        """Begin another operation of several calls, which together may use the processor time of one. False where the process has used
+        so much that the kernel would end it before: another one must do it."""
+        processor = self._processor
+        if processor.spent + processor.limit > processor.most:
+            return False
+        processor.until = processor.spent + processor.limit
+        return True
 
     def within(self, name: str) -> Worker:
         """The same process with a folder of its own in this one's, for one of several who use it in turn."""
@@ -129,12 +158,14 @@ class Worker:
         return place
 
     async def call(self, op: str, *, progress: Progress = _silent, **arguments: Any) -> dict[str, Any]:
-        """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.memory` (it had too little), `worker.crashed`,
-        `worker.silent` (no progress for too long), or the problem the worker itself reports."""
+        """Run one operation. Raises `Problem`: `worker.failed` (the package raised), `worker.memory` (it had too little),
+        `worker.processor` (it used too much time of the processor), `worker.crashed`, `worker.silent` (no progress for too long), or the
+        problem the worker itself reports."""
         async with self._busy:
-            await self._send({"op": op, **arguments})
+            await self._send({"op": op, "cpu": self._processor.left(), **arguments})
             while True:
                 answer = await self._receive()
+                self._processor.told(answer.get("cpu"))
                 match answer.get("event"):
                     case "progress":
                         loss = answer["loss"]  # null: not a number
@@ -186,6 +217,8 @@ class Worker:
             assert self._process.stderr is not None
             line = (await self._process.stderr.read(2000)).decode(errors="replace")
             return Problem("worker.not_isolated", reason=line.strip()[:300])
+        if code == -signal.SIGXCPU:
+            return Problem("worker.processor", seconds=self._processor.limit)
         if code is not None and code < 0:
             return Problem("worker.crashed", reason=signal.Signals(-code).name)
         return Problem("worker.crashed", reason=f"exit code {code}")
@@ -244,7 +277,7 @@ async def worker(
     limits = limits or isolation.Limits()
     sandbox = isolation.Sandbox(read=(LIBRARY,), write=folder, limits=limits, account=account, loopback=ranks > 1)
     process = await start("medmesh.learning.worker", python, sandbox)
-    made = Worker(process, folder, silence, framework or package.manifest.package.framework, limits.memory_bytes)
+    made = Worker(process, folder, silence, framework or package.manifest.package.framework, limits)
     try:
         await made.call("open", package=str(code), framework=made.framework, told=package.manifest.told(made.framework), ranks=ranks)
         yield made

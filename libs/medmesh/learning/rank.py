@@ -9,7 +9,7 @@ from typing import Any
 from medmesh.errors import Problem
 from medmesh.learning.protocol import read_frame, write_frame
 from medmesh.learning.ranks import SCHEDULER
-from medmesh.learning.worker import Session, place, take_pipes, train
+from medmesh.learning.worker import Session, bound, place, take_pipes, train
 
 
 def main() -> int:
@@ -21,6 +21,7 @@ def main() -> int:
 
     call = read_frame(stream_in)
     assert call is not None
+    bound(call["cpu"])
     try:
         if call["rank"] == SCHEDULER:
             from medmesh.learning.mindspore_adapter import schedule_ranks

@@ -7,7 +7,9 @@ an error is told by its type and the package's line, never by its text. It loads
 from __future__ import annotations
 
 import importlib
+import math
 import os
+import resource
 import sys
 import time
 import traceback
@@ -141,10 +143,11 @@ def main() -> int:
     stream_in, stream_out = take_pipes()
 
     def tell(document: dict[str, Any]) -> None:
-        write_frame(stream_out, document)
+        write_frame(stream_out, document | {"cpu": math.ceil(time.process_time())})
 
     session: Session | None = None
     while (call := read_frame(stream_in)) is not None:
+        bound(call["cpu"])
         try:
             if call["op"] == "open":
                 session = Session(Path(call["package"]), call["framework"], call["told"], call.get("ranks", 1))
@@ -161,6 +164,14 @@ def main() -> int:
             if not isinstance(error, Exception):
                 return 1
     return 0
+
+
+def bound(seconds: int) -> None:
+    """From here on this process may use so many seconds of CPU; the kernel ends it with SIGXCPU then. Whose code moves or catches that is
+    ended at the hard limit, which nobody here can move."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(time.process_time()) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def place(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from medmesh.contracts.federation import FederationCompleted, FederationFailed, 
 from medmesh.contracts.message import Envelope, Event, understood
 from medmesh.learning.environment import Environment
 from medmesh.learning.host import Worker, worker
+from medmesh.learning.isolation import Limits
 from medmesh.learning.package import Package
 from medmesh.memo import by_identity
 from medmesh.security import signing
@@ -179,7 +180,9 @@ async def hospitals(
 ) -> AsyncIterator[tuple[Tell, Idle, Coroutine[Any, Any, None]]]:
     """The hospitals of one process, at one worker: see `medmesh.simulation.field.Work`."""
     async with AsyncExitStack() as stack:
-        bench = Bench(await stack.enter_async_context(worker(package, folder / f"worker-{names[0]}", ranks=ranks)))
+        # One for all rounds of all hospitals: however long a simulation takes, that is no sign of a package that loops.
+        limits = Limits(operations=10**6)
+        bench = Bench(await stack.enter_async_context(worker(package, folder / f"worker-{names[0]}", limits=limits, ranks=ranks)))
         roster, proven, read, there = RosterFile(folder / NAME), dict[str, Proven](), Reader(), dict[str, Hospital]()
         shelf = Shelf()
         for name in names:

@@ -59,7 +59,7 @@ hours = "00:00-24:00"     # 允许训练的本地时间 local time at which trai
 
 [worker]
 memory_mib = 0            # 训练进程内存上限，0 为节点设置 of each process of a worker; 0: as the node is set
-cpu_seconds = 3600
+cpu_seconds = 3600        # 每轮训练中每个进程的 CPU 秒数上限 of each process of a worker in one round
 threads = 1
 data_mib = 0              # 交给训练进程的样本上限，0 为不限 of the samples that a worker maps from the disk; 0: however many there are
 
@@ -336,7 +336,18 @@ def hours_begin(policy: Policy, now: datetime) -> datetime:
     return next(at for days in (0, 1) if (at := day + timedelta(days=days, minutes=policy.hours[0])) > now)
 
 
+ROUNDS_OF_TIME = 2
+"""How many rounds' processor time a worker has that stays for the next: it is replaced when less than one round's is left, so that code
+which evades the limit of a round has at most so many."""
+
+
 def worker_limits(policy: Policy, memory_bytes: int, mapped_bytes: int = 0) -> Limits:
     """What each process of a worker may use: the node's own setting for memory, unless the policy allows less, and what it maps."""
     memory = min(memory_bytes, policy.memory_mib * 2**20) if policy.memory_mib else memory_bytes
-    return Limits(memory_bytes=memory, cpu_seconds=policy.cpu_seconds, threads=policy.threads, mapped_bytes=mapped_bytes)
+    return Limits(
+        memory_bytes=memory,
+        cpu_seconds=policy.cpu_seconds,
+        threads=policy.threads,
+        mapped_bytes=mapped_bytes,
+        operations=ROUNDS_OF_TIME,
+    )

@@ -45,10 +45,12 @@ class Kept:
     _used: float = 0.0
 
     async def of(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
-        """The worker of a package, with room for a plan's data. Raises `Problem` where its code may not run here."""
+        """The worker of a package for a round, with room for a plan's data. Raises `Problem` where its code may not run here."""
         needed, made = await samples.size(self.site, plan.data), (package.sha256, self.site.policy(), self.site.interpreters.mark)
         looked_at = (*made, federation, self.site.roster())
-        there = self._worker if self._made == made and needed <= self._mapped else None
+        fits = self._worker is not None and self._made == made and needed <= self._mapped
+        # One whose processor time may end in the middle of this round has its successor do it.
+        there = self._worker if fits and self._worker is not None and self._worker.begin() else None
         if there is not None and self._allowed == looked_at:
             return there
         if there is None:
@@ -78,6 +80,7 @@ class Kept:
                 ranks=settings.worker_processes,
             )
         )
+        opened.begin()  # what it took to start is no part of the round
         self._stack, self._worker, self._made, self._mapped = stack, opened, made, mapped
         self.environment = environment
         return opened

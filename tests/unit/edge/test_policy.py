@@ -129,15 +129,15 @@ install = true
 
 def test_a_worker_gets_what_the_policy_allows_and_no_more_than_the_node_has(private: Path) -> None:
     begun = _policy(private, policy.DEFAULT)
-    assert policy.worker_limits(begun, 2**32) == Limits(memory_bytes=2**32)
+    assert policy.worker_limits(begun, 2**32) == Limits(memory_bytes=2**32, operations=2)
     less = _policy(private, "[worker]\nmemory_mib = 512\ncpu_seconds = 60\nthreads = 2")
-    assert policy.worker_limits(less, 2**32) == Limits(memory_bytes=2**29, cpu_seconds=60, threads=2)
+    assert policy.worker_limits(less, 2**32) == Limits(memory_bytes=2**29, cpu_seconds=60, threads=2, operations=2)
     assert policy.worker_limits(less, 2**28).memory_bytes == 2**28
 
 
 def test_what_a_worker_maps_follows_the_data_up_to_what_the_policy_allows(private: Path) -> None:
     begun = _policy(private, policy.DEFAULT)
-    assert policy.worker_limits(begun, 2**32, 7 * 2**30) == Limits(memory_bytes=2**32, mapped_bytes=7 * 2**30)
+    assert policy.worker_limits(begun, 2**32, 7 * 2**30) == Limits(memory_bytes=2**32, mapped_bytes=7 * 2**30, operations=2)
     big = PLAN.model_copy(update={"data": VOLUMES})
     many = policy.Cohort(samples=20_000, patients=20_000)  # 20,000 volumes of 32 x 32 x 32 float32: 2,500 MiB
     assert policy.refusals(begun, big, many) == {}

@@ -6,15 +6,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.packages import tiny
 from tests.unit.edge.test_privacy import SETTINGS, _knows
 from tests.unit.federated.test_plan import plan
 
 from medmesh.contracts.message import ObjectRef
+from medmesh.errors import Problem
+from medmesh.learning import isolation, weights
 from medmesh.learning import package as packages
+from medmesh.learning.host import Worker, worker
 from medmesh_edge import code, environments, samples
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.ports import site
@@ -53,7 +58,7 @@ async def kept(private: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     @asynccontextmanager
     async def start(_package: Any, _folder: Path, *, limits: Any, **_: Any) -> AsyncIterator[Any]:
         said.begun.append(limits.mapped_bytes)
-        yield object()
+        yield SimpleNamespace(begin=lambda: True)
 
     monkeypatch.setattr(code, "fetch", fetched)
     monkeypatch.setattr(code, "allowed", allowed)
@@ -92,6 +97,48 @@ async def test_a_worker_goes_when_the_hospitals_rules_are_others(kept: tuple[Kep
     one.site.layout.policy.write_text(DEFAULT.replace("small_cell = 5 ", "small_cell = 6 "), "utf-8")
     assert await one.of(PACKAGE, plan(), "f") is not first
     assert (len(said.begun), said.looked) == (2, 2)
+
+
+BUSY = """
+import time
+
+
+def train(model, samples, schedule, on_step):
+    end = time.process_time() + schedule.learning_rate
+    while time.process_time() < end:
+        pass
+    return 0.0
+"""
+
+
+@pytest.mark.skipif(isolation.capability().kind == "none", reason="nothing isolates here")
+async def test_the_limit_of_processor_time_is_one_of_a_round(
+    kept: tuple[Kept, Started], private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = kept
+    read = tiny(private / "busy", BUSY)
+
+    async def fetched(*_: Any) -> packages.Package:
+        return read
+
+    monkeypatch.setattr(code, "fetch", fetched)
+    one.start = worker
+    one.site.layout.policy.write_text(DEFAULT.replace("cpu_seconds = 3600", "cpu_seconds = 4"), "utf-8")
+    weights.save({"x": np.zeros((16, 1, 8, 8), np.uint8), "y": np.arange(16) % 2}, private / "data")
+
+    async def round_(seconds: float) -> Worker:
+        mine = await one.of(PACKAGE, plan(), "f")
+        first, data = str(mine.folder / "w0"), mine.give(private / "data", "data")
+        await mine.call("initial", seed=3, out=first)
+        values = {"steps": 1, "batch_size": 4, "learning_rate": seconds, "seed": 1}
+        await mine.call("train", weights=first, data=data, out=str(mine.folder / "w1"), **values)
+        return mine
+
+    ran = [(await round_(1.3)).pid for _ in range(7)]
+    assert 1 < len(set(ran)) < len(ran), "it stays, and is another before its time ends in the middle of a round"
+    with pytest.raises(Problem) as caught:
+        await round_(60)
+    assert (caught.value.code, caught.value.params) == ("worker.processor", {"seconds": 4})
 
 
 async def test_another_federation_has_the_worker_once_the_code_is_allowed_for_it(kept: tuple[Kept, Started]) -> None:

@@ -91,19 +91,25 @@ def _limit(order: dict[str, Any]) -> None:
     bounds = {
         resource.RLIMIT_DATA: limits["memory_bytes"],
         resource.RLIMIT_AS: limits["memory_bytes"] + limits["mapped_bytes"] + _ADDRESS_HEADROOM,
-        resource.RLIMIT_CPU: limits["cpu_seconds"],
         resource.RLIMIT_FSIZE: limits["file_bytes"],
         resource.RLIMIT_NPROC: limits["processes"] + _tasks(uid),
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
     for kind, bound in bounds.items():
-        hard = resource.getrlimit(kind)[1]
-        value = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        value = _most(kind, bound)
         resource.setrlimit(kind, (value, value))
+    # A process may move its own lower bound, as the worker does for each operation: the upper one ends whoever moves it further.
+    most = _most(resource.RLIMIT_CPU, limits["cpu_seconds"] * limits["operations"])
+    resource.setrlimit(resource.RLIMIT_CPU, (min(limits["cpu_seconds"], most), most))
     # When memory runs out all the same, the worker is what the kernel ends first.
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
+
+
+def _most(kind: int, bound: int) -> int:
+    hard = resource.getrlimit(kind)[1]
+    return bound if hard == resource.RLIM_INFINITY else min(bound, hard)
 
 
 def _tasks(uid: int) -> int:

@@ -28,7 +28,8 @@ Kind = Literal["namespace", "landlock", "none"]
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What each process of a worker may use: bytes, seconds of CPU, bytes of one file; tasks and arithmetic threads in number. What it maps
-    of files that it is given takes addresses and no memory of its own: `mapped_bytes` more of them."""
+    of files that it is given takes addresses and no memory of its own: `mapped_bytes` more of them. A worker that is kept for several
+    `operations` has the seconds for each of them, and the kernel ends it at their sum."""
 
     memory_bytes: int = 4 * 2**30
     cpu_seconds: int = 3600
@@ -36,6 +37,7 @@ class Limits:
     processes: int = 256
     threads: int = 1
     mapped_bytes: int = 0
+    operations: int = 1
 
 
 @dataclass(frozen=True, slots=True)
