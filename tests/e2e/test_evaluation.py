@@ -65,6 +65,8 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
         assert losses and all(float(f"{loss:.3g}") == loss for loss in losses), "no finer than a node tells"
         times = [taken for answer in answered for taken in answer.milliseconds.values()]
         assert times and all(int(float(f"{taken:.2g}")) == taken for taken in times)
+        many = {name: {answer.samples for answer in answered if answer.hospital == name} - {None} for name in folders}
+        assert all(not number % step for name, step in (("renji", 3), ("huashan", 5)) for number in many[name]) and all(many.values())
         told = [(e.hospital, e.counts) for e in view.evaluation]
         told += [(a.hospital, a.counts) for r in view.rounds for a in r.answers if a.counts is not None]
         assert len(told) == 2 + 2 * 2
@@ -85,7 +87,7 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
             # A small update goes with the message that says so: how long that takes is not known before.
             assert set(one.answers[0].milliseconds) == {"fetch", "evaluate", "train", "store"}
         async with nodes[0].site.unit() as uow:
-            kept = {row.label: len(row.members) for row in await uow.all(select(cohorts))}
+            kept = {row.label: sum(len(one["members"]) for one in row.members) for row in await uow.all(select(cohorts))}
         assert set(kept) == {"none", "tumour"} and min(kept.values()) > 2
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import select
 
 from medmesh.contracts.ingestion import SMALL_CELL, Descriptor
 from medmesh.errors import Problem
+from medmesh.federated.cells import rounded
 from medmesh.security.keys import read_secret
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.timeline import records
 from medmesh.timeline.codes import category
 from medmesh.timeline.identity import subject_of
-from medmesh_edge import samples, timeline
+from medmesh_edge import counting, samples, timeline
 from medmesh_edge.ethics import usable
 from medmesh_edge.outgoing import queue
 from medmesh_edge.ports import Site
@@ -38,41 +39,51 @@ async def publish(site: Site, dataset: str, *, within: bool = False, project: st
 
 
 async def descriptor(site: Site, dataset: str) -> Descriptor:
-    """Counts of what may be used today, small ones hidden."""
+    """Counts of what may be used today, rounded; those of few patients hidden."""
     found = await samples.held(site, dataset)
     async with site.unit() as uow:
         version = (await uow.execute(select(datasets.c.version).where(datasets.c.dataset == dataset))).scalar_one_or_none() or 1
     modality = Counter(row.modality for row in found).most_common(1)
-    labels = Counter(row.label for row in found if row.label)
+    by_label: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in found:
+        if row.label:
+            by_label[row.label][row.patient] += 1
+    patients, key = Counter(row.patient for row in found), counting.key(site)
     kind = modality[0][0] if modality else ""
     return Descriptor(
         dataset=dataset,
         version=version,
         modality=kind,
-        samples=_hidden(len(found)),
-        patients=_hidden(len({row.patient for row in found})),
-        labels={label: _hidden(number) for label, number in sorted(labels.items())},
+        samples=_told(patients, key),
+        patients=_told(dict.fromkeys(patients, 1), key),
+        labels={label: _told(many, key) for label, many in sorted(by_label.items())},
         deidentification=_declared(kind, site.settings.deidentification),
     )
 
 
 async def diseases(uow: UnitOfWork[Any], site: Site, project: str, patients: Collection[str]) -> dict[str, int]:
     """How many of these patients (pseudonyms) have a diagnosis of each category in a project's timelines, under approvals that are valid
-    today; those of at least `SMALL_CELL` alone. Who has several numbers that were merged is one. Raises `Problem` (`timeline.nobody`)."""
+    today, rounded; those of at least `SMALL_CELL` alone. Who has several numbers that were merged is one. Raises `Problem`
+    (`timeline.nobody`)."""
     key = read_secret(site.layout.site_key).strip()
     if not await records.people(uow, project):
         raise Problem("timeline.nobody", project=project)
     only = [subject_of(patient, key) for patient in patients]
-    found: Counter[str] = Counter()
-    async for _, events in records.stream(
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    async for subject, events in records.stream(
         uow, project, timeline.PatientVault(site), only=only, texts=False, usable=await usable(uow, site)
     ):
-        found.update({name for event in events if (name := category(event.code))})
-    return {name: number for name, number in sorted(found.items()) if number >= SMALL_CELL}
+        for event in events:
+            if name := category(event.code):
+                found[name][str(subject)] = 1
+    told = {name: _told(ill, counting.key(site)) for name, ill in sorted(found.items())}
+    return {name: number for name, number in told.items() if number is not None}
 
 
-def _hidden(number: int) -> int | None:
-    return None if number < SMALL_CELL else number
+def _told(samples: Mapping[str, int], key: bytes) -> int | None:
+    """How many samples these patients have. Each number is rounded by itself, the whole like its parts: what is hidden is not their
+    difference, nor a patient that of two versions."""
+    return None if len(samples) < SMALL_CELL else rounded(samples, SMALL_CELL, key)
 
 
 def _declared(kind: str, options: str) -> str:

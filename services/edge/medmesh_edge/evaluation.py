@@ -10,55 +10,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert as upsert
-
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import Local, algorithm_of, makes_own
-from medmesh.federated.cells import cohort, told
+from medmesh.federated.cells import told
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker
-from medmesh.security.keys import read_secret
-from medmesh_edge import samples, training
+from medmesh_edge import counting, samples, training
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import cohorts
 
 Table = list[list[int]]
 
 
-def smallest_told(site: Site, plan: Plan) -> int:
-    """Fewer samples than this are not told of: the plan's number, or the hospital's own where that is larger."""
-    return max(plan.small_cell, site.policy().small_cell)
-
-
-async def counted(site: Site, plan: Plan) -> tuple[Sequence[Any], int]:
-    """The held-out samples that are counted, and to which multiple: the plan's, or the hospital's own where that is larger."""
-    found, smallest = await samples.rows(site, plan.data, held_out=True), smallest_told(site, plan)
-    if smallest < 2:
-        return found, smallest
-    key, chosen = _key(site), set[str]()
-    async with site.unit() as uow:
-        for label in plan.data.classes:
-            where = (cohorts.c.modality == plan.data.modality) & (cohorts.c.label == label)
-            before = await uow.first(select(cohorts.c.members).where(where))
-            now = frozenset(row.item for row in found if row.label == label)
-            kept = cohort(frozenset(before.members) if before else frozenset(), now, smallest, key)
-            values = {"modality": plan.data.modality, "label": label, "members": sorted(kept)}
-            await uow.execute(upsert(cohorts).values(values).on_conflict_do_update(index_elements=["modality", "label"], set_=values))
-            chosen |= kept
-    return [row for row in found if row.item in chosen], smallest
-
-
-def _key(site: Site) -> bytes:
-    return b"cells:" + read_secret(site.layout.site_key).strip()
-
-
 async def evaluate(site: Site, opened: Worker, plan: Plan, models: Sequence[Path], folder: Path) -> list[Table]:
-    """What may be told of each model, `counts[true][predicted]`; all zeros where too few samples are held out. Raises `Problem`."""
-    rows, smallest = await counted(site, plan)
+    """What may be told of each model, `counts[true][predicted]`; all zeros where too few patients are held out. Raises `Problem`."""
+    rows, smallest = await counting.held_out(site, plan)
     classes = len(plan.data.classes)
     if not rows:
         return [[[0] * classes for _ in range(classes)] for _ in models]
@@ -72,9 +40,10 @@ async def evaluate(site: Site, opened: Worker, plan: Plan, models: Sequence[Path
     if any(len(one) and not 0 <= one.min() <= one.max() < classes for one in predicted.values()):
         raise Problem("training.answer", operation="evaluate")
     truth = samples.truth(plan.data, rows)
-    items, key = [row.item for row in rows], _key(site) if smallest > 1 else b""
+    of = [row.item for row in rows], [row.patient for row in rows]
+    key = counting.key(site) if smallest > 1 else b""
     return [
-        told(truth, predicted[str(place)], items, classes=classes, smallest=smallest, key=key)  # one model at a time
+        told(truth, predicted[str(place)], *of, classes=classes, smallest=smallest, key=key)  # one model at a time
         for place in range(len(models))
     ]
 

@@ -31,7 +31,7 @@ from medmesh.security.suites import DEFAULT
 from medmesh.store.sqlite import Inline
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.timeline import records as timelines
-from medmesh_edge import originals, samples, withdrawn
+from medmesh_edge import counting, originals, samples, withdrawn
 from medmesh_edge import patients as keys
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import (
@@ -143,6 +143,7 @@ async def _erase(site: Site, request: str, by: str) -> None:
         affected = await _affected(uow, site, names)
         affected["datasets"] += [f"{site.settings.hospital}/{one}" for one in await timelines.projects(uow, subjects)]
         await uow.execute(delete(results).where(results.c.item.in_(select(items.c.item).where(items.c.patient.in_(names)))))
+        await counting.forget(uow, names)
         for table in (items, unsettled, parts, held_texts, outputs, consents, patients):
             await uow.execute(delete(table).where(table.c.patient.in_(names)))
         for name in affected["datasets"]:  # without the patient it is another version

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import RoundKind, RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
+from medmesh.federated.cells import rounded
 from medmesh.federated.plan import evaluates
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
@@ -31,6 +33,7 @@ from medmesh.telemetry import log, span
 from medmesh_edge import (
     attempts,
     chain,
+    counting,
     encoding,
     evaluation,
     fetching,
@@ -224,9 +227,11 @@ class Rounds:
                     await asyncio.to_thread(weights.check_finite, out)
                     out, residual = await encoding.encode(self.site, plan, event, base, out, local.folder)
                 ref, marks, few = await training.store(self.site, out)
-        # A loss of few samples says much of each; in a sum it is one of many.
-        tells = secure.is_secure(plan, event) or count >= evaluation.smallest_told(self.site, plan)
-        done = Trained(ref, count, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds, marks=marks, data=few)
+        patients, smallest = Counter(row.patient for row in found), counting.smallest_told(self.site, plan)
+        # A loss of few patients says much of each; in a sum it is one of many.
+        tells = secure.is_secure(plan, event) or len(patients) >= smallest
+        said = rounded(patients, smallest, counting.key(self.site) if smallest > 1 else b"")
+        done = Trained(ref, said, {"loss": telling.loss(loss)} if tells else {}, counts, clock.milliseconds, marks=marks, data=few)
         if plan.privacy is not None:
             done = Trained(ref, 1, {}, marks=marks, data=few)  # neither samples, a loss nor a time is noised: they stay
         sources, mark, masks = samples.sources(self.site, found), self.site.database.mark, False
@@ -242,8 +247,8 @@ class Rounds:
             digest = "" if secure.is_secure(plan, event) else ref.sha256
             about = (Entity("federation", event.federation, digest=event.plan_hash), Entity("update", str(event.round), digest=digest))
             used = [Entity("dataset", name) for name in sources]
-            if (said := pipeline_of(plan.data)) is not None:
-                used.append(Entity("pipeline", said.name, digest=said.hash))
+            if (pipeline := pipeline_of(plan.data)) is not None:
+                used.append(Entity("pipeline", pipeline.name, digest=pipeline.hash))
             detail: dict[str, str | int | bool] = {"round": event.round, "steps": event.steps, "framework": opened.framework}
             detail["environment"] = self.worker.environment
             detail |= {"chain": event.chain or "", "kind": event.kind.value, "base": event.base.sha256, "committed": event.committed or ""}

@@ -21,8 +21,8 @@ def test_what_was_rounded_has_a_wider_interval_which_still_holds_the_truth() -> 
     for trial in range(200):
         predicted = np.where(dice.random(105) < 0.8, truth, 1 - truth)
         names = [f"{trial}-{n}" for n in range(105)]
-        counts = told(truth, predicted, names, classes=2, smallest=5, key=b"k")
-        exact = told(truth, predicted, names, classes=2)
+        counts = told(truth, predicted, names, names, classes=2, smallest=5, key=b"k")
+        exact = told(truth, predicted, names, names, classes=2)
         low, high = interval(counts, steps=[[5]], draws=1000)
         width.append((high - low) - (interval(exact, draws=1000)[1] - interval(exact, draws=1000)[0]))
         held += low <= 0.8 <= high

@@ -207,7 +207,7 @@ cohorts = Table(
     Column("modality", String(80), primary_key=True),
     Column("label", String(80), primary_key=True),
     Column("members", Json, nullable=False),
-    comment="held-out samples that are counted where small cells are not told: changes only by several at once",
+    comment="held-out samples that are counted where small cells are not told, in groups of patients: each changes as a whole",
 )
 
 secure_attempts = Table(
