@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import insert
 
 from medmesh.contracts.data import ImageSchema
 from medmesh.errors import Problem
@@ -26,6 +27,7 @@ from medmesh_edge import forgetting, intake, patients, samples
 from medmesh_edge.policy import DEFAULT
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Layout, Settings
+from medmesh_edge.tables import cohorts
 
 PATIENTS, EACH = 5, 3
 AFFECTED = {"datasets": ["xiehe/brain"], "federations": []}
@@ -117,6 +119,8 @@ async def test_nothing_of_a_forgotten_patient_is_left_and_everything_of_the_othe
     assert b"KANARY" not in before.upper(), "who it is was never written down"
     async with at.unit() as uow:
         rows = await uow.all(samples.select(samples.items).where(samples.items.c.patient == one))
+        named_there = [row.item for row in rows]
+        await uow.execute(insert(cohorts).values(modality="MR", label="none", members=named_there))
     assert len(rows) == EACH
     stolen = {row.object: (at.layout.objects / row.object[:2] / f"{row.object}.key").read_bytes() for row in rows}
     store_before = (folder / "store.db").read_bytes() + (folder / "store.db-wal").read_bytes()

@@ -294,7 +294,7 @@ def document(view: FederationView) -> dict[str, Any]:
 
 def show_result(view: FederationView, saved: Path | None) -> None:
     """The final model, every model at every hospital as a table, and what personal models gain."""
-    from medmesh.client.results import cross_site, gains, kept_round, trained
+    from medmesh.client.results import PARTIAL, cross_site, gains, kept_round, trained
 
     assert view.model is not None
     ended(view)
@@ -314,16 +314,18 @@ def show_result(view: FederationView, saved: Path | None) -> None:
         click.echo(f"  {'':<16} " + "".join(f"{name:<{wide}}" for name in head))
         for model in dict.fromkeys(cell.model for cell in cells):
             line = [found.get((model, hospital)) for hospital in (*hospitals, "")]
-            shown = [f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" if c else "" for c in line]
+            shown = [f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]{'*' * bool(c.missing)}" if c else "" for c in line]
             click.echo(f"  {model:<16} " + "".join(f"{text:<{wide}}" for text in shown).rstrip())
         counted = ", ".join(
             f"{hospital or head[-1]} {cell.samples}" for (model, hospital), cell in found.items() if model == cells[0].model
         )
         click.echo(f"  n: {counted}")
     for gain in gains(view):
-        text = f"{gain.difference:+.3f}  [{gain.low:+.3f}, {gain.high:+.3f}]"
+        text = f"{gain.difference:+.3f}  [{gain.low:+.3f}, {gain.high:+.3f}]{'*' * bool(gain.missing)}"
         where = gain.hospital or head[-1]
         click.echo(say(f"  own model at {where}: {text}", f"  {where} 专属模型相对全局模型：{text}"))
+    if any(cell.missing for cell in cells):
+        click.echo(say(*(f"  * {text}" for text in PARTIAL)))
 
 
 def draw(view: FederationView, out: Path) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmesh.client.results import Cell, began_with, cross_site, curve, kept_round, split, trained, undone
+from medmesh.client.results import PARTIAL, Cell, began_with, cross_site, curve, kept_round, split, trained, undone
 from medmesh.contracts.federation import FederationView
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WORK = ("fetch", "evaluate", "train", "store", "send")
 COLUMNS = (
     *("round", "attempt", "kind", "state", "seconds", "aggregate", "hospital", "late", "flags", "excluded", "samples", "bytes", *WORK),
-    *("metric", "model_of_round", "value"),
+    *("metric", "model_of_round", "value", "missing"),
 )
 CHINESE = (
     *("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Source Han Sans SC", "SimHei", "Microsoft YaHei"),
@@ -57,6 +57,10 @@ WORDS = {
     "many": (
         "{models} models at {hospitals} hospitals: medmesh federation result",
         "{hospitals} 家医院 {models} 个模型：medmesh federation result",
+    ),
+    "partial": (  # "*" in the matrix, dotted among the curves
+        "* (dotted above): " + PARTIAL[0].replace(": ", ":\n"),
+        "*（上图虚线）：" + PARTIAL[1].replace("：", "：\n"),
     ),
     "nothing": ("nothing was evaluated", "未作评估"),
     "untold": ("no times were told", "未上报耗时"),
@@ -118,11 +122,10 @@ def chinese_font() -> str | None:
 
 def rows(view: FederationView) -> list[dict[str, Any]]:
     """One row for every metric of every answer (one with an empty metric where there is none). `seconds` is from the opening of the round
-    to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of; `state` is
-    "undone" of a round that was committed and rolled back. What the asker may not see of others is 0 or absent, as in the view. Where
-    the platform opens sums only, a row without a hospital is of all."""
-    from medmesh.learning.metrics import balanced_accuracy  # numpy
-
+    to its end, `aggregate` and the kinds of work are seconds of it; `model_of_round` is which round's model the metric is of; `missing` how
+    many classes there was nothing to count of, about which balanced accuracy is silent; `state` is "undone" of a round that was committed
+    and rolled back. What the asker may not see of others is 0 or absent, as in the view. Where the platform opens sums only, a row without
+    a hospital is of all."""
     found = []
     for one in view.rounds:
         seconds = None if one.closed is None else round((one.closed - one.opened).total_seconds(), 3)
@@ -134,19 +137,24 @@ def rows(view: FederationView) -> list[dict[str, Any]]:
             given = {"hospital": answer.hospital, "late": answer.late, "samples": answer.samples, "bytes": answer.bytes}
             given |= {"flags": " ".join(answer.flags), "excluded": answer.excluded}
             given |= {str(work): value / 1000 for work, value in answer.milliseconds.items()}
-            metrics: list[tuple[str, int, float | None]] = [(name, one.round, value) for name, value in sorted(answer.metrics.items())]
+            scores = [{"metric": name, "model_of_round": one.round, "value": value} for name, value in sorted(answer.metrics.items())]
             if answer.counts is not None:
-                metrics.append(("balanced_accuracy", before, balanced_accuracy(answer.counts)))
-            for metric, of, value in metrics or [("", one.round, None)]:
-                found.append({**about, **given, "metric": metric, "model_of_round": of, "value": value})
+                scores.append(_score(answer.counts, before))
+            nothing: dict[str, Any] = {"metric": "", "model_of_round": one.round, "value": None}
+            found += [{**about, **given, **score} for score in scores or [nothing]]
         if (told := one.sum) is not None:
             together = {**about, "hospital": "", "late": False, "flags": "", "excluded": False, "samples": told.samples}
             if told.counts is not None:
-                value = balanced_accuracy(told.counts)
-                found.append({**together, "metric": "balanced_accuracy", "model_of_round": before, "value": value})
+                found.append({**together, **_score(told.counts, before)})
             if told.loss is not None:
                 found.append({**together, "metric": "loss", "model_of_round": one.round, "value": told.loss})
     return found
+
+
+def _score(counts: Sequence[Sequence[int]], of: int) -> dict[str, Any]:
+    from medmesh.learning.metrics import balanced_accuracy, missing  # numpy
+
+    return {"metric": "balanced_accuracy", "model_of_round": of, "value": balanced_accuracy(counts), "missing": missing(counts)}
 
 
 def table(view: FederationView) -> str:
@@ -227,7 +235,8 @@ def _evaluated(axes: Axes, view: FederationView, counted: list[dict[str, Any]], 
         return
     for hospital in colour:
         mine = [row for row in counted if row["hospital"] == hospital and row["metric"] == "balanced_accuracy"]
-        axes.plot([r["model_of_round"] for r in mine], [r["value"] for r in mine], color=colour[hospital], lw=1, alpha=0.75)
+        style = ":" if any(row.get("missing") for row in mine) else "-"
+        axes.plot([r["model_of_round"] for r in mine], [r["value"] for r in mine], style, color=colour[hospital], lw=1, alpha=0.75)
     across = [point.round for point in points]
     axes.fill_between(across, [p.low for p in points], [p.high for p in points], color="0.2", alpha=0.12, lw=0)
     axes.plot(across, [p.value for p in points], color="0.1", lw=2.2, marker="o", ms=3.5, label=say("all"))
@@ -325,8 +334,10 @@ def _matrix(axes: Axes, cells: list[Cell], say: Say) -> None:
     for y, model in enumerate(models):
         for x, hospital in enumerate(across):
             if cell := value.get((model, hospital)):
-                text = f"{cell.value:.2f}\n[{cell.low:.2f}, {cell.high:.2f}]"
+                text = f"{cell.value:.2f}{'*' * bool(cell.missing)}\n[{cell.low:.2f}, {cell.high:.2f}]"
                 axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color="white" if cell.value > 0.79 else "black")
     axes.set_xticks(range(len(across)), [say(h) if h else say("everybody") for h in across])
     axes.set_yticks(range(len(models)), [say(model) for model in models])
     axes.tick_params(length=0)
+    if any(cell.missing for cell in cells):
+        axes.set_xlabel(say("partial"), fontsize=7.5)

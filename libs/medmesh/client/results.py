@@ -16,8 +16,16 @@ GLOBAL, PERSONAL = "federated", "personal"
 """Names of the federation's model, and of the one that each hospital made for itself."""
 
 
+PARTIAL = (
+    "nothing was counted of some class there: the mean is over the others, and a model that always answers one of them may have 1",
+    "该处某一类别没有可计数的留出样本：数值仅为其余类别的平均，总是回答其中一类的模型也可能得 1",
+)
+"""What the mark at a number says (English, Chinese): balanced accuracy over fewer classes than the plan has."""
+
+
 class Cell(NamedTuple):
-    """Balanced accuracy of `model` at `hospital` (all together when empty) with a 95 % interval over `samples`."""
+    """Balanced accuracy of `model` at `hospital` (all together when empty) with a 95 % interval over `samples`. `missing` classes had none
+    there: the number is of the others alone, and no measure of a model that has to tell them apart."""
 
     model: str
     hospital: str
@@ -25,6 +33,7 @@ class Cell(NamedTuple):
     low: float
     high: float
     samples: int
+    missing: int = 0
 
 
 class Gain(NamedTuple):
@@ -36,6 +45,7 @@ class Gain(NamedTuple):
     difference: float
     low: float
     high: float
+    missing: int = 0
 
 
 class Point(NamedTuple):
@@ -67,12 +77,12 @@ def last_round(plan: Plan) -> int:
 
 
 def _cell(model: str, hospital: str, tables: Iterable[object], steps: Sequence[Sequence[int]]) -> Cell:
-    from medmesh.learning.metrics import add, balanced_accuracy, interval  # numpy: not before there is something to count
+    from medmesh.learning.metrics import add, balanced_accuracy, interval, missing  # numpy: not before there is something to count
 
     given = list(tables)
     counts = add(given)  # type: ignore[arg-type]
     low, high = interval(given, steps=steps)  # type: ignore[arg-type]
-    return Cell(model, hospital, balanced_accuracy(counts), low, high, int(counts.sum()))
+    return Cell(model, hospital, balanced_accuracy(counts), low, high, int(counts.sum()), missing(counts))
 
 
 def cross_site(view: FederationView) -> list[Cell]:
@@ -91,7 +101,7 @@ def gains(view: FederationView) -> list[Gain]:
     """Personal against global, hospital by hospital (all together, with an empty name, where only sums are known), where the algorithm made
     personal models. Both were counted on the same samples; the interval takes the two as independent, because which samples they have in
     common is not told: it is rather too wide."""
-    from medmesh.learning.metrics import balanced_accuracy, difference
+    from medmesh.learning.metrics import balanced_accuracy, difference, missing
 
     tables = {(e.name, e.hospital): e.counts for e in view.evaluation}
     found = []
@@ -101,7 +111,7 @@ def gains(view: FederationView) -> list[Gain]:
         theirs = tables[PERSONAL, hospital]
         low, high = difference(theirs, ours, steps=[_steps(view, hospital)])
         a, b = balanced_accuracy(ours), balanced_accuracy(theirs)
-        found.append(Gain(hospital, a, b, b - a, low, high))
+        found.append(Gain(hospital, a, b, b - a, low, high, missing(ours)))
     return found
 
 

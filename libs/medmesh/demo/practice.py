@@ -101,6 +101,6 @@ def union(view: FederationView) -> Mapping[str, Any]:
 
 
 def scored(counts: Any) -> str:
-    """Balanced accuracy with its 95 % interval, in percent."""
+    """Balanced accuracy with its 95 % interval, in percent; with a star where a class is missing (`medmesh.client.results.PARTIAL`)."""
     low, high = metrics.interval(counts)
-    return f"{100 * metrics.balanced_accuracy(counts):5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * metrics.balanced_accuracy(counts):5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]{' *' * bool(metrics.missing(counts))}"

@@ -18,11 +18,17 @@ def add(matrices: Iterable[Counts]) -> np.ndarray:
 
 
 def balanced_accuracy(counts: Counts | np.ndarray) -> float:
-    """Mean recall over the classes that occur."""
+    """Mean recall over the classes that occur; `missing` says of how many it is silent."""
     matrix = np.asarray(counts, dtype=np.float64)
     totals = matrix.sum(axis=1)
     seen = totals > 0
     return float((np.diag(matrix)[seen] / totals[seen]).mean()) if seen.any() else 0.0
+
+
+def missing(counts: Counts | np.ndarray) -> int:
+    """How many classes have no sample. Where there are some, balanced accuracy is of the others alone: a model that always answers one of
+    those may reach 1, and the number is comparable with none over all classes."""
+    return int((np.asarray(counts).sum(axis=1) == 0).sum())
 
 
 def _draws(counts: Tables, draws: int, seed: int, steps: Steps) -> np.ndarray:

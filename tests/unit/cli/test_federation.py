@@ -25,7 +25,7 @@ from medmesh.client import plot
 from medmesh.client.federation import Federation, create_federation
 from medmesh.client.gateway import Gateway
 from medmesh.client.plot import chinese_font, figure, table
-from medmesh.client.results import cross_site, curve, gains, kept_round, last_round, remaining, split
+from medmesh.client.results import PARTIAL, cross_site, curve, gains, kept_round, last_round, remaining, split
 from medmesh.contracts.federation import (
     AnswerView,
     EvaluationView,
@@ -227,6 +227,45 @@ def test_the_matrix_has_every_model_at_every_hospital_and_over_all() -> None:
     assert cells["federated", ""].value == (0.9 + 0.95) / 2
     assert cells["federated", ""].samples == 40
     assert all(c.low <= c.value <= c.high or c.value in (0, 1) for c in cells.values())
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_hospital_where_a_class_is_missing_is_marked_and_it_is_said_what_that_means(
+    language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that calls everybody ill has 100 % where only the ill were held out."""
+    monkeypatch.setenv("MEDMESH_LANG", language)
+    counts = {(name, "a"): ((0, 0), (0, 30)) for name in ("federated", "personal")}
+    counts |= {(name, "b"): ((9, 1), (1, 9)) for name in ("federated", "personal")}
+    given = tuple(EvaluationView(hospital=hospital, name=name, counts=table) for (name, hospital), table in counts.items())
+    answers = tuple(answer(hospital, counts=counts["federated", hospital]) for hospital in ("a", "b"))
+    shown = view("completed", (round_(1, 5).model_copy(update={"answers": answers}),), evaluation=given)
+    shown = shown.model_copy(update={"model": REF})
+    assert {(c.hospital, c.missing) for c in cross_site(shown)} == {("a", 1), ("b", 0), ("", 0)}
+    lines = result_of(shown)
+    table_ = [line for line in lines if re.match(r"  (federated|personal) ", line)]
+    assert len(table_) == 2 and all(line.count("]*") == 1 and "1.000 [" in line.partition("]*")[0] for line in table_)
+    assert sum(line.endswith("]*") for line in lines) == 1, "what a model of its own gains there, too"
+    assert lines[-1] == f"  * {PARTIAL[language == 'zh']}"
+    found = {row["hospital"]: row["missing"] for row in csv.DictReader(io.StringIO(table(shown))) if row["metric"] == "balanced_accuracy"}
+    assert found == {"a": "1", "b": "0"}
+    drawn = figure(shown, language)
+    curves, *_, matrix = drawn.axes
+    assert [line.get_linestyle() for line in curves.lines[:2]] == [":", "-"]
+    assert sum("*" in text.get_text() for text in matrix.texts) == 2
+    words = "".join(matrix.get_xlabel().split())
+    assert "".join(PARTIAL[language == "zh" and chinese_font() is not None].split()) in words
+
+    whole = shown.model_copy(update={"evaluation": tuple(one for one in given if one.hospital == "b")})
+    assert not any("*" in line for line in result_of(whole)) and not figure(whole).axes[-1].get_xlabel()
+
+
+def result_of(view_: FederationView) -> list[str]:
+    @click.command()
+    def told() -> None:
+        show_result(view_, None)
+
+    return CliRunner().invoke(told).output.splitlines()
 
 
 def test_every_command_of_the_group_is_there() -> None:
