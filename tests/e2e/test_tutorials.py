@@ -10,6 +10,8 @@ import pytest
 from tests.frameworks import mindspore
 from tests.tutorials import blocks, execute
 
+from medmesh.client.results import PARTIAL
+from medmesh.demo.practice import scored
 from medmesh.learning import isolation
 
 DOCS = Path(__file__).parents[2] / "docs" / "tutorial"
@@ -38,6 +40,17 @@ def test_heart_disease_over_four_real_hospitals(private: Path) -> None:
     assert score["federated"] > sum(alone) / len(alone), "together is better than alone, on the mean"
     assert abs(score["federated"] - score["pooled, outside the platform"]) < 10
     assert int(re.search(r"^(\d+) held-out", printed, re.M)[1]) > 100  # type: ignore[index]
+    # Nobody healthy of Switzerland's eight may be held out, and then whoever calls everybody ill is always right there.
+    assert f"* {PARTIAL[0]}" in printed and f"* {PARTIAL[0]}" in shown[1]
+    rows_ = {name: re.search(rf"^{name} +[\d.]+ %  \[.*$", printed, re.M) for name in HOSPITALS}
+    perfect = [name for name, row in rows_.items() if row and "100.0 %" in row[0]]
+    assert all(rows_.values()) and all("] *" in rows_[name][0] for name in perfect), printed  # type: ignore[index]
+    assert not any(" *" in line for line in re.findall(r"^trained alone at .*$", printed, re.M)), "all hospitals together have both"
+
+
+def test_a_score_over_fewer_classes_has_a_star() -> None:
+    assert scored([[0, 0], [0, 30]]).startswith("100.0 %") and scored([[0, 0], [0, 30]]).endswith("] *")
+    assert not scored([[1, 7], [0, 30]]).endswith("*")
 
 
 def test_volumes_of_three_hospitals_go_through_one_pipeline(private: Path) -> None:

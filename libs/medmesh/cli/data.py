@@ -134,7 +134,9 @@ def import_dataset(path: Path, name: str, columns: Path | None, vouched: Path | 
 def list_descriptors(as_json: bool, **asked: str | int | None) -> int:
     """What data hospitals have, newest first; the data stay there.  检索各医院的数据目录。
 
-    Counts of fewer than five are hidden: such a data set is not found by its size.
+    Counts are rounded, and hidden where they are of fewer than five patients: such a data set is not found by its size.
+
+    数量均已取整；不足 5 名患者的不显示，此类数据集不能按规模检索。
     """
     narrowed = {name: str(value) for name, value in asked.items() if value is not None}
     found = with_gateway(lambda gateway: gateway.request("GET", "/v1/catalogue", query=narrowed))
@@ -153,7 +155,7 @@ def _described(hospital: str, told: dict[str, Any]) -> Iterator[str]:
     """A descriptor for people; None is a count that is hidden."""
 
     def count(number: int | None) -> str:
-        return say("fewer than 5", "少于 5") if number is None else f"{number:,}"
+        return say("few", "少量") if number is None else f"{number:,}"
 
     of = f"{count(told['samples'])} {say('samples of', '个样本，')} {count(told['patients'])} {say('patients', '名患者')}"
     yield f"{hospital}/{told['dataset']} v{told['version']}  {told['modality']}  {of}"

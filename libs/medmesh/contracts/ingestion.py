@@ -17,7 +17,7 @@ Share = Annotated[int, Field(ge=0, le=100)]
 
 
 class Descriptor(Record):
-    """What a hospital tells of a data set: counts, never samples. A count under `SMALL_CELL` is None."""
+    """What a hospital tells of a data set: counts, never samples. They are rounded; one of fewer than `SMALL_CELL` patients is None."""
 
     dataset: Identifier
     version: int
@@ -26,7 +26,7 @@ class Descriptor(Record):
     patients: int | None = None
     labels: dict[str, int | None]
     diseases: dict[str, int] = Field(default_factory=dict, max_length=2000)
-    """Patients by category of diagnosis, `ICD10//J18`: those of at least `SMALL_CELL` alone, since a category by itself says that
+    """Patients by category of diagnosis, `ICD10//J18`, rounded: those of at least `SMALL_CELL` alone, since a category by itself says that
     somebody is there."""
     image_size: tuple[int, int] | None = None
     deidentification: str = "PS3.15 Basic Profile"

@@ -154,7 +154,8 @@ class Plan(Record):
     pace: SemiAsynchrony | None = None
     """Whether rounds go on without the slow; by default every round waits for everybody in it."""
     small_cell: int = Field(default=0, ge=0, le=1000)
-    """Counts of an evaluation leave as multiples of this, none below it (`medmesh.federated.cells`); 0: exactly as they are."""
+    """Counts of an evaluation are of patients and leave as multiples of this, none below it (`medmesh.federated.cells`); 0: of samples,
+    exactly as they are."""
     privacy: Privacy | None = None
     """Differential privacy, with its budget. Then every hospital counts alike, and neither samples nor a loss are told."""
     screening: Screening | None = None

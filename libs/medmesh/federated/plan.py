@@ -104,11 +104,11 @@ def _counts(plan: Plan, language: str) -> str:
     every, cell = plan.evaluate_every, plan.small_cell
     if zh:
         when = f"每 {every} 轮及结束时" if every > 1 else "每轮及结束时" if every else "结束时"
-        how = f"，均为 {cell} 的倍数，小于 {cell} 的计数不外传" if cell > 1 else "，为精确数值，不作小单元格处理"
+        how = f"，按患者计，均为 {cell} 的倍数，小于 {cell} 的计数不外传" if cell > 1 else "，为精确数值，不作小单元格处理"
         only = "；计数加掩码后离开，平台只能得到各院之和" if plan.secure is not None else ""
         return f"{when}另有留出样本的混淆矩阵计数{how}{only}。"
     when = f"every {every} rounds and at the end" if every > 1 else "every round and at the end" if every else "at the end"
-    how = f"as multiples of {cell}, none below it" if cell > 1 else "exactly as they are, however small"
+    how = f"of patients as multiples of {cell}, none below it" if cell > 1 else "exactly as they are, however small"
     only = "; they leave masked, and the platform learns their sum over the hospitals only" if plan.secure is not None else ""
     return f"{when}, counts of a confusion matrix over held-out samples, {how}{only}."
 

@@ -125,14 +125,17 @@ def test_a_hospital_reads_what_is_done_with_its_data_and_signs_its_hash() -> Non
 def test_a_hospital_reads_what_an_evaluation_tells() -> None:
     assert "and the loss; nothing else" in "\n".join(explain(plan()))
     told = "\n".join(explain(plan(evaluate_every=2, small_cell=5, stop=EarlyStopping(patience=4))))
-    assert "every 2 rounds and at the end, counts of a confusion matrix over held-out samples, as multiples of 5, none below it." in told
+    assert (
+        "every 2 rounds and at the end, counts of a confusion matrix over held-out samples, of patients as multiples of 5, none below it."
+        in told
+    )
     assert "ends early when balanced accuracy has not risen by more than 0 for 4 evaluations" in told
     assert "exactly as they are, however small" in "\n".join(explain(plan(baseline=True)))
     sums = plan(evaluate_every=1, small_cell=5, secure={"threshold": 3}, min_participants=3)
     assert "none below it; they leave masked, and the platform learns their sum over the hospitals only." in "\n".join(explain(sums))
     assert "计数加掩码后离开，平台只能得到各院之和" in "\n".join(explain(sums, "zh"))
     chinese = "\n".join(explain(plan(evaluate_every=1, small_cell=5, stop=EarlyStopping()), "zh"))
-    assert "每轮及结束时另有留出样本的混淆矩阵计数，均为 5 的倍数" in chinese
+    assert "每轮及结束时另有留出样本的混淆矩阵计数，按患者计，均为 5 的倍数" in chinese
     assert "提前结束，并保留评估最好的模型" in chinese
 
 
