@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medmesh.federated.cells import told
-from medmesh.learning.metrics import balanced_accuracy, difference, interval
+from medmesh.learning.metrics import balanced_accuracy, difference, interval, missing
 
 
 def test_the_interval_of_one_class_is_jeffreys() -> None:
@@ -64,3 +64,8 @@ def test_a_difference_is_no_more_certain_than_its_parts() -> None:
     assert difference(good, good)[0] < 0 < difference(good, good)[1]
     assert difference(good, bad, steps=[[5]])[0] < low
     assert difference([[0, 0], [0, 0]], bad) == (-1.0, 1.0)
+
+
+def test_a_class_is_missing_where_nothing_is_of_it_whatever_was_predicted() -> None:
+    assert [missing(table) for table in ([[0, 0], [3, 4]], [[3, 0], [4, 0]], [[0, 0], [0, 0]])] == [1, 0, 2]
+    assert balanced_accuracy([[0, 0], [0, 4]]) == 1.0
