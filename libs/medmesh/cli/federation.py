@@ -157,15 +157,6 @@ def _to_open(hospital: str, link: str) -> str:
     default=None,
     help="On invented data first; by default where the package has code of its own.  先以虚构数据演练；训练包含自有代码时默认进行。",
 )
-<<<<<<< HEAD
-=======
-@click.option(
-    "--small-cell",
-    default=SMALL_CELL,
-    show_default=True,
-    help="Evaluations count patients in multiples of this; 0: samples, exactly.  评估按患者计数并以此数取整后出院；0 为样本的精确数。",
-)
->>>>>>> e60c84c4 (Decision 0147; what of counts stays open; tutorials say that theirs are exact, and what a star means)
 @click.option("--links", is_flag=True, help="Show a one-time link for each hospital, as `invite` does.  同时显示每家医院的一次性链接。")
 def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: float, start_minutes: float, **options: Any) -> int:
     """Create a federation from the training package in FOLDER and invite the hospitals.

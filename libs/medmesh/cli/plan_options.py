@@ -192,7 +192,7 @@ _TRAINING = (
         "--small-cell",
         default=SMALL_CELL,
         show_default=True,
-        help="Counts of evaluations leave as multiples of this; 0: exactly.  评估计数按此数取整后出院；0 为精确值。",
+        help="Evaluations count patients in multiples of this; 0: samples, exactly.  评估按患者计数并以此数取整后出院；0 为样本的精确数。",
     ),
 )
 _PRIVACY = ("epsilon", "delta", "clip", "noise", "rate", "quantile")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from medmesh.contracts.federation import FederationCompleted, FederationFailed, RoundOpened, RoundStored
@@ -246,8 +245,8 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
 
 def policy(folder: Path, package: Package) -> None:
     """One for all: it lets this package run, refuses nothing that a simulation is for, and rounds counts as the plan says and no further.
-    So is the secret that rounds them."""
-    write_secret(folder / SITE_KEY, token_hex(32).encode())
+    So is the secret that rounds them: nobody is to be hidden, and what is simulated again, by the same package, gives the same model."""
+    write_secret(folder / SITE_KEY, package.digest.encode())
     (folder / "policy.toml").write_text(
         f'[federation]\ninitiators = ["*"]\npackages = ["{package.digest}"]\nalgorithms = ["*"]\n'
         f'modalities = ["{package.manifest.data.modality}"]\n'

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, insert, select
+from tests.packages import tiny
 from tests.unit.edge.test_privacy import SETTINGS, _rule
 from tests.unit.federated.test_plan import plan
 
 from medmesh.security.keys import write_secret
+from medmesh.simulation.hospital import SITE_KEY
+from medmesh.simulation.hospital import policy as simulated
 from medmesh_edge import counting, described
 from medmesh_edge.ports import Site, site
 from medmesh_edge.settings import Layout
@@ -53,6 +56,15 @@ async def told(at: Site, small_cell: int = 5) -> set[str]:
     rows, smallest = await counting.held_out(at, plan(small_cell=small_cell))
     assert smallest == max(small_cell, 5)
     return {row.item for row in rows}
+
+
+def test_a_simulation_rounds_alike_when_it_is_run_again(private: Path) -> None:
+    keys = []
+    for name in ("once", "again"):
+        (private / name).mkdir()
+        simulated(private / name, tiny(private / name))
+        keys.append((private / name / SITE_KEY).read_bytes())
+    assert keys[0] == keys[1]
 
 
 async def test_a_larger_number_in_between_and_one_patient_with_many_samples_show_nobody(at: Site) -> None:
