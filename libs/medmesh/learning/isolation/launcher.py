@@ -30,6 +30,7 @@ FAILED = 125
 _OPEN_FILES = 4096
 # Threads and allocators reserve addresses they never use; the limit on data is the one that bites.
 _ADDRESS_HEADROOM = 4 * 2**30
+_AFTER_THE_SIGNAL = 2
 
 
 def _packages() -> None:
@@ -99,8 +100,9 @@ def _limit(order: dict[str, Any]) -> None:
     for kind, bound in bounds.items():
         value = _most(kind, bound)
         resource.setrlimit(kind, (value, value))
-    # A process may move its own lower bound, as the worker does for each operation: the upper one ends whoever moves it further.
-    most = _most(resource.RLIMIT_CPU, limits["cpu_seconds"] * limits["operations"])
+    # A process may move its own lower bound, as the worker does for each operation, and the signal says why it ends. The upper one ends
+    # whoever moves it further; where both are one, its signal comes first and says nothing.
+    most = _most(resource.RLIMIT_CPU, limits["cpu_seconds"] * limits["operations"] + _AFTER_THE_SIGNAL)
     resource.setrlimit(resource.RLIMIT_CPU, (min(limits["cpu_seconds"], most), most))
     # When memory runs out all the same, the worker is what the kernel ends first.
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
