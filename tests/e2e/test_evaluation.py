@@ -115,6 +115,7 @@ async def without_the_slow(world: World, researcher: Any, approver: Any, nodes: 
     made = await federation(
         world, researcher, approver, ("huashan", "renji"), baseline=False, rounds=2, pace=pace, min_participants=1, lease_seconds=20
     )
+    await consented(nodes, made)
     one = Federation(researcher, made["federation"])
 
     async def closed() -> bool:
