@@ -245,8 +245,9 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
 
 def policy(folder: Path, package: Package) -> None:
     """One for all: it lets this package run, refuses nothing that a simulation is for, and rounds counts as the plan says and no further.
-    So is the secret that rounds them: nobody is to be hidden, and what is simulated again, by the same package, gives the same model."""
-    write_secret(folder / SITE_KEY, package.digest.encode())
+    So is what rounds them, which is no secret: nobody is to be hidden, and what is simulated again is weighed as before, whoever wrote
+    the package."""
+    write_secret(folder / SITE_KEY, b"nobody is to be hidden")
     (folder / "policy.toml").write_text(
         f'[federation]\ninitiators = ["*"]\npackages = ["{package.digest}"]\nalgorithms = ["*"]\n'
         f'modalities = ["{package.manifest.data.modality}"]\n'

@@ -62,7 +62,7 @@ def test_a_simulation_rounds_alike_when_it_is_run_again(private: Path) -> None:
     keys = []
     for name in ("once", "again"):
         (private / name).mkdir()
-        simulated(private / name, tiny(private / name))
+        simulated(private / name, tiny(private / name, f"\n# {name}"))
         keys.append((private / name / SITE_KEY).read_bytes())
     assert keys[0] == keys[1]
 
