@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medmesh.cli import say
+from medmesh.cli import language, say
 from medmesh.cli.files import Written
 from medmesh.cli.plan_options import training, training_of
 from medmesh.cli.switches import under
@@ -78,6 +78,7 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     from medmesh.cli.views import draw, show_result, state
     from medmesh.learning.package import pack
     from medmesh.simulation.data import read, share
+    from medmesh.simulation.hospital import would_refuse
     from medmesh.simulation.run import simulate as run
 
     places = read(data, pack(package).manifest.data, options["seed"])
@@ -89,6 +90,9 @@ def simulate(package: Path, data: Path, hospitals: int, partition: str, alpha: f
     if done.view.state != "completed":
         click.secho(f"{state(done.view.state)}: {done.view.failure}", fg="red", err=True)
         return 1
+    for name, problem in would_refuse(done.view.plan, shares).items():
+        said = say(f"as its policy begins, a hospital would refuse this: {name}: ", f"按初始策略，医院会拒绝此方案：{name}：")
+        click.secho(said + problem.detail(language()), fg="yellow", err=True)
     show_result(done.view, model)
     return draw(done.view, out)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from decimal import Decimal
 from typing import Any
 
 from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation.common import RoundKind
-from medmesh.contracts.plan import Plan, canonical, plan_hash
+from medmesh.contracts.plan import Plan, RangeName, canonical, plan_hash
 from medmesh.federated.privacy import words
 from medmesh.memo import by_identity
 from medmesh.pipelines import words as pipelines
@@ -49,13 +51,39 @@ def evaluates(plan: Plan, number: int) -> bool:
 
 @by_identity()
 def update_bytes(plan: Plan) -> int:
-    """How many bytes one round's update has as it travels, headers aside; a baseline's models travel whole."""
+    """How many bytes one round's update has as it travels, headers aside; a baseline's models travel whole, and under secure sums every
+    number has the bytes of the ring, those beside the model too."""
     from medmesh.federated.aggregation import upload_signature  # numpy: not before there is a plan
     from medmesh.federated.codecs import sent, wire_bytes
 
-    return wire_bytes(upload_signature(plan) if plan.baseline else sent(plan))
+    if plan.secure is None:
+        return wire_bytes(upload_signature(plan) if plan.baseline else sent(plan))
+    from medmesh.federated.secure import counts, vectors
+
+    beside = counts.width(plan, RoundKind.TRAIN, 1, 0)  # of an evaluation round it is the whole vector
+    return wire_bytes(vectors.signature(upload_signature(plan), beside, plan.secure.ring))
 
 
+def least(plan: Plan) -> Plan:
+    """The plan as the round that asks for least: of what may change between rounds, the lower ends. A plan that lets nothing change is
+    itself."""
+    low: dict[str, int] = {name: max(1, math.ceil(Decimal(plan.ranges[name].low))) for name in _COUNTED if name in plan.ranges}
+    return plan.model_copy(update=low) if low else plan
+
+
+def fixed(plan: Plan) -> Plan:
+    """The plan of one round, in which nothing may change any more."""
+    return plan.model_copy(update={"ranges": {}}) if plan.ranges else plan
+
+
+def steps_of(plan: Plan, samples: int) -> int:
+    """How many steps a hospital with so many samples trains in a round of a plan, by its algorithm."""
+    from medmesh.federated.aggregation import algorithm_of  # numpy: not before there is a plan
+
+    return algorithm_of(plan).steps(plan, samples)
+
+
+_COUNTED: tuple[RangeName, ...] = ("local_steps", "batch_size")
 _CODECS = {
     "fp16": ("as their difference from the round's model in 16-bit numbers", "以与本轮模型之差的 16 位浮点数传输"),
     "bf16": ("as their difference from the round's model in 16-bit numbers (bfloat16)", "以与本轮模型之差的 bfloat16 数传输"),
@@ -96,6 +124,29 @@ def _algorithm(plan: Plan, language: str) -> list[str]:
     return lines
 
 
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def _leaves(plan: Plan, language: str) -> str:
+    """What a round sends, and how much it is."""
+    from medmesh.federated.aggregation import upload_signature
+
+    size, zh = f"{update_bytes(plan) / 2**20:.2f} MiB", language == "zh"
+    if plan.secure is None:
+        tensors = len(upload_signature(plan))
+        if zh:
+            return f"离开医院的内容：每轮 {tensors} 个张量（{size}）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}"
+        told = "" if plan.privacy else ", the number of samples and the loss"
+        return f"What leaves: {_many(tensors, 'tensor')} a round ({size}){told}; {_counts(plan, language)}"
+    # A private plan tells neither samples nor evaluates; otherwise a loss goes with the counts.
+    if zh:
+        within = "模型" if plan.privacy else "模型、样本数及评估轮的损失" if plan.evaluate_every else "模型与样本数"
+        return f"离开医院的内容：每轮一个加掩码的向量（{size}），内含{within}；{_counts(plan, language)}"
+    told = ", the number of samples and the loss of rounds that evaluate" if plan.evaluate_every else " and the number of samples"
+    return f"What leaves: one masked vector a round ({size}), in it the model{'' if plan.privacy else told}; {_counts(plan, language)}"
+
+
 def _counts(plan: Plan, language: str) -> str:
     """What an evaluation tells."""
     zh = language == "zh"
@@ -121,7 +172,7 @@ def _stops(plan: Plan, language: str) -> list[str]:
         name = {"balanced accuracy": "平衡准确率", "accuracy": "准确率"}[metric]
         return [f"若 {name} 连续 {stop.patience} 次评估提升不超过 {stop.min_delta}，则提前结束，并保留评估最好的模型。"]
     return [
-        f"Training ends early when {metric} has not risen by more than {stop.min_delta} for {stop.patience} evaluations; "
+        f"Training ends early when {metric} has not risen by more than {stop.min_delta} for {_many(stop.patience, 'evaluation')}; "
         "the best model is kept."
     ]
 
@@ -129,7 +180,7 @@ def _stops(plan: Plan, language: str) -> list[str]:
 def _drops(plan: Plan, language: str) -> list[str]:
     if not plan.max_drops:
         return []
-    text = f"A hospital that drops out {plan.max_drops} times is not asked again; until then it may return at the next round."
+    text = f"A hospital that drops out {_many(plan.max_drops, 'time')} is not asked again; until then it may return at the next round."
     return [f"掉线或失败满 {plan.max_drops} 次的医院不再参加；此前可在下一轮返回。" if language == "zh" else text]
 
 
@@ -278,12 +329,8 @@ def _prepared(plan: Plan, language: str) -> list[str]:
 
 def explain(plan: Plan, language: str = "en") -> list[str]:
     """What code runs, on what data, what leaves the hospital, how often, and when; one sentence a line."""
-    from medmesh.federated.aggregation import upload_signature
-
-    size = update_bytes(plan) / 2**20
     rounds = plan.rounds + len(after_training(plan))
     classes = ", ".join(plan.data.classes)
-    tensors = len(upload_signature(plan))
     if language == "zh":
         return [
             f"发起人 {plan.initiator} 邀请 {len(plan.participants)} 家医院共同训练“{plan.name}”：{plan.purpose}",
@@ -292,7 +339,7 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             *_rehearsed(plan, language),
             f"使用的数据：{_data(plan, language)}，类别：{classes}。数据不出院。",
             *_prepared(plan, language),
-            f"离开医院的内容：每轮 {tensors} 个张量（{size:.2f} MiB）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}",
+            _leaves(plan, language),
             f"共 {rounds} 轮，每轮本地训练 {plan.local_steps} 步，每步 {plan.batch_size} 个样本，学习率 {plan.learning_rate}，"
             f"每轮时限 {plan.round_deadline_seconds} 秒；算法 {plan.algorithm}。",
             *_ranges(plan, language),
@@ -308,16 +355,15 @@ def explain(plan: Plan, language: str = "en") -> list[str]:
             *_screening(plan, language),
         ]
     return [
-        f"{plan.initiator} invites {len(plan.participants)} hospitals to train {plan.name!r} together: {plan.purpose}",
+        f"{plan.initiator} invites {_many(len(plan.participants), 'hospital')} to train {plan.name!r} together: {plan.purpose}",
         f"Code that will run: training package {plan.package[:16]}… ({plan.framework}), only after you approved this plan or your policy "
         f"names this hash; it begins with the weights {plan.initial[:16]}….",
         *_rehearsed(plan, language),
         f"Data it uses: {_data(plan, language)}, classes {classes}. They stay in the hospital.",
         *_prepared(plan, language),
-        f"What leaves: {tensors} tensors a round ({size:.2f} MiB){'' if plan.privacy else ', the number of samples and the loss'}; "
-        + _counts(plan, language),
-        f"{rounds} rounds of {plan.local_steps} local steps on {plan.batch_size} samples each, learning rate {plan.learning_rate}, each "
-        f"round within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
+        _leaves(plan, language),
+        f"{_many(rounds, 'round')} of {_many(plan.local_steps, 'local step')} on {_many(plan.batch_size, 'sample')} each, "
+        f"learning rate {plan.learning_rate}, each round within {plan.round_deadline_seconds} s; algorithm {plan.algorithm}.",
         *_ranges(plan, language),
         *_algorithm(plan, language),
         *_pace(plan, language),

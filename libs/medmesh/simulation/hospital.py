@@ -13,6 +13,8 @@ from typing import Any
 
 from medmesh.contracts.federation import FederationCompleted, FederationFailed, RoundOpened, RoundStored
 from medmesh.contracts.message import Envelope, Event, understood
+from medmesh.contracts.plan import Plan
+from medmesh.errors import Problem
 from medmesh.learning.environment import Environment
 from medmesh.learning.host import Worker, worker
 from medmesh.learning.isolation import Limits
@@ -36,6 +38,7 @@ from medmesh.store.objects.envelope import Wrapping
 from medmesh.store.objects.memory import MemoryBlobs
 from medmesh.tasks import end
 from medmesh_edge import consent, inbox, intake, outgoing, storing
+from medmesh_edge import policy as rules
 from medmesh_edge.interpreters import Interpreters
 from medmesh_edge.labels import Label
 from medmesh_edge.patients import HOSPITAL
@@ -244,12 +247,24 @@ async def take_in(site: Site, samples: list[Sample]) -> None:
 
 
 def policy(folder: Path, package: Package) -> None:
-    """One for all: it lets this package run, refuses nothing that a simulation is for, and rounds counts as the plan says and no further.
-    So is what rounds them, which is no secret: nobody is to be hidden, and what is simulated again is weighed as before, whoever wrote
-    the package."""
+    """One for all: it lets this package run, refuses nothing that a simulation is for (samples of the researcher's own machine need no
+    protection from the researcher; what hospitals may say is `would_refuse`), and rounds counts as the plan says and no further. So is
+    what rounds them, which is no secret: nobody is to be hidden, and what is simulated again is weighed as before, whoever wrote the
+    package."""
     write_secret(folder / SITE_KEY, b"nobody is to be hidden")
     (folder / "policy.toml").write_text(
         f'[federation]\ninitiators = ["*"]\npackages = ["{package.digest}"]\nalgorithms = ["*"]\n'
         f'modalities = ["{package.manifest.data.modality}"]\n'
         f'environment = "any"\nmin_samples = 1\nmax_update_mib = 65536\nmax_rounds = 10000\nsmall_cell = 0\n'
+        f"min_hospitals = 0\nmin_batch = 0\nmin_steps = 0\nmin_seen = 0\n"
     )
+
+
+def would_refuse(plan: Plan, shares: Mapping[str, Sequence[Sample]]) -> dict[str, Problem]:
+    """By its name, every rule of the policy that nodes begin with by which one of the hospitals would not take part in a plan."""
+    begun = rules.parse(rules.DEFAULT)
+    found: dict[str, Problem] = {}
+    for samples in shares.values():
+        training = [sample.patient for sample in samples if not sample.held_out]
+        found |= rules.refusals(begun, plan, rules.Cohort(len(training), len(set(training))))
+    return found

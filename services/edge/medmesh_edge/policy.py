@@ -1,7 +1,8 @@
 """The hospital's policy: a file it owns, read anew for every decision. What it does not allow does not happen.
 
 `DEFAULT` is the file a node begins with, and says what each rule means. A list that is missing allows nothing; a floor or a limit that is
-missing asks for nothing, but `small_cell`, which is 5 where nothing else is written.
+missing asks for nothing, but `small_cell`, `min_hospitals` and what keeps an update from being the gradient of a few samples (`min_batch`,
+`min_steps`, `min_seen`): those are as in `DEFAULT` where nothing else is written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from medmesh.contracts.data import sample_bytes
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
-from medmesh.federated.plan import update_bytes
+from medmesh.federated.plan import least, steps_of, update_bytes
 from medmesh.federated.privacy.accountant import Part
 from medmesh.federated.privacy.budget import part, rounds_within, together
 from medmesh.learning.isolation import Limits
@@ -42,7 +43,10 @@ modalities = ["*"]        # 允许的数据类型；自由文本须写明 kinds 
 tensors = ["*"]           # 允许出院的张量名 names of tensors that may leave, such as ["encoder.*"]
 min_samples = 20          # 本院最少样本数 this hospital's matching samples, at least
 min_patients = 0          # 本院最少患者数 and the patients they are of
-min_hospitals = 0         # 每轮最少参与医院数 hospitals in every round, at least
+min_hospitals = 3         # 每轮最少参与医院数 hospitals in every round, at least
+min_batch = 8             # 每步训练的最少样本数 samples in a step of training, at least
+min_steps = 2             # 每轮最少本地步数，一步即原始梯度 steps in a round, at least: one step alone is a raw gradient
+min_seen = 1000           # 每轮须看过的样本数，不足此数则为全部 samples that a round sees, at least, or all there are where they are fewer
 max_update_mib = 512
 max_rounds = 1000
 small_cell = 5            # 评估计数与样本数取整后外传，以若干患者为单位 evaluations and samples are told in multiples of so many patients
@@ -89,7 +93,10 @@ class Policy:
     tensors: tuple[str, ...] = ("*",)
     min_samples: int = 20
     min_patients: int = 0
-    min_hospitals: int = 0
+    min_hospitals: int = 3
+    min_batch: int = 8
+    min_steps: int = 2
+    min_seen: int = 1000
     max_update_mib: int = 0
     max_rounds: int = 0
     small_cell: int = SMALL_CELL
@@ -140,9 +147,17 @@ _CHOICES["environment"] = ("ask", "any")
 
 def read(path: Path) -> Policy:
     """Raises `Problem` (`policy.invalid`) with the place at fault; a policy that cannot be read allows nothing."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Problem("policy.invalid", reason=f"{path}: {error.strerror}") from None
+
+
+def parse(text: str) -> Policy:
+    """As `read`, of what the file says."""
     values: dict[str, Any] = {}
     try:
-        for table, given in tomllib.loads(path.read_text(encoding="utf-8")).items():
+        for table, given in tomllib.loads(text).items():
             if table not in _TABLES or not isinstance(given, dict):
                 raise ValueError(f"unknown table {table}")
             if table == "quality":
@@ -152,8 +167,6 @@ def read(path: Path) -> Policy:
                 if name not in _TABLES[table]:
                     raise ValueError(f"[{table}] {name} is unknown")
                 values[name] = _value(table, name, value)
-    except OSError as error:
-        raise Problem("policy.invalid", reason=f"{path}: {error.strerror}") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise Problem("policy.invalid", reason=str(error)) from None
     return Policy(**values)
@@ -242,6 +255,28 @@ def _min_hospitals(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
     return Problem("policy.hospitals", hospitals=plan.min_participants, limit=policy.min_hospitals) if few else None
 
 
+def _in_bulk(plan: Plan) -> bool:
+    """Whether rules on how much an update is made of apply: where each step is noised for the patient in it, fewer samples say no more."""
+    return plan.privacy is None or plan.privacy.unit != "patient"
+
+
+def _min_batch(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
+    batch = least(plan).batch_size
+    few = batch < policy.min_batch and _in_bulk(plan)
+    return Problem("policy.batch", batch=batch, limit=policy.min_batch) if few else None
+
+
+def _min_steps(policy: Policy, plan: Plan, cohort: Cohort) -> Problem | None:
+    steps = steps_of(least(plan), cohort.samples)
+    return Problem("policy.steps", steps=steps, limit=policy.min_steps) if steps < policy.min_steps and _in_bulk(plan) else None
+
+
+def _min_seen(policy: Policy, plan: Plan, cohort: Cohort) -> Problem | None:
+    asked = least(plan)
+    seen, wanted = steps_of(asked, cohort.samples) * asked.batch_size, min(policy.min_seen, cohort.samples)
+    return Problem("policy.seen", seen=seen, limit=wanted) if seen < wanted and _in_bulk(plan) else None
+
+
 def _max_update_mib(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
     size = update_bytes(plan)
     return Problem("policy.bytes", mib=size // 2**20 + 1, limit=policy.max_update_mib) if size > policy.max_update_mib * 2**20 else None
@@ -297,6 +332,9 @@ RULES: dict[str, Check] = {
     "max_rounds": _max_rounds,
     "max_update_mib": _max_update_mib,
     "min_hospitals": _min_hospitals,
+    "min_batch": _min_batch,
+    "min_steps": _min_steps,
+    "min_seen": _min_seen,
     "secure": _secure,
     "privacy": _privacy,
     "max_epsilon": _max_epsilon,
@@ -310,7 +348,7 @@ RULES: dict[str, Check] = {
 
 
 def refusals(policy: Policy, plan: Plan, cohort: Cohort) -> dict[str, Problem]:
-    """Every rule by which the hospital does not take part in a plan."""
+    """Every rule by which the hospital does not take part in a plan, whatever of its ranges a round may ask for."""
     found = {name: check(policy, plan, cohort) for name, check in RULES.items()}
     return {name: problem for name, problem in found.items() if problem is not None}
 

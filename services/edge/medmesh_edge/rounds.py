@@ -23,7 +23,7 @@ from medmesh.contracts.federation import RoundKind, RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.cells import rounded
-from medmesh.federated.plan import evaluates
+from medmesh.federated.plan import evaluates, fixed
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
@@ -181,8 +181,8 @@ class Rounds:
 
     async def _work(self, event: RoundOpened) -> None:
         plan, package = await self.proofs.allowed(event)
-        # The policy may be another by now than when the plan was signed.
-        if (refused := refusal(self.site.policy(), plan, await privacy.cohort(self.site, plan, event.federation))) is not None:
+        # The policy may be another by now than when the plan was signed, and it is this round's steps and batch that are looked at.
+        if (refused := refusal(self.site.policy(), fixed(plan), await privacy.cohort(self.site, plan, event.federation))) is not None:
             raise refused
         fetching.check(plan, event)
         await self._prepare(plan, event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.federated.test_plan import plan
@@ -26,11 +27,14 @@ def _policy(folder: Path, text: str) -> policy.Policy:
 PLAN = plan(
     participants=("a", "b", "c", "d"),
     min_participants=3,
+    local_steps=13,
     secure={"threshold": 3},
     privacy=Privacy(unit="patient", epsilon="8", delta="0.00001", clip="1", noise="2", rate="0.1"),
 )
-COHORT = policy.Cohort(samples=100, patients=50)
 CONTRADICTING = json.dumps(PLAN.model_dump(mode="json") | {"min_participants": 2})
+OPEN = PLAN.model_copy(update={"privacy": None})
+"""Without privacy: how many samples an update is made of matters. Here 13 steps of 8."""
+COHORT = policy.Cohort(samples=104, patients=50)
 VOLUMES = VolumeSchema(kind="volumes", volume="MR", size=(32, 32, 32), classes=("no", "yes"))
 
 
@@ -49,12 +53,15 @@ CASES = (
     ("max_rounds = 2", "policy.rounds"),
     ("max_update_mib = 0", "policy.bytes"),
     ("min_hospitals = 4", "policy.hospitals"),
+    ("min_batch = 9", "policy.batch"),
+    ("min_steps = 14", "policy.steps"),
+    ("min_seen = 1001", "policy.seen"),
     ("secure = true", "policy.secure"),
     ('privacy = "hospital"', "policy.privacy"),
     ('max_epsilon = "7.9"', "policy.epsilon"),
     ('max_delta = "0.000009"', "policy.epsilon"),
     ('total_epsilon = "1"', "policy.total"),
-    ("min_samples = 101", "policy.samples"),
+    ("min_samples = 105", "policy.samples"),
     ("min_patients = 51", "policy.patients"),
     ("data_mib = 1", "policy.data"),
 )
@@ -73,15 +80,21 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize(("rule", "code"), CASES)
 def test_every_rule_refuses_its_case_and_no_other_does(private: Path, rule: str, code: str) -> None:
-    wanted = PLAN.model_copy(update={"secure": None}) if rule.startswith("secure") else PLAN
+    wanted, cohort = PLAN, COHORT
+    if rule.startswith("secure"):
+        wanted = PLAN.model_copy(update={"secure": None})
+    if rule.startswith(("min_batch", "min_steps")):
+        wanted = OPEN
+    if rule.startswith("min_seen"):  # more samples than a node begins with asking for: 1,000 of them are seen
+        wanted, cohort = OPEN.model_copy(update={"local_steps": 125}), policy.Cohort(samples=1100, patients=1100)
     if rule.startswith("data_mib"):
         wanted = PLAN.model_copy(update={"data": VOLUMES})
-    assert policy.refusals(_policy(private, policy.DEFAULT), wanted, COHORT) == {}
-    found = policy.refusals(_with(private, rule), wanted, COHORT)
+    assert policy.refusals(_policy(private, policy.DEFAULT), wanted, cohort) == {}
+    found = policy.refusals(_with(private, rule), wanted, cohort)
     assert {name: problem.code for name, problem in found.items()} == {rule.split(" ")[0]: code}
     for language in ("en", "zh"):
         assert found[rule.split(" ")[0]].detail(language)
-    one = policy.refusal(_with(private, rule), wanted, COHORT)
+    one = policy.refusal(_with(private, rule), wanted, cohort)
     assert one is not None and one.code == code
 
 
@@ -103,10 +116,49 @@ def test_a_floor_of_privacy(private: Path, rule: str, plan_has: str | None, allo
 
 
 def test_a_tensor_that_stays_needs_no_leave_and_listed_code_is_allowed(private: Path) -> None:
-    staying = plan(algorithm="fedbn", local=("bn.mean",))
+    staying = plan(algorithm="fedbn", local=("bn.mean",), min_participants=3, local_steps=13)
     assert policy.refusal(_with(private, 'tensors = ["bias", "bn.count"]'), staying, COHORT) is None
     text = policy.DEFAULT.replace('other_code = "ask"', 'other_code = "refuse"').replace("packages = []", f'packages = ["{PLAN.package}"]')
     assert policy.refusal(_policy(private, text), PLAN, COHORT) is None
+
+
+def _few(folder: Path, *, samples: int = 104, **changed: Any) -> dict[str, str]:
+    """Of the rules on how many samples an update is made of, those that refuse a plan at a node as it begins, with what they say."""
+    begun, wanted = _policy(folder, policy.DEFAULT), plan(**{"min_participants": 3, **changed})
+    found = policy.refusals(begun, wanted, policy.Cohort(samples=samples, patients=samples))
+    assert set(found) <= {"min_batch", "min_steps", "min_seen"}
+    return {name: problem.detail() for name, problem in found.items()}
+
+
+def test_an_update_is_made_of_more_than_a_single_small_batch(private: Path) -> None:
+    assert set(_few(private, local_steps=1, batch_size=1)) == {"min_batch", "min_steps", "min_seen"}
+    assert set(_few(private, local_steps=1, batch_size=104)) == {"min_steps"}, "one step of everybody is a raw gradient, too"
+    assert set(_few(private, local_steps=104, batch_size=1)) == {"min_batch"}
+    assert set(_few(private, local_steps=12, batch_size=8)) == {"min_seen"} and not _few(private, local_steps=13, batch_size=8), "a pass"
+    assert set(_few(private, local_steps=124, samples=50_000)) == {"min_seen"} and not _few(private, local_steps=125, samples=50_000)
+    assert "12 steps" not in str(_few(private, local_steps=12)) and "96" in str(_few(private, local_steps=12))
+
+
+@pytest.mark.parametrize("name", ["local_steps", "batch_size"])
+def test_the_lower_end_of_a_range_is_asked_for_too(private: Path, name: str) -> None:
+    few = _few(private, local_steps=13, batch_size=8, ranges={name: {"low": "1", "high": "100"}})
+    assert set(few) == ({"min_steps", "min_seen"} if name == "local_steps" else {"min_batch", "min_seen"})
+    assert not _few(private, local_steps=13, batch_size=8, ranges={name: {"low": "8" if name == "batch_size" else "13", "high": "100"}})
+
+
+def test_what_an_algorithm_makes_of_the_steps_is_what_counts(private: Path) -> None:
+    nova = {"algorithm": "fednova", "local_steps": 1}
+    assert not _few(private, **nova), "one pass over all samples, whatever the plan's steps"
+    assert set(_few(private, **nova, parameters={"epochs": "0.5"})) == {"min_seen"}
+    assert set(_few(private, **nova, batch_size=104)) == {"min_steps"}
+
+
+def test_few_samples_say_no_more_where_each_step_is_noised_for_a_patient(private: Path) -> None:
+    noised = {"epsilon": "8", "delta": "0.00001", "clip": "1", "noise": "2"}
+    few = {"local_steps": 1, "batch_size": 1}
+    assert not _few(private, **few, privacy={"unit": "patient", "rate": "0.1", **noised})
+    # Of a hospital's noise, the platform's comes after it saw the update.
+    assert set(_few(private, **few, privacy={"unit": "hospital", **noised})) == {"min_batch", "min_steps", "min_seen"}
 
 
 def test_a_file_of_before_allows_what_it_did(private: Path) -> None:
@@ -125,6 +177,12 @@ install = true
     before = _policy(private, old)
     assert policy.refusals(before, PLAN, COHORT) == {}
     assert before.small_cell == 5, "what leaves is not more than what a new node lets leave"
+    assert set(policy.refusals(before, plan(local_steps=1, batch_size=1), COHORT)) == {
+        "min_hospitals",
+        "min_batch",
+        "min_steps",
+        "min_seen",
+    }
 
 
 def test_a_worker_gets_what_the_policy_allows_and_no_more_than_the_node_has(private: Path) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from medmesh.canonical import canonical as canonical_json
 from medmesh.contracts.data import Feature, ImageSchema, TableSchema
+from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.plan import EarlyStopping, Plan, TensorSignature, plan_hash
 from medmesh.federated.aggregation import download_signature, upload_signature
-from medmesh.federated.plan import after_training, evaluates, explain
+from medmesh.federated.plan import after_training, evaluates, explain, fixed, least, steps_of, update_bytes
+from medmesh.federated.secure import counts, vectors
+from medmesh.learning import weights
 from medmesh.pipelines.pipeline import declared
 
 
@@ -137,6 +142,60 @@ def test_a_hospital_reads_what_an_evaluation_tells() -> None:
     chinese = "\n".join(explain(plan(evaluate_every=1, small_cell=5, stop=EarlyStopping()), "zh"))
     assert "每轮及结束时另有留出样本的混淆矩阵计数，按患者计，均为 5 的倍数" in chinese
     assert "提前结束，并保留评估最好的模型" in chinese
+
+
+MASKED = {"secure": {"threshold": 3}, "min_participants": 3}
+BIG = (TensorSignature(name="w", shape=(100 * 2**18,), dtype="F32"),)
+
+
+def test_a_masked_update_has_the_bytes_of_its_ring(private: Path) -> None:
+    weights.save({"w": np.ones(1000, np.float32), "steps": np.ones((), np.int64)}, private / "model")
+    small = (TensorSignature(name="w", shape=(1000,), dtype="F32"), TensorSignature(name="steps", shape=(), dtype="I64"))
+    for ring in (64, 32):
+        wanted = plan(signature=small, evaluate_every=1, min_participants=3, secure={"threshold": 3, "ring": ring, "bits": 12})
+        beside = [0] * counts.width(wanted, RoundKind.TRAIN, 1, 0)
+        made = vectors.encode(private / "model", 10, private / "vector", bits=12, parties=3, ring=ring, beside=beside)
+        header = 8 + int.from_bytes((private / "vector").read_bytes()[:8], "little")
+        assert update_bytes(wanted) == made.bytes - header, "what really travels"
+    assert update_bytes(plan(signature=BIG)) == 100 * 2**20
+    assert update_bytes(plan(signature=BIG, **MASKED)) == 200 * 2**20 + 8
+    assert update_bytes(plan(signature=BIG, secure={"threshold": 3, "ring": 32}, min_participants=3)) == 100 * 2**20 + 4
+
+
+def _left(language: str = "en", **changed: Any) -> str:
+    (line,) = [line for line in explain(plan(**changed), language) if line.startswith(("What leaves", "离开医院的内容"))]
+    return line
+
+
+def test_a_hospital_reads_what_leaves_it_under_a_secure_sum() -> None:
+    assert _left(signature=BIG) == "What leaves: 1 tensor a round (100.00 MiB), the number of samples and the loss; nothing else."
+    assert _left(signature=(*BIG, plan().signature[0])).startswith("What leaves: 2 tensors a round")
+    masked = {"signature": BIG, **MASKED}
+    assert (
+        _left(**masked) == "What leaves: one masked vector a round (200.00 MiB), in it the model and the number of samples; nothing else."
+    )
+    assert _left("zh", **masked) == "离开医院的内容：每轮一个加掩码的向量（200.00 MiB），内含模型与样本数；别无其他。"
+    evaluated = {**masked, "evaluate_every": 1}
+    assert "in it the model, the number of samples and the loss of rounds that evaluate; every round and" in _left(**evaluated)
+    assert "内含模型、样本数及评估轮的损失；每轮及结束时" in _left("zh", **evaluated)
+    private = {**masked, "privacy": {"unit": "hospital", "epsilon": "8", "delta": "0.00001", "clip": "1", "noise": "2"}}
+    assert _left(**private).endswith("in it the model; nothing else.") and _left("zh", **private).endswith("内含模型；别无其他。")
+
+
+def test_words_agree_with_their_numbers() -> None:
+    few = "\n".join(explain(plan(rounds=1, local_steps=1, participants=("a",), min_participants=1, batch_size=1, max_drops=1)))
+    assert "invites 1 hospital to" in few and "1 round of 1 local step on 1 sample each, " in few and "drops out 1 time is" in few
+    many = "\n".join(explain(plan(max_drops=2)))
+    assert "invites 3 hospitals to" in many and "3 rounds of 5 local steps on 8 samples each, " in many and "drops out 2 times is" in many
+
+
+def test_the_least_that_a_round_may_ask_for_is_at_the_lower_ends_of_the_ranges() -> None:
+    ranges = {"local_steps": {"low": "1.5", "high": "9"}, "batch_size": {"low": "0.5", "high": "64"}}
+    wanted = plan(ranges=ranges)
+    assert (least(wanted).local_steps, least(wanted).batch_size) == (2, 1), "whole numbers that the range holds"
+    assert least(fixed(wanted)) == fixed(wanted) == plan() and fixed(plan()) == plan()
+    assert steps_of(wanted, 1000) == 5
+    assert steps_of(plan(algorithm="fednova", parameters={"epochs": "0.1"}), 1000) == 13, "of a tenth of a pass, whatever the plan's steps"
 
 
 def test_what_cannot_be_evaluated_is_refused_with_the_reason() -> None:

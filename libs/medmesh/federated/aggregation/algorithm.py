@@ -267,13 +267,13 @@ class Algorithm:
 
     # --- a hospital's part ------------------------------------------------------------------------------------------
 
-    def steps(self, local: Local) -> int:
-        """How many steps this hospital trains in a round."""
-        return local.plan.local_steps
+    def steps(self, plan: Plan, samples: int) -> int:
+        """How many steps a hospital with so many samples trains in a round."""
+        return plan.local_steps
 
     def train(self, local: Local) -> Run:
         """The training that makes the update."""
-        return Run(self.beginning(local), self.steps(local))
+        return Run(self.beginning(local), self.steps(local.plan, local.samples))
 
     def beginning(self, local: Local) -> Path:
         """The weights it starts from: the global ones, with this hospital's own where they never leave it."""

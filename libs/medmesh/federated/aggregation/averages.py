@@ -25,7 +25,7 @@ class FedProx(Algorithm):
 
     def train(self, local: Local) -> Run:
         start = self.beginning(local)
-        return Run(start, self.steps(local), pull=self.parameters["mu"], anchor=start)
+        return Run(start, self.steps(local.plan, local.samples), pull=self.parameters["mu"], anchor=start)
 
 
 class FedBN(Algorithm):
@@ -54,7 +54,7 @@ class Ditto(Algorithm):
             raise Problem("plan.whole_model", algorithm=self.NAME)
 
     def train_own(self, local: Local) -> Run | None:
-        return Run(local.kept or local.base, self.steps(local), pull=self.parameters["lambda"], anchor=local.base)
+        return Run(local.kept or local.base, self.steps(local.plan, local.samples), pull=self.parameters["lambda"], anchor=local.base)
 
     def leave(self, local: Local, trained: Path, second: Path | None) -> Left:
         return Left(trained, second)

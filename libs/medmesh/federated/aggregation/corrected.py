@@ -53,7 +53,7 @@ class Scaffold(Algorithm):
         return replace(super().train(local), shift=made, plain=True)
 
     def leave(self, local: Local, trained: Path, second: Path | None) -> Left:
-        moved = self.steps(local) * float(local.plan.learning_rate)
+        moved = self.steps(local.plan, local.samples) * float(local.plan.learning_rate)
         keep, upload = local.folder / "keep", local.folder / "upload"
         with (
             _opened(local.given, "scaffold.c") as given,
@@ -106,8 +106,8 @@ class FedNova(Algorithm):
             total += share / taken * (values - base)
         return base + self.effective * total
 
-    def steps(self, local: Local) -> int:
-        return max(1, math.ceil(self.parameters["epochs"] * local.samples / local.plan.batch_size))
+    def steps(self, plan: Plan, samples: int) -> int:
+        return max(1, math.ceil(self.parameters["epochs"] * samples / plan.batch_size))
 
     def train(self, local: Local) -> Run:
         return replace(super().train(local), plain=True)
@@ -118,7 +118,7 @@ class FedNova(Algorithm):
         with Reader(trained) as file, Writer(upload, {**file.signature(), number.name: number}) as out:
             for name in file.layout:
                 out.copy(file, name)
-            out.put(number.name, 0, np.array([float(self.steps(local))]))
+            out.put(number.name, 0, np.array([float(self.steps(local.plan, local.samples))]))
         return Left(upload)
 
 

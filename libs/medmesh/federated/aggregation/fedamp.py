@@ -90,7 +90,7 @@ class FedAMP(Algorithm):
 
     def train(self, local: Local) -> Run:
         start = local.personal or local.base
-        return Run(start, self.steps(local), pull=self.parameters["prox"] if local.personal else 0.0, anchor=start)
+        return Run(start, self.steps(local.plan, local.samples), pull=self.parameters["prox"] if local.personal else 0.0, anchor=start)
 
     def leave(self, local: Local, trained: Path, second: Path | None) -> Left:
         return Left(trained, merge(local.folder / "keep", {t.name: trained for t in local.plan.signature}))
