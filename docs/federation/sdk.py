@@ -23,7 +23,7 @@ PLAN: dict[str, Any] = {
     "batch_size": 8,
     "learning_rate": "0.5",
     "seed": 1,
-    "min_participants": 2,
+    "min_participants": 2,  # 3 where nothing is said: hospitals that take part as two have min_hospitals = 2 in their policy.toml
     "accept_seconds": 3600,
     "round_deadline_seconds": 600,
     "evaluate_every": 1,

@@ -54,7 +54,7 @@ async def test_counts_leave_as_the_plan_and_the_hospital_say_and_time_is_told(wo
             DEFAULT.replace("reviewers = 2", "reviewers = 0")
             .replace("ethics = true", "ethics = false")
             .replace("min_samples = 20", "min_samples = 1")
-            .replace("min_hospitals = 3", "min_hospitals = 1"),
+            .replace("min_hospitals = 3", "min_hospitals = 1"),  # its rounds see all images
             encoding="utf-8",
         )
         policy = folders["renji"] / "policy.toml"

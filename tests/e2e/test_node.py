@@ -17,6 +17,7 @@ from tests.records import Records, left
 from tests.world import World, federating_world
 
 from medmesh.client import Gateway
+from medmesh.client.federation import Federation
 from medmesh.contracts.federation import FederationView
 from medmesh.contracts.ingestion import Catalogue
 from medmesh.embedded.ports import Ports
@@ -301,3 +302,49 @@ async def _is(node: Node, made: dict[str, Any], state: str) -> bool:
 async def _started(world: World, researcher: Gateway, approver: Gateway, made: dict[str, Any]) -> None:
     body = {"action": "federation.start", "target": made["federation"], "digest": made["plan_hash"]}
     await world.decide(approver, (await researcher.command("POST", "/v1/approvals", body))["approval"])
+
+
+async def test_a_round_is_held_against_what_it_asks_for_and_not_against_what_it_might(world: World) -> None:
+    """The hospital's policy became stricter after it accepted a plan with a range."""
+    async with two_hospitals(world) as (researcher, approver, folders), AsyncExitStack() as stack:
+
+        def least(hospital: str, before: int, now: int) -> None:
+            policy = folders[hospital] / "policy.toml"
+            text = policy.read_text("utf-8")
+            assert f"min_batch = {before} " in text
+            policy.write_text(text.replace(f"min_batch = {before} ", f"min_batch = {now} "), "utf-8")
+
+        nodes = [await stack.enter_async_context(running(folder)) for folder in folders.values()]
+        least("renji", 8, 4)
+
+        async def failed(changed: dict[str, str]) -> dict[str, str]:
+            """Hospital to why it took no part in the only round of a federation whose batch may be 4 to 16."""
+            least("huashan", 8, 4)
+            ranges = {"batch_size": {"low": "4", "high": "16"}}
+            made = await federation(
+                world, researcher, None, tuple(folders), rounds=1, baseline=False, min_participants=1, ranges=ranges, lease_seconds=30
+            )
+            for node in nodes:
+                await until(lambda node=node: state_of(node, made))
+                await consent.approve(node.site, made["federation"], "doctor-zhao")
+                node.site.changed.set()
+
+            async def accepted() -> bool:
+                return all([await state_of(node, made) == "accepted" for node in nodes])
+
+            await until(accepted)
+            least("huashan", 4, 8)
+            one = Federation(researcher, made["federation"])
+            if changed:
+                await one.adjust(**changed)
+            await world.decide(approver, await one.request_start())
+            await completed(researcher, made)
+            found = {}
+            for name, node in zip(folders, nodes, strict=True):
+                async with node.site.unit() as uow:
+                    (row,) = await uow.all(select(tasks).where(tasks.c.federation == made["federation"], tasks.c.kind == "train"))
+                found[name] = row.code if row.state == "failed" else ""
+            return found
+
+        assert await failed({}) == {"huashan": "", "renji": ""}, "it asks for 8, as the policy wants"
+        assert await failed({"batch_size": "4"}) == {"huashan": "policy.batch", "renji": ""}

@@ -128,17 +128,27 @@ def test_the_command_deals_out_trains_and_writes_what_a_federation_would(private
     assert [answer.hospital for answer in view.rounds[0].answers] == ["h0", "h1", "h2", "h3", "h4"]
     assert view.model is not None
     assert f"model {view.model.sha256}" in done.output
+    assert "would refuse this" in done.stderr and "min_samples" in done.stderr, "of sixteen pictures, at five hospitals"
+    assert "min_batch" not in done.stderr and "min_seen" not in done.stderr
     assert (private / "out.png").stat().st_size > 10_000
     assert len((private / "out.csv").read_text().splitlines()) == 1 + 5 * 4
     again = simulated(data, private / "again", "--hospitals", "5", "--workers", "1")
     assert f"model {view.model.sha256}" in again.output, "the same data, seed and plan: the same bytes, with or without a baseline"
 
 
+def test_what_a_hospital_would_refuse_is_simulated_and_said(private: Path) -> None:
+    few = ("--hospitals", "2", "--min-participants", "2", "--steps", "1", "--batch-size", "1")
+    done = simulated(pictures(private / "data"), private / "out", *few)
+    assert done.exit_code == 0, done.output
+    said = [line for line in done.stderr.splitlines() if "would refuse this" in line]
+    assert {line.split(": ")[1] for line in said} >= {"min_hospitals", "min_batch", "min_steps", "min_seen"}
+
+
 @pytest.mark.parametrize(
     "further",
     [
         ("--secure", "3"),
-        ("--pace", "2"),
+        ("--pace", "3"),
         ("--privacy", "hospital", "--noise", "20", "--epsilon", "10"),
         ("--evaluate-every", "1", "--stop-after", "1"),
         ("--algorithm", "scaffold"),
@@ -154,7 +164,7 @@ def test_whatever_a_plan_can_have_is_simulated(private: Path, further: tuple[str
 def test_counts_are_told_as_coarsely_as_real_hospitals_tell_them_unless_asked_otherwise(private: Path) -> None:
     data, found = pictures(private / "data", 400), []
     for further in ((), ("--small-cell", "0")):
-        assert simulated(data, private / "out", "--hospitals", "2", "--baseline", *further).exit_code == 0
+        assert simulated(data, private / "out", "--hospitals", "3", "--baseline", *further).exit_code == 0
         view = FederationView.model_validate_json((private / "out.json").read_bytes())
         found.append([count for one in view.evaluation for row in one.counts for count in row])
     coarse, exact = found
@@ -194,7 +204,7 @@ def test_one_that_cannot_go_on_says_so_and_with_fewer_it_does(private: Path) -> 
 
 def test_when_nobody_can_go_on_the_reason_is_told(private: Path) -> None:
     tiny(private, "\ndef train(model, samples, schedule, on_step):\n    raise ValueError\n")
-    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "2", package=private / "package-source")
+    done = simulated(pictures(private / "data"), private / "out", "--hospitals", "3", package=private / "package-source")
     assert getattr(done.exception, "code", None) == "simulation.stuck", done.output
     assert "h0: worker.failed, h1: worker.failed" in str(done.exception)
 

@@ -251,12 +251,18 @@ async def test_what_a_hospital_may_not_send_is_refused_with_its_reason(p: Platfo
     missing = await p.send(command.model_copy(update={"update": ref.model_copy(update={"sha256": "0" * 64})}), p.hospital("huashan"))
     assert missing.problem
     assert missing.problem["code"] == "objects.missing"
+    elsewhere = await submit(p, round_, "huashan", 1.0, base="0" * 64)
+    assert elsewhere.problem
+    assert elsewhere.problem["code"] == "federation.update"
+    assert "does not begin with the model of its round" in str(elsewhere.problem)
     report = ReportFailure(federation=federation, round=1, attempt=1, code="worker.failed")
     assert (await p.send(report, p.hospital("xiehe"))).succeeded
     assert (await p.wait(ParticipantDropped)).data.reason == "failed"
-    for hospital in ("huashan", "renji"):
-        assert (await submit(p, round_, hospital, 1.0)).succeeded
+    for hospital, said in {"huashan": {"base": round_.base.sha256}, "renji": {}}.items():  # a node of before does not say
+        assert (await submit(p, round_, hospital, 1.0, **said)).succeeded
     assert (await p.wait(RoundCommitted)).data.participants == ("huashan", "renji")
+    taken = {r["agents"][0]["who"]: r["detail"]["base"] for r in await p.audited("federation") if r["sub"] == "federation.update"}
+    assert taken == {"hospital:huashan": round_.base.sha256, "hospital:renji": ""}
     stored = (await p.wait(RoundStored)).data
     assert await p.stores.kept.size(stored.model.sha256) is not None
     gone = await put_weights(p, p.folder, 1.0)

@@ -10,6 +10,7 @@ import click
 from medmesh.cli import say
 from medmesh.cli.switches import under
 from medmesh.contracts.ingestion import SMALL_CELL
+from medmesh.contracts.plan import LEAST_PARTICIPANTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -180,7 +181,7 @@ _TRAINING = (
     click.option(
         "--min-participants",
         type=int,
-        help="How many must answer a round; by default 2, or the threshold of --secure.  每轮至少多少家答复；默认 2，或 --secure 的阈值。",
+        help="How many must answer a round; by default 3, or the threshold of --secure.  每轮至少多少家答复；默认 3，或 --secure 的阈值。",
     ),
     click.option(
         "--max-drops",
@@ -234,7 +235,7 @@ def training_of(options: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: options[name] for name in same},
         "local_steps": options["steps"],
-        "min_participants": options["min_participants"] if options["min_participants"] is not None else options["secure"] or 2,
+        "min_participants": options["min_participants"] if options["min_participants"] is not None else options["secure"] or LEAST_PARTICIPANTS,
         "stop": None if options["stop_after"] is None else stop,
         "secure": None if options["secure"] is None else _secure(options),
         "pace": None if options["pace"] is None else {"quorum": options["pace"]},

@@ -19,7 +19,7 @@ from medmesh.contracts.federation import FederationList, FederationPage, Federat
 from medmesh.contracts.governance import Approvals, ApprovalView
 from medmesh.contracts.ingestion import SMALL_CELL
 from medmesh.contracts.message import ObjectRef
-from medmesh.contracts.plan import Plan, SecureAggregation
+from medmesh.contracts.plan import LEAST_PARTICIPANTS, Plan, SecureAggregation
 from medmesh.contracts.refusals import contradiction
 from medmesh.contracts.training import RehearsalReport, RehearsalView
 from medmesh.errors import Problem
@@ -97,6 +97,7 @@ async def create_federation(
     accept_seconds: float,
     start_seconds: float = 0,
     small_cell: int = SMALL_CELL,
+    min_participants: int = LEAST_PARTICIPANTS,
     rehearsal: bool | None = None,
     reviews: Sequence[str] = (),
     tell: Callable[[str], None] = _nothing,

@@ -108,6 +108,11 @@ class Measured(Record):
     step_microseconds: int = Field(ge=0, lt=2**53)
 
 
+LEAST_PARTICIPANTS = 3
+"""How many answer a round, at least, where whoever makes a plan says nothing else, and what a hospital's policy begins with: of two, each
+knows the other's part of a mean."""
+
+
 class Plan(Record):
     """See the module. Times are UTC; durations are whole seconds."""
 

@@ -69,7 +69,7 @@ class Trained:
 
     def body(self, event: RoundOpened) -> dict[str, Any]:
         """As it is told to the platform."""
-        return {"round": event.round, "attempt": event.attempt, **self.values()}
+        return {"round": event.round, "attempt": event.attempt, "base": event.base.sha256, **self.values()}
 
 
 Tell = Callable[[int, int], None]

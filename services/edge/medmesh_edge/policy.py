@@ -19,7 +19,7 @@ from typing import Any
 
 from medmesh.contracts.data import sample_bytes
 from medmesh.contracts.ingestion import SMALL_CELL
-from medmesh.contracts.plan import Plan
+from medmesh.contracts.plan import LEAST_PARTICIPANTS, Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import least, steps_of, update_bytes
 from medmesh.federated.privacy.accountant import Part
@@ -93,7 +93,7 @@ class Policy:
     tensors: tuple[str, ...] = ("*",)
     min_samples: int = 20
     min_patients: int = 0
-    min_hospitals: int = 3
+    min_hospitals: int = LEAST_PARTICIPANTS
     min_batch: int = 8
     min_steps: int = 2
     min_seen: int = 1000

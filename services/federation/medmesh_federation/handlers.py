@@ -289,6 +289,8 @@ async def _submitted(given: SubmitUpdate, uow: UnitOfWork[Ports]) -> dict[str, A
     plan, results = plan_of(current), None
     if given.samples > updates.MOST_COUNTED:
         raise Problem("request.invalid", reason=f"samples: more than {updates.MOST_COUNTED}")
+    if given.base not in (None, current.base["sha256"]):
+        raise Problem("federation.update", reason="it does not begin with the model of its round")
     if current.kind == "evaluate" and plan.secure is None:
         raise Problem("federation.not_assigned", federation=given.federation, round=given.round)
     if given.counts is not None:
@@ -316,7 +318,7 @@ async def _submitted(given: SubmitUpdate, uow: UnitOfWork[Ports]) -> dict[str, A
         uow.unchanged()
     else:
         about = (entity(current), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
-        detail: dict[str, str | int | bool] = {"late": late, "bytes": given.update.bytes}
+        detail: dict[str, str | int | bool] = {"late": late, "bytes": given.update.bytes, "base": given.base or ""}
         if duplicate:
             detail["duplicate"] = True
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail=detail))

@@ -133,7 +133,7 @@ def test_what_is_tried_is_what_would_be_asked(asked: Any) -> None:
         for field in ("small_cell", "max_drops", "min_participants", "codec_share", "codec", "secure"):
             (one,) = {part[: part.index(")")] for found in (tried, wanted) for part in found.split(f"('{field}', ")[1:]}
             assert one, field
-    assert "('small_cell', 5)" in asked(simulate) and "('min_participants', 2)" in asked(create)
+    assert "('small_cell', 5)" in asked(simulate) and "('min_participants', 3)" in asked(create)
     assert "('min_participants', 3)" in asked(simulate, "--secure", "3")
 
 

@@ -34,6 +34,7 @@ class Platform:
 
     async def command(self, method: str, path: str, document: Any, enclosed: Sequence[bytes]) -> dict[str, Any]:
         assert b"".join(enclosed) == b"weights"
+        assert document["base"] == EVENT.base.sha256, "with which model it began, in what the node signs"
         self.uploads += 1
         answer = self.answers.pop(0)
         if answer == "missing":

@@ -69,6 +69,8 @@ class SubmitUpdate(Command):
     rounds evaluate."""
     milliseconds: dict[Work, int] = Field(default_factory=dict)
     """What this hospital's time went into."""
+    base: Sha256 | None = None
+    """SHA-256 of the model that the round began with here; any other than the round's is refused. A node of before says nothing."""
     whole: str = Field(default="", max_length=2000)
     """Of a masked vector: the list of everybody whose masks are in it, and this hospital's keys for the next round, signed."""
 
