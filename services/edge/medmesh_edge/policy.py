@@ -279,7 +279,7 @@ def _min_seen(policy: Policy, plan: Plan, cohort: Cohort) -> Problem | None:
 
 def _max_update_mib(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:
     size = update_bytes(plan)
-    return Problem("policy.bytes", mib=size // 2**20 + 1, limit=policy.max_update_mib) if size > policy.max_update_mib * 2**20 else None
+    return Problem("policy.bytes", mib=-(-size // 2**20), limit=policy.max_update_mib) if size > policy.max_update_mib * 2**20 else None
 
 
 def _max_rounds(policy: Policy, plan: Plan, _: Cohort) -> Problem | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
@@ -296,6 +297,39 @@ async def test_a_plan_that_contradicts_itself_is_refused_before_anything_is_sent
     with pytest.raises(Problem) as caught:
         await create_federation(cast(Gateway, None), TINY, **about, **rules)  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.params["field"]) == ("plan.number", "learning_rate")
+
+
+async def test_three_answer_a_round_where_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def taken(*_: object, **__: object) -> ObjectRef:
+        return REF
+
+    class Door:
+        async def command(self, _method: str, _path: str, body: dict[str, Any]) -> dict[str, str]:
+            asked.append(body["plan"])
+            return {"federation": "f", "plan_hash": ""}
+
+    monkeypatch.setattr("medmesh.client.federation.upload", taken)
+    rules = {"rounds": 1, "local_steps": 1, "batch_size": 1, "learning_rate": "0.1", "seed": 1, "rehearsal": False}
+    about = {"name": "m", "purpose": "test", "initiator": "person:li@platform", "accept_seconds": 5, "round_deadline_seconds": 60, **rules}
+    await create_federation(cast(Gateway, Door()), TINY, **about, hospitals=("a", "b", "c", "d"))  # type: ignore[arg-type]
+    await create_federation(cast(Gateway, Door()), TINY, **about, hospitals=("a", "b"), min_participants=2)  # type: ignore[arg-type]
+    assert [plan["min_participants"] for plan in asked] == [3, 2]
+    with pytest.raises(Problem) as caught:
+        await create_federation(cast(Gateway, Door()), TINY, **about, hospitals=("a", "b"))  # type: ignore[arg-type]
+    assert "min_participants: 3 is more than the 2 participants" in str(caught.value)
+    typed: dict[str, Any] = {}
+
+    async def made(_: Any, folder: Path, **values: Any) -> dict[str, str]:
+        typed.update(values)
+        return {"federation": "f", "plan_hash": ""}
+
+    monkeypatch.setattr("medmesh.client.federation.create_federation", made)
+    monkeypatch.setattr("medmesh.cli.federation.with_gateway", lambda run: asyncio.run(run(None)))
+    given = ["create", str(tmp_path), "--name", "m", "--purpose", "test", "--initiator", "person:li@platform", "--hospital", "renji"]
+    assert (await asyncio.to_thread(CliRunner().invoke, federation, given)).exit_code == 0
+    assert typed["min_participants"] == 3
 
 
 def within(group: click.Group) -> list[click.Command]:

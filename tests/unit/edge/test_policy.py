@@ -12,6 +12,7 @@ from tests.unit.federated.test_plan import plan
 
 from medmesh.cli.edge.policy import _plan
 from medmesh.contracts.data import VolumeSchema
+from medmesh.contracts.plan import TensorSignature
 from medmesh.contracts.privacy import Privacy
 from medmesh.errors import Problem
 from medmesh.learning.isolation import Limits
@@ -159,6 +160,17 @@ def test_few_samples_say_no_more_where_each_step_is_noised_for_a_patient(private
     assert not _few(private, **few, privacy={"unit": "patient", "rate": "0.1", **noised})
     # Of a hospital's noise, the platform's comes after it saw the update.
     assert set(_few(private, **few, privacy={"unit": "hospital", **noised})) == {"min_batch", "min_steps", "min_seen"}
+
+
+def test_bytes_are_counted_as_they_leave(private: Path) -> None:
+    big = PLAN.model_copy(update={"signature": (TensorSignature(name="w", shape=(100 * 2**18,), dtype="F32"),)})
+    assert big.secure is not None
+    rule = _with(private, "max_update_mib = 100")
+    assert policy.refusals(rule, big.model_copy(update={"secure": None}), COHORT) == {}
+    assert policy.refusals(rule, big, COHORT)["max_update_mib"].params == {"mib": 201, "limit": 100}, "a masked number has 64 bits"
+    short = big.model_copy(update={"secure": big.secure.model_copy(update={"ring": 32})})
+    assert policy.refusals(rule, short, COHORT)["max_update_mib"].params == {"mib": 101, "limit": 100}, "and samples go with it"
+    assert policy.refusals(_with(private, "max_update_mib = 201"), big, COHORT) == {}
 
 
 def test_a_file_of_before_allows_what_it_did(private: Path) -> None:
