@@ -152,6 +152,7 @@ def test_what_a_hospital_would_refuse_is_simulated_and_said(private: Path) -> No
         ("--privacy", "hospital", "--noise", "20", "--epsilon", "10"),
         ("--evaluate-every", "1", "--stop-after", "1"),
         ("--algorithm", "scaffold"),
+        ("--codec", "int8"),
     ],
     ids=lambda further: further[0],
 )

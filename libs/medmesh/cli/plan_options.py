@@ -235,7 +235,9 @@ def training_of(options: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: options[name] for name in same},
         "local_steps": options["steps"],
-        "min_participants": options["min_participants"] if options["min_participants"] is not None else options["secure"] or LEAST_PARTICIPANTS,
+        "min_participants": options["min_participants"]
+        if options["min_participants"] is not None
+        else options["secure"] or LEAST_PARTICIPANTS,
         "stop": None if options["stop_after"] is None else stop,
         "secure": None if options["secure"] is None else _secure(options),
         "pace": None if options["pace"] is None else {"quorum": options["pace"]},

@@ -3,9 +3,13 @@
 What a codec cannot say this round is kept as the hospital's residual and added to the next round's difference (Seide et al. 2014,
 "1-bit SGD"; Karimireddy et al. 2019, "Error feedback fixes SignSGD", algorithm 2), so that nothing is lost for good.
 
-    fp16, bf16    the difference, rounded to nearest even
-    int8          blocks of 4,096 numbers, each with a float32 scale: q = round(d / s), s = max|d| / 127 (0.2510 of float32)
+    fp16, bf16    the difference, rounded
+    int8          blocks of 4,096 numbers, each with a float32 scale: q = d / s, rounded, s = max|d| / 127 (0.2510 of float32)
     topk          of each block of 65,536 numbers the largest `codec_share` in magnitude, by place and value (Stich et al. 2018)
+
+Rounding is at random, up as often as the number is near the upper neighbour, so that on the mean nothing is added (Gupta et al. 2015, "Deep
+learning with limited numerical precision"). What is drawn comes from a key that the code whose numbers they are does not know; the same key
+draws the same, so that what is made once more has the same bytes.
 
 Encoded updates are safetensors files, too: `codec/<part>/<tensor>` beside tensors that travel as they are. Integer tensors always do, and
 so do floats of another width than 32 bits. Everything here goes through files a piece at a time, whatever the model's size.
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from medmesh.contracts.plan import Plan, TensorSignature
 from medmesh.errors import Problem
@@ -36,6 +41,24 @@ _STEP = 1 << 18
 
 Parts = dict[str, np.ndarray]
 """What one piece of a tensor becomes, by part."""
+
+
+class Dice:
+    """Numbers from 0 to 65,535, each as often: AES-256-CTR over zeros under a key of 32 bytes that is used for one update."""
+
+    def __init__(self, key: bytes) -> None:
+        self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def draw(self, count: int) -> np.ndarray:
+        """The next `count` of them."""
+        return np.frombuffer(self._stream.update(bytes(2 * count)), np.uint16)
+
+    def up(self, share: np.ndarray) -> np.ndarray:
+        """For each share, from 0 up to 1, whether it is drawn: so often."""
+        return self.draw(share.size).reshape(share.shape) < share * np.float32(65536)
+
+
+Into = Callable[[np.ndarray, Dice], Parts]
 
 
 def kept(count: int, share: str) -> int:
@@ -95,18 +118,23 @@ def wire_bytes(signature: Iterable[TensorSignature]) -> int:
 # --- the codecs, on one piece of a difference (float32, at most `_STEP` numbers, whole blocks but at the end) -------------------------
 
 
-def _half(d: np.ndarray) -> Parts:
+def _half(d: np.ndarray, dice: Dice) -> Parts:
     limit = np.float32(np.finfo(np.float16).max)
-    return {"half": np.clip(d, -limit, limit).astype(np.float16)}
+    d = np.clip(d, -limit, limit)
+    near = d.astype(np.float16)
+    low = np.where(near <= d, near, np.nextafter(near, np.float16(-np.inf)))
+    high = np.nextafter(low, np.float16(np.inf))
+    below = low.astype(np.float32)
+    return {"half": np.where(dice.up((d - below) / (high.astype(np.float32) - below)), high, low)}
 
 
 def _unhalf(parts: Parts, count: int) -> np.ndarray:
     return parts["half"].astype(np.float32)
 
 
-def _brain(d: np.ndarray) -> Parts:
+def _brain(d: np.ndarray, dice: Dice) -> Parts:
     bits = np.ascontiguousarray(d).view(np.uint32)
-    return {"half": ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)}
+    return {"half": ((bits + dice.draw(d.size)) >> np.uint32(16)).astype(np.uint16)}
 
 
 def _unbrain(parts: Parts, count: int) -> np.ndarray:
@@ -117,10 +145,12 @@ def _blocks(d: np.ndarray, size: int) -> np.ndarray:
     return np.pad(d, (0, -len(d) % size)).reshape(-1, size)
 
 
-def _int8(d: np.ndarray) -> Parts:
+def _int8(d: np.ndarray, dice: Dice) -> Parts:
     blocks = _blocks(d, BLOCK)
     scale = (np.abs(blocks).max(axis=1) / np.float32(127)).astype(np.float32)
-    q = np.rint(blocks / np.where(scale == 0, np.float32(1), scale)[:, None])
+    exact = blocks / np.where(scale == 0, np.float32(1), scale)[:, None]
+    q = np.floor(exact)
+    q += dice.up(exact - q)
     return {"q": np.clip(q, -127, 127).astype(np.int8).reshape(-1)[: len(d)], "scale": scale}
 
 
@@ -130,8 +160,8 @@ def _unint8(parts: Parts, count: int) -> np.ndarray:
     return result
 
 
-def _topk(share: str) -> Callable[[np.ndarray], Parts]:
-    def encode(d: np.ndarray) -> Parts:
+def _topk(share: str) -> Into:
+    def encode(d: np.ndarray, _: Dice) -> Parts:  # what is sent is sent whole
         places, values = [], []
         for start in range(0, len(d), SPARSE):
             part = d[start : start + SPARSE]
@@ -160,7 +190,7 @@ def _untopk(share: str) -> Callable[[Parts, int], np.ndarray]:
     return decode
 
 
-def _codec(name: str, share: str) -> tuple[Callable[[np.ndarray], Parts], Callable[[Parts, int], np.ndarray]]:
+def _codec(name: str, share: str) -> tuple[Into, Callable[[Parts, int], np.ndarray]]:
     return {
         "fp16": (_half, _unhalf),
         "bf16": (_brain, _unbrain),
@@ -207,13 +237,14 @@ def encode(
     left: Path,
     *,
     share: str,
+    key: bytes,
 ) -> None:
-    """Write the encoded `update` to `target` and the new residual to `left`. `update` has the tensors of `signature`,
-    `residual` those of the last encoding's `left`: the encoded ones. All are safetensors files."""
+    """Write the encoded `update` to `target` and the new residual to `left`, rounded by `key` (32 bytes). `update` has the tensors of
+    `signature`, `residual` those of the last encoding's `left`: the encoded ones. All are safetensors files."""
     tensors = tuple(signature)
     model = header(base)
     coded = tuple(tensor for tensor in tensors if _coded(tensor, model))
-    into, back = _codec(codec, share)
+    (into, back), dice = _codec(codec, share), Dice(key)
     with (
         Reader(base) as before,
         Reader(update) as after,
@@ -230,7 +261,7 @@ def encode(
                 d = _floats(after, tensor.name, count) - _floats(before, tensor.name, count)
                 if residual is not None:
                     d += _floats(rest, tensor.name, count)
-                parts = into(d)
+                parts = into(d, dice)
                 for part, array in parts.items():
                     out.append(f"{PREFIX}{part}/{tensor.name}", array.tobytes())
                 kept_back.append(tensor.name, (d - back(parts, count)).tobytes())

@@ -38,6 +38,8 @@ from medmesh.learning.table import encode
 SAMPLES = 24
 """Invented ones of each pretended hospital, unless there are more classes or a batch needs more."""
 _COUNTS = (2, 3, 5, 7, 11)
+_NOBODYS = bytes(32)
+"""By what updates of pretended hospitals are rounded: their samples are nobody's."""
 """How many hospitals are pretended: two, or as many as the algorithm needs at least."""
 Open = Callable[[Package, Path], AbstractAsyncContextManager[Worker]]
 """Starts a worker with a package in a folder, as `medmesh.learning.host.worker` does with the limits of the machine."""
@@ -247,7 +249,7 @@ class _Rehearsal:
         if plan.codec == "none":
             return update
         sent, left, tensors = folder / "encoded", folder / "left", upload_signature(plan)
-        codecs.encode(plan.codec, tensors, model, update, self.residuals.get(name), sent, left, share=plan.codec_share)
+        codecs.encode(plan.codec, tensors, model, update, self.residuals.get(name), sent, left, share=plan.codec_share, key=_NOBODYS)
         self.residuals[name] = left
         codecs.decode(plan.codec, tensors, model, sent, arrived, share=plan.codec_share)
         return arrived

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sqlalchemy import bindparam, delete, insert, select
 
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.plan import Plan
+from medmesh.security.keys import read_secret
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
@@ -34,11 +36,18 @@ async def encode(site: Site, plan: Plan, event: RoundOpened, base: Path, update:
     encoded, left = folder / "encoded", folder / "left"
     before = await _before(site, event, folder)
     work = (plan.codec, upload_signature(plan), base, update, before, encoded, left)
-    await asyncio.to_thread(codecs.encode, *work, share=plan.codec_share)
+    await asyncio.to_thread(codecs.encode, *work, share=plan.codec_share, key=rounding(site, event))
     digest, _ = await asyncio.to_thread(file_digest, left)
     if await sealing.begin(site, digest):
         await site.objects.put_file(left, digest)
     return encoded, digest
+
+
+def rounding(site: Site, event: RoundOpened) -> bytes:
+    """By what an update is rounded: nobody outside knows it, training code neither, and the same attempt trained once more has the same."""
+    secret = b"rounding:" + read_secret(site.layout.site_key).strip()
+    about = f"{site.settings.hospital}/{event.federation}/{event.round}/{event.attempt}"
+    return hmac.digest(secret, about.encode(), "sha256")
 
 
 async def _before(site: Site, event: RoundOpened, folder: Path) -> Path | None:

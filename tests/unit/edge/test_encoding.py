@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,40 @@ from tests.unit.federated.test_plan import plan
 from medmesh.federated import codecs
 from medmesh.federated.aggregation import upload_signature
 from medmesh.learning import weights
+from medmesh.security.keys import write_secret
 from medmesh_edge import encoding
 from medmesh_edge.ports import site
 from medmesh_edge.tables import federations, residuals
+
+
+async def test_a_round_is_rounded_by_the_hospitals_secret_and_once_more_as_before(private: Path) -> None:
+    """What was trained again after a kill is encoded to the same bytes; another attempt, round, federation or hospital has others."""
+    SETTINGS.save(private)
+    wanted = plan(codec="int8")
+    event = opened(wanted, 1)
+    dice = np.random.default_rng(1)
+    for name in ("base", "update"):
+        # An integer tensor travels as it is.
+        floats = {tensor.name: dice.normal(0, 1, tensor.shape).astype(np.float32) for tensor in wanted.signature if tensor.dtype == "F32"}
+        weights.save({**floats, "bn.count": np.zeros((), np.int64)}, private / name)
+    async with site(private) as node:
+        write_secret(node.layout.site_key, b"1" * 64)
+        other = event.model_copy(update={"attempt": 2})
+        made = []
+        for one in (event, event):
+            (folder := private / f"round-{len(made)}").mkdir()
+            encoded, _ = await encoding.encode(node, wanted, one, private / "base", private / "update", folder)
+            made.append(encoded.read_bytes())
+        assert made[0] == made[1]
+        keys = [encoding.rounding(node, event), encoding.rounding(node, other)]
+        keys += [encoding.rounding(node, event.model_copy(update=changed)) for changed in ({"round": 2}, {"federation": "g"})]
+        node.layout.site_key.write_bytes(b"2" * 64)
+        keys.append(encoding.rounding(node, event))
+        assert len(set(keys)) == 5 and {len(key) for key in keys} == {32}
+        written = node.settings.model_copy(update={"hospital": "elsewhere"})
+        node.layout.site_key.write_bytes(b"1" * 64)
+        with_name = encoding.rounding(replace(node, settings=written), event)
+        assert with_name not in keys
 
 
 async def test_what_the_next_round_goes_on_from_stays_though_an_earlier_one_left_the_same(private: Path) -> None:
@@ -44,6 +76,7 @@ async def test_an_update_goes_on_from_what_the_last_one_left_out_that_is_in_a_mo
     zeros, rng = {t.name: np.zeros(t.shape, kinds[t.dtype]) for t in wanted.signature}, np.random.default_rng(1)
     weights.save(zeros, base)
     async with site(private) as node:
+        write_secret(node.layout.site_key, b"1" * 64)
         lefts = dict[int, Path]()
         for number in (1, 2):
             (folder := tmp_path / str(number)).mkdir()
