@@ -125,6 +125,7 @@ async def create_federation(
                 accept_by=now + timedelta(seconds=accept_seconds),
                 start_at=now + timedelta(seconds=start_seconds),
                 small_cell=small_cell,
+                min_participants=min_participants,
                 **measured,
                 **plan,
             )

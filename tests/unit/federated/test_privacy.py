@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from tests.unit.federated.test_plan import plan
 
+from medmesh.contracts.plan import Plan
 from medmesh.contracts.privacy import Privacy
 from medmesh.errors import Problem
 from medmesh.federated.aggregation import ALGORITHMS, Algorithm, Local, compatible
@@ -151,8 +152,8 @@ async def test_more_steps_than_the_ledger_counts_are_not_trained(tmp_path: Path,
     class Longer(Algorithm):
         NAME = "longer"
 
-        def steps(self, local: Local) -> int:
-            return local.plan.local_steps + 1
+        def steps(self, plan: Plan, samples: int) -> int:
+            return plan.local_steps + 1
 
     monkeypatch.setitem(ALGORITHMS, "longer", Longer)
     private = plan(algorithm="longer", privacy=PATIENT)
