@@ -18,6 +18,7 @@ from tests.unit.federated.test_plan import plan
 
 from medmesh.errors import Problem
 from medmesh.learning import weights
+from medmesh.security.keys import write_secret
 from medmesh_edge import encoding, patients, sealing, training
 from medmesh_edge.ports import Site, site
 from medmesh_edge.rounds import Rounds
@@ -174,11 +175,12 @@ async def test_a_transaction_that_does_not_commit_leaves_the_note(folder: Path, 
 
 
 async def test_what_a_codec_left_out_is_noted_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(_codec: str, _signature: Any, _base: Path, _update: Path, _before: Any, encoded: Path, left: Path, share: Any) -> None:
+    def encode(_codec: str, _signature: Any, _base: Path, _update: Path, _before: Any, encoded: Path, left: Path, **_how: Any) -> None:
         left.write_bytes(b"left out")
 
     monkeypatch.setattr("medmesh.federated.codecs.encode", encode)
     async with site(folder) as node:
+        write_secret(node.layout.site_key, b"1" * 64)
         before = files(folder)
         _, residual = await encoding.encode(node, plan(codec="int8"), EVENT, tmp_path, tmp_path, tmp_path)
         assert await noted(node) == [residual] and files(folder) > before
