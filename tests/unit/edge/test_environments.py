@@ -108,7 +108,7 @@ async def world(private: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     @asynccontextmanager
     async def start(*_: Any, **__: Any) -> AsyncIterator[Any]:
         made.begun += 1
-        yield object()
+        yield SimpleNamespace(begin=lambda: True)
 
     for module, name, instead in ((code, "fetch", fetched), (code, "allowed", nothing), (continuity, "view", nothing)):
         monkeypatch.setattr(module, name, instead)
