@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ async def test_auditors_and_hospitals_see_what_was_forged_into_the_log_and_a_log
     # Forged into the genuine log, by the key of the service whose record it is: the tree is whole, the signature is not there.
     token = attacker.approval("model.release", "release-9", "9" * 64)
     statements = tuple(_claims(token)["sts"])
-    found = approvals.Approval("forged", "model.release", "release-9", "9" * 64, "person:li@platform", ("person:wu@platform",), statements)
+    who, until = ("person:li@platform", ("person:wu@platform",)), datetime.now(UTC) + timedelta(hours=1)
+    found = approvals.Approval("forged", "model.release", "release-9", "9" * 64, *who, statements, until)
     async with p.runtimes["registry"].unit() as uow:
         about = (Entity("release", "release-9", digest="9" * 64), Entity("model", "mri", "1"))
         uow.audit(AuditEntry("model.release", "E", entities=about, approval=found.evidence(), detail={"version": 1}))
