@@ -173,7 +173,7 @@ async def test_an_approval_is_of_one_plan_and_the_next_with_the_same_code_is_ask
         await consented(nodes, first)
         for node in nodes:
             await until(lambda node=node: is_state(node, first, "accepted"))
-        worse = await federation(world, researcher, None, tuple(folders), rounds=900, local_steps=1, batch_size=1, seed=4)
+        worse = await federation(world, researcher, None, tuple(folders), rounds=900, learning_rate="9", seed=4)
         for node in nodes:
             await until(lambda node=node: is_state(node, worse, "invited"))
         await asyncio.sleep(1.5)
