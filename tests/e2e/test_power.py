@@ -138,13 +138,14 @@ async def federated(world: World, li: Gateway, wu: Gateway, disk: Disk) -> tuple
             node = await mine.enter_async_context(running(first))
         view = await completed(li, made)
 
-        records = await logged(node)
+        records = await logged(node, made["federation"], ROUNDS)
     assert view.model is not None
     return view.model.sha256, records
 
 
-async def logged(node: Node) -> list[dict[str, Any]]:
-    """What is in the log of a node, once all that it told is."""
+async def logged(node: Node, federation: str, rounds: int) -> list[dict[str, Any]]:
+    """What is in the log of a node, once all that it told is: the last upload is recorded after the platform, which waits for nothing more,
+    has it."""
 
     async def everything() -> list[dict[str, Any]]:
         copy = node.site.layout.folder / "copy"
@@ -153,7 +154,8 @@ async def logged(node: Node) -> list[dict[str, Any]]:
         found = [one for one in map(json.loads, bodies) if one["src"]["service"] == node.site.emitter]
         async with node.site.unit() as uow:
             told = (await uow.execute(text("SELECT n FROM audit_counter"))).scalar_one()
-        return found if found and found[-1]["n"] == told else []
+        last = [one for one in found if one["sub"] == "federation.upload" and one["detail"]["round"] == rounds and federation in str(one)]
+        return found if last and found[-1]["n"] == told else []
 
     found: list[dict[str, Any]] = await until(everything)
     return found

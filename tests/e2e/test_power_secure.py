@@ -191,7 +191,7 @@ async def federated(people: tuple[World, Gateway, Gateway, list[Path]], disk: Ef
             await asyncio.to_thread(disk.back)
             node = listening(disk, await mine.enter_async_context(running(first)))
         view = await completed(li, made)
-        records = await logged(node)
+        records = await logged(node, made["federation"], ROUNDS)
         async with node.site.unit() as uow:
             theirs = task_table.c.federation == made["federation"]
             done = await uow.all(select(task_table.c.round, task_table.c.trained).where(theirs, task_table.c.kind == "train"))
