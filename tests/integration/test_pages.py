@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Door:
 
 async def written(p: Platform, rounds: int) -> str:
     """A federation of so many training rounds and an evaluation, as its rows have it when it is over."""
-    soon = datetime.now(UTC).replace(year=2100)
+    soon = datetime.now(UTC) + timedelta(days=60)
     done = await p.send(await make_plan(p, HOSPITALS, accept_by=soon, start_at=soon, rounds=rounds), p.person("li", "researcher"))
     assert done.succeeded and done.result, done.problem
     federation = str(done.result["federation"])
@@ -172,7 +172,7 @@ async def copied(p: Platform, federation: str, copies: int) -> None:
 
 
 async def test_a_list_of_many_large_federations_is_read_in_messages(p: Platform) -> None:
-    soon = datetime.now(UTC).replace(year=2100)
+    soon = datetime.now(UTC) + timedelta(days=60)
     done = await p.send(await make_plan(p, HOSPITALS, accept_by=soon, start_at=soon), p.person("li", "researcher"))
     assert done.succeeded and done.result, done.problem
     first = str(done.result["federation"])

@@ -318,7 +318,9 @@ async def _submitted(given: SubmitUpdate, uow: UnitOfWork[Ports]) -> dict[str, A
         uow.unchanged()
     else:
         about = (entity(current), Entity("update", f"{given.round}.{given.attempt}", digest=given.update.sha256))
-        detail: dict[str, str | int | bool] = {"late": late, "bytes": given.update.bytes, "base": given.base or ""}
+        detail: dict[str, str | int | bool] = {"late": late, "bytes": given.update.bytes}
+        if given.base is not None:
+            detail["base"] = given.base
         if duplicate:
             detail["duplicate"] = True
         uow.audit(AuditEntry("federation.update", "C", entities=about, detail=detail))
