@@ -160,7 +160,7 @@ def test_notes_are_in_no_everything_of_a_policy(private: Path) -> None:
     for allowed, refused in (('["*"]', True), ('["MR", "text:other"]', True), ('["*", "text:note"]', False)):
         (private / "policy.toml").write_text(policy.DEFAULT.replace('modalities = ["*"]', f"modalities = {allowed}"))
         found = policy.refusals(policy.read(private / "policy.toml"), notes_, cohort)
-        assert ({name: one.code for name, one in found.items()} == {"modalities": "policy.modality"}) is refused, (allowed, found)
+        assert ("modalities" in found) is refused, (allowed, found)
     assert "modalities" not in policy.refusals(policy.read(private / "policy.toml"), others, cohort)
 
 
