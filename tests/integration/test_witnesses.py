@@ -163,7 +163,11 @@ async def test_a_checkpoint_is_shown_when_enough_witnesses_saw_it(
 
             assert await asyncio.to_thread(command, "--keep", str(private / "kept")) == 0
             assert await asyncio.to_thread(command, "--from", str(private / "kept")) == 0
-            assert (await door.request("GET", "/v1/events", query={"verb": "audit.copy"}))["events"]
+
+            async def recorded() -> Any:
+                return (await door.request("GET", "/v1/events", query={"verb": "audit.copy"}))["events"]
+
+            await until(recorded)  # records reach the log after the effect
 
 
 async def _saw(world: World, name: str) -> bool:
