@@ -15,10 +15,11 @@ import re
 import site
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
+
+from medmesh.measured import digest, mapped
 
 OURS = Path(__file__).resolve().parents[1]
 
@@ -32,8 +33,8 @@ def main() -> None:
             {
                 "python": f"{platform.python_implementation()} {platform.python_version()}",
                 "build": sys.version,
-                "programs": {path.name if ".so" in path.name else "python": _digest(path) for path in _programs()},
-                "start": {path.name: _digest(path) for path in _start()},
+                "programs": {path.name if ".so" in path.name else "python": digest(path) for path in _programs()},
+                "start": {path.name: digest(path) for path in _start()},
                 "distributions": named,
                 "places": sorted({str(path) for path in _places()}),
             }
@@ -52,27 +53,17 @@ def _record(found: Distribution) -> str:
     return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
 def _tree(folder: Path) -> str:
     whole = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        whole.update(f"{path.relative_to(folder).as_posix()}\0{_digest(path)}\0".encode())
+        whole.update(f"{path.relative_to(folder).as_posix()}\0{digest(path)}\0".encode())
     return whole.hexdigest()
 
 
 def _programs() -> Iterator[Path]:
     """The interpreter, and the library that is most of it where it is built as one."""
     yield Path(sys.executable).resolve()
-    with suppress(OSError):
-        mapped = {line.split(maxsplit=5)[5].strip() for line in Path("/proc/self/maps").read_text().splitlines() if "/libpython" in line}
-        yield from (Path(path) for path in sorted(mapped))
+    yield from (Path(path) for path in sorted(mapped("/libpython")))
 
 
 def _start() -> Iterator[Path]:

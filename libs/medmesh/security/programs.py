@@ -14,7 +14,6 @@ import pkgutil
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -24,6 +23,7 @@ from typing import Any
 from medmesh.canonical import canonical, parse
 from medmesh.contracts.message import Sha256
 from medmesh.errors import Problem
+from medmesh.measured import digest, mapped
 from medmesh.security import statements
 from medmesh.security.roster import Roster
 from medmesh.security.statements import Statement
@@ -56,20 +56,12 @@ class Verdict:
 
 def measured() -> dict[str, str]:
     """File to SHA-256, hexadecimal, of everything that is installed here."""
-    return {name: _digest(path) for name, path in _files()}
+    return {name: digest(path) for name, path in _files()}
 
 
 def loaded() -> dict[str, str]:
     """The same of what this process has loaded until now; a file that is gone has no digest."""
-    return {name: _digest(path) for name, path in _loaded()}
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
+    return {name: digest(path) for name, path in _loaded()}
 
 
 def digest_of(files: Mapping[str, str]) -> str:
@@ -129,8 +121,7 @@ def _files() -> Iterator[tuple[str, Path]]:
 def _loaded() -> Iterator[tuple[str, Path]]:
     """What this process has loaded: modules and shared libraries."""
     files = {file for module in list(sys.modules.values()) if isinstance(file := getattr(module, "__file__", None), str)}
-    with suppress(OSError):
-        files |= {line.split(maxsplit=5)[5].strip() for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
+    files |= mapped(".so")
     folders = [(f"{folder}/", root) for root, folder in {**_ours(), **_site()}.items()]
     for file in sorted(files):
         for folder, root in folders:
