@@ -15,6 +15,12 @@ from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show
 
 DAY = click.DateTime(["%Y-%m-%d"])
+ETHICS = click.option(
+    "--ethics",
+    default="",
+    help="Number of the ethics committee's approval (medmesh edge ethics).  伦理委员会批件编号（medmesh edge ethics）。",
+)
+"""On which approval a command takes data in."""
 
 
 @click.group()

@@ -13,7 +13,9 @@ from typing import Any
 import click
 
 from medmesh.cli import say
+from medmesh.cli.edge.ethics import ETHICS
 from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.progress import progress
 from medmesh.cli.session import show
 
 EXPLAINED = 20
@@ -24,11 +26,7 @@ EXPLAINED = 20
 @FOLDER
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--dataset", required=True)
-@click.option(
-    "--ethics",
-    default="",
-    help="Number of the ethics committee's approval (medmesh edge ethics).  伦理委员会批件编号（medmesh edge ethics）。",
-)
+@ETHICS
 @click.option(
     "--modality", default="", help="Of files that do not say it: MR, CT, ECG, EEG, AU ...  未自带检查类型的文件：MR、CT、ECG、EEG、AU 等。"
 )
@@ -92,14 +90,8 @@ def ingest(
         raise click.UsageError(say("a table needs --table and --columns", "导入表格需同时给出 --table 和 --columns"))
 
     async def work(site: Any) -> Any:
-        options: dict[str, Any] = {"ethics": ethics, "modality": modality, "dry_run": dry_run}
-        with click.progressbar(length=1, label=dataset, hidden=as_json) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.length = max(1, total)
-                bar.update(done - bar.pos)
-
-            options["progress"] = progress
+        with progress(dataset, hidden=as_json) as told:
+            options: dict[str, Any] = {"ethics": ethics, "modality": modality, "dry_run": dry_run, "progress": told}
             if table is not None and columns is not None:
                 return await tabular.ingest(site, source, columns, tabular.schema_of(table), dataset, **options)
             return await intake.ingest(site, source, dataset, series=volumes, **options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from medmesh.cli import language
 from medmesh.cli.edge.site import FOLDER, on_site
+from medmesh.cli.progress import progress
 from medmesh.cli.session import show
 
 
@@ -63,16 +63,8 @@ def quality(folder: Path, dataset: str, page: Path | None, block: tuple[str, ...
     from medmesh_edge.quality import judge
 
     blocking = known(block) if block else None
-    with click.progressbar(length=1, label=dataset, hidden=not sys.stderr.isatty(), file=sys.stderr) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        async def work(site: Any) -> Any:
-            return await judge(site, dataset, blocking, progress)
-
-        report = on_site(folder, work)
+    with progress(dataset, hidden=not sys.stderr.isatty(), file=sys.stderr) as told:
+        report = on_site(folder, lambda site: judge(site, dataset, blocking, told))
     if page is not None:
         page.touch(mode=0o600)
         page.write_text(drawn(report, language()), encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.edge.ethics import ETHICS
 from medmesh.cli.edge.patients import asked_patient
 from medmesh.cli.edge.site import FOLDER, on_site
 from medmesh.cli.session import show as shown
@@ -39,11 +40,7 @@ def timeline() -> None:
     "reader",
     help="fhir, hl7, omop, mimic or dicom; found by content otherwise.  fhir、hl7、omop、mimic 或 dicom；默认按内容识别。",
 )
-@click.option(
-    "--ethics",
-    default="",
-    help="Number of the ethics committee's approval (medmesh edge ethics).  伦理委员会批件编号（medmesh edge ethics）。",
-)
+@ETHICS
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be taken in and what is amiss; write nothing.  仅预览可导入的内容与问题，不写入。"
 )
