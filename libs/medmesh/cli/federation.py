@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -16,10 +16,6 @@ from medmesh.cli.simulate import simulate
 from medmesh.cli.steering import STEERING
 from medmesh.client.gateway import Gateway
 from medmesh.contracts.federation import FederationState
-
-if TYPE_CHECKING:
-    pass
-
 
 AT_THE_NODE = {"accept": "approve", "decline": "decline", "withdraw": "withdraw"}
 """What hospitals do, at their own node, and the command for it there."""
