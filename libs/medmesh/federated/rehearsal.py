@@ -38,9 +38,9 @@ from medmesh.learning.table import encode
 SAMPLES = 24
 """Invented ones of each pretended hospital, unless there are more classes or a batch needs more."""
 _COUNTS = (2, 3, 5, 7, 11)
+"""How many hospitals are pretended: two, or as many as the algorithm needs at least."""
 _NOBODYS = bytes(32)
 """By what updates of pretended hospitals are rounded: their samples are nobody's."""
-"""How many hospitals are pretended: two, or as many as the algorithm needs at least."""
 Open = Callable[[Package, Path], AbstractAsyncContextManager[Worker]]
 """Starts a worker with a package in a folder, as `medmesh.learning.host.worker` does with the limits of the machine."""
 Tell = Callable[[StageName], None]

@@ -7,7 +7,7 @@ costs (`docs/decisions/0085`, `0096`). What varies in a prepared one are its `bi
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # a node does without it, and with 6 MiB less
     from sqlalchemy import Column, ColumnElement, Executable
     from sqlalchemy.engine import Dialect
 
+Look = Callable[..., Awaitable[Sequence[Any]]]
+"""Runs a prepared statement: in a transaction (`UnitOfWork.rows`), or alone (`look` of a database)."""
 _As = Callable[[Any], Any]
 _NEEDED = object()
 

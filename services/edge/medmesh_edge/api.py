@@ -18,7 +18,7 @@ from medmesh.serving.app import about, router
 from medmesh.serving.repository import Served
 from medmesh.store.unit import AuditEntry
 from medmesh_edge import changes, continuity, dicomweb, environments, preparing
-from medmesh_edge.tables import federations, items, releases, requests, tasks
+from medmesh_edge.tables import SHOWN, federations, items, releases, requests, tasks
 
 if TYPE_CHECKING:
     from medmesh_edge.node import Node
@@ -67,18 +67,13 @@ def application(node: Node) -> Any:
     return app
 
 
-_JOINED = ("federation", "state", "reason", "said", "part")
-
-
 async def status(node: Node) -> dict[str, Any]:
     """Counts and states; nothing of a patient."""
     async with node.site.unit() as uow:
         counted = await uow.all(select(items.c.dataset, func.count().label("items")).group_by(items.c.dataset))
         rounds = await uow.all(select(tasks.c.round, tasks.c.kind, tasks.c.state, tasks.c.trained).order_by(tasks.c.at.desc()).limit(8))
         waiting = (await uow.execute(select(func.count()).select_from(requests).where(requests.c.state == "waiting"))).scalar_one()
-        joined = await uow.all(
-            select(federations.c.federation, federations.c.state, federations.c.reason, federations.c.said, federations.c.part)
-        )
+        joined = await uow.all(select(*(federations.c[name] for name in SHOWN)))
         installed = await uow.all(select(releases.c.model, releases.c.version, releases.c.state, releases.c.code))
     seen = await continuity.present(node.site)
     return {

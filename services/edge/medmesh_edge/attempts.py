@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,14 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from medmesh.canonical import canonical, parse
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.security.keyring.file import FileKeys
-from medmesh.store.prepared import Prepared
+from medmesh.store.attempts import KEY, attempt, of_attempt
+from medmesh.store.prepared import Look, Prepared
 from medmesh.store.unit import UnitOfWork
-from medmesh_edge.tables import KEY, attempt, given, of_attempt, secure_attempts, secure_phases
+from medmesh_edge.tables import given, secure_attempts, secure_phases
 
 if TYPE_CHECKING:
     from medmesh_edge.ports import Site
 
-Rows = Callable[..., Awaitable[Sequence[Any]]]
-"""Runs a statement, in a transaction or alone."""
 ATTEMPT = "attempt"
 _ANY = Prepared(select(secure_attempts.c.round).limit(1))
 _SECRETS = Prepared(select(secure_attempts.c.document).where(of_attempt(secure_attempts)))
@@ -75,7 +73,7 @@ def restored(site: Site, of: Any, document: str) -> Contributor:
     return Contributor.restore(parse(keys.unwrap(label, document, _bound(of))))
 
 
-async def find(site: Site, rows: Rows, of: Any) -> Contributor | None:
+async def find(site: Site, rows: Look, of: Any) -> Contributor | None:
     """This hospital's part in an attempt as the last transaction kept it; what is done with it changes nothing of that."""
     if (known := site.attempts.get(_place(of))) is not None:
         return copy.copy(known)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import and_, bindparam, exists, select
+from sqlalchemy import bindparam, exists, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from medmesh.client.gateway import Gateway
@@ -23,17 +23,18 @@ from medmesh.errors import Problem
 from medmesh.federated.chain import Left, after, agreed, begins_with, extend, first, round_digest
 from medmesh.federated.undoing import proven
 from medmesh.memo import by_identity
+from medmesh.store.attempts import attempt, same_attempt
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import KEY, attempt, bases, chain, committed, given
+from medmesh_edge.tables import bases, chain, committed, given
 
 MOST_PAGES = 1000
 """Of a history that was missed. The platform shows some hundred rounds on each, and no federation has so many."""
 _OURS = bases.c.federation == bindparam("federation")
 _BEGAN = select(bases.c.base).where(_OURS).order_by(bases.c.round.desc(), bases.c.attempt.desc()).limit(1).scalar_subquery()
 _BEFORE = exists().where(_OURS, bases.c.base == bindparam("base"))
-_SAME = and_(*(committed.c[name] == chain.c[name] for name in KEY))
+_SAME = same_attempt(committed, chain)
 _NEWEST = Prepared(
     select(chain, committed.c.value.label("left"), committed.c.model, committed.c.state, _BEGAN.label("began"), _BEFORE.label("before"))
     .outerjoin_from(chain, committed, _SAME)

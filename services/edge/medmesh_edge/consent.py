@@ -21,12 +21,10 @@ from medmesh_edge import attempts, code, continuity, environments, pipelines, pr
 from medmesh_edge.outgoing import is_transient, queue, unsay
 from medmesh_edge.policy import refusal
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import federations, tasks
+from medmesh_edge.tables import OPEN_STATES, federations, tasks
 
 WAITING = frozenset(("roster.none", "roster.expired"))
 """What a hospital sets right by itself: an invitation waits for it."""
-ENDED = frozenset(("declined", "expired", "withdrawn", "completed", "failed"))
-"""States of a federation in which there is nothing to approve any more."""
 _INVITED = Prepared(select(federations).where(federations.c.state == "invited"))
 
 
@@ -38,7 +36,7 @@ async def approve(site: Site, federation: str, by: str) -> str:
     found = await site.interpreters.of(environments.framework(site, row))
     async with site.unit() as uow:
         row = await _known(uow, federation)
-        if row.state in ENDED:
+        if row.state not in OPEN_STATES:
             raise Problem("edge.nothing_to_approve", federation=federation, state=row.state)
         # Before the roster has the hospital's key its signature counts nowhere: say so now, not when somebody verifies.
         if not site.roster().has_hospital(site.organisation().vkey):

@@ -12,18 +12,17 @@ from sqlalchemy import bindparam, delete, insert, select
 from medmesh.contracts.federation import RoundOpened
 from medmesh.contracts.plan import Plan
 from medmesh.security.keys import read_secret
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.objects.port import fetch, file_digest
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge import sealing
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import among, attempt, federations, of_attempt, residuals
+from medmesh_edge.tables import among, federations, residuals
 
 _OVER = select(federations.c.federation).where(among(federations.c.state, "completed", "failed"))
 _ENDED = Prepared(select(residuals.c.federation).where(residuals.c.federation.in_(_OVER)).distinct())
-
-
 _OF = Prepared(select(residuals).where(residuals.c.federation == bindparam("federation")))
 _FORGET = Prepared(delete(residuals).where(of_attempt(residuals)))
 

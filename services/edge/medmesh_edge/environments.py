@@ -14,10 +14,7 @@ from medmesh.learning.environment import Environment, Inventory, differences, ex
 from medmesh.store.unit import UnitOfWork
 from medmesh_edge import code
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import environments, federations
-
-OPEN = ("invited", "accepted", "running", "paused")
-"""States of a federation in which something may still be trained here."""
+from medmesh_edge.tables import OPEN_STATES, environments, federations
 
 
 def framework(site: Site, row: Any) -> str:
@@ -93,7 +90,9 @@ async def problems(site: Site) -> list[Problem]:
         return []
     wanted = select(environments).join(federations, federations.c.federation == environments.c.federation)
     async with site.unit() as uow:
-        rows = await uow.all(wanted.where(environments.c.found.is_not(None), federations.c.state.in_(OPEN)).order_by(environments.c.at))
+        rows = await uow.all(
+            wanted.where(environments.c.found.is_not(None), federations.c.state.in_(OPEN_STATES)).order_by(environments.c.at)
+        )
     return [_changed(row.federation, row.inventory, row.found) for row in rows]
 
 

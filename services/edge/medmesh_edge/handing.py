@@ -19,6 +19,7 @@ from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.security.residue import wipe
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.objects.port import CHUNK
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity
@@ -27,7 +28,7 @@ from medmesh.telemetry import log
 from medmesh_edge import secure
 from medmesh_edge.outgoing import has_left
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import attempt, of_attempt, tasks
+from medmesh_edge.tables import tasks
 from medmesh_edge.timing import Clock
 
 _OURS = of_attempt(tasks)

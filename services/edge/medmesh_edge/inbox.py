@@ -15,23 +15,13 @@ from medmesh.contracts.plan import plan_hash
 from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
+from medmesh.store.attempts import KEY, attempt, of_attempt
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge import attempts, chain, secure
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import (
-    KEY,
-    among,
-    attempt,
-    federations,
-    given,
-    inbox_cursor,
-    of_attempt,
-    releases,
-    secure_phases,
-    tasks,
-)
+from medmesh_edge.tables import among, federations, given, inbox_cursor, releases, secure_phases, tasks
 
 Handler = Callable[[Any, UnitOfWork[Any]], Awaitable[None]]
 Read = Callable[[dict[str, Any], type[Event]], Envelope[Any]]

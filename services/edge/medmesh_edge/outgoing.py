@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, null, select, update
@@ -12,7 +11,7 @@ from medmesh.client.gateway import Gateway
 from medmesh.contracts.audit import AuditBatch, AuditRecord, Receipts
 from medmesh.contracts.message import new_id
 from medmesh.errors import Problem
-from medmesh.store.prepared import Prepared
+from medmesh.store.prepared import Look, Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge.ports import Site
@@ -43,8 +42,8 @@ def is_transient(problem: Problem) -> bool:
     return problem.code in TRANSIENT or problem.status in (502, 503, 504, 507) or problem.code.startswith(WHO_WE_ARE)
 
 
-async def has_left(look: Callable[..., Awaitable[Sequence[Any]]], event: Any) -> bool:
-    """Whether a person has taken this hospital out of an event's federation. `look` runs a statement, in a transaction or alone."""
+async def has_left(look: Look, event: Any) -> bool:
+    """Whether a person has taken this hospital out of an event's federation."""
     return bool(await look(_LEFT, federation=event.federation))
 
 

@@ -24,14 +24,15 @@ from medmesh.ledger.note import split
 from medmesh.security import statements
 from medmesh.security.roster import Roster
 from medmesh.security.statements import Acceptance
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.prepared import Prepared, as_text
 from medmesh_edge import chain, continuity, witnessed
 from medmesh_edge import roster as rosters
 from medmesh_edge.continuity import Continuity
 from medmesh_edge.policy import Policy
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import attempt, federations, log_views, of_attempt
 from medmesh_edge.tables import chain as rounds
+from medmesh_edge.tables import federations, log_views
 from medmesh_edge.tables import witnessed as on_record
 
 # Everything of the store that decides whether a round may be worked on, as it stands at one moment.

@@ -10,11 +10,12 @@ from typing import Any
 
 from sqlalchemy import bindparam, null, update
 
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.prepared import Prepared
 from medmesh.tasks import aside
 from medmesh_edge import training
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import among, attempt, of_attempt, tasks
+from medmesh_edge.tables import among, tasks
 
 LEAST_SECONDS = 0.01
 """Less than this is left to wait when a timer rings, which counts in milliseconds."""

@@ -27,6 +27,7 @@ from medmesh.federated.plan import evaluates, fixed
 from medmesh.federated.trainer import Trainer
 from medmesh.learning import weights
 from medmesh.learning.host import Worker, worker
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity
 from medmesh.telemetry import log, span
@@ -56,7 +57,7 @@ from medmesh_edge.policy import hours_begin, refusal
 from medmesh_edge.ports import Site
 from medmesh_edge.proofs import Proofs, Proven
 from medmesh_edge.releasing import DISPENSABLE, Releases
-from medmesh_edge.tables import among, attempt, federations, of_attempt, tasks
+from medmesh_edge.tables import among, federations, tasks
 from medmesh_edge.timing import Clock
 
 _OURS = of_attempt(tasks)

@@ -23,16 +23,17 @@ from medmesh.federated.plan import last_round
 from medmesh.federated.secure import counts, vectors
 from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh.federated.secure.session import Session
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.objects.encrypted import Window
 from medmesh.store.objects.port import CHUNK, Digest, load
-from medmesh.store.prepared import Prepared, as_text
+from medmesh.store.prepared import Look, Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_edge import attempts, chain
-from medmesh_edge.attempts import Rows, following
+from medmesh_edge.attempts import following
 from medmesh_edge.outgoing import has_left, is_transient, queue
 from medmesh_edge.ports import Site
-from medmesh_edge.tables import attempt, given, of_attempt, secure_opened, secure_phases, tasks
+from medmesh_edge.tables import given, secure_opened, secure_phases, tasks
 
 if TYPE_CHECKING:
     from medmesh.security.statements import Keys
@@ -130,7 +131,7 @@ async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Pl
     log("edge.secure.answered", federation=event.federation, round=event.round, phase=phase.value)
 
 
-async def _party(site: Site, rows: Rows, event: Any) -> Contributor | None:
+async def _party(site: Site, rows: Look, event: Any) -> Contributor | None:
     """This hospital's part in an attempt, with the shares that were passed on to it: others than those never take their place."""
     party = await attempts.find(site, rows, event)
     if party is not None and not party.sealed and (shares := await _passed_on(rows, event, SecurePhase.VECTORS)) is not None:
@@ -139,7 +140,7 @@ async def _party(site: Site, rows: Rows, event: Any) -> Contributor | None:
     return party
 
 
-async def _passed_on(rows: Rows, event: Any, phase: SecurePhase) -> dict[str, str] | None:
+async def _passed_on(rows: Look, event: Any, phase: SecurePhase) -> dict[str, str] | None:
     found = await rows(_MESSAGES, **attempt(event), one=phase.value)
     return dict(found[0].messages) if found else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,14 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from medmesh.contracts.plan import Plan
 from medmesh.contracts.screening import Verdict
 from medmesh.errors import Problem
-from medmesh.store.prepared import Prepared, as_text
+from medmesh.store.attempts import KEY, attempt, of_attempt
+from medmesh.store.prepared import Look, Prepared, as_text
 from medmesh.store.types import ReadOnce
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, federations, participants, rounds
 
-Look = Callable[..., Awaitable[Sequence[Any]]]
-"""Runs a prepared query."""
 FLAGGED = "flagged"
 """Why an answer that looks wrong is not in its round."""
 ACCEPTED = "accepted"
@@ -29,8 +28,7 @@ LOST = "lost"
 """Why an answer does not count for now: its update is gone, and asked for again."""
 MOST_NUMBER = 2**31 - 1
 """Of a round, or an attempt: no more fits the database."""
-_ATTEMPT = ("federation", "round", "attempt")
-_KEY = (*_ATTEMPT, "hospital")
+_KEY = (*KEY, "hospital")
 IN_MODEL = answers.c.failed.is_(None) & answers.c.verdict.is_distinct_from(Verdict.ASIDE.value)
 """Of an answer to a committed training round: its update is part of what the round, or a later one, left."""
 _LATER = ("counted", "verdict")
@@ -38,7 +36,7 @@ _LATER = ("counted", "verdict")
 _THEIRS = participants.c.federation == bindparam("federation")
 LOCK = Prepared(select(federations.c.federation).where(federations.c.federation == bindparam("federation")).with_for_update())
 _PARTICIPANT = Prepared(select(participants).where(_THEIRS, participants.c.hospital == bindparam("hospital")))
-_OF_ROUND = (*_ATTEMPT, "kind", "state", "phase")
+_OF_ROUND = (*KEY, "kind", "state", "phase")
 # The same in every answer to a round.
 _LISTS = [type_coerce(rounds.c[name], ReadOnce()).label(name) for name in ("assigned", "models", "parties", "base")]
 _ROUND = Prepared(
@@ -50,13 +48,11 @@ _ROUND = Prepared(
         federations.c.state.label("federation_state"),
     )
     .join_from(rounds, federations, federations.c.federation == rounds.c.federation)
-    .where(*(rounds.c[name] == bindparam(name) for name in _ATTEMPT))
+    .where(of_attempt(rounds))
 )
 # Mostly nobody: to read hundreds for each few answers costs more than the answers.
 _OTHERS = Prepared(select(participants.c.hospital, participants.c.state).where(_THEIRS, participants.c.state != ACCEPTED))
-_GAVE = select(answers.c.hospital).where(
-    *(answers.c[name] == bindparam(name) for name in _ATTEMPT), answers.c.hospital == participants.c.hospital, ~answers.c.late
-)
+_GAVE = select(answers.c.hospital).where(of_attempt(answers), answers.c.hospital == participants.c.hospital, ~answers.c.late)
 # Who is told last mostly answers last: by the index, one of whom an answer is still to come is found soon.
 _SILENT = (
     select(participants.c.hospital)
@@ -78,7 +74,7 @@ _ANSWER = Prepared(
     ).returning(answers.c.late)
 )
 
-_GAVE_BEFORE = Prepared(select(answers.c.update).where(*(answers.c[name] == bindparam(name) for name in _KEY)))
+_GAVE_BEFORE = Prepared(select(answers.c.update).where(of_attempt(answers), answers.c.hospital == bindparam("hospital")))
 
 
 @dataclass
@@ -140,7 +136,7 @@ async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any
     """Keep an answer; whether it counts as late, None when this hospital gave one before. A failure reported earlier is replaced: it
     recovered in time. What was left out as flagged stays so, and what was lost counts again as it did."""
     row = {
-        **{name: getattr(asked.round, name) for name in _ATTEMPT},
+        **attempt(asked.round),
         "hospital": uow.actor.id,
         "late": late,
         "at": uow.now,
@@ -154,14 +150,13 @@ async def answer(uow: UnitOfWork[Ports], asked: Asked, late: bool, **values: Any
         **values,
     }
     kept = await uow.one(_ANSWER, **row)
-    uow.at_end(_wake_after_last, *(getattr(asked.round, name) for name in _ATTEMPT))
+    uow.at_end(_wake_after_last, *attempt(asked.round).values())
     return None if kept is None else bool(kept.late)
 
 
 async def repeated(uow: UnitOfWork[Ports], asked: Asked, sha256: str) -> bool:
     """Whether an update that `answer` did not keep is the very one that is kept, sent again."""
-    place = {name: getattr(asked.round, name) for name in _ATTEMPT}
-    found = await uow.rows(_GAVE_BEFORE, **place, hospital=uow.actor.id)
+    found = await uow.rows(_GAVE_BEFORE, **attempt(asked.round), hospital=uow.actor.id)
     return any(one.update is not None and one.update["sha256"] == sha256 for one in found)
 
 

@@ -4,7 +4,7 @@ kill left is found again; for the rest there is the sweep (`sweeping.py`)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
@@ -12,13 +12,15 @@ from sqlalchemy import bindparam, or_, select, update
 from medmesh.contracts.federation import RoundKind
 from medmesh.federated.plan import plan_of
 from medmesh.service.runtime import Runtime
-from medmesh.store.prepared import Prepared, as_text
+from medmesh.store.attempts import attempt, of_attempt, same_attempt
+from medmesh.store.prepared import Look, Prepared, as_text
 from medmesh_federation import pace
+from medmesh_federation.answering import MOST_NUMBER
 from medmesh_federation.domain import OPEN_STATES
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, federations, rounds
 
-_SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
+_SAME = same_attempt(rounds, answers)
 GOES_ON = or_(*(federations.c.state == state.value for state in OPEN_STATES))
 """Of a federation."""
 _UNSAVED = (rounds.c.state == "committed") & ~rounds.c.stored
@@ -37,18 +39,13 @@ _TO_CLEAR = Prepared(
     .where(~rounds.c.cleared, _OVER)
     .limit(20)
 )
-_KEY = ("federation", "round", "attempt")
-_GIVEN = Prepared(
-    select(answers.c.update, answers.c.late, answers.c.failed).where(
-        *(answers.c[name] == bindparam(name) for name in _KEY), answers.c.update.is_not(None)
-    )
-)
+_GIVEN = Prepared(select(answers.c.update, answers.c.late, answers.c.failed).where(of_attempt(answers), answers.c.update.is_not(None)))
 _TOO_OLD = Prepared(
     select(answers.c.update).where(
         answers.c.federation == bindparam("federation"), answers.c.late, answers.c.counted.is_(None), answers.c.round <= bindparam("round")
     )
 )
-_CLEARED = Prepared(update(rounds).where(*(rounds.c[name] == bindparam(f"its_{name}") for name in _KEY)).values(cleared=True))
+_CLEARED = Prepared(update(rounds).where(of_attempt(rounds)).values(cleared=True))
 AWAITED = (
     select(answers.c.update)
     .join(rounds, _SAME)
@@ -61,8 +58,6 @@ _AWAITED = Prepared(AWAITED)
 _MODELS = Prepared(
     select(rounds.c.base, rounds.c.models, rounds.c.model, rounds.c.state_object, rounds.c.personal).where(~rounds.c.cleared)
 )
-EVER = 2**31 - 1
-Look = Callable[..., Awaitable[Sequence[Any]]]
 
 
 async def clear(runtime: Runtime, ports: Ports) -> None:
@@ -76,19 +71,19 @@ async def clear(runtime: Runtime, ports: Ports) -> None:
     for row in await look(_TO_CLEAR):
         await _delete(ports, look, frozenset(names(await _dispensable(look, row))))
         async with runtime.unit() as uow:
-            await uow.rows(_CLEARED, **{f"its_{name}": getattr(row, name) for name in _KEY})
+            await uow.rows(_CLEARED, **attempt(row))
 
 
 async def _dispensable(look: Look, row: Any) -> list[Any]:
     """The updates that nobody needs once this round is over: its own, unless hospitals evaluate them as models, or a later round may take
     what came late; and those of earlier ones that were waiting for this round, or waited in vain."""
-    plan, given = plan_of(row), await look(_GIVEN, **{name: getattr(row, name) for name in _KEY})
+    plan, given = plan_of(row), await look(_GIVEN, **attempt(row))
     committed, training = row.state == "committed", row.kind == RoundKind.TRAIN
     if committed and row.kind == RoundKind.BASELINE:
         given = [one for one in given if one.late or one.failed is not None]
     if plan.pace is None or not committed:
         return [one.update for one in given]
-    last = EVER if not row.goes_on or not training or row.round >= plan.rounds else row.round - plan.pace.staleness
+    last = MOST_NUMBER if not row.goes_on or not training or row.round >= plan.rounds else row.round - plan.pace.staleness
     if row.goes_on and training and row.round > last:
         given = [one for one in given if not one.late]
     stale = await look(pace.STALE, federation=row.federation, round=row.round)

@@ -156,13 +156,13 @@ class Coordinator:
                 if those:
                     await unfit.leave_out(uow, row, number, those, failed)
                 else:  # of a round whose sum was opened there is no second
-                    await steps.void(uow, row, situation, **({"why": failed} if opening is None else {"skipped": failed}))
+                    await steps.void(uow, row, situation, failed, skipped=opening is not None)
                 return True
             assert made is not None
             await screening.record(uow, row, number, attempt, given, made.found)
             await screening.weigh(uow, given, made.flagged)
             if not made.enough:
-                await steps.void(uow, row, situation, why=FLAGGED)
+                await steps.void(uow, row, situation, FLAGGED)
                 return True
             await pace.settle(uow, federation, [a for a in given if a.hospital not in made.excluded], number)
             await results.commit(uow, row, situation, made, round(1000 * (time.monotonic() - began)))
@@ -263,7 +263,7 @@ class Coordinator:
             case Void():
                 await steps.void(uow, row, situation)
             case Skip():
-                await steps.void(uow, row, situation, skipped="secure.unopened")
+                await steps.void(uow, row, situation, "secure.unopened", skipped=True)
             case Wait():
                 await steps.wait(uow, row, situation, self.ports.settings.quorum_grace_seconds)
             case Close():

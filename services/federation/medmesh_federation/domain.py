@@ -261,18 +261,16 @@ def _running(s: Situation, quorum_grace: float, max_voids: int) -> Step | None:
         return Move(State.FAILED, "federation.quorum_lost")  # too many left for good
     if current is None or current.state in (*OVER, "void"):
         return _open_next(s, quorum_grace, max_voids)
-    secure = s.plan.secure if current.phase is not None else None
-    step = _plain(s, current) if current.phase is None or secure is None else _secure(s, current, current.phase, secure.threshold)
-    return Wait() if step is None and s.waiting_since is None and _lost(s, current) else step
-
-
-def _lost(s: Situation, current: Round) -> bool:
-    """Whether the open round has lost its quorum: who gave an answer and who still may are too few. It stays open: an answer that comes all
-    the same counts, and who is back is in the next attempt."""
-    secure = current.phase is not None and s.plan.secure is not None
-    given, of = (current.spoken, current.parties) if secure else (current.here, current.assigned)
-    needed = s.plan.secure.threshold if secure and s.plan.secure is not None else s.plan.min_participants
-    return len(given | (of & s.those("accepted"))) < needed
+    if current.phase is None:
+        step, given, of, needed = _plain(s, current), current.here, current.assigned, s.plan.min_participants
+    else:
+        assert s.plan.secure is not None
+        needed = s.plan.secure.threshold
+        step, given, of = _secure(s, current, current.phase, needed), current.spoken, current.parties
+    # The quorum is lost where who gave an answer and who still may are too few. The round stays open: an answer that comes all the same
+    # counts, and who is back is in the next attempt.
+    lost = len(given | (of & s.those("accepted"))) < needed
+    return Wait() if step is None and lost and s.waiting_since is None else step
 
 
 def _plain(s: Situation, current: Round) -> Step | None:

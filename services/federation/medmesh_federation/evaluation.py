@@ -13,6 +13,7 @@ from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
+from medmesh.store.attempts import same_attempt
 from medmesh.store.unit import AuditEntry, UnitOfWork
 from medmesh_federation.answering import answer, answering
 from medmesh_federation.domain import Counts, Situation, best, score
@@ -56,8 +57,7 @@ async def scores(uow: UnitOfWork[Any], federation: str, plan: Plan) -> Mapping[i
     before = dict(zip([one.round for one in made], [0, *(one.round for one in made)], strict=False))
     if plan.secure is not None:
         return {before[one.round]: score(plan.stop.metric, [one.summed["results"]["base"]]) for one in made if one.summed}
-    same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
-    wanted = select(answers.c.round, answers.c.results).join(rounds, same)
+    wanted = select(answers.c.round, answers.c.results).join(rounds, same_attempt(rounds, answers))
     counted = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
     counted &= ~rounds.c.undone
     tables: dict[int, list[Counts]] = {}

@@ -33,11 +33,11 @@ from medmesh.security import reviews, statements
 from medmesh.service import labels
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import load
-from medmesh.store.prepared import Prepared, as_text
+from medmesh.store.prepared import Look, Prepared, as_text
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.tasks import BRIEF, aside
 from medmesh_federation import inviting, rehearsed, transcript, updates
-from medmesh_federation.answering import Look, answer, answering, asked_of, own, repeated
+from medmesh_federation.answering import answer, answering, asked_of, own, repeated
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.ports import HANDLERS, Ports
 from medmesh_federation.tables import federations, participants

@@ -23,6 +23,7 @@ from medmesh.contracts.message import Envelope
 from medmesh.contracts.plan import changed
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
+from medmesh.store.attempts import same_attempt
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh_federation.answering import IN_MODEL, own
 from medmesh_federation.domain import OPEN_STATES, State
@@ -111,7 +112,9 @@ async def withdraw(command: Envelope[WithdrawFromFederation], uow: UnitOfWork[Po
     row = await locked(uow, command.data.federation)
     mine = await own(uow, row.federation)
     part = await uow.all(
-        select(rounds.c.round).join(answers, _same_round()).where(_given(row, uow.actor.id), IN_MODEL, rounds.c.state == "committed")
+        select(rounds.c.round)
+        .join(answers, same_attempt(rounds, answers))
+        .where(_given(row, uow.actor.id), IN_MODEL, rounds.c.state == "committed")
     )
     if mine.state == "withdrawn":
         uow.unchanged()
@@ -158,7 +161,3 @@ async def _extend(uow: UnitOfWork[Ports], current: Any, by: timedelta) -> Any:
 
 def _given(row: Any, hospital: str) -> Any:
     return (answers.c.federation == row.federation) & (answers.c.hospital == hospital) & answers.c.failed.is_(None) & ~answers.c.late
-
-
-def _same_round() -> Any:
-    return (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)

@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, update
 
 from medmesh.contracts.federation import UpdateLost
 from medmesh.federated.plan import plan_of
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -19,10 +20,9 @@ from medmesh_federation.handlers import entity, invited, there
 from medmesh_federation.ports import Ports
 from medmesh_federation.tables import answers, rounds
 
-_ATTEMPT = ("federation", "round", "attempt")
 _LOSE = Prepared(
     update(answers)
-    .where(*(answers.c[name] == bindparam(name) for name in (*_ATTEMPT, "hospital")), answers.c.failed.is_(None))
+    .where(of_attempt(answers), answers.c.hospital == bindparam("hospital"), answers.c.failed.is_(None))
     .values(failed=LOST)
     .returning(answers.c.hospital)
 )
@@ -37,7 +37,7 @@ async def ask_again(uow: UnitOfWork[Any], row: Any, gone: Sequence[Any]) -> None
     """The answers do not count until their hospitals have sent them again, for which an open round gets as much time as a lease."""
     of: dict[tuple[int, int], list[str]] = {}
     for one in gone:
-        if not await uow.rows(_LOSE, **{name: getattr(one, name) for name in (*_ATTEMPT, "hospital")}):
+        if not await uow.rows(_LOSE, **attempt(one), hospital=one.hospital):
             continue
         of.setdefault((one.round, one.attempt), []).append(one.hospital)
         about = (entity(row), Entity("hospital", one.hospital), Entity("update", f"{one.round}.{one.attempt}", digest=one.update["sha256"]))
@@ -45,8 +45,8 @@ async def ask_again(uow: UnitOfWork[Any], row: Any, gone: Sequence[Any]) -> None
         lost = AuditEntry("federation.update", "D", outcome=8, why="objects.missing", entities=about, hospitals=invited(row), detail=detail)
         uow.audit(lost)
         log("federation.update.lost", level=40, federation=row.federation, hospital=one.hospital, round=one.round)
-    for (number, attempt), hospitals in of.items():
-        theirs = (rounds.c.federation == row.federation) & (rounds.c.round == number) & (rounds.c.attempt == attempt)
+    for (number, which), hospitals in of.items():
+        theirs = (rounds.c.federation == row.federation) & (rounds.c.round == number) & (rounds.c.attempt == which)
         soon = uow.now + timedelta(seconds=2 * plan_of(row).lease_seconds)
         await uow.execute(update(rounds).where(theirs, rounds.c.state == "open", rounds.c.deadline < soon).values(deadline=soon))
-        uow.emit(UpdateLost(federation=row.federation, round=number, attempt=attempt, hospitals=tuple(sorted(hospitals))))
+        uow.emit(UpdateLost(federation=row.federation, round=number, attempt=which, hospitals=tuple(sorted(hospitals))))

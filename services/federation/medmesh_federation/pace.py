@@ -13,6 +13,7 @@ from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.message import ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.federated.plan import plan_of
+from medmesh.store.attempts import same_attempt
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.answering import FLAGGED, LOST
@@ -22,7 +23,7 @@ from medmesh_federation.steps import answers_of
 from medmesh_federation.tables import answers, federations, participants, rounds
 
 _PLAN = Prepared(select(federations.c.plan_hash, as_text(federations.c.plan)).where(federations.c.federation == bindparam("federation")))
-_SAME = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
+_SAME = same_attempt(rounds, answers)
 
 STALE = Prepared(select(answers).where(answers.c.federation == bindparam("federation"), answers.c.counted == bindparam("round")))
 """The late updates that are part of a round."""

@@ -19,6 +19,7 @@ from medmesh.errors import Problem
 from medmesh.federated.chain import link
 from medmesh.service import files
 from medmesh.service.runtime import Runtime
+from medmesh.store.attempts import attempt, of_attempt
 from medmesh.store.objects.directory import DirectoryStore
 from medmesh.store.objects.port import file_digest
 from medmesh.store.prepared import Prepared
@@ -40,12 +41,7 @@ if TYPE_CHECKING:
 
 
 _ROUNDS = rounds.c.federation == bindparam("federation")
-_STORED = Prepared(
-    update(rounds)
-    .where(_ROUNDS, *(rounds.c[name] == bindparam(f"its_{name}") for name in ("round", "attempt")), ~rounds.c.stored)
-    .values(stored=True)
-    .returning(rounds.c.round)
-)
+_STORED = Prepared(update(rounds).where(of_attempt(rounds), ~rounds.c.stored).values(stored=True).returning(rounds.c.round))
 _OPEN_ROUND = Prepared(select(rounds.c.round).where(_ROUNDS, rounds.c.state == "open").limit(1))
 # Rounds that an early stop left out are none.
 _EARLIER = Prepared(
@@ -220,7 +216,7 @@ async def belong(uow: UnitOfWork[Any], row: Any, *refs: ObjectRef | None) -> Non
 async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
     """Copy a committed round's model to the kept store, and tell its hospitals. Whether the federation may wait for it: no round of
     it is open."""
-    key = {name: getattr(row, name) for name in ("federation", "round", "attempt")}
+    key = attempt(row)
     model, given = ObjectRef.model_validate(row.model), await runtime.database.look(ALL_ANSWERS, **key)
     keep = [model]
     if row.kind == RoundKind.BASELINE:
@@ -242,7 +238,7 @@ async def store(runtime: Runtime, ports: Ports, row: Any) -> bool:
             await ports.stores.kept.delete(ref.sha256)
             await ports.models.delete(ref.sha256)
         stale = await uow.rows(pace.STALE, federation=row.federation, round=row.round)
-        if await uow.rows(_STORED, federation=row.federation, its_round=row.round, its_attempt=row.attempt):
+        if await uow.rows(_STORED, **key):
             silent = set(row.assigned) - {a.hospital for a in given}
             if not silent or row.kind != RoundKind.TRAIN or not await pace.goes_on(uow, row.federation):
                 silent = set()

@@ -57,16 +57,6 @@ async def forget(uow: UnitOfWork[Any], row: Any, why: Literal["revoked", "expire
     await uow.execute(update(federations).where(federations.c.federation == row.federation).values(values))
     if state != row.state:
         uow.emit(FederationReady(federation=row.federation, plan_hash=row.plan_hash, unapproved=why))
-    about, detail = (entity(row),), {"to": state}
-    uow.audit(
-        AuditEntry(
-            "federation.unapproved",
-            "U",
-            why=why,
-            entities=about,
-            hospitals=invited(row),
-            approval={"id": row.approval},
-            detail={**detail},
-        )
-    )
+    about: dict[str, Any] = {"entities": (entity(row),), "hospitals": invited(row), "approval": {"id": row.approval}}
+    uow.audit(AuditEntry("federation.unapproved", "U", why=why, detail={"to": state}, **about))
     log("federation.unapproved", level=30, federation=row.federation, why=why, to=state)

@@ -33,6 +33,7 @@ from medmesh.federated.chain import extend, round_digest, round_seed
 from medmesh.federated.plan import after_training, plan_of
 from medmesh.federated.proof import StartProof, pack
 from medmesh.service import labels
+from medmesh.store.attempts import KEY, of_attempt, same_attempt
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
@@ -42,16 +43,12 @@ from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State,
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
 
-MOST_SEALED = MAX_MESSAGE_BYTES // 2
+MOST_TOGETHER = MAX_MESSAGE_BYTES // 2
 """Characters of what is sealed in one message to hospitals, which has all that a round is opened with beside them."""
-_IN_TIME = (
-    select(answers)
-    .where(*(answers.c[name] == bindparam(name) for name in ("federation", "round", "attempt")), ~answers.c.late)
-    .order_by(answers.c.hospital)
-)
+_IN_TIME = select(answers).where(of_attempt(answers), ~answers.c.late).order_by(answers.c.hospital)
 ALL_ANSWERS, _ANSWERS = Prepared(_IN_TIME), Prepared(_IN_TIME.where(answers.c.failed.is_(None)))
 _BEGUN = ("kind", "state", "base", "models", "assigned", "opened_at", "deadline", "digest", "links", "phase", "parties", "stored")
-_NEW = Prepared(insert(rounds).values({name: bindparam(name) for name in ("federation", "round", "attempt", *_BEGUN)}))
+_NEW = Prepared(insert(rounds).values({name: bindparam(name) for name in (*KEY, *_BEGUN)}))
 _WHO = Prepared(_IN_TIME.with_only_columns(answers.c.hospital, answers.c.failed))
 
 
@@ -296,7 +293,7 @@ def told(event: RoundOpened, personal: dict[str, Any] | None, shares: Mapping[st
     return [event.model_copy(update=changed) for changed in own]
 
 
-def together(hospitals: Sequence[str], shares: Mapping[str, Mapping[str, str]], most: int = MOST_SEALED) -> list[tuple[str, ...]]:
+def together(hospitals: Sequence[str], shares: Mapping[str, Mapping[str, str]], most: int = MOST_TOGETHER) -> list[tuple[str, ...]]:
     """Hospitals, in their order, in groups for whom at most so many characters are sealed; one alone may have more."""
     groups: list[list[str]] = []
     held = most
@@ -317,8 +314,7 @@ def _of(continues: dict[str, str], hospitals: Any) -> dict[str, str]:
 async def _counted(uow: UnitOfWork[Any], federation: str, since: int = 0) -> dict[str, str]:
     """Hospital to the last training round after `since`, with its attempt, that its update was given to and is part of, or of one after it
     where it came late."""
-    same = (rounds.c.federation == answers.c.federation) & (rounds.c.round == answers.c.round) & (rounds.c.attempt == answers.c.attempt)
-    wanted = select(answers.c.hospital, answers.c.round, answers.c.attempt).join(rounds, same)
+    wanted = select(answers.c.hospital, answers.c.round, answers.c.attempt).join(rounds, same_attempt(rounds, answers))
     undone = select(rounds.c.round).where(rounds.c.federation == federation, rounds.c.undone)
     done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.round > since) & ~rounds.c.undone
     done &= ~answers.c.late | (answers.c.counted.is_not(None) & answers.c.counted.not_in(undone))
@@ -357,14 +353,14 @@ async def drop(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Drop)
         log("federation.participant.dropped", level=30, federation=row.federation, hospital=hospital, reason=reason)
 
 
-async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, skipped: str = "", why: str = "") -> None:
-    """The attempt came to nothing, for the reason `why`: a code, or empty where too few answered. `skipped` says why there is no other at
-    this round."""
-    current, why = situation.round, skipped or why
+async def void(uow: UnitOfWork[Any], row: Any, situation: Situation, why: str = "", *, skipped: bool = False) -> None:
+    """The attempt came to nothing, for the reason `why`: a code, or empty where too few answered. Of a round that is `skipped` there is no
+    other."""
+    current = situation.round
     assert current is not None
     await close_round(uow, row, current, state="skipped" if skipped else "void", why=why)
     await change(uow, row, voids=row.voids + 1)
-    about = {"federation": row.federation, "round": current.number, "attempt": current.attempt, "skipped": bool(skipped)}
+    about = {"federation": row.federation, "round": current.number, "attempt": current.attempt, "skipped": skipped}
     uow.emit(RoundVoided(**about, why=why, hospitals=tuple(sorted(current.assigned))))
     detail: dict[str, str | int | bool] = {"round": current.number}
     uow.audit(AuditEntry("federation.void", "U", outcome=4, why=why, entities=(entity(row),), hospitals=invited(row), detail=detail))

@@ -23,22 +23,22 @@ KEEP_SECONDS = 7 * 86_400.0
 async def sweep(runtime: Runtime, ports: Ports) -> int:
     """Forget it; answers how many objects that were."""
     async with runtime.unit() as uow:
-        named, of_rounds = await needed(uow), await awaited(uow)
+        of_rounds, others = await awaited(uow), await needed(uow)
     ports.copies.keep_only(of_rounds)
-    if swept := await ports.stores.scratch.sweep(time.time() - KEEP_SECONDS, named):
+    if swept := await ports.stores.scratch.sweep(time.time() - KEEP_SECONDS, of_rounds | others):
         log("federation.scratch.swept", objects=swept)
     return swept
 
 
 async def needed(uow: UnitOfWork[Any]) -> frozenset[str]:
-    """All that is named here, but of updates only those of rounds that are not over, and late ones that a later round may take."""
+    """All that is named here, but of updates only late ones that a later round may take."""
     of = federations.c
     ours = select(of.initial, of.package, of.model, of.state_object, of.personal)
     theirs = select(rounds.c.base, rounds.c.models, rounds.c.model, rounds.c.state_object, rounds.c.personal)
     usable = answers.c.late & answers.c.counted.is_(None) & answers.c.failed.is_(None) & answers.c.update.is_not(None)
     late = select(answers.c.update, of.plan_hash, of.plan).join(federations, of.federation == answers.c.federation)
     waiting = [[one.update] for one in await uow.all(late.where(usable, clearing.GOES_ON)) if plan_of(one).pace is not None]
-    found = [*await uow.all(ours), *await uow.all(theirs), *await uow.all(clearing.AWAITED), *waiting]
+    found = [*await uow.all(ours), *await uow.all(theirs), *waiting]
     return frozenset(clearing.names([list(row) for row in found]))
 
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text, text
 
+from medmesh.store.attempts import columns
 from medmesh.store.tables import add_label_tables, service_metadata
 from medmesh.store.types import Counter, Json, Timestamp
 
 METADATA = add_label_tables(service_metadata())
-
-
-def _attempt() -> Iterator[Column[Any]]:
-    """The key of what belongs to one attempt at a round: a column is one table's, so each gets its own."""
-    yield Column("federation", String(36), primary_key=True)
-    for name in ("round", "attempt"):
-        yield Column(name, Integer, primary_key=True, autoincrement=False)
-
 
 federations = Table(
     "federations",
@@ -82,7 +72,7 @@ links = Table(
 rounds = Table(
     "rounds",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("kind", String(16), nullable=False),
     Column("state", String(16), nullable=False),
     Column("base", Json, nullable=False),
@@ -114,7 +104,7 @@ rounds = Table(
 secure_messages = Table(
     "secure_messages",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("phase", String(16), primary_key=True),
     Column("hospital", String(63), primary_key=True),
     Column("messages", Json, nullable=False),
@@ -124,7 +114,7 @@ secure_messages = Table(
 answers = Table(
     "answers",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("hospital", String(63), primary_key=True),
     Column("update", Json),
     Column("samples", Counter, nullable=False),
@@ -145,7 +135,7 @@ Index("ix_answers_fingerprint", answers.c.federation, answers.c.fingerprint)
 flags = Table(
     "flags",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("hospital", String(63), primary_key=True),
     Column("flags", Json, nullable=False),
     Column("excluded", Boolean, nullable=False),
@@ -158,7 +148,7 @@ flags = Table(
 privacy_spent = Table(
     "privacy_spent",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("epsilon", String(32), nullable=False),
     Column("at", Timestamp, nullable=False),
     comment="written in the transaction that opens an attempt: what the federation has spent of its budget with it; a row never goes",

@@ -17,6 +17,7 @@ from medmesh.contracts.federation import SecurePhase, SubmitUpdate
 from medmesh.errors import Problem
 from medmesh.federated.plan import last_round, plan_of
 from medmesh.ledger import note
+from medmesh.store.attempts import KEY, of_attempt
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_federation.domain import Round
@@ -31,9 +32,9 @@ MOST_SIGNED, MOST_SEALED, MOST_REVEALED = 840, 512, 160
 """Bytes, in a message, of what a hospital says to one other, or to all: what 64 hospitals say is passed on in one."""
 Said = Mapping[SecurePhase, Mapping[str, Mapping[str, str]]]
 """Phase to hospital to what it said."""
-_THEIRS = [secure_messages.c[name] == bindparam(name) for name in ("federation", "round", "attempt")]
-_ALL = Prepared(select(secure_messages).where(*_THEIRS).order_by(secure_messages.c.hospital))
-_WHO = Prepared(select(secure_messages.c.hospital).where(*_THEIRS, secure_messages.c.phase == bindparam("phase")))
+_THEIRS = of_attempt(secure_messages)
+_ALL = Prepared(select(secure_messages).where(_THEIRS).order_by(secure_messages.c.hospital))
+_WHO = Prepared(select(secure_messages.c.hospital).where(_THEIRS, secure_messages.c.phase == bindparam("phase")))
 _ONE = {column.name: bindparam(column.name, type_=column.type) for column in secure_messages.c}
 _SEALED = {"round": bindparam("next"), "attempt": literal(1), "phase": literal(SecurePhase.SHARES.value)}
 _AHEAD = _ONE | _SEALED | {"messages": bindparam("ahead", type_=secure_messages.c.messages.type)}
@@ -46,14 +47,14 @@ _LISTS = select(
     literal(SecurePhase.KEYS.value),
     secure_messages.c.hospital,
     secure_messages.c.messages,
-).where(*_THEIRS, secure_messages.c.phase == literal(SecurePhase.VECTORS.value))
+).where(_THEIRS, secure_messages.c.phase == literal(SecurePhase.VECTORS.value))
 _TAKE_OVER = Prepared(
     upsert(secure_messages)
-    .from_select(["federation", "round", "attempt", "phase", "hospital", "messages"], _LISTS)
+    .from_select([*KEY, "phase", "hospital", "messages"], _LISTS)
     .on_conflict_do_nothing()
     .returning(secure_messages.c.hospital)
 )
-_FORGET = Prepared(delete(secure_messages).where(*_THEIRS).returning(secure_messages.c.hospital))
+_FORGET = Prepared(delete(secure_messages).where(_THEIRS).returning(secure_messages.c.hospital))
 
 
 def session_of(row: Any, number: int, attempt: int) -> Session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ def check(path: Path, plan: Plan, current: Any, base: Path | None) -> str | None
 
 def most(plan: Plan, current: Any) -> int:
     """Bytes of the largest file that is looked at: one that is somewhat too large is told which of its tensors is at fault."""
-    from medmesh.learning.weights import BYTES
+    from medmesh.federated.codecs import wire_bytes
 
-    return 2 * sum(math.prod(tensor.shape) * BYTES[tensor.dtype] for tensor in _signature(plan, current)) + BESIDE
+    return 2 * wire_bytes(_signature(plan, current)) + BESIDE
 
 
 def _signature(plan: Plan, current: Any) -> tuple[TensorSignature, ...]:

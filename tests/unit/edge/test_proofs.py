@@ -29,11 +29,12 @@ from medmesh.security import approvals
 from medmesh.security.keys import Identity
 from medmesh.security.roster import Roster
 from medmesh.security.signing import Signer
+from medmesh.store.attempts import attempt
 from medmesh_edge import continuity, proofs
 from medmesh_edge.policy import Policy
 from medmesh_edge.ports import Site, site
 from medmesh_edge.proofs import Proofs
-from medmesh_edge.tables import attempt, chain, federations, log_views, witnessed
+from medmesh_edge.tables import chain, federations, log_views, witnessed
 
 PLAN, NAMES = plan(participants=("a", "b", "c"), min_participants=2), ("a", "b", "c")
 SIGNERS = {name: Signer.create(f"hospital:{name}") for name in NAMES}

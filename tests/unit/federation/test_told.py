@@ -12,9 +12,8 @@ from medmesh.federated.secure.contributor import Contributor
 from medmesh.federated.secure.session import Session
 from medmesh.federated.secure.shamir import PRIME
 from medmesh.security.signing import Signer
-from medmesh_federation.steps import MOST_SEALED, together, told
-from medmesh_federation.transcript import MOST_REVEALED, MOST_SIGNED, sizes
-from medmesh_federation.transcript import MOST_SEALED as LONGEST
+from medmesh_federation.steps import MOST_TOGETHER, together, told
+from medmesh_federation.transcript import MOST_REVEALED, MOST_SEALED, MOST_SIGNED, sizes
 
 
 @pytest.mark.parametrize("count", [3, 16, 64])
@@ -23,7 +22,7 @@ def test_what_is_sealed_for_hospitals_fits_into_the_messages_that_open_their_rou
     base, deadline = ObjectRef(sha256="0" * 64, bytes=1), datetime.now(UTC)
     about = {"federation": "f" * 36, "round": 2, "attempt": 1, "plan_hash": "0" * 64, "base": base, "steps": 1, "seed": 1}
     event = RoundOpened(**about, kind=RoundKind.TRAIN, deadline=deadline, hospitals=names, changed={}, committed="0" * 64)
-    shares = {one: dict.fromkeys(names, "x" * LONGEST) for one in names}
+    shares = {one: dict.fromkeys(names, "x" * MOST_SEALED) for one in names}
     every = list(told(event, None, shares))
     for one in every:
         encode(envelope(one, source="federation", actor="t" * 1000))
@@ -41,7 +40,7 @@ def test_as_many_as_a_message_holds_and_everybody_once(count: int, each: int, gr
     assert len(found) == groups
     for group in found:
         size = sum(len(name) + len(text) for one in group for name, text in shares.get(one, {}).items())
-        assert size <= MOST_SEALED or len(group) == 1
+        assert size <= MOST_TOGETHER or len(group) == 1
 
 
 def test_each_reads_what_is_sealed_for_it_and_nothing_of_anybody_else() -> None:
@@ -70,9 +69,9 @@ def test_what_the_longest_names_say_may_be_said_and_fits_into_one_message() -> N
     one.sealed = dict.fromkeys(names, "")
     sizes({"keys": one.advertise(signer, now), "whole": one.whole(signer, now, one.public())}, MOST_SIGNED)
     sizes({"survivors": one.survive(names, signer, now, lambda *claimed: claimed[-1])}, MOST_SIGNED)
-    sizes(shares, LONGEST)
+    sizes(shares, MOST_SEALED)
     sizes({"share": f"{PRIME:x}"}, MOST_REVEALED)
     about = {"federation": "f" * 36, "round": 999, "attempt": 99, "plan_hash": "0" * 64}
-    for phase, most in ((SecurePhase.SHARES, MOST_SIGNED), (SecurePhase.VECTORS, LONGEST), (SecurePhase.REVEAL, MOST_SIGNED)):
+    for phase, most in ((SecurePhase.SHARES, MOST_SIGNED), (SecurePhase.VECTORS, MOST_SEALED), (SecurePhase.REVEAL, MOST_SIGNED)):
         said = dict.fromkeys(names, "x" * (most - 2))
         encode(envelope(SecureAdvanced(**about, phase=phase, messages=said, hospitals=names), source="federation", actor="t" * 1000))

@@ -23,14 +23,13 @@ def list_federations(folder: Path) -> int:
     """
     from sqlalchemy import select
 
-    from medmesh_edge.tables import federations
+    from medmesh_edge.tables import SHOWN, federations
 
     async def work(site: Any) -> Any:
         async with site.unit() as uow:
             return await uow.all(select(federations).order_by(federations.c.at))
 
-    listed = ("federation", "state", "reason", "said", "part")
-    show([{"name": r.plan["name"], **{one: getattr(r, one) for one in listed}} for r in on_site(folder, work)])
+    show([{"name": r.plan["name"], **{one: getattr(r, one) for one in SHOWN}} for r in on_site(folder, work)])
     return 0
 
 

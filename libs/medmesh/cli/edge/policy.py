@@ -47,7 +47,6 @@ def check(folder: Path, plan: str) -> int:
 
     Exit code 1 where a rule refuses.
 
-
     有规则拒绝时退出码为 1。
     """
     from medmesh_edge import policy

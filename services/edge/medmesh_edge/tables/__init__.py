@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import (
@@ -16,37 +15,18 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    and_,
     bindparam,
     literal,
     text,
 )
 
+from medmesh.store.attempts import columns
 from medmesh.store.types import Counter, Json, Timestamp
 from medmesh.timeline.tables import add_timeline_tables
 from medmesh_edge.tables.items import METADATA, items, leaving, parts, unsettled
 
 __all__ = ["METADATA", "items", "leaving", "parts", "unsettled"]
 add_timeline_tables(METADATA)
-KEY = ("federation", "round", "attempt")
-"""Of what belongs to one attempt at a round."""
-
-
-def _attempt() -> Iterator[Column[Any]]:
-    """The key of what belongs to one attempt at a round: a column is one table's, so each gets its own."""
-    yield Column("federation", String(36), primary_key=True)
-    for name in KEY[1:]:
-        yield Column(name, Integer, primary_key=True, autoincrement=False)
-
-
-def attempt(of: Any) -> dict[str, Any]:
-    """The key of the attempt that an event or a row is about."""
-    return {name: getattr(of, name) for name in KEY}
-
-
-def of_attempt(table: Table) -> ColumnElement[bool]:
-    """For prepared statements: the table's rows of one attempt, by `**attempt(event)`."""
-    return and_(*(table.c[name] == bindparam(name) for name in KEY))
 
 
 def among(column: Column[Any], *words: str) -> ColumnElement[bool]:
@@ -166,6 +146,10 @@ federations = Table(
     Column("at", Timestamp, nullable=False),
     comment="invited -> accepted | declined | expired; running, completed, failed as the platform tells",
 )
+OPEN_STATES = ("invited", "accepted", "running", "paused")
+"""Of a federation of which something may still be trained here; all others are ends."""
+SHOWN = ("federation", "state", "reason", "said", "part")
+"""Of a federation what is shown in a list."""
 # The same of those that are invited, take part, or are over: what was once signed stays, with its plan.
 Index("ix_federations_state", federations.c.state)
 
@@ -184,7 +168,7 @@ environments = Table(
 tasks = Table(
     "tasks",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("kind", String(16), nullable=False),
     Column("event", Json, nullable=False),
     Column("state", String(16), nullable=False),
@@ -213,7 +197,7 @@ cohorts = Table(
 secure_attempts = Table(
     "secure_attempts",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("document", Text, nullable=False),
     comment="this hospital's secrets of a secure sum under a key of the attempt, which is destroyed when the round is over",
 )
@@ -221,7 +205,7 @@ secure_attempts = Table(
 secure_phases = Table(
     "secure_phases",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("phase", String(16), primary_key=True),
     Column("messages", Json, nullable=False),
     Column("state", String(16), nullable=False),
@@ -243,7 +227,7 @@ secure_opened = Table(
 privacy_spent = Table(
     "privacy_spent",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("epsilon", String(32), nullable=False),
     Column("at", Timestamp, nullable=False),
     comment="written before an attempt trains: what the federation has spent of this hospital's privacy with it; a row never goes",
@@ -252,7 +236,7 @@ privacy_spent = Table(
 chain = Table(
     "chain",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("value", String(64), nullable=False),
     comment="the chain of each federation's rounds as this hospital saw it; a row never goes and never changes",
 )
@@ -260,7 +244,7 @@ chain = Table(
 committed = Table(
     "committed",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("value", String(64), nullable=False),
     Column("model", String(64), nullable=False),
     Column("state", String(64)),
@@ -270,7 +254,7 @@ committed = Table(
 bases = Table(
     "bases",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("base", String(64), nullable=False),
     comment="the model that each training round began with, as this hospital saw it: none comes again without an approval",
 )
@@ -300,7 +284,7 @@ log_views = Table(
 scans = Table(
     "scans",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("advantage", String(8), nullable=False),
     Column("margin", String(8), nullable=False),
     Column("trained", Integer, nullable=False),
@@ -313,7 +297,7 @@ scans = Table(
 kept = Table(
     "kept",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("object", Json, nullable=False),
     Column("at", Timestamp, nullable=False),
     comment="what a federated algorithm has this hospital keep for its next round: it never leaves",
@@ -322,7 +306,7 @@ kept = Table(
 residuals = Table(
     "residuals",
     METADATA,
-    *_attempt(),
+    *columns(),
     Column("object", String(64), nullable=False),
     comment="what a codec left out of an update: it goes into the next round's, and never leaves the hospital",
 )
