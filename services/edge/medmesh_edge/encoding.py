@@ -21,7 +21,7 @@ from medmesh_edge import sealing
 from medmesh_edge.ports import Site
 from medmesh_edge.tables import among, federations, residuals
 
-_OVER = select(federations.c.federation).where(among(federations.c.state, "completed", "failed"))
+_OVER = select(federations.c.federation).where(among(federations.c.state, "completed", "failed", "withdrawn"))
 _ENDED = Prepared(select(residuals.c.federation).where(residuals.c.federation.in_(_OVER)).distinct())
 _OF = Prepared(select(residuals).where(residuals.c.federation == bindparam("federation")))
 _FORGET = Prepared(delete(residuals).where(of_attempt(residuals)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as upsert
 from tests.unit.edge.test_privacy import SETTINGS, opened
@@ -50,7 +51,8 @@ async def test_a_round_is_rounded_by_the_hospitals_secret_and_once_more_as_befor
         assert with_name not in keys
 
 
-async def test_what_the_next_round_goes_on_from_stays_though_an_earlier_one_left_the_same(private: Path) -> None:
+@pytest.mark.parametrize("end", ["completed", "failed", "withdrawn"])
+async def test_what_the_next_round_goes_on_from_stays_though_an_earlier_one_left_the_same(private: Path, end: str) -> None:
     """Equal bytes are one object: an update that lost nothing leaves the same as the one before."""
     SETTINGS.save(private)
     async with site(private) as node:
@@ -61,7 +63,7 @@ async def test_what_the_next_round_goes_on_from_stays_though_an_earlier_one_left
         await encoding.forget(node, opened(plan(), 3))
         assert [await node.objects.size(ref.sha256) for ref in (same, other)] == [len(b"nothing"), None]
         async with node.unit() as uow:
-            values = {"federation": "f", "plan": {}, "plan_hash": "", "package": {}, "state": "completed", "reason": "", "at": uow.now}
+            values = {"federation": "f", "plan": {}, "plan_hash": "", "package": {}, "state": end, "reason": "", "at": uow.now}
             await uow.execute(upsert(federations).values(**values))
         await encoding.sweep(node)
         assert await node.objects.size(same.sha256) is None
