@@ -2,7 +2,8 @@
 
 A service `x` gets a schema `x`, an owner role `medmesh_x_owner` that cannot log in, and a role `medmesh_x` that logs in
 and may read and write rows of that schema only; of tables declared append-only it may read and insert (`guard`).
-Migrations run as the owner (Alembic, one folder a service); no service can change its own tables, and none can see another's.
+Migrations run as the owner (Alembic, one folder a service); no service can change its own tables, and none can see another's. None goes
+back: what a newer release has written an older one cannot read, and dropping it would lose it; who must go back restores a backup.
 """
 
 from __future__ import annotations

@@ -199,9 +199,9 @@ def run(folder: Path, host: str | None, port: int | None) -> int:
     help="Also how many are ill with what, from this project's timelines.  另附该项目时间轴中各病种的患者数。",
 )
 def publish(folder: Path, dataset: str, within: bool, project: str) -> int:
-    """Tell the platform how much of what is there: counts only, small ones hidden.
+    """Tell the platform how much of what is there: rounded counts only, and none of few patients.
 
-    告知平台各类数据有多少：只含计数，小数目隐藏。
+    告知平台各类数据有多少：只含取整后的计数，患者过少的不公布。
 
     Others find it with medmesh dataset catalogue. Published again, what the patients are ill with is told anew.
 

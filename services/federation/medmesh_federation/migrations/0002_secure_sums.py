@@ -27,3 +27,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("federation", "round", "attempt", "phase", "hospital", name=op.f("pk_secure_messages")),
         comment="what a hospital said in a phase of a secure sum: nothing in clear that opens a single update",
     )
+
+
+def downgrade() -> None:
+    raise NotImplementedError("restore a backup instead")
