@@ -35,6 +35,7 @@ from medmesh.contracts.federation import (
     RoundStored,
     RoundVoided,
     SubmitUpdate,
+    WithdrawFromFederation,
 )
 from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRevoked
 from medmesh.contracts.labels import FileView, FindFile
@@ -130,6 +131,8 @@ async def test_rounds_average_chain_from_the_plan_and_end_with_an_evaluation(p: 
     assert moves == [state.value for state in (State.READY, State.QUEUED, State.RUNNING, State.COMPLETED)]
     told = [FederationReady, FederationQueued, FederationStarted, FederationCompleted]
     assert [(kind, len(p.emitted(kind))) for kind in told] == [(kind, 1) for kind in told]
+    left = await p.send(WithdrawFromFederation(federation=federation), p.hospital("huashan"))
+    assert left.result == {"state": "withdrawn", "rounds": 3}, "what it trained alone, and its counts, are in no model"
 
 
 async def test_whoever_sends_the_same_again_has_it_counted_again(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:

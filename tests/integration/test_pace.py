@@ -85,6 +85,8 @@ async def test_the_fast_go_on_and_the_slow_count_later_with_less_weight(p: Platf
     answers = {(r.round, a.hospital): (a.late, a.counted) for r in (await view(p, federation)).rounds for a in r.answers}
     assert answers[1, SLOW] == (True, 2)
     assert answers[1, FAST[0]] == (False, None)
+    left = await p.send(WithdrawFromFederation(federation=federation), p.hospital(SLOW))
+    assert left.result == {"state": "withdrawn", "rounds": 2}, "in the second late, and in the third"
 
 
 async def test_what_comes_too_late_counts_nowhere_and_who_left_does_not_count(p: Platform) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, case, select, type_coerce
+from sqlalchemy import bindparam, case, exists, func, select, type_coerce
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from medmesh.contracts.federation import RoundKind
 from medmesh.contracts.plan import Plan
 from medmesh.contracts.screening import Verdict
 from medmesh.errors import Problem
@@ -29,8 +30,18 @@ LOST = "lost"
 MOST_NUMBER = 2**31 - 1
 """Of a round, or an attempt: no more fits the database."""
 _KEY = (*KEY, "hospital")
-IN_MODEL = answers.c.failed.is_(None) & answers.c.verdict.is_distinct_from(Verdict.ASIDE.value)
-"""Of an answer to a committed training round: its update is part of what the round, or a later one, left."""
+MADE = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~rounds.c.undone
+"""Of a round: it made a model from which the federation went on."""
+_MIXED = rounds.alias()
+_UNDONE = exists().where(_MIXED.c.federation == answers.c.federation, _MIXED.c.round == answers.c.counted, _MIXED.c.undone)
+IN_MODEL = (
+    MADE
+    & answers.c.failed.is_(None)
+    & answers.c.verdict.is_distinct_from(Verdict.ASIDE.value)
+    & (~answers.c.late | (answers.c.counted.is_not(None) & ~_UNDONE))
+)
+"""Of an answer and its round: its update is part of the model that this left, or where it came late a later one: that of `PART_OF`."""
+PART_OF = func.coalesce(answers.c.counted, answers.c.round)
 _LATER = ("counted", "verdict")
 """Of an answer what is known once its round is closed."""
 _THEIRS = participants.c.federation == bindparam("federation")

@@ -8,14 +8,14 @@ from typing import Any
 
 from sqlalchemy import select
 
-from medmesh.contracts.federation import CandidateModel, RoundKind, SubmitEvaluation
+from medmesh.contracts.federation import CandidateModel, SubmitEvaluation
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.plan import Plan
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.attempts import same_attempt
 from medmesh.store.unit import AuditEntry, UnitOfWork
-from medmesh_federation.answering import answer, answering
+from medmesh_federation.answering import MADE, answer, answering
 from medmesh_federation.domain import Counts, Situation, best, score
 from medmesh_federation.handlers import entity
 from medmesh_federation.ports import HANDLERS, Ports
@@ -51,15 +51,13 @@ async def submit_evaluation(command: Envelope[SubmitEvaluation], uow: UnitOfWork
 async def scores(uow: UnitOfWork[Any], federation: str, plan: Plan) -> Mapping[int, Fraction]:
     """Training round to how its model did at the hospitals that evaluated it: the round after it brought the counts."""
     assert plan.stop is not None
-    trained = (rounds.c.federation == federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
-    made = await uow.all(select(rounds.c.round, rounds.c.summed).where(trained, ~rounds.c.undone).order_by(rounds.c.round))
+    made = await uow.all(select(rounds.c.round, rounds.c.summed).where(rounds.c.federation == federation, MADE).order_by(rounds.c.round))
     # The number before is not the round before where rounds were undone, or skipped.
     before = dict(zip([one.round for one in made], [0, *(one.round for one in made)], strict=False))
     if plan.secure is not None:
         return {before[one.round]: score(plan.stop.metric, [one.summed["results"]["base"]]) for one in made if one.summed}
     wanted = select(answers.c.round, answers.c.results).join(rounds, same_attempt(rounds, answers))
-    counted = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~answers.c.late & answers.c.failed.is_(None)
-    counted &= ~rounds.c.undone
+    counted = MADE & ~answers.c.late & answers.c.failed.is_(None)
     tables: dict[int, list[Counts]] = {}
     for row in await uow.all(wanted.where(rounds.c.federation == federation, counted)):
         if row.results:
@@ -73,9 +71,8 @@ async def global_models(uow: UnitOfWork[Any], row: Any, situation: Situation) ->
     stop = situation.plan.stop
     if stop is None or (number := best(stop, await scores(uow, row.federation, situation.plan))) is None:
         return [last]
-    where = (rounds.c.federation == row.federation) & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.state == "committed")
-    where &= ~rounds.c.undone
-    made = {found.round: found.model for found in await uow.all(select(rounds.c.round, rounds.c.model).where(where))}
+    wanted = select(rounds.c.round, rounds.c.model).where(rounds.c.federation == row.federation, MADE)
+    made = {found.round: found.model for found in await uow.all(wanted)}
     older = ObjectRef.model_validate(made.get(number) or row.initial)
     if older == last.weights:
         return [last]

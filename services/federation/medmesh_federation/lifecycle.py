@@ -25,7 +25,7 @@ from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.attempts import same_attempt
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
-from medmesh_federation.answering import IN_MODEL, own
+from medmesh_federation.answering import IN_MODEL, PART_OF, own
 from medmesh_federation.domain import OPEN_STATES, State
 from medmesh_federation.handlers import entity, invited, locked
 from medmesh_federation.ports import HANDLERS, Ports
@@ -111,11 +111,8 @@ async def withdraw(command: Envelope[WithdrawFromFederation], uow: UnitOfWork[Po
     """At any time. What the hospital gave to the open round is forgotten; what is part of a committed model stays there."""
     row = await locked(uow, command.data.federation)
     mine = await own(uow, row.federation)
-    part = await uow.all(
-        select(rounds.c.round)
-        .join(answers, same_attempt(rounds, answers))
-        .where(_given(row, uow.actor.id), IN_MODEL, rounds.c.state == "committed")
-    )
+    theirs = (answers.c.federation == row.federation) & (answers.c.hospital == uow.actor.id)
+    part = await uow.all(select(PART_OF).join(rounds, same_attempt(rounds, answers)).where(theirs, IN_MODEL).distinct())
     if mine.state == "withdrawn":
         uow.unchanged()
         return {"state": mine.state, "rounds": len(part)}
@@ -126,8 +123,9 @@ async def withdraw(command: Envelope[WithdrawFromFederation], uow: UnitOfWork[Po
     current = await _open_round(uow, row)
     if current is not None and current.phase not in OPENING:
         # Counts no more, and is deleted with what the others gave when the round is over.
-        last = _given(row, uow.actor.id) & (answers.c.round == current.round) & (answers.c.attempt == current.attempt)
-        await uow.execute(update(answers).where(last).values(failed="withdrawn", results=None, metrics={}))
+        last = theirs & (answers.c.round == current.round) & (answers.c.attempt == current.attempt)
+        counts = answers.c.failed.is_(None) & ~answers.c.late
+        await uow.execute(update(answers).where(last, counts).values(failed="withdrawn", results=None, metrics={}))
     uow.emit(ParticipantWithdrew(federation=row.federation, hospital=uow.actor.id, rounds=len(part), hospitals=invited(row)))
     about = (entity(row), Entity("hospital", uow.actor.id))
     uow.audit(AuditEntry("federation.withdraw", "U", entities=about, hospitals=invited(row), detail={"rounds": len(part)}))
@@ -157,7 +155,3 @@ async def _extend(uow: UnitOfWork[Ports], current: Any, by: timedelta) -> Any:
         )
     )
     return deadline
-
-
-def _given(row: Any, hospital: str) -> Any:
-    return (answers.c.federation == row.federation) & (answers.c.hospital == hospital) & answers.c.failed.is_(None) & ~answers.c.late

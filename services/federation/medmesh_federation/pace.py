@@ -16,7 +16,7 @@ from medmesh.federated.plan import plan_of
 from medmesh.store.attempts import same_attempt
 from medmesh.store.prepared import Prepared, as_text
 from medmesh.store.unit import UnitOfWork
-from medmesh_federation.answering import FLAGGED, LOST
+from medmesh_federation.answering import FLAGGED, LOST, MADE
 from medmesh_federation.handlers import local
 from medmesh_federation.ports import Ports
 from medmesh_federation.steps import answers_of
@@ -32,8 +32,7 @@ STALE = Prepared(select(answers).where(answers.c.federation == bindparam("federa
 def _trained(federation: str, plan: Plan, number: int) -> Any:
     """Committed rounds whose updates may count in round `number`."""
     least = number - (plan.pace.staleness if plan.pace else 0)
-    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~rounds.c.undone
-    return (rounds.c.federation == federation) & done & (rounds.c.round >= least) & (rounds.c.round < number)
+    return (rounds.c.federation == federation) & MADE & (rounds.c.round >= least) & (rounds.c.round < number)
 
 
 async def goes_on(uow: UnitOfWork[Any], federation: str) -> bool:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Table, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Table, bindparam, func, insert, select, update
 
 from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation import (
@@ -38,7 +38,7 @@ from medmesh.store.prepared import Prepared
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_federation import evaluation, privacy, transcript
-from medmesh_federation.answering import IN_MODEL
+from medmesh_federation.answering import IN_MODEL, MADE, PART_OF
 from medmesh_federation.domain import Drop, Move, Open, Round, Situation, State, absent, fails_at
 from medmesh_federation.handlers import entity, invited
 from medmesh_federation.tables import answers, federations, participants, rounds
@@ -163,8 +163,7 @@ async def _complete(uow: UnitOfWork[Any], row: Any, situation: Situation, member
 
 async def trained(uow: UnitOfWork[Any], federation: str) -> int:
     """How many training rounds made its model: those that were undone did not."""
-    made = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & ~rounds.c.undone
-    return await _count(uow, federation, made)
+    return await _count(uow, federation, MADE)
 
 
 async def skipped(uow: UnitOfWork[Any], federation: str) -> int:
@@ -179,15 +178,10 @@ async def _count(uow: UnitOfWork[Any], federation: str, where: Any) -> int:
 
 async def _made_by(uow: UnitOfWork[Any], row: Any) -> tuple[int, tuple[str, ...]]:
     """The training round whose model was kept, and the hospitals whose updates are in it, also of those that left since."""
-    where = (rounds.c.federation == row.federation) & (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value)
-    where &= ~rounds.c.undone
-    made = await uow.all(select(rounds.c.round, rounds.c.attempt, rounds.c.model).where(where).order_by(rounds.c.round))
+    made = await uow.all(select(rounds.c.round, rounds.c.model).where(rounds.c.federation == row.federation, MADE))
     number = max((one.round for one in made if one.model == row.model), default=0)
-    upto = [one for one in made if one.round <= number]
-    counted = answers.c.counted.in_([one.round for one in upto])  # late ones, where the plan lets them count
-    in_time = ~answers.c.late & tuple_(answers.c.round, answers.c.attempt).in_([(one.round, one.attempt) for one in upto])
-    given = select(answers.c.hospital).where(answers.c.federation == row.federation, in_time | counted, IN_MODEL)
-    return number, tuple(sorted({a.hospital for a in await uow.all(given.distinct())}))
+    theirs = select(answers.c.hospital).join(rounds, same_attempt(rounds, answers)).where(rounds.c.federation == row.federation, IN_MODEL)
+    return number, tuple(sorted({a.hospital for a in await uow.all(theirs.where(number >= PART_OF).distinct())}))
 
 
 async def open_round(uow: UnitOfWork[Any], row: Any, situation: Situation, step: Open) -> None:
@@ -315,10 +309,8 @@ async def _counted(uow: UnitOfWork[Any], federation: str, since: int = 0) -> dic
     """Hospital to the last training round after `since`, with its attempt, that its update was given to and is part of, or of one after it
     where it came late."""
     wanted = select(answers.c.hospital, answers.c.round, answers.c.attempt).join(rounds, same_attempt(rounds, answers))
-    undone = select(rounds.c.round).where(rounds.c.federation == federation, rounds.c.undone)
-    done = (rounds.c.state == "committed") & (rounds.c.kind == RoundKind.TRAIN.value) & (rounds.c.round > since) & ~rounds.c.undone
-    done &= ~answers.c.late | (answers.c.counted.is_not(None) & answers.c.counted.not_in(undone))
-    found = await uow.all(wanted.where(rounds.c.federation == federation, done, IN_MODEL).order_by(answers.c.round))
+    theirs = wanted.where(rounds.c.federation == federation, rounds.c.round > since, IN_MODEL)
+    found = await uow.all(theirs.order_by(answers.c.round))
     return {a.hospital: f"{a.round}.{a.attempt}" for a in found}
 
 
