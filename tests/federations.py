@@ -24,6 +24,7 @@ from medmesh.contracts.federation import (
     SubmitEvaluation,
     SubmitUpdate,
 )
+from medmesh.contracts.governance import ApprovalGranted
 from medmesh.contracts.message import Envelope, ObjectRef, OperationFinished, encode, envelope
 from medmesh.contracts.plan import Plan, plan_hash
 from medmesh.learning import weights
@@ -31,6 +32,9 @@ from medmesh.tasks import end
 from tests.packages import tiny
 from tests.platform import Platform
 from tests.rosters import acceptance
+
+SETTINGS = {"federation": {"tick_seconds": 0.1}}
+"""Of a platform that does not wait a second for what is due."""
 
 
 async def put_weights(p: Platform, folder: Path, values: float, *, scratch: bool = True) -> ObjectRef:
@@ -105,6 +109,28 @@ async def accept(p: Platform, federation: str, plan: Plan, *hospitals: str) -> N
         signature = acceptance(p.rosters.signer(f"hospital:{hospital}"), federation, hash_)
         done = await p.send(RespondInvitation(federation=federation, plan_hash=hash_, accept=True, signature=signature), token)
         assert done.succeeded, done.problem
+
+
+async def start(p: Platform, hospitals: tuple[str, ...], **changed: Any) -> str:
+    """A federation that everybody accepted and somebody approved."""
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    late = soon + timedelta(seconds=60)  # on a busy machine answers take a while
+    wanted = await make_plan(p, hospitals, **{"accept_by": late, "start_at": soon, **changed})
+    done = await p.send(wanted, p.person("li", "researcher"))
+    assert done.succeeded, done.problem
+    assert done.result
+    federation = str(done.result["federation"])
+    await accept(p, federation, wanted.plan, *hospitals)
+    hash_ = plan_hash(wanted.plan)
+    approval = f"approval-{federation}"
+    token = p.approval("federation.start", federation, hash_, approval=approval)
+    grant = ApprovalGranted(approval=approval, action="federation.start", target=federation, digest=hash_, token=token)
+    await p.publish(grant, source="governance")
+    while datetime.now(UTC) < soon:
+        await alive(p, *hospitals)
+        await asyncio.sleep(0.2)
+    await alive(p, *hospitals)
+    return federation
 
 
 async def opened(p: Platform, number: int, attempt: int = 1, kind: RoundKind | None = None) -> Envelope[RoundOpened]:

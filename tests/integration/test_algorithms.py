@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
-import pytest
-from tests.federations import alive, make_plan, opened, submit, view
-from tests.integration.test_federation import SETTINGS, start
+from tests.federations import SETTINGS, alive, make_plan, opened, start, submit, view
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundOpened, RoundStored
@@ -21,12 +18,6 @@ from medmesh.service.runtime import running
 from medmesh_federation.service import SERVICE
 
 HOSPITALS = ("huashan", "renji", "xiehe")
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 async def read(p: Platform, ref: ObjectRef) -> dict[str, np.ndarray]:

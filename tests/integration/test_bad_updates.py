@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.federations import living, opened, submit, view
-from tests.integration.test_federation import p, start  # noqa: F401
+from tests.federations import living, opened, start, submit, view
 from tests.platform import Platform
 
 from medmesh.cli.views import voided
@@ -25,7 +24,7 @@ MOST = 3e38
 Arrays = dict[str, np.ndarray]
 
 
-async def give(p: Platform, round_: RoundOpened, hospital: str, arrays: Arrays) -> OperationFinished:  # noqa: F811
+async def give(p: Platform, round_: RoundOpened, hospital: str, arrays: Arrays) -> OperationFinished:
     path = p.folder / f"{hospital}-{round_.round}-{round_.attempt}"
     weights.save(arrays, path)
     ref = await p.stores.scratch.put_file(path, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -64,7 +63,7 @@ def int8(scale: float) -> Arrays:
     ids=["fednova", "topk", "int8"],
 )
 async def test_what_no_model_can_be_made_of_is_refused_when_it_comes(
-    p: Platform,  # noqa: F811
+    p: Platform,
     monkeypatch: pytest.MonkeyPatch,
     changed: dict[str, Any],
     good: Arrays,
@@ -86,7 +85,7 @@ async def test_what_no_model_can_be_made_of_is_refused_when_it_comes(
 
 
 async def test_a_small_update_that_stands_for_a_large_model_is_looked_at_before_its_federation_is_locked(
-    p: Platform,  # noqa: F811
+    p: Platform,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await start(p, THREE, rounds=1, baseline=False, codec="topk", codec_share="0.001")
@@ -108,7 +107,7 @@ async def test_a_small_update_that_stands_for_a_large_model_is_looked_at_before_
     assert seen == [True], "under the lock it would still be waiting for itself"
 
 
-async def fails(p: Platform, federation: str, give_all: Any, code: str) -> None:  # noqa: F811
+async def fails(p: Platform, federation: str, give_all: Any, code: str) -> None:
     """Every attempt at round 1 comes to nothing, and in the end the federation: nobody is dropped, all is said."""
     async with living(p, *THREE):
         for attempt in (1, 2, 3, 4, 5):
@@ -126,7 +125,7 @@ async def fails(p: Platform, federation: str, give_all: Any, code: str) -> None:
     assert [(r["out"], r["why"]) for r in records] == [(4, code)] * 5
 
 
-async def test_updates_that_overflow_together_void_their_round_and_in_the_end_the_federation(p: Platform) -> None:  # noqa: F811
+async def test_updates_that_overflow_together_void_their_round_and_in_the_end_the_federation(p: Platform) -> None:
     federation = await start(p, THREE, rounds=2, baseline=False, algorithm="fedavgm", parameters={"rate": "10"})
 
     async def all_of_them(round_: RoundOpened) -> None:
@@ -137,7 +136,7 @@ async def test_updates_that_overflow_together_void_their_round_and_in_the_end_th
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_one_that_makes_no_model_even_alone_leaves_the_round_to_the_others(p: Platform, late: bool) -> None:  # noqa: F811
+async def test_one_that_makes_no_model_even_alone_leaves_the_round_to_the_others(p: Platform, late: bool) -> None:
     pace = {"pace": {"quorum": 2, "staleness": 2}} if late else {}
     federation = await start(p, THREE, rounds=2, baseline=False, algorithm="fedavgm", parameters={"rate": "10"}, **pace)
     async with living(p, *THREE):
@@ -162,7 +161,7 @@ async def test_one_that_makes_no_model_even_alone_leaves_the_round_to_the_others
     ]
 
 
-async def test_an_algorithm_that_fails_in_a_way_of_its_own_voids_its_round_too(p: Platform) -> None:  # noqa: F811
+async def test_an_algorithm_that_fails_in_a_way_of_its_own_voids_its_round_too(p: Platform) -> None:
     @register
     class Broken(Algorithm):
         NAME = "broken"

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.federations import living, opened, put_weights, submit
-from tests.integration.test_federation import p, start  # noqa: F401
+from tests.federations import living, opened, put_weights, start, submit
 from tests.integration.test_pace import HOSPITALS, PACE, SLOW
 from tests.integration.test_sweeping import aged
 from tests.platform import Platform
@@ -23,15 +22,15 @@ from medmesh_federation.service import SERVICE
 THREE = ("huashan", "renji", "xiehe")
 
 
-def digest(p: Platform, value: float) -> str:  # noqa: F811
+def digest(p: Platform, value: float) -> str:
     return hashlib.sha256((p.folder / f"w-{value}").read_bytes()).hexdigest()
 
 
-async def here(p: Platform, value: float) -> bool:  # noqa: F811
+async def here(p: Platform, value: float) -> bool:
     return await p.stores.scratch.size(digest(p, value)) is not None
 
 
-async def gone(p: Platform, *values: float) -> None:  # noqa: F811
+async def gone(p: Platform, *values: float) -> None:
     """Wait for it."""
     async with asyncio.timeout(20):
         for value in values:
@@ -39,18 +38,18 @@ async def gone(p: Platform, *values: float) -> None:  # noqa: F811
                 await asyncio.sleep(0.05)
 
 
-async def committed(p: Platform, number: int) -> None:  # noqa: F811
+async def committed(p: Platform, number: int) -> None:
     await p.wait(RoundCommitted, lambda e: e.data.round == number, timeout=30)
 
 
-async def updates(p: Platform) -> list[tuple[str, str, list[tuple[str, Any]]]]:  # noqa: F811
+async def updates(p: Platform) -> list[tuple[str, str, list[tuple[str, Any]]]]:
     """What was recorded of updates: the hospital, the digest, the detail."""
     records = [r for r in await p.audited("federation") if r["sub"] == "federation.update"]
     found = [(r["agents"][0]["who"], [e["digest"] for e in r["entities"] if e["type"] == "update"], r["detail"]) for r in records]
     return sorted((who.removeprefix("hospital:"), digests[0], sorted(detail.items())) for who, digests, detail in found)
 
 
-async def test_what_came_to_nothing_came_late_or_came_twice_is_deleted_and_recorded(p: Platform) -> None:  # noqa: F811
+async def test_what_came_to_nothing_came_late_or_came_twice_is_deleted_and_recorded(p: Platform) -> None:
     await start(p, THREE, rounds=2, round_deadline_seconds=4, baseline=False)
     async with living(p, *THREE):
         first = (await opened(p, 1)).data
@@ -76,7 +75,7 @@ async def test_what_came_to_nothing_came_late_or_came_twice_is_deleted_and_recor
     assert await updates(p) == sorted(wanted)
 
 
-async def test_what_is_refused_is_not_kept_either(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_what_is_refused_is_not_kept_either(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "REFUSED_SECONDS", 2.0)
     await start(p, THREE, rounds=1, baseline=False)
     round_ = (await opened(p, 1)).data
@@ -99,7 +98,7 @@ async def test_what_is_refused_is_not_kept_either(p: Platform, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("what", ["void", "cancelled"])
-async def test_what_a_kill_left_of_a_round_is_found_again(p: Platform, monkeypatch: pytest.MonkeyPatch, what: str) -> None:  # noqa: F811
+async def test_what_a_kill_left_of_a_round_is_found_again(p: Platform, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     async def killed(*_: Any) -> None:
         await asyncio.Event().wait()
 
@@ -122,7 +121,7 @@ async def test_what_a_kill_left_of_a_round_is_found_again(p: Platform, monkeypat
         await gone(p, 77.0)
 
 
-async def test_late_updates_that_a_kill_left_are_swept(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_late_updates_that_a_kill_left_are_swept(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     async def killed(*_: Any) -> None:
         await asyncio.Event().wait()
 
@@ -141,7 +140,7 @@ async def test_late_updates_that_a_kill_left_are_swept(p: Platform, monkeypatch:
             assert digest(p, 78.0) not in await aged(p)
 
 
-async def test_what_came_late_stays_until_it_counted_or_is_too_old(p: Platform) -> None:  # noqa: F811
+async def test_what_came_late_stays_until_it_counted_or_is_too_old(p: Platform) -> None:
     async def round_of(number: int, *gives: tuple[str, float]) -> RoundOpened:
         round_ = (await opened(p, number)).data
         for hospital, value in gives:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.federations import living, opened, submit
-from tests.integration.test_federation import SETTINGS, start
+from tests.federations import SETTINGS, living, opened, start, submit
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import CancelFederation, RoundStored, SubmitUpdate

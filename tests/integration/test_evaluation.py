@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.federations import alive, opened, submit, view
-from tests.integration.test_federation import SETTINGS, start
-from tests.platform import Platform, platform
+from tests.federations import alive, opened, start, submit, view
+from tests.platform import Platform
 
 from medmesh.client.results import cross_site, curve, kept_round
 from medmesh.contracts.federation import (
@@ -23,16 +20,8 @@ from medmesh.contracts.federation import (
     SubmitEvaluation,
 )
 from medmesh.contracts.plan import EarlyStopping
-from medmesh.embedded.testing import RunningServers
-from medmesh_federation.service import SERVICE
 
 TWO = ("huashan", "renji")
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 def right(of_ten: int) -> tuple[tuple[int, ...], ...]:

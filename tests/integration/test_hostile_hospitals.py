@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
 from tests.federations import living, opened, put_weights, submit
-from tests.integration.test_federation import SETTINGS
-from tests.integration.test_federation import start as begun
-from tests.platform import Platform, platform
+from tests.federations import start as begun
+from tests.platform import Platform
 from tests.secure_parties import HOSPITALS, Parties, say, start, told
 
 from medmesh.contracts.federation import (
@@ -26,20 +23,12 @@ from medmesh.contracts.federation import (
     SubmitUpdate,
 )
 from medmesh.contracts.message import OperationFinished
-from medmesh.embedded.testing import RunningServers
 from medmesh.federated.secure.contributor import Contributor, keys_of
 from medmesh_federation import results
 from medmesh_federation.answering import LOCK
-from medmesh_federation.service import SERVICE
 from medmesh_federation.tables import rounds
 
 TWO = ("huashan", "renji")
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 def refusal(done: OperationFinished) -> str:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import select, update
 from tests.federations import make_plan, view
-from tests.platform import Platform, platform
+from tests.platform import Platform
 
 from medmesh.contracts.federation import CancelFederation, FederationView, GetFederation, LinkInvitation, OpenLink, RevokeLink
 from medmesh.contracts.message import Command
-from medmesh.embedded.testing import RunningServers
 from medmesh.federated.invitation import link_digest, link_of, new_secret, parts
-from medmesh_federation.service import SERVICE
 from medmesh_federation.tables import links
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings={"federation": {"tick_seconds": 0.1}}) as made:
-        yield made
 
 
 async def test_a_link_opens_once_for_its_hospital_and_its_plan_and_consents_to_nothing(p: Platform) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
-from tests.federations import accept, alive, living, make_plan, opened, submit, view
-from tests.integration.test_federation import SETTINGS, start
+from tests.federations import SETTINGS, accept, alive, living, make_plan, opened, start, submit, view
 from tests.platform import Platform, platform
 from tests.rosters import acceptance
 
@@ -38,12 +35,6 @@ from medmesh.embedded.testing import RunningServers
 from medmesh_federation.service import SERVICE
 
 THREE = ("huashan", "renji", "tongji")
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 async def said(p: Platform, command: Command, who: str = "li") -> str:

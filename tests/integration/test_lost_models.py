@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
-from tests.federations import living, opened, submit, view
-from tests.integration.test_federation import p, start  # noqa: F401
+from tests.federations import living, opened, start, submit, view
 from tests.platform import Platform
 from tests.secure_parties import HOSPITALS, Parties
 from tests.secure_parties import start as start_secure
@@ -52,7 +51,7 @@ def losing(monkeypatch: pytest.MonkeyPatch, number: int, *, updates: bool = Fals
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedadam", "ditto"])
 @pytest.mark.parametrize("updates", [False, True], ids=["alone", "with its updates"])
 async def test_it_is_made_again_of_what_hospitals_still_have(
-    p: Platform,  # noqa: F811
+    p: Platform,
     monkeypatch: pytest.MonkeyPatch,
     algorithm: str,
     updates: bool,
@@ -78,7 +77,7 @@ async def test_it_is_made_again_of_what_hospitals_still_have(
     assert federation == event.federation
 
 
-async def test_a_secure_sum_that_was_opened_is_the_same_again(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_a_secure_sum_that_was_opened_is_the_same_again(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same vectors, and of what hospitals revealed for them: none reveals more."""
     lost = losing(monkeypatch, 1, updates=True)
     async with living(p, *HOSPITALS):
@@ -98,7 +97,7 @@ async def test_a_secure_sum_that_was_opened_is_the_same_again(p: Platform, monke
     assert await p.stores.kept.size(done.model.sha256) is not None
 
 
-async def test_noise_is_not_drawn_twice(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_noise_is_not_drawn_twice(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model with another noise would be another release: it stays lost, and its round is tried once."""
     lost, tried, remake = losing(monkeypatch, 1), list[int](), remaking.remake
 
@@ -127,7 +126,7 @@ async def test_noise_is_not_drawn_twice(p: Platform, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("why", ["left", "unable"])
 async def test_one_that_left_is_needed_where_its_update_is_gone_too(
-    p: Platform,  # noqa: F811
+    p: Platform,
     monkeypatch: pytest.MonkeyPatch,
     why: str,
 ) -> None:
@@ -153,7 +152,7 @@ async def test_one_that_left_is_needed_where_its_update_is_gone_too(
     assert await p.stores.kept.size(lost[0]) is None
 
 
-async def test_those_that_are_gone_for_good_keep_no_other_waiting(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_those_that_are_gone_for_good_keep_no_other_waiting(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than are looked at in one go: a round after them is stored as ever."""
     federation = await start(p, THREE, rounds=2, baseline=False)
     async with living(p, *THREE):

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.federations import living, opened, put_weights, submit
-from tests.integration.test_federation import p, start  # noqa: F401
+from tests.federations import living, opened, put_weights, start, submit
 from tests.platform import Platform
 from tests.secure_parties import HOSPITALS, SAMPLES, VALUES, Parties
 from tests.secure_parties import start as start_secure
@@ -33,21 +32,21 @@ from medmesh_federation import results
 THREE = ("huashan", "renji", "xiehe")
 
 
-async def committed(p: Platform, number: int = 1) -> tuple[RoundCommitted, dict[str, np.ndarray]]:  # noqa: F811
+async def committed(p: Platform, number: int = 1) -> tuple[RoundCommitted, dict[str, np.ndarray]]:
     event = (await p.wait(RoundCommitted, lambda e: e.data.round == number, timeout=30)).data
     target = p.folder / "committed"
     target.write_bytes(await load(await p.stores.holding(event.model.sha256), event.model))
     return event, weights.load(target)
 
 
-async def lose(p: Platform, round_: RoundOpened, value: float) -> ObjectRef:  # noqa: F811
+async def lose(p: Platform, round_: RoundOpened, value: float) -> ObjectRef:
     """What a hospital handed in as `value` is taken from the store."""
     ref = await put_weights(p, p.folder, value)
     await p.stores.scratch.delete(ref.sha256)
     return ref
 
 
-async def answered_and_lost(p: Platform, round_: RoundOpened) -> None:  # noqa: F811
+async def answered_and_lost(p: Platform, round_: RoundOpened) -> None:
     """All three hand in; the first one's, 1.0, is gone when the last one's comes."""
     for hospital, value in zip(THREE, (1.0, 2.0, 4.0), strict=True):
         if hospital == THREE[-1]:
@@ -57,7 +56,7 @@ async def answered_and_lost(p: Platform, round_: RoundOpened) -> None:  # noqa: 
 
 
 @pytest.mark.parametrize("value", [1.0, 5.0])
-async def test_a_lost_update_is_asked_for_and_the_very_same_bytes_count_as_before(p: Platform, value: float) -> None:  # noqa: F811
+async def test_a_lost_update_is_asked_for_and_the_very_same_bytes_count_as_before(p: Platform, value: float) -> None:
     federation = await start(p, THREE, rounds=1, baseline=False)
     round_ = (await opened(p, 1)).data
     assert (await submit(p, round_, "huashan", 1.0, samples=1)).succeeded
@@ -80,7 +79,7 @@ async def test_a_lost_update_is_asked_for_and_the_very_same_bytes_count_as_befor
     assert {e["id"] for e in records[0]["entities"]} == {federation, "huashan", "1.1"}
 
 
-async def test_who_cannot_send_it_again_leaves_the_round_to_the_others(p: Platform) -> None:  # noqa: F811
+async def test_who_cannot_send_it_again_leaves_the_round_to_the_others(p: Platform) -> None:
     federation = await start(p, THREE, rounds=1, baseline=False)
     round_ = (await opened(p, 1)).data
     async with living(p, *THREE):
@@ -93,7 +92,7 @@ async def test_who_cannot_send_it_again_leaves_the_round_to_the_others(p: Platfo
     np.testing.assert_allclose(model["bias"], 3.0, rtol=1e-6)
 
 
-async def test_who_is_silent_is_waited_for_no_longer_than_its_lease(p: Platform) -> None:  # noqa: F811
+async def test_who_is_silent_is_waited_for_no_longer_than_its_lease(p: Platform) -> None:
     await start(p, THREE, rounds=1, baseline=False, lease_seconds=3, round_deadline_seconds=4)
     round_ = (await opened(p, 1)).data
     async with living(p, *THREE):
@@ -103,7 +102,7 @@ async def test_who_is_silent_is_waited_for_no_longer_than_its_lease(p: Platform)
         assert (await committed(p))[0].participants == ("renji", "xiehe")
 
 
-async def test_there_is_time_to_send_it_again_after_the_rounds_own_deadline(p: Platform) -> None:  # noqa: F811
+async def test_there_is_time_to_send_it_again_after_the_rounds_own_deadline(p: Platform) -> None:
     await start(p, THREE, rounds=1, baseline=False, lease_seconds=10, round_deadline_seconds=4)
     round_ = (await opened(p, 1)).data
     async with living(p, *THREE):
@@ -114,7 +113,7 @@ async def test_there_is_time_to_send_it_again_after_the_rounds_own_deadline(p: P
         assert (await committed(p))[0].participants == THREE
 
 
-async def test_a_model_of_the_baseline_is_asked_for_when_it_is_to_be_kept(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_a_model_of_the_baseline_is_asked_for_when_it_is_to_be_kept(p: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     keep, gone = results.store, list[str]()
 
     async def after_a_loss(runtime: Any, ports: Any, row: Any) -> None:
@@ -139,7 +138,7 @@ async def test_a_model_of_the_baseline_is_asked_for_when_it_is_to_be_kept(p: Pla
 
 
 @pytest.mark.parametrize("again", [True, False])
-async def test_a_lost_vector_of_a_secure_sum_opens_it_once_it_is_there_again(p: Platform, again: bool) -> None:  # noqa: F811
+async def test_a_lost_vector_of_a_secure_sum_opens_it_once_it_is_there_again(p: Platform, again: bool) -> None:
     """Its masks are in the others' vectors: without it the sum stays closed, and no other is opened of the round."""
     async with living(p, *HOSPITALS):
         await start_secure(p, lease_seconds=3, round_deadline_seconds=60 if again else 15)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.federations import alive, opened, put_weights, submit, view
-from tests.integration.test_federation import SETTINGS
-from tests.integration.test_federation import start as started
-from tests.platform import Platform, platform
+from tests.federations import start as started
+from tests.platform import Platform
 
 from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundOpened, RoundStored, UpdateLost, WithdrawFromFederation
 from medmesh.contracts.message import ObjectRef
-from medmesh.embedded.testing import RunningServers
 from medmesh.learning import weights
 from medmesh.service.runtime import running
 from medmesh_federation.service import SERVICE
@@ -23,12 +19,6 @@ from medmesh_federation.service import SERVICE
 FAST, SLOW = ("huashan", "renji"), "xiehe"
 HOSPITALS = (*FAST, SLOW)
 PACE = {"quorum": 2, "staleness": 2, "decay": "1"}
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 async def start(p: Platform, **changed: object) -> str:

@@ -6,14 +6,12 @@ The ledger is held against the Renyi divergence of the Gaussian mechanism, worke
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.federations import alive, opened, submit, view
-from tests.integration.test_federation import start
+from tests.federations import SETTINGS, alive, opened, start, submit, view
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import FederationCompleted, FederationFailed, RoundCommitted, RoundOpened, RoundVoided, SubmitUpdate
@@ -24,14 +22,7 @@ from medmesh.learning import weights
 from medmesh.store.objects.port import file_digest, load
 from medmesh_federation.service import SERVICE
 
-SETTINGS = {"federation": {"tick_seconds": 0.1}}
 HOSPITALS = ("huashan", "renji")
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 def by_hand(noise: float, rounds: int, delta: float) -> float:

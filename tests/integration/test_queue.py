@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.federations import accept, alive, living, make_plan, opened, submit, view
-from tests.integration.test_federation import SETTINGS, start
+from tests.federations import SETTINGS, accept, alive, living, make_plan, opened, start, submit, view
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import (

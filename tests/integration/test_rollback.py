@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests import federations as plain
 from tests.federations import opened, submit, view
-from tests.integration import test_federation as plain
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import FederationCompleted, FederationRolledBack, RoundCommitted, RoundOpened, RoundStored

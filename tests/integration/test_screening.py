@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tests.federations import opened, view
-from tests.integration import test_federation as plain
-from tests.integration.test_federation import SETTINGS
+from tests import federations as plain
+from tests.federations import SETTINGS, opened, view
 from tests.platform import Platform, platform
 
 from medmesh.contracts.federation import (
@@ -40,12 +38,6 @@ from medmesh_federation.service import SERVICE
 FOUR = ("huashan", "renji", "tongji", "xinhua")
 BAD = "xinhua"
 Model = dict[str, np.ndarray]
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 async def start(p: Platform, **changed: Any) -> str:

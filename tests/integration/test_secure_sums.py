@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.federations import alive, opened, view
-from tests.platform import Platform, platform
+from tests.platform import Platform
 from tests.secure_parties import HOSPITALS, SAMPLES, VALUES, Parties, advanced, fail, say, start, summed, told
 
 from medmesh.client.results import cross_site, curve, kept_round
@@ -28,19 +27,9 @@ from medmesh.contracts.federation import (
     WithdrawFromFederation,
 )
 from medmesh.contracts.plan import EarlyStopping
-from medmesh.embedded.testing import RunningServers
 from medmesh.federated.secure.contributor import Contributor
 from medmesh.learning import weights
 from medmesh.store.objects.port import load
-from medmesh_federation.service import SERVICE
-
-SETTINGS = {"federation": {"tick_seconds": 0.1}}
-
-
-@pytest.fixture
-async def p(servers: RunningServers, private: Path) -> AsyncIterator[Platform]:
-    async with platform(servers, private, SERVICE, settings=SETTINGS) as made:
-        yield made
 
 
 async def test_a_round_after_one_that_nobody_missed_begins_with_its_vectors(p: Platform) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.federations import living, opened, view
+from tests.federations import living, opened, start, view
 from tests.integration.test_bad_updates import give, int8
-from tests.integration.test_federation import p, start  # noqa: F401
 from tests.platform import Platform
 
 from medmesh.cli import views
@@ -39,7 +38,7 @@ CLIPPING = {"algorithm": "norm-clipping", "parameters": {"factor": "1"}}
     ids=["aside", "clipped"],
 )
 async def test_who_is_in_a_model_is_who_is_named(
-    p: Platform,  # noqa: F811
+    p: Platform,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     changed: dict[str, object],

@@ -6,8 +6,7 @@ import hashlib
 import os
 import time
 
-from tests.federations import living, opened, submit
-from tests.integration.test_federation import p, start  # noqa: F401
+from tests.federations import living, opened, start, submit
 from tests.platform import Platform
 
 from medmesh.contracts.federation import CancelFederation, RoundCommitted, RoundStored
@@ -17,7 +16,7 @@ from medmesh_federation.sweeping import KEEP_SECONDS, sweep
 HOSPITALS = ("huashan", "renji")
 
 
-async def aged(p: Platform) -> set[str]:  # noqa: F811
+async def aged(p: Platform) -> set[str]:
     """Sweep as if all that is there were a week old; answers what is left."""
     assert isinstance(p.stores.scratch, DirectoryStore)
     long_ago = time.time() - KEEP_SECONDS - 60
@@ -28,7 +27,7 @@ async def aged(p: Platform) -> set[str]:  # noqa: F811
     return {path.name for path in p.stores.scratch.folder.glob("??/*")}
 
 
-async def test_bytes_of_which_no_command_became_go_and_what_a_federation_needs_stays(p: Platform) -> None:  # noqa: F811
+async def test_bytes_of_which_no_command_became_go_and_what_a_federation_needs_stays(p: Platform) -> None:
     await start(p, HOSPITALS, rounds=2, baseline=False)
     round_ = (await opened(p, 1)).data
     async with living(p, *HOSPITALS):
@@ -56,7 +55,7 @@ async def test_bytes_of_which_no_command_became_go_and_what_a_federation_needs_s
     assert models <= await aged(p), "models of committed rounds are fetched from here"
 
 
-async def test_of_a_federation_that_came_to_nothing_no_update_is_left(p: Platform) -> None:  # noqa: F811
+async def test_of_a_federation_that_came_to_nothing_no_update_is_left(p: Platform) -> None:
     federation = await start(p, HOSPITALS, rounds=1, baseline=False)
     round_ = (await opened(p, 1)).data
     async with living(p, *HOSPITALS):
