@@ -8,7 +8,7 @@ import resource
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ import pytest
 
 from medmesh.security.authority import Authority
 
+SOON = 10.0
+"""Seconds within which something happens on a machine however busy; whoever says nothing is waited for twice as long."""
 DOOR = """
 import asyncio, json, resource, sys
 from pathlib import Path
@@ -72,10 +74,34 @@ class Door:
 
     async def ask(self, *, whence: str = "127.0.0.1") -> bytes:
         """The answer to a request of somebody who comes now."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             reader, writer = await self.connect(whence=whence)
             with closing(writer):
                 return await asked(reader, writer)
+
+    @asynccontextmanager
+    async def streaming(self) -> AsyncIterator[asyncio.StreamReader]:
+        """An answer that goes on and on, once something of it came."""
+        reader, writer = await self.connect()
+        with closing(writer):
+            writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"tick")
+            yield reader
+
+    @asynccontextmanager
+    async def guests(self) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[], Awaitable[None]]]]:
+        """Two who were there before others, of whom one was answered and the other still is: (its stream, look that both are served)."""
+        reader, writer = await self.connect()
+        with closing(writer):
+            await asked(reader, writer)
+            async with self.streaming() as stream:
+
+                async def served() -> None:
+                    async with asyncio.timeout(SOON):
+                        await asked(reader, writer)
+                        await stream.readuntil(b"tick")
+
+                yield stream, served
 
     @asynccontextmanager
     async def silent(self, many: int, *, whence: str = "127.0.0.2") -> AsyncIterator[list[asyncio.StreamReader]]:
@@ -97,7 +123,7 @@ async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head
     return answer
 
 
-async def over(reader: asyncio.StreamReader, seconds: float) -> bool:
+async def over(reader: asyncio.StreamReader, seconds: float = SOON) -> bool:
     """Whether a connection ends in time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -144,14 +170,7 @@ AFTER = {"half a second header": b"GET / HT", "a blank line after an answer": b"
 
 
 async def test_who_says_half_of_something_is_let_go_and_others_are_served_meanwhile(opened: Open) -> None:
-    async with opened(HEAD_SECONDS=1.0, BODY_SECONDS=1.0) as door, AsyncExitStack() as stack:
-        stream, writer = await door.connect()
-        stack.callback(writer.close)
-        writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
-        await stream.readuntil(b"tick")
-        kept = await door.connect()
-        stack.callback(kept[1].close)
-        await asked(*kept)
+    async with opened(HEAD_SECONDS=1.0, BODY_SECONDS=1.0) as door, door.guests() as (stream, served), AsyncExitStack() as stack:
         halves = {}
         for name, said in HALVES.items():
             reader, writer = await door.connect(tls=said is not None)
@@ -166,14 +185,13 @@ async def test_who_says_half_of_something_is_let_go_and_others_are_served_meanwh
             halves[name] = reader
         await asyncio.sleep(1.5)  # longer than any of them is waited for
         await door.ask()
-        assert [name for name, reader in halves.items() if not await over(reader, 3.0)] == []
-        await asked(*kept)  # who was answered may come back later
-        await stream.readuntil(b"tick")
+        assert [name for name, reader in halves.items() if not await over(reader)] == []
+        await served()  # who was answered may come back later
         assert not await over(stream, 1.5)
 
 
 async def test_a_body_that_comes_slowly_but_steadily_is_taken(opened: Open) -> None:
-    async with opened(HEAD_SECONDS=0.5, BODY_SECONDS=0.5, SLOWEST=1000.0) as door:
+    async with opened(HEAD_SECONDS=1.0, BODY_SECONDS=1.0, SLOWEST=1000.0) as door:
         reader, writer = await door.connect()
         with closing(writer):
             writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8000\r\n\r\n")
@@ -192,40 +210,25 @@ async def test_a_header_has_an_end(opened: Open) -> None:
                 for _ in range(40):
                     writer.write(b"x" * 4096)
                     await asyncio.sleep(0)
-                assert await over(reader, 3.0), begun
+                assert await over(reader), begun
         reader, writer = await door.connect()
         with closing(writer):
             writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-            assert await over(reader, 3.0), "a thousand requests at once"
+            assert await over(reader), "a thousand requests at once"
         await door.ask()
 
 
 async def test_when_all_places_are_taken_who_crowds_makes_room(opened: Open) -> None:
-    async with opened(most=30) as door, AsyncExitStack() as stack:
-        stream, writer = await door.connect()
-        stack.callback(writer.close)
-        writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
-        await stream.readuntil(b"tick")
-        kept = await door.connect()
-        stack.callback(kept[1].close)
-        await asked(*kept)
-        async with door.silent(60) as crowd:
-            await door.ask()
-            await asked(*kept)
-            assert [await over(reader, 0.2) for reader in crowd[:20]] == [True] * 20  # the oldest went
-            assert not await over(crowd[-1], 0.2)
-            await stream.readuntil(b"tick")
+    async with opened(most=30) as door, door.guests() as (_, served), door.silent(60) as crowd:
+        await door.ask()
+        await served()
+        assert [await over(reader) for reader in crowd[:20]] == [True] * 20  # the oldest went
+        assert not await over(crowd[-1], 0.2)
 
 
 async def test_who_is_served_is_not_cut_off_for_others(opened: Open) -> None:
     async with opened(most=3) as door, AsyncExitStack() as stack:
-        streams = []
-        for _ in range(3):
-            reader, writer = await door.connect()
-            stack.callback(writer.close)
-            writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
-            await reader.readuntil(b"tick")
-            streams.append(reader)
+        streams = [await stack.enter_async_context(door.streaming()) for _ in range(3)]
         with pytest.raises(OSError):
             await door.connect()
         for reader in streams:
@@ -246,11 +249,7 @@ def busy(pid: int) -> int:
 
 
 async def test_without_descriptors_the_process_goes_on(opened: Open) -> None:
-    async with opened(descriptors=40) as door, AsyncExitStack() as stack:
-        stream, writer = await door.connect()
-        stack.callback(writer.close)
-        writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
-        await stream.readuntil(b"tick")
+    async with opened(descriptors=40) as door, door.streaming() as stream:
         async with door.silent(100):
             for _ in range(3):
                 await door.ask()
