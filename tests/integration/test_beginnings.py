@@ -91,15 +91,17 @@ async def test_nobody_is_invited_who_cannot_sign_and_no_time_is_absurd(p: Platfo
             "2 hospital(s) of this plan: misspelt-hospital, gone",
         ),
         ({"accept_by": now - timedelta(seconds=1)}, "federation.accept_by", "within 90 days"),
-        ({"accept_by": now + timedelta(days=4000)}, "federation.accept_by", "within 90 days"),
-        ({"start_at": now - timedelta(days=4000)}, "federation.start_at", "not more than a day back"),
-        ({"start_at": now + timedelta(days=4000)}, "federation.start_at", "within 365 days"),
+        ({"accept_by": now + timedelta(days=91)}, "federation.accept_by", "within 90 days"),
+        ({"start_at": now - timedelta(hours=25)}, "federation.start_at", "not more than a day back"),
+        ({"start_at": now + timedelta(days=366)}, "federation.start_at", "within 365 days"),
     ):
         done = await p.send(good.model_copy(update={"plan": good.plan.model_copy(update=changed)}), li)
         assert done.problem
         assert (done.problem["code"], words in done.problem["title"]) == (code, True), done.problem
     assert not p.emitted(FederationInvited)
     assert (await p.send(good, li)).succeeded
+    at_once = good.plan.model_copy(update={"start_at": now - timedelta(hours=23)})
+    assert (await p.send(good.model_copy(update={"plan": at_once}), li)).succeeded
 
 
 @pytest.mark.parametrize("granted_first", [True, False])

@@ -31,6 +31,23 @@ from medmesh_federation.tables import rounds
 TWO = ("huashan", "renji")
 
 
+SMALL_ORDER = (
+    "0" * 64,
+    "1".rjust(2, "0").ljust(64, "0"),
+    "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+    "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+    "ec".ljust(62, "f") + "7f",
+)
+"""The points of curve25519 with which every secret agrees on the same: nought (RFC 7748, 6.1)."""
+
+
+def weak(one: Contributor, which: str, point: str) -> Contributor:
+    """It says that this is one of its keys."""
+    keys = one.public().model_copy(update={which: point})
+    one.public = lambda: keys  # type: ignore[method-assign]
+    return one
+
+
 def refusal(done: OperationFinished) -> str:
     assert not done.succeeded and done.problem
     return str(done.problem["code"])
@@ -62,6 +79,9 @@ async def test_keys_with_which_nobody_would_take_part_are_refused(p: Platform) -
     async def said(name: str, one: Contributor) -> OperationFinished:
         return await say(p, parties.round, name, SecurePhase.KEYS, {name: one.advertise(parties.signer(name), now)})
 
+    for point in SMALL_ORDER:
+        for which in ("cipher", "mask"):
+            assert refusal(await said("renji", weak(Contributor(session, "renji"), which, point))) == "secure.key", (which, point)
     same = Contributor(session, "renji")
     same.mask = same.cipher
     assert refusal(await said("renji", same)) == "secure.key"
@@ -85,6 +105,9 @@ async def test_keys_for_the_next_round_are_looked_at_too(p: Platform) -> None:
     own = second.all["renji"]
     second.all["renji"] = Contributor(own.session, "renji", cipher=second.all["xiehe"].cipher)
     assert refusal(await first.vector("renji", ahead=second)) == "secure.key"
+    for which in ("cipher", "mask"):
+        second.all["renji"] = weak(Contributor(own.session, "renji"), which, SMALL_ORDER[0])
+        assert refusal(await first.vector("renji", ahead=second)) == "secure.key", which
     second.all["renji"] = own
     for name in ("renji", "huashan", "ruijin"):
         assert (await first.vector(name, ahead=second)).succeeded

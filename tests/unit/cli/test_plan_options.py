@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,6 @@ def test_where_the_results_go_is_looked_at_first(asked: Any, language: str, monk
     told = asked(simulate, "--out", "nowhere/out")
     assert told.startswith("refused") and {"en": "there is no folder nowhere", "zh": "文件夹 nowhere 不存在"}[language] in told
     assert asked(simulate, "--out", ".").startswith("refused")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # whoever is root may write anywhere
+    told = asked(simulate, "--out", "out")
+    assert told.startswith("refused") and {"en": "nothing can be written into the folder .", "zh": "文件夹 . 不可写"}[language] in told

@@ -121,9 +121,11 @@ async def test_what_leaving_cannot_undo_is_said_before_it_is_asked_for_and_the_p
     said = [line for line in done.output.splitlines() if any("\u4e00" <= sign <= "\u9fff" for sign in line)]
     assert len(said) == (0 if language == "en" else len(done.output.splitlines())), "one language"
     about: dict[str, Any] = {"hospitals": ("a", "b"), "federation": "f"}
-    await told(node, ParticipantWithdrew(**about, hospital="b", rounds=7), ParticipantWithdrew(**about, hospital="a", rounds=1))
+    await told(node, ParticipantWithdrew(**about, hospital="a", rounds=1), ParticipantWithdrew(**about, hospital="b", rounds=7))
     listed = await asyncio.to_thread(CliRunner().invoke, edge, ["federations", "--folder", str(private)])
     assert [one["part"] for one in json.loads(listed.output)] == [1]
+    await told(node, FederationFailed(hospitals=("a", "b"), federation="f", code="federation.quorum"))
+    assert await _state_of(node) == "withdrawn", "whatever becomes of it"
 
 
 async def _state_of(node: Site) -> str:
@@ -212,13 +214,15 @@ async def test_what_a_federation_waits_for_and_why_it_was_stopped_is_shown_at_th
     await told(node, cast(RoundOpened, opened(PLAN, 1)).model_copy(update=about))
     assert (await shown())["f"] == ("running", "", ""), "it goes on"
     await told(node, FederationPaused(**about, reason="the scanner is serviced"))
-    assert (await shown())["f"] == ("paused", "", "the scanner is serviced")
+    await told(node, FederationWaiting(**about, since=datetime.now(UTC), missing=("b",)))
+    assert (await shown())["f"] == ("paused", "", "the scanner is serviced"), "paused, it waits for people"
     assert "the scanner is serviced" in await _page(node, "zh")
     await told(node, FederationResumed(**about))
     assert (await shown())["f"] == ("running", "", "")
     await told(node, FederationFailed(**about, code="federation.cancelled", reason="no money"))
     assert (await shown())["f"] == ("failed", "federation.cancelled", "no money")
     await told(node, *(InvitationExpired(hospitals=("a",), federation=name) for name in "ghi"))
+    await told(node, *(FederationFailed(hospitals=("a",), federation=name, code="federation.quorum") for name in "ghi"))
     assert [(await shown())[name][0] for name in "ghi"] == ["expired", "expired", "declined"]
     with pytest.raises(Problem) as caught:
         await consent.withdraw(node, "g", "")

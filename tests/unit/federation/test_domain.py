@@ -104,6 +104,13 @@ def test_a_secure_sum_of_everybody_is_opened_without_asking_over_whom() -> None:
     assert step(situation(plan=plan, round=fewer)) == Advance(SecurePhase.SURVIVORS, left), "the list they signed has one more"
 
 
+def test_who_fails_or_is_gone_is_dropped_from_a_secure_sum_unless_it_spoke() -> None:
+    plan = PLAN.model_copy(update={"secure": SecureAggregation(threshold=3), "baseline": False, "min_participants": 3})
+    for phase in (SecurePhase.KEYS, SecurePhase.VECTORS, SecurePhase.REVEAL):
+        current = round_(phase=phase, parties=frozenset(HOSPITALS), spoken=frozenset("a"), failed=frozenset("ac"))
+        assert step(situation(plan=plan, round=current, online=frozenset("bc"))) == Drop({"c": "failed", "d": "lease"})
+
+
 def test_a_secure_sum_that_stays_closed_skips_its_round() -> None:
     plan = PLAN.model_copy(update={"secure": SecureAggregation(threshold=3), "baseline": False, "min_participants": 3})
     late = {"phase": SecurePhase.REVEAL, "parties": frozenset(HOSPITALS), "spoken": frozenset("ab"), "deadline": NOW}

@@ -141,6 +141,7 @@ class Federation(RuleBasedStateMachine):
             else:
                 self.lapsed = True
         self.settle()
+        assert not self.lapsed
         assert self.approved or self.state is not State.QUEUED, "it waits for its turn without an approval"
 
     @rule(who=hospital, here=st.booleans())
@@ -177,6 +178,13 @@ class Federation(RuleBasedStateMachine):
         assert self.committed == list(range(1, len(self.committed) + 1))
         if self.state is State.COMPLETED:
             assert len(self.committed) == PLAN.rounds + 2
+
+    @invariant()
+    def nobody_waits_for_who_will_not_answer(self) -> None:
+        r = self.round
+        if self.state is State.RUNNING and r is not None and r.state == "open":
+            awaited = {h for h in r.assigned - r.answered if self.people[h] == "accepted"}
+            assert awaited <= self.online - r.failed
 
     def teardown(self) -> None:
         """From wherever chance left it: approved, stored, and with time, it ends; with whoever is left answering, or nobody."""
