@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,11 @@ from PIL import Image
 from medmesh.canonical import parse
 from medmesh.contracts.data import ItemSchema
 from medmesh.errors import Problem
-from medmesh.imaging import reading
-from medmesh.imaging.preprocess import Preprocess
+from medmesh.imaging import plain
 from medmesh.pipelines import fitting
 from medmesh.pipelines.data import TEXT, Data
 from medmesh.pipelines.loading import from_files
 from medmesh.pipelines.pipeline import Pipeline, of
-
-_PICTURES: tuple[tuple[bytes, str], ...] = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"))
-_LARGEST_PIXELS = 2**26
 
 
 def sample(raw: bytes, schema: ItemSchema) -> NDArray[Any]:
@@ -29,31 +24,8 @@ def sample(raw: bytes, schema: ItemSchema) -> NDArray[Any]:
     if schema.pipeline is not None:
         return through(of(schema.pipeline), decoded(raw, schema), schema).values
     if schema.kind == "images":
-        return image(raw, schema.image_size, schema.channels)
+        return plain.image(raw, schema.image_size, schema.channels)
     return fitting.fitted(decoded(raw, schema), schema)
-
-
-def image(raw: bytes, size: int, channels: int) -> NDArray[np.uint8]:
-    """[channels, size, size] of a DICOM object, a PNG or a JPEG, brought to 0..255. Raises `Problem` (`imaging.*`)."""
-    form = next((form for start, form in _PICTURES if raw.startswith(start)), None)
-    grey = _picture(raw, form) if form else reading.pixels(reading.read(raw))
-    return np.rint(Preprocess(size, channels).apply(grey) * np.float32(255)).astype(np.uint8)
-
-
-def _picture(raw: bytes, form: str) -> NDArray[np.float32]:
-    """[rows, columns] in 0..1; colour becomes luma (ITU-R BT.601), 16-bit grey keeps its depth."""
-    try:
-        # The format is given: Pillow then tries no other reader on bytes from outside.
-        with Image.open(io.BytesIO(raw), formats=(form,)) as opened:
-            if opened.width * opened.height > _LARGEST_PIXELS:
-                raise Problem("imaging.unreadable", reason=f"more than {_LARGEST_PIXELS} pixels")
-            deep = opened.mode[:1] == "I"
-            stored = np.asarray(opened if deep else opened.convert("L"), dtype=np.float32)
-    except Problem:
-        raise
-    except Exception as error:  # Pillow lets OSError, SyntaxError, ValueError, struct.error and others through
-        raise Problem("imaging.unreadable", reason=type(error).__name__) from None
-    return np.clip(stored / np.float32(65535 if deep else 255), 0.0, 1.0, dtype=np.float32)
 
 
 def decoded(raw: bytes, schema: ItemSchema) -> Data:
@@ -62,9 +34,8 @@ def decoded(raw: bytes, schema: ItemSchema) -> Data:
         return _text(raw)
     if schema.kind != "images":
         return fitting.decoded(raw, schema)
-    form = next((form for start, form in _PICTURES if raw.startswith(start)), "dicom")
     try:
-        return from_files(form, {"": raw})
+        return from_files(plain.picture(raw) or "dicom", {"": raw})
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow says of a broken picture
         raise Problem("pipelines.unfit", step="load", reason=type(error).__name__) from None
 

@@ -92,15 +92,17 @@ def stored(site: Site, row: Any) -> bytes:
 
 def image(site: Site, row: Any, size: int, channels: int) -> np.ndarray:
     """uint8 [channels, size, size] of one stored object: what is trained on and what is inferred on are made here alike."""
-    from medmesh.pipelines.samples import image
+    from medmesh.imaging import plain
 
-    return image(stored(site, row), size, channels)
+    return plain.image(stored(site, row), size, channels)
 
 
 def sample(site: Site, row: Any, schema: DataSchema) -> np.ndarray:
     """[*schema.shape] of one stored item, as a worker is given it. Raises `Problem` (`data.row`, `imaging.*`, `pipelines.unfit`)."""
     if isinstance(schema, TableSchema):
         return encode(parse(stored(site, row))["values"], schema)
+    if schema.kind == "images" and schema.pipeline is None:  # as below, and nothing of pipelines is loaded
+        return image(site, row, schema.image_size, schema.channels)
     from medmesh.pipelines.samples import sample
 
     return sample(stored(site, row), schema)
