@@ -1,4 +1,5 @@
-"""The worker that runs a package's code for this node: it stays for the next round while it is the right one."""
+"""The worker that runs a package's code for a federation: it stays for the next round while it is the right one. Another federation has
+another: what code keeps in memory or in its folder would tell one initiator what it saw for the other."""
 
 from __future__ import annotations
 
@@ -36,22 +37,22 @@ class Kept:
     _worker: Worker | None = None
     environment: str = ""
     """What it runs in, by its digest."""
-    _made: tuple[str, Policy, int] | None = None
-    """The package, the rules under which it was started, and the mark of what is installed."""
-    _allowed: tuple[Any, ...] = ()
-    """What was looked at when the code was found to be allowed."""
+    _made: tuple[str, str, Policy, int] | None = None
+    """The federation and its package, the rules under which it was started, and the mark of what is installed."""
+    _believed: Any = None
+    """The roster by which its code was found to be allowed."""
     _mapped: int = 0
     _generation: int = 0
     _used: float = 0.0
 
     async def of(self, package: ObjectRef, plan: Plan, federation: str) -> Worker:
         """The worker of a package for a round, with room for a plan's data. Raises `Problem` where its code may not run here."""
-        needed, made = await samples.size(self.site, plan.data), (package.sha256, self.site.policy(), self.site.interpreters.mark)
-        looked_at = (*made, federation, self.site.roster())
+        needed, roster = await samples.size(self.site, plan.data), self.site.roster()
+        made = (federation, package.sha256, self.site.policy(), self.site.interpreters.mark)
         fits = self._worker is not None and self._made == made and needed <= self._mapped
         # One whose processor time may end in the middle of this round has its successor do it.
         there = self._worker if fits and self._worker is not None and self._worker.begin() else None
-        if there is not None and self._allowed == looked_at:
+        if there is not None and self._believed == roster:
             return there
         if there is None:
             await self.close()
@@ -62,9 +63,9 @@ class Kept:
         settings, stack, mapped = self.site.settings, AsyncExitStack(), needed + SPARE_BYTES
         framework = read.manifest.framework(settings.frameworks)
         environment = await environments.allowed(self.site, federation, framework)
-        if self.site.interpreters.mark != made[2]:
+        if self.site.interpreters.mark != made[3]:
             return await self.of(package, plan, federation)  # another than when we looked: so is the worker
-        self._allowed = looked_at
+        self._believed = roster
         if there is not None:
             return there
         opened = await stack.enter_async_context(
@@ -75,7 +76,7 @@ class Kept:
                 python=settings.python.get(framework),
                 silence=settings.worker_silence_seconds,
                 # Twice: what it was given before may still be mapped.
-                limits=worker_limits(made[1], settings.worker_memory_bytes, 2 * mapped),
+                limits=worker_limits(made[2], settings.worker_memory_bytes, 2 * mapped),
                 account=settings.worker_account,
                 ranks=settings.worker_processes,
             )

@@ -141,13 +141,21 @@ async def test_the_limit_of_processor_time_is_one_of_a_round(
     assert (caught.value.code, caught.value.params) == ("worker.processor", {"seconds": 4})
 
 
-async def test_another_federation_has_the_worker_once_the_code_is_allowed_for_it(kept: tuple[Kept, Started]) -> None:
-    """Who started it may not be who read it; and whose word counts is the roster's."""
+async def test_another_federation_has_a_worker_of_its_own(kept: tuple[Kept, Started]) -> None:
+    """What code remembers of one, in memory or in files, is nothing to the initiator of the other, though the package is the same."""
     one, said = kept
     first = await one.of(PACKAGE, plan(), "f")
-    assert await one.of(PACKAGE, plan(), "g") is first
-    assert (len(said.begun), said.looked) == (1, 2)
+    second = await one.of(PACKAGE, plan(), "g")
+    assert second is not first
+    assert await one.of(PACKAGE, plan(), "g") is second
+    assert (len(said.begun), said.looked) == (2, 2)
+
+
+async def test_who_is_believed_is_looked_at_again_when_the_roster_is_another(kept: tuple[Kept, Started]) -> None:
+    one, said = kept
+    first = await one.of(PACKAGE, plan(), "f")
+    assert await one.of(PACKAGE, plan(), "f") is first
     roster = object()
     one.site.roster_file = lambda: roster  # type: ignore[assignment, return-value]
-    assert await one.of(PACKAGE, plan(), "g") is first
-    assert (len(said.begun), said.looked) == (1, 3)
+    assert await one.of(PACKAGE, plan(), "f") is first
+    assert (len(said.begun), said.looked) == (1, 2)
