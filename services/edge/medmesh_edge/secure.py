@@ -116,6 +116,8 @@ async def _answer(site: Site, uow: UnitOfWork[Any], event: RoundOpened, plan: Pl
         case SecurePhase.REVEAL:
             asked = await _passed_on(uow.rows, event, SecurePhase.SURVIVORS)  # of nobody where no vector was missing
             revealed = party.reveal(roster, None if asked is None else sorted(asked), messages, now, claim)
+            if unopened := sorted(name for name, share in revealed.shares.items() if not share):
+                log("edge.secure.not_opened", level=30, federation=event.federation, round=event.round, hospitals=",".join(unopened))
             said, ahead = revealed.shares, await _share_ahead(site, uow, event, revealed.following)
         case _:
             raise Problem("secure.changed", what="phase")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -110,10 +111,13 @@ def shares(party: Contributor, roster: Roster, advertised: dict[str, str]) -> di
     return party.share(keys_of(party.session, roster, advertised, now()))
 
 
-def masked(world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1, **said: int) -> Run:
+def masked(
+    world: World, names: Sequence[str] = HOSPITALS, attempt: int = 1, wrong: Mapping[str, Mapping[str, str]] | None = None, **said: int
+) -> Run:
+    """`wrong` is what a hospital seals for others instead of its shares."""
     parties = {name: Contributor(world.session(attempt), name) for name in names}
     advertised = {name: party.advertise(world.signers[name], now()) for name, party in parties.items()}
-    sealed = {name: shares(party, world.roster, advertised) for name, party in parties.items()}
+    sealed = {name: shares(party, world.roster, advertised) | dict((wrong or {}).get(name, {})) for name, party in parties.items()}
     made = {}
     for name, party in parties.items():
         masks = party.masks({sender: sealed[sender][name] for sender in names})
@@ -311,6 +315,27 @@ def test_hospitals_that_were_given_different_shares_open_nothing_of_everybody(wo
             parties[name].reveal(world.roster, None, {n: signed[n] for n in HOSPITALS[:4]}, now(), world.claim(name))
         assert code(other) == "secure.changed"
     assert not world.claims
+
+
+NOTHING = base64.b64encode(bytes(100)).decode()
+
+
+@pytest.mark.parametrize("said", [NOTHING, "", "*", base64.b64encode(b"x").decode()])
+def test_who_is_sent_shares_that_do_not_open_is_not_to_blame_and_the_sum_is_opened(world: World, said: str) -> None:
+    run = masked(world, wrong={"h3": {"h1": said}})
+    revealed = run.reveal(HOSPITALS)
+    assert [name for name, share in revealed["h1"].items() if not share] == ["h3"], "what is asked for all the same"
+    assert run.open(HOSPITALS, revealed) == world.plain(HOSPITALS)
+
+
+def test_who_can_open_too_few_shares_or_sealed_too_many_wrongly_opens_nothing(world: World) -> None:
+    with pytest.raises(Problem) as nothing:
+        masked(world, wrong={"h3": {"h1": NOTHING}, "h2": {"h1": NOTHING}})
+    assert (code(nothing), nothing.value.params) == ("secure.sealed", {"hospital": "h2"})
+    run = masked(world, wrong={"h3": {"h1": NOTHING, "h2": NOTHING}})
+    with pytest.raises(Problem) as closed:
+        run.open(HOSPITALS, run.reveal(HOSPITALS))
+    assert code(closed) == "secure.few"
 
 
 def test_sybils_are_strangers_even_with_keys_in_the_roster(world: World) -> None:

@@ -59,7 +59,7 @@ class Revealed:
     """What a hospital gives for the one sum of a round."""
 
     shares: dict[str, str]
-    """Hospital to one share (hexadecimal)."""
+    """Hospital to one share (hexadecimal); empty where what it sealed for this one cannot be opened."""
     following: dict[str, Keys]
     """Hospital to its keys for the next round, as it signed them with its list; empty where somebody did not."""
 
@@ -120,7 +120,8 @@ class Contributor:
         }
 
     def take(self, sealed: Mapping[str, str]) -> None:
-        """Keep the others' sealed shares: with them the masks are fixed. Raises `Problem`; other shares than before are refused."""
+        """Keep the others' sealed shares: with them the masks are fixed. What a few sealed wrongly is kept as well, and only their secrets
+        have a share less: who was sent it is not to blame. Raises `Problem`; other shares than before are refused."""
         given = dict(sealed)
         if not set(given) <= set(self.peers) or self.hospital not in given:
             raise Problem("secure.stranger", hospital=next(iter(sorted(set(given) - set(self.peers))), self.hospital)[:80])
@@ -128,8 +129,9 @@ class Contributor:
             raise Problem("secure.few", got=len(given), wanted=self.session.threshold)
         if self.sealed and self.sealed != given:
             raise Problem("secure.changed", what="shares")
-        for name in given:
-            self._unseal(name, given[name])
+        wrong = [name for name in sorted(given) if self._unseal(name, given[name]) is None]
+        if len(given) - len(wrong) < self.session.threshold:
+            raise Problem("secure.sealed", hospital=wrong[0])
         self.sealed = given
 
     def masks(self, sealed: Mapping[str, str]) -> list[Mask]:
@@ -172,7 +174,7 @@ class Contributor:
         self._claim(names, claim)
         opened = {name: self._unseal(name, sealed) for name, sealed in sorted(self.sealed.items())}
         following = {name: one.following for name, one in said.items() if isinstance(one, SecureWhole) and one.following is not None}
-        shares = {name: shares["seed" if name in names else "mask"] for name, shares in opened.items()}
+        shares = {name: found["seed" if name in names else "mask"] if found else "" for name, found in opened.items()}
         return Revealed(shares, following if set(following) == set(names) else {})
 
     def document(self) -> dict[str, Any]:
@@ -227,13 +229,14 @@ class Contributor:
         sealed = self._channel(to).encrypt(nonce, canonical(shares), self.session.context("shares", self.hospital, to))
         return base64.b64encode(nonce + sealed).decode()
 
-    def _unseal(self, sender: str, sealed: str) -> dict[str, str]:
+    def _unseal(self, sender: str, sealed: str) -> dict[str, str] | None:
+        """None of what the sender did not seal as it should."""
         try:
             raw = base64.b64decode(sealed, validate=True)
             opened = self._channel(sender).decrypt(raw[:12], raw[12:], self.session.context("shares", sender, self.hospital))
             found = parse(opened)
             if set(found) != {"mask", "seed"} or any(not 0 <= int(found[part], 16) < shamir.PRIME for part in found):
-                raise ValueError
+                return None
         except (InvalidTag, binascii.Error, ValueError, TypeError, json.JSONDecodeError):
-            raise Problem("secure.sealed", hospital=sender) from None
+            return None
         return {str(part): str(value) for part, value in found.items()}
