@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -90,10 +90,12 @@ class Parties:
             done = await say(self.p, self.round, name, SecurePhase.KEYS, {name: one.advertise(self.signer(name), datetime.now(UTC))})
             assert done.succeeded and done.result == {"late": False}, (done.problem, done.result)
 
-    async def shares(self) -> None:
+    async def shares(self, wrong: Collection[tuple[str, str]] = ()) -> None:
+        """`wrong` are those of whom one seals nothing that the other can open."""
         for name, one in self.all.items():
             keys = await told(self.p, SecurePhase.SHARES, name, self.round.round)
             messages = one.share(keys_of(one.session, self.roster, keys, datetime.now(UTC)))
+            messages |= {other: "nonsense" for sender, other in wrong if sender == name}
             assert (await say(self.p, self.round, name, SecurePhase.SHARES, messages)).succeeded
 
     async def vector(self, name: str, *beside: int, ahead: Parties | None = None) -> OperationFinished:

@@ -141,12 +141,15 @@ async def test_models_are_evaluated_by_sums_of_counts_that_end_the_training(p: P
     assert not theirs.evaluation and not any(one.sum for one in theirs.rounds), "less its own part it would be few hospitals'"
 
 
-@pytest.mark.parametrize("dropped", [(), ("renji",)])
-async def test_the_committed_model_is_the_mean_of_those_whose_vectors_arrived(p: Platform, dropped: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("dropped", "wrong"), [((), ()), (("renji",), ()), ((), (("huashan", "renji"),))])
+async def test_the_committed_model_is_the_mean_of_those_whose_vectors_arrived(
+    p: Platform, dropped: tuple[str, ...], wrong: tuple[tuple[str, str], ...]
+) -> None:
+    """Also where one sealed for another what does not open: who can do nothing for it takes part all the same."""
     await start(p)
     parties = Parties(p, (await opened(p, 1)).data)
     await parties.keys()
-    await parties.shares()
+    await parties.shares(wrong)
     for name in HOSPITALS:
         await alive(p, *HOSPITALS)
         if name in dropped:
