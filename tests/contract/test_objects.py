@@ -13,6 +13,7 @@ import pytest
 from tests.objects import bucket, wrapping
 
 from medmesh.errors import Problem
+from medmesh.store.objects import directory
 from medmesh.store.objects.directory import DirectoryBlobs, DirectoryStore
 from medmesh.store.objects.encrypted import EncryptedStore
 from medmesh.store.objects.memory import MemoryBlobs
@@ -93,6 +94,20 @@ async def test_bytes_that_are_not_their_name_are_refused_and_not_kept(store: Obj
         await store.put_file(source, wrong)
     assert caught.value.code == "objects.digest"
     assert await store.size(wrong) is None
+
+
+async def test_what_is_put_while_somebody_deletes_it_is_put_without_a_fuss(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, source, data = DirectoryStore(private / "objects", durable=False), private / "made", b"the same update once more"
+    source.write_bytes(data)
+    ref = await store.put(data)
+    digested = directory.file_digest
+
+    def meanwhile(path: Path) -> tuple[str, int]:
+        store.path(ref.sha256).unlink()
+        return digested(path)
+
+    monkeypatch.setattr(directory, "file_digest", meanwhile)
+    assert await store.put_file(source, ref.sha256) == ref
 
 
 async def test_a_missing_object_is_said_and_a_deleted_one_is_gone(store: ObjectStore) -> None:

@@ -24,10 +24,9 @@ from medmesh.contracts.message import ObjectRef, new_id
 from medmesh.contracts.training import CancelJob, GetJob, JobFailed, JobFinished, JobProgressed, JobStarted, JobView, SubmitJob
 from medmesh.embedded.testing import RunningServers
 from medmesh.errors import Problem
-from medmesh.imaging import reading
+from medmesh.imaging import plain, reading
 from medmesh.learning import isolation, weights
 from medmesh.learning.package import pack
-from medmesh.pipelines import samples
 from medmesh.service.runtime import running
 from medmesh.store.objects.port import fetch
 from medmesh_training import claims
@@ -373,10 +372,10 @@ def test_png_jpeg_and_dicom_of_one_image_give_the_same_sample() -> None:
         extra={},
     )
     expected = pixels[::8, ::8][None]
-    assert np.array_equal(samples.image(files["PNG"], 8, 1), expected)
-    assert np.array_equal(samples.image(deep.getvalue(), 8, 1), expected)
-    assert np.array_equal(samples.image(dicom, 8, 1), expected)
-    assert np.abs(samples.image(files["JPEG"], 8, 1).astype(int) - expected).max() <= 4
+    assert np.array_equal(plain.image(files["PNG"], 8, 1), expected)
+    assert np.array_equal(plain.image(deep.getvalue(), 8, 1), expected)
+    assert np.array_equal(plain.image(dicom, 8, 1), expected)
+    assert np.abs(plain.image(files["JPEG"], 8, 1).astype(int) - expected).max() <= 4
 
 
 def test_a_job_goes_on_with_the_pipeline_that_it_was_submitted_with(private: Path) -> None:

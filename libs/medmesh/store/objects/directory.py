@@ -105,8 +105,10 @@ class DirectoryStore:
 
     def _take(self, source: Path, sha256: str) -> ObjectRef:
         target = self.path(sha256)
-        if target.exists() and file_digest(source)[0] == sha256:
-            return ObjectRef(sha256=sha256, bytes=target.stat().st_size)
+        if target.exists():  # somebody may delete it meanwhile: nothing more is asked of it
+            found, size = file_digest(source)
+            if found == sha256:
+                return ObjectRef(sha256=sha256, bytes=size)
         temporary = self._temporary(target)
         try:
             # A copy, and the copy is what is hashed: whoever owns the source may still be writing to it.
