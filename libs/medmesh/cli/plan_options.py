@@ -123,6 +123,24 @@ _TRAINING = (
         help="A round closes with so many updates; later ones count later, with less weight."
         "  收到这么多更新即结束本轮；迟到者计入后续轮次，权重降低。",
     ),
+    under(
+        "pace",
+        "--pace-staleness",
+        type=click.IntRange(1, 100),
+        metavar="ROUNDS",
+        default=3,
+        show_default=True,
+        help="A late update counts for at most so many rounds after its own; then it is dropped.  迟到的更新在其后至多这么多轮内计入，再晚即作废。",
+    ),
+    under(
+        "pace",
+        "--pace-decay",
+        metavar="DECAY",
+        default="0.5",
+        show_default=True,
+        help="A late update weighs (1 + rounds late)^-DECAY, from 0 (as much as others) to 10."
+        "  迟到更新的权重为（1 + 迟到轮数）的 -DECAY 次方；0（不降权）至 10。",
+    ),
     click.option(
         "--screening",
         type=click.Choice(["off", "note", "exclude", "quarantine"]),
@@ -214,6 +232,7 @@ def _secure(options: dict[str, Any]) -> dict[str, Any]:
 def training_of(options: dict[str, Any]) -> dict[str, Any]:
     """Their part of a plan."""
     stop = {"metric": options["stop_metric"], "patience": options["stop_after"], "min_delta": options["stop_delta"]}
+    pace = {"quorum": options["pace"], "staleness": options["pace_staleness"], "decay": options["pace_decay"]}
     hidden = options["secure"] is not None or options["privacy"] == "hospital"
     screening = options["screening"] or ("off" if hidden else "note")
     same = (
@@ -240,7 +259,7 @@ def training_of(options: dict[str, Any]) -> dict[str, Any]:
         else options["secure"] or LEAST_PARTICIPANTS,
         "stop": None if options["stop_after"] is None else stop,
         "secure": None if options["secure"] is None else _secure(options),
-        "pace": None if options["pace"] is None else {"quorum": options["pace"]},
+        "pace": None if options["pace"] is None else pace,
         "screening": None if screening == "off" else {"action": screening},
         "privacy": {"unit": options["privacy"], **{name: options[name] for name in _PRIVACY}} if options["privacy"] else None,
     }

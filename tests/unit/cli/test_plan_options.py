@@ -129,13 +129,17 @@ def test_of_a_switch_only_the_values_that_it_belongs_to_count(asked: Any) -> Non
 
 def test_what_is_tried_is_what_would_be_asked(asked: Any) -> None:
     """Simulated and asked for with the same options, it is the same plan."""
-    for given in ((), ("--secure", "3"), ("--small-cell", "0"), ("--max-drops", "2"), ("--codec", "topk", "--codec-share", "0.1")):
+    paced = ("--pace", "2", "--pace-staleness", "5", "--pace-decay", "1")
+    for given in ((), paced, ("--secure", "3"), ("--small-cell", "0"), ("--max-drops", "2"), ("--codec", "topk", "--codec-share", "0.1")):
         tried, wanted = (asked(command, *given) for command in (simulate, create))
-        for field in ("small_cell", "max_drops", "min_participants", "codec_share", "codec", "secure"):
+        for field in ("small_cell", "max_drops", "min_participants", "codec_share", "codec", "secure", "pace"):
             (one,) = {part[: part.index(")")] for found in (tried, wanted) for part in found.split(f"('{field}', ")[1:]}
             assert one, field
     assert "('small_cell', 5)" in asked(simulate) and "('min_participants', 3)" in asked(create)
     assert "('min_participants', 3)" in asked(simulate, "--secure", "3")
+    assert "('pace', {'quorum': 2, 'staleness': 5, 'decay': '1'})" in asked(create, *paced)
+    assert "('pace', {'quorum': 2, 'staleness': 3, 'decay': '0.5'})" in asked(create, "--pace", "2")
+    assert asked(create, "--pace", "2", "--pace-staleness", "0").startswith("refused")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
