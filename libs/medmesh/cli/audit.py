@@ -13,6 +13,7 @@ from medmesh.cli import language, say
 from medmesh.cli.restore import restore
 from medmesh.cli.verify import verify
 from medmesh.errors import Problem
+from medmesh.figures import size
 
 if TYPE_CHECKING:
     from medmesh.client.credentials import Bound
@@ -181,7 +182,7 @@ def download(url: str, export: str, file: Path, wait: float) -> int:
     from medmesh.client.audit import fetch_export
 
     found = visit(url, lambda door: fetch_export(door, export, file, seconds=wait))
-    click.echo(say(f"{found.bytes} bytes, SHA-256 {found.sha256}", f"{found.bytes} 字节，SHA-256 {found.sha256}"))
+    click.echo(f"{size(found.bytes)}, SHA-256 {found.sha256}")
     return 0
 
 

@@ -65,6 +65,7 @@ def show_federation(identifier: str, as_json: bool) -> int:
 
     用通俗文字查看联邦：方案、各轮、各参与方。
     """
+    from medmesh.cli.doing import doing
     from medmesh.cli.views import LINKS, awaited, ended, flagged, standing, state, waits
     from medmesh.client.federation import Federation
     from medmesh.federated.plan import explain
@@ -86,7 +87,8 @@ def show_federation(identifier: str, as_json: bool) -> int:
     for participant in view.participants:
         online = say("online", "在线") if participant.online else say("offline", "离线")
         link = say(*LINKS[participant.link]) if participant.link else ""
-        click.echo(f"  {participant.hospital:<16} {state(participant.state, 10)} {online} {link} {participant.reason}".rstrip())
+        told = (participant.hospital.ljust(16), state(participant.state, 10), online, link, doing(view, participant), participant.reason)
+        click.echo(f"  {' '.join(told)}".rstrip())
     for one in view.rounds:
         left = state("undone" if one.undone else one.state, 10)
         click.echo(f"  {say('round', '轮')} {one.round}.{one.attempt} {state(one.kind, 9)} {left} {len(one.answers)}")
@@ -201,13 +203,16 @@ def watch(identifier: str) -> int:
     """Follow a federation until it ends, a block for every change; exit code 1 when it did not complete.
 
     跟踪联邦直至结束，有变化即显示；未完成时退出码为 1。"""
+    import time
+
+    from medmesh.cli.doing import Speeds
     from medmesh.cli.views import now
     from medmesh.client.federation import Federation
 
     async def run(gateway: Gateway) -> str:
-        state, one = "", Federation(gateway, identifier)
+        state, one, speeds = "", Federation(gateway, identifier), Speeds()
         async for view in one.watch():
-            now(view, await one.awaited())
+            now(view, await one.awaited(), speeds.seen(view, time.monotonic()))
             state = view.state
         return state
 

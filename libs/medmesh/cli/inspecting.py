@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import click
 
 from medmesh.cli import language, say
+from medmesh.figures import size
 from medmesh.importing.port import Plan
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
@@ -26,7 +27,7 @@ def show_plan(plan: Plan) -> None:
     if plan.licence:  # files by content have none of their own
         click.echo(say(f"licence: {plan.licence}", f"许可：{plan.licence}"))
     units = say(f"{plan.units:,} patients or groups", f"患者或分组 {plan.units:,} 个")
-    click.echo(say(f"{plan.items:,} items, {units}, {_size(plan.bytes)}", f"共 {plan.items:,} 项，{units}，{_size(plan.bytes)}"))
+    click.echo(say(f"{plan.items:,} items, {units}, {size(plan.bytes)}", f"共 {plan.items:,} 项，{units}，{size(plan.bytes)}"))
     splits = sorted({split for _, split in plan.counts})
     kinds = sorted({kind for kind, _ in plan.counts})
     _table([say("kind", "类型")], splits, {kind: {s: plan.counts.get((kind, s), 0) for s in splits} for kind in kinds})
@@ -72,7 +73,7 @@ def moving(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
         def move(done: int) -> None:
             rate = done / max(time.monotonic() - begun, 1e-6)
-            bar.update(done - bar.pos, f"{_size(int(rate))}/s")
+            bar.update(done - bar.pos, f"{size(rate)}/s")
 
         yield move
 
@@ -94,12 +95,3 @@ def _table(head: list[str], splits: list[str], lines: dict[str, dict[str, int]])
 def _width(text: str) -> int:
     """On a terminal: Han characters and Chinese brackets take two columns."""
     return sum(2 if "\u2e80" <= one <= "\uffef" else 1 for one in text)
-
-
-def _size(count: int) -> str:
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -130,7 +130,8 @@ _TRAINING = (
         metavar="ROUNDS",
         default=3,
         show_default=True,
-        help="A late update counts for at most so many rounds after its own; then it is dropped.  迟到的更新在其后至多这么多轮内计入，再晚即作废。",
+        help="A late update counts for at most so many rounds after its own; then it is dropped."
+        "  迟到的更新在其后至多这么多轮内计入，再晚即作废。",
     ),
     under(
         "pace",

@@ -14,6 +14,7 @@ import click
 
 from medmesh.cli import say
 from medmesh.errors import Problem
+from medmesh.figures import size
 
 
 def data_folder() -> Path:
@@ -150,8 +151,8 @@ def status(data: Path, as_json: bool) -> int:
     for name, process in run.processes.items():
         state = say("running", "运行中") if process.alive else say("restarting", "重启中")
         restarts = f"  {say('restarts', '重启次数')} {process.restarts}" if process.restarts else ""
-        click.echo(f"  {name:<11} {state}  pid {process.pid:<7} {pss(process.pid) / 2**20:6.0f} MB  {run.urls.get(name, '')}{restarts}")
-    click.echo(f"  {say('all together', '合计')}: {pss(run.supervisor.pid, tree=True) / 2**20:.0f} MB PSS")
+        click.echo(f"  {name:<11} {state}  pid {process.pid:<7} {size(pss(process.pid)):>9}  {run.urls.get(name, '')}{restarts}")
+    click.echo(f"  {say('all together', '合计')}: {size(pss(run.supervisor.pid, tree=True))} PSS")
     return 0
 
 
@@ -164,7 +165,7 @@ def logs(data: Path, name: str | None, lines: int) -> int:
     folder = data.absolute() / "logs"
     if name is None:
         for file in sorted(folder.glob("*.log")):
-            click.echo(f"{file.stem:<12} {file.stat().st_size:>10} B  {file}")
+            click.echo(f"{file.stem:<12} {size(file.stat().st_size):>10}  {file}")
         return 0
     file = folder / f"{name}.log"
     if not file.exists():

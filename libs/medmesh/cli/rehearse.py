@@ -11,6 +11,7 @@ import click
 from medmesh.cli import language, say
 from medmesh.cli.plan_options import training, training_of
 from medmesh.cli.session import show, with_gateway
+from medmesh.figures import size
 
 if TYPE_CHECKING:
     from medmesh.client.gateway import Gateway
@@ -81,7 +82,7 @@ def describe(report: RehearsalReport, digest: str) -> None:
         if stage.problem is not None:
             problem = Problem.from_document(stage.problem)
             click.secho(f"    {problem.detail(language())} {problem.hint(language())}", fg="red")
-    step, size = report.step_microseconds / 1000, report.update_bytes / 2**20
-    measured = f"{report.memory_mib} MiB of memory, {step:.1f} ms a step, a model of {size:.2f} MiB"
-    click.echo(say(measured, f"内存 {report.memory_mib} MiB，每步 {step:.1f} 毫秒，模型 {size:.2f} MiB"))
+    step, much = report.step_microseconds / 1000, size(report.update_bytes)
+    measured = f"{report.memory_mib} MiB of memory, {step:.1f} ms a step, a model of {much}"
+    click.echo(say(measured, f"内存 {report.memory_mib} MiB，每步 {step:.1f} 毫秒，模型 {much}"))
     click.echo(f"{say('package', '训练包')} sha256 {report.package}\n{say('report', '报告')}  sha256 {digest}")

@@ -9,39 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medmesh.cli import language, say
+from medmesh.cli.doing import NOTHING_SEEN, doing, seconds, spent
 from medmesh.errors import catalogue
+from medmesh.figures import size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from medmesh.contracts.federation import AnswerView, FederationView
+    from medmesh.contracts.federation import FederationView
     from medmesh.contracts.governance import ApprovalView
-
-WORK = {
-    "prepare": ("prepare", "预处理"),
-    "fetch": ("fetch", "下载"),
-    "evaluate": ("evaluate", "评估"),
-    "train": ("train", "训练"),
-    "store": ("store", "存盘"),
-    "send": ("send", "上传"),
-}
-
-
-def seconds(value: float) -> str:
-    """A duration as people say it."""
-    whole = round(value)
-    if whole < 120:
-        return say(f"{whole} s", f"{whole} 秒")
-    if whole < 7200:
-        return say(f"{whole // 60} min", f"{whole // 60} 分钟")
-    return say(f"{value / 3600:.1f} h", f"{value / 3600:.1f} 小时")
-
-
-def spent(answer: AnswerView) -> str:
-    """Where a hospital's time went in a round."""
-    told = {str(work): value / 1000 for work, value in answer.milliseconds.items()}
-    return ", ".join(f"{say(*words)} {told[work]:.1f}" for work, words in WORK.items() if work in told)
-
 
 WAITS = {
     "answer": ("{0} has not answered yet", "{0} 尚未答复"),
@@ -235,9 +211,9 @@ def ended(view: FederationView) -> None:
         click.echo(f"  {say(en, zh)}")
 
 
-def now(view: FederationView, asked: Iterable[ApprovalView] = ()) -> None:
+def now(view: FederationView, asked: Iterable[ApprovalView] = (), speeds: Mapping[str, float] = NOTHING_SEEN) -> None:
     """Where it stands: one line for the whole, one a hospital, with what its last round's time went into; `asked` are the approvals it
-    waits for."""
+    waits for, `speeds` what `Speeds` saw."""
     from medmesh.client.results import curve, last_round, remaining, split, trained
 
     current = view.rounds[-1].round if view.rounds else 0
@@ -254,14 +230,8 @@ def now(view: FederationView, asked: Iterable[ApprovalView] = ()) -> None:
     last = {answer.hospital: answer for answer in done[-1].answers} if done else {}
     for one in view.participants:
         online = say("online", "在线") if one.online else say("offline", "离线")
-        at = one.progress
-        doing = (
-            f"{at.round} {say(*WORK.get(at.phase, (at.phase, at.phase)))} {at.done}/{at.total}"
-            if at is not None and view.state == "running"
-            else ""
-        )
         took = f"({spent(last[one.hospital])} {say('s', '秒')})" if one.hospital in last and last[one.hospital].milliseconds else ""
-        click.echo(f"  {one.hospital:<16} {state(one.state, 10)} {online} {doing} {took} {one.reason}".rstrip())
+        click.echo(f"  {one.hospital:<16} {state(one.state, 10)} {online} {doing(view, one, speeds)} {took} {one.reason}".rstrip())
     if done and (found := split(done[-1])) is not None:
         move = found.fetch + found.send
         click.echo(
@@ -298,7 +268,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
 
     assert view.model is not None
     ended(view)
-    click.echo(f"{say('model', '模型')} {view.model.sha256}  {view.model.bytes} B{f'  -> {saved}' if saved else ''}")
+    click.echo(f"{say('model', '模型')} {view.model.sha256}  {size(view.model.bytes)}{f'  -> {saved}' if saved else ''}")
     kept, last = kept_round(view), max((one.round for one in trained(view)), default=0)
     if kept is not None and (kept, last) != (view.plan.rounds, view.plan.rounds):
         click.echo(say(f"the model of round {kept}; training ended after {last}", f"取第 {kept} 轮的模型；训练在第 {last} 轮后结束"))

@@ -50,7 +50,7 @@ WORDS = {
     "kept": ("kept: round {round}", "采用第 {round} 轮"),
     "training": ("{metric} of training", "训练{metric}"),
     "loss": ("loss", "损失"),
-    "bytes": ("sent by hospitals, MB", "各院上传量（MB）"),
+    "bytes": ("sent by hospitals, MiB", "各院上传量（MiB）"),
     "time": ("slowest hospital, seconds", "最慢医院耗时（秒）"),
     "usual": ("median round, seconds", "单轮中位耗时（秒）"),
     "matrix": ("balanced accuracy, model by hospital", "平衡准确率：模型 × 医院"),
@@ -271,7 +271,7 @@ def _marked(axes: Axes, counted: list[dict[str, Any]], sent: Mapping[tuple[int, 
 
 def _bytes(axes: Axes, counted: list[dict[str, Any]], colour: Mapping[str, Any], say: Say) -> None:
     axes.set_title(say("bytes"), loc="left")
-    sent = {(row["round"], row["hospital"]): row["bytes"] / 1e6 for row in counted if row["hospital"]}
+    sent = {(row["round"], row["hospital"]): row["bytes"] / 2**20 for row in counted if row["hospital"]}
     numbers = sorted({number for number, _ in sent})
     below = dict.fromkeys(numbers, 0.0)
     if len(colour) > MOST_NAMES:

@@ -11,6 +11,7 @@ from medmesh.contracts.data import pipeline_of
 from medmesh.contracts.federation.common import RoundKind
 from medmesh.contracts.plan import Plan, RangeName, canonical, plan_hash
 from medmesh.federated.privacy import words
+from medmesh.figures import size
 from medmesh.memo import by_identity
 from medmesh.pipelines import words as pipelines
 
@@ -132,19 +133,19 @@ def _leaves(plan: Plan, language: str) -> str:
     """What a round sends, and how much it is."""
     from medmesh.federated.aggregation import upload_signature
 
-    size, zh = f"{update_bytes(plan) / 2**20:.2f} MiB", language == "zh"
+    much, zh = size(update_bytes(plan)), language == "zh"
     if plan.secure is None:
         tensors = len(upload_signature(plan))
         if zh:
-            return f"离开医院的内容：每轮 {tensors} 个张量（{size}）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}"
+            return f"离开医院的内容：每轮 {tensors} 个张量（{much}）{'' if plan.privacy else '、样本数与损失'}；{_counts(plan, language)}"
         told = "" if plan.privacy else ", the number of samples and the loss"
-        return f"What leaves: {_many(tensors, 'tensor')} a round ({size}){told}; {_counts(plan, language)}"
+        return f"What leaves: {_many(tensors, 'tensor')} a round ({much}){told}; {_counts(plan, language)}"
     # A private plan tells neither samples nor evaluates; otherwise a loss goes with the counts.
     if zh:
         within = "模型" if plan.privacy else "模型、样本数及评估轮的损失" if plan.evaluate_every else "模型与样本数"
-        return f"离开医院的内容：每轮一个加掩码的向量（{size}），内含{within}；{_counts(plan, language)}"
+        return f"离开医院的内容：每轮一个加掩码的向量（{much}），内含{within}；{_counts(plan, language)}"
     told = ", the number of samples and the loss of rounds that evaluate" if plan.evaluate_every else " and the number of samples"
-    return f"What leaves: one masked vector a round ({size}), in it the model{'' if plan.privacy else told}; {_counts(plan, language)}"
+    return f"What leaves: one masked vector a round ({much}), in it the model{'' if plan.privacy else told}; {_counts(plan, language)}"
 
 
 def _counts(plan: Plan, language: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.unit.federation.test_domain import NOW
 from tests.unit.federation.test_domain import PLAN as SMALL
 
 from medmesh.cli import _root
+from medmesh.cli.doing import Speeds, doing
 from medmesh.cli.federation import federation
 from medmesh.cli.tongue import spoken
 from medmesh.cli.views import now, state, waits
@@ -27,11 +29,14 @@ from medmesh.contracts.federation import (
     FederationState,
     FederationView,
     ParticipantView,
+    ProgressView,
     RoundKind,
     RoundView,
 )
+from medmesh.contracts.governance import Approvals
 from medmesh.contracts.message import ObjectRef
 from medmesh.errors import Problem
+from medmesh.figures import size
 
 REF = ObjectRef(sha256="2" * 64, bytes=8)
 PLAN = SMALL.model_copy(update={"rounds": 5, "participants": ("a", "b")})
@@ -119,8 +124,97 @@ def test_watching_says_how_long_it_takes_and_where_time_went(language: str, monk
     assert "0.900  [" in said
 
 
+def moving(done: int, *, total: int = 100 * 2**20, phase: str = "fetch", number: int = 3) -> FederationView:
+    told = ProgressView(round=number, phase=phase, done=done, total=total)
+    one = ParticipantView(hospital="a", state="accepted", online=True, drops=0, progress=told)
+    return view().model_copy(update={"participants": (one,)})
+
+
+@pytest.mark.parametrize(
+    ("language", "first", "rate", "over", "tenths", "steps"),
+    [
+        ("en", "3 fetch 5 % of 100.0 MiB", ", 5.0 MiB/s, about 15 s left", "100 % of 100.0 MiB", "3 prepare 30 %", "3 train 12/50"),
+        ("zh", "3 下载 5 %（共 100.0 MiB）", "，5.0 MiB/s，约剩 15 秒", "100 %（共 100.0 MiB）", "3 预处理 30 %", "3 训练 12/50"),
+    ],
+)
+def test_bytes_on_their_way_are_a_share_with_a_rate_and_the_time_left(
+    language: str, first: str, rate: str, over: str, tenths: str, steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", language)
+    speeds, then = Speeds(), first.replace(" 5 %", " 25 %") + rate
+
+    def told(shown: FederationView, at: float) -> str:
+        return doing(shown, shown.participants[0], speeds.seen(shown, at))
+
+    assert told(moving(5 * 2**20), 100.0) == first  # seen once: how fast it is nobody knows
+    assert told(moving(25 * 2**20), 104.0) == then
+    assert told(moving(100 * 2**20), 120.0).endswith(over)
+    # The same once more from its beginning, and another transfer: what was seen before says nothing of them.
+    assert told(moving(5 * 2**20), 121.0) == first
+    assert told(moving(25 * 2**20), 125.0) == then
+    assert "/s" not in told(moving(30 * 2**20, phase="send"), 126.0)
+    assert "/s" not in told(moving(40 * 2**20, phase="send", number=4), 127.0)
+    # A pipeline's tenths, and steps.
+    assert told(moving(3, total=10, phase="prepare"), 128.0) == tenths
+    assert told(moving(12, total=50, phase="train"), 129.0) == steps
+
+
+class Asked(Door):
+    """A door at which no approvals are open."""
+
+    async def ask(self, path: str, reply: Any, **narrowed: str) -> Any:
+        return Approvals(approvals=()) if path == "/v1/approvals" else await super().ask(path, reply)
+
+
+def test_who_watches_is_told_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Asked(moving(5 * 2**20), moving(25 * 2**20), view("completed"))
+    monkeypatch.setattr("medmesh.cli.federation.with_gateway", lambda run: asyncio.run(run(door)))
+    said = CliRunner().invoke(federation, ["watch", "f"])
+    assert re.search(r"fetch 25 % of 100\.0 MiB, [\d.]+ MiB/s, about \d+ s left", said.output), said.output
+    assert said.exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["show", "status"])
+@pytest.mark.parametrize(("language", "sent"), [("en", "4 send 30 % of 50.0 KiB"), ("zh", "4 上传 30 %（共 50.0 KiB）")])
+def test_a_federation_is_shown_to_people_with_sizes_and_to_programs_with_numbers(
+    command: str, language: str, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", language)
+
+    door = Asked(moving(15 * 1024, total=50 * 1024, phase="send", number=4))
+    monkeypatch.setattr("medmesh.cli.federation.with_gateway", lambda run: asyncio.run(run(door)))
+    said = CliRunner().invoke(federation, [command, "f"]).output
+    assert sent in said and "51200" not in said, said
+    document = json.loads(CliRunner().invoke(federation, [command, "f", "--json"]).output)
+    assert document["participants"][0]["progress"] == {"round": 4, "phase": "send", "done": 15 * 1024, "total": 50 * 1024}
+    assert document["model"]["bytes"] == 8
+
+
+def test_the_result_says_how_large_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = view("completed").model_copy(update={"model": ObjectRef(sha256="2" * 64, bytes=3 * 2**20)})
+    monkeypatch.setattr("medmesh.cli.federation.with_gateway", lambda run: asyncio.run(run(Door(done))))
+    assert f"{'2' * 64}  3.0 MiB\n" in CliRunner().invoke(federation, ["result", "f"]).output
+    assert json.loads(CliRunner().invoke(federation, ["result", "f", "--json"]).output)["model"]["bytes"] == 3 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (3 * 2**30, "3.0 GiB"),
+        (2**50, "1024.0 TiB"),
+    ],
+)
+def test_bytes_as_people_read_them(count: int, said: str) -> None:
+    assert size(count) == said
+
+
 def answer(hospital: str, **given: Any) -> AnswerView:
-    values = {"samples": 9, "late": False, "bytes": 2_000_000, "metrics": {}, **given}
+    values = {"samples": 9, "late": False, "bytes": 2 * 2**20, "metrics": {}, **given}
     return AnswerView(hospital=hospital, **values)
 
 

@@ -168,13 +168,11 @@ def _left(language: str = "en", **changed: Any) -> str:
 
 
 def test_a_hospital_reads_what_leaves_it_under_a_secure_sum() -> None:
-    assert _left(signature=BIG) == "What leaves: 1 tensor a round (100.00 MiB), the number of samples and the loss; nothing else."
+    assert _left(signature=BIG) == "What leaves: 1 tensor a round (100.0 MiB), the number of samples and the loss; nothing else."
     assert _left(signature=(*BIG, plan().signature[0])).startswith("What leaves: 2 tensors a round")
     masked = {"signature": BIG, **MASKED}
-    assert (
-        _left(**masked) == "What leaves: one masked vector a round (200.00 MiB), in it the model and the number of samples; nothing else."
-    )
-    assert _left("zh", **masked) == "离开医院的内容：每轮一个加掩码的向量（200.00 MiB），内含模型与样本数；别无其他。"
+    assert _left(**masked) == "What leaves: one masked vector a round (200.0 MiB), in it the model and the number of samples; nothing else."
+    assert _left("zh", **masked) == "离开医院的内容：每轮一个加掩码的向量（200.0 MiB），内含模型与样本数；别无其他。"
     evaluated = {**masked, "evaluate_every": 1}
     assert "in it the model, the number of samples and the loss of rounds that evaluate; every round and" in _left(**evaluated)
     assert "内含模型、样本数及评估轮的损失；每轮及结束时" in _left("zh", **evaluated)
