@@ -18,6 +18,7 @@ from medmesh.contracts.federation import FederationCompleted, ParticipantWithdre
 from medmesh.contracts.governance import ApprovalExpired, ApprovalGranted, ApprovalRefused, ApprovalRevoked
 from medmesh.contracts.message import ObjectRef, OperationFinished
 from medmesh.contracts.registry import (
+    ContributorsWithdrew,
     GetModel,
     Lineage,
     ListModels,
@@ -229,12 +230,42 @@ async def test_a_hospital_that_left_its_federation_is_named_at_the_version_it_is
     await _registered(p)
     await _registered(p, "fed-2")
     await p.publish(ParticipantWithdrew(**about, federation="fed-1", hospital=ALL[1]), source="federation")
-    async with asyncio.timeout(20):
-        while (await _get(p, 1)).withdrawn != ALL[:2]:
-            await asyncio.sleep(0.05)
+    await _left(p, *ALL[:2])
     listed = (await p.ask(ListModels(), ModelList, _researcher(p))).models
     assert [one.withdrawn for one in listed] == [(), ALL[:2]]
     assert listed[1].lineage.hospitals == ALL, "what it gave stays in the model, and in its lineage"
+    assert listed[1].card["data"]["withdrawn_hospitals"] == list(ALL[:2])
+    assert "data" in listed[0].card and "withdrawn_hospitals" not in listed[0].card["data"]
+
+
+async def test_hospitals_that_have_a_model_hear_who_left_of_those_in_it(p: Platform) -> None:
+    """Whoever has it, in its federation or not; who left before it was released is told with the release, and nobody without a release."""
+    version = await _converted(p)
+    about: dict[str, Any] = {"hospitals": ALL, "federation": "fed-1", "rounds": 3}
+    await p.publish(ParticipantWithdrew(**about, hospital=ALL[0]), source="federation")
+    await _left(p, *ALL[:1])
+    assert p.emitted(ContributorsWithdrew) == []
+    await _released(p, await _prepared(p, hospitals=("ruijin", "renji")))
+    first = await p.wait(ContributorsWithdrew, lambda found: True)
+    assert (first.data.hospitals, first.data.withdrawn) == (("renji", "ruijin"), ALL[:1])
+    await _released(p, await _prepared(p, hospitals=("tongji",)), "approval-2")
+    await p.wait(ContributorsWithdrew, lambda found: found.data.hospitals == ("tongji",))
+    for name in ("stranger", ALL[1], ALL[1]):
+        await p.publish(ParticipantWithdrew(**about, hospital=name), source="federation")
+    last = await p.wait(ContributorsWithdrew, lambda found: len(found.data.withdrawn) == 2)
+    assert (last.data.model, last.data.version) == (version.model, version.version)
+    assert (last.data.hospitals, last.data.withdrawn) == (("renji", "ruijin", "tongji"), ALL[:2])
+    await p.send(WithdrawModel(model=MODEL, version=1, reason="drift"), _researcher(p))
+    await p.publish(ParticipantWithdrew(**about, hospital=ALL[2]), source="federation")
+    await _left(p, *ALL)
+    assert len(p.emitted(ContributorsWithdrew)) == 3, "of one that was taken back nobody has anything left"
+
+
+async def _left(p: Platform, *hospitals: str) -> None:
+    """Wait until the version names these as withdrawn."""
+    async with asyncio.timeout(20):
+        while (await _get(p, 1)).withdrawn != hospitals:
+            await asyncio.sleep(0.05)
 
 
 async def test_by_hand_needs_the_objects_and_cannot_claim_a_federation(p: Platform) -> None:

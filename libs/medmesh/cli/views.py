@@ -262,6 +262,13 @@ def document(view: FederationView) -> dict[str, Any]:
     }
 
 
+def _left(view: FederationView) -> list[str]:
+    if not (those := ", ".join(one.hospital for one in view.participants if one.state == "withdrawn")):
+        return []
+    en = f"withdrawn: {those}; what a hospital gave to committed rounds cannot be taken out of the model"
+    return [say(en, f"已退出：{those}；医院在已提交各轮中的贡献无法从模型中取出")]
+
+
 def show_result(view: FederationView, saved: Path | None) -> None:
     """The final model, every model at every hospital as a table, and what personal models gain."""
     from medmesh.client.results import PARTIAL, cross_site, gains, kept_round, trained
@@ -272,7 +279,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
     kept, last = kept_round(view), max((one.round for one in trained(view)), default=0)
     if kept is not None and (kept, last) != (view.plan.rounds, view.plan.rounds):
         click.echo(say(f"the model of round {kept}; training ended after {last}", f"取第 {kept} 轮的模型；训练在第 {last} 轮后结束"))
-    for told in (*flagged(view), *standing(view)):
+    for told in (*flagged(view), *standing(view), *_left(view)):
         click.secho(told, fg="yellow")
     cells = cross_site(view)
     hospitals = sorted({cell.hospital for cell in cells if cell.hospital})

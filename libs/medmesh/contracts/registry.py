@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from medmesh.contracts.labels import SecurityLabel
 from medmesh.contracts.message import Command, Event, HospitalEvent, Identifier, Names, ObjectRef, Query, Record, Sha256
+from medmesh.errors import Problem
 
 
 class Lineage(Record):
@@ -139,6 +141,17 @@ class ModelWithdrawn(HospitalEvent):
     reason: str
 
 
+class ContributorsWithdrew(HospitalEvent):
+    """Hospitals whose part is in a version that was released to `hospitals` left its federation for good: all that have so far, told again
+    with each further one."""
+
+    TYPE: ClassVar[str] = "registry.contributors.withdrew.v1"
+
+    model: Identifier
+    version: int
+    withdrawn: tuple[Identifier, ...]
+
+
 class ModelInstalled(Event):
     TYPE: ClassVar[str] = "registry.model.installed.v1"
 
@@ -175,6 +188,14 @@ class VersionView(Record):
     withdrawn: tuple[Identifier, ...] = ()
     """Those of the lineage's hospitals that left the federation for good, during it or since: their part cannot be taken out of this model;
     whether it stays in use is decided by its owner."""
+
+
+def departures(model: str, version: int, withdrawn: Sequence[str]) -> Problem | None:
+    """What people are told wherever they see a version in which hospitals that left (`VersionView.withdrawn`) have a part; None where there
+    are none."""
+    if not withdrawn:
+        return None
+    return Problem("registry.contributors_withdrew", model=model, version=version, hospitals=", ".join(withdrawn))
 
 
 class GetModel(Query):

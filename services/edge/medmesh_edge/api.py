@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from sqlalchemy import func, select
 
+from medmesh.contracts.registry import departures
 from medmesh.errors import Problem, catalogue
 from medmesh.security.codes import same
 from medmesh.security.keys import read_secret
@@ -74,7 +75,7 @@ async def status(node: Node) -> dict[str, Any]:
         rounds = await uow.all(select(tasks.c.round, tasks.c.kind, tasks.c.state, tasks.c.trained).order_by(tasks.c.at.desc()).limit(8))
         waiting = (await uow.execute(select(func.count()).select_from(requests).where(requests.c.state == "waiting"))).scalar_one()
         joined = await uow.all(select(*(federations.c[name] for name in SHOWN)))
-        installed = await uow.all(select(releases.c.model, releases.c.version, releases.c.state, releases.c.code))
+        installed = await uow.all(select(*(releases.c[name] for name in ("model", "version", "state", "code", "withdrawn"))))
     seen = await continuity.present(node.site)
     return {
         "hospital": node.site.settings.hospital,
@@ -84,7 +85,7 @@ async def status(node: Node) -> dict[str, Any]:
         "datasets": {row.dataset: row.items for row in counted},
         "federations": [dict(f._mapping) for f in joined],
         "rounds": [{"round": r.round, "kind": r.kind, "state": r.state, "trained": r.trained} for r in rounds],
-        "models": [{"model": m.model, "version": m.version, "state": m.state, "code": m.code} for m in installed],
+        "models": [{**m._mapping, "withdrawn": m.withdrawn or []} for m in installed],
         "pipelines": await preparing.progress(node.site),
         "requests_waiting": waiting,
         "log": None if seen is None else _log(seen),
@@ -109,6 +110,11 @@ def _warning(document: dict[str, Any] | None, tongue: str) -> str:
         return ""
     problem = Problem.from_document(document)
     return f"<p><strong>{html.escape(problem.detail(tongue))}</strong> {html.escape(problem.hint(tongue))}</p>"
+
+
+def _left(model: dict[str, Any], tongue: str) -> str:
+    problem = departures(model["model"], model["version"], model["withdrawn"])
+    return _warning(None if problem is None else problem.document(), tongue)
 
 
 def _reason(code: str, tongue: str) -> str:
@@ -144,5 +150,6 @@ def _page(found: dict[str, Any], tongue: str) -> str:
         + table(words[3], [{**one, "reason": _reason(one["reason"], tongue)} for one in found["federations"]])
         + table(words[7], [{**one, "hash": one["hash"][:16]} for one in found["pipelines"]])
         + table(words[4], found["rounds"])
-        + table(words[5], found["models"])
+        + table(words[5], [{name: value for name, value in one.items() if name != "withdrawn"} for one in found["models"]])
+        + "".join(_left(one, tongue) for one in found["models"])
     )

@@ -12,7 +12,7 @@ from medmesh.contracts import federation as fed
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, Event, understood
 from medmesh.contracts.plan import plan_hash
-from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
+from medmesh.contracts.registry import ContributorsWithdrew, ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
 from medmesh.federated.plan import plan_of
 from medmesh.store.attempts import KEY, attempt, of_attempt
@@ -298,6 +298,16 @@ async def _withdrawn(event: Envelope[ModelWithdrawn], uow: UnitOfWork[Any]) -> N
     await uow.execute(update(releases).where(where).values(state="withdrawn"))
 
 
+async def _contributors(event: Envelope[ContributorsWithdrew], uow: UnitOfWork[Any]) -> None:
+    """Who left only grows, in whatever order it is told."""
+    said = event.data
+    where = (releases.c.model == said.model) & (releases.c.version == said.version)
+    for row in await uow.all(select(releases.c.release, releases.c.withdrawn).where(where)):
+        left = sorted({*(row.withdrawn or ()), *said.withdrawn})
+        await uow.execute(update(releases).where(releases.c.release == row.release).values(withdrawn=left))
+    log("edge.model.contributors_withdrew", level=30, model=said.model, version=said.version)
+
+
 async def _emergency(event: Envelope[Any], uow: UnitOfWork[Any]) -> None:
     """Somebody has, or had, emergency access to this hospital's data at the platform: said here too, and recorded for its own auditors."""
     said = event.data
@@ -335,6 +345,7 @@ _TABLE: tuple[tuple[type[Event], Handler], ...] = (
     (fed.FederationFailed, _failed),
     (ModelReleased, _released),
     (ModelWithdrawn, _withdrawn),
+    (ContributorsWithdrew, _contributors),
     (EmergencyOpened, _emergency),
     (EmergencyEnded, _emergency),
     (EmergencyOverdue, _emergency),

@@ -34,7 +34,7 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.governance import EmergencyEnded, EmergencyOpened, EmergencyOverdue, EmergencyReviewed
 from medmesh.contracts.message import Envelope, HospitalEvent, OperationFinished
-from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
+from medmesh.contracts.registry import ContributorsWithdrew, ModelReleased, ModelWithdrawn
 from medmesh.store.prepared import Prepared
 from medmesh.store.unit import UnitOfWork
 from medmesh_gateway.inbox import deliver
@@ -65,6 +65,7 @@ FOR_HOSPITALS: tuple[type[HospitalEvent], ...] = (
     FederationFailed,
     ModelReleased,
     ModelWithdrawn,
+    ContributorsWithdrew,
     EmergencyOpened,
     EmergencyEnded,
     EmergencyOverdue,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -88,12 +88,14 @@ def install_code(installed: bool, code: str) -> str:
     return code
 
 
-def card(lineage: Lineage, notes: Mapping[str, Any], onnx: Mapping[str, Any] | None) -> dict[str, Any]:
+def card(lineage: Lineage, notes: Mapping[str, Any], onnx: Mapping[str, Any] | None, left: Sequence[str] = ()) -> dict[str, Any]:
     """The model card as far as it is known: `data`, `training`, `parity`, and what happened (`conversion`, `withdrawn`).
 
-    What nobody stated (intended use, limits) is left out, never invented.
+    What nobody stated (intended use, limits) is left out, never invented. `left` are those of its hospitals that withdrew.
     """
     data: dict[str, Any] = {"hospitals": list(lineage.hospitals)} if lineage.hospitals else {}
+    if left:
+        data["withdrawn_hospitals"] = list(left)
     found: dict[str, Any] = {"training": {"undone_rounds": list(lineage.undone)}} if lineage.undone else {}
     if onnx is not None:
         data["classes"] = list(onnx["classes"])

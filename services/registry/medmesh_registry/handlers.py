@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medmesh.contracts.conversion import ConversionRefused, ModelConverted
 from medmesh.contracts.data import pipeline_of
-from medmesh.contracts.federation import FederationCompleted, ParticipantWithdrew
+from medmesh.contracts.federation import FederationCompleted
 from medmesh.contracts.message import Envelope, ObjectRef
 from medmesh.contracts.registry import Lineage, ModelRegistered, RegisterModel
 from medmesh.errors import Problem
@@ -20,7 +20,7 @@ from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
 from medmesh_registry.domain import VersionState, content, document, exact
 from medmesh_registry.ports import HANDLERS, Ports
-from medmesh_registry.tables import artefacts, models, versions, withdrawals
+from medmesh_registry.tables import artefacts, models, versions
 
 
 @HANDLERS.on(FederationCompleted)
@@ -43,13 +43,6 @@ async def federation_completed(event: Envelope[FederationCompleted], uow: UnitOf
     name = f"{done.name}/{version}"
     of = [("federation", done.federation)]
     await labels.give(uow, "model", name, label, owner=done.organisation, organisations=done.participants, sources=of)
-
-
-@HANDLERS.on(ParticipantWithdrew)
-async def participant_withdrew(event: Envelope[ParticipantWithdrew], uow: UnitOfWork[Ports]) -> None:
-    """Kept, also before there is a version: what the hospital gave to committed rounds stays in the model, and its page says so."""
-    left = upsert(withdrawals).values(federation=event.data.federation, hospital=event.data.hospital, at=uow.now)
-    await uow.execute(left.on_conflict_do_nothing())
 
 
 @HANDLERS.on(RegisterModel)

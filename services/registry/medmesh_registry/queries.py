@@ -20,9 +20,10 @@ from medmesh.contracts.registry import (
     VersionView,
 )
 from medmesh.store.unit import UnitOfWork
+from medmesh_registry.contributors import withdrawn
 from medmesh_registry.domain import card
 from medmesh_registry.ports import HANDLERS, Ports
-from medmesh_registry.tables import artefacts, installs, releases, versions, withdrawals
+from medmesh_registry.tables import artefacts, installs, releases, versions
 
 PAGE = 100
 """Versions in one answer, newest first: an answer stays well below the bus's 1 MB."""
@@ -61,19 +62,19 @@ async def _views(uow: UnitOfWork[Ports], rows: Sequence[Row[Any]]) -> tuple[Vers
         reports = reports.where(installs.c.hospital == uow.actor.id)
     made = await uow.all(wanted)
     told = await uow.all(reports.where(installs.c.release.in_([row.release for row in made])))
-    left = await uow.all(select(withdrawals).where(withdrawals.c.federation.in_([row.federation for row in rows if row.federation])))
+    left = await withdrawn(uow, rows)
     return tuple(
         _view(
             row,
             [file for file in files if (file.model, file.version) == (row.model, row.version)],
             [_release_view(r, told) for r in made if (r.model, r.version) == (row.model, row.version)],
-            frozenset(one.hospital for one in left if one.federation == row.federation),
+            left[row.model, row.version],
         )
         for row in rows
     )
 
 
-def _view(row: Row[Any], files: Sequence[Row[Any]], made: Sequence[ReleaseView], left: frozenset[str]) -> VersionView:
+def _view(row: Row[Any], files: Sequence[Row[Any]], made: Sequence[ReleaseView], left: tuple[str, ...]) -> VersionView:
     lineage = Lineage.model_validate(row.lineage)
     onnx = next((dict(file._mapping) for file in files if file.format == "onnx"), None)
     found = (
@@ -88,8 +89,8 @@ def _view(row: Row[Any], files: Sequence[Row[Any]], made: Sequence[ReleaseView],
         package=ObjectRef.model_validate(row.package),
         lineage=lineage,
         releases=tuple(made),
-        withdrawn=tuple(hospital for hospital in lineage.hospitals if hospital in left),
-        card=card(lineage, row.notes, onnx),
+        withdrawn=left,
+        card=card(lineage, row.notes, onnx, left),
     )
 
 

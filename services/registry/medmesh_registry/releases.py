@@ -27,6 +27,7 @@ from medmesh.service import labels
 from medmesh.service.approved import spend
 from medmesh.store.unit import AuditEntry, Entity, UnitOfWork
 from medmesh.telemetry import log
+from medmesh_registry import contributors
 from medmesh_registry.domain import ACTION, ReleaseState, VersionState, hospitals, install_code, manifest_bytes
 from medmesh_registry.handlers import change, locked, present
 from medmesh_registry.ports import HANDLERS, Ports
@@ -127,6 +128,7 @@ async def release_approved(event: Envelope[ApprovalGranted], uow: UnitOfWork[Por
             label=label.record,
         )
     )
+    await contributors.tell(uow, version, row.hospitals)
     entities = _entities(row.release, row.digest, row.model, row.version)
     named = tuple(row.hospitals)
     uow.audit(

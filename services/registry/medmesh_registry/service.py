@@ -7,18 +7,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
-from medmesh.contracts.registry import ModelInstalled, ModelRegistered, ModelReleased, ModelWithdrawn
+from medmesh.contracts.registry import ContributorsWithdrew, ModelInstalled, ModelRegistered, ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem
 from medmesh.security.keys import Identity
 from medmesh.service.runtime import Runtime
 from medmesh.service.spec import ServiceSpec
 from medmesh.store.objects.open import stores
-from medmesh_registry import handlers, queries, releases
+from medmesh_registry import contributors, handlers, queries, releases
 from medmesh_registry.ports import HANDLERS, Ports
 from medmesh_registry.settings import Settings
 from medmesh_registry.tables import METADATA
 
-DECLARING = (handlers, releases, queries)
+DECLARING = (handlers, contributors, releases, queries)
 """The modules whose handlers this service runs."""
 
 
@@ -42,5 +42,5 @@ SERVICE = ServiceSpec(
     metadata=METADATA,
     migrations=Path(__file__).parent / "migrations",
     open=open_ports,
-    emits=(ModelRegistered, ModelReleased, ModelWithdrawn, ModelInstalled),
+    emits=(ModelRegistered, ModelReleased, ModelWithdrawn, ContributorsWithdrew, ModelInstalled),
 )

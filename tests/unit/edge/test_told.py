@@ -35,7 +35,7 @@ from medmesh.contracts.federation import (
 )
 from medmesh.contracts.message import Event, ObjectRef, encode, envelope
 from medmesh.contracts.plan import plan_hash
-from medmesh.contracts.registry import ModelReleased, ModelWithdrawn
+from medmesh.contracts.registry import ContributorsWithdrew, ModelReleased, ModelWithdrawn
 from medmesh.errors import Problem, catalogue
 from medmesh.serving.repository import Repository
 from medmesh_edge import api, clients, consent, inbox, models
@@ -158,6 +158,25 @@ async def test_a_model_that_was_withdrawn_leaves_the_node_on_record(node: Site) 
     assert [(record["out"], record["entities"][0]["id"], record["entities"][0]["ver"]) for record in removed] == [(0, "mri", "3")]
 
 
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("en", "model mri, version 3: renji, tongji."), ("zh", "模型 mri 版本 3 所属联邦的医院：renji, tongji")],
+)
+async def test_who_left_of_those_in_an_installed_model_is_on_the_page(node: Site, language: str, words: str) -> None:
+    about: dict[str, Any] = {"hospitals": ("a",), "model": "mri"}
+    for version in (2, 3):
+        fact = ModelReleased(**about, release=f"r-{version}", version=version, manifest="", signature="", approval="")
+        await told(node, fact, source="registry")
+    before = await _page(node, language)
+    assert "renji" not in before and "mri" in before
+    # In whatever order they come, and again.
+    for left in (("renji", "tongji"), ("renji",), ("renji",)):
+        await told(node, ContributorsWithdrew(**about, version=3, withdrawn=left), source="registry")
+    page = await _page(node, language)
+    assert words in page and page.count("renji") == 1
+    assert [one["withdrawn"] for one in (await _status(node))["models"]] == [[], ["renji", "tongji"]]
+
+
 @pytest.mark.parametrize("after", ["gone back", "there again"])
 async def test_that_a_federation_waits_for_people_is_on_the_page_until_it_does_not(node: Site, after: str) -> None:
     values = {"federation": "f", "plan": PLAN.model_dump(mode="json"), "plan_hash": plan_hash(PLAN), "package": {}, "reviews": []}
@@ -190,9 +209,13 @@ def _page_of(at: Site) -> Callable[[str], Awaitable[bool]]:
 
 
 async def _page(at: Site, tongue: str) -> str:
+    return api._page(await _status(at), tongue)
+
+
+async def _status(at: Site) -> dict[str, Any]:
     running = SimpleNamespace(site=at, connected=True, last_problem=None, programs=SimpleNamespace(state=None))
     with patch.object(api.continuity, "present", AsyncMock(return_value=None)):
-        return api._page(await api.status(cast(Any, running)), tongue)
+        return await api.status(cast(Any, running))
 
 
 async def test_what_a_federation_waits_for_and_why_it_was_stopped_is_shown_at_the_hospital(node: Site) -> None:

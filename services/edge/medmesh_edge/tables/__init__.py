@@ -343,6 +343,7 @@ releases = Table(
     Column("event", Json, nullable=False),
     Column("state", String(16), nullable=False),
     Column("code", String(80), nullable=False),
+    Column("withdrawn", Json, comment="hospitals with a part in it that left its federation for good; null while none is known"),
     Column("at", Timestamp, nullable=False),
 )
 
