@@ -81,6 +81,9 @@ def workplace(state: Path) -> Iterator[Path]:
         for left in above.iterdir():
             with suppress(BlockingIOError), _locked(left, wait=False):
                 shutil.rmtree(left)
+        # Where the first release copied and decoded updates, in the clear. What processes of this one use lies in `work`.
+        for old in (state / "objects", *state.glob("tmp*")):
+            shutil.rmtree(old, ignore_errors=True)
         mine = Path(tempfile.mkdtemp(dir=above))
         lock = _lock(mine, wait=False)
     try:

@@ -45,6 +45,16 @@ def test_what_a_killed_process_left_goes_at_the_next_start_and_not_what_a_living
             process.stdout.close()
 
 
+def test_what_the_first_release_copied_goes_and_nothing_else_of_the_folder(tmp_path: Path) -> None:
+    for place in ("objects", "tmpa1b2c3d4", "other"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "update").write_bytes(b"in the clear")
+    (tmp_path / "policies.json").write_text("{}")
+    with workplace(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "policies.json", "work"]
+    assert (tmp_path / "other" / "update").exists()
+
+
 async def test_a_copy_stays_while_somebody_works_with_it(tmp_path: Path) -> None:
     store, copies = DirectoryStore(tmp_path / "store", durable=False), Copies(tmp_path)
     ref: ObjectRef = await store.put(b"an update")
