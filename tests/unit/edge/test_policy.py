@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -173,8 +175,7 @@ def test_bytes_are_counted_as_they_leave(private: Path) -> None:
     assert policy.refusals(_with(private, "max_update_mib = 201"), big, COHORT) == {}
 
 
-def test_a_file_of_before_allows_what_it_did(private: Path) -> None:
-    old = """[federation]
+BEFORE = """[federation]
 initiators = ["*"]
 packages = []
 algorithms = ["*"]
@@ -186,7 +187,10 @@ hours = "00:00-24:00"
 [models]
 install = true
 """
-    before = _policy(private, old)
+
+
+def test_a_file_of_before_allows_what_it_did(private: Path) -> None:
+    before = _policy(private, BEFORE)
     assert policy.refusals(before, PLAN, COHORT) == {}
     assert before.small_cell == 5, "what leaves is not more than what a new node lets leave"
     assert set(policy.refusals(before, plan(local_steps=1, batch_size=1), COHORT)) == {
@@ -195,6 +199,16 @@ install = true
         "min_steps",
         "min_seen",
     }
+
+
+def test_what_the_page_has_a_hospital_write_after_an_update_keeps_the_rules_of_before(private: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "hospital" / "node.md").read_text(encoding="utf-8")
+    written = [
+        textwrap.dedent(block) for block in re.findall(r"^ *```toml\n(.*?)```", page, re.DOTALL | re.MULTILINE) if "min_seen" in block
+    ]
+    assert len(written) == 2, "Chinese and English"
+    for text in written:
+        assert policy.refusals(_policy(private, BEFORE.replace("[federation]\n", text)), plan(local_steps=1, batch_size=1), COHORT) == {}
 
 
 def test_a_worker_gets_what_the_policy_allows_and_no_more_than_the_node_has(private: Path) -> None:
