@@ -33,7 +33,22 @@ class _Words(click.Group):
 
 @click.group(cls=_Words)
 def federation() -> None:
-    """Training together.  联邦训练。"""
+    """Hospitals train one model together; their data stay with them.
+
+    多家医院共同训练一个模型，数据不出院。
+
+    First tried on this machine, then created; hospitals approve the plan at their own nodes, a second person its start.
+    docs/federation/README.md goes through it.
+
+    先在本机试跑，再创建；医院在本院节点上批准方案，第二人批准启动。全过程见 docs/federation/README.zh-CN.md。
+
+    \b
+    medmesh federation simulate PACKAGE --data SAMPLES --out trial
+    medmesh federation create PACKAGE --name mri --purpose "…" --initiator person:li@platform --hospital renji …
+    medmesh approval request federation.start FEDERATION PLAN_HASH
+    medmesh federation watch FEDERATION
+    medmesh federation result FEDERATION --out model.safetensors
+    """
 
 
 @federation.command(name="list")
@@ -58,8 +73,8 @@ def list_federations(state: str | None, mine: bool, hospital: str | None) -> int
 
 
 @federation.command(name="show")
-@click.argument("identifier")
-@click.option("--json", "as_json", is_flag=True)
+@click.argument("identifier", metavar="FEDERATION")
+@click.option("--json", "as_json", is_flag=True, help="For programs, with plain numbers.  供程序使用，数值不作换算。")
 def show_federation(identifier: str, as_json: bool) -> int:
     """A federation in plain words: its plan, its rounds, its participants.
 
@@ -129,7 +144,7 @@ def _to_open(hospital: str, link: str) -> str:
 
 @federation.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--name", required=True, help="Of the plan.  方案名称。")
+@click.option("--name", required=True, help="Of the plan, and of the model that comes of it.  方案及所得模型的名称。")
 @click.option("--purpose", required=True, help="What for; hospitals read it.  用途，医院会读到。")
 @click.option("--initiator", required=True, help="You, as person:NAME@ORGANISATION.  发起人本人，格式 person:姓名@机构。")
 @click.option("--hospital", "hospitals", multiple=True, required=True, help="Whom to invite; once for each.  邀请的医院；每家一次。")
@@ -140,7 +155,7 @@ def _to_open(hospital: str, link: str) -> str:
     default=0.0,
     help="Not before so many minutes from now; by default as soon as all have answered.  最早多少分钟后开始；默认在全部答复后立即开始。",
 )
-@click.option("--round-deadline", default=600, show_default=True, help="Seconds.  单轮时限（秒）。")
+@click.option("--round-deadline", default=600, show_default=True, help="Seconds that a round may take.  单轮时限（秒）。")
 @click.option("--lease", default=15, show_default=True, help="Seconds a silent hospital keeps its place.  失联医院保留席位的秒数。")
 @click.option(
     "--review",
@@ -160,6 +175,15 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
     """Create a federation from the training package in FOLDER and invite the hospitals.
 
     用 FOLDER 中的训练包创建联邦并邀请医院。
+
+    Prints the federation's number and the plan's hash, which approvers of its start are asked about. Training begins when all hospitals
+    have answered, or --accept-minutes are over and enough of them accepted, and the start is approved.
+
+    输出联邦编号与方案哈希，后者用于申请启动审批。全部医院答复，或 --accept-minutes 届满且同意的医院够数，并且启动获批后，开始训练。
+
+    \b
+    medmesh federation create PACKAGE --name mri --purpose "tell a tumour" --initiator person:li@platform \\
+      --hospital xiehe --hospital renji --hospital huashan --rounds 10 --steps 50 --evaluate-every 1
     """
     from medmesh.client.federation import Federation, create_federation
 
@@ -198,11 +222,17 @@ def create(folder: Path, name: str, hospitals: tuple[str, ...], accept_minutes: 
 
 
 @federation.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 def watch(identifier: str) -> int:
     """Follow a federation until it ends, a block for every change; exit code 1 when it did not complete.
 
-    跟踪联邦直至结束，有变化即显示；未完成时退出码为 1。"""
+    跟踪联邦直至结束，有变化即显示；未完成时退出码为 1。
+
+    What each hospital does, how far it is, and with what rate; what is waited for, and the command that ends a wait. Ctrl-C ends the
+    watching and nothing else.
+
+    各院在做什么、进度与速率；在等什么，以及可结束等待的命令。Ctrl-C 只结束跟踪。
+    """
     import time
 
     from medmesh.cli.doing import Speeds
@@ -220,9 +250,9 @@ def watch(identifier: str) -> int:
 
 
 @federation.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 @click.option("--out", type=Written(), help="Also save the final model (safetensors).  保存最终模型。")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="For programs, with plain numbers.  供程序使用，数值不作换算。")
 def result(identifier: str, out: Path | None, as_json: bool) -> int:
     """The final model, how every model did at every hospital, and what personal models gain.
 
@@ -254,7 +284,7 @@ def result(identifier: str, out: Path | None, as_json: bool) -> int:
 
 
 @federation.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 @click.option(
     "--out",
     type=Written(),

@@ -44,7 +44,7 @@ def list_models() -> int:
 @model.command(name="show")
 @click.argument("name")
 @click.argument("version", type=int)
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="For programs, with plain numbers.  供程序使用，数值不作换算。")
 def show_model(name: str, version: int, as_json: bool) -> int:
     """Where VERSION of a model comes from, its files, and where it was released; hospitals in it that left since are named.
 

@@ -37,11 +37,13 @@ def _ranges(_context: click.Context, _option: click.Parameter, given: tuple[str,
 
 
 _TRAINING = (
-    click.option("--rounds", default=10, show_default=True),
+    click.option("--rounds", default=10, show_default=True, help="How often models are averaged.  共几轮，每轮平均一次模型。"),
     click.option("--steps", default=50, show_default=True, help="Local steps a round.  每轮本地训练步数。"),
-    click.option("--batch-size", default=32, show_default=True),
-    click.option("--learning-rate", default="0.05", show_default=True),
-    click.option("--seed", default=1, show_default=True),
+    click.option("--batch-size", default=32, show_default=True, help="Samples in a step.  每步样本数。"),
+    click.option("--learning-rate", default="0.05", show_default=True, help="Of each step.  每步的学习率。"),
+    click.option(
+        "--seed", default=1, show_default=True, help="The same one ends in the same model, bit for bit.  种子相同，所得模型逐位相同。"
+    ),
     click.option(
         "--baseline", is_flag=True, help="Also train alone and evaluate every model everywhere.  另在各院单独训练，并在各院评估每个模型。"
     ),
@@ -86,7 +88,13 @@ _TRAINING = (
         "  轮间可调整的范围：learning_rate、steps 或 batch_size；可重复。",
     ),
     click.option("--local", multiple=True, metavar="TENSOR", help="Never leaves a hospital; may be repeated.  不出院的张量；可重复。"),
-    click.option("--codec", type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]), default="none", show_default=True),
+    click.option(
+        "--codec",
+        type=click.Choice(["none", "fp16", "bf16", "int8", "topk"]),
+        default="none",
+        show_default=True,
+        help="How an update is made smaller before it is sent.  更新在传输前如何压缩。",
+    ),
     under(
         "codec",
         "--codec-share",

@@ -37,7 +37,7 @@ def tell(stage: str) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @training
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="For programs, with plain numbers.  供程序使用，数值不作换算。")
 def rehearse(folder: Path, as_json: bool, **options: Any) -> int:
     """Run the training package in FOLDER at the platform on data that are invented from its data schema.
 

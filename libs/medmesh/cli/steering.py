@@ -29,17 +29,20 @@ REASON = (
 
 
 @click.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 @click.option("--reason", default="", help=REASON)
 def pause(identifier: str, reason: str) -> int:
-    """Open no further round; the clock of the open one stands still.  暂停：不再开新轮，当前轮停止计时。"""
+    """Open no further round; the clock of the open one stands still. `resume` goes on.
+
+    暂停：不再开新轮，当前轮停止计时；用 `resume` 恢复。
+    """
     return _steer(identifier, lambda one: one.pause(reason))
 
 
 @click.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 def resume(identifier: str) -> int:
-    """Go on after a pause.  暂停后恢复。"""
+    """Go on after a pause, where it was.  暂停后从原处恢复。"""
     return _steer(identifier, lambda one: one.resume())
 
 
@@ -69,7 +72,7 @@ def _approval(identifier: str, asks: bool, wanted: Callable[[Federation], Awaita
 
 
 @click.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 @click.argument("hospital")
 @click.option("--reason", required=True, help=REASON)
 def quarantine(identifier: str, hospital: str, reason: str) -> int:
@@ -94,7 +97,7 @@ def quarantine(identifier: str, hospital: str, reason: str) -> int:
 
 
 @click.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 @click.option(
     "--round",
     "number",
@@ -119,7 +122,7 @@ def rollback(identifier: str, number: int, asks: bool) -> int:
 
 
 @click.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 @click.argument("hospital")
 @REQUEST
 def release(identifier: str, hospital: str, asks: bool) -> int:
@@ -134,22 +137,26 @@ def release(identifier: str, hospital: str, asks: bool) -> int:
 
 
 @click.command()
-@click.argument("identifier")
-@click.option("--minutes", type=float, required=True)
+@click.argument("identifier", metavar="FEDERATION")
+@click.option("--minutes", type=float, required=True, help="Added to the deadline.  在时限上增加的分钟数。")
 def extend(identifier: str, minutes: float) -> int:
     """Give the open round so many more minutes.  延长本轮时限。"""
     return _steer(identifier, lambda one: one.extend(round(minutes * 60)))
 
 
 @click.command()
-@click.argument("identifier")
-@click.option("--learning-rate")
-@click.option("--steps", type=int)
-@click.option("--batch-size", type=int)
+@click.argument("identifier", metavar="FEDERATION")
+@click.option("--learning-rate", help="Of each step.  每步的学习率。")
+@click.option("--steps", type=int, help="Local steps a round.  每轮本地训练步数。")
+@click.option("--batch-size", type=int, help="Samples in a step.  每步样本数。")
 def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_size: int | None) -> int:
-    """Change these from the next round on, within the ranges that hospitals signed; what is not named is the plan's.
+    """Change learning rate, steps or batch size from the next round on, within the ranges that hospitals signed (`create --range`).
 
-    自下一轮起，在医院签署的范围内调整；未列出的按方案。
+    自下一轮起，在医院签署的范围内（`create --range`）调整学习率、步数或批量。
+
+    What is not named here is the plan's again.
+
+    未列出的恢复为方案的值。
 
     \b
     medmesh federation adjust FEDERATION --learning-rate 0.05 --steps 20
@@ -160,7 +167,7 @@ def adjust(identifier: str, learning_rate: str | None, steps: int | None, batch_
 
 
 @click.command()
-@click.argument("identifier")
+@click.argument("identifier", metavar="FEDERATION")
 @click.option("--reason", required=True, help=REASON)
 def cancel(identifier: str, reason: str) -> int:
     """End it; its hospitals are told. There is no way back.

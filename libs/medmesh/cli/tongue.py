@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 
 import click
@@ -25,7 +26,7 @@ def helped(text: str | None, tongue: str) -> str | None:
     """A help text: each of its paragraphs in `tongue`, as far as it is there."""
     made: list[str] = []
     before = ""
-    for paragraph in re.split(r"\n[ \t]*\n", text or ""):
+    for paragraph in re.split(r"\n[ \t]*\n", inspect.cleandoc(text or "")):  # before paragraphs are joined, and have no indentation
         if made and _says_again(paragraph, before):
             made[-1] = _joined(paragraph) if tongue == "zh" else made[-1]
         else:

@@ -53,6 +53,12 @@ def test_the_check_sees_what_is_left_out() -> None:
     assert len(COMMANDS) > 80
 
 
+@pytest.mark.parametrize("tongue", ["en", "zh"])
+def test_lines_as_they_are_begin_where_the_text_does(tongue: str) -> None:
+    told = CliRunner().invoke(spoken(federation, tongue), ["quarantine", "--help"]).output
+    assert re.search(r"\n\n  medmesh federation quarantine FEDERATION renji [^\n]*\n\n\S", told), told
+
+
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[path for path, _ in COMMANDS])
 def test_chinese_help_leaves_nothing_out(path: str, command: click.Command) -> None:
     english, chinese = paragraphs(helped(command.help, "en")), paragraphs(helped(command.help, "zh"))

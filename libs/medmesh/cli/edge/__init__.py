@@ -32,7 +32,32 @@ from medmesh.errors import Problem
 
 @click.group()
 def edge() -> None:
-    """The hospital's node: data stay here.  医院边缘节点：数据不出院。"""
+    """The hospital's node: data stay here.  医院边缘节点：数据不出院。
+
+    Everything works on the node's folder (--folder, or $MEDMESH_EDGE), also while the node runs. docs/hospital/node.md goes through it.
+
+    所有命令均作用于节点目录（--folder 或 $MEDMESH_EDGE），节点运行时亦可使用。全过程见 docs/hospital/node.md。
+
+    \b
+    medmesh edge enrol --gateway URL --ca ca.pem --hospital renji    once
+    medmesh edge ingest /data/mri --dataset brain-mri --ethics N     take data in, de-identified
+    medmesh edge publish brain-mri                                   tell rounded counts, nothing else
+    medmesh edge run                                                 serve federations; give it to systemd
+    medmesh edge federations                                         who invites, and what became of it
+    medmesh edge show FEDERATION                                     what would run, and what would leave
+    medmesh edge approve FEDERATION                                  or decline; at any moment: withdraw
+    medmesh edge doctor                                              what is amiss, and whom to ask
+
+    \b
+    medmesh edge enrol --gateway URL --ca ca.pem --hospital renji    注册，一次
+    medmesh edge ingest /data/mri --dataset brain-mri --ethics N     导入数据并去标识
+    medmesh edge publish brain-mri                                   仅公布取整后的数量
+    medmesh edge run                                                 参与联邦；建议交给 systemd
+    medmesh edge federations                                         谁发来邀请，结果如何
+    medmesh edge show FEDERATION                                     会运行什么、什么会离开医院
+    medmesh edge approve FEDERATION                                  或 decline；任何时刻：withdraw
+    medmesh edge doctor                                              有何异常，该找谁
+    """
 
 
 edge.add_command(dicomweb)
@@ -172,9 +197,16 @@ def enrol(
 )
 @click.option("--port", type=int, help="Its port.  其端口。")
 def run(folder: Path, host: str | None, port: int | None) -> int:
-    """Run the node in the foreground.
+    """Run the node in the foreground, until Ctrl-C.
 
-    在前台运行本节点。
+    在前台运行本节点，直至 Ctrl-C。
+
+    It dials out to the platform, answers invitations as policy.toml and people here decided, trains when a round opens, and shows a page at
+    http://127.0.0.1:PORT (PORT is in edge.port of its folder). It may be stopped at any moment: what was trained is on the disk and goes on
+    from there.
+
+    节点主动连接平台，按 policy.toml 与本院人员的决定答复邀请，轮次开始时训练，并在 http://127.0.0.1:端口 显示页面
+    （端口见目录中的 edge.port）。可随时停止：训练结果已存盘，重启后继续。
     """
     import uvloop
 
@@ -240,9 +272,9 @@ def classify(folder: Path, model: str, held_out: bool) -> int:
 @edge.command()
 @FOLDER
 def status(folder: Path) -> int:
-    """What the running node says of itself.
+    """What the running node says of itself, as JSON: connection, data sets, federations, rounds, models.
 
-    运行中的节点对自身状态的报告。
+    运行中的节点对自身状态的报告（JSON）：连接、数据集、联邦、轮次、模型。
     """
     import httpx
 

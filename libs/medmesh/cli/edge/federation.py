@@ -17,9 +17,14 @@ from medmesh.errors import Problem
 @click.command(name="federations")
 @FOLDER
 def list_federations(folder: Path) -> int:
-    """Invitations and what became of them.
+    """Invitations and what became of them, as JSON.
 
-    收到的联邦邀请及其结果。
+    收到的联邦邀请及其结果（JSON）。
+
+    What is `invited` waits for `medmesh edge approve` or `decline`. `reason` says what it waits for, or why it ended; `part`, of one that
+    this hospital left, in how many committed rounds its part stays.
+
+    状态为 `invited` 的待 `medmesh edge approve` 或 `decline`；`reason` 为等待的事项或结束的原因；`part` 为退出后仍含本院贡献的已提交轮数。
     """
     from sqlalchemy import select
 
@@ -37,9 +42,9 @@ def list_federations(folder: Path) -> int:
 @FOLDER
 @click.argument("federation")
 def show_plan(folder: Path, federation: str) -> int:
-    """The plan in plain words: what code runs, what leaves, how often.
+    """The plan in plain words: what code runs, what leaves, how often; and what is other than in the plan accepted before.
 
-    用通俗文字查看方案：运行什么代码、什么数据出院、多频繁。
+    用通俗文字查看方案：运行什么代码、什么数据出院、多频繁，以及与此前接受的方案有何不同。
     """
     from sqlalchemy import select
 
@@ -114,7 +119,7 @@ def approve(folder: Path, federation: str) -> int:
 @click.command()
 @FOLDER
 @click.argument("federation")
-@click.option("--reason", default="")
+@click.option("--reason", default="", help="Told to the initiator.  告知发起人。")
 def decline(folder: Path, federation: str, reason: str) -> int:
     """Decline an invitation.  谢绝邀请。"""
     from medmesh_edge.consent import decline
