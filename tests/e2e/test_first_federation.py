@@ -35,6 +35,7 @@ STAYS = ("medmesh edge enrol", "medmesh edge run")
 LOOKED_AT_AGAIN = {
     "medmesh approval list": '"approval"',
     "medmesh edge federations": '"federation"',
+    "medmesh dataset catalogue": "brain-mri",
     "medmesh edge status": '"installed"',
 }
 """What a person looks at until it says this."""
@@ -146,6 +147,7 @@ def test_every_command_of_the_first_federation(reader: tuple[Reader, dict[str, T
     assert not person.codes and not person.approvals, "whatever was printed was needed"
     assert "Record 0 is not the one that was logged" in printed, "the auditor finds what was changed"
     assert re.search(r"federated .*\d\.\d+ \[", printed), "what the model is worth, with its interval"
+    assert re.search(r"n: renji [1-9]\d+, xiehe [1-9]\d+, all hospitals", printed), "of whom it is"
 
 
 def public_data(terminal: Terminal, person: Reader) -> None:

@@ -66,9 +66,15 @@ class Speeds:
 def doing(view: FederationView, one: ParticipantView, speeds: Mapping[str, float] = NOTHING_SEEN) -> str:
     """The round a hospital works on, with what, and how far it is; nothing where it told nothing."""
     told = one.progress
-    if told is None or view.state != "running":
+    if told is None or view.state != "running" or _answered(view, one.hospital, told.round):
         return ""
     return f"{told.round} {say(*WORK.get(told.phase, (told.phase, told.phase)))} {_far(told, speeds.get(one.hospital))}"
+
+
+def _answered(view: FederationView, hospital: str, number: int) -> bool:
+    """Whether a hospital is done with this round, whatever it said last of it: by the round's newest attempt."""
+    newest = next((one for one in reversed(view.rounds) if one.round == number), None)
+    return newest is not None and any(answer.hospital == hospital for answer in newest.answers)
 
 
 def _far(told: ProgressView, speed: float | None) -> str:

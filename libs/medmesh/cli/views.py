@@ -16,6 +16,7 @@ from medmesh.figures import size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from medmesh.client.results import Cell
     from medmesh.contracts.federation import FederationView
     from medmesh.contracts.governance import ApprovalView
 
@@ -262,6 +263,13 @@ def document(view: FederationView) -> dict[str, Any]:
     }
 
 
+def _cell(one: Cell) -> str:
+    """What was found, and a star where it is of some classes only; where nobody was counted there is no number."""
+    if one.samples == 0:
+        return say("nobody counted", "无计数")
+    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]{'*' * bool(one.missing)}"
+
+
 def _left(view: FederationView) -> list[str]:
     if not (those := ", ".join(one.hospital for one in view.participants if one.state == "withdrawn")):
         return []
@@ -291,7 +299,7 @@ def show_result(view: FederationView, saved: Path | None) -> None:
         click.echo(f"  {'':<16} " + "".join(f"{name:<{wide}}" for name in head))
         for model in dict.fromkeys(cell.model for cell in cells):
             line = [found.get((model, hospital)) for hospital in (*hospitals, "")]
-            shown = [f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]{'*' * bool(c.missing)}" if c else "" for c in line]
+            shown = [_cell(one) if one is not None else "" for one in line]
             click.echo(f"  {model:<16} " + "".join(f"{text:<{wide}}" for text in shown).rstrip())
         counted = ", ".join(
             f"{hospital or head[-1]} {cell.samples}" for (model, hospital), cell in found.items() if model == cells[0].model
@@ -301,8 +309,11 @@ def show_result(view: FederationView, saved: Path | None) -> None:
         text = f"{gain.difference:+.3f}  [{gain.low:+.3f}, {gain.high:+.3f}]{'*' * bool(gain.missing)}"
         where = gain.hospital or head[-1]
         click.echo(say(f"  own model at {where}: {text}", f"  {where} 专属模型相对全局模型：{text}"))
-    if any(cell.missing for cell in cells):
+    if any(cell.missing and cell.samples for cell in cells):
         click.echo(say(*(f"  * {text}" for text in PARTIAL)))
+    if not all(cell.samples for cell in cells):
+        en = "  nobody counted: too few patients are held out there for counts of the plan's and the hospitals' small_cell"
+        click.echo(say(en, "  无计数：该处留出的患者过少，不足以按方案或医院规定的 small_cell 计数"))
 
 
 def draw(view: FederationView, out: Path) -> int:

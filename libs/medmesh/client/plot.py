@@ -328,7 +328,7 @@ def _matrix(axes: Axes, cells: list[Cell], say: Say) -> None:
         _nothing(axes, say("many", models=len(models), hospitals=len(hospitals)) if cells else say("nothing"))
         return
     across = [*hospitals, ""]
-    value = {(cell.model, cell.hospital): cell for cell in cells}
+    value = {(cell.model, cell.hospital): cell for cell in cells if cell.samples}  # where nobody was counted there is nothing to see
     grid = [[value[m, h].value if (m, h) in value else float("nan") for h in across] for m in models]
     axes.imshow(grid, vmin=0.5, vmax=1, cmap="YlGn", aspect="auto")
     for y, model in enumerate(models):
@@ -339,5 +339,5 @@ def _matrix(axes: Axes, cells: list[Cell], say: Say) -> None:
     axes.set_xticks(range(len(across)), [say(h) if h else say("everybody") for h in across])
     axes.set_yticks(range(len(models)), [say(model) for model in models])
     axes.tick_params(length=0)
-    if any(cell.missing for cell in cells):
+    if any(cell.missing for cell in value.values()):
         axes.set_xlabel(say("partial"), fontsize=7.5)

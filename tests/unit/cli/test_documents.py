@@ -13,7 +13,7 @@ from medmesh.cli import _root
 
 REPO = Path(__file__).parents[3]
 DOCUMENTS = sorted([*REPO.glob("README*.md"), *REPO.glob("docs/**/*.md"), *REPO.glob("services/*/README.md")])
-_FENCED = re.compile(r"^```(?:bash|sh|console)?(?: [a-z ]+)?\n(.*?)^```$", re.M | re.S)
+_FENCED = re.compile(r"^ *```(?:bash|sh|console)?(?: [a-z ]+)?\n(.*?)^ *```$", re.M | re.S)
 _INLINE = re.compile(r"`(medmesh [^`]*)`")
 
 

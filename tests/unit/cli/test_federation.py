@@ -154,6 +154,11 @@ def test_bytes_on_their_way_are_a_share_with_a_rate_and_the_time_left(
     assert told(moving(25 * 2**20), 125.0) == then
     assert "/s" not in told(moving(30 * 2**20, phase="send"), 126.0)
     assert "/s" not in told(moving(40 * 2**20, phase="send", number=4), 127.0)
+    # Of a round that it has answered, in its newest attempt, there is nothing more to say.
+    for rounds, done in (((3, 1, True),), True), (((3, 1, True), (3, 2, False)), False), (((2, 1, True),), False):
+        given = {True: (answer("a"),), False: ()}
+        answered = tuple(round_(n, None).model_copy(update={"attempt": attempt, "answers": given[by]}) for n, attempt, by in rounds)
+        assert (told(moving(50 * 2**20).model_copy(update={"rounds": answered}), 127.5) == "") == done
     # A pipeline's tenths, and steps.
     assert told(moving(3, total=10, phase="prepare"), 128.0) == tenths
     assert told(moving(12, total=50, phase="train"), 129.0) == steps

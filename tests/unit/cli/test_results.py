@@ -159,6 +159,23 @@ def test_a_hospital_where_a_class_is_missing_is_marked_and_it_is_said_what_that_
     assert not any("*" in line for line in result_of(whole)) and not figure(whole).axes[-1].get_xlabel()
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_where_nobody_was_counted_there_is_no_number(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hospital with fewer held-out patients than are counted together."""
+    monkeypatch.setenv("MEDMESH_LANG", language)
+    counts = {"a": ((9, 1), (1, 9)), "b": ((0, 0), (0, 0))}
+    given = tuple(EvaluationView(hospital=hospital, name="federated", counts=table) for hospital, table in counts.items())
+    shown = view("completed", evaluation=given).model_copy(update={"model": REF})
+    nobody = {"en": "nobody counted", "zh": "无计数"}[language]
+    (line,) = [line for line in result_of(shown) if line.startswith("  federated")]
+    assert line.count(nobody) == 1 and "0.000" not in line and "*" not in line
+    assert "small_cell" in result_of(shown)[-1]
+    matrix = figure(shown, language).axes[-1]
+    assert len(matrix.texts) == 2 and not matrix.get_xlabel()
+    everybody = shown.model_copy(update={"evaluation": given[:1]})
+    assert not any(nobody in line for line in result_of(everybody))
+
+
 def result_of(view_: FederationView) -> list[str]:
     @click.command()
     def told() -> None:
