@@ -110,5 +110,7 @@ def _tell(shares: Shares) -> None:
 
 def _news(kind: str, fact: dict[str, Any]) -> None:
     if kind.endswith(".round.committed.v1"):
-        who = len(fact["participants"])
-        click.echo(say(f"round {fact['round']} {fact['kind']}: {who} hospitals", f"第 {fact['round']} 轮 {fact['kind']}：{who} 家医院"))
+        from medmesh.cli.views import state
+
+        who, kind = len(fact["participants"]), state(fact["kind"])
+        click.echo(say(f"round {fact['round']} {kind}: {who} hospitals", f"第 {fact['round']} 轮 {kind}：{who} 家医院"))

@@ -19,6 +19,7 @@ from tests.unit.federation.test_domain import PLAN as SMALL
 from medmesh.cli import _root
 from medmesh.cli.doing import Speeds, doing
 from medmesh.cli.federation import federation
+from medmesh.cli.simulate import _news
 from medmesh.cli.tongue import spoken
 from medmesh.cli.views import now, state, waits
 from medmesh.client.federation import Federation, create_federation
@@ -193,6 +194,15 @@ def test_a_federation_is_shown_to_people_with_sizes_and_to_programs_with_numbers
     document = json.loads(CliRunner().invoke(federation, [command, "f", "--json"]).output)
     assert document["participants"][0]["progress"] == {"round": 4, "phase": "send", "done": 15 * 1024, "total": 50 * 1024}
     assert document["model"]["bytes"] == 8
+
+
+@pytest.mark.parametrize(("language", "line"), [("en", "round 2 baseline: 3 hospitals"), ("zh", "第 2 轮 单独训练：3 家医院")])
+def test_a_simulation_says_its_rounds_in_one_language(
+    language: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDMESH_LANG", language)
+    _news("federation.round.committed.v1", {"round": 2, "kind": "baseline", "participants": ["a", "b", "c"]})
+    assert capsys.readouterr().out.strip() == line
 
 
 def test_the_result_says_how_large_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
