@@ -99,16 +99,16 @@ def cross_site(view: FederationView) -> list[Cell]:
 
 def gains(view: FederationView) -> list[Gain]:
     """Personal against global, hospital by hospital (all together, with an empty name, where only sums are known), where the algorithm made
-    personal models. Both were counted on the same samples; the interval takes the two as independent, because which samples they have in
-    common is not told: it is rather too wide."""
+    personal models and somebody was counted. Both were counted on the same samples; the interval takes the two as independent, because
+    which samples they have in common is not told: it is rather too wide."""
     from medmesh.learning.metrics import balanced_accuracy, difference, missing
 
     tables = {(e.name, e.hospital): e.counts for e in view.evaluation}
     found = []
     for hospital in sorted(hospital for name, hospital in tables if name == PERSONAL):
-        if (ours := tables.get((GLOBAL, hospital))) is None:
+        theirs, ours = tables[PERSONAL, hospital], tables.get((GLOBAL, hospital), ())
+        if not all(any(map(any, table)) for table in (ours, theirs)):
             continue
-        theirs = tables[PERSONAL, hospital]
         low, high = difference(theirs, ours, steps=[_steps(view, hospital)])
         a, b = balanced_accuracy(ours), balanced_accuracy(theirs)
         found.append(Gain(hospital, a, b, b - a, low, high, missing(ours)))

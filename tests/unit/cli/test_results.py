@@ -109,6 +109,7 @@ def test_a_round_is_as_long_as_its_slowest_hospital_and_what_is_left_is_the_rest
 
 def test_a_personal_model_is_held_against_the_global_one_where_it_is_used() -> None:
     counts = {("federated", "a"): ((60, 40), (40, 60)), ("personal", "a"): ((90, 10), (10, 90)), ("federated", "b"): ((9, 1), (1, 9))}
+    counts |= dict.fromkeys((("federated", "c"), ("personal", "c")), ((0, 0), (0, 0)))
     given = tuple(EvaluationView(hospital=hospital, name=name, counts=table) for (name, hospital), table in counts.items())
     (one,) = gains(view(evaluation=given))
     assert (one.hospital, one.federated, one.personal) == ("a", 0.6, 0.9)
