@@ -101,6 +101,34 @@ async def test_a_prepared_statement_runs_in_its_unit(database: Database) -> None
     assert not await database.look(known, name="b")
 
 
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pytest.mark.parametrize("wrong", [{"name": "a\0"}, {"count": 2**40}, {"about": ["a\0"]}])
+async def test_a_value_that_no_column_holds_is_the_callers_mistake_however_it_is_handed_over(
+    database: Database, wrong: dict[str, Any]
+) -> None:
+    value = {"name": "a", "count": 1, "about": None, **wrong}
+    make = Prepared(insert(things).values({name: bindparam(name) for name in value}).returning(things.c.count))
+
+    async def executed() -> None:
+        async with database.unit(CONTEXT) as uow:
+            await uow.execute(insert(things).values(name="before", count=1))
+            await uow.execute(insert(things).values(value))
+
+    async def prepared() -> None:
+        async with database.unit(CONTEXT) as uow:
+            await uow.execute(insert(things).values(name="before", count=1))
+            await uow.rows(make, **value)
+
+    async def looked() -> None:
+        await database.look(make, **value)
+
+    for way in (executed, prepared, looked):
+        with pytest.raises(Problem) as refused:
+            await way()
+        assert refused.value.code == "store.value", way
+        assert not await _things(database)
+
+
 async def test_an_error_leaves_nothing_behind(database: Database) -> None:
 
     async def fail() -> None:

@@ -130,7 +130,8 @@ class Database:
                 await sql.exec_driver_sql("UPDATE audit_counter SET n = n")
 
     async def look(self, query: Prepared, **values: Any) -> Sequence[Any]:
-        """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back."""
+        """Every row of one query, in a transaction of its own that needs no begin and no end: a third of the way to the server and back.
+        Raises `Problem` (`store.value`) for a value that no column can hold."""
         # A node asks some fifteen a round: one that is at once is spared the way to its turn.
         if self._sqlite is not None and (free := self.engine.free()) is not None:  # type: ignore[attr-defined]
             found: Sequence[Any] | None = self._sqlite(free).rows_now(query, values)  # type: ignore[attr-defined]

@@ -15,9 +15,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from medmesh.errors import Problem
 from medmesh.store.journal import Outgoing
 from medmesh.store.prepared import Prepared
 from medmesh.tasks import uninterrupted
+from medmesh.telemetry import log
 
 TURN_SECONDS = 30.0
 """How long a transaction waits for a connection."""
@@ -79,7 +81,11 @@ class PostgresJournal:
 
     async def rows(self, prepared: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
         text, arguments = prepared.asked(values)
-        found: Sequence[Any] = await self._raw.fetch(text, *arguments, record_class=_Row)
+        try:
+            found: Sequence[Any] = await self._raw.fetch(text, *arguments, record_class=_Row)
+        except asyncpg.DataError as error:
+            log("store.value", level=30, error=error)
+            raise Problem("store.value") from None
         return found
 
     async def remember(self, consumer: str, event_id: str, now: datetime) -> bool:

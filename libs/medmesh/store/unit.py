@@ -157,13 +157,7 @@ class UnitOfWork(Generic[Ports]):
 
     async def rows(self, prepared: Prepared, **values: Any) -> Sequence[Any]:
         """Run a prepared statement; its rows, if it answers any. Raises `Problem` as `execute` does."""
-        try:
-            return await self.journal.rows(prepared, values)
-        except Exception as error:
-            if str(getattr(error, "sqlstate", None)).startswith(_DATA_EXCEPTION):
-                log("store.value", level=30, error=error)
-                raise Problem("store.value") from None
-            raise
+        return await self.journal.rows(prepared, values)
 
     async def one(self, prepared: Prepared, **values: Any) -> Any:
         """The first row of a prepared statement, or None."""
