@@ -151,6 +151,8 @@ def _round(row: Any, r: Any, given: Sequence[Any], wrong: Wrong, hospital: str |
     kept: list[AnswerView] = []
     for a in given:
         answer, results = _answer_view(a, wrong.get((a.round, a.attempt, a.hospital)), hospital in (None, a.hospital))
+        if r.state in ("void", "skipped"):
+            results = {}  # the next attempt asks again: what was counted for this one is no result
         theirs = [EvaluationView(hospital=a.hospital, name=names.get(m, m), counts=c) for m, c in sorted(results.items())]
         if not made.takes(answer, *theirs, forced=made.empty and not kept):
             made.more = f"r:{r.round}.{r.attempt}:{kept[-1].hospital}" if kept else before
