@@ -21,6 +21,8 @@ class Network:
     """Break every connection off when this many more bytes have passed; then the next number counts."""
     delay: float = 0.0
     """Seconds that each piece takes longer, in each direction, pieces following each other as on a long line."""
+    rate: float = 0.0
+    """Bytes a second that each connection carries at most, in each direction; 0: as many as come."""
     loss: float = 0.0
     """The share of segments that come a retransmission (0.2 s) later, and hold up what follows them, as TCP does."""
     cuts: int = 0
@@ -55,6 +57,8 @@ class Network:
                 await asyncio.sleep(max(0.0, item[0] - clock()))
                 if any(self._dice.random() < self.loss for _ in range(-(-len(item[1]) // SEGMENT))):
                     await asyncio.sleep(0.2)
+                if self.rate:
+                    await asyncio.sleep(len(item[1]) / self.rate)
                 writer.write(item[1])
                 await writer.drain()
                 setattr(self, way, getattr(self, way) + len(item[1]))

@@ -84,6 +84,7 @@ async def status(node: Node) -> dict[str, Any]:
         "problem": None if node.connected or node.last_problem is None else node.last_problem.document(),
         "datasets": {row.dataset: row.items for row in counted},
         "federations": [dict(f._mapping) for f in joined],
+        "work": [node.rounds.doing] if node.rounds.doing else [],
         "rounds": [{"round": r.round, "kind": r.kind, "state": r.state, "trained": r.trained} for r in rounds],
         "models": [{**m._mapping, "withdrawn": m.withdrawn or []} for m in installed],
         "pipelines": await preparing.progress(node.site),
@@ -127,9 +128,9 @@ def _reason(code: str, tongue: str) -> str:
 
 def _page(found: dict[str, Any], tongue: str) -> str:
     words = {
-        "en": ("connected", "not connected", "Data sets", "Federations", "Rounds", "Models", "Data stay in this hospital.", "Pipelines"),
-        "zh": ("已连接", "未连接", "数据集", "联邦", "训练轮次", "模型", "数据不出院。", "处理流程"),
-    }[tongue]
+        "en": "connected|not connected|Data sets|Federations|Rounds|Models|Data stay in this hospital.|Pipelines|At work",
+        "zh": "已连接|未连接|数据集|联邦|训练轮次|模型|数据不出院。|处理流程|正在进行",
+    }[tongue].split("|")
     state = words[0] if found["connected"] else words[1]
 
     def table(title: str, rows: list[dict[str, Any]]) -> str:
@@ -149,6 +150,7 @@ def _page(found: dict[str, Any], tongue: str) -> str:
         + table(words[2], sets)
         + table(words[3], [{**one, "reason": _reason(one["reason"], tongue)} for one in found["federations"]])
         + table(words[7], [{**one, "hash": one["hash"][:16]} for one in found["pipelines"]])
+        + table(words[8], found["work"])
         + table(words[4], found["rounds"])
         + table(words[5], [{name: value for name, value in one.items() if name != "withdrawn"} for one in found["models"]])
         + "".join(_left(one, tongue) for one in found["models"])

@@ -108,6 +108,7 @@ async def _hand_in(
     whole: bool = False,
 ) -> None:
     assert done.update is not None
+    tell(0, done.update.bytes)
     for once_more in (True, False):
         enclosed: Sequence[bytes] = ()
         if done.update.bytes <= CHUNK:  # it goes with the message

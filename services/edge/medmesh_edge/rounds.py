@@ -94,7 +94,9 @@ class Rounds:
     start: Callable[..., AbstractAsyncContextManager[Worker]] = worker
     linger: float = 0.0
     """For how many seconds what nobody has more need of may wait for the next round."""
-    _progress: dict[str, Any] = field(default_factory=dict)
+    doing: dict[str, Any] = field(default_factory=dict)
+    """How far the round is that is worked on; nothing between rounds."""
+    _untold: bool = False
     _at_work: tuple[Any, Any] = (None, None)
     _left: Trained | None = None
     """What was trained last and waits for its masks: a small one is not read again from the store."""
@@ -119,6 +121,7 @@ class Rounds:
         over = [one for one in found if one.state not in ("trained", "received")]
         row = trained[0] if trained else received[-1] if received else None
         if row is None:
+            self.doing = {}
             if not self.releases.wait(over):
                 await self.releases.release(over, mark)
             await encoding.sweep(self.site)
@@ -299,14 +302,17 @@ class Rounds:
             uow.audit(AuditEntry("federation.evaluate", "E", entities=about, detail=detail))
 
     def _tell(self, event: RoundOpened, phase: str, done: int, total: int) -> None:
-        self._progress = {"federation": event.federation, "round": event.round, "phase": phase, "done": done, "total": total}
+        self.doing = {"federation": event.federation, "round": event.round, "phase": phase, "done": done, "total": total}
+        self._untold = True
 
     async def tell_progress(self) -> None:
-        """Pass the newest progress on, of a round that was under way at the last look, too: of a shorter one nobody could read. Nobody
-        minds when it is lost."""
-        told, self._progress = self._progress, {}
-        before, self._at_work = self._at_work, (told.get("federation"), told.get("round"))
-        if told and self._at_work == before:
+        """Pass the newest progress on, if there is any since the last look, of a round of which there was some before: of a shorter one
+        nobody could read. Nobody minds when it is lost."""
+        if not self._untold or not self.doing:
+            return  # a large piece takes longer than from one look to the next
+        self._untold, told = False, dict(self.doing)
+        before, self._at_work = self._at_work, (told["federation"], told["round"])
+        if self._at_work == before:
             await self.gateway.request("POST", f"/v1/federations/{told.pop('federation')}/progress", told)
 
 

@@ -285,7 +285,11 @@ async def test_people_read_what_it_runs_in_and_what_of_it_is_other(world: World)
     found = await doctor._environments(world.node)
     assert [(one.level, "torch 2.13.0" in one.en, "torch 2.13.0" in one.zh) for one in found[:1]] == [(0, True, True)]
     assert [one.level for one in found] == [0, 2] and all("2.12.0 → 2.13.0" in said for said in (found[1].en, found[1].zh))
-    page = {name: [] for name in ("federations", "pipelines", "rounds", "models")} | {"datasets": {}, "hospital": "a", "connected": True}
+    page = {name: [] for name in ("federations", "pipelines", "rounds", "models", "work")} | {
+        "datasets": {},
+        "hospital": "a",
+        "connected": True,
+    }
     problems = [one.document() for one in await environments.problems(world.node)]
     for language in ("en", "zh"):
         assert "torch 2.12.0 → 2.13.0" in api._page({**page, "log": None, "environments": problems}, language)

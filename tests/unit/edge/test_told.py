@@ -201,7 +201,7 @@ def _page_of(at: Site) -> Callable[[str], Awaitable[bool]]:
         async with at.unit() as uow:
             (row,) = await uow.all(select(federations))
         found = {"hospital": "a", "connected": True, "datasets": {}, "pipelines": [], "rounds": [], "models": [], "log": None}
-        found |= {"environments": []}
+        found |= {"environments": [], "work": []}
         shown = api._page(found | {"federations": [{"federation": "f", "state": row.state, "reason": row.reason}]}, tongue)
         return html.escape(words.zh if tongue == "zh" else words.en) in shown
 
@@ -213,7 +213,9 @@ async def _page(at: Site, tongue: str) -> str:
 
 
 async def _status(at: Site) -> dict[str, Any]:
-    running = SimpleNamespace(site=at, connected=True, last_problem=None, programs=SimpleNamespace(state=None))
+    running = SimpleNamespace(
+        site=at, connected=True, last_problem=None, programs=SimpleNamespace(state=None), rounds=SimpleNamespace(doing={})
+    )
     with patch.object(api.continuity, "present", AsyncMock(return_value=None)):
         return await api.status(cast(Any, running))
 
