@@ -232,6 +232,25 @@ async def test_at_the_end_every_record_of_every_hospital_was_handed_in(private: 
     assert done.records >= sum(of_hospitals.values())
 
 
+@pytest.mark.parametrize(("asked", "processes"), [(1, 1), (3, 3), (9, 4), (0, 2)])
+async def test_as_many_processes_train_as_are_asked_for_and_no_more_than_there_are_hospitals(
+    private: Path, monkeypatch: pytest.MonkeyPatch, asked: int, processes: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    before, seen = children(os.getpid()), set[int]()
+
+    def count(kind: str, fact: dict[str, Any]) -> None:
+        if kind.endswith(".round.committed.v1"):
+            seen.update(children(os.getpid()) - before)
+
+    shares = share(read(pictures(private / "data"), pack(TINY).manifest.data, 1), 4, "iid", seed=1)
+    done = await simulate(
+        TINY, shares, private / "out", news=count, workers=asked, rounds=1, local_steps=5, batch_size=4, learning_rate="0.1"
+    )
+    assert done.view.state == "completed", done.view.failure
+    assert len(seen) == processes
+
+
 async def test_a_process_of_hospitals_that_is_killed_ends_the_simulation_with_the_reason(private: Path) -> None:
     before, below = children(os.getpid()), set[int]()
 
