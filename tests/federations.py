@@ -142,6 +142,18 @@ async def opened(p: Platform, number: int, attempt: int = 1, kind: RoundKind | N
     return await p.wait(RoundOpened, wanted, timeout=30)
 
 
+async def opened_each(p: Platform, number: int, attempt: int = 1) -> dict[str, RoundOpened]:
+    """A round of which each hospital is told by itself, as each is told."""
+
+    def told() -> dict[str, RoundOpened]:
+        found = [event.data for event in p.emitted(RoundOpened)]
+        return {one.hospitals[0]: one for one in found if (one.round, one.attempt) == (number, attempt)}
+
+    everybody = (await opened(p, number, attempt)).data.everybody
+    await p.wait(RoundOpened, lambda _: len(told()) == len(everybody), timeout=30)
+    return told()
+
+
 async def submit(p: Platform, round_: RoundOpened, hospital: str, value: float, samples: int = 10, **beside: Any) -> OperationFinished:
     """A trained model that is all `value`; `beside` are further fields of the answer. What was deleted in between goes again, as a node
     sends it: the same bytes of an attempt that is over may be on their way out."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tests.federations import SETTINGS, alive, make_plan, opened, start, submit, view
+from tests.federations import SETTINGS, alive, make_plan, opened, opened_each, start, submit, view
 from tests.platform import Platform, platform
 
-from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundOpened, RoundStored
+from medmesh.contracts.federation import FederationCompleted, RoundCommitted, RoundStored
 from medmesh.contracts.message import ObjectRef
 from medmesh.embedded.testing import RunningServers
 from medmesh.federated.aggregation import ALGORITHMS, Algorithm, Piece, register
@@ -106,29 +106,27 @@ async def test_each_hospital_is_told_its_own_model_and_of_nobody_elses(p: Platfo
     assert (first.personal, first.continues) == (None, {})
     for hospital, value in zip(HOSPITALS, (1.0, 1.1, 9.0), strict=True):
         await submit(p, first, hospital, value)
-    await opened(p, 2)
-    told = {e.data.hospitals: e.data for e in p.emitted(RoundOpened) if e.data.round == 2}
-    assert set(told) == {(hospital,) for hospital in HOSPITALS}
-    for (hospital,), event in told.items():
-        assert event.everybody == HOSPITALS
+    told = await opened_each(p, 2)
+    assert set(told) == set(HOSPITALS)
+    for hospital, event in told.items():
+        assert (event.hospitals, event.everybody) == ((hospital,), HOSPITALS)
         assert event.continues == {hospital: "1.1"}
-    refs = {hospital: event.personal for (hospital,), event in told.items()}
+    refs = {hospital: event.personal for hospital, event in told.items()}
     assert len({ref.sha256 for ref in refs.values() if ref}) == 3
     own = {hospital: float((await read(p, ref))["bias"][0]) for hospital, ref in refs.items() if ref}
     assert own["huashan"] < own["renji"] < own["xiehe"], "each is nearest to its own"
     # Too few answer: the round is void, and what was trained in vain is not gone on from.
-    await submit(p, told[("huashan",)], "huashan", 2.0)
+    await submit(p, told["huashan"], "huashan", 2.0)
     await alive(p, *HOSPITALS)
-    again = (await opened(p, 2, attempt=2)).data
-    assert again.continues == {again.hospitals[0]: "1.1"}
-    second = {e.data.hospitals[0]: e.data for e in p.emitted(RoundOpened) if (e.data.round, e.data.attempt) == (2, 2)}
+    second = await opened_each(p, 2, attempt=2)
+    again = second["huashan"]
+    assert again.continues == {"huashan": "1.1"}
     assert {hospital: event.personal for hospital, event in second.items()} == refs
     for hospital in ("huashan", "renji"):
         await submit(p, again, hospital, 1.0)
     await alive(p, *HOSPITALS)
-    third = (await opened(p, 3)).data
-    assert third.everybody == HOSPITALS
-    events = {e.data.hospitals[0]: e.data for e in p.emitted(RoundOpened) if e.data.round == 3}
+    events = await opened_each(p, 3)
+    assert set(events) == set(HOSPITALS)
     assert {h: e.continues[h] for h, e in events.items()} == {"huashan": "2.2", "renji": "2.2", "xiehe": "1.1"}
     assert events["xiehe"].personal, "who missed a round stays in with its last model"
     assert (await view(p, federation)).state == "running"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests import secure_parties as secure
-from tests.federations import accept, alive, living, make_plan, opened, submit, view
+from tests.federations import accept, alive, living, make_plan, opened, opened_each, submit, view
 from tests.integration import test_evaluation as evaluating
 from tests.integration import test_pace as pace
 from tests.integration.test_rollback import approve, value_of
@@ -199,14 +199,7 @@ async def test_models_for_single_hospitals_go_back_too_and_who_left_is_told_of_n
 
     async def told(number: int, attempt: int = 1) -> dict[str, ObjectRef | None]:
         """The model made for each hospital, as each was told."""
-
-        def whole() -> dict[str, ObjectRef | None]:
-            found = [e.data for e in p.emitted(RoundOpened) if (e.data.round, e.data.attempt) == (number, attempt)]
-            return {one.hospitals[0]: one.personal for one in found}
-
-        one = await going.round(number, attempt)
-        await p.wait(RoundOpened, lambda _: len(whole()) == len(one.everybody))
-        return whole()
+        return {hospital: one.personal for hospital, one in (await opened_each(p, number, attempt)).items()}
 
     async def train(number: int, attempt: int = 1, who: tuple[str, ...] = THREE) -> RoundCommitted:
         one = await going.round(number, attempt)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import update
-from tests.federations import alive, opened, submit, view
+from tests.federations import alive, opened, opened_each, submit, view
 from tests.integration.test_algorithms import read
 from tests.integration.test_evaluation import right
 from tests.integration.test_privacy import model_of
@@ -163,12 +163,7 @@ async def test_models_for_single_hospitals_stay_those_of_before_the_void_attempt
     going = await Going.start(p, THREE, rounds=4, algorithm="fedamp", parameters={"sigma": "1000"}, baseline=False)
 
     async def told(number: int, attempt: int = 1) -> dict[str, ObjectRef | None]:
-        def whole() -> dict[str, ObjectRef | None]:
-            found = [e.data for e in p.emitted(RoundOpened) if (e.data.round, e.data.attempt) == (number, attempt)]
-            return {one.hospitals[0]: one.personal for one in found}
-
-        await p.wait(RoundOpened, lambda _: len(whole()) == len(THREE), timeout=30)
-        return whole()
+        return {hospital: one.personal for hospital, one in (await opened_each(p, number, attempt)).items()}
 
     async def train(number: int, attempt: int, who: tuple[str, ...], shift: float = 0.0) -> None:
         one = await going.round(number, attempt)
