@@ -195,7 +195,7 @@ def test_a_command_that_was_killed_is_in_the_log_and_nothing_is_recorded_twice(s
     before = Counter((verb, code) for verb, _, code, _ in told(stage))
     arguments = ("backup", "create", "--data", stage.data, tmp_path / "backups", "--key", tmp_path / "holder")
     with subprocess.Popen([*MEDMESH, *map(str, arguments)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        asyncio.run(until(lambda: _true(any((stage.data / "maintenance").glob("*.json"))), 60))
+        asyncio.run(until(lambda: _true(any((stage.data / "maintenance").glob("*.json"))), 60, 0.002))  # it lies there for a moment
         process.kill()
     (left,) = (stage.data / "maintenance").glob("*.json")
     content = left.read_bytes()
