@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from medmesh.canonical import parse
 from medmesh.contracts.data import ItemSchema
 from medmesh.errors import Problem
 from medmesh.imaging import plain
-from medmesh.pipelines import fitting
-from medmesh.pipelines.data import TEXT, Data
-from medmesh.pipelines.loading import from_files
-from medmesh.pipelines.pipeline import Pipeline, of
+
+if TYPE_CHECKING:  # what pipelines are made of is loaded for the first item that needs it: most nodes have plain images
+    from medmesh.pipelines.data import Data
+    from medmesh.pipelines.pipeline import Pipeline
 
 
 def sample(raw: bytes, schema: ItemSchema) -> NDArray[Any]:
     """[*schema.shape], what a worker is given of one stored item: uint8 of an image that goes through no pipeline, else float32. A function
     of the bytes and the schema alone, wherever it is called. Raises `Problem` (`imaging.*`, `formats.*`, `pipelines.*`)."""
     if schema.pipeline is not None:
+        from medmesh.pipelines.pipeline import of
+
         return through(of(schema.pipeline), decoded(raw, schema), schema).values
     if schema.kind == "images":
         return plain.image(raw, schema.image_size, schema.channels)
+    from medmesh.pipelines import fitting
+
     return fitting.fitted(decoded(raw, schema), schema)
 
 
@@ -33,7 +36,13 @@ def decoded(raw: bytes, schema: ItemSchema) -> Data:
     if schema.kind == "texts":
         return _text(raw)
     if schema.kind != "images":
+        from medmesh.pipelines import fitting
+
         return fitting.decoded(raw, schema)
+    from PIL import Image
+
+    from medmesh.pipelines.loading import from_files
+
     try:
         return from_files(plain.picture(raw) or "dicom", {"": raw})
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow says of a broken picture
@@ -42,6 +51,8 @@ def decoded(raw: bytes, schema: ItemSchema) -> Data:
 
 def _text(raw: bytes) -> Data:
     """A note as a node keeps it. Raises `Problem` (`pipelines.unfit`)."""
+    from medmesh.pipelines.data import TEXT, Data
+
     try:
         said = parse(raw)["text"]
         return Data(np.frombuffer(said.encode(), dtype=np.uint8), unit=TEXT)

@@ -101,8 +101,6 @@ def sample(site: Site, row: Any, schema: DataSchema) -> np.ndarray:
     """[*schema.shape] of one stored item, as a worker is given it. Raises `Problem` (`data.row`, `imaging.*`, `pipelines.unfit`)."""
     if isinstance(schema, TableSchema):
         return encode(parse(stored(site, row))["values"], schema)
-    if schema.kind == "images" and schema.pipeline is None:  # as below, and nothing of pipelines is loaded
-        return image(site, row, schema.image_size, schema.channels)
     from medmesh.pipelines.samples import sample
 
     return sample(stored(site, row), schema)

@@ -1,4 +1,4 @@
-"""What training code may use up, and that it ends."""
+"""What training code may use up, and that it ends. Code that sleeps is killed by its test, or by what is tested: it outlives neither."""
 
 from __future__ import annotations
 
